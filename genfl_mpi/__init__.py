@@ -1,0 +1,17 @@
+"""genfl_mpi: simulate generative federated learning over MPI."""
+
+__version__ = "0.1.0"
+__all__ = ["Simulation", "UserError"]
+
+
+def __getattr__(name):
+    # Importing the simulation imports torch and MPI, which `--help` and a wrong key need not wait for.
+    if name == "Simulation":
+        from genfl_mpi.simulation import Simulation
+
+        return Simulation
+    if name == "UserError":
+        from genfl_mpi.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module 'genfl_mpi' has no attribute {name!r}")

@@ -1,0 +1,117 @@
+"""The commands. Nothing is computed here."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from genfl_mpi import __version__
+from genfl_mpi.errors import UserError
+
+EPILOG = """\
+examples:
+  mpirun -n 4 python -m genfl_mpi                       the default: three methods on real handwritten digits
+  mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
+  mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  the default with three seeds
+  python -m genfl_mpi show results/default/genfl_seed1.h5
+  python -m genfl_mpi digest results/default/*.h5
+
+settings (key: default, meaning):
+"""
+
+
+def main(arguments=None):
+    """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"run": _run, "show": _show, "digest": _digest}
+    verb = arguments[0] if arguments and arguments[0] in commands else None
+    return commands[verb or "run"](arguments[1:] if verb else arguments)
+
+
+def _run(arguments):
+    parser = argparse.ArgumentParser(
+        prog="genfl_mpi", description="Simulate generative federated learning (GenFL) over MPI. Started again, it "
+        "skips the runs that are finished and continues the others. Other commands: show FILE, digest FILE...",
+        epilog=EPILOG + _settings(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
+    parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
+    options = parser.parse_args(arguments)
+    if options.config and "=" in options.config and not Path(options.config).exists():
+        options.overrides.insert(0, options.config)
+        options.config = None
+
+    from genfl_mpi.mpi import collectives, failing
+
+    comm = collectives.world()
+    return failing.exit_status(comm, lambda: _run_all(comm, options.config, options.overrides))
+
+
+def _run_all(comm, source, overrides):
+    from genfl_mpi import config
+    from genfl_mpi.mpi import collectives
+
+    start = time.perf_counter()
+
+    def say(text):
+        if comm.rank == 0:
+            print(text, flush=True)
+
+    runs = collectives.from_rank0(comm, lambda: config.load(source, overrides))
+    given = "\n".join([config.text_of(source), *(f"# {override}" for override in overrides)])
+    from genfl_mpi.runner import run  # torch comes with it: what is wrong with a configuration is said before
+
+    paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
+    for path, one in zip(paths, runs.values()):
+        run(comm, path, one, given, say)
+    if comm.rank == 0:
+        from genfl_mpi.results import plots, summary
+
+        picture = paths[0].parent / "accuracy.png"
+        plots.accuracy(paths, picture)
+        say("")
+        for line in summary.summary(paths):
+            say(line)
+        say(f"\n{len(paths)} runs in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
+    return 0
+
+
+def _show(arguments):
+    parser = argparse.ArgumentParser(prog="genfl_mpi show", description="Print what is in a results file.")
+    parser.add_argument("file")
+    options = parser.parse_args(arguments)
+    from genfl_mpi.results.show import show
+
+    return _print(show(options.file))
+
+
+def _digest(arguments):
+    parser = argparse.ArgumentParser(
+        prog="genfl_mpi digest", description="Print the SHA-256 of the final weights and of the results without clocks, "
+        "hosts and bytes: equal for equal runs on any number of ranks.")
+    parser.add_argument("file", nargs="+")
+    options = parser.parse_args(arguments)
+    from genfl_mpi.results.reader import digests
+
+    def lines():
+        for file in options.file:
+            weights, results = digests(file)
+            yield f"{file}\n  weights {weights}\n  results {results}"
+
+    return _print(lines())
+
+
+def _print(lines):
+    try:
+        for line in lines:
+            print(line)
+    except UserError as error:
+        print(f"genfl_mpi: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _settings():
+    from genfl_mpi.config import describe
+
+    return describe()

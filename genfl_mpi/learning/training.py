@@ -1,0 +1,55 @@
+"""Local SGD: what a client does with its data, and the server with the generated images."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one local training: mean loss over its first and its last epoch, and the samples it holds."""
+
+    samples: int
+    loss_first_epoch: float
+    loss_last_epoch: float
+
+
+def normalise(images, mean, std, device):
+    """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation."""
+    mean, std = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
+    return images.to(device).float().div_(255).sub_(mean).div_(std)
+
+
+def batches(count, batch_size, rng):
+    """Index tensors that cover 0..count-1 once in random order. A last batch of one joins the one before it, because
+    BatchNorm cannot normalise a single value."""
+    order = torch.from_numpy(rng.permutation(count))
+    chunks = list(order.split(batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
+
+
+def train(model, start, images, labels, settings, rng):
+    """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
+
+    model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
+    settings: config.training; rng: NumPy generator that orders the batches.
+    """
+    model.weights.copy_(start)
+    model.module.train()
+    parameters = model.weights[: model.parameters]
+    parameters.grad = model.gradient
+    sgd = torch.optim.SGD([parameters], settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    losses = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device)
+    for epoch in range(settings.epochs):
+        for batch in batches(len(images), settings.batch_size, rng):
+            batch = batch.to(images.device)
+            loss = F.cross_entropy(model.module(images[batch]), labels[batch])
+            model.gradient.zero_()
+            loss.backward()
+            sgd.step()
+            losses[epoch] += loss.detach().double() * len(batch)
+    losses = (losses / len(images)).tolist()  # the one wait for the device
+    return Report(len(images), losses[0], losses[-1])

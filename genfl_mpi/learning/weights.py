@@ -1,0 +1,71 @@
+"""A model's weights as one flat float32 vector, and the exact sum of such vectors."""
+
+import numpy as np
+import torch
+
+# The exact sum works in units of 2**-40 on 64-bit integers. Weights below LIMIT in size cannot overflow it, because
+# the rho of a cohort sum to 1: |sum rho_n w_n| <= max |w_n| < 2**22, so the integer stays below 2**62 (and roundings
+# of half a unit a client would need 2**62 clients to matter).
+FRACTION_BITS = 40
+LIMIT = 2.0**22
+
+
+class FlatModel:
+    """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
+
+    weights: float32 (size,), parameters first. gradient: float32 (parameters,), the parameters' .grad are its views.
+    Integer buffers (BatchNorm's counters) stay outside: they are neither averaged nor sent.
+    """
+
+    def __init__(self, module, device="cpu"):
+        self.module = module.to(device)
+        parameters = list(module.parameters())
+        buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
+                   if tensor.is_floating_point()]
+        values = [p.data for p in parameters] + [getattr(owner, name) for owner, name in buffers]
+        self.weights = torch.cat([value.reshape(-1).float() for value in values])
+        self.parameters = sum(p.numel() for p in parameters)
+        self.gradient = torch.zeros(self.parameters, device=device)
+        views = self.weights.split([value.numel() for value in values])
+        gradients = self.gradient.split([p.numel() for p in parameters])
+        for parameter, view, gradient in zip(parameters, views, gradients):
+            parameter.data = view.view_as(parameter)
+            parameter.grad = gradient.view_as(parameter)
+        for (owner, name), view in zip(buffers, views[len(parameters):]):
+            setattr(owner, name, view.view_as(getattr(owner, name)))
+
+
+class ExactSum:
+    """sum_n rho_n w_n in 64-bit fixed point: the same bits in whatever order, and on however many ranks, it is added.
+
+    units: int64 (size,), NumPy, where the sum is kept: part of a message, so that it need not be copied.
+    """
+
+    def __init__(self, units):
+        self.units = torch.from_numpy(units)
+        self.scratch = torch.empty(len(units), dtype=torch.float64)
+
+    def clear(self):
+        self.units.zero_()
+
+    def add(self, rho, weights):
+        """Add rho (in [0, 1]) times weights (float32 (size,)). Raises ArithmeticError on what it cannot represent."""
+        largest = weights.abs().max().item()
+        if not largest < LIMIT:  # also true of NaN
+            raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+        # A product of two float64 and its rounding to an integer depend on this client alone.
+        torch.mul(weights.to("cpu", torch.float64), rho * 2.0**FRACTION_BITS, out=self.scratch)
+        self.units += self.scratch.round_().long()
+
+    def value(self):
+        """The sum as float64 (size,)."""
+        return self.units.double().mul_(2.0**-FRACTION_BITS)
+
+
+def fixed_point(value):
+    """A float as an integer number of 2**-20, for sums of losses that do not depend on their order."""
+    return int(np.rint(value * 2**20))
+
+
+def from_fixed_point(units):
+    return units / 2**20

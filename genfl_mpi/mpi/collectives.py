@@ -1,0 +1,109 @@
+"""What travels between ranks: buffer collectives that everyone enters together, and memory shared on a node."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from genfl_mpi.errors import UserError
+
+LONGEST_NAP = 2e-3  # seconds between two looks at MPI while a rank waits
+
+
+def world():
+    return MPI.COMM_WORLD
+
+
+def library():
+    return MPI.Get_library_version().strip().rstrip("\0").splitlines()[0]
+
+
+class Waiting(NamedTuple):
+    idle_seconds: float
+    working_seconds: float
+
+
+def arrive(comm, meanwhile=None):
+    """Wait until every rank has come here. Returns a `Waiting`: how long it took, and how much of that was put to use.
+
+    A blocking collective would spin on a core that another rank's work may need, and would not serve signals. So ranks
+    meet in a non-blocking barrier first, looking at it less and less often up to LONGEST_NAP. `meanwhile` is work for
+    that time: a function that does one piece and returns False when there is none left.
+    """
+    start = time.perf_counter()
+    request = comm.Ibarrier()
+    nap, worked = 5e-5, 0.0
+    while not request.Test():
+        before = time.perf_counter()
+        if meanwhile is not None and meanwhile():
+            worked += time.perf_counter() - before
+        else:
+            meanwhile = None
+            time.sleep(nap)
+            nap = min(2 * nap, LONGEST_NAP)
+    return Waiting(time.perf_counter() - start - worked, worked)
+
+
+def broadcast(comm, buffer):
+    """Rank 0's `buffer` (a contiguous array) to every rank, in place."""
+    arrive(comm)
+    comm.Bcast([buffer.view(np.uint8), MPI.BYTE], root=0)
+
+
+def reduce_sum(comm, buffer):
+    """The sum over ranks of `buffer` (int64), in place on rank 0."""
+    if comm.rank == 0:
+        comm.Reduce(MPI.IN_PLACE, [buffer, MPI.INT64_T], op=MPI.SUM, root=0)
+    else:
+        comm.Reduce([buffer, MPI.INT64_T], None, op=MPI.SUM, root=0)
+
+
+def sum_everywhere(comm, values):
+    """The sum over ranks of `values` (int64), in place on every rank."""
+    arrive(comm)
+    comm.Allreduce(MPI.IN_PLACE, [values, MPI.INT64_T], op=MPI.SUM)
+
+
+def together(comm, function):
+    """Call `function` on every rank. If it raises a UserError on one, all raise the first one.
+
+    For the start of a run, where one rank may miss what another has. (Errors are pickled: they are few and small.)
+    """
+    result = error = None
+    try:
+        result = function()
+    except UserError as caught:
+        error = caught
+    for error in comm.allgather(error):
+        if error is not None:
+            raise error
+    return result
+
+
+def from_rank0(comm, function):
+    """Call `function` on rank 0 alone; every rank gets its result (pickled: a configuration, a path) or its UserError."""
+    return comm.bcast(together(comm, lambda: function() if comm.rank == 0 else None), root=0)
+
+
+def node_shared(comm, make):
+    """Arrays that exist once a node: `make()` is called by one rank of each node and returns a dict of arrays.
+
+    Collective. Returns the dict, as read-only arrays over MPI shared memory, and the window that keeps them alive.
+    """
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
+    made = together(comm, lambda: {name: np.ascontiguousarray(array) for name, array in make().items()} if node.rank == 0 else {})
+    header = node.bcast([(name, array.dtype.str, array.shape) for name, array in made.items()], root=0)
+    sizes = [-(-np.dtype(dtype).itemsize * int(np.prod(shape)) // 64) * 64 for _, dtype, shape in header]
+    window = MPI.Win.Allocate_shared(sum(sizes) if node.rank == 0 else 0, 1, comm=node)
+    memory, _ = window.Shared_query(0)
+    shared, start = {}, 0
+    for (name, dtype, shape), size in zip(header, sizes):
+        shared[name] = np.frombuffer(memory, np.dtype(dtype), int(np.prod(shape)), start).reshape(shape)
+        start += size
+    for name, array in made.items():
+        shared[name][...] = array
+    node.Barrier()
+    for array in shared.values():
+        array.flags.writeable = False
+    return shared, window

@@ -1,0 +1,54 @@
+"""What a run ran on: kept with its figures."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("genfl_mpi", "numpy", "torch", "torchvision", "diffusers", "transformers", "h5py", "mpi4py")
+
+
+def describe(mpi_library, hosts, threads, device):
+    """Attributes of /environment. hosts: the host of each rank."""
+    return {
+        "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(), "system": platform.platform(), "processor": _processor(),
+        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "git_commit": _git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),
+        "cores": len(os.sched_getaffinity(0)), "threads": threads, "device": device,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
+    }
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _git_commit():
+    """Of the package's own checkout, if it runs from one."""
+    folder = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+                           capture_output=True, text=True, check=False) if _has_git() else None
+    return found.stdout.strip() if found and found.returncode == 0 else "unknown"
+
+
+def _has_git():
+    from shutil import which
+
+    return which("git") is not None

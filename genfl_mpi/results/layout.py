@@ -1,0 +1,75 @@
+"""What is in a results file: every column with its unit and meaning. Writer, reader, digest and documents use this."""
+
+from typing import NamedTuple
+
+VERSION = 1
+
+
+class Column(NamedTuple):
+    dtype: str
+    unit: str
+    about: str
+    measured: bool = False  # a clock, a place or a count of bytes: not part of the digest
+
+
+ROUNDS = {
+    "round": Column("i8", "1", "rounds finished"),
+    "accuracy": Column("f8", "1", "share of the test set that the global model classifies correctly"),
+    "loss": Column("f8", "nat", "mean cross-entropy of the global model on the test set"),
+    "accuracy_per_class": Column("f8", "1", "accuracy on the test samples of each class"),
+    "kappa1": Column("f8", "1", "weight of the federated model in Eq. (1)"),
+    "kappa2": Column("f8", "1", "weight of the augmented model in Eq. (1)"),
+    "clients_trained": Column("i8", "1", "clients in the cohort"),
+    "train_loss": Column("f8", "nat", "loss over the clients' last local epochs, weighted by rho"),
+    "images": Column("i8", "1", "generated images at the server"),
+    "augmented_loss": Column("f8", "nat", "loss over the last epoch of the augmented model on generated images"),
+    "round_seconds": Column("f8", "s", "the whole round, on rank 0", True),
+    "train_seconds": Column("f8", "s", "training clients, on the rank that took longest", True),
+    "wait_seconds": Column("f8", "s", "waiting for other ranks before the reduction, mean over ranks", True),
+    "generate_start_seconds": Column("f8", "s", "from the beginning of the round to that of generation", True),
+    "generate_seconds": Column("f8", "s", "making this round's images, or reading them from the bank", True),
+    "generate_ahead_seconds": Column("f8", "s", "making later rounds' images while waiting", True),
+    "augment_seconds": Column("f8", "s", "training the augmented model", True),
+    "reduce_seconds": Column("f8", "s", "summing the clients' weights over ranks", True),
+    "broadcast_seconds": Column("f8", "s", "sending the new weights and the next cohort", True),
+    "evaluate_seconds": Column("f8", "s", "testing the global model", True),
+    "broadcast_bytes": Column("i8", "B", "size of the message from rank 0 to every rank", True),
+    "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
+}
+
+CLIENTS = {
+    "row": Column("i8", "1", "a client and round"),
+    "round": Column("i8", "1", "round in which the client trained"),
+    "client": Column("i8", "1", "client"),
+    "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
+    "samples": Column("i8", "1", "training samples it holds"),
+    "loss_first_epoch": Column("f8", "nat", "mean loss over its first local epoch"),
+    "loss_last_epoch": Column("f8", "nat", "mean loss over its last local epoch"),
+    "start_seconds": Column("f8", "s", "from the beginning of the round to that of its training", True),
+    "seconds": Column("f8", "s", "its training", True),
+    "rank": Column("i8", "1", "rank that trained it", True),
+}
+
+GENERATED = {
+    "number": Column("i8", "1", "an image"),
+    "image": Column("u1", "1", "pixels"),
+    "label": Column("i8", "1", "class asked for"),
+    "prompt": Column("S512", "", "text given to the generator (UTF-8)"),
+    "template": Column("i8", "1", "number of the prompt's template"),
+    "seed": Column("i8", "1", "seed of its noise"),
+    "round": Column("i8", "1", "round in which it joined the server's data"),
+}
+
+PARTITION = {
+    "pointers": Column("i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"),
+    "label_histograms": Column("i4", "1", "samples of each label, as the client shares them"),
+    "emd": Column("f8", "1", "earth mover's distance of the client's labels to the population's"),
+}
+
+# Tables that grow, each along the dimension that its first column numbers.
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "generated": GENERATED}
+# Names of a column's other dimensions.
+DIMENSIONS = {
+    "accuracy_per_class": ("class",), "image": ("channel", "height", "width"),
+    "pointers": ("pointer",), "label_histograms": ("client", "class"), "emd": ("client",),
+}

@@ -1,0 +1,60 @@
+"""Reading results files: whole tables, what a continued run needs, digests, and what `show` prints."""
+
+import hashlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import yaml
+
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.layout import PARTITION, TABLES, VERSION
+
+
+def open_results(path):
+    """An open h5py.File, also of a run that is still growing or was killed. Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such results file")
+    try:
+        # Reading as one of SWMR's many readers is what opens a file that is being written, or that a killed run left.
+        file = h5py.File(path, "r", libver="latest", swmr=True)
+    except OSError as error:
+        raise UserError(f"{path}: not a readable HDF5 file: {str(error).splitlines()[0]}") from None
+    version = file.attrs.get("layout_version")
+    if version != VERSION or not {"config", "partition", *TABLES} <= set(file):
+        file.close()
+        raise UserError(f"{path}: not a results file of this version (layout {version}, expected {VERSION})")
+    return file
+
+
+def config_of(file):
+    """The resolved configuration, as nested dicts."""
+    return yaml.safe_load(file["config"].attrs["resolved"])
+
+
+def is_finished(file):
+    return bool(file["finished"][()])
+
+
+def tables_until(file, round):
+    """All tables with the rows of rounds 1 to `round`: {"rounds": {column: array}, ...}."""
+    tables = {}
+    for table, columns in TABLES.items():
+        keep = file[table]["round"][:] <= round
+        tables[table] = {name: file[table][name][: len(keep)][keep] for name in columns}
+    return tables
+
+
+def digests(path):
+    """SHA-256 (weights, results): of the final weights, and of all columns that are not clocks, places or bytes."""
+    with open_results(path) as file:
+        weights = hashlib.sha256(file["weights"][:].tobytes())
+        results = hashlib.sha256()
+        for table, columns in {"partition": PARTITION, **TABLES}.items():
+            for name, column in columns.items():
+                if not column.measured:
+                    array = file[table][name][:]
+                    results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
+                    results.update(np.ascontiguousarray(array).tobytes())
+        return weights.hexdigest(), results.hexdigest()

@@ -1,0 +1,39 @@
+"""What is in a results file, as text of at most 80 columns."""
+
+import numpy as np
+import yaml
+
+from genfl_mpi.results.layout import ROUNDS
+from genfl_mpi.results.reader import config_of, is_finished, open_results
+
+
+def show(path):
+    """Lines that describe a results file."""
+    with open_results(path) as file:
+        config, environment = config_of(file), file["environment"].attrs
+        rounds = {name: file["rounds"][name][:] for name in ROUNDS}
+        done, split = len(rounds["round"]), config["partition"]
+        yield f"{path}"
+        yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
+        yield f"  {environment['packages']}"
+        yield f"  {environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
+        emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
+        yield (f"  data {config['data']['name']}, {config['clients']} clients by {split['scheme']} (alpha {split['alpha']:g}): "
+               f"{sizes.min()} to {sizes.max()} samples, EMD {emd.mean():.2f} on average")
+        yield f"  model {config['model']['name']}, {len(file['weights']):,} weights; {len(file['generated/label']):,} generated images"
+        yield ""
+        yield from _table(rounds)
+
+
+def _table(rounds):
+    yield " round  accuracy    loss  kappa2  images   train  generate  augment    wait   total"
+    yield "             (%)   (nat)                     (s)       (s)      (s)     (s)     (s)"
+    for i in _some(len(rounds["round"])):
+        yield (f"{rounds['round'][i]:6d}  {100 * rounds['accuracy'][i]:8.2f}  {rounds['loss'][i]:6.3f}  {rounds['kappa2'][i]:6.2f}"
+               f"  {rounds['images'][i]:6d}  {rounds['train_seconds'][i]:6.2f}  {rounds['generate_seconds'][i]:8.2f}"
+               f"  {rounds['augment_seconds'][i]:7.2f}  {rounds['wait_seconds'][i]:6.2f}  {rounds['round_seconds'][i]:6.2f}")
+
+
+def _some(count, most=20):
+    """All rows, or about `most` of them, evenly, with the first and the last."""
+    return range(count) if count <= most else np.unique(np.linspace(0, count - 1, most).round().astype(int))

@@ -1,0 +1,90 @@
+"""The results file of a run: created whole, then grown by a row a round, readable at any moment (HDF5 SWMR)."""
+
+import os
+
+import h5py
+import numpy as np
+
+from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
+
+
+class Writer:
+    """path: of the file, replaced if it exists. texts, environment: dicts of attributes of /config and /environment.
+
+    partition: arrays by name, as in the layout. shapes: of the columns with more dimensions than one, without the first
+    ({"accuracy_per_class": (classes,)}). size: number of weights. earlier: the tables that the file begins with,
+    {"rounds": {column: array}}, when a run is continued.
+    """
+
+    def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.new")
+        # Built under another name, so that a file to be continued stays whole until this one is.
+        self.file = h5py.File(unfinished, "w", libver="latest")
+        self.file.attrs["layout_version"] = VERSION
+        self.file.create_group("config").attrs.update(texts)
+        self.file.create_group("environment").attrs.update(environment)
+        group = self.file.create_group("partition")
+        for name, array in partition.items():
+            data = group.create_dataset(name, data=array)
+            _describe(data, PARTITION[name], DIMENSIONS[name])
+        for table, columns in TABLES.items():
+            group = self.file.create_group(table)
+            rows = next(iter(columns))
+            for name, column in columns.items():
+                shape = shapes.get(name, ())
+                chunk = max(1, 4096 // int(np.prod(shape)))
+                data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
+                _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
+        self.file.create_dataset("weights", (size,), np.float32).attrs["long_name"] = "global weights after the last round"
+        self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
+        for table, columns in (earlier or {}).items():
+            self._append(table, columns)
+        self.file.swmr_mode = True  # from here on nothing new is named, data only grow
+        os.replace(unfinished, path)
+
+    def append(self, record):
+        """Add a simulation's `Record`."""
+        for batch, images in record.generated:
+            self._append("generated", {
+                "image": images, "label": batch.label, "template": batch.template, "seed": batch.seed,
+                "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
+                "round": np.full(len(batch), record.round)})
+        if record.clients:
+            self._append("clients", record.clients)
+        # The round's row comes last: a round that is there is there whole.
+        self._append("rounds", {name: [value] for name, value in {
+            "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
+            "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()})
+
+    def finish(self, weights):
+        """Add the final weights, float32 (size,), and declare the run finished."""
+        self.file["weights"][:] = weights
+        self.file.flush()
+        self.file["finished"][()] = 1
+
+    def close(self):
+        self.file.close()
+
+    def _append(self, table, columns):
+        numbering = next(iter(TABLES[table]))
+        start = len(self.file[table][numbering])
+        end = start + len(next(iter(columns.values())))
+        for name, values in {numbering: np.arange(start, end), **columns}.items():
+            data = self.file[table][name]
+            data.resize(end, axis=0)
+            data[start:] = values
+        self.file.flush()
+
+
+def _describe(data, column, dimensions):
+    """Units, meaning and named dimensions, by which xarray and netCDF know what an array is."""
+    data.attrs.update(units=column.unit, long_name=column.about)
+    group, name = data.parent, data.name.rpartition("/")[2]
+    for axis, dimension in enumerate(dimensions):
+        if dimension == name:
+            data.make_scale(dimension)
+            continue
+        if dimension not in group:
+            group.create_dataset(dimension, data=np.arange(data.shape[axis])).make_scale(dimension)
+        data.dims[axis].attach_scale(group[dimension])

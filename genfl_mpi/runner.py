@@ -1,0 +1,108 @@
+"""One run of a configuration: skipped if it is finished, continued if it was interrupted, written as it goes."""
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import yaml
+
+from genfl_mpi.config import Config, flatten, to_yaml, validate
+from genfl_mpi.data.partition import earth_movers_distance
+from genfl_mpi.errors import UserError
+from genfl_mpi.mpi import collectives
+from genfl_mpi.results import checkpoint, environment, reader
+from genfl_mpi.results.writer import Writer
+from genfl_mpi.simulation import Simulation, resolve
+
+# Settings that a finished round does not depend on: a run may be continued with others.
+FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download"}
+
+
+@dataclass
+class Earlier:
+    """What an earlier start of the run left: rounds to keep, the weights after them, their rows."""
+
+    rounds: int = 0
+    weights: np.ndarray | None = None
+    tables: dict = field(default_factory=dict)
+
+
+def run(comm, path, config, given, say):
+    """Bring the run of `config` in the results file `path` to its last round. Collective.
+
+    given: the configuration as the user wrote it, for the record. say: prints a line, on rank 0.
+    """
+    config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config)), comm)
+    earlier = collectives.together(comm, lambda: _earlier(path, config) if comm.rank == 0 else None)
+    rounds = comm.bcast(earlier and earlier.rounds)
+    if rounds == config.rounds:
+        say(f"{path.stem}: finished before")
+        return
+    simulation = Simulation(config, comm=comm)
+    if rounds:
+        say(f"{path.stem}: continues after round {rounds}")
+        generated = earlier.tables["generated"] if earlier else {"label": [], "image": []}
+        simulation.restore(rounds, earlier and earlier.weights, generated["label"], generated["image"])
+    hosts = comm.gather(os.uname().nodename)
+    writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, earlier))
+    for record in simulation:
+        if comm.rank == 0:
+            writer.append(record)
+            if record.round % config.checkpoint_every == 0:
+                checkpoint.save(path, record.round, simulation.down.weights)
+            say(_line(path.stem, record, config.rounds))
+    if comm.rank == 0:
+        writer.finish(simulation.down.weights)
+        writer.close()
+        checkpoint.remove(path)
+
+
+def _with_first_runtime(path, config):
+    """`config` with the threads and the device of the run's first start, where it leaves them open."""
+    if not path.exists():
+        return config
+    with reader.open_results(path) as file:
+        first = validate(reader.config_of(file), str(path)).runtime
+    now = config.runtime
+    runtime = now.model_copy(update={"threads": now.threads or first.threads,
+                                     "device": first.device if now.device == "auto" else now.device})
+    return config.model_copy(update={"runtime": runtime})
+
+
+def _earlier(path, config):
+    if not path.exists():
+        return Earlier()
+    with reader.open_results(path) as file:
+        stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump())
+        differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
+                       if key not in FREE and stored.get(key) != wanted[key]]
+        if differences:
+            raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
+                            "Set another `output`, or move that file away")
+        if reader.is_finished(file):
+            rounds, weights = len(file["rounds/round"]), file["weights"][:]
+        else:
+            rounds, weights = checkpoint.load(path)
+        if rounds > config.rounds:
+            raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
+        return Earlier(rounds, weights, reader.tables_until(file, rounds) if rounds else {})
+
+
+def _open(path, simulation, given, hosts, earlier):
+    config, data = simulation.config, simulation.data
+    histograms = data["label_histograms"]
+    classes = histograms.shape[1]
+    texts = {"given": given, "resolved": to_yaml(config), "class_names": yaml.safe_dump(list(simulation.about.classes))}
+    about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
+    partition = {"pointers": data["pointers"], "label_histograms": histograms, "emd": earth_movers_distance(histograms)}
+    shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}
+    try:
+        return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or str(error).splitlines()[0]}; set `output` to a folder that can") from None
+
+
+def _line(name, record, rounds):
+    seconds = record.columns
+    return (f"{name}  round {record.round:>{len(str(rounds))}}/{rounds}  accuracy {100 * record.accuracy:5.2f} %  "
+            f"loss {record.loss:.3f}  {seconds['round_seconds']:.2f} s")

@@ -1,0 +1,134 @@
+"""What rank 0 does as the server, besides training clients: select, generate, train omega_a, aggregate."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from genfl_mpi import streams
+from genfl_mpi.generation import planning
+from genfl_mpi.generation.bank import batches_of_round
+from genfl_mpi.generation.generator import Generator
+from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.learning.training import normalise, train
+from genfl_mpi.mpi.schedule import Speed, assign, rates
+from genfl_mpi.policies import ServerState, find
+from genfl_mpi.policies.kappa import KAPPA
+from genfl_mpi.policies.rho import RHO
+from genfl_mpi.policies.selection import SELECTION
+
+
+class Server:
+    """config: `Config`; about: the data set's `Description`; label_histograms: int32 (clients, classes), as shared.
+
+    policies: functions by name (select, rho, kappa, plan) that take the place of the configured ones.
+    """
+
+    def __init__(self, config, about, label_histograms, device, policies):
+        self.config, self.about, self.device = config, about, device
+        self.select = policies.get("select") or find(config.selection, SELECTION, "selection")
+        self.rho = policies.get("rho") or find(config.rho, RHO, "rho")
+        self.kappa = policies.get("kappa") or find(config.kappa.policy, KAPPA, "kappa.policy")
+        self.plan = policies.get("plan") or find(config.generation.plan, planning.PLANS, "generation.plan")
+        self.state = ServerState(0, config, label_histograms, np.zeros(len(about.classes), dtype=np.int64))
+        self.pool_images, self.pool_labels = [], []
+        self.generation_speed = Speed()
+        self._ahead = self._generate_later_rounds()
+        if config.generates:
+            self.prompts = load_prompts(config.generation.prompts, about.classes)
+            self.generator = Generator(config.generation, about.shape, config.runtime.threads, device)
+
+    def begin(self, round, plan, speeds):
+        """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message."""
+        self.state = replace(self.state, round=round, cohort=None)
+        if not self.config.trains_clients:
+            return
+        cohort = np.sort(self.select(self.state))
+        self.state = replace(self.state, cohort=cohort)
+        samples = self.state.label_histograms[cohort].sum(1)
+        plan["client"], plan["rho"] = cohort, self.rho(self.state)
+        plan["rank"] = assign(samples * self.config.training.epochs, rates(speeds), self._busy_seconds(speeds[0]))
+
+    def generate(self):
+        """Images of this round for the pool, from the bank or made now. Returns (batch, uint8 images) pairs."""
+        made = [(batch, self._images(batch)) for batch in self._batches(self.state)]
+        for batch, images in made:
+            self.add_to_pool(batch.label, images)
+        return made
+
+    def generate_ahead(self):
+        """A piece of work for later rounds, at most one batch. Returns False when there is none left."""
+        return next(self._ahead, False)
+
+    def _generate_later_rounds(self):
+        """Make the batches of all later rounds; yields True after each batch, and after each round looked at."""
+        state = self.state
+        for later in range(state.round + 1, self.config.rounds):
+            state = replace(state, round=later, cohort=None)
+            batches = self._batches(state)
+            for batch in batches:
+                if not self.generator.ready(batch):
+                    self._images(batch)
+                    yield True
+            state = replace(state, generated=state.generated + _count(batches, len(state.generated)))
+            yield True
+
+    def add_to_pool(self, labels, images):
+        """labels: int (n,); images: uint8 (n, C, H, W)."""
+        self.pool_labels.append(np.asarray(labels, dtype=np.int64))
+        self.pool_images.append(images)
+        generated = self.state.generated + np.bincount(labels, minlength=len(self.about.classes))
+        self.state = replace(self.state, generated=generated)
+
+    def train_augmented(self, model, start):
+        """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`."""
+        images = normalise(torch.from_numpy(np.concatenate(self.pool_images)), self.about.mean, self.about.std, self.device)
+        labels = torch.from_numpy(np.concatenate(self.pool_labels)).to(self.device)
+        rng = streams.generator(self.config.seed, "augmented", self.state.round)
+        report = train(model, start, images, labels, self.config.augmented, rng)
+        return model.weights.to("cpu", copy=True), report
+
+    def aggregate(self, omega_t, omega_fl, omega_a):
+        """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
+
+        omega_t: float32 (size,), the weights before the round; omega_fl: float64 (size,), the clients' weighted sum, or
+        None if no client trained; omega_a: float32 (size,), or None if nothing was generated.
+        """
+        if omega_a is None:
+            return omega_fl, 0.0
+        if omega_fl is None:
+            return omega_a, 1.0
+        state = replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy())
+        kappa2 = float(self.kappa(state))
+        if not 0 <= kappa2 <= 1:
+            raise ValueError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
+        return (1 - kappa2) * omega_fl + kappa2 * omega_a.double(), kappa2
+
+    def _batches(self, state):
+        """What the plan asks for in the round of `state`; none if it cannot tell yet."""
+        counts = self.plan(state)
+        if counts is None:
+            return []
+        settings = self.config.generation
+        return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
+
+    def _images(self, batch):
+        start, missing = time.perf_counter(), not self.generator.ready(batch)
+        images = self.generator.images(batch)
+        if missing:
+            self.generation_speed.measure(len(batch), time.perf_counter() - start)
+        return images
+
+    def _busy_seconds(self, speed):
+        """Predicted seconds of generation and augmented training in the round that begins."""
+        if not self.config.generates:
+            return 0.0
+        batches = self._batches(self.state)
+        missing = sum(len(batch) for batch in batches if not self.generator.ready(batch))
+        pool = self.state.generated.sum() + sum(map(len, batches))
+        return self.generation_speed.seconds(missing) + speed.seconds(pool * self.config.augmented.epochs)
+
+
+def _count(batches, classes):
+    return np.bincount([label for batch in batches for label in batch.label], minlength=classes)

@@ -1,0 +1,200 @@
+"""The round of generative federated learning (GenFL), with the paper's steps in the paper's order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genfl_mpi import streams
+from genfl_mpi.clock import Clock
+from genfl_mpi.config import Config, single
+from genfl_mpi.data import datasets
+from genfl_mpi.data.partition import label_histograms, partition
+from genfl_mpi.learning import models
+from genfl_mpi.learning.evaluation import evaluate, summarise
+from genfl_mpi.learning.training import normalise, train
+from genfl_mpi.learning.weights import ExactSum, FlatModel
+from genfl_mpi.mpi import collectives, devices, failing
+from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
+from genfl_mpi.mpi.schedule import Speed
+from genfl_mpi.server import Server
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
+
+    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
+    /clients, arrays (cohort,). generated: (batch, uint8 images) pairs that joined the server's pool in this round.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    accuracy_per_class: np.ndarray
+    columns: dict
+    clients: dict
+    generated: list
+
+
+class Simulation:
+    """One run; iterating over it computes its rounds. Every rank of `comm` must construct and iterate together.
+
+    source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
+    command line. comm: an mpi4py communicator, by default all ranks. policies: functions of a `ServerState` named
+    select, rho, kappa or plan, that take the place of the configured ones.
+    Raises UserError on every rank if the configuration cannot be run.
+    """
+
+    def __init__(self, source=None, overrides=(), *, comm=None, **policies):
+        self.comm = comm or collectives.world()
+        self.config = config = resolve(source if isinstance(source, Config) else single(source, overrides), self.comm)
+        self.is_server = self.comm.rank == 0
+        self.about = datasets.DESCRIPTIONS[config.data.name]
+        self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
+        self.data, self._window = collectives.node_shared(self.comm, lambda: load_and_divide(config))
+        module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
+        self.model = FlatModel(module, self.device)
+        cohort = config.cohort if config.trains_clients else 0
+        self.down = Down(len(self.model.weights), cohort)
+        self.up = Up(len(self.model.weights), cohort, self.comm.size)
+        self.sum = ExactSum(self.up.units)
+        self.weights = torch.from_numpy(self.down.weights)  # omega^t
+        self.weights.copy_(self.model.weights)
+        self.round = 0
+        self.speeds = [Speed() for _ in range(self.comm.size)]
+        self.server = collectives.together(self.comm, lambda: self.is_server and Server(
+            config, self.about, self.data["label_histograms"], self.device, policies))
+
+    def restore(self, round, weights, labels, images):
+        """Continue after `round` finished rounds; the weights and the generated images so far matter on rank 0 alone."""
+        self.round = round
+        if self.is_server:
+            self.weights.copy_(torch.as_tensor(weights))
+            self.server.add_to_pool(labels, images)
+
+    def __iter__(self):
+        if self.round < self.config.rounds:
+            self._announce()
+        while self.round < self.config.rounds:
+            yield self._advance()
+
+    def _advance(self):
+        """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end."""
+        clock, generated, omega_a, augmented = Clock(), [], None, None
+        self.up.clear()
+
+        # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
+        if self.is_server and self.config.generates:
+            with clock("generate"):
+                generated = self.server.generate()
+            with clock("augment"):
+                omega_a, augmented = self.server.train_augmented(self.model, self.weights)
+
+        # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
+        with clock("train"):
+            for place, (rho, client, rank) in enumerate(self.down.plan.tolist()):
+                if rank == self.comm.rank:
+                    self._train_client(place, client, rho, clock)
+        waiting = collectives.arrive(self.comm, self.server.generate_ahead if omega_a is not None else None)
+        self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds
+
+        # Aggregation (III-D), Eq. (1).
+        with clock("reduce"):
+            collectives.reduce_sum(self.comm, self.up.buffer)
+        columns, clients = {}, {}
+        if self.is_server:
+            omega_fl = self.sum.value() if self.config.trains_clients else None
+            omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a)
+            self.weights.copy_(omega)
+            columns, clients = self._collect(kappa2, augmented)
+        self.round += 1
+        with clock("broadcast"):
+            self._announce()
+
+        with clock("evaluate"):
+            accuracy, loss, accuracy_per_class = self._evaluate()
+        if self.is_server:
+            columns |= self._timings(clock, waiting)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated)
+
+    def _announce(self):
+        """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank."""
+        if self.is_server and self.round < self.config.rounds:
+            self.server.begin(self.round, self.down.plan, self.speeds)
+        collectives.broadcast(self.comm, self.down.buffer)
+
+    def _train_client(self, place, client, rho, clock):
+        """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
+        start = clock.now()
+        pointers, labels = self.data["pointers"], self.data["train_labels"]
+        samples = self.data["indices"][pointers[client] : pointers[client + 1]]
+        images = normalise(torch.from_numpy(self.data["train_images"][samples]), self.about.mean, self.about.std, self.device)
+        labels = torch.from_numpy(labels[samples]).to(self.device)
+        rng = streams.generator(self.config.seed, "client", self.round, client)
+        with failing.named(f"round {self.round + 1}, client {client}"):
+            report = train(self.model, self.weights, images, labels, self.config.training, rng)
+            self.sum.add(rho, self.model.weights)
+        self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch,
+                                  start, clock.now() - start, self.comm.rank)
+
+    def _evaluate(self):
+        """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
+        size = self.config.evaluation.batch_size
+        images, labels = self.data["test_images"], self.data["test_labels"]
+        self.model.weights.copy_(self.weights)
+        chunks = ((normalise(torch.from_numpy(images[i : i + size].copy()), self.about.mean, self.about.std, self.device),
+                   torch.from_numpy(labels[i : i + size].copy()).to(self.device))
+                  for i in range(self.comm.rank * size, len(labels), self.comm.size * size))
+        totals = evaluate(self.model, chunks, len(self.about.classes))
+        collectives.sum_everywhere(self.comm, totals)
+        return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
+
+    def _collect(self, kappa2, augmented):
+        """What the reduction brought to rank 0: columns of /rounds and of /clients. Also measures the ranks' speeds."""
+        clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
+        plan = self.down.plan
+        clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "round": np.full(len(plan), self.round + 1)}
+        for rank, speed in enumerate(self.speeds):
+            own = clients["rank"] == rank
+            speed.measure(clients["samples"][own].sum() * self.config.training.epochs, clients["seconds"][own].sum())
+        columns = {
+            "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
+            "train_loss": plan["rho"] @ clients["loss_last_epoch"] if len(plan) else np.nan,
+            "images": self.server.state.generated.sum(),
+            "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
+            "train_seconds": self.up.ranks[:, 0].max(), "wait_seconds": self.up.ranks[:, 1].mean(),
+        }
+        return columns, clients
+
+    def _timings(self, clock, waiting):
+        """Rank 0's clock as columns of /rounds, and the bytes of the two messages."""
+        return {
+            "round_seconds": clock.now(),
+            "generate_start_seconds": clock.starts.get("generate", np.nan),
+            **{f"{phase}_seconds": clock.seconds.get(phase, 0.0) for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
+            "generate_ahead_seconds": waiting.working_seconds,
+            "broadcast_bytes": self.down.buffer.nbytes, "reduce_bytes": self.up.buffer.nbytes,
+        }
+
+
+def resolve(config, comm):
+    """`config` with everything filled in that the machine or another setting decides. Collective."""
+    threads, device = devices.resolve(comm, config.runtime)
+    generation = config.generation
+    dtype = generation.dtype if generation.dtype != "auto" else ("float32" if device == "cpu" else "float16")
+    seed = config.seed if generation.seed is None else generation.seed
+    return config.model_copy(update={
+        "runtime": config.runtime.model_copy(update={"threads": threads, "device": device}),
+        "generation": generation.model_copy(update={"dtype": dtype, "seed": seed}),
+    })
+
+
+def load_and_divide(config):
+    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms."""
+    arrays = datasets.load(config.data)
+    classes = len(datasets.DESCRIPTIONS[config.data.name].classes)
+    labels = arrays["train_labels"]
+    pointers, indices = partition(labels, config.clients, classes, config.partition, config.seed)
+    histograms = label_histograms(labels, pointers, indices, classes)
+    return {**arrays, "pointers": pointers, "indices": indices, "label_histograms": histograms}

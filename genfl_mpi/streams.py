@@ -1,0 +1,28 @@
+"""Randomness as a function of (seed, purpose, round, client).
+
+Every random draw in the project comes from a generator made here, never from a shared or global stream. So a
+draw does not depend on which rank makes it, on what was drawn before, or on where an interrupted run resumed.
+"""
+
+import numpy as np
+
+# Part of every key: append new purposes at the end, never reorder.
+PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image")
+
+
+def _sequence(seed, purpose, *position):
+    return np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), *map(int, position)))
+
+
+def generator(seed, purpose, *position):
+    """A NumPy generator for one purpose.
+
+    `position` are non-negative integers: usually (round,) or (round, client). The same arguments give the same
+    stream; any other arguments give an independent one.
+    """
+    return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *position)))
+
+
+def integer(seed, purpose, *position):
+    """A 63-bit integer, to seed a generator of another library (torch.Generator)."""
+    return int(_sequence(seed, purpose, *position).generate_state(1, np.uint64)[0] >> np.uint64(1))
