@@ -31,6 +31,24 @@ def batches(count, batch_size, rng):
     return chunks
 
 
+def sgd(parameters, gradient, settings):
+    """A function that makes one step of SGD, with momentum and weight decay as torch.optim.SGD has them.
+
+    parameters, gradient: float32 (parameters,), the whole model in one vector, so that a step is one or two operations.
+    """
+    velocity = torch.zeros_like(gradient) if settings.momentum else None
+
+    def step():
+        direction = gradient
+        if settings.weight_decay:
+            direction = direction.add_(parameters, alpha=settings.weight_decay)
+        if velocity is not None:
+            direction = velocity.mul_(settings.momentum).add_(direction)
+        parameters.sub_(direction, alpha=settings.lr)
+
+    return step
+
+
 def train(model, start, images, labels, settings, rng):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
@@ -39,9 +57,7 @@ def train(model, start, images, labels, settings, rng):
     """
     model.weights.copy_(start)
     model.module.train()
-    parameters = model.weights[: model.parameters]
-    parameters.grad = model.gradient
-    sgd = torch.optim.SGD([parameters], settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    step = sgd(model.weights[: model.parameters], model.gradient, settings)
     losses = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device)
     for epoch in range(settings.epochs):
         for batch in batches(len(images), settings.batch_size, rng):
@@ -49,7 +65,7 @@ def train(model, start, images, labels, settings, rng):
             loss = F.cross_entropy(model.module(images[batch]), labels[batch])
             model.gradient.zero_()
             loss.backward()
-            sgd.step()
+            step()
             losses[epoch] += loss.detach().double() * len(batch)
     losses = (losses / len(images)).tolist()  # the one wait for the device
     return Report(len(images), losses[0], losses[-1])

@@ -23,16 +23,24 @@ class FlatModel:
         buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
                    if tensor.is_floating_point()]
         values = [p.data for p in parameters] + [getattr(owner, name) for owner, name in buffers]
-        self.weights = torch.cat([value.reshape(-1).float() for value in values])
+        self.weights = torch.empty(sum(value.numel() for value in values), device=device)
         self.parameters = sum(p.numel() for p in parameters)
         self.gradient = torch.zeros(self.parameters, device=device)
         views = self.weights.split([value.numel() for value in values])
         gradients = self.gradient.split([p.numel() for p in parameters])
         for parameter, view, gradient in zip(parameters, views, gradients):
-            parameter.data = view.view_as(parameter)
-            parameter.grad = gradient.view_as(parameter)
-        for (owner, name), view in zip(buffers, views[len(parameters):]):
-            setattr(owner, name, view.view_as(getattr(owner, name)))
+            parameter.data = _shaped(view, parameter.shape).copy_(parameter.data)
+            parameter.grad = _shaped(gradient, parameter.shape)
+        for (owner, name), view, value in zip(buffers, views[len(parameters):], values[len(parameters):]):
+            setattr(owner, name, view.view_as(value).copy_(value))
+
+
+def _shaped(view, shape):
+    """A vector as a tensor of `shape`; kernels of convolutions with their channels last, which CPUs and GPUs like best."""
+    if len(shape) != 4:
+        return view.view(shape)
+    outputs, inputs, height, width = shape
+    return view.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
 class ExactSum:
