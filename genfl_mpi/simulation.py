@@ -52,6 +52,8 @@ class Simulation:
         self.is_server = self.comm.rank == 0
         self.about = datasets.DESCRIPTIONS[config.data.name]
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
+        if config.data.download:
+            collectives.together(self.comm, lambda: self.is_server and datasets.download(config.data))
         self.data, self._window = collectives.node_shared(self.comm, lambda: load_and_divide(config))
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)

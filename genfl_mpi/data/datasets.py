@@ -40,32 +40,39 @@ DESCRIPTIONS = {
 }
 
 
-def check(data):
-    """Raise UserError if the configured data set is not there and may not be downloaded. `data`: config.data."""
-    folder = DESCRIPTIONS[data.name].folder
-    if folder and not data.download and not (Path(data.root) / folder).is_dir():
-        raise UserError(f"data set {data.name} is not in {Path(data.root) / folder}; set data.root to the folder that "
-                        f"contains {folder}, or run once with data.download=true")
+def download(data):
+    """Let torchvision fetch what is missing in data.root; for one rank, before the others read. `data`: config.data."""
+    if DESCRIPTIONS[data.name].folder:
+        for is_train in (True, False):
+            _torchvision(data, is_train, download=True)
 
 
 def load(data):
-    """Read a data set. Returns a dict of arrays: train_images, train_labels, test_images, test_labels."""
+    """Read a data set. Returns a dict of arrays: train_images, train_labels, test_images, test_labels. Raises UserError."""
     if data.name == "mnist5k":
         return _mnist5k()
-    from torchvision import datasets
-
-    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    folder = Path(data.root) / DESCRIPTIONS[data.name].folder
+    if not folder.is_dir():
+        raise UserError(f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
+                        "or let torchvision fetch it once, where there is a network, with data.download=true")
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
-        try:
-            loaded = kind(data.root, train=is_train, download=data.download)
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"data set {data.name} in {data.root} cannot be read: {str(error).splitlines()[0]}") from None
-        images = np.asarray(loaded.data)
+        images, labels = _torchvision(data, is_train, download=False)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         arrays[f"{part}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.asarray(loaded.targets, dtype=np.int64)
+        arrays[f"{part}_labels"] = labels
     return arrays
+
+
+def _torchvision(data, is_train, download):
+    from torchvision import datasets  # here, because importing it takes seconds
+
+    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    try:
+        loaded = kind(data.root, train=is_train, download=download)
+    except (RuntimeError, OSError) as error:  # URLError is an OSError
+        raise UserError(f"data set {data.name} in {data.root}: {str(error).splitlines()[0]}") from None
+    return np.asarray(loaded.data), np.asarray(loaded.targets, dtype=np.int64)
 
 
 def _mnist5k():

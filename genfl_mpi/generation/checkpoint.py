@@ -5,6 +5,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from genfl_mpi.errors import UserError
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -39,6 +41,12 @@ def _checked(folder):
     for part in set(components) - {"safety_checker", "feature_extractor"}:
         if not any((folder / part).glob("*")):
             raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} is missing or empty")
+    for file in folder.rglob("*.safetensors"):
+        try:
+            with safe_open(file, "np"):
+                pass  # reads the header and compares the sizes it names with the file's
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"generation.checkpoint: {file} is damaged: {error}") from None
     return folder
 
 

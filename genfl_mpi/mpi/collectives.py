@@ -33,13 +33,18 @@ def arrive(comm, meanwhile=None):
     """
     start = time.perf_counter()
     request = comm.Ibarrier()
-    nap, worked = 5e-5, 0.0
+    # The barrier takes a few looks by every rank after the last one came; only then is there time for a piece of work.
+    patience = 3 * LONGEST_NAP * (1 + comm.size.bit_length())
+    nap, worked, looked_since = 5e-5, 0.0, start
     while not request.Test():
-        before = time.perf_counter()
-        if meanwhile is not None and meanwhile():
-            worked += time.perf_counter() - before
+        if meanwhile is not None and time.perf_counter() - looked_since > patience:
+            before = time.perf_counter()
+            if not meanwhile():
+                meanwhile = None
+            looked_since = time.perf_counter()
+            worked += looked_since - before
+            nap = 5e-5
         else:
-            meanwhile = None
             time.sleep(nap)
             nap = min(2 * nap, LONGEST_NAP)
     return Waiting(time.perf_counter() - start - worked, worked)
@@ -77,6 +82,7 @@ def together(comm, function):
         error = caught
     for error in comm.allgather(error):
         if error is not None:
+            error.on_all_ranks = True
             raise error
     return result
 

@@ -19,23 +19,23 @@ def named(what):
 
 
 def exit_status(comm, function):
-    """Run a command on every rank and return its exit status.
+    """Run a command on every rank and return its exit status: 2 after a UserError, else what `function` returns.
 
-    A UserError is the same on all ranks by design: rank 0 prints it and all return 2. Any other exception is a bug:
-    its rank prints the traceback and ends the whole job.
+    A UserError is raised on all ranks together where that can be arranged: rank 0 prints it and all leave. One that a
+    single rank meets, and any other exception, which is a bug and gets its traceback, ends the whole job.
     """
     try:
         return function()
     except UserError as error:
-        if comm.rank == 0:
+        if comm.rank == 0 or not error.on_all_ranks:
             print(f"genfl_mpi: {error}", file=sys.stderr, flush=True)
+        if comm.size > 1 and not error.on_all_ranks:
+            comm.Abort(2)
         return 2
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
+    except Exception as error:
         traceback.print_exc()
-        notes = ", ".join(getattr(error, "__notes__", []))
-        print(f"genfl_mpi: rank {comm.rank} on {os.uname().nodename} failed {notes}: {error!r}", file=sys.stderr, flush=True)
+        where = " ".join([f"rank {comm.rank} on {os.uname().nodename}", *getattr(error, "__notes__", [])])
+        print(f"genfl_mpi: {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if comm.size > 1:
             comm.Abort(1)
         return 1
