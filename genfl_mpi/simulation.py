@@ -10,6 +10,7 @@ from genfl_mpi.clock import Clock
 from genfl_mpi.config import Config, single
 from genfl_mpi.data import datasets
 from genfl_mpi.data.partition import label_histograms, partition
+from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.evaluation import evaluate, summarise
 from genfl_mpi.learning.training import normalise, train
@@ -47,6 +48,9 @@ class Simulation:
     """
 
     def __init__(self, source=None, overrides=(), *, comm=None, **policies):
+        if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
+            raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
+                            "the configuration's `selection` is given as select")
         self.comm = comm or collectives.world()
         self.config = config = resolve(source if isinstance(source, Config) else single(source, overrides), self.comm)
         self.is_server = self.comm.rank == 0

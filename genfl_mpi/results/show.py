@@ -26,12 +26,13 @@ def show(path):
 
 
 def _table(rounds):
-    yield " round  accuracy    loss  kappa2  images   train  generate  augment    wait   total"
-    yield "             (%)   (nat)                     (s)       (s)      (s)     (s)     (s)"
+    yield " round  accuracy   loss  kappa2  images   train generate augment    wait   total"
+    yield "             (%)  (nat)                     (s)      (s)     (s)     (s)     (s)"
     for i in _some(len(rounds["round"])):
-        yield (f"{rounds['round'][i]:6d}  {100 * rounds['accuracy'][i]:8.2f}  {rounds['loss'][i]:6.3f}  {rounds['kappa2'][i]:6.2f}"
-               f"  {rounds['images'][i]:6d}  {rounds['train_seconds'][i]:6.2f}  {rounds['generate_seconds'][i]:8.2f}"
-               f"  {rounds['augment_seconds'][i]:7.2f}  {rounds['wait_seconds'][i]:6.2f}  {rounds['round_seconds'][i]:6.2f}")
+        row = {name: column[i] for name, column in rounds.items()}
+        yield (f"{row['round']:6d}  {100 * row['accuracy']:8.2f}  {row['loss']:5.2f}  {row['kappa2']:6.2f}  {row['images']:6d}"
+               f"  {row['train_seconds']:6.2f} {row['generate_seconds']:8.2f} {row['augment_seconds']:7.2f}"
+               f"  {row['wait_seconds']:6.2f}  {row['round_seconds']:6.2f}")
 
 
 def _some(count, most=20):

@@ -17,7 +17,8 @@ def summary(paths):
             config = flatten(config_of(file))
             accuracy, seconds = file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()
         for key, value in config.items():
-            varied[key].add(str(value))
+            if value != config.get(key.replace("augmented.", "training.")) or not key.startswith("augmented."):
+                varied[key].add(str(value))
         groups[tuple(sorted((k, str(v)) for k, v in config.items() if k not in ("seed", "generation.seed")))].append((config, accuracy, seconds))
     extra = [key for key in varied if len(varied[key]) > 1 and key not in ("method", "seed", "generation.seed")]
     yield f"{'method':<10} {'':<{_width(extra)}}  final accuracy (%)  best (%)  seconds  seeds"

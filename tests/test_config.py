@@ -1,0 +1,103 @@
+"""The configuration: what is accepted, what a sweep is, and what is said of everything else."""
+
+import pytest
+import yaml
+
+from genfl_mpi import config
+from genfl_mpi.cli import main
+from genfl_mpi.errors import UserError
+
+
+def test_the_default_is_a_sweep_over_the_papers_methods():
+    runs = config.load()
+    assert [one.method for one in runs.values()] == ["fedavg", "genfl", "aigc"]
+    assert len({(one.seed, one.partition) for one in runs.values()}) == 1
+
+
+def test_a_sweep_is_the_product_of_its_lists():
+    runs = config.load({"sweep": {"method": ["fedavg", "genfl"], "partition.alpha": [0.1, 1], "seed": [1, 2]}})
+    assert len(runs) == 8
+    assert "genfl_seed2_alpha0.1" in runs
+    assert runs["fedavg_seed1_alpha1"].partition.alpha == 1
+
+
+def test_an_override_pins_a_swept_key():
+    runs = config.load({"sweep": {"method": ["fedavg", "genfl"], "seed": [1, 2]}}, ["method=aigc", "sweep.seed=[5]"])
+    assert list(runs) == ["aigc_seed5"]
+
+
+def test_training_of_the_augmented_model_follows_the_clients():
+    one = config.single({"training": {"lr": 0.3, "epochs": 2}}, ["augmented.epochs=7", "method=genfl"])
+    assert (one.augmented.lr, one.augmented.epochs) == (0.3, 7)
+
+
+def test_a_kappa_alone_fixes_the_other():
+    assert config.single({"kappa": {"kappa1": 0.9}}).kappa.kappa2 == pytest.approx(0.1)
+
+
+def test_the_resolved_configuration_reads_back_the_same():
+    one = config.single({"method": "aigc", "training": {"lr": 1e-4}})
+    assert config.validate(yaml.safe_load(config.to_yaml(one))) == one
+
+
+BAD = {
+    "unknown key": (["traning.lr=1"], "unknown key traning; did you mean training?"),
+    "key of another section": (["alpha=1"], "did you mean partition.alpha?"),
+    "wrong type": (["rounds=many"], "rounds: "),
+    "not a number": (["training.lr=.nan"], "training.lr: "),
+    "alpha": (["partition.alpha=0"], "partition.alpha: "),
+    "cohort": (["cohort=21"], "cohort (21) is larger than clients (20)"),
+    "kappa": (["kappa.kappa1=0.5", "kappa.kappa2=0.6"], "kappa1 + kappa2 must be 1"),
+    "model": (["model.name=resnet19"], "model.name: "),
+    "method": (["method=fedsgd"], "method: "),
+    "policy": (["method=fedavg", "selection=randon"], "did you mean 'random'?"),
+    "imported policy": (["method=fedavg", "rho=no_such_module:f"], "rho: no_such_module:f cannot be imported"),
+    "data set": (["method=fedavg", "data.name=cifar10", "data.root=nowhere"], "data.download=true"),
+    "too many clients": (["method=fedavg", "clients=500"], "partition.min_samples"),
+    "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "there is no folder"),
+    "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "hf download nobody/nothing"),
+    "prompts": (["method=genfl", "generation.prompts=nowhere.yaml"], "generation.prompts: "),
+    "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no text for class '0'"),
+    "not key=value": (["method=fedavg", "rounds"], "is not key=value"),
+    "a value as a section": (["seed.x=1"], "seed"),
+    "empty sweep": (["sweep.seed=[]"], "sweep.seed must be a list"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_status_2(overrides, message, tmp_path, capsys):
+    assert main([*overrides, f"output={tmp_path}/results"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err and said.err.startswith("genfl_mpi: ") and said.err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a: [1", "not valid YAML"), ("- 1", "mapping"), ("sweep: 3", "sweep must map keys to lists"), (None, "cannot be read")])
+def test_bad_files(text, message, tmp_path, capsys):
+    file = tmp_path / "bad.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert main([str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_folder_that_is_empty_or_damaged(tmp_path, tiny, capsys):
+    import shutil
+
+    from genfl_mpi.generation.checkpoint import SHIPPED
+
+    (tmp_path / "empty").mkdir()
+    assert main([*tiny, f"generation.checkpoint={tmp_path}/empty"]) == 2
+    assert "model_index.json is missing" in capsys.readouterr().err
+    shutil.copytree(SHIPPED / "digits", tmp_path / "damaged")
+    weights = next((tmp_path / "damaged/unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert main([*tiny, f"generation.checkpoint={tmp_path}/damaged"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_single_names_the_way_out_of_a_sweep():
+    with pytest.raises(UserError, match="pin the swept keys"):
+        config.single()

@@ -1,0 +1,73 @@
+"""Data sets, partitions, label sharing."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genfl_mpi.config import Data, Partition
+from genfl_mpi.data import datasets
+from genfl_mpi.data.partition import earth_movers_distance, label_histograms, partition
+from genfl_mpi.errors import UserError
+
+LABELS = np.repeat(np.arange(10), 400)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 1000.0])
+@pytest.mark.parametrize("clients", [3, 20, 100])
+def test_every_sample_has_one_client_and_no_client_too_few(alpha, clients):
+    pointers, indices = partition(LABELS, clients, 10, Partition(alpha=alpha, min_samples=10), seed=3)
+    assert sorted(indices) == list(range(len(LABELS)))
+    assert pointers[0] == 0 and pointers[-1] == len(LABELS)
+    assert np.diff(pointers).min() >= 10
+
+
+def test_alpha_is_skew():
+    def emd(alpha):
+        pointers, indices = partition(LABELS, 20, 10, Partition(alpha=alpha), seed=0)
+        return earth_movers_distance(label_histograms(LABELS, pointers, indices, 10)).mean()
+
+    assert emd(0.1) > 1.0 > emd(1.0) > 0.3 > emd(1000)
+
+
+def test_iid_is_even():
+    pointers, indices = partition(LABELS, 20, 10, Partition(scheme="iid"), seed=0)
+    assert set(np.diff(pointers)) == {200}
+    assert earth_movers_distance(label_histograms(LABELS, pointers, indices, 10)).max() < 0.6
+
+
+def test_more_clients_than_samples_is_an_error():
+    with pytest.raises(UserError, match="use fewer clients"):
+        partition(LABELS, 401, 10, Partition(min_samples=10), seed=0)
+
+
+def test_histograms_and_emd_by_hand():
+    # Two clients: samples 0, 1, 2 with labels 0, 0, 1 and samples 3, 4, 5 with labels 1, 2, 2.
+    histograms = label_histograms(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 3, 6]), np.arange(6), 3)
+    assert histograms.tolist() == [[2, 1, 0], [0, 1, 2]]
+    # Population 1/3 each; client 0 has 2/3, 1/3, 0: |1/3| + 0 + |1/3|.
+    assert earth_movers_distance(histograms) == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_mnist5k_is_balanced_and_its_parts_are_disjoint():
+    arrays = datasets.load(Data(name="mnist5k"))
+    assert np.bincount(arrays["train_labels"]).tolist() == [400] * 10
+    assert np.bincount(arrays["test_labels"]).tolist() == [100] * 10
+    train = {image.tobytes() for image in arrays["train_images"]}
+    assert not any(image.tobytes() in train for image in arrays["test_images"])
+
+
+@pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_real_cifar(name):
+    arrays = datasets.load(Data(name=name, root=os.environ["GENFL_DATA"]))
+    about = datasets.DESCRIPTIONS[name]
+    images = arrays["train_images"]
+    assert images.shape == (about.train_samples, *about.shape) and images.dtype == np.uint8
+    assert len(set(np.bincount(arrays["train_labels"]))) == 1
+    assert len(arrays["test_labels"]) == 10000
+    assert images.mean((0, 2, 3)) / 255 == pytest.approx(about.mean, abs=2e-3)
+    assert images.std((0, 2, 3)) / 255 == pytest.approx(about.std, abs=2e-3)
+    meta = next(Path(os.environ["GENFL_DATA"]).glob({"cifar10": "cifar-10*/batches.meta", "cifar100": "cifar-100*/meta"}[name]))
+    assert all(label.encode() in meta.read_bytes() for label in about.classes)

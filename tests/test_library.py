@@ -1,0 +1,47 @@
+"""Use as a library: iterate over rounds, bring policies of one's own."""
+
+import numpy as np
+import pytest
+
+from genfl_mpi import Simulation, UserError
+
+
+def test_iterating_gives_a_record_a_round(tiny):
+    records = list(Simulation(overrides=tiny))
+    assert [record.round for record in records] == [1, 2]
+    assert 0 <= records[-1].accuracy <= 1 and records[-1].accuracy_per_class.shape == (10,)
+    assert len(records[0].clients["client"]) == 3 and len(records[0].generated) == 1
+
+
+def test_policies_of_ones_own_act(tiny):
+    def first(state):
+        return np.arange(state.config.cohort)
+
+    def all_to_one(state):
+        return np.eye(state.config.cohort)[1]
+
+    def later(state):
+        assert state.fl_weights.shape == state.augmented_weights.shape == state.weights.shape
+        return 0.1 * state.round
+
+    [one, two] = Simulation(overrides=tiny, select=first, rho=all_to_one, kappa=later)
+    assert one.clients["client"].tolist() == [0, 1, 2] and one.clients["rho"].tolist() == [0, 1, 0]
+    assert [one.columns["kappa2"], two.columns["kappa2"]] == [0, 0.1]
+
+
+def test_a_plan_of_ones_own_and_by_import_path(tiny, tmp_path, monkeypatch):
+    (tmp_path / "my_plans.py").write_text("def sevens(state):\n    return [0] * 7 + [2] + [0] * 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    [one, _] = Simulation(overrides=[*tiny, "generation.plan=my_plans:sevens"])
+    assert one.generated[0][0].label == (7, 7)
+
+
+@pytest.mark.parametrize("kappa2", [-0.1, 1.1, float("nan")])
+def test_a_kappa_outside_its_range_is_refused(tiny, kappa2):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        list(Simulation(overrides=tiny, kappa=lambda state: kappa2))
+
+
+def test_a_policy_that_is_not_one_is_refused(tiny):
+    with pytest.raises(UserError, match="selection"):
+        Simulation(overrides=tiny, selection=lambda state: 1)

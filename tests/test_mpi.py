@@ -1,0 +1,113 @@
+"""Scheduling and messages; with ranks: sharing a node's memory, failing together."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+from conftest import mpirun
+
+from genfl_mpi.mpi.messages import Down, Up
+from genfl_mpi.mpi.schedule import Speed, assign, rates
+from genfl_mpi.results import reader
+
+
+def test_longest_first_balances():
+    costs = np.array([7.0, 5, 4, 4, 3, 3, 2])
+    ranks = assign(costs, np.ones(2), busy=0)
+    assert np.bincount(ranks, weights=costs).tolist() == [14, 14]
+
+
+def test_rank_0_begins_its_day_busy():
+    costs = np.full(5, 1.0)
+    assert (assign(costs, np.ones(3), busy=10) != 0).all()
+    assert np.bincount(assign(costs, np.ones(3), busy=1), minlength=3).tolist() == [1, 2, 2]
+    assert (assign(costs, np.ones(1), busy=np.inf) == 0).all()
+    assert (assign(costs, np.ones(2), busy=np.inf) == 1).all()
+
+
+def test_a_faster_rank_gets_more():
+    assert np.bincount(assign(np.ones(30), np.array([1.0, 2.0]), busy=0)).tolist() == [10, 20]
+
+
+def test_speed_is_unknown_until_measured():
+    speed = Speed()
+    assert speed.seconds(10) == np.inf and speed.seconds(0) == 0
+    speed.measure(100, 2.0)
+    assert speed.seconds(10) == pytest.approx(0.2)
+    assert rates([Speed(), speed]).tolist() == [50, 50]
+
+
+def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
+    down, up = Down(1001, 5), Up(1001, 5, 3)
+    down.weights[:] = 1
+    down.plan["rho"] = 0.5
+    assert down.weights.base is not None and (down.weights == 1).all()
+    assert down.buffer.nbytes < 4 * 1001 + 5 * 16 + 16
+    up.clients[4, 2] = 1.5
+    other = Up(1001, 5, 3)
+    other.clients[1, 1] = -2.5
+    up.buffer += other.buffer  # what the reduction does
+    assert up.clients[4, 2] == 1.5 and up.clients[1, 1] == -2.5
+
+
+def test_a_node_holds_the_data_once(tmp_path):
+    script = tmp_path / "shared.py"
+    script.write_text("""
+import numpy as np
+from genfl_mpi.errors import UserError
+from genfl_mpi.mpi import collectives
+comm = collectives.world()
+calls = []
+data, window = collectives.node_shared(comm, lambda: calls.append(1) or {"a": np.arange(1000), "b": np.ones((3, 5), np.uint8)})
+assert (data["a"] == np.arange(1000)).all() and data["b"].shape == (3, 5) and data["b"].sum() == 15
+made = comm.allreduce(len(calls))
+assert made == 1, made
+def missing():
+    if comm.rank == 1:
+        raise UserError("no")
+try:
+    collectives.together(comm, missing)
+except UserError as error:
+    print(f"rank {comm.rank} {error};")
+""")
+    done = mpirun(3, script)
+    assert done.returncode == 0, done.stderr
+    assert all(f"rank {rank} no;" in done.stdout for rank in range(3))
+
+
+def test_a_users_mistake_is_said_once(tmp_path):
+    done = mpirun(3, "-m", "genfl_mpi", "method=fedavg", "cohort=99", f"output={tmp_path}/results")
+    assert done.returncode == 2
+    assert done.stderr.count("cohort (99) is larger than clients (20)") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_failing_client_ends_all_ranks_and_leaves_the_finished_rounds(tiny, tmp_path):
+    script = tmp_path / "failing_run.py"
+    script.write_text("""
+import sys
+from genfl_mpi import simulation
+from genfl_mpi.cli import main
+train = simulation.train
+def poisoned(model, start, images, labels, settings, rng):
+    report = train(model, start, images, labels, settings, rng)
+    if poisoned.simulation.round == 1:
+        model.weights[7] = float("nan")
+    return report
+init = simulation.Simulation.__init__
+def remember(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    poisoned.simulation = self
+simulation.Simulation.__init__ = remember
+simulation.train = poisoned
+sys.exit(main(sys.argv[1:]))
+""")
+    start = time.monotonic()
+    done = mpirun(3, script, *tiny, "method=fedavg", "rounds=500", timeout=120)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 100, "the other ranks should not have gone on"
+    assert re.search(r"rank \d on \S+ in round 2, client \d+: ArithmeticError: .* not finite", done.stderr), done.stderr
+    with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
+        assert file["rounds/round"][:].tolist() == [1]

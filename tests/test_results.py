@@ -1,0 +1,137 @@
+"""The results file: for h5py, for xarray, for `show`, and while it grows."""
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from conftest import mpirun
+
+from genfl_mpi import Simulation
+from genfl_mpi.cli import main
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.layout import CLIENTS, GENERATED, ROUNDS
+from genfl_mpi.results.reader import open_results
+
+
+@pytest.fixture
+def file(tiny, tmp_path):
+    assert main([*tiny, "rounds=3"]) == 0
+    return tmp_path / "results/genfl_seed1.h5"
+
+
+def test_h5py(file):
+    with h5py.File(file) as data:
+        rounds, clients, generated = data["rounds"], data["clients"], data["generated"]
+        assert data["finished"][()] == 1
+        assert rounds["round"][:].tolist() == [1, 2, 3]
+        assert all(len(rounds[name]) == 3 for name in ROUNDS) and rounds["accuracy_per_class"].shape == (3, 10)
+        assert rounds["accuracy"][:] == pytest.approx(rounds["accuracy_per_class"][:].mean(1))  # classes of equal size
+        assert (rounds["kappa1"][:] + rounds["kappa2"][:]).tolist() == [1, 1, 1]
+        assert all(len(clients[name]) == 9 for name in CLIENTS) and clients["round"][:].tolist() == [1] * 3 + [2] * 3 + [3] * 3
+        assert clients["rho"][:].reshape(3, 3).sum(1) == pytest.approx([1, 1, 1])
+        sizes = np.diff(data["partition/pointers"][:])
+        assert np.array_equal(clients["samples"][:], sizes[clients["client"][:]])
+        assert all(len(generated[name]) == 20 for name in GENERATED), "one image a class in the first two rounds"
+        assert rounds["images"][:].tolist() == [10, 20, 20]
+        assert b"digit" in b" ".join(generated["prompt"][:])
+        resolved = yaml.safe_load(data["config"].attrs["resolved"])
+        assert resolved["runtime"] == {"threads": 1, "device": "cpu"} and resolved["generation"]["seed"] == 1
+        assert "sweep:" in data["config"].attrs["given"] and "rounds=3" in data["config"].attrs["given"]
+        assert "torch" in data["environment"].attrs["packages"]
+
+
+def test_xarray(file):
+    with xr.open_dataset(file, group="rounds", engine="h5netcdf") as rounds:
+        assert rounds.accuracy.dims == ("round",) and rounds.accuracy_per_class.dims == ("round", "class")
+        assert rounds.accuracy.sel(round=2).item() == rounds.accuracy.values[1]
+        assert rounds.train_seconds.attrs["units"] == "s"
+        assert set(rounds.variables) - {"class"} == set(ROUNDS)
+    with xr.open_dataset(file, group="generated", engine="h5netcdf") as generated:
+        assert generated.image.dims == ("number", "channel", "height", "width")
+    with xr.open_dataset(file, group="partition", engine="h5netcdf") as partition:
+        assert partition.label_histograms.dims == ("client", "class") and partition.emd.dims == ("client",)
+
+
+def test_show(file, capsys):
+    capsys.readouterr()
+    assert main(["show", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "finished: 3 of 3 rounds, method genfl, seed 1" in said and "20 generated images" in said
+    assert max(map(len, said.splitlines()[7:])) <= 80
+
+
+@pytest.mark.parametrize("command", ["show", "digest"])
+def test_files_that_are_not_results(command, tmp_path, capsys):
+    (tmp_path / "text.h5").write_text("no HDF5")
+    h5py.File(tmp_path / "other.h5", "w").close()
+    for name, message in (("text.h5", "not a readable HDF5 file"), ("other.h5", "not a results file"), ("none.h5", "no such")):
+        assert main([command, str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_growing_file_can_be_read(tiny, tmp_path, monkeypatch):
+    advance, seen = Simulation._advance, []
+
+    def looked_at(self):
+        with open_results(tmp_path / "results/genfl_seed1.h5") as file:
+            seen.append(file["rounds/round"][:].tolist())
+        return advance(self)
+
+    monkeypatch.setattr(Simulation, "_advance", looked_at)
+    assert main([*tiny, "rounds=3"]) == 0
+    assert seen == [[], [1], [1, 2]]
+
+
+def test_another_configuration_is_not_written_over(file, tiny, capsys):
+    before = file.read_bytes()
+    assert main([*tiny, "rounds=3", "training.lr=0.2"]) == 2
+    said = capsys.readouterr().err
+    assert "training.lr was 0.1 and is 0.2" in said and "output" in said
+    assert file.read_bytes() == before
+
+
+def test_a_sweep_writes_a_file_a_run_a_table_and_a_picture(tiny, tmp_path, capsys):
+    arguments = [one for one in tiny if not one.startswith("method")]
+    assert main([*arguments, "sweep.seed=[1,2]", "rounds=1"]) == 0
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted(
+        ["accuracy.png", *(f"{method}_seed{seed}.h5" for method in ("fedavg", "genfl", "aigc") for seed in (1, 2))])
+    assert all(name in said for name in ("FedAvg", "GenFL", "AIGC-only", "±"))
+    assert (tmp_path / "results/accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "sweep.seed=[1,2]", "rounds=1"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 6
+
+
+def test_methods_share_partition_cohorts_and_initial_weights(tiny, tmp_path):
+    assert main([*tiny, "method=fedavg"]) == 0
+    assert main([*tiny]) == 0
+    with open_results(tmp_path / "results/fedavg_seed1.h5") as a, open_results(tmp_path / "results/genfl_seed1.h5") as b:
+        for name in ("partition/pointers", "partition/label_histograms", "clients/client", "clients/round", "clients/rho"):
+            assert np.array_equal(a[name], b[name]), name
+        # The first round starts from the same weights with the same batches.
+        assert np.array_equal(a["clients/loss_last_epoch"][:3], b["clients/loss_last_epoch"][:3])
+
+
+def test_generation_and_client_training_run_at_the_same_time(tiny, tmp_path):
+    """With two ranks and an empty bank the recorded intervals of the two intersect."""
+    done = mpirun(2, "-m", "genfl_mpi", *tiny, f"generation.bank={tmp_path}/bank", "generation.steps=20")
+    assert done.returncode == 0, done.stderr
+    with open_results(tmp_path / "results/genfl_seed1.h5") as file:
+        rounds, clients = file["rounds"], file["clients"]
+        first = (clients["round"][:] == 1) & (clients["rank"][:] == 1)
+        start, end = rounds["generate_start_seconds"][0], rounds["generate_start_seconds"][0] + rounds["generate_seconds"][0]
+        starts = clients["start_seconds"][:][first]
+        ends = starts + clients["seconds"][:][first]
+        assert first.any() and ((starts < end) & (ends > start)).any()
+
+
+def test_a_missing_output_folder_that_cannot_be_made(tiny, tmp_path, capsys):
+    (tmp_path / "results").write_text("a file")
+    assert main([*tiny, "method=fedavg"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_open_results_says_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no such results file"):
+        open_results(tmp_path / "none.h5")

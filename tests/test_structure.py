@@ -1,0 +1,51 @@
+"""The rooms of the house: who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import genfl_mpi
+
+ROOT = Path(genfl_mpi.__file__).parent
+ROOMS = {"mpi", "data", "learning", "generation", "policies", "results"}
+FOUNDATION = {"config", "streams", "errors"}
+ALSO = {("results", "data")}  # results may read what data defines
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_rooms_import_the_foundation_only():
+    for file in ROOT.rglob("*.py"):
+        room = file.relative_to(ROOT).parts[0]
+        if room in ROOMS:
+            for name in imports(file):
+                parts = name.split(".")
+                if parts[0] == "genfl_mpi" and len(parts) > 1:
+                    assert parts[1] in FOUNDATION | {room} or (room, parts[1]) in ALSO, f"{file} imports {name}"
+
+
+def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
+    owners = {"mpi4py": "mpi", "diffusers": "generation", "transformers": "generation"}
+    for file in ROOT.rglob("*.py"):
+        for name in imports(file):
+            owner = owners.get(name.split(".")[0])
+            assert owner is None or file.relative_to(ROOT).parts[0] == owner, f"{file} imports {name}"
+
+
+def test_a_worker_imports_neither_diffusers_nor_transformers():
+    code = "import sys, genfl_mpi.runner; print([m for m in ('diffusers', 'transformers', 'torchvision') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_help_needs_neither_torch_nor_mpi():
+    code = "import sys\nfrom genfl_mpi.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]") and "generation.per_round" in done.stdout
