@@ -1,8 +1,10 @@
 """The commands. Nothing is computed here."""
 
 import argparse
+import os
 import sys
 import time
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from genfl_mpi import __version__
@@ -30,13 +32,13 @@ def main(arguments=None):
 
 def _run(arguments):
     parser = argparse.ArgumentParser(
-        prog="genfl_mpi", description="Simulate generative federated learning (GenFL) over MPI. Started again, it "
-        "skips the runs that are finished and continues the others. Other commands: show FILE, digest FILE...",
+        prog="genfl_mpi", description="Simulate generative federated learning (GenFL) over MPI. Started again, it skips the\n"
+        "runs that are finished and continues the others. Other commands: show, digest (each with --help).",
         epilog=EPILOG + _settings(), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
-    options = parser.parse_args(arguments)
+    options = _parse_once(parser, arguments)
     if options.config and "=" in options.config and not Path(options.config).exists():
         options.overrides.insert(0, options.config)
         options.config = None
@@ -99,6 +101,18 @@ def _digest(arguments):
             yield f"{file}\n  weights {weights}\n  results {results}"
 
     return _print(lines())
+
+
+def _parse_once(parser, arguments):
+    """Parse on every rank, with help and complaints from rank 0 alone. MPI is not started for it: the launchers tell."""
+    variables = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    silent = any(os.environ.get(name, "0") != "0" for name in variables)
+    with ExitStack() as quiet:
+        if silent:
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(redirect_stdout(nowhere))
+            quiet.enter_context(redirect_stderr(nowhere))
+        return parser.parse_args(arguments)
 
 
 def _print(lines):

@@ -55,6 +55,7 @@ def run(comm, path, config, given, say):
         writer.finish(simulation.down.weights)
         writer.close()
         checkpoint.remove(path)
+    simulation.close()
 
 
 def _with_first_runtime(path, config):

@@ -44,10 +44,15 @@ class Server:
         self.state = replace(self.state, round=round, cohort=None)
         if not self.config.trains_clients:
             return
-        cohort = np.sort(self.select(self.state))
+        cohort = np.unique(self.select(self.state))
+        if len(cohort) != self.config.cohort or cohort[0] < 0 or cohort[-1] >= self.config.clients:
+            raise ValueError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
         self.state = replace(self.state, cohort=cohort)
+        rho = np.asarray(self.rho(self.state), dtype=np.float64)
+        if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
+            raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
         samples = self.state.label_histograms[cohort].sum(1)
-        plan["client"], plan["rho"] = cohort, self.rho(self.state)
+        plan["client"], plan["rho"] = cohort, rho
         plan["rank"] = assign(samples * self.config.training.epochs, rates(speeds), self._busy_seconds(speeds[0]))
 
     def generate(self):

@@ -79,6 +79,11 @@ class Simulation:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.add_to_pool(labels, images)
 
+    def close(self):
+        """Give the node's shared memory back; collective. For scripts that make many simulations."""
+        self.data = None
+        self._window.Free()
+
     def __iter__(self):
         if self.round < self.config.rounds:
             self._announce()

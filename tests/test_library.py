@@ -42,6 +42,18 @@ def test_a_kappa_outside_its_range_is_refused(tiny, kappa2):
         list(Simulation(overrides=tiny, kappa=lambda state: kappa2))
 
 
+@pytest.mark.parametrize("cohort", [[0, 1], [0, 1, 1], [0, 1, 6], [-1, 0, 1]])
+def test_a_selection_that_is_no_cohort_is_refused(tiny, cohort):
+    with pytest.raises(ValueError, match="3 distinct clients of 6"):
+        list(Simulation(overrides=tiny, select=lambda state: cohort))
+
+
+@pytest.mark.parametrize("rho", [[0.5, 0.5], [0.5, 0.5, 0.5], [1.5, -0.5, 0], [float("nan")] * 3])
+def test_a_rho_that_is_no_average_is_refused(tiny, rho):
+    with pytest.raises(ValueError, match="with sum 1"):
+        list(Simulation(overrides=tiny, rho=lambda state: rho))
+
+
 def test_a_policy_that_is_not_one_is_refused(tiny):
     with pytest.raises(UserError, match="selection"):
         Simulation(overrides=tiny, selection=lambda state: 1)

@@ -84,6 +84,13 @@ def test_a_users_mistake_is_said_once(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_help_is_printed_once():
+    done = mpirun(3, "-m", "genfl_mpi", "--help")
+    assert done.returncode == 0 and done.stdout.count("usage:") == 1
+    done = mpirun(3, "-m", "genfl_mpi", "--no-such-option")
+    assert done.returncode == 2 and done.stderr.count("usage:") == 1
+
+
 def test_a_failing_client_ends_all_ranks_and_leaves_the_finished_rounds(tiny, tmp_path):
     script = tmp_path / "failing_run.py"
     script.write_text("""

@@ -110,6 +110,7 @@ def node_shared(comm, make):
     for name, array in made.items():
         shared[name][...] = array
     node.Barrier()
+    node.Free()
     for array in shared.values():
         array.flags.writeable = False
     return shared, window
