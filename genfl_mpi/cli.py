@@ -97,8 +97,8 @@ def _digest(arguments):
 
     def lines():
         for file in options.file:
-            weights, results = digests(file)
-            yield f"{file}\n  weights {weights}\n  results {results}"
+            weights, results, finished = digests(file)
+            yield f"{file}{'' if finished else '  (not finished)'}\n  weights {weights}\n  results {results}"
 
     return _print(lines())
 

@@ -53,7 +53,8 @@ class Server:
             raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
         samples = self.state.label_histograms[cohort].sum(1)
         plan["client"], plan["rho"] = cohort, rho
-        plan["rank"] = assign(samples * self.config.training.epochs, rates(speeds), self._busy_seconds(speeds[0]))
+        speed = rates(speeds)
+        plan["rank"] = assign(samples * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
 
     def generate(self):
         """Images of this round for the pool, from the bank or made now. Returns (batch, uint8 images) pairs."""
@@ -126,13 +127,14 @@ class Server:
         return images
 
     def _busy_seconds(self, speed):
-        """Predicted seconds of generation and augmented training in the round that begins."""
+        """Predicted seconds of generation and augmented training in the round that begins; infinite as long as nobody
+        knows how long an image takes. speed: samples a second that rank 0 trains."""
         if not self.config.generates:
             return 0.0
         batches = self._batches(self.state)
         missing = sum(len(batch) for batch in batches if not self.generator.ready(batch))
         pool = self.state.generated.sum() + sum(map(len, batches))
-        return self.generation_speed.seconds(missing) + speed.seconds(pool * self.config.augmented.epochs)
+        return self.generation_speed.seconds(missing) + pool * self.config.augmented.epochs / speed
 
 
 def _count(batches, classes):

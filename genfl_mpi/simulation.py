@@ -101,6 +101,7 @@ class Simulation:
                 generated = self.server.generate()
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.weights)
+            self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):

@@ -1,5 +1,8 @@
 """The result is a function of the configuration: not of ranks, schedule or interruption."""
 
+import os
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -81,3 +84,19 @@ def test_kappa_at_its_ends_is_a_baseline(tiny, tmp_path, kappa, method):
         assert np.array_equal(a["weights"], b["weights"])
         assert np.array_equal(a["rounds/accuracy"], b["rounds/accuracy"])
         assert np.abs(a["weights"]).max() > 0
+
+
+@pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_papers_configurations_on_real_cifar(name, tiny, tmp_path):
+    config = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    # A small network instead of ResNet-18, and the generator of digits instead of Stable Diffusion.
+    small = [*tiny, f"data.root={os.environ['GENFL_DATA']}", "rounds=1", "clients=100", "model.name=cnn", "training.lr=0.1",
+             "generation.checkpoint=digits", "generation.batch_size=100"]
+    for ranks in (1, 2):
+        done = mpirun(ranks, "-m", "genfl_mpi", config, *small, f"output={tmp_path}/{ranks}")
+        assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+    with reader.open_results(tmp_path / "1/genfl_seed1.h5") as file:
+        assert file["generated/image"].shape[1:] == (3, 32, 32)
+        assert file["rounds/accuracy_per_class"].shape == (1, {"cifar10": 10, "cifar100": 100}[name])

@@ -22,7 +22,7 @@ class Speed:
 
 
 def rates(speeds):
-    """A rate for each rank; one that was never measured is taken to be average."""
+    """A rate for each rank; one that was never measured is taken to be average, and all to be 1 when none was."""
     known = [speed.rate for speed in speeds if speed.rate is not None]
     return np.array([speed.rate or np.mean(known or [1.0]) for speed in speeds])
 

@@ -47,7 +47,8 @@ def tables_until(file, round):
 
 
 def digests(path):
-    """SHA-256 (weights, results): of the final weights, and of all columns that are not clocks, places or bytes."""
+    """(weights, results, finished): SHA-256 of the final weights, and of all columns that are not clocks, places or bytes;
+    and whether the run is finished, without which the weights are still zero."""
     with open_results(path) as file:
         weights = hashlib.sha256(file["weights"][:].tobytes())
         results = hashlib.sha256()
@@ -57,4 +58,4 @@ def digests(path):
                     array = file[table][name][:]
                     results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
                     results.update(np.ascontiguousarray(array).tobytes())
-        return weights.hexdigest(), results.hexdigest()
+        return weights.hexdigest(), results.hexdigest(), is_finished(file)
