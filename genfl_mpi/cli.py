@@ -15,6 +15,7 @@ examples:
   mpirun -n 4 python -m genfl_mpi                       the default: three methods on real handwritten digits
   mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
   mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  the default with three seeds
+  mpirun -n 2 python -m genfl_mpi generate              its images, ahead of time
   python -m genfl_mpi show results/default/genfl_seed1.h5
   python -m genfl_mpi digest results/default/*.h5
 
@@ -25,44 +26,100 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "prompts": _prompts, "generate": _generate, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
 
 def _run(arguments):
-    parser = argparse.ArgumentParser(
-        prog="genfl_mpi", description="Simulate generative federated learning (GenFL) over MPI. Started again, it skips the\n"
-        "runs that are finished and continues the others. Other commands: show, digest (each with --help).",
-        epilog=EPILOG + _settings(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _parser(
+        "", "Simulate generative federated learning (GenFL) over MPI. Started again, it skips the runs that are\n"
+        "finished and continues the others. Other commands, each with --help:\n"
+        "  prefetch   download data set and checkpoint           generate   fill the bank of images over all ranks\n"
+        "  prompts    print what the generator would be asked    show, digest   read results files",
+        epilog=EPILOG + _settings())
+    parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
+    return _with_config(parser, arguments, _run_all)
+
+
+def _prefetch(arguments):
+    parser = _parser("prefetch", "Download what CONFIG needs, on a machine with a network: the data set into data.root, and\n"
+                     "the generator's checkpoint into the local Hugging Face cache.")
+
+    def command(comm, source, overrides, runs, say):
+        from genfl_mpi.ahead import prefetch
+
+        if comm.rank == 0:
+            for line in prefetch(runs.values()):
+                say(line)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _prompts(arguments):
+    parser = _parser("prompts", "Print the prompts of the first round, and how many images each round asks for.")
+
+    def command(comm, source, overrides, runs, say):
+        from genfl_mpi.ahead import prompts
+
+        generating = [run for run in runs.values() if run.generates]
+        if not generating:
+            raise UserError("method=fedavg generates nothing; choose genfl or aigc")
+        for line in prompts(comm, generating[0]):
+            say(line)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _generate(arguments):
+    parser = _parser("generate", "Make the images that the runs of CONFIG will need, over all ranks, and put them into the bank.\n"
+                     "Started again, it makes what is missing. For example: mpirun -n 2 python -m genfl_mpi generate")
+
+    def command(comm, source, overrides, runs, say):
+        from genfl_mpi.ahead import generate
+
+        generate(comm, [run for run in runs.values() if run.generates], say)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _parser(command, description, epilog=None):
+    parser = argparse.ArgumentParser(prog=f"genfl_mpi {command}".strip(), description=description, epilog=epilog,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
-    parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
-    options = _parse_once(parser, arguments)
-    if options.config and "=" in options.config and not Path(options.config).exists():
-        options.overrides.insert(0, options.config)
-        options.config = None
+    return parser
 
+
+def _with_config(parser, arguments, command):
+    """Parse, read the configuration, and run `command(comm, source, overrides, runs, say)` on every rank."""
+    options = _parse_once(parser, arguments)
+    source, overrides = options.config, options.overrides
+    if source and "=" in source and not Path(source).exists():
+        source, overrides = None, [source, *overrides]
+
+    from genfl_mpi import config
     from genfl_mpi.mpi import collectives, failing
 
     comm = collectives.world()
-    return failing.exit_status(comm, lambda: _run_all(comm, options.config, options.overrides))
-
-
-def _run_all(comm, source, overrides):
-    from genfl_mpi import config
-    from genfl_mpi.mpi import collectives
-
-    start = time.perf_counter()
 
     def say(text):
         if comm.rank == 0:
             print(text, flush=True)
 
-    runs = collectives.from_rank0(comm, lambda: config.load(source, overrides))
-    given = "\n".join([config.text_of(source), *(f"# {override}" for override in overrides)])
-    from genfl_mpi.runner import run  # torch comes with it: what is wrong with a configuration is said before
+    return failing.exit_status(comm, lambda: command(
+        comm, source, overrides, collectives.from_rank0(comm, lambda: config.load(source, overrides)), say))
 
+
+def _run_all(comm, source, overrides, runs, say):
+    from genfl_mpi import config
+    from genfl_mpi.runner import run
+
+    start = time.perf_counter()
+    given = "\n".join([config.text_of(source), *(f"# {override}" for override in overrides)])
     paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
     for path, one in zip(paths, runs.values()):
         run(comm, path, one, given, say)
@@ -119,9 +176,12 @@ def _print(lines):
     try:
         for line in lines:
             print(line)
+        sys.stdout.flush()
     except UserError as error:
         print(f"genfl_mpi: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -47,15 +47,30 @@ class Training(Section):
     weight_decay: NonNegative = 0.0
 
 
+class LabelSharing(Section):
+    """What the clients tell the server of their labels (III-A)."""
+
+    payload: Literal["histogram", "presence"] = Field("histogram", description="samples of each label, or only which labels there are")
+    epsilon: Positive | None = Field(None, description="local differential privacy of one sample; none: the truth")
+    refusing: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="share of the clients that tell nothing")
+
+
 class Generation(Section):
     checkpoint: str = Field("digits", description="`digits` (shipped), a folder in diffusers' format, or a hub id")
     prompts: str = Field("mnist", description="`mnist`, `cifar10`, `cifar100`, or a YAML file of templates and descriptions")
-    plan: str = Field("equal", description="which labels to generate: a name or module:function")
-    per_round: Count = Field(10, description="images a class and round")
-    cap: Count = Field(300, description="most images a class")
+    negative_prompt: str = Field("", description="what the images should not show")
+    plan: str = Field("equal", description="which labels to generate: equal, inverse_frequency, deficit, cohort_deficit, or module:function")
+    count: Literal["class", "total"] = Field("class", description="whether per_round and cap are meant for each class or for all together")
+    per_round: Count = Field(10, description="images a round")
+    cap: Count = Field(300, description="most images")
+    scheduler: str | None = Field(None, description="a scheduler class of diffusers, for example DPMSolverMultistepScheduler; none: the checkpoint's")
     steps: Count = Field(20, description="denoising steps")
     guidance: NonNegative = Field(7.0, description="classifier-free guidance scale")
+    size: Count | None = Field(None, description="pixels of a side as generated, before resizing to the data set's; none: the checkpoint's")
     batch_size: Count = Field(50, description="images made together; part of an image's identity")
+    save_memory: list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]] = Field([], description="diffusers' ways to need less memory")
+    threads: Count | None = Field(None, description="threads while generating on a CPU; none: runtime.threads")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, float32 on a CPU")
     seed: int | None = Field(None, ge=0, description="seed of the images; none: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
@@ -109,6 +124,7 @@ class Config(Section):
     model: Model = Model()
     training: Training = Training()
     augmented: Training = Field(Training(), description="training of the augmented model; what is not given is taken from `training`")
+    label_sharing: LabelSharing = LabelSharing()
     generation: Generation = Generation()
     kappa: Kappa = Kappa()
     evaluation: Evaluation = Evaluation()

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi.config import Config, flatten, to_yaml, validate
-from genfl_mpi.data.partition import earth_movers_distance
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import checkpoint, environment, reader
@@ -95,7 +95,7 @@ def _open(path, simulation, given, hosts, earlier):
     classes = histograms.shape[1]
     texts = {"given": given, "resolved": to_yaml(config), "class_names": yaml.safe_dump(list(simulation.about.classes))}
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
-    partition = {"pointers": data["pointers"], "label_histograms": histograms, "emd": earth_movers_distance(histograms)}
+    partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}
     try:
         return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)

@@ -20,24 +20,25 @@ from genfl_mpi.policies.selection import SELECTION
 
 
 class Server:
-    """config: `Config`; about: the data set's `Description`; label_histograms: int32 (clients, classes), as shared.
+    """config: `Config`; about: the data set's `Description`; samples: int64 (clients,); shared_labels: int32 (clients,
+    classes), what the clients tell of their labels.
 
     policies: functions by name (select, rho, kappa, plan) that take the place of the configured ones.
     """
 
-    def __init__(self, config, about, label_histograms, device, policies):
+    def __init__(self, config, about, samples, shared_labels, device, policies):
         self.config, self.about, self.device = config, about, device
         self.select = policies.get("select") or find(config.selection, SELECTION, "selection")
         self.rho = policies.get("rho") or find(config.rho, RHO, "rho")
         self.kappa = policies.get("kappa") or find(config.kappa.policy, KAPPA, "kappa.policy")
         self.plan = policies.get("plan") or find(config.generation.plan, planning.PLANS, "generation.plan")
-        self.state = ServerState(0, config, label_histograms, np.zeros(len(about.classes), dtype=np.int64))
+        self.state = ServerState(0, config, samples, shared_labels, np.zeros(len(about.classes), dtype=np.int64))
         self.pool_images, self.pool_labels = [], []
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
-            self.generator = Generator(config.generation, about.shape, config.runtime.threads, device)
+            self.generator = Generator(config.generation, about.shape)
 
     def begin(self, round, plan, speeds):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message."""
@@ -51,15 +52,14 @@ class Server:
         rho = np.asarray(self.rho(self.state), dtype=np.float64)
         if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
-        samples = self.state.label_histograms[cohort].sum(1)
         plan["client"], plan["rho"] = cohort, rho
         speed = rates(speeds)
-        plan["rank"] = assign(samples * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
+        plan["rank"] = assign(self.state.samples[cohort] * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
 
     def generate(self):
-        """Images of this round for the pool, from the bank or made now. Returns (batch, uint8 images) pairs."""
-        made = [(batch, self._images(batch)) for batch in self._batches(self.state)]
-        for batch, images in made:
+        """Images of this round for the pool, from the bank or made now. Returns (key, batch, uint8 images) of each batch."""
+        made = [(self.generator.bank.key(batch), batch, self._images(batch)) for batch in self._batches(self.state)]
+        for _, batch, images in made:
             self.add_to_pool(batch.label, images)
         return made
 
@@ -69,16 +69,23 @@ class Server:
 
     def _generate_later_rounds(self):
         """Make the batches of all later rounds; yields True after each batch, and after each round looked at."""
-        state = self.state
-        for later in range(state.round + 1, self.config.rounds):
-            state = replace(state, round=later, cohort=None)
-            batches = self._batches(state)
+        for batches in self.batches_from(self.state.round + 1):
             for batch in batches:
                 if not self.generator.ready(batch):
                     self._images(batch)
                     yield True
-            state = replace(state, generated=state.generated + _count(batches, len(state.generated)))
             yield True
+
+    def batches_from(self, first):
+        """Yields the batches of round `first` (0 is the first of all) and of each later one, as long as the plan can tell."""
+        state = self.state
+        for round in range(first, self.config.rounds):
+            state = replace(state, round=round, cohort=None)
+            counts = self.plan(state)
+            if counts is None:
+                return
+            yield self._batches(state, counts)
+            state = replace(state, generated=state.generated + counts)
 
     def add_to_pool(self, labels, images):
         """labels: int (n,); images: uint8 (n, C, H, W)."""
@@ -111,11 +118,9 @@ class Server:
             raise ValueError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
         return (1 - kappa2) * omega_fl + kappa2 * omega_a.double(), kappa2
 
-    def _batches(self, state):
-        """What the plan asks for in the round of `state`; none if it cannot tell yet."""
-        counts = self.plan(state)
-        if counts is None:
-            return []
+    def _batches(self, state, counts=None):
+        """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""
+        counts = np.asarray(self.plan(state) if counts is None else counts)
         settings = self.config.generation
         return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
 
@@ -136,6 +141,3 @@ class Server:
         pool = self.state.generated.sum() + sum(map(len, batches))
         return self.generation_speed.seconds(missing) + pool * self.config.augmented.epochs / speed
 
-
-def _count(batches, classes):
-    return np.bincount([label for batch in batches for label in batch.label], minlength=classes)

@@ -9,7 +9,8 @@ from genfl_mpi import streams
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import Config, single
 from genfl_mpi.data import datasets
-from genfl_mpi.data.partition import label_histograms, partition
+from genfl_mpi.data.labels import label_histograms, share
+from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.evaluation import evaluate, summarise
@@ -26,7 +27,7 @@ class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
-    /clients, arrays (cohort,). generated: (batch, uint8 images) pairs that joined the server's pool in this round.
+    /clients, arrays (cohort,). generated: (key, batch, uint8 images) of each batch that joined the server's pool.
     """
 
     round: int
@@ -70,7 +71,7 @@ class Simulation:
         self.round = 0
         self.speeds = [Speed() for _ in range(self.comm.size)]
         self.server = collectives.together(self.comm, lambda: self.is_server and Server(
-            config, self.about, self.data["label_histograms"], self.device, policies))
+            config, self.about, np.diff(self.data["pointers"]), self.data["shared_labels"], self.device, policies))
 
     def restore(self, round, weights, labels, images):
         """Continue after `round` finished rounds; the weights and the generated images so far matter on rank 0 alone."""
@@ -194,11 +195,16 @@ def resolve(config, comm):
     """`config` with everything filled in that the machine or another setting decides. Collective."""
     threads, device = devices.resolve(comm, config.runtime)
     generation = config.generation
-    dtype = generation.dtype if generation.dtype != "auto" else ("float32" if device == "cpu" else "float16")
-    seed = config.seed if generation.seed is None else generation.seed
+    where = device if generation.device == "auto" else generation.device
+    filled_in = {
+        "device": where,
+        "dtype": generation.dtype if generation.dtype != "auto" else ("float32" if where == "cpu" else "float16"),
+        "seed": config.seed if generation.seed is None else generation.seed,
+        "threads": generation.threads or threads,
+    }
     return config.model_copy(update={
         "runtime": config.runtime.model_copy(update={"threads": threads, "device": device}),
-        "generation": generation.model_copy(update={"dtype": dtype, "seed": seed}),
+        "generation": generation.model_copy(update=filled_in),
     })
 
 
@@ -209,4 +215,5 @@ def load_and_divide(config):
     labels = arrays["train_labels"]
     pointers, indices = partition(labels, config.clients, classes, config.partition, config.seed)
     histograms = label_histograms(labels, pointers, indices, classes)
-    return {**arrays, "pointers": pointers, "indices": indices, "label_histograms": histograms}
+    shared = share(histograms, config.label_sharing, config.seed)
+    return {**arrays, "pointers": pointers, "indices": indices, "label_histograms": histograms, "shared_labels": shared}

@@ -55,7 +55,7 @@ BAD = {
     "data set": (["method=fedavg", "data.name=cifar10", "data.root=nowhere"], "data.download=true"),
     "too many clients": (["method=fedavg", "clients=500"], "partition.min_samples"),
     "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "there is no folder"),
-    "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "hf download nobody/nothing"),
+    "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "python -m genfl_mpi prefetch CONFIG"),
     "prompts": (["method=genfl", "generation.prompts=nowhere.yaml"], "generation.prompts: "),
     "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no text for class '0'"),
     "not key=value": (["method=fedavg", "rounds"], "is not key=value"),

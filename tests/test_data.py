@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genfl_mpi.config import Data, Partition
+from genfl_mpi.config import Data, LabelSharing, Partition
 from genfl_mpi.data import datasets
-from genfl_mpi.data.partition import earth_movers_distance, label_histograms, partition
+from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share
+from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 
 LABELS = np.repeat(np.arange(10), 400)
@@ -48,6 +49,36 @@ def test_histograms_and_emd_by_hand():
     assert histograms.tolist() == [[2, 1, 0], [0, 1, 2]]
     # Population 1/3 each; client 0 has 2/3, 1/3, 0: |1/3| + 0 + |1/3|.
     assert earth_movers_distance(histograms) == pytest.approx([2 / 3, 2 / 3])
+
+
+HISTOGRAMS = np.array([[2, 0, 5], [0, 0, 1]] * 500, dtype=np.int32)
+
+
+def test_sharing_presence_or_histogram():
+    assert np.array_equal(share(HISTOGRAMS, LabelSharing(), 1), HISTOGRAMS)
+    assert share(HISTOGRAMS[:2], LabelSharing(payload="presence"), 1).tolist() == [[1, 0, 1], [0, 0, 1]]
+
+
+def test_clients_that_refuse_share_nothing():
+    shared = share(HISTOGRAMS, LabelSharing(refusing=0.3), 1)
+    silent = ~shared.any(1)
+    assert silent.sum() == 300
+    assert np.array_equal(shared[~silent], HISTOGRAMS[~silent])
+    assert np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 1))
+    assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 2))
+
+
+def test_randomised_response_lies_as_often_as_epsilon_allows():
+    shared = share(HISTOGRAMS, LabelSharing(payload="presence", epsilon=2.0), 1)
+    lies = (shared != (HISTOGRAMS > 0)).mean()
+    assert lies == pytest.approx(1 / (1 + np.e), abs=0.03)  # epsilon / 2 a bit: 1 / (1 + e^1) = 0.269
+
+
+def test_laplace_noise_has_the_scale_of_epsilon():
+    noise = share(np.full((1000, 10), 1000, dtype=np.int32), LabelSharing(epsilon=0.5), 1) - 1000
+    assert abs(noise.mean()) < 0.3
+    assert np.abs(noise).mean() == pytest.approx(2 / 0.5, rel=0.05)  # the mean size of Laplace noise is its scale
+    assert share(HISTOGRAMS, LabelSharing(epsilon=0.1), 1).min() == 0
 
 
 def test_mnist5k_is_balanced_and_its_parts_are_disjoint():

@@ -11,7 +11,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.bank import Bank, batches_of_round
 from genfl_mpi.generation.generator import Generator
-from genfl_mpi.generation.planning import equal
+from genfl_mpi.generation.planning import cohort_deficit, deficit, equal, inverse_frequency
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.policies import ServerState
@@ -23,20 +23,41 @@ CPU = torch.device("cpu")
 
 def settings(folder, **changes):
     one = config.single({"method": "genfl"}).generation
-    return one.model_copy(update={"bank": str(folder), "seed": 1, "dtype": "float32", "steps": 4, "batch_size": 5, **changes})
+    return one.model_copy(update={"bank": str(folder), "seed": 1, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 5, **changes})
 
 
-def state(round, generated, held):
-    one = config.single({"method": "genfl", "generation": {"per_round": 3, "cap": 7}})
-    histograms = np.zeros((4, 10), dtype=np.int32)
-    histograms[0, held] = 5
-    return ServerState(round, one, histograms, np.array(generated))
+def state(shared, **generation):
+    one = config.single({"method": "genfl", "generation": {"per_round": 3, "cap": 7, **generation}})
+    shared = np.array(shared)
+    return ServerState(0, one, shared.sum(1), shared, np.zeros(shared.shape[1], dtype=np.int64))
 
 
 def test_equal_plan_asks_for_the_shared_labels_up_to_the_cap():
-    plan = state(0, [0] * 10, [0, 3])
-    assert equal(plan).tolist() == [3, 0, 0, 3, 0, 0, 0, 0, 0, 0]
-    assert equal(replace(plan, generated=np.array([6, 0, 0, 7, 0, 0, 0, 0, 0, 0]))).tolist() == [1] + [0] * 9
+    plan = state([[5, 0, 0, 1], [1, 0, 0, 0]])
+    assert equal(plan).tolist() == [3, 0, 0, 3]
+    assert equal(replace(plan, generated=np.array([6, 0, 0, 7]))).tolist() == [1, 0, 0, 0]
+
+
+def test_plans_by_hand():
+    # m = (6, 0, 2): inverse frequency 1/7, 1, 1/3; deficit 0, 6, 4.
+    plan = state([[5, 0, 1], [1, 0, 1]], per_round=10, cap=100, count="total")
+    assert equal(plan).tolist() == [5, 0, 5]
+    assert inverse_frequency(plan).tolist() == [1, 7, 2]  # 0.97, 6.77, 2.26
+    assert deficit(plan).tolist() == [0, 6, 4]
+    assert cohort_deficit(plan) is None
+    assert cohort_deficit(replace(plan, cohort=np.array([1]))).tolist() == [0, 10, 0]  # m = (1, 0, 1): a deficit of 1 alone
+
+
+def test_a_total_cap_is_for_all_classes_together():
+    plan = state([[1, 1, 1]], per_round=4, cap=6, count="total")
+    assert equal(plan).sum() == 4
+    assert equal(replace(plan, generated=np.array([2, 1, 1]))).sum() == 2
+    assert equal(replace(plan, generated=np.array([2, 2, 2]))).sum() == 0
+
+
+def test_nothing_lacking_or_nothing_shared_is_no_division_by_zero():
+    assert deficit(state([[4, 4, 4]])).tolist() == [3, 3, 3]
+    assert equal(state([[0, 0, 0]])).tolist() == [3, 3, 3]
 
 
 def test_an_image_is_told_by_its_class_and_number_alone():
@@ -54,26 +75,61 @@ def test_an_image_is_told_by_its_class_and_number_alone():
 
 def test_images_are_made_once_and_are_the_same_when_made_again(tmp_path, monkeypatch):
     [batch] = batches_of_round([1, 1, 1] + [0] * 7, [0] * 10, PROMPTS, 1, 5)
-    first = Generator(settings(tmp_path / "a"), (1, 28, 28), 1, CPU)
+    first = Generator(settings(tmp_path / "a"), (1, 28, 28))
     images = first.images(batch)
     assert images.shape == (3, 1, 28, 28) and images.dtype == np.uint8 and images.std() > 10
-    again = Generator(settings(tmp_path / "b"), (1, 28, 28), 1, CPU)
+    again = Generator(settings(tmp_path / "b"), (1, 28, 28))
     assert np.array_equal(again.images(batch), images)
     monkeypatch.setattr(Generator, "_draw", lambda *_: pytest.fail("the bank has these images"))
-    assert np.array_equal(Generator(settings(tmp_path / "a"), (1, 28, 28), 1, CPU).images(batch), images)
+    assert np.array_equal(Generator(settings(tmp_path / "a"), (1, 28, 28)).images(batch), images)
 
 
-@pytest.mark.parametrize("change", [{"steps": 5}, {"guidance": 3.0}, {"batch_size": 6}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("change", [{"steps": 5}, {"guidance": 3.0}, {"batch_size": 6}, {"dtype": "bfloat16"},
+                                    {"negative_prompt": "x"}, {"scheduler": "EulerDiscreteScheduler"}, {"size": 40}, {"threads": 2}])
 def test_other_settings_are_other_images(tmp_path, change):
     [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
-    here, there = (Generator(one, (1, 28, 28), 1, CPU).bank for one in (settings(tmp_path), settings(tmp_path, **change)))
+    here, there = (Generator(one, (1, 28, 28)).bank for one in (settings(tmp_path), settings(tmp_path, **change)))
     here.write(batch, np.zeros((1, 1, 28, 28), np.uint8))
     assert batch in here and batch not in there
 
 
+@pytest.mark.parametrize("change", [{"scheduler": "DPMSolverMultistepScheduler"}, {"size": 24}, {"negative_prompt": "the digit one"},
+                                    {"save_memory": ["attention_slicing", "vae_slicing", "vae_tiling"]}, {"dtype": "bfloat16"}])
+def test_the_pipelines_options_work(tmp_path, change):
+    [batch] = batches_of_round([1, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 2)
+    plain = Generator(settings(tmp_path, batch_size=2), (1, 28, 28)).images(batch)
+    other = Generator(settings(tmp_path, batch_size=2, **change), (1, 28, 28)).images(batch)
+    assert other.shape == plain.shape and other.std() > 10
+    assert np.array_equal(other, plain) == ("save_memory" in change)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"scheduler": "DPMSolverMultistep"}, "did you mean DPMSolverMultistepScheduler"), ({"size": 30}, "not a multiple of 8")])
+def test_options_that_the_pipeline_does_not_have(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        Generator(settings(tmp_path, **change), (1, 28, 28))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-300], lambda data: data.replace(b"\x07", b"\x08"), lambda data: b"no HDF5"])
+def test_a_damaged_file_of_the_bank_is_named(tmp_path, damage):
+    [batch] = batches_of_round([2] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
+    bank = Bank(tmp_path, {})
+    bank.write(batch, np.full((2, 1, 28, 28), 7, np.uint8))
+    bank.path(batch).write_bytes(damage(bank.path(batch).read_bytes()))
+    with pytest.raises(UserError, match="damaged or not a file of a bank; remove it"):
+        bank.read(batch)
+
+
+def test_a_bank_that_cannot_be_written(tmp_path):
+    [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Bank(tmp_path / "file", {}).write(batch, np.zeros((1, 1, 28, 28), np.uint8))
+
+
 def test_a_colour_data_set_gets_colour_images(tmp_path):
     [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 1)
-    images = Generator(settings(tmp_path, steps=1, batch_size=1), (3, 32, 32), 1, CPU).images(batch)
+    images = Generator(settings(tmp_path, steps=1, batch_size=1), (3, 32, 32)).images(batch)
     assert images.shape == (1, 3, 32, 32)
 
 
@@ -85,7 +141,7 @@ def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     from genfl_mpi.learning.weights import FlatModel
 
     [batch] = batches_of_round([2] * 10, [0] * 10, PROMPTS, 1, 20)
-    drawn = Generator(settings(tmp_path, steps=20, batch_size=20), (1, 28, 28), 1, CPU).images(batch)
+    drawn = Generator(settings(tmp_path, steps=20, batch_size=20), (1, 28, 28)).images(batch)
     real, labels = framed_digits()
     real = torch.nn.functional.interpolate(real[:, :1], 28, mode="bilinear", antialias=True) / 2 + 0.5
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))

@@ -33,7 +33,7 @@ def test_a_plan_of_ones_own_and_by_import_path(tiny, tmp_path, monkeypatch):
     (tmp_path / "my_plans.py").write_text("def sevens(state):\n    return [0] * 7 + [2] + [0] * 2\n")
     monkeypatch.syspath_prepend(tmp_path)
     [one, _] = Simulation(overrides=[*tiny, "generation.plan=my_plans:sevens"])
-    assert one.generated[0][0].label == (7, 7)
+    assert one.generated[0][1].label == (7, 7)
 
 
 @pytest.mark.parametrize("kappa2", [-0.1, 1.1, float("nan")])

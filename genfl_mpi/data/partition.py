@@ -61,17 +61,3 @@ def _repair(owners, clients, min_samples, rng):
             owners[rng.choice(np.flatnonzero(owners == donor), count, replace=False)] = client
             sizes[donor] -= count
             sizes[client] += count
-
-
-def label_histograms(labels, pointers, indices, classes):
-    """What the clients share with the server (section III-A): int32 (clients, classes), samples of each label."""
-    clients = len(pointers) - 1
-    owners = np.repeat(np.arange(clients), np.diff(pointers))
-    cells = np.bincount(owners * classes + labels[indices], minlength=clients * classes)
-    return cells.reshape(clients, classes).astype(np.int32)
-
-
-def earth_movers_distance(histograms):
-    """sum_i |p_n(y=i) - p(y=i)| of every client, float64 (clients,), in [0, 2) (Zhao et al. 2018)."""
-    population = histograms.sum(0) / histograms.sum()
-    return np.abs(histograms / histograms.sum(1, keepdims=True) - population).sum(1)

@@ -6,8 +6,10 @@ may share a bank.
 """
 
 import hashlib
+import io
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import h5py
 import numpy as np
 
 from genfl_mpi import streams
+from genfl_mpi.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,25 +55,55 @@ class Bank:
         self.folder = Path(folder)
         self.settings = json.dumps(settings, sort_keys=True)
 
+    def key(self, batch):
+        """SHA-256, in hexadecimal, of everything that determines the images of a batch."""
+        return hashlib.sha256(json.dumps([self.settings, batch.prompt, batch.seed]).encode()).hexdigest()
+
     def path(self, batch):
-        key = json.dumps([self.settings, batch.prompt, batch.seed])
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.h5"
+        return self.folder / f"{self.key(batch)}.h5"
 
     def __contains__(self, batch):
         return self.path(batch).is_file()
 
     def read(self, batch):
-        """uint8 images (n, C, H, W) of a batch that is there."""
-        with h5py.File(self.path(batch), "r") as file:
-            return file["image"][:]
+        """uint8 images (n, C, H, W) of a batch that is there. Raises UserError if the file is damaged."""
+        return read(self.path(batch))["image"]
 
     def write(self, batch, images):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(batch)
-        unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-        with h5py.File(unfinished, "w") as file:
+        """Store the images of a batch in one step. Raises UserError if the folder cannot be written."""
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
             file.attrs["settings"] = self.settings
+            file.attrs["sha256"] = _checksum(images)
             file["image"] = images
             for name, values in asdict(batch).items():
                 file[name] = np.array(values, dtype=h5py.string_dtype() if name == "prompt" else np.int64)
-        os.replace(unfinished, path)
+        path = self.path(batch)
+        unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(content.getvalue())
+            os.replace(unfinished, path)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise UserError(f"generation.bank: {self.folder} cannot be written: {error.strerror}") from None
+
+
+def read(path):
+    """A file of a bank as a dict: image (n, C, H, W), label, template, seed, prompt, settings. Raises UserError."""
+    try:
+        with h5py.File(path, "r") as file:
+            batch = {name: file[name][:] for name in ("image", "label", "template", "seed")}
+            batch["prompt"] = [text.decode() for text in file["prompt"][:]]
+            batch["settings"] = json.loads(file.attrs["settings"])
+            whole = file.attrs["sha256"] == _checksum(batch["image"])
+    except (OSError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again")
+    return batch
+
+
+def _checksum(images):
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()

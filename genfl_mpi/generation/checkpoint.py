@@ -27,7 +27,25 @@ def locate(name):
         return _checked(Path(snapshot_download(name, local_files_only=True)))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
         raise UserError(f"generation.checkpoint: {name} is neither a folder nor in the local cache; "
-                        f"fetch it once, where there is a network, with: hf download {name}") from None
+                        "fetch it once, where there is a network, with: python -m genfl_mpi prefetch CONFIG") from None
+
+
+def fetch(name):
+    """Download what a run needs of a hub id into the local cache; nothing to do for a folder or a shipped checkpoint."""
+    try:
+        return locate(name)
+    except UserError:
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Folders of the pipeline only: no single-file copies of all weights, no half-precision twins, nothing pickled.
+        snapshot_download(name, allow_patterns=["model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "safetensors"))],
+                          ignore_patterns=["*.fp16.safetensors", "*non_ema*", "safety_checker/*"])
+    except Exception as error:  # a download fails in many ways
+        raise UserError(f"generation.checkpoint: {name} cannot be fetched: {str(error).splitlines()[0]}") from error
+    return locate(name)
 
 
 def _checked(folder):

@@ -1,23 +1,27 @@
-"""The server's generator: batches of images from the bank, or made and put there."""
+"""The generator of a run: batches of images from the bank, or made and put there."""
+
+import torch
 
 from genfl_mpi.generation import checkpoint, pipeline
 from genfl_mpi.generation.bank import Bank
 
 
 class Generator:
-    """settings: config.generation with dtype resolved; shape: (C, H, W) of the data set; threads: of this rank.
+    """settings: config.generation, resolved; shape: (C, H, W) of the data set.
 
     Nothing heavy happens before the first image that the bank does not have.
     """
 
-    def __init__(self, settings, shape, threads, device):
-        self.settings, self.shape, self.device = settings, shape, device
+    def __init__(self, settings, shape):
+        self.settings, self.shape = settings, shape
         self.folder = checkpoint.locate(settings.checkpoint)
+        pipeline.check(settings)
         # Everything but prompt and seed that an image's bits depend on.
+        names = ("negative_prompt", "scheduler", "steps", "guidance", "size", "batch_size", "dtype", "device", "save_memory")
         self.bank = Bank(settings.bank, {
-            "checkpoint": checkpoint.digest(self.folder), "steps": settings.steps, "guidance": settings.guidance,
-            "shape": list(shape), "batch_size": settings.batch_size, "dtype": settings.dtype, "device": device.type,
-            "threads": threads if device.type == "cpu" else None,
+            "checkpoint": checkpoint.digest(self.folder), "shape": list(shape), "resize": "bilinear, antialiased",
+            "threads": settings.threads if settings.device == "cpu" else None,
+            **{name: getattr(settings, name) for name in names},
         })
 
     def ready(self, batch):
@@ -29,10 +33,17 @@ class Generator:
             self.bank.write(batch, self._draw(batch))
         return self.bank.read(batch)
 
+    def load(self):
+        """Load the pipeline now, which otherwise waits for the first image to be made."""
+        return pipeline.load(self.folder, self.settings)
+
     def _draw(self, batch):
         # A short batch is filled up, so that every image is computed in a batch of the same size.
         padding = self.settings.batch_size - len(batch)
-        model = pipeline.load(self.folder, self.settings.dtype, self.device)
-        images = pipeline.draw(model, [*batch.prompt, *batch.prompt[-1:] * padding], [*batch.seed, *batch.seed[-1:] * padding],
-                               self.settings.steps, self.settings.guidance, self.shape)
-        return images[: len(batch)]
+        prompts, seeds = [*batch.prompt, *batch.prompt[-1:] * padding], [*batch.seed, *batch.seed[-1:] * padding]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.settings.threads)
+        try:
+            return pipeline.draw(self.load(), prompts, seeds, self.settings, self.shape)[: len(batch)]
+        finally:
+            torch.set_num_threads(threads)

@@ -1,6 +1,10 @@
 """From prompts to images with diffusers' StableDiffusionPipeline."""
 
+import difflib
+import importlib.util
+import re
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +12,21 @@ import torch.nn.functional as F
 from genfl_mpi.errors import UserError
 
 
+def check(settings):
+    """Raise UserError for a scheduler that diffusers does not have, without importing diffusers, which takes seconds."""
+    name = settings.scheduler
+    if name is not None:
+        folder = importlib.util.find_spec("diffusers").submodule_search_locations[0]
+        known = set(re.findall(r'"(\w+Scheduler)"', Path(folder, "__init__.py").read_text()))
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {near}?")
+    if settings.size is not None and settings.size % 8:
+        raise UserError(f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need")
+
+
 @lru_cache(maxsize=1)
-def load(folder, dtype, device):
-    """The pipeline in `folder` on a torch device, its weights in `dtype` ("float32", ...). Only safetensors are read."""
+def _load(folder, scheduler, dtype, device, save_memory):
     import diffusers  # here, because it takes seconds and only a rank that generates needs it
     import transformers
 
@@ -21,21 +37,38 @@ def load(folder, dtype, device):
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
             safety_checker=None, requires_safety_checker=False)
+        if scheduler is not None:
+            pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     except Exception as error:
         raise UserError(f"generation.checkpoint: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     pipeline.set_progress_bar_config(disable=True)
+    if "attention_slicing" in save_memory:
+        pipeline.enable_attention_slicing()
+    if "vae_slicing" in save_memory:
+        pipeline.vae.enable_slicing()
+    if "vae_tiling" in save_memory:
+        pipeline.vae.enable_tiling()
+    if "model_cpu_offload" in save_memory:
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
     return pipeline.to(device)
 
 
-def draw(pipeline, prompts, seeds, steps, guidance, shape):
+def load(folder, settings):
+    """The pipeline in `folder` as config.generation wants it, loaded once. Only safetensors are read."""
+    return _load(folder, settings.scheduler, settings.dtype, settings.device, tuple(settings.save_memory))
+
+
+def draw(pipeline, prompts, seeds, settings, shape):
     """Images for `prompts` (list of texts), each from noise of its own seed.
 
-    shape: (C, H, W) of the data set; the pipeline's RGB is reduced to luminance for C = 1, and resized with
-    antialiasing. Returns uint8 (n, C, H, W) on the CPU.
+    settings: config.generation; shape: (C, H, W) of the data set: the pipeline's RGB is reduced to luminance for C = 1,
+    and resized with antialiasing. Returns uint8 (n, C, H, W) on the CPU.
     """
     # Noise is drawn on the CPU, whatever the device.
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    images = pipeline(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noise,
+    images = pipeline(prompts, negative_prompt=[settings.negative_prompt] * len(prompts), num_inference_steps=settings.steps,
+                      guidance_scale=settings.guidance, height=settings.size, width=settings.size, generator=noise,
                       output_type="pt").images.float()
     channels, *size = shape
     if channels == 1:

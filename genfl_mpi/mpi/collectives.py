@@ -70,6 +70,11 @@ def sum_everywhere(comm, values):
     comm.Allreduce(MPI.IN_PLACE, [values, MPI.INT64_T], op=MPI.SUM)
 
 
+def largest(comm, number):
+    """The largest of the ranks' integers, on every rank."""
+    return comm.allreduce(number, op=MPI.MAX)
+
+
 def together(comm, function):
     """Call `function` on every rank. If it raises a UserError on one, all raise the first one.
 

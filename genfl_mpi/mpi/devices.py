@@ -31,4 +31,6 @@ def use(comm, threads, kind):
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
     local_rank = node.rank
     node.Free()
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

@@ -14,14 +14,16 @@ from genfl_mpi.errors import UserError
 class ServerState:
     """What the server knows when it asks a policy.
 
-    label_histograms: int32 (clients, classes), what the clients shared. generated: int64 (classes,), images so far.
+    samples: int64 (clients,), |D_n|. shared_labels: int32 (clients, classes), what the clients told of their labels:
+    counts, or 0 and 1, as config.label_sharing has it. generated: int64 (classes,), images so far.
     cohort: int64 (K,), client ids; None while they are not chosen. The weights, float32 (size,), are given to a kappa
     policy only: before the round, of the aggregated clients, and of the augmented model.
     """
 
     round: int
     config: Config
-    label_histograms: np.ndarray
+    samples: np.ndarray
+    shared_labels: np.ndarray
     generated: np.ndarray
     cohort: np.ndarray | None = None
     weights: np.ndarray | None = None

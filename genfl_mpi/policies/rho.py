@@ -5,7 +5,7 @@ import numpy as np
 
 def size(state):
     """rho_n = |D_n| / sum |D_m| over the cohort, as the paper has it."""
-    samples = state.label_histograms[state.cohort].sum(1, dtype=np.float64)
+    samples = state.samples[state.cohort].astype(np.float64)
     return samples / samples.sum()
 
 

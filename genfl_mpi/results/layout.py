@@ -58,11 +58,13 @@ GENERATED = {
     "template": Column("i8", "1", "number of the prompt's template"),
     "seed": Column("i8", "1", "seed of its noise"),
     "round": Column("i8", "1", "round in which it joined the server's data"),
+    "batch": Column("S64", "", "SHA-256 of all that determines the batch it was made in: its name in the bank"),
 }
 
 PARTITION = {
     "pointers": Column("i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"),
-    "label_histograms": Column("i4", "1", "samples of each label, as the client shares them"),
+    "label_histograms": Column("i4", "1", "samples of each label that the client holds"),
+    "shared_labels": Column("i4", "1", "what the client told the server of its labels"),
     "emd": Column("f8", "1", "earth mover's distance of the client's labels to the population's"),
 }
 
@@ -71,5 +73,5 @@ TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "generated": GENERATED}
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "image": ("channel", "height", "width"),
-    "pointers": ("pointer",), "label_histograms": ("client", "class"), "emd": ("client",),
+    "pointers": ("pointer",), "label_histograms": ("client", "class"), "shared_labels": ("client", "class"), "emd": ("client",),
 }

@@ -1,7 +1,8 @@
 """What is in a results file, as text of at most 80 columns."""
 
+import textwrap
+
 import numpy as np
-import yaml
 
 from genfl_mpi.results.layout import ROUNDS
 from genfl_mpi.results.reader import config_of, is_finished, open_results
@@ -15,11 +16,12 @@ def show(path):
         done, split = len(rounds["round"]), config["partition"]
         yield f"{path}"
         yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
-        yield f"  {environment['packages']}"
+        yield from textwrap.wrap(environment["packages"], 80, initial_indent="  ", subsequent_indent="  ")
         yield f"  {environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
         emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
-        yield (f"  data {config['data']['name']}, {config['clients']} clients by {split['scheme']} (alpha {split['alpha']:g}): "
-               f"{sizes.min()} to {sizes.max()} samples, EMD {emd.mean():.2f} on average")
+        how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
+        yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
+               f"mean EMD {emd.mean():.2f}")
         yield f"  model {config['model']['name']}, {len(file['weights']):,} weights; {len(file['generated/label']):,} generated images"
         yield ""
         yield from _table(rounds)

@@ -45,11 +45,11 @@ class Writer:
 
     def append(self, record):
         """Add a simulation's `Record`."""
-        for batch, images in record.generated:
+        for key, batch, images in record.generated:
             self._append("generated", {
                 "image": images, "label": batch.label, "template": batch.template, "seed": batch.seed,
                 "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
-                "round": np.full(len(batch), record.round)})
+                "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())})
         if record.clients:
             self._append("clients", record.clients)
         # The round's row comes last: a round that is there is there whole.

@@ -1,0 +1,43 @@
+"""What clients hold, what they share of it with the server (section III-A), and how skewed it is."""
+
+import numpy as np
+
+from genfl_mpi import streams
+
+
+def label_histograms(labels, pointers, indices, classes):
+    """int32 (clients, classes): how many samples of each label every client holds."""
+    clients = len(pointers) - 1
+    owners = np.repeat(np.arange(clients), np.diff(pointers))
+    cells = np.bincount(owners * classes + labels[indices], minlength=clients * classes)
+    return cells.reshape(clients, classes).astype(np.int32)
+
+
+def earth_movers_distance(histograms):
+    """sum_i |p_n(y=i) - p(y=i)| of every client, float64 (clients,), in [0, 2) (Zhao et al. 2018)."""
+    population = histograms.sum(0) / histograms.sum()
+    return np.abs(histograms / histograms.sum(1, keepdims=True) - population).sum(1)
+
+
+def share(histograms, settings, seed):
+    """What the server is told: int32 (clients, classes). settings: config.label_sharing.
+
+    A client shares its histogram, or 0/1 for the labels it holds. With `epsilon` a client's message is differentially
+    private for one of its samples, whose replacement moves two counts by one, or changes two bits at most: Laplace noise
+    of scale 2/epsilon on every count, rounded and cut at zero (Dwork et al. 2006), or randomised response with
+    epsilon/2 on every bit (Warner 1965). A client that refuses shares zeros.
+    """
+    rng = streams.generator(seed, "labels")
+    shared = histograms
+    if settings.payload == "presence":
+        shared = (histograms > 0).astype(np.int32)
+        if settings.epsilon:
+            lie = rng.random(shared.shape) < 1 / (1 + np.exp(settings.epsilon / 2))
+            shared = np.where(lie, 1 - shared, shared)
+    elif settings.epsilon:
+        noisy = shared + rng.laplace(scale=2 / settings.epsilon, size=shared.shape)
+        shared = np.maximum(np.rint(noisy), 0)
+    refusing = rng.permutation(len(histograms))[: round(settings.refusing * len(histograms))]
+    shared = shared.astype(np.int32)
+    shared[refusing] = 0
+    return shared

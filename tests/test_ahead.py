@@ -1,0 +1,70 @@
+"""What is done before a run: prefetch, prompts, generate."""
+
+import pytest
+from conftest import mpirun
+
+from genfl_mpi.cli import main
+
+
+def test_generate_fills_what_a_run_then_only_reads(tiny, tmp_path, capsys):
+    arguments = [*tiny, f"generation.bank={tmp_path}/bank", "rounds=3", "generation.batch_size=5"]
+    done = mpirun(2, "-m", "genfl_mpi", "generate", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "made 20 images" in done.stdout and "2 ranks" in done.stdout
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "bank").iterdir()}
+    assert len(files) == 4
+    next(iter(files)).unlink()  # as if the job had been killed before this batch
+    assert main(["generate", *arguments]) == 0
+    assert "made 5 images" in capsys.readouterr().out
+    assert main(["generate", *arguments]) == 0
+    assert "made 0 images" in capsys.readouterr().out
+    stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "bank").iterdir()}
+    assert stored.keys() == files.keys() and sum(stored[file] != files[file] for file in files) == 1
+    assert main(arguments) == 0
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "bank").iterdir()} == stored
+
+
+def test_two_jobs_share_a_bank(tiny, tmp_path):
+    """Both make the same images at the same time: each file is whole, and both runs agree."""
+    import subprocess
+    import sys
+
+    from genfl_mpi.generation import bank
+    from genfl_mpi.results import reader
+
+    jobs = [subprocess.Popen([sys.executable, "-m", "genfl_mpi", *tiny, f"generation.bank={tmp_path}/bank", f"output={tmp_path}/{job}"],
+                             stdout=subprocess.DEVNULL) for job in (1, 2)]
+    assert [job.wait(timeout=200) for job in jobs] == [0, 0]
+    assert all(bank.read(file)["image"].shape == (10, 1, 28, 28) for file in (tmp_path / "bank").iterdir())
+    assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "2/genfl_seed1.h5")
+
+
+def test_prompts_are_those_of_the_run(tiny, capsys):
+    assert main(["prompts", *tiny]) == 0
+    said = capsys.readouterr().out
+    assert "seven" in said and "round 1: 10 images of 10 classes, 1 to 1 of each" in said and "round 3" not in said
+    assert main(["prompts", *tiny, "generation.plan=cohort_deficit"]) == 0
+    assert "cannot tell ahead" in capsys.readouterr().out
+    assert main(["prompts", *tiny, "method=fedavg"]) == 2
+
+
+def test_prefetch_names_what_is_there_and_what_cannot_be_had(tiny, capsys, monkeypatch):
+    assert main(["prefetch", *tiny]) == 0
+    said = capsys.readouterr().out
+    assert "data set mnist5k: installed" in said and "checkpoint digits: in " in said
+    import huggingface_hub
+
+    def offline(*_, **options):
+        if options.get("local_files_only"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+        assert not any("bin" in pattern or "ckpt" in pattern for pattern in options.get("allow_patterns", []))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    assert main(["prefetch", *tiny, "generation.checkpoint=nobody/nothing"]) == 2
+    assert "nobody/nothing cannot be fetched: no network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plan", ["inverse_frequency", "deficit", "cohort_deficit"])
+def test_every_plan_runs(tiny, tmp_path, plan):
+    assert main([*tiny, f"generation.plan={plan}", "label_sharing.payload=presence", "label_sharing.refusing=0.5"]) == 0
