@@ -116,12 +116,13 @@ def _with_config(parser, arguments, command):
 
 def _run_all(comm, source, overrides, runs, say):
     from genfl_mpi import config
-    from genfl_mpi.runner import run
+    from genfl_mpi.runner import prepare, run
 
     start = time.perf_counter()
     given = "\n".join([config.text_of(source), *(f"# {override}" for override in overrides)])
     paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
-    for path, one in zip(paths, runs.values()):
+    # All of a sweep is checked before its first run.
+    for path, one in [(path, prepare(comm, path, one)) for path, one in zip(paths, runs.values())]:
         run(comm, path, one, given, say)
     if comm.rank == 0:
         from genfl_mpi.results import plots, summary
@@ -129,7 +130,7 @@ def _run_all(comm, source, overrides, runs, say):
         picture = paths[0].parent / "accuracy.png"
         plots.accuracy(paths, picture)
         say("")
-        for line in summary.summary(paths):
+        for line in summary.table(paths):
             say(line)
         say(f"\n{len(paths)} runs in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
     return 0

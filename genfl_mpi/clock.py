@@ -7,8 +7,8 @@ from contextlib import contextmanager
 class Clock:
     """Seconds since the round began on this rank, and of each named phase.
 
-    A round begins when the broadcast before it ends, which is the same moment on all ranks up to that broadcast's
-    own skew; so times of different ranks, and of different hosts, can be laid side by side.
+    A round begins when the last collective of the round before ends (the first: the first broadcast), which is the same
+    moment on all ranks up to that collective's own skew; so times of different ranks and hosts can be laid side by side.
     """
 
     def __init__(self):

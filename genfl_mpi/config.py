@@ -9,13 +9,26 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from genfl_mpi.errors import UserError
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+# Settings that a finished round does not depend on: a run may be continued with others.
+FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download"}
+
+
+def _no_bool(value):
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]  # also of "1e-4", which YAML takes for a text
+Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Section(BaseModel):
@@ -43,7 +56,7 @@ class Training(Section):
     epochs: Count = Field(5, description="passes over the data in a round")
     batch_size: Count = Field(64, description="samples in a step of SGD")
     lr: Positive = Field(0.05, description="learning rate")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
 
 
@@ -52,7 +65,7 @@ class LabelSharing(Section):
 
     payload: Literal["histogram", "presence"] = Field("histogram", description="samples of each label, or only which labels there are")
     epsilon: Positive | None = Field(None, description="local differential privacy of one sample; none: the truth")
-    refusing: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="share of the clients that tell nothing")
+    refusing: Share = Field(0.0, description="share of the clients that tell nothing")
 
 
 class Generation(Section):
@@ -72,7 +85,7 @@ class Generation(Section):
     threads: Count | None = Field(None, description="threads while generating on a CPU; none: runtime.threads")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, float32 on a CPU")
-    seed: int | None = Field(None, ge=0, description="seed of the images; none: the run's seed")
+    seed: Seed | None = Field(None, description="seed of the images; none: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
 
 
@@ -80,8 +93,8 @@ class Kappa(Section):
     """Weights of Eq. (1): kappa1 for the federated model, kappa2 for the augmented one."""
 
     policy: str = Field("fixed", description="a name or module:function that returns kappa2 for a round")
-    kappa1: Annotated[float, Field(ge=0, le=1)] = 0.8
-    kappa2: Annotated[float, Field(ge=0, le=1)] = 0.2
+    kappa1: Share = 0.8
+    kappa2: Share = 0.2
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +126,7 @@ class Runtime(Section):
 
 class Config(Section):
     method: Literal["fedavg", "aigc", "genfl"] = Field("genfl", description="the paper's three: local data only, generated data only, both")
-    seed: int = Field(1, ge=0, description="the seed of everything random")
+    seed: Seed = Field(1, description="the seed of everything random")
     rounds: Count = Field(30, description="rounds T")
     clients: Count = Field(20, description="clients N")
     cohort: Count = Field(5, description="clients selected in a round")
@@ -142,9 +155,11 @@ class Config(Section):
         return values
 
     @model_validator(mode="after")
-    def cohort_within_clients(self):
+    def consistent(self):
         if self.cohort > self.clients:
             raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients})")
+        if self.method == "aigc" and self.generation.plan == "cohort_deficit":
+            raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
         return self
 
     @property
@@ -167,13 +182,16 @@ def load(source=None, overrides=()):
     sweep = values.pop("sweep", None) or {}
     if not isinstance(sweep, dict):
         raise UserError(f"{where}: sweep must map keys to lists, for example sweep: {{seed: [1, 2, 3]}}")
-    for override in overrides:
-        key, value = _split_override(override)
+    given = dict(_split_override(override) for override in overrides)
+    for key, value in given.items():
         if key.startswith("sweep."):
             sweep[key.removeprefix("sweep.")] = value
         else:
             sweep.pop(key, None)
             _set(values, key, value)
+            other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
+            if other and f"kappa.{other}" not in given:
+                values["kappa"].pop(other, None)  # the one given decides
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
@@ -184,7 +202,10 @@ def load(source=None, overrides=()):
         for key, value in chosen.items():
             _set(member, key, value)
         config = validate(member, where)
-        runs[_run_name(config, chosen)] = config
+        name = _run_name(config, chosen)
+        if name in runs:
+            raise UserError(f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out")
+        runs[name] = config
     return runs
 
 
@@ -199,7 +220,7 @@ def single(source=None, overrides=()):
 def validate(values, where="configuration"):
     """`Config` from a nested dict. Raises UserError with one line that names the first wrong key."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error.errors()[0])}") from None
 
@@ -236,7 +257,9 @@ def _split_override(text):
 def _set(values, key, value):
     *sections, leaf = str(key).split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"{key}: {section} is a value, not a section")
     values[leaf] = value

@@ -6,36 +6,57 @@ from dataclasses import dataclass, field
 import numpy as np
 import yaml
 
-from genfl_mpi.config import Config, flatten, to_yaml, validate
+from genfl_mpi.config import FREE, flatten, to_yaml, validate
+from genfl_mpi.data import datasets
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.errors import UserError
+from genfl_mpi.generation.generator import Generator
+from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import checkpoint, environment, reader
 from genfl_mpi.results.writer import Writer
+from genfl_mpi.server import find_policies
 from genfl_mpi.simulation import Simulation, resolve
-
-# Settings that a finished round does not depend on: a run may be continued with others.
-FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download"}
 
 
 @dataclass
 class Earlier:
     """What an earlier start of the run left: rounds to keep, the weights after them, their rows."""
 
+    finished: bool = False
     rounds: int = 0
     weights: np.ndarray | None = None
     tables: dict = field(default_factory=dict)
 
 
+def prepare(comm, path, config):
+    """`config` as the run in the results file `path` will use it, after all checks that need no data. Collective.
+
+    Raises UserError on every rank if the run cannot be started or continued.
+    """
+    config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config)), comm)
+
+    def check():
+        if comm.rank == 0:
+            datasets.check(config.data, config.clients * config.partition.min_samples)
+            find_policies(config)
+            if config.generates:
+                load_prompts(config.generation.prompts, datasets.DESCRIPTIONS[config.data.name].classes)
+                Generator(config.generation, datasets.DESCRIPTIONS[config.data.name].shape)
+            _earlier(path, config)
+
+    collectives.together(comm, check)
+    return config
+
+
 def run(comm, path, config, given, say):
-    """Bring the run of `config` in the results file `path` to its last round. Collective.
+    """Bring the run of a prepared `config` in the results file `path` to its last round. Collective.
 
     given: the configuration as the user wrote it, for the record. say: prints a line, on rank 0.
     """
-    config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config)), comm)
     earlier = collectives.together(comm, lambda: _earlier(path, config) if comm.rank == 0 else None)
-    rounds = comm.bcast(earlier and earlier.rounds)
-    if rounds == config.rounds:
+    rounds, finished = comm.bcast(earlier and (earlier.rounds, earlier.finished))
+    if finished and rounds == config.rounds:
         say(f"{path.stem}: finished before")
         return
     simulation = Simulation(config, comm=comm)
@@ -80,13 +101,13 @@ def _earlier(path, config):
         if differences:
             raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
                             "Set another `output`, or move that file away")
-        if reader.is_finished(file):
-            rounds, weights = len(file["rounds/round"]), file["weights"][:]
-        else:
-            rounds, weights = checkpoint.load(path)
+        rows, finished = len(file["rounds/round"]), reader.is_finished(file)
+        rounds, weights = (rows, file["weights"][:]) if finished else checkpoint.load(path)
+        if rounds > rows:
+            raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
         if rounds > config.rounds:
             raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-        return Earlier(rounds, weights, reader.tables_until(file, rounds) if rounds else {})
+        return Earlier(finished, rounds, weights, reader.tables_until(file, rounds) if rounds else {})
 
 
 def _open(path, simulation, given, hosts, earlier):
@@ -98,6 +119,12 @@ def _open(path, simulation, given, hosts, earlier):
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
+        if earlier.rounds:
+            checkpoint.save(path, earlier.rounds, earlier.weights)
+        else:
+            checkpoint.remove(path)
         return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or str(error).splitlines()[0]}; set `output` to a folder that can") from None

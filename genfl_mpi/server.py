@@ -19,6 +19,14 @@ from genfl_mpi.policies.rho import RHO
 from genfl_mpi.policies.selection import SELECTION
 
 
+def find_policies(config):
+    """The configured select, rho, kappa and plan, as functions by name. Raises UserError."""
+    return {
+        "select": find(config.selection, SELECTION, "selection"), "rho": find(config.rho, RHO, "rho"),
+        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"), "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
+    }
+
+
 class Server:
     """config: `Config`; about: the data set's `Description`; samples: int64 (clients,); shared_labels: int32 (clients,
     classes), what the clients tell of their labels.
@@ -28,10 +36,8 @@ class Server:
 
     def __init__(self, config, about, samples, shared_labels, device, policies):
         self.config, self.about, self.device = config, about, device
-        self.select = policies.get("select") or find(config.selection, SELECTION, "selection")
-        self.rho = policies.get("rho") or find(config.rho, RHO, "rho")
-        self.kappa = policies.get("kappa") or find(config.kappa.policy, KAPPA, "kappa.policy")
-        self.plan = policies.get("plan") or find(config.generation.plan, planning.PLANS, "generation.plan")
+        policies = find_policies(config) | policies
+        self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
         self.state = ServerState(0, config, samples, shared_labels, np.zeros(len(about.classes), dtype=np.int64))
         self.pool_images, self.pool_labels = [], []
         self.generation_speed = Speed()
@@ -95,7 +101,10 @@ class Server:
         self.state = replace(self.state, generated=generated)
 
     def train_augmented(self, model, start):
-        """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`."""
+        """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`. Returns it
+        with the trainer's `Report`, or (None, None) while there is no image."""
+        if not self.state.generated.any():
+            return None, None
         images = normalise(torch.from_numpy(np.concatenate(self.pool_images)), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(np.concatenate(self.pool_labels)).to(self.device)
         rng = streams.generator(self.config.seed, "augmented", self.state.round)
@@ -109,7 +118,7 @@ class Server:
         None if no client trained; omega_a: float32 (size,), or None if nothing was generated.
         """
         if omega_a is None:
-            return omega_fl, 0.0
+            return omega_t if omega_fl is None else omega_fl, 0.0
         if omega_fl is None:
             return omega_a, 1.0
         state = replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy())

@@ -52,6 +52,8 @@ class Simulation:
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
                             "the configuration's `selection` is given as select")
+        if isinstance(source, Config) and overrides:
+            raise UserError("overrides go with a file, a dict or the default; change a Config itself with model_copy")
         self.comm = comm or collectives.world()
         self.config = config = resolve(source if isinstance(source, Config) else single(source, overrides), self.comm)
         self.is_server = self.comm.rank == 0
@@ -88,12 +90,16 @@ class Simulation:
     def __iter__(self):
         if self.round < self.config.rounds:
             self._announce()
+            clock = Clock()
         while self.round < self.config.rounds:
-            yield self._advance()
+            with failing.named(f"round {self.round + 1}"):
+                record = self._advance(clock)
+            clock = Clock()  # what happens to the record, writing it say, is time of the next round
+            yield record
 
-    def _advance(self):
+    def _advance(self, clock):
         """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end."""
-        clock, generated, omega_a, augmented = Clock(), [], None, None
+        generated, omega_a, augmented = [], None, None
         self.up.clear()
 
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
@@ -102,14 +108,16 @@ class Simulation:
                 generated = self.server.generate()
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.weights)
-            self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
+            if augmented:
+                self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):
             for place, (rho, client, rank) in enumerate(self.down.plan.tolist()):
                 if rank == self.comm.rank:
                     self._train_client(place, client, rho, clock)
-        waiting = collectives.arrive(self.comm, self.server.generate_ahead if omega_a is not None else None)
+        ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
+        waiting = collectives.arrive(self.comm, ahead)
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds
 
         # Aggregation (III-D), Eq. (1).
@@ -119,6 +127,8 @@ class Simulation:
         if self.is_server:
             omega_fl = self.sum.value() if self.config.trains_clients else None
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a)
+            if not omega.isfinite().all():
+                raise ArithmeticError("the new global weights are not finite; a smaller learning rate may help")
             self.weights.copy_(omega)
             columns, clients = self._collect(kappa2, augmented)
         self.round += 1
@@ -145,7 +155,7 @@ class Simulation:
         images = normalise(torch.from_numpy(self.data["train_images"][samples]), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(labels[samples]).to(self.device)
         rng = streams.generator(self.config.seed, "client", self.round, client)
-        with failing.named(f"round {self.round + 1}, client {client}"):
+        with failing.named(f"client {client}"):
             report = train(self.model, self.weights, images, labels, self.config.training, rng)
             self.sum.add(rho, self.model.weights)
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch,

@@ -40,7 +40,27 @@ def test_the_resolved_configuration_reads_back_the_same():
     assert config.validate(yaml.safe_load(config.to_yaml(one))) == one
 
 
+def test_an_override_of_one_kappa_decides_both():
+    assert config.single({"method": "genfl", "kappa": {"kappa2": 0.2}}, ["kappa.kappa1=0.5"]).kappa.kappa2 == 0.5
+
+
+def test_an_empty_section_is_a_section():
+    assert config.single({"method": "genfl", "training": None}, ["training.lr=1e-4"]).training.lr == 1e-4
+
+
+def test_runs_that_would_share_a_name_are_refused():
+    with pytest.raises(UserError, match="two runs of the sweep would be called"):
+        config.load({"sweep": {"data.root": ["a/b", "a-b"]}})
+
+
 BAD = {
+    "a truth value": (["rounds=true"], "rounds: "),
+    "a truth value as a rate": (["training.lr=true"], "training.lr: must be a number"),
+    "a later run of the sweep": (["generation.checkpoint=./nowhere"], "there is no folder"),
+    "a later run's prompts": (["generation.prompts=nowhere"], "generation.prompts: "),
+    "a plan without a cohort": (["generation.plan=cohort_deficit"], "needs a cohort"),
+    "a bank that is a file": (["generation.bank=/etc/hostname"], "cannot be written"),
+    "a bank below a file": (["generation.bank=/etc/hostname/bank"], "cannot be written"),
     "unknown key": (["traning.lr=1"], "unknown key traning; did you mean training?"),
     "key of another section": (["alpha=1"], "did you mean partition.alpha?"),
     "wrong type": (["rounds=many"], "rounds: "),
@@ -92,6 +112,9 @@ def test_a_checkpoint_folder_that_is_empty_or_damaged(tmp_path, tiny, capsys):
     assert main([*tiny, f"generation.checkpoint={tmp_path}/empty"]) == 2
     assert "model_index.json is missing" in capsys.readouterr().err
     shutil.copytree(SHIPPED / "digits", tmp_path / "damaged")
+    shutil.copytree(SHIPPED / "digits", tmp_path / "incomplete", ignore=shutil.ignore_patterns("diffusion*.safetensors"))
+    assert main([*tiny, f"generation.checkpoint={tmp_path}/incomplete"]) == 2
+    assert "has no safetensors file" in capsys.readouterr().err
     weights = next((tmp_path / "damaged/unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     assert main([*tiny, f"generation.checkpoint={tmp_path}/damaged"]) == 2

@@ -42,6 +42,24 @@ def test_a_kappa_outside_its_range_is_refused(tiny, kappa2):
         list(Simulation(overrides=tiny, kappa=lambda state: kappa2))
 
 
+def test_a_plan_that_begins_with_nothing_is_fedavg_until_it_asks(tiny):
+    records = list(Simulation(overrides=tiny, plan=lambda state: [state.round] + [0] * 9))
+    assert [(record.columns["images"], record.columns["kappa2"]) for record in records] == [(0, 0), (1, 0.2)]
+
+
+def test_overrides_do_not_go_with_a_config(tiny):
+    from genfl_mpi.config import single
+
+    with pytest.raises(UserError, match="model_copy"):
+        Simulation(single(overrides=tiny), ["rounds=1"])
+
+
+def test_weights_that_are_not_finite_are_named(tiny):
+    with pytest.raises(ArithmeticError, match="not finite") as caught:
+        list(Simulation(overrides=[*tiny, "method=aigc", "training.lr=1e20"]))
+    assert caught.value.__notes__ == ["round 1"]
+
+
 @pytest.mark.parametrize("cohort", [[0, 1], [0, 1, 1], [0, 1, 6], [-1, 0, 1]])
 def test_a_selection_that_is_no_cohort_is_refused(tiny, cohort):
     with pytest.raises(ValueError, match="3 distinct clients of 6"):

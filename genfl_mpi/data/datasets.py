@@ -40,6 +40,18 @@ DESCRIPTIONS = {
 }
 
 
+def check(data, samples):
+    """Raise UserError if the data set is not there and may not be downloaded, or has fewer than `samples` for training."""
+    about = DESCRIPTIONS[data.name]
+    folder = about.folder and Path(data.root) / about.folder
+    if folder and not data.download and not folder.is_dir():
+        raise UserError(f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
+                        "or let torchvision fetch it once, where there is a network, with data.download=true")
+    if samples > about.train_samples:
+        raise UserError(f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples} training samples; "
+                        "use fewer clients or a smaller minimum")
+
+
 def download(data):
     """Let torchvision fetch what is missing in data.root; for one rank, before the others read. `data`: config.data."""
     if DESCRIPTIONS[data.name].folder:
@@ -51,10 +63,7 @@ def load(data):
     """Read a data set. Returns a dict of arrays: train_images, train_labels, test_images, test_labels. Raises UserError."""
     if data.name == "mnist5k":
         return _mnist5k()
-    folder = Path(data.root) / DESCRIPTIONS[data.name].folder
-    if not folder.is_dir():
-        raise UserError(f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
-                        "or let torchvision fetch it once, where there is a network, with data.download=true")
+    check(data, 0)
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
         images, labels = _torchvision(data, is_train, download=False)

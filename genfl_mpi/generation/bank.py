@@ -53,6 +53,9 @@ class Bank:
 
     def __init__(self, folder, settings):
         self.folder = Path(folder)
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"generation.bank: {self.folder} cannot be written: {there} is not a folder that you may write to")
         self.settings = json.dumps(settings, sort_keys=True)
 
     def key(self, batch):

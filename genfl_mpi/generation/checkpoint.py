@@ -59,6 +59,9 @@ def _checked(folder):
     for part in set(components) - {"safety_checker", "feature_extractor"}:
         if not any((folder / part).glob("*")):
             raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} is missing or empty")
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} has no safetensors file")
     for file in folder.rglob("*.safetensors"):
         try:
             with safe_open(file, "np"):

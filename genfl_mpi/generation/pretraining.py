@@ -9,7 +9,6 @@ an autoencoder, then a text encoder and a denoising UNet trained together with t
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 

@@ -53,9 +53,6 @@ class ExactSum:
         self.units = torch.from_numpy(units)
         self.scratch = torch.empty(len(units), dtype=torch.float64)
 
-    def clear(self):
-        self.units.zero_()
-
     def add(self, rho, weights):
         """Add rho (in [0, 1]) times weights (float32 (size,)). Raises ArithmeticError on what it cannot represent."""
         largest = weights.abs().max().item()
@@ -71,7 +68,12 @@ class ExactSum:
 
 
 def fixed_point(value):
-    """A float as an integer number of 2**-20, for sums of losses that do not depend on their order."""
+    """A float as an integer number of 2**-20, for sums of losses that do not depend on their order.
+
+    Raises ArithmeticError if it is not finite, or so large that a sum over chunks might overflow 64 bits.
+    """
+    if not abs(value) < 2**40:
+        raise ArithmeticError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
     return int(np.rint(value * 2**20))
 
 

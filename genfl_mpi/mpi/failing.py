@@ -14,7 +14,7 @@ def named(what):
     try:
         yield
     except Exception as error:
-        error.add_note(f"in {what}")
+        error.add_note(what)
         raise
 
 
@@ -32,9 +32,9 @@ def exit_status(comm, function):
         if comm.size > 1 and not error.on_all_ranks:
             comm.Abort(2)
         return 2
-    except Exception as error:
+    except BaseException as error:  # also of an interrupt or an exit on one rank, for which the others would wait
         traceback.print_exc()
-        where = " ".join([f"rank {comm.rank} on {os.uname().nodename}", *getattr(error, "__notes__", [])])
+        where = ", ".join([f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))])
         print(f"genfl_mpi: {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if comm.size > 1:
             comm.Abort(1)

@@ -4,35 +4,40 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 
-from genfl_mpi.results.reader import config_of, open_results  # noqa: E402
+from genfl_mpi.results.summary import groups  # noqa: E402
 
 # Okabe and Ito's colours, which the colour-blind tell apart: a method has the same one in every figure.
-METHODS = {"fedavg": ("FedAvg", "#0072B2"), "aigc": ("AIGC-only", "#E69F00"), "genfl": ("GenFL", "#009E73")}
+COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73"}
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def accuracy(paths, out):
-    """Test accuracy against rounds, a line a run, into the PNG file `out`."""
+    """Test accuracy against rounds into the PNG file `out`: mean over seeds, with a band of a standard deviation."""
+    found, common = groups(paths)
     figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    drawn = {}
-    for path in paths:
-        with open_results(path) as file:
-            method = config_of(file)["method"]
-            name, colour = METHODS[method]
-            style = LINE_STYLES[drawn.get(method, 0) % len(LINE_STYLES)]
-            label = name if method not in drawn else None
-            drawn[method] = drawn.get(method, 0) + 1
-            axes.plot(file["rounds/round"][:], 100 * file["rounds/accuracy"][:], style, color=colour, label=label)
-            title = title_of(config_of(file))
-    axes.set(xlabel="round", ylabel="test accuracy (%)", title=title)
+    settings = list(dict.fromkeys(group.settings for group in found))
+    for group in found:
+        rounds = min(map(len, group.accuracy))
+        curves = 100 * np.array([curve[:rounds] for curve in group.accuracy])
+        mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, rounds + 1)
+        style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
+        axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
+        if len(curves) > 1:
+            deviation = curves.std(0, ddof=1)
+            axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="round", ylabel="test accuracy (%)", title=_title(common))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
 
-def title_of(config):
-    split = config["partition"]
-    how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
-    return f"{config['data']['name']}, {config['clients']} clients, {how}"
+def _title(common):
+    """What all runs have in common."""
+    parts = [str(common[key]) for key in ("data.name",) if key in common]
+    parts += [f"{common['clients']} clients"] if "clients" in common else []
+    if common.get("partition.scheme") == "dirichlet" and "partition.alpha" in common:
+        parts.append(f"Dirichlet({common['partition.alpha']:g})")
+    return ", ".join(parts)

@@ -1,36 +1,57 @@
-"""The closing table of a run or a sweep."""
+"""Runs that differ in nothing but the seed, taken together: for the closing table and the curves."""
 
-from collections import defaultdict
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from genfl_mpi.config import flatten
-from genfl_mpi.results.plots import METHODS
+from genfl_mpi.config import FREE, flatten
 from genfl_mpi.results.reader import config_of, open_results
 
+METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only"}
+# Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
+SET_ASIDE = FREE | {"seed", "generation.seed", "method"}
 
-def summary(paths):
-    """Lines of a table: a row for the runs that differ in nothing but the seed, mean and deviation over seeds."""
-    groups, varied = defaultdict(list), defaultdict(set)
+
+@dataclass
+class Group:
+    """method; settings: what tells the group from others of the method, as text; accuracy, seconds: arrays, one a run."""
+
+    method: str
+    settings: str
+    accuracy: list = field(default_factory=list)
+    seconds: list = field(default_factory=list)
+
+
+def groups(paths):
+    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict."""
+    runs = []
     for path in paths:
         with open_results(path) as file:
-            config = flatten(config_of(file))
-            accuracy, seconds = file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()
-        for key, value in config.items():
-            if value != config.get(key.replace("augmented.", "training.")) or not key.startswith("augmented."):
-                varied[key].add(str(value))
-        groups[tuple(sorted((k, str(v)) for k, v in config.items() if k not in ("seed", "generation.seed")))].append((config, accuracy, seconds))
-    extra = [key for key in varied if len(varied[key]) > 1 and key not in ("method", "seed", "generation.seed")]
-    yield f"{'method':<10} {'':<{_width(extra)}}  final accuracy (%)  best (%)  seconds  seeds"
-    for runs in groups.values():
-        config = runs[0][0]
-        final = np.array([100 * accuracy[-1] for _, accuracy, _ in runs])
-        best = np.mean([100 * accuracy.max() for _, accuracy, _ in runs])
-        spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else "       "
-        settings = ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in extra)
-        yield (f"{METHODS[config['method']][0]:<10} {settings:<{_width(extra)}}  {final.mean():11.2f}{spread}  {best:8.2f}"
-               f"  {np.mean([seconds for _, _, seconds in runs]):7.1f}  {len(runs):5d}")
+            runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
+    common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
+    varied = [key for key in runs[0][0] if key not in common and key not in SET_ASIDE and not _follows(key, runs)]
+    found = {}
+    for config, accuracy, seconds in runs:
+        settings = ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in varied)
+        group = found.setdefault((config["method"], settings), Group(METHODS[config["method"]], settings))
+        group.accuracy.append(accuracy)
+        group.seconds.append(seconds)
+    return list(found.values()), common
 
 
-def _width(extra):
-    return 24 if extra else 0
+def _follows(key, runs):
+    """Whether `augmented.x` is `training.x` in all runs, as it is unless it was set."""
+    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _, _ in runs)
+
+
+def table(paths):
+    """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one."""
+    found, _ = groups(paths)
+    width = max(len(group.settings) for group in found)
+    yield f"{'method':<10} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
+    for group in found:
+        final = np.array([100 * accuracy[-1] for accuracy in group.accuracy])
+        best = np.mean([100 * accuracy.max() for accuracy in group.accuracy])
+        spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
+        yield (f"{group.method:<10} {group.settings:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
+               f"  {np.mean(group.seconds):7.1f}  {len(final):5d}")

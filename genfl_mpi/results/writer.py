@@ -17,7 +17,6 @@ class Writer:
     """
 
     def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.new")
         # Built under another name, so that a file to be continued stays whole until this one is.
         self.file = h5py.File(unfinished, "w", libver="latest")
@@ -36,7 +35,11 @@ class Writer:
                 chunk = max(1, 4096 // int(np.prod(shape)))
                 data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
                 _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
-        self.file.create_dataset("weights", (size,), np.float32).attrs["long_name"] = "global weights after the last round"
+        weights = self.file.create_dataset("weights", (size,), np.float32)
+        weights.attrs["long_name"] = "global weights after the last round"
+        # A dimension without values of its own: never written, it takes no space.
+        self.file.create_dataset("weight", (size,), np.float32).make_scale("This is a netCDF dimension but not a netCDF variable.")
+        weights.dims[0].attach_scale(self.file["weight"])
         self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
         for table, columns in (earlier or {}).items():
             self._append(table, columns)
@@ -70,11 +73,14 @@ class Writer:
         numbering = next(iter(TABLES[table]))
         start = len(self.file[table][numbering])
         end = start + len(next(iter(columns.values())))
-        for name, values in {numbering: np.arange(start, end), **columns}.items():
-            data = self.file[table][name]
-            data.resize(end, axis=0)
-            data[start:] = values
-        self.file.flush()
+        columns = {numbering: np.arange(start, end), **columns}
+        # The numbering grows last: a row that it counts is there whole.
+        for part in (columns.keys() - {numbering}, {numbering}):
+            for name in part:
+                data = self.file[table][name]
+                data.resize(end, axis=0)
+                data[start:] = columns[name]
+            self.file.flush()
 
 
 def _describe(data, column, dimensions):
