@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -26,7 +27,7 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "prompts": _prompts, "generate": _generate, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "prompts": _prompts, "generate": _generate, "quality": _quality, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -36,7 +37,8 @@ def _run(arguments):
         "", "Simulate generative federated learning (GenFL) over MPI. Started again, it skips the runs that are\n"
         "finished and continues the others. Other commands, each with --help:\n"
         "  prefetch   download data set and checkpoint           generate   fill the bank of images over all ranks\n"
-        "  prompts    print what the generator would be asked    show, digest   read results files",
+        "  prompts    print what the generator would be asked    quality    judge the images of a bank\n"
+        "  show       print what is in a results file            digest     SHA-256 of results",
         epilog=EPILOG + _settings())
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
     return _with_config(parser, arguments, _run_all)
@@ -46,7 +48,7 @@ def _prefetch(arguments):
     parser = _parser("prefetch", "Download what CONFIG needs, on a machine with a network: the data set into data.root, and\n"
                      "the generator's checkpoint into the local Hugging Face cache.")
 
-    def command(comm, source, overrides, runs, say):
+    def command(comm, options, runs, say):
         from genfl_mpi.ahead import prefetch
 
         if comm.rank == 0:
@@ -60,7 +62,7 @@ def _prefetch(arguments):
 def _prompts(arguments):
     parser = _parser("prompts", "Print the prompts of the first round, and how many images each round asks for.")
 
-    def command(comm, source, overrides, runs, say):
+    def command(comm, options, runs, say):
         from genfl_mpi.ahead import prompts
 
         generating = [run for run in runs.values() if run.generates]
@@ -77,7 +79,7 @@ def _generate(arguments):
     parser = _parser("generate", "Make the images that the runs of CONFIG will need, over all ranks, and put them into the bank.\n"
                      "Started again, it makes what is missing. For example: mpirun -n 2 python -m genfl_mpi generate")
 
-    def command(comm, source, overrides, runs, say):
+    def command(comm, options, runs, say):
         from genfl_mpi.ahead import generate
 
         generate(comm, [run for run in runs.values() if run.generates], say)
@@ -86,20 +88,38 @@ def _generate(arguments):
     return _with_config(parser, arguments, command)
 
 
-def _parser(command, description, epilog=None):
+def _quality(arguments):
+    parser = _parser("quality", "Judge the images in the folder BANK against the real data set of CONFIG, and draw a labelled sheet of\n"
+                     "them, BANK/quality.png. For example: python -m genfl_mpi quality results/bank", first="bank")
+    parser.add_argument("--counts", default="10,100,300", help="images a class to judge by, as far as there are so many (default: %(default)s)")
+
+    def command(comm, options, runs, say):
+        from genfl_mpi.appraisal import quality
+
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.counts):
+            raise UserError(f"--counts {options.counts}: must be numbers, for example 10,100,300")
+        for line in quality(comm, options.bank, next(iter(runs.values())), [int(count) for count in options.counts.split(",")]):
+            say(line)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _parser(command, description, epilog=None, first=None):
     parser = argparse.ArgumentParser(prog=f"genfl_mpi {command}".strip(), description=description, epilog=epilog,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    if first:
+        parser.add_argument(first, metavar=first.upper())
     parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
     return parser
 
 
 def _with_config(parser, arguments, command):
-    """Parse, read the configuration, and run `command(comm, source, overrides, runs, say)` on every rank."""
+    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     options = _parse_once(parser, arguments)
-    source, overrides = options.config, options.overrides
-    if source and "=" in source and not Path(source).exists():
-        source, overrides = None, [source, *overrides]
+    if options.config and "=" in options.config and not Path(options.config).exists():
+        options.config, options.overrides = None, [options.config, *options.overrides]
 
     from genfl_mpi import config
     from genfl_mpi.mpi import collectives, failing
@@ -111,15 +131,15 @@ def _with_config(parser, arguments, command):
             print(text, flush=True)
 
     return failing.exit_status(comm, lambda: command(
-        comm, source, overrides, collectives.from_rank0(comm, lambda: config.load(source, overrides)), say))
+        comm, options, collectives.from_rank0(comm, lambda: config.load(options.config, options.overrides)), say))
 
 
-def _run_all(comm, source, overrides, runs, say):
+def _run_all(comm, options, runs, say):
     from genfl_mpi import config
     from genfl_mpi.runner import prepare, run
 
     start = time.perf_counter()
-    given = "\n".join([config.text_of(source), *(f"# {override}" for override in overrides)])
+    given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
     paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
     # All of a sweep is checked before its first run.
     for path, one in [(path, prepare(comm, path, one)) for path, one in zip(paths, runs.values())]:

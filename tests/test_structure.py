@@ -10,7 +10,7 @@ import genfl_mpi
 ROOT = Path(genfl_mpi.__file__).parent
 ROOMS = {"mpi", "data", "learning", "generation", "policies", "results"}
 FOUNDATION = {"config", "streams", "errors"}
-ALSO = {("results", "data")}  # results may read what data defines
+ALSO = {("results", "data"), ("generation", "learning")}  # results read what data define; quality is judged by classifiers
 
 
 def imports(file):

@@ -34,6 +34,27 @@ def accuracy(paths, out):
     plt.close(figure)
 
 
+def sheet(images, labels, names, out, columns=12):
+    """The first `columns` images of each class, a row a class with its name, into the PNG file `out`.
+
+    images: uint8 (n, C, H, W); labels: int (n,); names: of the classes.
+    """
+    _, channels, height, width = images.shape
+    tiles = np.full((len(names), columns, height + 2, width + 2, 3), 255, dtype=np.uint8)
+    for c in range(len(names)):
+        own = images[labels == c][:columns].transpose(0, 2, 3, 1)
+        tiles[c, : len(own), 1:-1, 1:-1] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
+    picture = tiles.transpose(0, 2, 1, 3, 4).reshape(len(names) * (height + 2), columns * (width + 2), 3)
+    figure, axes = plt.subplots(figsize=(columns * 0.42 + 1.2, len(names) * 0.42 + 0.2), layout="constrained")
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_yticks((np.arange(len(names)) + 0.5) * (height + 2), names)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
 def _title(common):
     """What all runs have in common."""
     parts = [str(common[key]) for key in ("data.name",) if key in common]

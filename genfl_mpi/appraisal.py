@@ -1,0 +1,77 @@
+"""How good the images of a bank are: the `quality` command."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from genfl_mpi.data import datasets
+from genfl_mpi.errors import UserError
+from genfl_mpi.generation import bank
+from genfl_mpi.generation.quality import MEASURES, Judge
+from genfl_mpi.mpi import devices
+from genfl_mpi.results import plots
+from genfl_mpi.simulation import resolve
+
+FORMATS = {"cas": "8.1f", "fidelity": "8.1f", "frechet": "8.2f", "diversity": "9.2f", "auc": "6.3f", "theta": "6.3f"}
+
+
+def quality(comm, folder, config, counts):
+    """Judge the images in a bank's folder against the real data set of `config`; yields lines. Writes quality.png there.
+
+    counts: numbers of images a class to judge by, the first of each class; each generator in the bank is judged apart.
+    Raises UserError.
+    """
+    config = resolve(config, comm)
+    device = devices.use(comm, config.runtime.threads, config.runtime.device)
+    about = datasets.DESCRIPTIONS[config.data.name]
+    sets = _sets(Path(folder), about, config.data.name)
+    start = time.perf_counter()
+    judge = Judge(datasets.load(config.data), about, config, device)
+    yield f"classifier: {config.model.name}; trained on the real {config.data.name} it reaches {judge.pool_accuracy():.1f} %"
+    yield from (f"  {name:<10} {meaning}" for name, meaning in MEASURES.items())
+    for settings, (images, labels) in sets.items():
+        fewest = np.bincount(labels).min()
+        yield f"\n{settings}"
+        yield _header("images a class")
+        for count in sorted({min(count, fewest) for count in counts}):
+            chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(about.classes))]))
+            measured = judge.measure(images[chosen], labels[chosen])
+            yield _row(f"{count}", measured, -1)
+        yield _header(f"class, of {count}")
+        yield from (_row(name, measured, c) for c, name in enumerate(about.classes))
+    picture = Path(folder) / "quality.png"
+    plots.sheet(images, labels, about.classes, picture)
+    yield f"\njudged in {time.perf_counter() - start:.0f} s on {device.type}, {config.runtime.threads} threads; a sheet of the last is in {picture}"
+
+
+def _sets(folder, about, name):
+    """Images and labels of each generator in a bank, by a description of the generator."""
+    files = sorted(folder.glob("*.h5"))
+    if not files:
+        raise UserError(f"{folder}: there are no images; make some with: python -m genfl_mpi generate CONFIG generation.bank={folder}")
+    found = {}
+    for file in map(bank.read, files):
+        if file["image"].shape[1:] != about.shape:
+            raise UserError(f"{folder}: its images are {file['image'].shape[1:]}, those of {name} {about.shape}; give the CONFIG of their data set")
+        if file["label"].max() >= len(about.classes):
+            raise UserError(f"{folder}: label {file['label'].max()} is unknown; {name} has {len(about.classes)} classes")
+        settings = file["settings"]
+        key = (f"checkpoint {settings['checkpoint'][:12]}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
+               f"{settings['scheduler'] or 'own scheduler'}, {settings['dtype']} on {settings['device']}")
+        found.setdefault(key, []).append(file)
+    for key, some in found.items():
+        images, labels = (np.concatenate([file[name] for file in some]) for name in ("image", "label"))
+        counts = np.bincount(labels, minlength=len(about.classes))
+        if counts.min() < 2:
+            raise UserError(f"{folder}: class {about.classes[counts.argmin()]!r} has {counts.min()} images of {key}; every class needs two to be judged")
+        found[key] = images, labels
+    return found
+
+
+def _header(first):
+    return f"{first:<16}" + "".join(f"  {name:>{form.split('.')[0]}}" for name, form in FORMATS.items())
+
+
+def _row(first, measured, which):
+    return f"{first:<16}" + "".join(f"  {measured[name][which]:{form}}" for name, form in FORMATS.items())

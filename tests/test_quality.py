@@ -1,0 +1,95 @@
+"""The measures of generated images, where their values are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from genfl_mpi import config
+from genfl_mpi.cli import main
+from genfl_mpi.data import datasets
+from genfl_mpi.generation.bank import Bank, Batch
+from genfl_mpi.generation.quality import Judge, frechet
+
+ABOUT = datasets.DESCRIPTIONS["mnist5k"]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def real():
+    return datasets.load(config.single({"method": "genfl"}).data)
+
+
+@pytest.fixture(scope="module")
+def judge(real):
+    return Judge(real, ABOUT, config.single(overrides=["method=genfl"]), torch.device("cpu"))
+
+
+def test_frechet_distance_by_hand():
+    # Two normal clouds on a line of each axis: means differ by 3, deviations are 1 and 2.
+    one, other = RNG.normal(0, 1, (20000, 3)), RNG.normal([3, 0, 0], [2, 1, 1], (20000, 3))
+    assert frechet(one, other) == pytest.approx(9 + (2 - 1) ** 2, rel=0.05)
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+
+
+def test_real_images_pass_for_real(judge, real):
+    """Real training images, judged as if they were generated."""
+    chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:40] for c in range(10)])
+    measured = judge.measure(real["train_images"][chosen], real["train_labels"][chosen])
+    assert all(len(values) == 11 for values in measured.values())
+    assert measured["cas"][-1] > 80 and measured["fidelity"][-1] > 95
+    assert 0.4 < measured["auc"][-1] < 0.7
+    assert 0.85 < measured["diversity"][-1] < 1.15
+    assert measured["theta"][-1] < 0.05
+    noise = judge.measure(RNG.integers(0, 256, (200, 1, 28, 28), dtype=np.uint8), np.arange(200) % 10)
+    assert noise["cas"][-1] < 40 and noise["fidelity"][-1] < 40 and noise["auc"][-1] > 0.95
+    assert noise["frechet"][-1] > 10 * measured["frechet"][-1] and noise["theta"][-1] > measured["theta"][-1]
+
+
+def test_wrong_labels_are_seen(judge, real):
+    chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:40] for c in range(10)])
+    labels = real["train_labels"][chosen].copy()
+    labels[labels == 3] = 99
+    labels[labels == 8] = 3
+    labels[labels == 99] = 8
+    measured = judge.measure(real["train_images"][chosen], labels)
+    assert measured["fidelity"][3] < 10 and measured["fidelity"][8] < 10 and measured["fidelity"][0] > 95
+    assert measured["cas"][3] < 20 and measured["cas"][0] > 80
+
+
+def test_copies_of_one_image_have_no_diversity(judge, real):
+    first = [np.flatnonzero(real["train_labels"] == c)[0] for c in range(10)]
+    measured = judge.measure(np.repeat(real["train_images"][first], 10, axis=0), np.repeat(np.arange(10), 10))
+    assert measured["diversity"][-1] < 1e-3
+
+
+def batch(labels):
+    return Batch(tuple(labels), (0,) * len(labels), tuple(range(len(labels))), ("a",) * len(labels))
+
+
+def test_the_command(tmp_path, tiny, capsys, real):
+    settings = {"checkpoint": "0" * 64, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:12] for c in range(10)])
+    Bank(tmp_path / "bank", settings).write(batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen])
+    assert main(["quality", str(tmp_path / "bank"), *tiny, "--counts", "5,300"]) == 0
+    said = capsys.readouterr().out
+    assert "\n5  " in said and "\n12  " in said and "cas" in said
+    assert (tmp_path / "bank/quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("images", "labels", "message"), [
+    ((20, 3, 32, 32), range(20), "give the CONFIG of their data set"), ((20, 1, 28, 28), range(20), "label 19 is unknown"),
+    ((10, 1, 28, 28), range(10), "every class needs two"), (None, None, "there are no images")])
+def test_banks_that_cannot_be_judged(tmp_path, tiny, capsys, images, labels, message):
+    settings = {"checkpoint": "0" * 64, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    if images:
+        Bank(tmp_path, settings).write(batch(labels), np.zeros(images, np.uint8))
+    assert main(["quality", str(tmp_path), *tiny]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_images(tmp_path, tiny, capsys):
+    (tmp_path / "some.h5").write_text("no HDF5")
+    assert main(["quality", str(tmp_path), *tiny]) == 2
+    assert "damaged or not a file of a bank" in capsys.readouterr().err
+    assert main(["quality", str(tmp_path), *tiny, "--counts", "many"]) == 2
+    assert "--counts many" in capsys.readouterr().err
