@@ -115,17 +115,19 @@ class Server:
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
 
         omega_t: float32 (size,), the weights before the round; omega_fl: float64 (size,), the clients' weighted sum, or
-        None if no client trained; omega_a: float32 (size,), or None if nothing was generated.
+        None if no client trained; omega_a: float32 (size,), or None if nothing was generated. What is missing has no weight.
         """
-        if omega_a is None:
-            return omega_t if omega_fl is None else omega_fl, 0.0
-        if omega_fl is None:
-            return omega_a, 1.0
-        state = replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy())
-        kappa2 = float(self.kappa(state))
-        if not 0 <= kappa2 <= 1:
-            raise ValueError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
-        return (1 - kappa2) * omega_fl + kappa2 * omega_a.double(), kappa2
+        kappa2 = 0.0 if omega_a is None else 1.0
+        omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
+        if omega_a is not None and omega_fl is not None:
+            state = replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy())
+            kappa2 = float(self.kappa(state))
+            if not 0 <= kappa2 <= 1:
+                raise ValueError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
+            omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
+        if not omega.isfinite().all():
+            raise ArithmeticError("the new global weights are not finite; a smaller learning rate may help")
+        return omega, kappa2
 
     def _batches(self, state, counts=None):
         """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""

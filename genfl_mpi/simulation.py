@@ -108,8 +108,6 @@ class Simulation:
                 generated = self.server.generate()
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.weights)
-            if augmented:
-                self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):
@@ -127,10 +125,8 @@ class Simulation:
         if self.is_server:
             omega_fl = self.sum.value() if self.config.trains_clients else None
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a)
-            if not omega.isfinite().all():
-                raise ArithmeticError("the new global weights are not finite; a smaller learning rate may help")
             self.weights.copy_(omega)
-            columns, clients = self._collect(kappa2, augmented)
+            columns, clients = self._collect(clock, kappa2, augmented)
         self.round += 1
         with clock("broadcast"):
             self._announce()
@@ -173,7 +169,7 @@ class Simulation:
         collectives.sum_everywhere(self.comm, totals)
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
-    def _collect(self, kappa2, augmented):
+    def _collect(self, clock, kappa2, augmented):
         """What the reduction brought to rank 0: columns of /rounds and of /clients. Also measures the ranks' speeds."""
         clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
         plan = self.down.plan
@@ -181,6 +177,8 @@ class Simulation:
         for rank, speed in enumerate(self.speeds):
             own = clients["rank"] == rank
             speed.measure(clients["samples"][own].sum() * self.config.training.epochs, clients["seconds"][own].sum())
+        if augmented:  # by the same trainer on rank 0
+            self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         columns = {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
             "train_loss": plan["rho"] @ clients["loss_last_epoch"] if len(plan) else np.nan,

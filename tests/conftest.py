@@ -27,14 +27,18 @@ def tiny(tmp_path, bank):
     return [*TINY, f"output={tmp_path}/results", f"generation.bank={bank}"]
 
 
-def mpirun(ranks, *arguments, timeout=300, **environment):
-    """Run `python *arguments` under mpirun; the launcher beside this Python, if there is one, else the site's."""
+def command(ranks, *arguments):
+    """`python *arguments` under mpirun: the launcher beside this Python, if there is one, else the site's."""
     beside = Path(sys.executable).with_name("mpirun")
     launcher = str(beside) if beside.exists() else shutil.which("mpirun")
     assert launcher, "no mpirun: install the extra [mpich], or an MPI of the site"
     extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in _version_of(launcher) else []
-    return subprocess.run([launcher, *extra, "-n", str(ranks), sys.executable, *map(str, arguments)],
-                          capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})
+    return [launcher, *extra, "-n", str(ranks), sys.executable, *map(str, arguments)]
+
+
+def mpirun(ranks, *arguments, timeout=300, **environment):
+    """Run a `command` to its end."""
+    return subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})
 
 
 def _version_of(launcher):

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import mpirun
+from conftest import command, mpirun
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
@@ -82,16 +82,23 @@ def test_more_rounds_continue_a_finished_run(tiny, tmp_path, capsys):
 
 def killed(ranks, overrides, when, tmp_path):
     """Start a run on `ranks` and kill -9 one of them when `when` holds."""
-    beside = Path(sys.executable).with_name("mpirun")
-    job = subprocess.Popen([str(beside), "-n", str(ranks), sys.executable, "-m", "genfl_mpi", *overrides],
-                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    job = subprocess.Popen(command(ranks, "-m", "genfl_mpi", *overrides), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for line in job.stdout:
         if when(line):
-            children = subprocess.run(["pgrep", "-f", f"^{sys.executable} -m genfl_mpi .*{tmp_path}"], capture_output=True, text=True).stdout.split()
-            os.kill(int(children[-1]), signal.SIGKILL)
+            own = [process for process in Path("/proc").glob("[0-9]*") if _is_rank(process, str(tmp_path))]
+            assert len(own) == ranks
+            os.kill(int(own[-1].name), signal.SIGKILL)
             break
     job.stdout.read()
     assert job.wait(timeout=60) != 0
+
+
+def _is_rank(process, folder):
+    try:
+        arguments = (process / "cmdline").read_text()
+    except OSError:  # it has ended
+        return False
+    return arguments.startswith(sys.executable) and folder in arguments
 
 
 def test_kill_9_loses_nothing(tiny, tmp_path):
