@@ -139,6 +139,16 @@ def test_a_checkpoint_of_another_run_is_not_used(tiny, tmp_path):
     assert digests(tmp_path / "results") == digests(tmp_path / "whole") and not stale.exists()
 
 
+def test_a_continued_run_keeps_its_first_threads(tiny, tmp_path, capsys):
+    free = [one for one in tiny if not one.startswith("runtime.threads")]
+    assert main([*free, "runtime.threads=3", "rounds=1"]) == 0
+    assert main([*free, "rounds=2"]) == 0
+    with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
+        assert len(file["rounds/round"]) == 2 and reader.config_of(file)["runtime"] == {"threads": 3, "device": "cpu"}
+    assert main([*free, "runtime.threads=1", "rounds=3"]) == 2
+    assert "runtime.threads was 3 and is 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("kappa", "method"), [("kappa.kappa1=1", "fedavg"), ("kappa.kappa2=1", "aigc")])
 def test_kappa_at_its_ends_is_a_baseline(tiny, tmp_path, kappa, method):
     assert main([*tiny, kappa]) == 0
