@@ -13,10 +13,10 @@ from genfl_mpi.errors import UserError
 
 EPILOG = """\
 examples:
-  mpirun -n 4 python -m genfl_mpi                       the default: three methods on real handwritten digits
+  mpirun -n 4 python -m genfl_mpi                       the default
+  mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  with three seeds
+  mpirun -n 2 python -m genfl_mpi generate              its images ahead of time
   mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
-  mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  the default with three seeds
-  mpirun -n 2 python -m genfl_mpi generate              its images, ahead of time
   python -m genfl_mpi show results/default/genfl_seed1.h5
   python -m genfl_mpi digest results/default/*.h5
 
@@ -34,19 +34,23 @@ def main(arguments=None):
 
 def _run(arguments):
     parser = _parser(
-        "", "Simulate generative federated learning (GenFL) over MPI. Started again, it skips the runs that are\n"
-        "finished and continues the others. Other commands, each with --help:\n"
-        "  prefetch   download data set and checkpoint           generate   fill the bank of images over all ranks\n"
-        "  prompts    print what the generator would be asked    quality    judge the images of a bank\n"
-        "  show       print what is in a results file            digest     SHA-256 of results",
+        "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
+        "three methods on real handwritten digits. Started again, it skips the runs that\n"
+        "are finished and continues the others. Other commands, each with --help:\n"
+        "  prefetch   download data set and checkpoint\n"
+        "  prompts    print what the generator would be asked\n"
+        "  generate   fill the bank of images ahead of time, over all ranks\n"
+        "  quality    judge the images of a bank\n"
+        "  show       print what is in a results file\n"
+        "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
     return _with_config(parser, arguments, _run_all)
 
 
 def _prefetch(arguments):
-    parser = _parser("prefetch", "Download what CONFIG needs, on a machine with a network: the data set into data.root, and\n"
-                     "the generator's checkpoint into the local Hugging Face cache.")
+    parser = _parser("prefetch", "Download what CONFIG needs, on a machine with a network: the data set into\n"
+                     "data.root, and the generator's checkpoint into the local Hugging Face cache.")
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import prefetch
@@ -76,8 +80,9 @@ def _prompts(arguments):
 
 
 def _generate(arguments):
-    parser = _parser("generate", "Make the images that the runs of CONFIG will need, over all ranks, and put them into the bank.\n"
-                     "Started again, it makes what is missing. For example: mpirun -n 2 python -m genfl_mpi generate")
+    parser = _parser("generate", "Make the images that the runs of CONFIG will need, over all ranks, and put them\n"
+                     "into the bank. Started again, it makes what is missing. For example:\n"
+                     "  mpirun -n 2 python -m genfl_mpi generate")
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import generate
@@ -89,8 +94,9 @@ def _generate(arguments):
 
 
 def _quality(arguments):
-    parser = _parser("quality", "Judge the images in the folder BANK against the real data set of CONFIG, and draw a labelled sheet of\n"
-                     "them, BANK/quality.png. For example: python -m genfl_mpi quality results/bank", first="bank")
+    parser = _parser("quality", "Judge the images in the folder BANK against the real data set of CONFIG, and\n"
+                     "draw a labelled sheet of them, BANK/quality.png. For example:\n"
+                     "  python -m genfl_mpi quality results/bank", first="bank")
     parser.add_argument("--counts", default="10,100,300", help="images a class to judge by, as far as there are so many (default: %(default)s)")
 
     def command(comm, options, runs, say):
@@ -106,7 +112,7 @@ def _quality(arguments):
 
 
 def _parser(command, description, epilog=None, first=None):
-    parser = argparse.ArgumentParser(prog=f"genfl_mpi {command}".strip(), description=description, epilog=epilog,
+    parser = argparse.ArgumentParser(prog=f"python -m genfl_mpi {command}".strip(), description=description, epilog=epilog,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     if first:
         parser.add_argument(first, metavar=first.upper())
@@ -157,7 +163,7 @@ def _run_all(comm, options, runs, say):
 
 
 def _show(arguments):
-    parser = argparse.ArgumentParser(prog="genfl_mpi show", description="Print what is in a results file.")
+    parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file.")
     parser.add_argument("file")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.show import show
@@ -167,7 +173,7 @@ def _show(arguments):
 
 def _digest(arguments):
     parser = argparse.ArgumentParser(
-        prog="genfl_mpi digest", description="Print the SHA-256 of the final weights and of the results without clocks, "
+        prog="python -m genfl_mpi digest", description="Print the SHA-256 of the final weights and of the results without clocks, "
         "hosts and bytes: equal for equal runs on any number of ranks.")
     parser.add_argument("file", nargs="+")
     options = parser.parse_args(arguments)

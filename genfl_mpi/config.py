@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import re
+import textwrap
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -319,7 +320,7 @@ def text_of(source=None):
 
 
 def describe():
-    """Every setting with its default and meaning, a line each."""
+    """Every setting with its default and meaning, as text of at most 80 columns."""
     lines = []
 
     def add(section, prefix):
@@ -327,7 +328,8 @@ def describe():
             if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
                 add(info.annotation, f"{prefix}{name}.")
             else:
-                lines.append(f"  {prefix}{name}: {info.default}" + (f"  ({info.description})" if info.description else ""))
+                about = f"  ({info.description})" if info.description else ""
+                lines.extend(textwrap.wrap(f"{prefix}{name}: {info.default}{about}", 80, initial_indent="  ", subsequent_indent=" " * 8))
 
     add(Config, "")
     return "\n".join(lines)
