@@ -43,12 +43,9 @@ def _processor():
 def _git_commit():
     """Of the package's own checkout, if it runs from one."""
     folder = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-                           capture_output=True, text=True, check=False) if _has_git() else None
-    return found.stdout.strip() if found and found.returncode == 0 else "unknown"
-
-
-def _has_git():
-    from shutil import which
-
-    return which("git") is not None
+    try:
+        found = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+                               capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return "unknown"
+    return found.stdout.strip()
