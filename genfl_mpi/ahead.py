@@ -4,7 +4,6 @@ import resource
 import time
 from collections import Counter
 
-import numpy as np
 from tqdm import tqdm
 
 from genfl_mpi.data import datasets
@@ -46,9 +45,11 @@ def generate(comm, configs, say):
     for config in configs:
         config = resolve(config, comm)
         devices.use(comm, config.runtime.threads, config.generation.device)
-        generator = collectives.together(comm, lambda: Generator(config.generation, datasets.DESCRIPTIONS[config.data.name].shape))
+        generator = collectives.together(comm, lambda: Generator(config, datasets.DESCRIPTIONS[config.data.name].shape))
         missing = collectives.from_rank0(comm, lambda: [
             batch for batches in _server(config).batches_from(0) for batch in batches if not generator.ready(batch)])
+        if comm.rank == 0 and (others := generator.bank.made_by_others()):
+            say(others)
         own = missing[comm.rank :: comm.size]
         if own:
             generator.load()
@@ -77,4 +78,4 @@ def generate(comm, configs, say):
 def _server(config):
     """The server's knowledge before a run: what the clients share, and the plan."""
     arrays = load_and_divide(config)
-    return Server(config, datasets.DESCRIPTIONS[config.data.name], np.diff(arrays["pointers"]), arrays["shared_labels"], None, {})
+    return Server(config, datasets.DESCRIPTIONS[config.data.name], arrays, None, {})

@@ -27,7 +27,7 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "prompts": _prompts, "generate": _generate, "quality": _quality, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -41,6 +41,8 @@ def _run(arguments):
         "  prompts    print what the generator would be asked\n"
         "  generate   fill the bank of images ahead of time, over all ranks\n"
         "  quality    judge the images of a bank\n"
+        "  pretrain   train a small generator on public images\n"
+        "  finetune   train a LoRA adapter for a generator\n"
         "  show       print what is in a results file\n"
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
@@ -106,6 +108,35 @@ def _quality(arguments):
             raise UserError(f"--counts {options.counts}: must be numbers, for example 10,100,300")
         for line in quality(comm, options.bank, next(iter(runs.values())), [int(count) for count in options.counts.split(",")]):
             say(line)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _pretrain(arguments):
+    parser = _parser("pretrain", "Train a small text-to-image pipeline in Stable Diffusion's format on public images,\n"
+                     "which no client holds, and write it to pretraining.output. For example:\n"
+                     "  python -m genfl_mpi pretrain configs/cifar10_pool.yaml data.root=/data")
+
+    def command(comm, options, runs, say):
+        from genfl_mpi.teaching import pretrain
+
+        pretrain(comm, next(iter(runs.values())), say)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _finetune(arguments):
+    parser = _parser("finetune", "Train a LoRA adapter for generation.checkpoint on a few real images of each class,\n"
+                     "at the server or at the clients, over all ranks, and write it to finetuning.output.\n"
+                     "For example:\n"
+                     "  mpirun -n 2 python -m genfl_mpi finetune finetuning.at=clients")
+
+    def command(comm, options, runs, say):
+        from genfl_mpi.teaching import finetune
+
+        finetune(comm, next(iter(runs.values())), say)
         return 0
 
     return _with_config(parser, arguments, command)
@@ -196,7 +227,7 @@ def _parse_once(parser, arguments):
             nowhere = quiet.enter_context(open(os.devnull, "w"))
             quiet.enter_context(redirect_stdout(nowhere))
             quiet.enter_context(redirect_stderr(nowhere))
-        return parser.parse_args(arguments)
+        return parser.parse_intermixed_args(arguments)
 
 
 def _print(lines):
@@ -213,6 +244,6 @@ def _print(lines):
 
 
 def _settings():
-    from genfl_mpi.config import describe
+    from genfl_mpi.settings import describe
 
     return describe()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import yaml
 
-from genfl_mpi.config import FREE, flatten, to_yaml, validate
+from genfl_mpi.config import flatten, to_yaml, validate
 from genfl_mpi.data import datasets
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.errors import UserError
@@ -16,6 +16,7 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.results import checkpoint, environment, reader
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.server import find_policies
+from genfl_mpi.settings import is_free
 from genfl_mpi.simulation import Simulation, resolve
 
 
@@ -42,8 +43,10 @@ def prepare(comm, path, config):
             find_policies(config)
             if config.generates:
                 load_prompts(config.generation.prompts, datasets.DESCRIPTIONS[config.data.name].classes)
-                Generator(config.generation, datasets.DESCRIPTIONS[config.data.name].shape)
-            _earlier(path, config)
+                Generator(config, datasets.DESCRIPTIONS[config.data.name].shape)
+            if path.exists():
+                with reader.open_results(path) as file:
+                    _kept_rounds(path, file, config)
 
     collectives.together(comm, check)
     return config
@@ -62,9 +65,11 @@ def run(comm, path, config, given, say):
     simulation = Simulation(config, comm=comm)
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
-        generated = earlier.tables["generated"] if earlier else {"label": [], "image": []}
-        simulation.restore(rounds, earlier and earlier.weights, generated["label"], generated["image"])
+        generated = earlier.tables["generated"] if earlier else {"label": [], "image": [], "fidelity": []}
+        simulation.restore(rounds, earlier and earlier.weights, generated["label"], generated["image"], generated["fidelity"])
     hosts = comm.gather(os.uname().nodename)
+    if comm.rank == 0 and config.generates and (others := simulation.server.generator.bank.made_by_others()):
+        say(f"{path.stem}: {others}")
     writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, earlier))
     for record in simulation:
         if comm.rank == 0:
@@ -95,19 +100,26 @@ def _earlier(path, config):
     if not path.exists():
         return Earlier()
     with reader.open_results(path) as file:
-        stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump())
-        differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
-                       if key not in FREE and stored.get(key) != wanted[key]]
-        if differences:
-            raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
-                            "Set another `output`, or move that file away")
-        rows, finished = len(file["rounds/round"]), reader.is_finished(file)
-        rounds, weights = (rows, file["weights"][:]) if finished else checkpoint.load(path)
-        if rounds > rows:
-            raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
-        if rounds > config.rounds:
-            raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-        return Earlier(finished, rounds, weights, reader.tables_until(file, rounds) if rounds else {})
+        rounds, weights, finished = _kept_rounds(path, file, config)
+        goes_on = rounds and rounds < config.rounds
+        return Earlier(finished, rounds, weights, reader.tables_until(file, rounds) if goes_on else {})
+
+
+def _kept_rounds(path, file, config):
+    """(rounds, weights, finished) of an open results file that `config` continues. Raises UserError if it cannot."""
+    stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump())
+    differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
+                   if not is_free(key) and stored.get(key) != wanted[key]]
+    if differences:
+        raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
+                        "Set another `output`, or move that file away")
+    rows, finished = len(file["rounds/round"]), reader.is_finished(file)
+    rounds, weights = (rows, file["weights"][:]) if finished else checkpoint.load(path)
+    if rounds > rows:
+        raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
+    if rounds > config.rounds:
+        raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
+    return rounds, weights, finished
 
 
 def _open(path, simulation, given, hosts, earlier):

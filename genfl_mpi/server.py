@@ -2,15 +2,18 @@
 
 import time
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from genfl_mpi import streams
+from genfl_mpi.data import public
 from genfl_mpi.generation import planning
 from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.mpi.schedule import Speed, assign, rates
 from genfl_mpi.policies import ServerState, find
@@ -27,24 +30,30 @@ def find_policies(config):
     }
 
 
+def read_pool(config, about, data, device):
+    """The filter's classifier: a `Reader` of the public pool, the only real images that the server has."""
+    chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
+    return Reader(data["train_images"][chosen], data["train_labels"][chosen], about, config, device)
+
+
 class Server:
-    """config: `Config`; about: the data set's `Description`; samples: int64 (clients,); shared_labels: int32 (clients,
-    classes), what the clients tell of their labels.
+    """config: `Config`; about: the data set's `Description`; data: the arrays of `load_and_divide`, of which the server
+    takes the clients' sizes, what they tell of their labels, and the public pool.
 
     policies: functions by name (select, rho, kappa, plan) that take the place of the configured ones.
     """
 
-    def __init__(self, config, about, samples, shared_labels, device, policies):
-        self.config, self.about, self.device = config, about, device
+    def __init__(self, config, about, data, device, policies):
+        self.config, self.about, self.data, self.device = config, about, data, device
         policies = find_policies(config) | policies
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
-        self.state = ServerState(0, config, samples, shared_labels, np.zeros(len(about.classes), dtype=np.int64))
-        self.pool_images, self.pool_labels = [], []
+        self.state = ServerState(0, config, np.diff(data["pointers"]), data["shared_labels"], np.zeros(len(about.classes), dtype=np.int64))
+        self.images, self.labels = [], []
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
-            self.generator = Generator(config.generation, about.shape)
+            self.generator = Generator(config, about.shape)
 
     def begin(self, round, plan, speeds):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message."""
@@ -63,11 +72,19 @@ class Server:
         plan["rank"] = assign(self.state.samples[cohort] * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
 
     def generate(self):
-        """Images of this round for the pool, from the bank or made now. Returns (key, batch, uint8 images) of each batch."""
-        made = [(self.generator.bank.key(batch), batch, self._images(batch)) for batch in self._batches(self.state)]
-        for _, batch, images in made:
-            self.add_to_pool(batch.label, images)
+        """Images of this round, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each batch."""
+        made = []
+        for batch in self._batches(self.state):
+            images = self._images(batch)
+            fidelity = self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
+            made.append((self.generator.bank.key(batch), batch, images, fidelity))
+        for _, batch, images, fidelity in made:
+            self.add_generated(batch.label, images, fidelity)
         return made
+
+    @cached_property
+    def _filter(self):
+        return read_pool(self.config, self.about, self.data, self.device) if self.config.generation.min_fidelity else None
 
     def generate_ahead(self):
         """A piece of work for later rounds, at most one batch. Returns False when there is none left."""
@@ -93,20 +110,22 @@ class Server:
             yield self._batches(state, counts)
             state = replace(state, generated=state.generated + counts)
 
-    def add_to_pool(self, labels, images):
-        """labels: int (n,); images: uint8 (n, C, H, W)."""
-        self.pool_labels.append(np.asarray(labels, dtype=np.int64))
-        self.pool_images.append(images)
+    def add_generated(self, labels, images, fidelity):
+        """labels: int (n,); images: uint8 (n, C, H, W); fidelity: float64 (n,), NaN without a filter. All of them count as
+        generated; the augmented model learns from those that pass."""
+        used = ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
+        self.images.append(np.asarray(images)[used])
+        self.labels.append(np.asarray(labels, dtype=np.int64)[used])
         generated = self.state.generated + np.bincount(labels, minlength=len(self.about.classes))
         self.state = replace(self.state, generated=generated)
 
     def train_augmented(self, model, start):
         """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`. Returns it
-        with the trainer's `Report`, or (None, None) while there is no image."""
-        if not self.state.generated.any():
+        with the trainer's `Report`, or (None, None) while there is none."""
+        if not any(map(len, self.labels)):
             return None, None
-        images = normalise(torch.from_numpy(np.concatenate(self.pool_images)), self.about.mean, self.about.std, self.device)
-        labels = torch.from_numpy(np.concatenate(self.pool_labels)).to(self.device)
+        images = normalise(torch.from_numpy(np.concatenate(self.images)), self.about.mean, self.about.std, self.device)
+        labels = torch.from_numpy(np.concatenate(self.labels)).to(self.device)
         rng = streams.generator(self.config.seed, "augmented", self.state.round)
         report = train(model, start, images, labels, self.config.augmented, rng)
         return model.weights.to("cpu", copy=True), report

@@ -7,8 +7,8 @@ import torch
 
 from genfl_mpi import streams
 from genfl_mpi.clock import Clock
-from genfl_mpi.config import Config, single
-from genfl_mpi.data import datasets
+from genfl_mpi.config import single
+from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
@@ -20,6 +20,7 @@ from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
 from genfl_mpi.mpi.schedule import Speed
 from genfl_mpi.server import Server
+from genfl_mpi.settings import Config
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
-    /clients, arrays (cohort,). generated: (key, batch, uint8 images) of each batch that joined the server's pool.
+    /clients, arrays (cohort,). generated: (key, batch, uint8 images, fidelity) of each batch of this round.
     """
 
     round: int
@@ -72,15 +73,14 @@ class Simulation:
         self.weights.copy_(self.model.weights)
         self.round = 0
         self.speeds = [Speed() for _ in range(self.comm.size)]
-        self.server = collectives.together(self.comm, lambda: self.is_server and Server(
-            config, self.about, np.diff(self.data["pointers"]), self.data["shared_labels"], self.device, policies))
+        self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
 
-    def restore(self, round, weights, labels, images):
+    def restore(self, round, weights, labels, images, fidelity):
         """Continue after `round` finished rounds; the weights and the generated images so far matter on rank 0 alone."""
         self.round = round
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
-            self.server.add_to_pool(labels, images)
+            self.server.add_generated(labels, images, fidelity)
 
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
@@ -182,7 +182,7 @@ class Simulation:
         columns = {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
             "train_loss": plan["rho"] @ clients["loss_last_epoch"] if len(plan) else np.nan,
-            "images": self.server.state.generated.sum(),
+            "images": self.server.state.generated.sum(), "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             "train_seconds": self.up.ranks[:, 0].max(), "wait_seconds": self.up.ranks[:, 1].mean(),
         }
@@ -217,11 +217,16 @@ def resolve(config, comm):
 
 
 def load_and_divide(config):
-    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms."""
+    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms.
+
+    What remains of the training set after the public pool is divided over the clients.
+    """
     arrays = datasets.load(config.data)
     classes = len(datasets.DESCRIPTIONS[config.data.name].classes)
     labels = arrays["train_labels"]
-    pointers, indices = partition(labels, config.clients, classes, config.partition, config.seed)
+    held = np.setdiff1d(np.arange(len(labels)), public.pool(labels, config.data.public_pool, classes))
+    pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
+    indices = held[indices]
     histograms = label_histograms(labels, pointers, indices, classes)
     shared = share(histograms, config.label_sharing, config.seed)
     return {**arrays, "pointers": pointers, "indices": indices, "label_histograms": histograms, "shared_labels": shared}

@@ -7,7 +7,7 @@ draw does not depend on which rank makes it, on what was drawn before, or on whe
 import numpy as np
 
 # Part of every key: append new purposes at the end, never reorder.
-PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image", "labels", "quality")
+PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image", "labels", "quality", "pool", "finetune")
 
 
 def _sequence(seed, purpose, *position):

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genfl_mpi.config import Data, LabelSharing, Partition
-from genfl_mpi.data import datasets
+from genfl_mpi import config
+from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
+from genfl_mpi.settings import Data, LabelSharing, Partition
+from genfl_mpi.simulation import load_and_divide
 
 LABELS = np.repeat(np.arange(10), 400)
 
@@ -87,6 +89,44 @@ def test_mnist5k_is_balanced_and_its_parts_are_disjoint():
     assert np.bincount(arrays["test_labels"]).tolist() == [100] * 10
     train = {image.tobytes() for image in arrays["train_images"]}
     assert not any(image.tobytes() in train for image in arrays["test_images"])
+
+
+def test_a_smaller_pool_is_part_of_a_larger_one():
+    small, large = public.pool(LABELS, 105, 10), public.pool(LABELS, 1000, 10)
+    assert len(small) == 105 and set(small) < set(large) and np.array_equal(small, np.sort(small))
+    assert np.bincount(LABELS[small]).tolist() == [11] * 5 + [10] * 5
+    assert len(public.pool(LABELS, 0, 10)) == 0
+    with pytest.raises(UserError, match="401 training samples of class 0, and there are 400"):
+        public.pool(LABELS, 4001, 10)
+
+
+def test_no_client_holds_an_image_of_the_pool():
+    one = config.single(overrides=["method=genfl", "data.public_pool=1000"])
+    divided = load_and_divide(one)
+    pool = public.pool(divided["train_labels"], 1000, 10)
+    assert sorted([*divided["indices"], *pool]) == list(range(4000))
+    assert divided["label_histograms"].sum() == 3000
+
+
+def test_an_image_of_the_test_set_is_not_learned_from():
+    arrays = {name: array.copy() for name, array in datasets.load(Data(name="mnist5k")).items()}
+    pool = public.pool(arrays["train_labels"], 100, 10)
+    arrays["train_images"][pool[7]] = arrays["test_images"][42]
+    values, labels, tested = public.images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(public_pool=100), "public_pool")
+    assert tested == 1 and len(values) == len(labels) == 99
+    assert np.array_equal((values * 255).round().byte().numpy(), np.delete(arrays["train_images"][pool], 7, axis=0))
+    with pytest.raises(UserError, match="data.public_pool is 0"):
+        public.images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(), "public_pool")
+    with pytest.raises(UserError, match="digits like MNIST's"):
+        public.images(arrays, datasets.DESCRIPTIONS["cifar10"], Data(name="cifar10"), "uci_digits")
+
+
+@pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
+@pytest.mark.parametrize(("name", "tested"), [("cifar10", 0), ("cifar100", 1)])
+def test_the_pools_of_cifar_and_the_test_images_in_them(name, tested):
+    """CIFAR-100's training set holds copies of test images: one of them is in the pool, and left out."""
+    data = Data(name=name, root=os.environ["GENFL_DATA"], public_pool=10000)
+    assert public.images(datasets.load(data), datasets.DESCRIPTIONS[name], data, "public_pool")[2] == tested
 
 
 @pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")

@@ -22,8 +22,9 @@ CPU = torch.device("cpu")
 
 
 def settings(folder, **changes):
-    one = config.single({"method": "genfl"}).generation
-    return one.model_copy(update={"bank": str(folder), "seed": 1, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 5, **changes})
+    one = config.single({"method": "genfl"})
+    return one.model_copy(update={"generation": one.generation.model_copy(update={
+        "bank": str(folder), "seed": 1, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 5, **changes})})
 
 
 def state(shared, **generation):
@@ -120,6 +121,17 @@ def test_a_damaged_file_of_the_bank_is_named(tmp_path, damage):
         bank.read(batch)
 
 
+def test_a_bank_of_another_checkpoint_is_told(tmp_path):
+    [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
+    ours, other = (Bank(tmp_path, {"checkpoint": letter * 64, "adapter": None}) for letter in "ab")
+    assert ours.made_by_others() is None
+    other.write(batch, np.zeros((1, 1, 28, 28), np.uint8))
+    assert "holds images of checkpoint bbbbbbbbbbbb, and none of checkpoint aaaaaaaaaaaa" in ours.made_by_others()
+    assert batch not in ours and other.made_by_others() is None
+    ours.write(batch, np.ones((1, 1, 28, 28), np.uint8))
+    assert ours.made_by_others() is None and other.read(batch).max() == 0
+
+
 def test_a_bank_that_cannot_be_written(tmp_path):
     [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
     (tmp_path / "file").write_text("")
@@ -135,15 +147,14 @@ def test_a_colour_data_set_gets_colour_images(tmp_path):
 
 def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     """A classifier of UCI digits, the generator's own training data, reads what was drawn."""
-    from genfl_mpi.config import Model, Training
-    from genfl_mpi.generation.pretraining import framed_digits
+    from genfl_mpi.data.public import uci_digits
     from genfl_mpi.learning import models
     from genfl_mpi.learning.weights import FlatModel
+    from genfl_mpi.settings import Model, Training
 
     [batch] = batches_of_round([2] * 10, [0] * 10, PROMPTS, 1, 20)
     drawn = Generator(settings(tmp_path, steps=20, batch_size=20), (1, 28, 28)).images(batch)
-    real, labels = framed_digits()
-    real = torch.nn.functional.interpolate(real[:, :1], 28, mode="bilinear", antialias=True) / 2 + 0.5
+    real, labels = uci_digits()
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
     train(model, model.weights.clone(), normalise((real * 255).byte(), (0.13,), (0.31,), CPU), torch.as_tensor(labels),
           Training(epochs=15, lr=0.1), np.random.default_rng(0))

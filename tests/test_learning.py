@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from genfl_mpi.config import Model, Training
 from genfl_mpi.learning import models
 from genfl_mpi.learning.training import batches, sgd, train
 from genfl_mpi.learning.weights import LIMIT, ExactSum, FlatModel
+from genfl_mpi.settings import Model, Training
 
 RNG = np.random.default_rng(0)
 

@@ -7,6 +7,7 @@ import torch
 from genfl_mpi import config
 from genfl_mpi.cli import main
 from genfl_mpi.data import datasets
+from genfl_mpi.generation import reading
 from genfl_mpi.generation.bank import Bank, Batch
 from genfl_mpi.generation.quality import Judge, frechet
 
@@ -62,12 +63,44 @@ def test_copies_of_one_image_have_no_diversity(judge, real):
     assert measured["diversity"][-1] < 1e-3
 
 
+def test_copies_of_public_images_are_seen(real, monkeypatch):
+    """Half of the training images are public; copies of them, mirrored or not, are told from images that are like them."""
+    monkeypatch.setattr(reading, "STEPS", 50)  # how well its classifiers read does not matter here
+    images, labels = real["train_images"], real["train_labels"]
+    order = np.random.default_rng(1).permutation(len(labels))
+    public, other = order[:2000], order[2000:2500]
+    judge = Judge(real, ABOUT, config.single(overrides=["method=genfl", "training.epochs=1"]), torch.device("cpu"), images[public])
+
+    fresh, copied = images[other], images[public[:50]]
+    changed = np.clip(copied.astype(int) + RNG.integers(-2, 3, copied.shape), 0, 255).astype(np.uint8)
+    assert judge.copies(fresh).mean() < 0.04, "about one in a hundred by chance"
+    for made in (copied, copied[..., ::-1], changed):
+        assert judge.copies(made).all()
+    assert np.isnan(judge.measure(fresh, labels[other], generated=False)["copies"]).all()
+    assert judge.measure(np.concatenate([fresh, copied]), labels[[*other, *public[:50]]])["copies"][-1] == pytest.approx(
+        100 * (50 + judge.copies(fresh).sum()) / 550)
+
+
+def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real):
+    settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[-12:] for c in range(10)])
+    labels = real["train_labels"][chosen].copy()
+    labels[::12] = (labels[::12] + 1) % 10  # one image of each class under a wrong label
+    Bank(tmp_path / "bank", settings).write(batch(labels.tolist()), real["train_images"][chosen])
+    arguments = ["quality", str(tmp_path / "bank"), *tiny, "--counts", "5", "data.public_pool=1000"]
+    assert main([*arguments, "generation.min_fidelity=0.3"]) == 0
+    kept = int(capsys.readouterr().out.partition("the filter keeps ")[2].split()[0])
+    assert 95 <= kept <= 110
+    assert main([*arguments, "generation.min_fidelity=1"]) == 2
+    assert "lower generation.min_fidelity" in capsys.readouterr().err
+
+
 def batch(labels):
     return Batch(tuple(labels), (0,) * len(labels), tuple(range(len(labels))), ("a",) * len(labels))
 
 
 def test_the_command(tmp_path, tiny, capsys, real):
-    settings = {"checkpoint": "0" * 64, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:12] for c in range(10)])
     Bank(tmp_path / "bank", settings).write(batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen])
     assert main(["quality", str(tmp_path / "bank"), *tiny, "--counts", "5,300"]) == 0
@@ -80,7 +113,7 @@ def test_the_command(tmp_path, tiny, capsys, real):
     ((20, 3, 32, 32), range(20), "give the CONFIG of their data set"), ((20, 1, 28, 28), range(20), "label 19 is unknown"),
     ((10, 1, 28, 28), range(10), "every class needs two"), (None, None, "there are no images")])
 def test_banks_that_cannot_be_judged(tmp_path, tiny, capsys, images, labels, message):
-    settings = {"checkpoint": "0" * 64, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
     if images:
         Bank(tmp_path, settings).write(batch(labels), np.zeros(images, np.uint8))
     assert main(["quality", str(tmp_path), *tiny]) == 2

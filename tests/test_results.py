@@ -11,7 +11,8 @@ from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.layout import CLIENTS, GENERATED, ROUNDS
-from genfl_mpi.results.reader import open_results
+from genfl_mpi.results.reader import digests, open_results
+from genfl_mpi.results.writer import Writer
 
 
 @pytest.fixture
@@ -145,3 +146,28 @@ def test_a_missing_output_folder_that_cannot_be_made(tiny, tmp_path, capsys):
 def test_open_results_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="no such results file"):
         open_results(tmp_path / "none.h5")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monkeypatch):
+    from genfl_mpi.results import space
+
+    assert main([*tiny, "rounds=3", f"output={tmp_path}/whole"]) == 0
+    monkeypatch.setattr(space, "RESERVE", 1e18)
+    assert main([*tiny, "rounds=3"]) == 2
+    assert "the disk is full: " in capsys.readouterr().err and not (tmp_path / "results/genfl_seed1.h5").exists()
+    monkeypatch.undo()
+    append = Writer.append
+
+    def fills_up(self, record):
+        if record.round == 2:
+            monkeypatch.setattr(space, "RESERVE", 1e18)
+        append(self, record)
+
+    monkeypatch.setattr(Writer, "append", fills_up)
+    assert main([*tiny, "rounds=3"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with open_results(tmp_path / "results/genfl_seed1.h5") as file:
+        assert file["rounds/round"][:].tolist() == [1]
+    monkeypatch.undo()
+    assert main([*tiny, "rounds=3"]) == 0
+    assert digests(tmp_path / "results/genfl_seed1.h5") == digests(tmp_path / "whole/genfl_seed1.h5")

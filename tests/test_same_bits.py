@@ -45,6 +45,19 @@ def test_another_seed_gives_other_bits(tiny, tmp_path):
     assert one[0] != two[0] and one[1] != two[1]
 
 
+def test_a_filtered_run_continues_with_the_images_that_passed(tiny, tmp_path):
+    tiny = [*tiny, "data.public_pool=500", "generation.min_fidelity=0.6", "generation.per_round=3", "generation.cap=9", "generation.steps=8"]
+    run(2, [*tiny, "rounds=3", f"output={tmp_path}/whole"])
+    assert main([*tiny, "rounds=2"]) == 0
+    assert main([*tiny, "rounds=3"]) == 0
+    assert digests(tmp_path / "results") == digests(tmp_path / "whole")
+    with reader.open_results(tmp_path / "whole/genfl_seed1.h5") as file:
+        fidelity, rounds = file["generated/fidelity"][:], file["generated/round"][:]
+        used = [(fidelity[rounds <= round] >= 0.6).sum() for round in (1, 2, 3)]
+        assert file["rounds/images_used"][:].tolist() == used and file["rounds/images"][:].tolist() == [30, 60, 90]
+        assert 0 < used[-1] < 90
+
+
 def test_interrupted_and_continued_on_other_ranks(tiny, tmp_path, monkeypatch):
     run(2, [*tiny, "rounds=4", f"output={tmp_path}/whole"])
 

@@ -47,9 +47,10 @@ def check(data, samples):
     if folder and not data.download and not folder.is_dir():
         raise UserError(f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
                         "or let torchvision fetch it once, where there is a network, with data.download=true")
-    if samples > about.train_samples:
-        raise UserError(f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples} training samples; "
-                        "use fewer clients or a smaller minimum")
+    if samples > about.train_samples - data.public_pool:
+        besides = f" besides the public pool of {data.public_pool}" if data.public_pool else ""
+        raise UserError(f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples - data.public_pool} "
+                        f"training samples{besides}; use fewer clients or a smaller minimum")
 
 
 def download(data):

@@ -92,6 +92,25 @@ class Bank:
                 unfinished.unlink()
             raise UserError(f"generation.bank: {self.folder} cannot be written: {error.strerror}") from None
 
+    def made_by_others(self):
+        """A line that says so if the bank has images, and none of them is of our checkpoint and adapter; else None."""
+        ours, found = maker(json.loads(self.settings)), set()
+        for path in self.folder.glob("*.h5"):
+            with suppress(OSError, KeyError, ValueError), h5py.File(path, "r") as file:
+                found.add(maker(json.loads(file.attrs["settings"])))
+            if ours in found:
+                return None
+        if found:
+            return (f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, and none of {ours}, which this configuration "
+                    "names: new ones are made, the others stay")
+        return None
+
+
+def maker(settings):
+    """The checkpoint and adapter of a bank file's settings, in short."""
+    adapter = settings.get("adapter")
+    return f"checkpoint {settings.get('checkpoint', '?')[:12]}" + (f" with adapter {adapter[:12]}" if adapter else "")
+
 
 def read(path):
     """A file of a bank as a dict: image (n, C, H, W), label, template, seed, prompt, settings. Raises UserError."""

@@ -5,11 +5,14 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from genfl_mpi.errors import UserError
 
 SHIPPED = Path(__file__).parent / "checkpoints"
+ADAPTER = "pytorch_lora_weights.safetensors"
+RECORD = "training.yaml"  # what `pretrain` and `finetune` write down beside what they made
 
 
 def locate(name):
@@ -30,6 +33,18 @@ def locate(name):
                         "fetch it once, where there is a network, with: python -m genfl_mpi prefetch CONFIG") from None
 
 
+def locate_adapter(name, checkpoint):
+    """The folder `name` of a LoRA adapter for the checkpoint in the folder `checkpoint`. Raises UserError."""
+    folder = Path(name)
+    if not (folder / ADAPTER).is_file():
+        raise UserError(f"generation.adapter: {name} is not a folder with a file {ADAPTER}")
+    _check_weights(folder)
+    if record := _record(folder):
+        if record["checkpoint"] != digest(checkpoint):
+            raise UserError(f"generation.adapter: {name} was made for another checkpoint ({record['checkpoint'][:12]}) than {checkpoint} ({digest(checkpoint)[:12]})")
+    return folder
+
+
 def fetch(name):
     """Download what a run needs of a hub id into the local cache; nothing to do for a folder or a shipped checkpoint."""
     try:
@@ -48,6 +63,20 @@ def fetch(name):
     return locate(name)
 
 
+def check_public(folder, data):
+    """Raise UserError if a checkpoint, or an adapter, learned from images that clients hold. data: config.data."""
+    record = _record(folder)
+    if record and record["data"] == data.name and record["public_pool"] > data.public_pool:
+        raise UserError(f"{folder.name} learned from {record['public_pool']} public images of {data.name}, which clients must not hold: "
+                        f"set data.public_pool={record['public_pool']}")
+
+
+def _record(folder):
+    """What `pretrain` or `finetune` wrote down about `folder`; None if it is not of our making."""
+    file = folder / RECORD
+    return yaml.safe_load(file.read_text()) if file.is_file() else None
+
+
 def _checked(folder):
     try:
         index = json.loads((folder / "model_index.json").read_text())
@@ -62,13 +91,17 @@ def _checked(folder):
     for part in ("unet", "vae", "text_encoder"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} has no safetensors file")
+    _check_weights(folder)
+    return folder
+
+
+def _check_weights(folder):
     for file in folder.rglob("*.safetensors"):
         try:
             with safe_open(file, "np"):
                 pass  # reads the header and compares the sizes it names with the file's
         except (SafetensorError, OSError) as error:
-            raise UserError(f"generation.checkpoint: {file} is damaged: {error}") from None
-    return folder
+            raise UserError(f"generation: {file} is damaged: {error}") from None
 
 
 @lru_cache

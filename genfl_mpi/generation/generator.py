@@ -7,19 +7,23 @@ from genfl_mpi.generation.bank import Bank
 
 
 class Generator:
-    """settings: config.generation, resolved; shape: (C, H, W) of the data set.
+    """config: `Config`, resolved; shape: (C, H, W) of the data set.
 
     Nothing heavy happens before the first image that the bank does not have.
     """
 
-    def __init__(self, settings, shape):
-        self.settings, self.shape = settings, shape
+    def __init__(self, config, shape):
+        self.settings, self.shape = config.generation, shape
+        settings = self.settings
         self.folder = checkpoint.locate(settings.checkpoint)
+        self.adapter = settings.adapter and checkpoint.locate_adapter(settings.adapter, self.folder)
+        for folder in filter(None, (self.folder, self.adapter)):
+            checkpoint.check_public(folder, config.data)
         pipeline.check(settings)
         # Everything but prompt and seed that an image's bits depend on.
         names = ("negative_prompt", "scheduler", "steps", "guidance", "size", "batch_size", "dtype", "device", "save_memory")
         self.bank = Bank(settings.bank, {
-            "checkpoint": checkpoint.digest(self.folder), "shape": list(shape), "resize": "bilinear, antialiased",
+            "checkpoint": checkpoint.digest(self.folder), "adapter": self.adapter and checkpoint.digest(self.adapter), "shape": list(shape), "resize": "bilinear, antialiased",
             "threads": settings.threads if settings.device == "cpu" else None,
             **{name: getattr(settings, name) for name in names},
         })
@@ -35,7 +39,7 @@ class Generator:
 
     def load(self):
         """Load the pipeline now, which otherwise waits for the first image to be made."""
-        return pipeline.load(self.folder, self.settings)
+        return pipeline.load(self.folder, self.adapter, self.settings)
 
     def _draw(self, batch):
         # A short batch is filled up, so that every image is computed in a batch of the same size.

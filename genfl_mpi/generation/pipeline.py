@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.generation.checkpoint import ADAPTER
 
 
 def check(settings):
@@ -25,8 +26,8 @@ def check(settings):
         raise UserError(f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need")
 
 
-@lru_cache(maxsize=1)
-def _load(folder, scheduler, dtype, device, save_memory):
+def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
+    """The pipeline in `folder`, with the adapter in the folder `adapter`. Only safetensors are read. Raises UserError."""
     import diffusers  # here, because it takes seconds and only a rank that generates needs it
     import transformers
 
@@ -37,10 +38,15 @@ def _load(folder, scheduler, dtype, device, save_memory):
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
             safety_checker=None, requires_safety_checker=False)
+        if adapter is not None:
+            pipeline.load_lora_weights(adapter, weight_name=ADAPTER)
+            pipeline.fuse_lora(components=["unet"])  # added to the weights once, it costs an image nothing
+            pipeline.unload_lora_weights()
         if scheduler is not None:
             pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     except Exception as error:
-        raise UserError(f"generation.checkpoint: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        what = f"generation.checkpoint: {folder}" + (f" with generation.adapter {adapter}" if adapter else "")
+        raise UserError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from error
     pipeline.set_progress_bar_config(disable=True)
     if "attention_slicing" in save_memory:
         pipeline.enable_attention_slicing()
@@ -54,9 +60,12 @@ def _load(folder, scheduler, dtype, device, save_memory):
     return pipeline.to(device)
 
 
-def load(folder, settings):
-    """The pipeline in `folder` as config.generation wants it, loaded once. Only safetensors are read."""
-    return _load(folder, settings.scheduler, settings.dtype, settings.device, tuple(settings.save_memory))
+_read_once = lru_cache(maxsize=1)(read)
+
+
+def load(folder, adapter, settings):
+    """The pipeline in `folder` as config.generation wants it, read once; adapter: a folder or None."""
+    return _read_once(folder, adapter, settings.scheduler, settings.dtype, settings.device, tuple(settings.save_memory))
 
 
 def draw(pipeline, prompts, seeds, settings, shape):

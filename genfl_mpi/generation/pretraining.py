@@ -1,50 +1,64 @@
-"""Train a small text-to-image pipeline in Stable Diffusion's format on public images.
+"""Train a small text-to-image pipeline in Stable Diffusion's format.
 
-    python -m genfl_mpi.generation.pretraining OUT
-
-trains the digits checkpoint that the package ships, on scikit-learn's UCI digits (1,797 images of 8x8, by
-other writers, with another scanner than MNIST), so that its images differ from the clients' data as
-Stable Diffusion's differ from CIFAR. The three stages are those of latent diffusion (Rombach et al. 2022):
-an autoencoder, then a text encoder and a denoising UNet trained together with the noise-prediction loss.
+The stages are those of latent diffusion (Rombach et al. 2022): an autoencoder, then a text encoder and a denoising UNet
+trained together. The classes and block types are Stable Diffusion v1.5's; only the widths are small.
 """
 
-import argparse
+import re
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
 
-IMAGE_SIZE = 32  # the autoencoder's input; its latents are a quarter of that
-PROMPT_TOKENS = 16
+IMAGE_SIZE = 32  # pixels of a side, of the autoencoder's images
+TEXT_WIDTH = 64
 
 
-def framed_digits():
-    """scikit-learn's UCI digits framed as MNIST frames its own: 20x20 in the middle of 28x28.
+def pretrain(images, labels, prompts, settings, device, out, say):
+    """Train a pipeline and write it, in half precision, to the folder `out`.
 
-    Returns float32 images (1797, 3, 32, 32) in [-1, 1] and int labels (1797,).
+    images: float32 (n, C, H, W) in [0, 1], C 1 or 3; labels: int (n,); prompts: `Prompts` for these labels; settings:
+    config.pretraining; say: prints a line of progress. Random numbers are drawn on the CPU, whatever the device.
     """
-    from sklearn.datasets import load_digits
+    start = time.perf_counter()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # with several threads some gradients add up in any order else
 
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    images = F.interpolate(images, 20, mode="bicubic", align_corners=False).clamp(0, 1)
-    images = F.interpolate(F.pad(images, (4,) * 4), IMAGE_SIZE, mode="bilinear", align_corners=False)
-    return images.repeat(1, 3, 1, 1) * 2 - 1, digits.target
+    def report(text):
+        say(f"{time.perf_counter() - start:6.0f} s  {text}")
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    tokenizer = build_tokenizer(prompt_texts(prompts))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # diffusers and transformers initialise their modules from the global stream
+        vae, text_encoder, unet = (module.to(device) for module in _build_modules(tokenizer, settings))
+    images = _framed(images, settings.mirror).to(device)
+    labels = torch.as_tensor(labels).repeat(len(images) // len(labels))
+    _train_autoencoder(vae, images, settings.autoencoder_steps, generator, report)
+    latents = _encode(vae, images)
+    # Stable Diffusion v1.5's noise schedule.
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              set_alpha_to_one=False, steps_offset=1, prediction_type=settings.prediction)
+    unet, text_encoder = _train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report)
+    pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
+                                       scheduler=scheduler, safety_checker=None, feature_extractor=None,
+                                       requires_safety_checker=False)
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(out)
+    report(f"wrote {out}")
 
 
-def build_tokenizer(words):
-    """A CLIP tokenizer whose byte-pair merges make one token of each of `words`; other words fall to pieces."""
+def build_tokenizer(texts):
+    """A CLIP tokenizer whose byte-pair merges make one token of each word of `texts`; other words fall to pieces."""
     vocabulary = list(bytes_to_unicode().values())
     vocabulary += [symbol + "</w>" for symbol in vocabulary]
     merges = []
-    for word in sorted(words):
+    words = [re.findall(r"[a-z]+|[^\sa-z]+", text.lower()) for text in texts]
+    for word in sorted(set().union(*words)):
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             if (pieces[0], pieces[1]) not in merges:
@@ -54,88 +68,89 @@ def build_tokenizer(words):
                 vocabulary.append(pieces[0])
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(vocabulary)}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=PROMPT_TOKENS)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max(16, 2 + max(map(len, words))))
 
 
-def build_modules(tokenizer):
-    """The autoencoder, text encoder and UNet, untrained: classes and block types are Stable Diffusion v1.5's."""
+def _build_modules(tokenizer, settings):
+    """The autoencoder, text encoder and UNet, untrained."""
+    channels = settings.autoencoder_channels
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=IMAGE_SIZE, block_out_channels=(16, 24, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        in_channels=3, out_channels=3, latent_channels=4, sample_size=IMAGE_SIZE, block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False,
     )
     text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, projection_dim=64,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=PROMPT_TOKENS,
+        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH, projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     ))
+    deeper = len(settings.denoiser_channels) - 1
     unet = UNet2DConditionModel(
-        in_channels=4, out_channels=4, sample_size=IMAGE_SIZE // 4, block_out_channels=(32, 64), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=16,
+        in_channels=4, out_channels=4, sample_size=IMAGE_SIZE // 2 ** (len(channels) - 1),
+        block_out_channels=settings.denoiser_channels, layers_per_block=1,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * deeper), up_block_types=(*("CrossAttnUpBlock2D",) * deeper, "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16,
     )
     return vae, text_encoder, unet
 
 
-def minibatches(count, batch_size, steps, generator):
+def _framed(images, mirror):
+    """Images as the autoencoder wants them: RGB in [-1, 1], of its size; with `mirror` the mirrored ones behind them."""
+    images = F.interpolate(images, IMAGE_SIZE, mode="bilinear", align_corners=False)
+    images = images.repeat(1, 3 // images.shape[1], 1, 1) * 2 - 1
+    return torch.cat([images, images.flip(3)]) if mirror else images
+
+
+def _minibatches(count, batch_size, steps, generator):
     """`steps` index tensors of `batch_size`, drawn with replacement."""
     for _ in range(steps):
         yield torch.randint(count, (batch_size,), generator=generator)
 
 
-def optimizer_with_schedule(parameters, rate, steps):
+def _optimizer_with_schedule(parameters, rate, steps):
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-4)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
 
 
-def train_autoencoder(vae, images, steps, generator, say):
+def _train_autoencoder(vae, images, steps, generator, report):
     """Minimise reconstruction error plus a light pull of the latents towards a unit normal."""
-    optimizer, schedule = optimizer_with_schedule(vae.parameters(), 4e-3, steps)
-    for step, batch in enumerate(minibatches(len(images), 64, steps, generator)):
+    optimizer, schedule = _optimizer_with_schedule(vae.parameters(), 4e-3, steps)
+    for step, batch in enumerate(_minibatches(len(images), 64, steps, generator)):
         posterior = vae.encode(images[batch]).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        error = F.mse_loss(vae.decode(latents).sample, images[batch])
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+        error = F.mse_loss(vae.decode(posterior.mean + posterior.std * noise).sample, images[batch])
         loss = error + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 100 == 0:
-            say(f"autoencoder step {step}: mean squared error {error.item():.4f}")
+        if step % 100 == 0 or step == steps - 1:
+            report(f"autoencoder step {step + 1}/{steps}: mean squared error {error.item():.4f}")
 
 
 @torch.no_grad()
-def encode(vae, images):
-    """Latents (n, 4, 8, 8) of all images, scaled to unit variance; sets the autoencoder's scaling factor."""
+def _encode(vae, images):
+    """Latents of all images, scaled to unit variance; sets the autoencoder's scaling factor."""
     latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     return latents * vae.config.scaling_factor
 
 
-def train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, steps, generator, say):
-    """Noise prediction under a random template per image; one prompt in ten is empty, for guidance.
+def _train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report):
+    """Minimise the diffusion loss under a random template per image.
 
-    Returns the exponential moving averages of both modules' weights, which draw better than the last step's.
+    Returns exponential moving averages of both modules' weights, which draw better than the last step's.
     """
+    steps = settings.denoiser_steps
     modules = torch.nn.ModuleList([unet, text_encoder])
     average = torch.optim.swa_utils.AveragedModel(
-        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
-    optimizer, schedule = optimizer_with_schedule(modules.parameters(), 2e-3, steps)
-    # Every prompt there is, once: row c * templates + k; the last row is the empty prompt.
-    texts = [template.replace("{}", name) for name in prompts.descriptions for template in prompts.templates]
-    tokens = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    labels = torch.as_tensor(labels)
+        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, 1 - 12.5 / steps)))
+    optimizer, schedule = _optimizer_with_schedule(modules.parameters(), settings.denoiser_lr, steps)
+    tokens = tokenizer(prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(latents.device)
     running = None
-    for step, batch in enumerate(minibatches(len(latents), 128, steps, generator)):
-        template = torch.randint(len(prompts.templates), (len(batch),), generator=generator)
-        row = labels[batch] * len(prompts.templates) + template
-        row[torch.rand(len(batch), generator=generator) < 0.1] = len(texts)
-        noise = torch.randn(latents[batch].shape, generator=generator)
-        timestep = torch.randint(scheduler.config.num_train_timesteps, (len(batch),), generator=generator)
-        noisy = scheduler.add_noise(latents[batch], noise, timestep)
-        text, where = torch.unique(row, return_inverse=True)
-        condition = text_encoder(tokens[text])[0][where]
-        loss = F.mse_loss(unet(noisy, timestep, condition).sample, noise)
+    for step, batch in enumerate(_minibatches(len(latents), 128, steps, generator)):
+        condition = embed(text_encoder, tokens, prompt_rows(labels[batch], prompts, generator))
+        loss = diffusion_loss(unet, scheduler, latents[batch], condition, generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -143,48 +158,6 @@ def train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, pr
         schedule.step()
         average.update_parameters(modules)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if step % 100 == 0:
-            say(f"denoiser step {step}: noise error {running:.4f}")
+        if step % 100 == 0 or step == steps - 1:
+            report(f"denoiser step {step + 1}/{steps}: {settings.prediction} error {running:.4f}")
     return average.module
-
-
-def pretrain(images, labels, prompts, out, autoencoder_steps, denoiser_steps, seed=0):
-    """Train on float32 images (n, 3, 32, 32) in [-1, 1] and write a pipeline in half precision to folder `out`."""
-    start = time.perf_counter()
-
-    def say(text):
-        print(f"{time.perf_counter() - start:6.0f} s  {text}", flush=True)
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # diffusers and transformers initialise their modules from the global stream
-        tokenizer = build_tokenizer({w for t in [*prompts.templates, *prompts.descriptions]
-                                     for w in t.replace("{}", "").split()})
-        vae, text_encoder, unet = build_modules(tokenizer)
-    train_autoencoder(vae, images, autoencoder_steps, generator, say)
-    latents = encode(vae, images)
-    # Stable Diffusion v1.5's noise schedule.
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1)
-    unet, text_encoder = train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, prompts,
-                                        denoiser_steps, generator, say)
-    pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
-                                       scheduler=scheduler, safety_checker=None, feature_extractor=None,
-                                       requires_safety_checker=False)
-    pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(out)
-    say(f"wrote {out}")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder to write the pipeline to")
-    parser.add_argument("--autoencoder-steps", type=int, default=800)
-    parser.add_argument("--denoiser-steps", type=int, default=2500)
-    arguments = parser.parse_args()
-    images, labels = framed_digits()
-    pretrain(images, labels, load_prompts("mnist", [str(digit) for digit in range(10)]), arguments.out, arguments.autoencoder_steps, arguments.denoiser_steps)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genfl_mpi.config import Config
 from genfl_mpi.errors import UserError
+from genfl_mpi.settings import Config
 
 
 @dataclass(frozen=True)

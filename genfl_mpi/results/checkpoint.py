@@ -6,14 +6,17 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from genfl_mpi.results import space
+
 
 def path_for(results):
     return results.with_suffix(".checkpoint")
 
 
 def save(results, round, weights):
-    """Replace the checkpoint of a results file in one step. weights: float32 (size,)."""
+    """Replace the checkpoint of a results file in one step. weights: float32 (size,). Raises UserError on a full disk."""
     path = path_for(results)
+    space.ensure(path.parent, weights.nbytes)
     unfinished = path.with_name(f".{path.name}.new")
     save_file({"weights": np.asarray(weights)}, unfinished, metadata={"round": str(round)})
     os.replace(unfinished, path)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 1
+VERSION = 2
 
 
 class Column(NamedTuple):
@@ -22,6 +22,7 @@ ROUNDS = {
     "clients_trained": Column("i8", "1", "clients in the cohort"),
     "train_loss": Column("f8", "nat", "loss over the clients' last local epochs, weighted by rho"),
     "images": Column("i8", "1", "generated images at the server"),
+    "images_used": Column("i8", "1", "of them, those that passed the filter"),
     "augmented_loss": Column("f8", "nat", "loss over the last epoch of the augmented model on generated images"),
     "round_seconds": Column("f8", "s", "the whole round, on rank 0", True),
     "train_seconds": Column("f8", "s", "training clients, on the rank that took longest", True),
@@ -58,6 +59,7 @@ GENERATED = {
     "template": Column("i8", "1", "number of the prompt's template"),
     "seed": Column("i8", "1", "seed of its noise"),
     "round": Column("i8", "1", "round in which it joined the server's data"),
+    "fidelity": Column("f8", "1", "probability of its label to the filter's classifier, NaN without a filter; images below generation.min_fidelity are not used"),
     "batch": Column("S64", "", "SHA-256 of all that determines the batch it was made in: its name in the bank"),
 }
 

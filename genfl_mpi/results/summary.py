@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from genfl_mpi.config import FREE, flatten
+from genfl_mpi.config import flatten
 from genfl_mpi.results.reader import config_of, open_results
+from genfl_mpi.settings import is_free
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
-SET_ASIDE = FREE | {"seed", "generation.seed", "method"}
+SET_ASIDE = {"seed", "generation.seed", "method"}
 
 
 @dataclass
@@ -29,7 +30,7 @@ def groups(paths):
         with open_results(path) as file:
             runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
-    varied = [key for key in runs[0][0] if key not in common and key not in SET_ASIDE and not _follows(key, runs)]
+    varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)]
     found = {}
     for config, accuracy, seconds in runs:
         settings = ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in varied)

@@ -5,6 +5,7 @@ import os
 import h5py
 import numpy as np
 
+from genfl_mpi.results import space
 from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
 
 
@@ -17,7 +18,8 @@ class Writer:
     """
 
     def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
-        unfinished = path.with_name(f".{path.name}.new")
+        self.folder, unfinished = path.parent, path.with_name(f".{path.name}.new")
+        space.ensure(path.parent, sum(array.nbytes for columns in (earlier or {}).values() for array in columns.values()) + 4 * size)
         # Built under another name, so that a file to be continued stays whole until this one is.
         self.file = h5py.File(unfinished, "w", libver="latest")
         self.file.attrs["layout_version"] = VERSION
@@ -47,10 +49,11 @@ class Writer:
         os.replace(unfinished, path)
 
     def append(self, record):
-        """Add a simulation's `Record`."""
-        for key, batch, images in record.generated:
+        """Add a simulation's `Record`. Raises UserError, with the file whole, if the disk is too full for it."""
+        space.ensure(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
+        for key, batch, images, fidelity in record.generated:
             self._append("generated", {
-                "image": images, "label": batch.label, "template": batch.template, "seed": batch.seed,
+                "image": images, "fidelity": fidelity, "label": batch.label, "template": batch.template, "seed": batch.seed,
                 "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
                 "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())})
         if record.clients:
@@ -61,7 +64,8 @@ class Writer:
             "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()})
 
     def finish(self, weights):
-        """Add the final weights, float32 (size,), and declare the run finished."""
+        """Add the final weights, float32 (size,), and declare the run finished. Raises UserError on a full disk."""
+        space.ensure(self.folder, weights.nbytes)
         self.file["weights"][:] = weights
         self.file.flush()
         self.file["finished"][()] = 1

@@ -1,0 +1,69 @@
+"""Fine-tuning a checkpoint by low-rank adapters of its UNet (LoRA; Hu et al. 2022)."""
+
+import numpy as np
+import peft
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
+from genfl_mpi.learning.training import batches
+from genfl_mpi.learning.weights import FlatModel
+
+ATTENTION = r"to_q|to_k|to_v|to_out\.0"
+LAYERS = {"attention": ATTENTION, "all": rf"{ATTENTION}|conv1|conv2|conv_shortcut|proj_in|proj_out|time_emb_proj|ff\.net\.0\.proj|ff\.net\.2"}
+
+
+class Adapter:
+    """Adapters of a pipeline's UNet, as one vector that holders of images train in turn.
+
+    weights: float32 (size,), of all adapters. pipeline: a StableDiffusionPipeline in float32 on its device; prompts:
+    `Prompts`; settings: config.finetuning.
+    """
+
+    def __init__(self, pipeline, prompts, settings):
+        self.pipeline, self.prompts, self.settings = pipeline, prompts, settings
+        self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)  # the checkpoint's noise, whatever it draws with
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+            part.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # peft initialises adapters from the global stream
+            pipeline.unet.add_adapter(peft.LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=rf".*\.({LAYERS[settings.layers]})"))
+        pipeline.unet.train()
+        self._flat = FlatModel(torch.nn.ParameterList(p for p in pipeline.unet.parameters() if p.requires_grad), pipeline.device)
+        self.weights = self._flat.weights
+        self._tokens = pipeline.tokenizer(prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pipeline.device)
+
+    @torch.no_grad()
+    def latents(self, images):
+        """What the autoencoder makes of uint8 images (n, C, H, W), NumPy, enlarged to the pipeline's size."""
+        size = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        images = F.interpolate(torch.from_numpy(images).float() / 255, size, mode="bilinear", align_corners=False)
+        images = images.repeat(1, 3 // images.shape[1], 1, 1) * 2 - 1
+        vae = self.pipeline.vae
+        return torch.cat([vae.encode(chunk.to(vae.device)).latent_dist.mean for chunk in images.split(self.settings.batch_size)]) * vae.config.scaling_factor
+
+    def train(self, start, latents, labels, seed):
+        """Train from the weights `start` for a round; the result is `weights`. labels: int64 (n,). Returns the mean loss."""
+        settings, pipeline = self.settings, self.pipeline
+        self.weights.copy_(start)
+        whole = torch.nn.Parameter(self.weights)
+        whole.grad = self._flat.gradient
+        optimizer = torch.optim.AdamW([whole], lr=settings.lr, weight_decay=0.0)
+        generator, rng, losses = torch.Generator().manual_seed(seed), np.random.default_rng(seed), []
+        for _ in range(settings.epochs):
+            for batch in batches(len(latents), settings.batch_size, rng):
+                with torch.no_grad():
+                    condition = embed(pipeline.text_encoder, self._tokens, prompt_rows(labels[batch], self.prompts, generator))
+                self._flat.gradient.zero_()
+                loss = diffusion_loss(pipeline.unet, self.scheduler, latents[batch], condition, generator)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        return float(np.mean(losses))
+
+    def save(self, folder):
+        """Write the adapters as diffusers reads them; returns their bytes."""
+        state = {name: value.contiguous() for name, value in peft.utils.get_peft_model_state_dict(self.pipeline.unet).items()}
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+        return sum(value.numel() * value.element_size() for value in state.values())

@@ -1,0 +1,230 @@
+"""The tree of settings: each with its type, default and meaning, and what must fit together."""
+
+import textwrap
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
+FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
+
+
+def is_free(key):
+    """Whether the dotted `key`, or its section, is one of FREE."""
+    return not FREE.isdisjoint({key, key.partition(".")[0]})
+
+
+def _no_bool(value):
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]  # also of "1e-4", which YAML takes for a text
+Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Data(Section):
+    name: Literal["mnist5k", "mnist", "cifar10", "cifar100"] = Field("mnist5k", description="data set; mnist5k is installed with the package")
+    root: str = Field("data", description="folder that torchvision's loaders read")
+    download: bool = Field(False, description="let torchvision download what is missing")
+    public_pool: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="training images, as many of each class, that no client holds: a generator may learn from them")
+
+
+class Partition(Section):
+    scheme: Literal["dirichlet", "iid"] = Field("dirichlet", description="how the training data are divided over the clients")
+    alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
+    min_samples: Count = Field(10, description="fewest samples a client may hold")
+
+
+class Model(Section):
+    name: Literal["cnn", "resnet18"] = Field("cnn", description="network")
+    stem: Literal["imagenet", "cifar"] = Field("imagenet", description="resnet18's first layers: torchvision's own, or 3x3 without max-pool")
+
+
+class Training(Section):
+    epochs: Count = Field(5, description="passes over the data in a round")
+    batch_size: Count = Field(64, description="samples in a step of SGD")
+    lr: Positive = Field(0.05, description="learning rate")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+
+
+class LabelSharing(Section):
+    """What the clients tell the server of their labels (III-A)."""
+
+    payload: Literal["histogram", "presence"] = Field("histogram", description="samples of each label, or only which labels there are")
+    epsilon: Positive | None = Field(None, description="local differential privacy of one sample; none: the truth")
+    refusing: Share = Field(0.0, description="share of the clients that tell nothing")
+
+
+class Generation(Section):
+    checkpoint: str = Field("digits", description="`digits` (shipped), a folder in diffusers' format, or a hub id")
+    adapter: str | None = Field(None, description="folder of a LoRA adapter for the checkpoint, as `finetune` makes it")
+    prompts: str = Field("mnist", description="`mnist`, `cifar10`, `cifar100`, or a YAML file of templates and descriptions")
+    negative_prompt: str = Field("", description="what the images should not show")
+    plan: str = Field("equal", description="which labels to generate: equal, inverse_frequency, deficit, cohort_deficit, or module:function")
+    count: Literal["class", "total"] = Field("class", description="whether per_round and cap are meant for each class or for all together")
+    per_round: Count = Field(10, description="images a round")
+    cap: Count = Field(300, description="most images")
+    scheduler: str | None = Field(None, description="a scheduler class of diffusers, for example DPMSolverMultistepScheduler; none: the checkpoint's")
+    steps: Count = Field(20, description="denoising steps")
+    guidance: NonNegative = Field(7.0, description="classifier-free guidance scale")
+    size: Count | None = Field(None, description="pixels of a side as generated, before resizing to the data set's; none: the checkpoint's")
+    batch_size: Count = Field(50, description="images made together; part of an image's identity")
+    save_memory: list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]] = Field([], description="diffusers' ways to need less memory")
+    min_fidelity: Share = Field(0.0, description="images whose label a classifier of the public pool finds less probable than this are not used")
+    threads: Count | None = Field(None, description="threads while generating on a CPU; none: runtime.threads")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, float32 on a CPU")
+    seed: Seed | None = Field(None, description="seed of the images; none: the run's seed")
+    bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
+
+
+class Pretraining(Section):
+    """A small pipeline in Stable Diffusion's format, which the command `pretrain` makes."""
+
+    images: Literal["public_pool", "uci_digits"] = Field("public_pool", description="what it learns from: the data set's public pool, or scikit-learn's UCI digits")
+    autoencoder_channels: list[Annotated[int, Field(ge=8, multiple_of=8)]] = Field([16, 24, 32], min_length=2, description="channels of each level; every level but the first halves the side")
+    autoencoder_steps: Count = Field(800, description="steps of 64 images")
+    denoiser_channels: list[Annotated[int, Field(ge=16, multiple_of=16)]] = Field([32, 64], min_length=2, description="the UNet's channels of each level")
+    denoiser_steps: Count = Field(2500, description="steps of 128 images")
+    denoiser_lr: Positive = Field(2e-3, description="largest learning rate of a one-cycle schedule")
+    prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the UNet learns to tell: the noise, or the velocity")
+    mirror: bool = Field(False, description="learn from mirrored images too")
+    seed: Seed = Field(0, description="seed of the weights and batches")
+    output: str = Field("results/checkpoint", description="folder of the checkpoint")
+
+
+class Finetuning(Section):
+    """Low-rank adapters (LoRA) for the UNet of generation.checkpoint, which the command `finetune` trains."""
+
+    per_class: Count = Field(10, description="real images of each class to learn from, k")
+    at: Literal["server", "clients"] = Field("server", description="who trains: the server, on images of the public pool, or the clients, each on the images it holds, with their adapters averaged every round")
+    layers: Literal["attention", "all"] = Field("all", description="layers with an adapter: the attention's projections, or convolutions and dense layers too")
+    rank: Count = Field(8, description="rank of the adapters")
+    rounds: Count = Field(20, description="rounds of averaging")
+    epochs: Count = Field(5, description="passes over the images in a round")
+    batch_size: Count = Field(32, description="images in a step")
+    lr: Positive = Field(1e-3, description="learning rate of AdamW, which starts anew each round")
+    seed: Seed = Field(0, description="seed of the adapters and batches")
+    output: str = Field("results/adapter", description="folder of the adapter, for generation.adapter")
+
+
+class Kappa(Section):
+    """Weights of Eq. (1): kappa1 for the federated model, kappa2 for the augmented one."""
+
+    policy: str = Field("fixed", description="a name or module:function that returns kappa2 for a round")
+    kappa1: Share = 0.8
+    kappa2: Share = 0.2
+
+    @model_validator(mode="before")
+    @classmethod
+    def complete(cls, values):
+        """A kappa given alone fixes the other one."""
+        if isinstance(values, dict) and ("kappa1" in values) != ("kappa2" in values):
+            given, other = ("kappa1", "kappa2") if "kappa1" in values else ("kappa2", "kappa1")
+            try:
+                values = {**values, other: round(1 - float(values[given]), 12)}
+            except (TypeError, ValueError):
+                pass  # the field's own check names the wrong type
+        return values
+
+    @model_validator(mode="after")
+    def sum_to_one(self):
+        if abs(self.kappa1 + self.kappa2 - 1) > 1e-9:
+            raise ValueError(f"kappa1 + kappa2 must be 1, and {self.kappa1:g} + {self.kappa2:g} is {self.kappa1 + self.kappa2:g}; give one of them alone")
+        return self
+
+
+class Evaluation(Section):
+    batch_size: Count = Field(500, description="test samples in a chunk; chunks are divided over the ranks")
+
+
+class Runtime(Section):
+    threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores. Fixed at a run's first start")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
+
+
+class Config(Section):
+    method: Literal["fedavg", "aigc", "genfl"] = Field("genfl", description="the paper's three: local data only, generated data only, both")
+    seed: Seed = Field(1, description="the seed of everything random")
+    rounds: Count = Field(30, description="rounds T")
+    clients: Count = Field(20, description="clients N")
+    cohort: Count = Field(5, description="clients selected in a round")
+    selection: str = Field("random", description="how the cohort is chosen: a name or module:function")
+    rho: str = Field("size", description="the clients' weights in Eq. (1): a name or module:function")
+    data: Data = Data()
+    partition: Partition = Partition()
+    model: Model = Model()
+    training: Training = Training()
+    augmented: Training = Field(Training(), description="training of the augmented model; what is not given is taken from `training`")
+    label_sharing: LabelSharing = LabelSharing()
+    generation: Generation = Generation()
+    pretraining: Pretraining = Pretraining()
+    finetuning: Finetuning = Finetuning()
+    kappa: Kappa = Kappa()
+    evaluation: Evaluation = Evaluation()
+    runtime: Runtime = Runtime()
+    output: str = Field("results/default", description="folder of the results files")
+    checkpoint_every: Count = Field(1, description="rounds between checkpoints, from which an interrupted run continues")
+
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_training(cls, values):
+        if isinstance(values, dict) and isinstance(values.get("training"), dict):
+            augmented = values.get("augmented") or {}
+            if isinstance(augmented, dict):
+                values = {**values, "augmented": {**values["training"], **augmented}}
+        return values
+
+    @model_validator(mode="after")
+    def consistent(self):
+        if self.cohort > self.clients:
+            raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients})")
+        if self.method == "aigc" and self.generation.plan == "cohort_deficit":
+            raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
+        if self.generation.min_fidelity and not self.data.public_pool:
+            raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
+        return self
+
+    @property
+    def trains_clients(self):
+        return self.method != "aigc"
+
+    @property
+    def generates(self):
+        return self.method != "fedavg"
+
+
+def keys(section=Config, prefix=""):
+    """All dotted keys."""
+    found = []
+    for name, field in section.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        found += [prefix + name, *(keys(field.annotation, f"{prefix}{name}.") if nested else [])]
+    return found
+
+
+def describe():
+    """Every setting with its default and meaning, as text of at most 80 columns."""
+    lines = []
+
+    def add(section, prefix):
+        for name, info in section.model_fields.items():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+                add(info.annotation, f"{prefix}{name}.")
+            else:
+                about = f"  ({info.description})" if info.description else ""
+                lines.extend(textwrap.wrap(f"{prefix}{name}: {info.default}{about}", 80, initial_indent="  ", subsequent_indent=" " * 8))
+
+    add(Config, "")
+    return "\n".join(lines)

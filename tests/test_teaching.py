@@ -1,0 +1,102 @@
+"""Making a generator, and fine-tuning one."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from conftest import mpirun
+
+from genfl_mpi.cli import main
+from genfl_mpi.generation import checkpoint
+from genfl_mpi.results import reader
+
+SHORT = ["pretraining.autoencoder_steps=2", "pretraining.denoiser_steps=3", "pretraining.autoencoder_channels=[8,16]", "pretraining.denoiser_channels=[16,32]"]
+FEW = ["data.public_pool=100", "finetuning.per_class=2", "finetuning.rounds=2", "finetuning.epochs=1", "finetuning.rank=2"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A generator of a few steps, from a public pool of MNIST."""
+    folder = tmp_path_factory.mktemp("made") / "generator"
+    assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2", f"pretraining.output={folder}"]) == 0
+    return folder
+
+
+def test_the_same_generator_every_time(made, tmp_path):
+    assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2",
+                 f"pretraining.output={tmp_path}/again"]) == 0
+    assert checkpoint.digest(tmp_path / "again") == checkpoint.digest(made)
+    assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2",
+                 "pretraining.mirror=true", "pretraining.prediction=v_prediction", f"pretraining.output={tmp_path}/other"]) == 0
+    assert checkpoint.digest(tmp_path / "other") != checkpoint.digest(made)
+
+
+def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
+    arguments = [*tiny, f"generation.checkpoint={made}"]
+    assert main(arguments) == 2
+    assert "learned from 200 public images of mnist5k, which clients must not hold: set data.public_pool=200" in capsys.readouterr().err
+    assert main([*arguments, "data.public_pool=200"]) == 0
+    with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
+        assert file["partition/label_histograms"][:].sum() == 3800
+        assert file["generated/image"].shape == (20, 1, 28, 28)
+
+
+def test_what_pretrain_cannot_do(made, capsys):
+    arguments = ["pretrain", "method=genfl", *SHORT, f"pretraining.output={made}"]
+    assert main([*arguments, "data.public_pool=200"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*arguments, "pretraining.images=public_pool"]) == 2
+    assert "data.public_pool is 0" in capsys.readouterr().err
+    assert main([*arguments, "pretraining.denoiser_channels=[20,32]"]) == 2
+    assert "pretraining.denoiser_channels.0: " in capsys.readouterr().err
+    done = mpirun(2, "-m", "genfl_mpi", *arguments)
+    assert done.returncode == 2 and done.stderr.count("works on one rank") == 1
+
+
+@pytest.mark.parametrize("at", ["server", "clients"])
+def test_an_adapter_is_the_same_on_any_ranks(tiny, tmp_path, at):
+    arguments = ["finetune", *tiny, *FEW, f"finetuning.at={at}"]
+    assert main([*arguments, f"finetuning.output={tmp_path}/one"]) == 0
+    done = mpirun(2, "-m", "genfl_mpi", *arguments, f"finetuning.output={tmp_path}/two")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.digest(tmp_path / "one") == checkpoint.digest(tmp_path / "two")
+    record = yaml.safe_load((tmp_path / "two/training.yaml").read_text())
+    assert record["images"] == 20 and (record["bytes_sent"] > 0) == (at == "clients") == (record["holders"] > 1)
+
+
+def test_a_run_with_an_adapter(tiny, tmp_path, capsys):
+    assert main(["finetune", *tiny, *FEW, "finetuning.layers=attention", f"finetuning.output={tmp_path}/adapter"]) == 0
+    images = {}
+    for name, more in (("plain", []), ("adapted", [f"generation.adapter={tmp_path}/adapter"])):
+        assert main([*tiny, "data.public_pool=100", f"output={tmp_path}/{name}", *more]) == 0
+        with reader.open_results(tmp_path / name / "genfl_seed1.h5") as file:
+            images[name], keys = file["generated/image"][:].astype(int), set(file["generated/batch"][:])
+            images[name + " keys"] = keys
+    assert not images["plain keys"] & images["adapted keys"]
+    assert 0 < np.abs(images["plain"] - images["adapted"]).mean() < 60, "the same digits, changed a little"
+    capsys.readouterr()
+    assert main([*tiny, f"generation.adapter={tmp_path}/adapter"]) == 2
+    assert "adapter learned from 20 public images of mnist5k" in capsys.readouterr().err
+
+
+def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    assert main(["finetune", *tiny, *FEW, f"finetuning.output={folder}"]) == 0
+    arguments = [*tiny, "data.public_pool=200"]
+    assert main([*arguments, f"generation.adapter={tmp_path}/none"]) == 2
+    assert "is not a folder with a file" in capsys.readouterr().err
+    assert main([*arguments, f"generation.adapter={folder}", f"generation.checkpoint={made}"]) == 2
+    assert "was made for another checkpoint" in capsys.readouterr().err
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken/pytorch_lora_weights.safetensors").write_bytes(b"\0" * 100)
+    assert main([*arguments, f"generation.adapter={tmp_path}/broken"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (["data.public_pool=10"], "needs a public pool of 20 images at the server: set data.public_pool=20"),
+    (["finetuning.at=clients", "finetuning.per_class=2000"], "the clients hold 3"), (["generation.checkpoint=nowhere"], "there is no folder nowhere")])
+def test_what_finetune_cannot_do(tiny, tmp_path, capsys, change, message):
+    assert main(["finetune", *tiny, *FEW, *change, f"finetuning.output={tmp_path}/adapter"]) == 2
+    assert message in capsys.readouterr().err
