@@ -1,15 +1,20 @@
-"""What can be done before a run: fetch data and checkpoints, look at the prompts, fill the bank over all ranks."""
+"""What can be done before a run: fetch data and checkpoints, look at partition and prompts, fill the bank over all ranks."""
 
 import resource
 import time
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from genfl_mpi.data import datasets
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.generation import checkpoint
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices
+from genfl_mpi.results import plots
 from genfl_mpi.server import Server
 from genfl_mpi.simulation import load_and_divide, resolve
 
@@ -18,9 +23,32 @@ def prefetch(runs):
     """Download the data sets and checkpoints of `runs`; yields a line for each. For a login node with a network."""
     for data in {run.data for run in runs}:
         datasets.download(data)
-        yield f"data set {data.name}: " + (f"in {data.root}" if datasets.DESCRIPTIONS[data.name].folder else "installed with the package")
+        yield f"data set {data.name}: " + (f"in {data.root}" if datasets.describe(data).folder else "installed with the package")
     for name in sorted({run.generation.checkpoint for run in runs if run.generates}):
         yield f"checkpoint {name}: in {checkpoint.fetch(name)}"
+
+
+def partition(comm, config):
+    """How the clients' data differ: yields lines, and draws the client x class picture into output/partition.png."""
+    server = _server(resolve(config, comm))
+    histograms, about = server.data["label_histograms"], server.about
+    sizes, emd, labels = histograms.sum(1), earth_movers_distance(histograms), (histograms > 0).sum(1)
+    yield (f"{config.data.name}: {sizes.sum()} samples at {config.clients} clients, {config.data.public_pool} in the public pool, "
+           f"of {len(server.data['train_labels'])} for training")
+    yield f"samples a client: {sizes.min()} to {sizes.max()}, median {np.median(sizes):g}, mean {sizes.mean():.1f}"
+    yield f"labels a client: {labels.min()} to {labels.max()} of {len(about.classes)}, mean {labels.mean():.1f}"
+    yield f"EMD of a client: {emd.min():.2f} to {emd.max():.2f}, mean {emd.mean():.2f}, weighted by samples {emd @ sizes / sizes.sum():.2f}"
+    if config.trains_clients:
+        cohorts = [server.select(replace(server.state, round=round)) for round in range(config.rounds)]
+        pooled = np.array([histograms[cohort].sum(0) for cohort in cohorts])
+        covered = (pooled > 0).sum(1)
+        distance = np.abs(pooled / pooled.sum(1, keepdims=True) - histograms.sum(0) / sizes.sum()).sum(1)
+        yield (f"the cohorts of {config.rounds} rounds: {covered.min()} to {covered.max()} labels of {len(about.classes)}, mean {covered.mean():.1f}; "
+               f"EMD of a pooled cohort, mean {distance.mean():.2f}")
+    picture = Path(config.output) / "partition.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plots.partition(histograms, about.classes, picture)
+    yield f"clients x classes: {picture}"
 
 
 def prompts(comm, config):
@@ -29,7 +57,7 @@ def prompts(comm, config):
     if not plans:
         yield f"generation.plan={config.generation.plan} depends on each round's cohort and cannot tell ahead"
         return
-    names = datasets.DESCRIPTIONS[config.data.name].classes
+    names = datasets.describe(config.data).classes
     for batch in plans[0]:
         for label, seed, prompt in zip(batch.label, batch.seed, batch.prompt):
             yield f"{names[label]:<16} {prompt}    (seed {seed})"
@@ -45,7 +73,7 @@ def generate(comm, configs, say):
     for config in configs:
         config = resolve(config, comm)
         devices.use(comm, config.runtime.threads, config.generation.device)
-        generator = collectives.together(comm, lambda: Generator(config, datasets.DESCRIPTIONS[config.data.name].shape))
+        generator = collectives.together(comm, lambda: Generator(config, datasets.describe(config.data).shape))
         missing = collectives.from_rank0(comm, lambda: [
             batch for batches in _server(config).batches_from(0) for batch in batches if not generator.ready(batch)])
         if comm.rank == 0 and (others := generator.bank.made_by_others()):
@@ -78,4 +106,4 @@ def generate(comm, configs, say):
 def _server(config):
     """The server's knowledge before a run: what the clients share, and the plan."""
     arrays = load_and_divide(config)
-    return Server(config, datasets.DESCRIPTIONS[config.data.name], arrays, None, {})
+    return Server(config, datasets.describe(config.data), arrays, None, {})

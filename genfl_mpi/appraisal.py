@@ -26,7 +26,7 @@ def quality(comm, folder, config, counts):
     """
     config = resolve(config, comm)
     device = devices.use(comm, config.runtime.threads, config.runtime.device)
-    about = datasets.DESCRIPTIONS[config.data.name]
+    about = datasets.describe(config.data)
     sets = _sets(Path(folder), about, config.data.name)
     start = time.perf_counter()
     arrays = datasets.load(config.data)

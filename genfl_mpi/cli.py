@@ -27,7 +27,7 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -38,6 +38,7 @@ def _run(arguments):
         "three methods on real handwritten digits. Started again, it skips the runs that\n"
         "are finished and continues the others. Other commands, each with --help:\n"
         "  prefetch   download data set and checkpoint\n"
+        "  partition  print and draw how the clients' data differ\n"
         "  prompts    print what the generator would be asked\n"
         "  generate   fill the bank of images ahead of time, over all ranks\n"
         "  quality    judge the images of a bank\n"
@@ -60,6 +61,20 @@ def _prefetch(arguments):
         if comm.rank == 0:
             for line in prefetch(runs.values()):
                 say(line)
+        return 0
+
+    return _with_config(parser, arguments, command)
+
+
+def _partition(arguments):
+    parser = _parser("partition", "Print how the clients' data differ: sizes, labels, earth mover's distances; and draw the\n"
+                     "client x class picture into output/partition.png.")
+
+    def command(comm, options, runs, say):
+        from genfl_mpi.ahead import partition
+
+        for line in partition(comm, next(iter(runs.values()))):
+            say(line)
         return 0
 
     return _with_config(parser, arguments, command)

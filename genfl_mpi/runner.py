@@ -12,6 +12,7 @@ from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import checkpoint, environment, reader
 from genfl_mpi.results.writer import Writer
@@ -41,9 +42,10 @@ def prepare(comm, path, config):
         if comm.rank == 0:
             datasets.check(config.data, config.clients * config.partition.min_samples)
             find_policies(config)
+            models.check(config.model)
             if config.generates:
-                load_prompts(config.generation.prompts, datasets.DESCRIPTIONS[config.data.name].classes)
-                Generator(config, datasets.DESCRIPTIONS[config.data.name].shape)
+                load_prompts(config.generation.prompts, datasets.describe(config.data).classes)
+                Generator(config, datasets.describe(config.data).shape)
             if path.exists():
                 with reader.open_results(path) as file:
                     _kept_rounds(path, file, config)

@@ -16,7 +16,8 @@ from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.mpi.schedule import Speed, assign, rates
-from genfl_mpi.policies import ServerState, find
+from genfl_mpi.naming import find
+from genfl_mpi.policies import ServerState
 from genfl_mpi.policies.kappa import KAPPA
 from genfl_mpi.policies.rho import RHO
 from genfl_mpi.policies.selection import SELECTION

@@ -33,21 +33,39 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    name: Literal["mnist5k", "mnist", "cifar10", "cifar100"] = Field("mnist5k", description="data set; mnist5k is installed with the package")
+    name: Literal["mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"] = Field(
+        "mnist5k", description="data set; mnist5k is installed with the package, folder is data.root/train/CLASS and data.root/test/CLASS, synthetic is made")
     root: str = Field("data", description="folder that torchvision's loaders read")
+    size: Count = Field(32, description="pixels of a side, of folder and synthetic")
+    samples: Count = Field(10000, description="training images of synthetic, which has a fifth as many for testing")
+    normalise: bool = Field(True, description="subtract the mean of each channel and divide by its deviation; false: pixels in [0, 1]")
     download: bool = Field(False, description="let torchvision download what is missing")
     public_pool: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="training images, as many of each class, that no client holds: a generator may learn from them")
 
 
 class Partition(Section):
-    scheme: Literal["dirichlet", "iid"] = Field("dirichlet", description="how the training data are divided over the clients")
+    scheme: Literal["dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups"] = Field(
+        "dirichlet", description="how the training data are divided over the clients: dirichlet divides each class, dirichlet_client draws each client's labels")
     alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
+    shards: Count = Field(2, description="scheme=shards: pieces, sorted by label, of each client")
+    classes_per_client: Count = Field(2, description="scheme=classes: labels of each client")
+    groups: str | None = Field(None, description="scheme=groups: a text file with the group of each training sample, a line each; a client is a group")
     min_samples: Count = Field(10, description="fewest samples a client may hold")
+    replacement: bool = Field(False, description="clients draw with replacement, so that samples may have several: for more clients than samples")
+    samples: Count = Field(50, description="with replacement: samples of each client")
+
+
+class BadClients(Section):
+    """Clients whose data are bad."""
+
+    share: Share = Field(0.0, description="share of the clients")
+    kind: Literal["blurred", "noisy", "mislabelled"] = "noisy"
 
 
 class Model(Section):
-    name: Literal["cnn", "resnet18"] = Field("cnn", description="network")
+    name: str = Field("cnn", description="network: cnn, pfl_cnn, lenet5, resnet18, or module:function of (classes, shape)")
     stem: Literal["imagenet", "cifar"] = Field("imagenet", description="resnet18's first layers: torchvision's own, or 3x3 without max-pool")
+    norm: Literal["batch", "group"] = Field("batch", description="resnet18's normalisation: BatchNorm, or GroupNorm of 32 groups")
 
 
 class Training(Section):
@@ -56,6 +74,8 @@ class Training(Section):
     lr: Positive = Field(0.05, description="learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
+    crop: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="augmentation: pixels by which images are shifted at most, mirrored at the border")
+    flip: bool = Field(False, description="augmentation: every other image mirrored, at random")
 
 
 class LabelSharing(Section):
@@ -69,7 +89,7 @@ class LabelSharing(Section):
 class Generation(Section):
     checkpoint: str = Field("digits", description="`digits` (shipped), a folder in diffusers' format, or a hub id")
     adapter: str | None = Field(None, description="folder of a LoRA adapter for the checkpoint, as `finetune` makes it")
-    prompts: str = Field("mnist", description="`mnist`, `cifar10`, `cifar100`, or a YAML file of templates and descriptions")
+    prompts: str = Field("mnist", description="`mnist`, `fashion_mnist`, `emnist`, `cifar10`, `cifar100`, or a YAML file of templates and descriptions")
     negative_prompt: str = Field("", description="what the images should not show")
     plan: str = Field("equal", description="which labels to generate: equal, inverse_frequency, deficit, cohort_deficit, or module:function")
     count: Literal["class", "total"] = Field("class", description="whether per_round and cap are meant for each class or for all together")
@@ -164,6 +184,7 @@ class Config(Section):
     rho: str = Field("size", description="the clients' weights in Eq. (1): a name or module:function")
     data: Data = Data()
     partition: Partition = Partition()
+    bad_clients: BadClients = BadClients()
     model: Model = Model()
     training: Training = Training()
     augmented: Training = Field(Training(), description="training of the augmented model; what is not given is taken from `training`")
@@ -194,6 +215,8 @@ class Config(Section):
             raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
+        if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):
+            raise ValueError(f"partition.replacement goes with the schemes iid, dirichlet_client and classes, not with {self.partition.scheme}")
         return self
 
     @property

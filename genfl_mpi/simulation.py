@@ -9,6 +9,7 @@ from genfl_mpi import streams
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
 from genfl_mpi.data import datasets, public
+from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
 from genfl_mpi.data.labels import label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
@@ -58,7 +59,7 @@ class Simulation:
         self.comm = comm or collectives.world()
         self.config = config = resolve(source if isinstance(source, Config) else single(source, overrides), self.comm)
         self.is_server = self.comm.rank == 0
-        self.about = datasets.DESCRIPTIONS[config.data.name]
+        self.about = datasets.describe(config.data)
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
         if config.data.download:
             collectives.together(self.comm, lambda: self.is_server and datasets.download(config.data))
@@ -146,10 +147,9 @@ class Simulation:
     def _train_client(self, place, client, rho, clock):
         """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
         start = clock.now()
-        pointers, labels = self.data["pointers"], self.data["train_labels"]
-        samples = self.data["indices"][pointers[client] : pointers[client + 1]]
-        images = normalise(torch.from_numpy(self.data["train_images"][samples]), self.about.mean, self.about.std, self.device)
-        labels = torch.from_numpy(labels[samples]).to(self.device)
+        images, labels = client_data(self.data, client, self.config)
+        images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
+        labels = torch.from_numpy(labels).to(self.device)
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
             report = train(self.model, self.weights, images, labels, self.config.training, rng)
@@ -216,17 +216,32 @@ def resolve(config, comm):
     })
 
 
+def client_data(data, client, config):
+    """What a client holds: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes."""
+    own = slice(data["pointers"][client], data["pointers"][client + 1])
+    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].copy()
+    if data["bad"][client] and config.bad_clients.kind != "mislabelled":
+        images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
+    return images, labels
+
+
 def load_and_divide(config):
     """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms.
 
     What remains of the training set after the public pool is divided over the clients.
     """
     arrays = datasets.load(config.data)
-    classes = len(datasets.DESCRIPTIONS[config.data.name].classes)
+    classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
     held = np.setdiff1d(np.arange(len(labels)), public.pool(labels, config.data.public_pool, classes))
     pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
     indices = held[indices]
-    histograms = label_histograms(labels, pointers, indices, classes)
+    client_labels, bad = labels[indices], bad_clients(config.clients, config.bad_clients, config.seed)
+    if config.bad_clients.kind == "mislabelled":
+        for client in np.flatnonzero(bad):
+            own = slice(pointers[client], pointers[client + 1])
+            client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
+    histograms = label_histograms(client_labels, pointers, classes)
     shared = share(histograms, config.label_sharing, config.seed)
-    return {**arrays, "pointers": pointers, "indices": indices, "label_histograms": histograms, "shared_labels": shared}
+    return {**arrays, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
+            "label_histograms": histograms, "shared_labels": shared}

@@ -7,7 +7,8 @@ draw does not depend on which rank makes it, on what was drawn before, or on whe
 import numpy as np
 
 # Part of every key: append new purposes at the end, never reorder.
-PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image", "labels", "quality", "pool", "finetune")
+PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image", "labels", "quality", "pool", "finetune", "synthetic",
+            "bad clients", "spoil")
 
 
 def _sequence(seed, purpose, *position):

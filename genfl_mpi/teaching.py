@@ -21,7 +21,7 @@ from genfl_mpi.simulation import load_and_divide, resolve
 
 def pretrain(comm, config, say):
     """Train a generator as config.pretraining says, on public images, and write it to pretraining.output."""
-    config, about = resolve(config, comm), datasets.DESCRIPTIONS[config.data.name]
+    config, about = resolve(config, comm), datasets.describe(config.data)
     settings = config.pretraining
 
     def ready():
@@ -49,7 +49,7 @@ def finetune(comm, config, say):
     images; the new adapter is the holders' average, weighted by their numbers of images, in an exact sum: it does not
     depend on the ranks.
     """
-    config, about = resolve(config, comm), datasets.DESCRIPTIONS[config.data.name]
+    config, about = resolve(config, comm), datasets.describe(config.data)
     settings = config.finetuning
 
     def ready():

@@ -39,6 +39,19 @@ def test_two_jobs_share_a_bank(tiny, tmp_path):
     assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "2/genfl_seed1.h5")
 
 
+def test_the_partition_is_printed_and_drawn(tiny, tmp_path, capsys):
+    from genfl_mpi.simulation import Simulation
+
+    assert main(["partition", *tiny, "data.public_pool=100"]) == 0
+    said = capsys.readouterr().out
+    histograms = Simulation(overrides=[*tiny, "data.public_pool=100"]).data["label_histograms"]
+    sizes, labels = histograms.sum(1), (histograms > 0).sum(1)
+    assert "3900 samples at 6 clients, 100 in the public pool, of 4000" in said
+    assert f"samples a client: {sizes.min()} to {sizes.max()}" in said and f"labels a client: {labels.min()} to {labels.max()} of 10" in said
+    assert "the cohorts of 2 rounds" in said
+    assert (tmp_path / "results/partition.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_prompts_are_those_of_the_run(tiny, capsys):
     assert main(["prompts", *tiny]) == 0
     said = capsys.readouterr().out

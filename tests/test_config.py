@@ -79,6 +79,7 @@ BAD = {
     "prompts": (["method=genfl", "generation.prompts=nowhere.yaml"], "generation.prompts: "),
     "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no text for class '0'"),
     "a filter without a pool": (["method=genfl", "generation.min_fidelity=0.5"], "generation.min_fidelity needs data.public_pool"),
+    "replacement by classes": (["method=fedavg", "partition.replacement=true"], "partition.replacement goes with the schemes"),
     "too large a pool": (["method=fedavg", "data.public_pool=3900"], "besides the public pool of 3900"),
     "adapter": (["method=genfl", "generation.adapter=nowhere"], "generation.adapter: nowhere is not a folder with a file"),
     "not key=value": (["method=fedavg", "rounds"], "is not key=value"),

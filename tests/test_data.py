@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from genfl_mpi import config
+from genfl_mpi.cli import main
 from genfl_mpi.data import datasets, public
+from genfl_mpi.data.corruption import spoil
 from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.settings import Data, LabelSharing, Partition
-from genfl_mpi.simulation import load_and_divide
+from genfl_mpi.simulation import client_data, load_and_divide
 
 LABELS = np.repeat(np.arange(10), 400)
 
@@ -29,7 +31,7 @@ def test_every_sample_has_one_client_and_no_client_too_few(alpha, clients):
 def test_alpha_is_skew():
     def emd(alpha):
         pointers, indices = partition(LABELS, 20, 10, Partition(alpha=alpha), seed=0)
-        return earth_movers_distance(label_histograms(LABELS, pointers, indices, 10)).mean()
+        return earth_movers_distance(label_histograms(LABELS[indices], pointers, 10)).mean()
 
     assert emd(0.1) > 1.0 > emd(1.0) > 0.3 > emd(1000)
 
@@ -37,17 +39,81 @@ def test_alpha_is_skew():
 def test_iid_is_even():
     pointers, indices = partition(LABELS, 20, 10, Partition(scheme="iid"), seed=0)
     assert set(np.diff(pointers)) == {200}
-    assert earth_movers_distance(label_histograms(LABELS, pointers, indices, 10)).max() < 0.6
+    assert earth_movers_distance(label_histograms(LABELS[indices], pointers, 10)).max() < 0.6
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet", "dirichlet_client", "shards", "classes"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_scheme_divides_the_samples(scheme, seed):
+    pointers, indices = partition(LABELS, 20, 10, Partition(scheme=scheme), seed)
+    assert sorted(indices) == list(range(len(LABELS))) and len(pointers) == 21
+    assert all((np.diff(indices[a:b]) > 0).all() for a, b in zip(pointers[:-1], pointers[1:])), "in rising order within a client"
+    again = partition(LABELS, 20, 10, Partition(scheme=scheme), seed)
+    assert np.array_equal(again[1], indices) and not np.array_equal(partition(LABELS, 20, 10, Partition(scheme=scheme), seed + 2)[1], indices)
+
+
+def histograms_of(settings, clients=20, labels=LABELS):
+    pointers, indices = partition(labels, clients, labels.max() + 1, settings, seed=1)
+    return label_histograms(labels[indices], pointers, labels.max() + 1)
+
+
+def test_shards_by_hand():
+    # 8 samples of 4 labels, 2 clients with 2 shards of 2 samples each: a shard is a label.
+    histograms = histograms_of(Partition(scheme="shards", min_samples=1), 2, np.array([3, 1, 0, 2, 2, 0, 1, 3]))
+    assert (np.sort(histograms, axis=1) == [0, 0, 2, 2]).all() and histograms.sum(0).tolist() == [2, 2, 2, 2]
+
+
+def test_each_client_holds_k_classes_evenly():
+    histograms = histograms_of(Partition(scheme="classes", classes_per_client=3))
+    assert ((histograms > 0).sum(1) == 3).all()
+    assert (histograms[histograms > 0] >= 400 // 6 - 1).all(), "60 places for 10 labels: six holders each"
+    with pytest.raises(UserError, match="there are 10 classes"):
+        histograms_of(Partition(scheme="classes", classes_per_client=11))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1000.0])
+def test_clients_that_draw_their_labels_have_equal_sizes(alpha):
+    histograms = histograms_of(Partition(scheme="dirichlet_client", alpha=alpha))
+    assert (histograms.sum(1) == 200).all()
+    assert (earth_movers_distance(histograms).mean() > 1.6) == (alpha == 0.01)
+
+
+@pytest.mark.parametrize(("scheme", "alpha", "least", "most"), [("iid", 1, 0, 0.6), ("dirichlet_client", 0.01, 1.7, 2), ("classes", 1, 1.6, 1.6)])
+def test_with_replacement_there_may_be_more_clients_than_samples(scheme, alpha, least, most):
+    histograms = histograms_of(Partition(scheme=scheme, alpha=alpha, replacement=True, samples=20), 5000)
+    assert histograms.shape == (5000, 10) and (histograms.sum(1) == 20).all()
+    assert histograms.sum(0) == pytest.approx([10000] * 10, rel=0.1)
+    assert least - 0.01 <= earth_movers_distance(histograms).mean() <= most + 0.01
+
+
+def test_groups_of_a_file_are_clients(tmp_path):
+    file = tmp_path / "writers.txt"
+    file.write_text("\n".join(f"writer {i % 25}" for i in range(len(LABELS))) + "\n")
+    pointers, indices = partition(LABELS, 20, 10, Partition(scheme="groups", groups=str(file)), seed=1)
+    assert (np.diff(pointers) == 160).all() and len(set(indices)) == 3200
+    assert all(len(set(indices[a:b] % 25)) == 1 for a, b in zip(pointers[:-1], pointers[1:]))
+    for text, clients, message in (("a\nb", 2, "has 2 lines, and there are 4000"), (file.read_text(), 26, "25 groups, fewer than clients=26")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            partition(LABELS, clients, 10, Partition(scheme="groups", groups=str(file)), seed=1)
+    with pytest.raises(UserError, match="needs partition.groups"):
+        partition(LABELS, 20, 10, Partition(scheme="groups"), seed=1)
+
+
+def test_a_client_with_too_few_samples_is_named():
+    file_of_two = np.array([0] * 30 + [1])
+    with pytest.raises(UserError, match="leaves client . with [01] samples, fewer than partition.min_samples=2"):
+        partition(file_of_two, 2, 2, Partition(scheme="classes", classes_per_client=1, min_samples=2), seed=1)
 
 
 def test_more_clients_than_samples_is_an_error():
-    with pytest.raises(UserError, match="use fewer clients"):
+    with pytest.raises(UserError, match="use fewer clients or a smaller minimum, or draw with replacement"):
         partition(LABELS, 401, 10, Partition(min_samples=10), seed=0)
 
 
 def test_histograms_and_emd_by_hand():
     # Two clients: samples 0, 1, 2 with labels 0, 0, 1 and samples 3, 4, 5 with labels 1, 2, 2.
-    histograms = label_histograms(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 3, 6]), np.arange(6), 3)
+    histograms = label_histograms(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 3, 6]), 3)
     assert histograms.tolist() == [[2, 1, 0], [0, 1, 2]]
     # Population 1/3 each; client 0 has 2/3, 1/3, 0: |1/3| + 0 + |1/3|.
     assert earth_movers_distance(histograms) == pytest.approx([2 / 3, 2 / 3])
@@ -142,3 +208,82 @@ def test_real_cifar(name):
     assert images.std((0, 2, 3)) / 255 == pytest.approx(about.std, abs=2e-3)
     meta = next(Path(os.environ["GENFL_DATA"]).glob({"cifar10": "cifar-10*/batches.meta", "cifar100": "cifar-100*/meta"}[name]))
     assert all(label.encode() in meta.read_bytes() for label in about.classes)
+
+
+def test_a_folder_of_images_is_a_data_set(tmp_path, tiny, capsys):
+    from PIL import Image
+
+    for part, count in (("train", 12), ("test", 3)):
+        for value, name in ((40, "dark"), (200, "light")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20 + i, 20), (value, i, 0)).save(tmp_path / part / name / f"{i:02d}.png")
+    data = Data(name="folder", root=str(tmp_path), size=16)
+    about, arrays = datasets.describe(data), datasets.load(data)
+    assert about.classes == ("dark", "light") and about.shape == (3, 16, 16) and about.train_samples == 24
+    assert arrays["train_images"].shape == (24, 3, 16, 16) and arrays["test_labels"].tolist() == [0] * 3 + [1] * 3
+    assert (arrays["train_images"][:, 0].mean((1, 2)) > 100).tolist() == arrays["train_labels"].astype(bool).tolist()
+    run = [*tiny, "method=fedavg", "data.name=folder", f"data.root={tmp_path}", "clients=3", "partition.min_samples=1"]
+    assert main([*run, f"output={tmp_path}/results"]) == 0
+    (tmp_path / "train/dark/99.png").write_text("no image")
+    assert main([*run, f"output={tmp_path}/other"]) == 2
+    assert "99.png is not an image that can be read" in capsys.readouterr().err
+    with pytest.raises(UserError, match="there are no images in"):
+        datasets.describe(Data(name="folder", root=str(tmp_path / "nowhere")))
+
+
+def test_a_synthetic_set_can_be_learned(tiny, tmp_path):
+    from genfl_mpi.results import reader
+
+    arrays = datasets.load(Data(name="synthetic", samples=500, size=20))
+    assert arrays["train_images"].shape == (500, 3, 20, 20) and len(arrays["test_labels"]) == 100
+    assert np.array_equal(arrays["train_images"], datasets.load(Data(name="synthetic", samples=500, size=20))["train_images"])
+    assert main([*tiny, "method=fedavg", "data.name=synthetic", "data.samples=2000", "partition.scheme=iid", "rounds=3"]) == 0
+    with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
+        assert file["rounds/accuracy"][-1] > 0.3
+
+
+@pytest.mark.parametrize(("name", "folder", "prefix", "classes"), [("fashion_mnist", "FashionMNIST", "", 10), ("emnist", "EMNIST", "emnist-balanced-", 47)])
+def test_data_sets_in_mnists_format(tmp_path, name, folder, prefix, classes):
+    """A few images, written as torchvision reads them."""
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    images = np.zeros((classes, 28, 28), dtype=np.uint8)
+    images[:, 3, 20] = 1 + np.arange(classes)
+    for part in ("train", "test") if prefix else ("train", "t10k"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(classes, dtype=np.uint8))):
+            sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+            (raw / f"{prefix}{part}-{kind}-ubyte").write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+    data = Data(name=name, root=str(tmp_path))
+    arrays = datasets.load(data)
+    assert len(datasets.describe(data).classes) == classes and arrays["train_labels"].tolist() == list(range(classes))
+    y, x = (20, 3) if name == "emnist" else (3, 20)  # EMNIST's images lie on their side
+    assert arrays["test_images"][:, 0, y, x].tolist() == list(range(1, classes + 1))
+
+
+def test_without_normalisation_pixels_stay_in_the_unit_interval():
+    about = datasets.describe(Data(name="cifar10", normalise=False))
+    assert about.mean == (0, 0, 0) and about.std == (1, 1, 1)
+
+
+def test_bad_clients_hold_bad_data():
+    def divided(**bad):
+        one = config.single({"method": "fedavg", "bad_clients": bad})
+        return one, load_and_divide(one)
+
+    _, clean = divided()
+    for kind in ("blurred", "noisy", "mislabelled"):
+        one, data = divided(share=0.3, kind=kind)
+        assert data["bad"].sum() == 6 and np.array_equal(data["indices"], clean["indices"])
+        for client in range(20):
+            images, labels = client_data(data, client, one)
+            images_before, labels_before = client_data(clean, client, one)
+            images_differ, labels_differ = (images != images_before).any(), labels != labels_before
+            assert images_differ == (data["bad"][client] and kind != "mislabelled")
+            assert labels_differ.all() if data["bad"][client] and kind == "mislabelled" else not labels_differ.any()
+            again, _ = client_data(data, client, one)
+            assert np.array_equal(images, again)
+        assert np.array_equal(data["label_histograms"], clean["label_histograms"]) == (kind != "mislabelled")
+    image = np.zeros((1, 1, 9, 9), dtype=np.uint8)
+    image[0, 0, 4, 4] = 250
+    assert spoil(image, "blurred", None)[0, 0, 2:7, 2:7].tolist() == [[10] * 5] * 5

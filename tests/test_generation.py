@@ -163,7 +163,7 @@ def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     assert (read == torch.tensor(batch.label)).float().mean() >= 0.9
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "emnist", "cifar10", "cifar100"])
 def test_every_class_has_a_description(name):
     prompts = load_prompts(name, datasets.DESCRIPTIONS[name].classes)
     assert prompts.text(0, 0).count("{") == 0 and prompts.descriptions[0] in prompts.text(0, 0)

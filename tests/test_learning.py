@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.training import batches, sgd, train
+from genfl_mpi.learning.training import augment, batches, sgd, train
 from genfl_mpi.learning.weights import LIMIT, ExactSum, FlatModel
 from genfl_mpi.settings import Model, Training
 
@@ -98,3 +99,63 @@ def test_training_learns():
     report = train(model, model.weights.clone(), images, labels, Training(epochs=60, batch_size=20, lr=0.1), np.random.default_rng(0))
     assert report.samples == 60
     assert report.loss_last_epoch < 0.2 * report.loss_first_epoch
+
+
+@pytest.mark.parametrize(("name", "shape", "parameters"), [
+    ("pfl_cnn", (3, 32, 32), 1626442), ("lenet5", (1, 28, 28), 61706), ("lenet5", (3, 32, 32), 62006), ("resnet18", (3, 32, 32), 11181642)])
+def test_models_have_the_sizes_of_their_sources(name, shape, parameters):
+    """LeNet-5: 61,706 with one channel. ResNet-18: torchvision's 11,689,512 with ten classes in place of a thousand."""
+    module = models.build(Model(name=name), 10, shape, seed=1)
+    assert sum(p.numel() for p in module.parameters()) == parameters
+    assert module(torch.zeros(2, *shape)).shape == (2, 10)
+
+
+def test_group_norm_has_no_running_statistics():
+    model = FlatModel(models.build(Model(name="resnet18", norm="group", stem="cifar"), 10, (3, 32, 32), seed=1))
+    assert model.parameters == len(model.weights)
+    assert model.module(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def linear(classes, shape):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
+
+def test_a_model_by_import_path():
+    module = models.build(Model(name="test_learning:linear"), 7, (1, 4, 4), seed=1)
+    assert module(torch.zeros(2, 1, 4, 4)).shape == (2, 7)
+    with pytest.raises(UserError, match="model.name: test_learning:not_a_model must return a torch.nn.Module, not int"):
+        models.build(Model(name="test_learning:not_a_model"), 7, (1, 4, 4), seed=1)
+
+
+def not_a_model(classes, shape):
+    return classes
+
+
+def test_dropout_is_keyed_and_leaves_the_global_stream_alone():
+    images, labels = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
+
+    def trained(key, disturb):
+        model = FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1))
+        torch.manual_seed(disturb)
+        before = torch.random.get_rng_state()
+        train(model, model.weights.clone(), images, labels, Training(epochs=1, batch_size=16), np.random.default_rng(key))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return model.weights
+
+    assert torch.equal(trained(1, disturb=1), trained(1, disturb=2))
+    assert not torch.equal(trained(1, disturb=1), trained(2, disturb=1))
+
+
+def test_augmentation_shifts_and_mirrors():
+    images = torch.arange(2 * 3 * 6 * 5, dtype=torch.float32).view(2, 3, 6, 5).repeat(200, 1, 1, 1)
+    rng = np.random.default_rng(0)
+    assert augment(images, Training(), rng) is images
+    mirrored = (augment(images, Training(flip=True), rng) == images.flip(3)).flatten(1).all(1)
+    kept = (augment(images, Training(flip=True), np.random.default_rng(0)) == images).flatten(1).all(1)
+    assert 120 < mirrored.sum() < 280 and 120 < kept.sum() < 280
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
+    seen = set()
+    for before, after in zip(padded, augment(images, Training(crop=2), rng)):
+        [place] = [(y, x) for y in range(5) for x in range(5) if torch.equal(before[:, y : y + 6, x : x + 5], after)]
+        seen.add(place)
+    assert len(seen) == 25

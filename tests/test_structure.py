@@ -9,7 +9,7 @@ import genfl_mpi
 
 ROOT = Path(genfl_mpi.__file__).parent
 ROOMS = {"mpi", "data", "learning", "generation", "policies", "results"}
-FOUNDATION = {"config", "settings", "streams", "errors"}
+FOUNDATION = {"config", "settings", "streams", "errors", "naming"}
 ALSO = {("results", "data"), ("generation", "learning")}  # results read what data define; quality is judged by classifiers
 
 

@@ -1,11 +1,12 @@
 """Data sets as plain arrays: uint8 images (n, C, H, W), int64 labels (n,), class names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from genfl_mpi import streams
 from genfl_mpi.errors import UserError
 
 
@@ -18,10 +19,12 @@ class Description:
     train_samples: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    folder: str | None  # below data.root, as torchvision lays it out; None: installed with a package
+    folder: str | None = None  # below data.root, as torchvision lays it out; None: installed with a package, or made
 
 
 DIGITS = tuple("0123456789")
+FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+EMNIST = (*DIGITS, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt")  # letters of one shape in both cases are one class
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple("""
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -33,16 +36,31 @@ CIFAR100 = tuple("""
     wardrobe whale willow_tree wolf woman worm""".split())
 
 DESCRIPTIONS = {
-    "mnist5k": Description(DIGITS, (1, 28, 28), 4000, (0.1307,), (0.3081,), None),
+    "mnist5k": Description(DIGITS, (1, 28, 28), 4000, (0.1307,), (0.3081,)),
     "mnist": Description(DIGITS, (1, 28, 28), 60000, (0.1307,), (0.3081,), "MNIST"),
+    "fashion_mnist": Description(FASHION, (1, 28, 28), 60000, (0.2860,), (0.3530,), "FashionMNIST"),
+    "emnist": Description(EMNIST, (1, 28, 28), 112800, (0.1751,), (0.3332,), "EMNIST"),
     "cifar10": Description(CIFAR10, (3, 32, 32), 50000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar-10-batches-py"),
     "cifar100": Description(CIFAR100, (3, 32, 32), 50000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "cifar-100-python"),
 }
+IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+
+
+def describe(data):
+    """The `Description` of config.data; with data.normalise=false pixels stay in [0, 1]. Raises UserError."""
+    if data.name == "folder":
+        files_of_class = {name: len(found) for name, found in _image_files(Path(data.root) / "train").items()}
+        about = Description(tuple(files_of_class), (3, data.size, data.size), sum(files_of_class.values()), (0.5,) * 3, (0.25,) * 3)
+    elif data.name == "synthetic":
+        about = Description(DIGITS, (3, data.size, data.size), data.samples, (0.5,) * 3, (0.25,) * 3)
+    else:
+        about = DESCRIPTIONS[data.name]
+    return about if data.normalise else replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
 
 
 def check(data, samples):
     """Raise UserError if the data set is not there and may not be downloaded, or has fewer than `samples` for training."""
-    about = DESCRIPTIONS[data.name]
+    about = describe(data)
     folder = about.folder and Path(data.root) / about.folder
     if folder and not data.download and not folder.is_dir():
         raise UserError(f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
@@ -50,20 +68,21 @@ def check(data, samples):
     if samples > about.train_samples - data.public_pool:
         besides = f" besides the public pool of {data.public_pool}" if data.public_pool else ""
         raise UserError(f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples - data.public_pool} "
-                        f"training samples{besides}; use fewer clients or a smaller minimum")
+                        f"training samples{besides}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
 
 
 def download(data):
     """Let torchvision fetch what is missing in data.root; for one rank, before the others read. `data`: config.data."""
-    if DESCRIPTIONS[data.name].folder:
+    if describe(data).folder:
         for is_train in (True, False):
             _torchvision(data, is_train, download=True)
 
 
 def load(data):
     """Read a data set. Returns a dict of arrays: train_images, train_labels, test_images, test_labels. Raises UserError."""
-    if data.name == "mnist5k":
-        return _mnist5k()
+    own = {"mnist5k": lambda _: _mnist5k(), "folder": _folder, "synthetic": _synthetic}
+    if data.name in own:
+        return own[data.name](data)
     check(data, 0)
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
@@ -77,12 +96,17 @@ def load(data):
 def _torchvision(data, is_train, download):
     from torchvision import datasets  # here, because importing it takes seconds
 
-    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "emnist": datasets.EMNIST,
+            "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    split = {"split": "balanced"} if data.name == "emnist" else {}
     try:
-        loaded = kind(data.root, train=is_train, download=download)
+        loaded = kind(data.root, train=is_train, download=download, **split)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         raise UserError(f"data set {data.name} in {data.root}: {str(error).splitlines()[0]}") from None
-    return np.asarray(loaded.data), np.asarray(loaded.targets, dtype=np.int64)
+    images = np.asarray(loaded.data)
+    if data.name == "emnist":
+        images = images.transpose(0, 2, 1)  # as published, they lie on their side
+    return images, np.asarray(loaded.targets, dtype=np.int64)
 
 
 def _mnist5k():
@@ -98,3 +122,52 @@ def _mnist5k():
         "train_images": images[~is_test], "train_labels": labels[~is_test],
         "test_images": images[is_test], "test_labels": labels[is_test],
     }
+
+
+def _folder(data):
+    """A user's images: data.root/train/CLASS/* and data.root/test/CLASS/*, brought to RGB of data.size pixels a side."""
+    from PIL import Image
+
+    classes, arrays = describe(data).classes, {}
+    for part in ("train", "test"):
+        images, labels = [], []
+        for name, paths in _image_files(Path(data.root) / part).items():
+            if name not in classes:
+                raise UserError(f"data set folder: class {name} is in {data.root}/test and not in {data.root}/train")
+            for path in paths:
+                try:
+                    with Image.open(path) as image:
+                        images.append(np.asarray(image.convert("RGB").resize((data.size, data.size), Image.Resampling.BILINEAR)))
+                except OSError:
+                    raise UserError(f"data set folder: {path} is not an image that can be read; remove it") from None
+                labels.append(classes.index(name))
+        arrays[f"{part}_images"] = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+        arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
+    return arrays
+
+
+def _image_files(folder):
+    """Paths of the images in each subfolder, in the order of their names. Raises UserError."""
+    found = {}
+    for sub in sorted(path for path in folder.glob("*") if path.is_dir()):
+        found[sub.name] = sorted(path for path in sub.iterdir() if path.suffix.lower() in IMAGE_FILES)
+    if not any(found.values()):
+        raise UserError(f"data set folder: there are no images in {folder}/CLASS; set data.root to a folder with train/CLASS and test/CLASS")
+    return found
+
+
+def _synthetic(data):
+    """data.samples images of ten classes: a smooth pattern for each class, the same for every seed, under heavy noise."""
+    rng, size = streams.generator(0, "synthetic"), data.size
+    coarse = rng.normal(size=(10, 3, 4, 4))
+    patterns = coarse.repeat(-(-size // 4), axis=2).repeat(-(-size // 4), axis=3)[:, :, :size, :size]
+    arrays = {}
+    for part, count in (("train", data.samples), ("test", max(10, data.samples // 5))):
+        labels = np.arange(count) % 10
+        images = np.empty((count, 3, size, size), dtype=np.uint8)
+        for start in range(0, count, 10000):  # in pieces, so that floats never exist for all
+            own = labels[start : start + 10000]
+            noisy = patterns[own] + 2 * rng.standard_normal((len(own), 3, size, size), dtype=np.float32)
+            images[start : start + 10000] = np.clip(128 + 32 * noisy, 0, 255)
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images, labels
+    return arrays

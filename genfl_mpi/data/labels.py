@@ -5,11 +5,12 @@ import numpy as np
 from genfl_mpi import streams
 
 
-def label_histograms(labels, pointers, indices, classes):
-    """int32 (clients, classes): how many samples of each label every client holds."""
+def label_histograms(labels, pointers, classes):
+    """int32 (clients, classes): how many samples of each label every client holds. labels: int (n,), of the first client's
+    samples, then the second's and so on."""
     clients = len(pointers) - 1
     owners = np.repeat(np.arange(clients), np.diff(pointers))
-    cells = np.bincount(owners * classes + labels[indices], minlength=clients * classes)
+    cells = np.bincount(owners * classes + labels, minlength=clients * classes)
     return cells.reshape(clients, classes).astype(np.int32)
 
 

@@ -1,5 +1,7 @@
 """Clients as slices of one index array: client n holds indices[pointers[n]:pointers[n + 1]] of the training set."""
 
+from pathlib import Path
+
 import numpy as np
 
 from genfl_mpi import streams
@@ -9,34 +11,48 @@ RETRIES = 20  # draws of the Dirichlet split before the last one is repaired
 
 
 def partition(labels, clients, classes, settings, seed):
-    """Divide the training set over the clients.
+    """Divide samples over the clients.
 
-    labels: int64 (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int64 (n,).
-    Every sample belongs to exactly one client, and every client holds at least settings.min_samples.
+    labels: int64 (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int64, which name
+    samples of `labels`, in rising order within a client. Every client holds at least settings.min_samples. Without
+    settings.replacement no sample has two clients, and every sample has one, unless scheme=groups leaves groups out.
     Raises UserError if that is impossible.
     """
-    if clients * settings.min_samples > len(labels):
-        raise UserError(f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} "
-                        f"samples and the training set has {len(labels)}; use fewer clients or a smaller minimum")
     rng = streams.generator(seed, "partition")
-    if settings.scheme == "iid":
-        owners = np.empty(len(labels), dtype=np.int64)
-        owners[rng.permutation(len(labels))] = np.arange(len(labels)) * clients // len(labels)
-    else:
-        for _ in range(RETRIES):
-            owners = _dirichlet(labels, clients, classes, settings.alpha, rng)
-            if np.bincount(owners, minlength=clients).min() >= settings.min_samples:
-                break
-        else:
-            _repair(owners, clients, settings.min_samples, rng)
+    if settings.replacement:
+        return _with_replacement(labels, clients, classes, settings, rng)
+    if clients * settings.min_samples > len(labels):
+        raise UserError(f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} samples and the training "
+                        f"set has {len(labels)}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
+    owners = SCHEMES[settings.scheme](labels, clients, classes, settings, rng)
+    sizes = np.bincount(owners[owners >= 0], minlength=clients)
+    if sizes.min() < settings.min_samples:
+        raise UserError(f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, fewer than partition.min_samples="
+                        f"{settings.min_samples}; use fewer clients or a smaller minimum")
     pointers = np.zeros(clients + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owners, minlength=clients), out=pointers[1:])
-    return pointers, np.argsort(owners, kind="stable")
+    np.cumsum(sizes, out=pointers[1:])
+    return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :]
 
 
-def _dirichlet(labels, clients, classes, alpha, rng):
-    """Owner of each sample: each class is divided by proportions ~ Dir(alpha), clients that are full getting no more
-    (Wang et al. 2020, FedMA; Li et al. 2022, NIID-Bench)."""
+def _iid(labels, clients, classes, settings, rng):
+    owners = np.empty(len(labels), dtype=np.int64)
+    owners[rng.permutation(len(labels))] = np.arange(len(labels)) * clients // len(labels)
+    return owners
+
+
+def _dirichlet(labels, clients, classes, settings, rng):
+    """Each class is divided over the clients by proportions ~ Dir(alpha), drawn again while a client has too few samples
+    (Wang et al. 2020, FedMA; Li et al. 2022, NIID-Bench); the last draw is repaired."""
+    for _ in range(RETRIES):
+        owners = _draw_dirichlet(labels, clients, classes, settings.alpha, rng)
+        if np.bincount(owners, minlength=clients).min() >= settings.min_samples:
+            return owners
+    _repair(owners, clients, settings.min_samples, rng)
+    return owners
+
+
+def _draw_dirichlet(labels, clients, classes, alpha, rng):
+    """Owner of each sample; clients that are full get no more."""
     owners = np.empty(len(labels), dtype=np.int64)
     sizes = np.zeros(clients, dtype=np.int64)
     for label in range(classes):
@@ -49,6 +65,114 @@ def _dirichlet(labels, clients, classes, alpha, rng):
         owners[samples] = np.repeat(np.arange(clients), counts)
         sizes += counts
     return owners
+
+
+def _dirichlet_client(labels, clients, classes, settings, rng):
+    """Each client, all of the same size, draws its label distribution q ~ Dir(alpha p), p being the population's, and then
+    its samples by q among the classes that still have some (Hsu et al. 2019)."""
+    left = [list(rng.permutation(np.flatnonzero(labels == label))) for label in range(classes)]
+    mixes = _label_mixes(labels, clients, classes, settings.alpha, rng)
+    owners = np.empty(len(labels), dtype=np.int64)
+    sizes = np.diff(np.arange(clients + 1) * len(labels) // clients)
+    for client in range(clients):
+        wanted = sizes[client]
+        while wanted:
+            there = np.array([len(samples) for samples in left])
+            mix = mixes[client] * (there > 0)
+            mix = mix / mix.sum() if mix.sum() > 0 else there / there.sum()
+            counts = np.minimum(rng.multinomial(wanted, mix), there)
+            for label in np.flatnonzero(counts):
+                taken, left[label] = left[label][: counts[label]], left[label][counts[label] :]
+                owners[taken] = client
+            wanted -= counts.sum()
+    return owners
+
+
+def _shards(labels, clients, classes, settings, rng):
+    """Sorted by label, cut into clients x shards pieces, of which each client gets `shards` (McMahan et al. 2017)."""
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    pieces = rng.permutation(clients * settings.shards)
+    owners = np.empty(len(labels), dtype=np.int64)
+    owners[order] = pieces[np.arange(len(labels)) * len(pieces) // len(labels)] // settings.shards
+    return owners
+
+
+def _classes(labels, clients, classes, settings, rng):
+    """Each client holds `classes_per_client` labels, each of which is divided evenly over the clients that hold it."""
+    held = _labels_held(clients, classes, settings.classes_per_client, rng)
+    owners = np.full(len(labels), -1, dtype=np.int64)
+    for label in range(classes):
+        holders = rng.permutation(np.flatnonzero(held[:, label]))
+        samples = rng.permutation(np.flatnonzero(labels == label))
+        if len(holders):
+            owners[samples] = holders[np.arange(len(samples)) * len(holders) // max(1, len(samples))]
+    return owners
+
+
+def _groups(labels, clients, classes, settings, rng):
+    """Each client is a group of the user's file: a name for each training sample, a line each."""
+    if settings.groups is None:
+        raise UserError("partition.scheme=groups needs partition.groups: a text file with the group of each training sample, a line each")
+    try:
+        names = Path(settings.groups).read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"partition.groups: {settings.groups} cannot be read: {getattr(error, 'strerror', None) or 'not text'}") from None
+    names = names[:-1] if names[-1] == "" else names
+    if len(names) != len(labels):
+        raise UserError(f"partition.groups: {settings.groups} has {len(names)} lines, and there are {len(labels)} training samples")
+    found, group = np.unique(names, return_inverse=True)
+    if len(found) < clients:
+        raise UserError(f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}")
+    client_of = np.full(len(found), -1, dtype=np.int64)
+    client_of[rng.permutation(len(found))[:clients]] = np.arange(clients)
+    return client_of[group]
+
+
+SCHEMES = {"dirichlet": _dirichlet, "dirichlet_client": _dirichlet_client, "iid": _iid, "shards": _shards, "classes": _classes, "groups": _groups}
+
+
+def _with_replacement(labels, clients, classes, settings, rng):
+    """Each client draws settings.samples of all samples, by its own mix of labels: the size of the data set is no limit."""
+    if settings.scheme == "dirichlet_client":
+        mixes = _label_mixes(labels, clients, classes, settings.alpha, rng)
+    elif settings.scheme == "classes":
+        held = _labels_held(clients, classes, settings.classes_per_client, rng)
+        mixes = held / held.sum(1, keepdims=True)
+    else:
+        mixes = np.broadcast_to(np.bincount(labels, minlength=classes) / len(labels), (clients, classes))
+    counts = rng.multinomial(settings.samples, mixes)
+    by_label = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_label], np.arange(classes))
+    sizes = np.bincount(labels, minlength=classes)
+    drawn = np.repeat(np.tile(np.arange(classes), clients), counts.ravel())
+    indices = by_label[starts[drawn] + rng.integers(0, sizes[drawn])]
+    indices = np.sort(indices.reshape(clients, settings.samples), axis=1).ravel()
+    return np.arange(clients + 1) * settings.samples, indices
+
+
+def _label_mixes(labels, clients, classes, alpha, rng):
+    """float64 (clients, classes): a label distribution ~ Dir(alpha p) for each client, p being that of `labels`."""
+    population = np.bincount(labels, minlength=classes) / len(labels)
+    # A Dirichlet draw is gammas over their sum. At small alpha all may be too small for a float: then the logarithms are
+    # compared, and the largest takes all.
+    shapes = np.maximum(alpha * population, 1e-300)
+    logs = np.log(rng.gamma(shapes + 1, size=(clients, classes))) + np.log(rng.random((clients, classes))) / shapes
+    logs[:, population == 0] = -np.inf
+    mixes = np.exp(logs - logs.max(1, keepdims=True))
+    return mixes / mixes.sum(1, keepdims=True)
+
+
+def _labels_held(clients, classes, each, rng):
+    """bool (clients, classes): `each` labels for every client, all labels by as many clients, as far as it goes."""
+    if each > classes:
+        raise UserError(f"partition.classes_per_client={each}: there are {classes} classes")
+    held, holders = np.zeros((clients, classes), dtype=bool), np.zeros(classes)
+    for client in range(clients):
+        chosen = np.lexsort((rng.random(classes), holders))[:each]
+        held[client, chosen] = True
+        holders[chosen] += 1
+    return held
 
 
 def _repair(owners, clients, min_samples, rng):

@@ -49,23 +49,45 @@ def sgd(parameters, gradient, settings):
     return step
 
 
+def augment(images, settings, rng):
+    """Images mirrored and shifted at random, as settings (config.training) has it; float32 (n, C, H, W) on any device."""
+    count, channels, height, width = images.shape
+
+    def on_device(values):
+        return torch.from_numpy(values).to(images.device)
+
+    if settings.flip:
+        mirrored = on_device(rng.random(count) < 0.5)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if settings.crop:
+        padded = F.pad(images, (settings.crop,) * 4, mode="reflect")
+        down, right = on_device(rng.integers(0, 2 * settings.crop + 1, (2, count)))
+        rows, columns = (shift[:, None] + torch.arange(size, device=images.device) for shift, size in ((down, height), (right, width)))
+        which, channel = (torch.arange(size, device=images.device) for size in (count, channels))
+        images = padded[which[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return images
+
+
 def train(model, start, images, labels, settings, rng):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
     model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
-    settings: config.training; rng: NumPy generator that orders the batches.
+    settings: config.training; rng: NumPy generator that orders the batches, and whose children augment and drop out.
     """
     model.weights.copy_(start)
     model.module.train()
     step = sgd(model.weights[: model.parameters], model.gradient, settings)
     losses = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device)
-    for epoch in range(settings.epochs):
-        for batch in batches(len(images), settings.batch_size, rng):
-            batch = batch.to(images.device)
-            loss = F.cross_entropy(model.module(images[batch]), labels[batch])
-            model.gradient.zero_()
-            loss.backward()
-            step()
-            losses[epoch] += loss.detach().double() * len(batch)
+    augmenting, dropping = rng.spawn(2)
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(int(dropping.integers(2**63)))  # dropout draws from the global stream: lend it
+        for epoch in range(settings.epochs):
+            for batch in batches(len(images), settings.batch_size, rng):
+                batch = batch.to(images.device)
+                loss = F.cross_entropy(model.module(augment(images[batch], settings, augmenting)), labels[batch])
+                model.gradient.zero_()
+                loss.backward()
+                step()
+                losses[epoch] += loss.detach().double() * len(batch)
     losses = (losses / len(images)).tolist()  # the one wait for the device
     return Report(len(images), losses[0], losses[-1])

@@ -1,12 +1,9 @@
 """Policies are plain functions of what the server knows. A configuration names one of ours, or module:function."""
 
-import difflib
-import importlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.settings import Config
 
 
@@ -29,17 +26,3 @@ class ServerState:
     weights: np.ndarray | None = None
     fl_weights: np.ndarray | None = None
     augmented_weights: np.ndarray | None = None
-
-
-def find(name, known, key):
-    """The function called `name` in the dict `known`, or the one that "module:function" points to. Raises UserError."""
-    if name in known:
-        return known[name]
-    module, colon, function = name.partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise UserError(f"{key}: no policy {name!r}; did you mean {near!r}? Your own is written module:function")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}: {name} cannot be imported: {error}") from None

@@ -5,11 +5,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from genfl_mpi.results.summary import groups  # noqa: E402
 
 # Okabe and Ito's colours, which the colour-blind tell apart: a method has the same one in every figure.
 COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73"}
+MOST_CLIENTS = 200  # in a picture of the partition
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -30,6 +32,22 @@ def accuracy(paths, out):
     axes.set(xlabel="round", ylabel="test accuracy (%)", title=_title(common))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def partition(histograms, names, out):
+    """The samples of each label that each client holds, int (clients, classes), into the PNG file `out`: a column a client,
+    of at most MOST_CLIENTS."""
+    shown = histograms[:MOST_CLIENTS]
+    figure, axes = plt.subplots(figsize=(7, 1 + min(5.5, 0.24 * len(names))), layout="constrained")
+    image = axes.imshow(np.where(shown, shown, np.nan).T, aspect="auto", interpolation="nearest", cmap="viridis_r", norm="log")
+    every = -(-len(names) // 25)
+    axes.set_yticks(range(0, len(names), every), names[::every])
+    part = f", the first {MOST_CLIENTS} of {len(histograms)}" if len(histograms) > MOST_CLIENTS else ""
+    axes.set(xlabel=f"client{part}", ylabel="class")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, label="samples", format="%g")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
