@@ -13,6 +13,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
+from genfl_mpi.learning.aggregation import SERVER
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import checkpoint, environment, reader
 from genfl_mpi.results.writer import Writer
@@ -28,6 +29,7 @@ class Earlier:
     finished: bool = False
     rounds: int = 0
     weights: np.ndarray | None = None
+    state: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
 
 
@@ -68,7 +70,7 @@ def run(comm, path, config, given, say):
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         generated = earlier.tables["generated"] if earlier else {"label": [], "image": [], "fidelity": []}
-        simulation.restore(rounds, earlier and earlier.weights, generated["label"], generated["image"], generated["fidelity"])
+        simulation.restore(rounds, earlier and earlier.weights, earlier and earlier.state, generated["label"], generated["image"], generated["fidelity"])
     hosts = comm.gather(os.uname().nodename)
     if comm.rank == 0 and config.generates and (others := simulation.server.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
@@ -77,12 +79,16 @@ def run(comm, path, config, given, say):
         if comm.rank == 0:
             writer.append(record)
             if record.round % config.checkpoint_every == 0:
-                checkpoint.save(path, record.round, simulation.down.weights)
+                checkpoint.save(path, record.round, simulation.down.weights, simulation.server.memory())
             say(_line(path.stem, record, config.rounds))
     if comm.rank == 0:
+        memory = simulation.server.memory()
+        if memory:  # it stays, so that the run may be extended by more rounds
+            checkpoint.save(path, simulation.round, simulation.down.weights, memory)
         writer.finish(simulation.down.weights)
         writer.close()
-        checkpoint.remove(path)
+        if not memory:
+            checkpoint.remove(path)
     simulation.close()
 
 
@@ -102,13 +108,13 @@ def _earlier(path, config):
     if not path.exists():
         return Earlier()
     with reader.open_results(path) as file:
-        rounds, weights, finished = _kept_rounds(path, file, config)
+        rounds, weights, state, finished = _kept_rounds(path, file, config)
         goes_on = rounds and rounds < config.rounds
-        return Earlier(finished, rounds, weights, reader.tables_until(file, rounds) if goes_on else {})
+        return Earlier(finished, rounds, weights, state, reader.tables_until(file, rounds) if goes_on else {})
 
 
 def _kept_rounds(path, file, config):
-    """(rounds, weights, finished) of an open results file that `config` continues. Raises UserError if it cannot."""
+    """(rounds, weights, the server's state, finished) of an open results file that `config` continues. Raises UserError if it cannot."""
     stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump())
     differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
                    if not is_free(key) and stored.get(key) != wanted[key]]
@@ -116,12 +122,17 @@ def _kept_rounds(path, file, config):
         raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
                         "Set another `output`, or move that file away")
     rows, finished = len(file["rounds/round"]), reader.is_finished(file)
-    rounds, weights = (rows, file["weights"][:]) if finished else checkpoint.load(path)
+    rounds, weights, state = checkpoint.load(path)
+    if finished and rounds != rows:
+        rounds, weights, state = rows, file["weights"][:], {}
+    if rounds and not state and config.algorithm.name in SERVER:
+        raise UserError(f"{path}: the {config.algorithm.name} server's moments are missing, which were in {checkpoint.path_for(path).name}: "
+                        "the run cannot be continued; set another `output`")
     if rounds > rows:
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
     if rounds > config.rounds:
         raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-    return rounds, weights, finished
+    return rounds, weights, state, finished
 
 
 def _open(path, simulation, given, hosts, earlier):
@@ -136,7 +147,7 @@ def _open(path, simulation, given, hosts, earlier):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
         if earlier.rounds:
-            checkpoint.save(path, earlier.rounds, earlier.weights)
+            checkpoint.save(path, earlier.rounds, earlier.weights, earlier.state)
         else:
             checkpoint.remove(path)
         return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)

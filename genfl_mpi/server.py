@@ -14,6 +14,7 @@ from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
+from genfl_mpi.learning.aggregation import normalised, server_step
 from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.mpi.schedule import Speed, assign, rates
 from genfl_mpi.naming import find
@@ -50,6 +51,8 @@ class Server:
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
         self.state = ServerState(0, config, np.diff(data["pointers"]), data["shared_labels"], np.zeros(len(about.classes), dtype=np.int64))
         self.images, self.labels = [], []
+        self.optimizer = {}  # the server's moments, by name: float64 (parameters,)
+        self.rest = 0.0  # weight of omega^t beside the clients', in FedNova
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
         if config.generates:
@@ -68,6 +71,9 @@ class Server:
         rho = np.asarray(self.rho(self.state), dtype=np.float64)
         if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
+        if self.config.algorithm.name == "fednova":
+            rho = normalised(rho, self.state.samples[cohort], self.config.training)
+            self.rest = 1 - rho.sum()
         plan["client"], plan["rho"] = cohort, rho
         speed = rates(speeds)
         plan["rank"] = assign(self.state.samples[cohort] * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
@@ -131,12 +137,21 @@ class Server:
         report = train(model, start, images, labels, self.config.augmented, rng)
         return model.weights.to("cpu", copy=True), report
 
-    def aggregate(self, omega_t, omega_fl, omega_a):
+    def memory(self):
+        """What the algorithm remembers from round to round: NumPy arrays by name."""
+        return {name: value.numpy() for name, value in self.optimizer.items()}
+
+    def aggregate(self, omega_t, omega_fl, omega_a, parameters):
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
 
         omega_t: float32 (size,), the weights before the round; omega_fl: float64 (size,), the clients' weighted sum, or
         None if no client trained; omega_a: float32 (size,), or None if nothing was generated. What is missing has no weight.
+        parameters: how many of the weights are parameters. The configured algorithm makes its step with omega_fl first.
         """
+        if omega_fl is not None:
+            if self.rest:
+                omega_fl = omega_fl + self.rest * omega_t.double()
+            omega_fl = server_step(self.optimizer, omega_t, omega_fl, parameters, self.config.algorithm)
         kappa2 = 0.0 if omega_a is None else 1.0
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
         if omega_a is not None and omega_fl is not None:

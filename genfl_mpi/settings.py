@@ -78,6 +78,17 @@ class Training(Section):
     flip: bool = Field(False, description="augmentation: every other image mirrored, at random")
 
 
+class Algorithm(Section):
+    """How the clients' models become one."""
+
+    name: Literal["fedavg", "fedprox", "fednova", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    mu: NonNegative = Field(0.01, description="fedprox: weight of half the squared distance to the global weights in a client's loss")
+    server_lr: Positive = Field(1.0, description="fedavgm, fedadam, fedyogi: learning rate of the server")
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="these: decay of the first moment")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.99, description="fedadam, fedyogi: decay of the second moment")
+    tau: Positive = Field(1e-3, description="fedadam, fedyogi: degree of adaptivity, added to the root of the second moment")
+
+
 class LabelSharing(Section):
     """What the clients tell the server of their labels (III-A)."""
 
@@ -187,6 +198,7 @@ class Config(Section):
     bad_clients: BadClients = BadClients()
     model: Model = Model()
     training: Training = Training()
+    algorithm: Algorithm = Algorithm()
     augmented: Training = Field(Training(), description="training of the augmented model; what is not given is taken from `training`")
     label_sharing: LabelSharing = LabelSharing()
     generation: Generation = Generation()

@@ -72,15 +72,17 @@ class Simulation:
         self.sum = ExactSum(self.up.units)
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
+        self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
         self.speeds = [Speed() for _ in range(self.comm.size)]
         self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
 
-    def restore(self, round, weights, labels, images, fidelity):
-        """Continue after `round` finished rounds; the weights and the generated images so far matter on rank 0 alone."""
+    def restore(self, round, weights, state, labels, images, fidelity):
+        """Continue after `round` finished rounds. On rank 0 alone: the weights, the server's state, the images so far."""
         self.round = round
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
+            self.server.optimizer = {name: torch.as_tensor(array) for name, array in state.items()}
             self.server.add_generated(labels, images, fidelity)
 
     def close(self):
@@ -125,7 +127,7 @@ class Simulation:
         columns, clients = {}, {}
         if self.is_server:
             omega_fl = self.sum.value() if self.config.trains_clients else None
-            omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a)
+            omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
             self.weights.copy_(omega)
             columns, clients = self._collect(clock, kappa2, augmented)
         self.round += 1
@@ -152,7 +154,7 @@ class Simulation:
         labels = torch.from_numpy(labels).to(self.device)
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
-            report = train(self.model, self.weights, images, labels, self.config.training, rng)
+            report = train(self.model, self.weights, images, labels, self.config.training, rng, self.mu)
             self.sum.add(rho, self.model.weights)
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch,
                                   start, clock.now() - start, self.comm.rank)
@@ -181,7 +183,7 @@ class Simulation:
             self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         columns = {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
-            "train_loss": plan["rho"] @ clients["loss_last_epoch"] if len(plan) else np.nan,
+            "train_loss": plan["rho"] @ clients["loss_last_epoch"] / plan["rho"].sum() if len(plan) else np.nan,
             "images": self.server.state.generated.sum(), "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             "train_seconds": self.up.ranks[:, 0].max(), "wait_seconds": self.up.ranks[:, 1].mean(),

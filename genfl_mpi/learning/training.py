@@ -68,15 +68,17 @@ def augment(images, settings, rng):
     return images
 
 
-def train(model, start, images, labels, settings, rng):
+def train(model, start, images, labels, settings, rng, mu=0.0):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
     model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
-    settings: config.training; rng: NumPy generator that orders the batches, and whose children augment and drop out.
+    settings: config.training; rng: NumPy generator that orders the batches, and whose children augment and drop out;
+    mu: FedProx's pull (Li et al. 2020): mu / 2 times the squared distance of the parameters to `start` joins the loss.
     """
     model.weights.copy_(start)
     model.module.train()
-    step = sgd(model.weights[: model.parameters], model.gradient, settings)
+    parameters, begun = model.weights[: model.parameters], start[: model.parameters].to(model.weights.device)
+    step = sgd(parameters, model.gradient, settings)
     losses = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device)
     augmenting, dropping = rng.spawn(2)
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -87,6 +89,8 @@ def train(model, start, images, labels, settings, rng):
                 loss = F.cross_entropy(model.module(augment(images[batch], settings, augmenting)), labels[batch])
                 model.gradient.zero_()
                 loss.backward()
+                if mu:
+                    model.gradient.add_(parameters - begun, alpha=mu)
                 step()
                 losses[epoch] += loss.detach().double() * len(batch)
     losses = (losses / len(images)).tolist()  # the one wait for the device

@@ -1,0 +1,68 @@
+"""Federated algorithms besides plain averaging: what the server makes of the clients' average, and FedNova's weights.
+
+FedProx is a term of the clients' training (`training.train`). The others work on delta = omega_fl - omega^t, the mean
+change of the parameters; BatchNorm's statistics, which are no parameters, are averaged as ever.
+"""
+
+import torch
+
+
+def fedavgm(state, delta, settings):
+    """Server momentum (Hsu et al. 2019)."""
+    state["momentum"] = settings.beta1 * state.get("momentum", 0) + delta
+    return settings.server_lr * state["momentum"]
+
+
+def fedadam(state, delta, settings):
+    """Adam at the server, without bias correction (Reddi et al. 2021, algorithm 2)."""
+    square = state.get("square", torch.full_like(delta, settings.tau**2))
+    state["square"] = settings.beta2 * square + (1 - settings.beta2) * delta**2
+    return _adaptive(state, delta, settings)
+
+
+def fedyogi(state, delta, settings):
+    """Yogi at the server (Reddi et al. 2021, algorithm 2)."""
+    square = state.get("square", torch.full_like(delta, settings.tau**2))
+    state["square"] = square - (1 - settings.beta2) * delta**2 * torch.sign(square - delta**2)
+    return _adaptive(state, delta, settings)
+
+
+def _adaptive(state, delta, settings):
+    state["momentum"] = settings.beta1 * state.get("momentum", 0) + (1 - settings.beta1) * delta
+    return settings.server_lr * state["momentum"] / (state["square"].sqrt() + settings.tau)
+
+
+SERVER = {"fedavgm": fedavgm, "fedadam": fedadam, "fedyogi": fedyogi}
+
+
+def server_step(state, omega_t, omega_fl, parameters, settings):
+    """The federated model after the server's step: float64 (size,).
+
+    state: a dict of float64 (parameters,), changed in place: empty before the first round. omega_t: float32 (size,);
+    omega_fl: float64 (size,), the clients' average; parameters: how many of the weights are parameters; settings:
+    config.algorithm.
+    """
+    if settings.name not in SERVER:
+        return omega_fl
+    before = omega_t[:parameters].double()
+    change = SERVER[settings.name](state, omega_fl[:parameters] - before, settings)
+    return torch.cat([before + change, omega_fl[parameters:]])
+
+
+def normalised(rho, samples, training):
+    """FedNova's weights (Wang et al. 2020) of omega_n in the sum: rho_n tau_eff / tau_n. What they lack of 1 is the weight
+    of omega^t.
+
+    rho: float64 (cohort,); samples: int (cohort,); tau_n is the weight that a gradient has in the whole of client n's local
+    change: its number of steps, or with momentum m the sum over steps k of (1 - m^(tau - k)) / (1 - m).
+    """
+    steps = training.epochs * local_batches(samples, training.batch_size)
+    m = training.momentum
+    tau = (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
+    return rho * (rho @ tau) / tau
+
+
+def local_batches(samples, batch_size):
+    """Steps of an epoch over each number of samples, as `training.batches` divides them."""
+    full, rest = samples // batch_size, samples % batch_size
+    return full + (rest > 1) + ((rest == 1) & (full == 0))

@@ -1,0 +1,95 @@
+"""Federated algorithms: equal to averaging where they should be, as their sources have them elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+
+from genfl_mpi.cli import main
+from genfl_mpi.learning.aggregation import local_batches, normalised, server_step
+from genfl_mpi.learning.training import batches
+from genfl_mpi.results import checkpoint, reader
+from genfl_mpi.settings import Algorithm, Training
+
+
+def weights_of(folder, method="fedavg"):
+    with reader.open_results(folder / f"{method}_seed1.h5") as file:
+        return file["weights"][:]
+
+
+def test_fedprox_with_mu_zero_is_fedavg(tiny, tmp_path):
+    for name, algorithm in (("fedavg", []), ("zero", ["algorithm.name=fedprox", "algorithm.mu=0"]), ("one", ["algorithm.name=fedprox", "algorithm.mu=1"])):
+        assert main([*tiny, *algorithm, f"output={tmp_path}/{name}"]) == 0
+    digests = {name: reader.digests(tmp_path / name / "genfl_seed1.h5") for name in ("fedavg", "zero", "one")}
+    assert digests["zero"] == digests["fedavg"] and digests["one"][0] != digests["fedavg"][0]
+
+
+def test_fedprox_keeps_the_clients_near(tiny, tmp_path):
+    """The pull shortens the way from the initial weights (Li et al. 2020)."""
+    ways = []
+    for mu in (0, 1, 100):
+        assert main([*tiny, "method=fedavg", "rounds=1", "training.epochs=3", "algorithm.name=fedprox", f"algorithm.mu={mu}",
+                     "training.lr=0.01", f"output={tmp_path}/{mu}"]) == 0
+        ways.append(np.linalg.norm(weights_of(tmp_path / str(mu)) - start(tiny)))
+    assert ways[0] > ways[1] > ways[2] > 0
+
+
+def start(tiny):
+    from genfl_mpi import Simulation
+
+    return Simulation(overrides=[*tiny, "method=fedavg"]).weights.numpy()
+
+
+def test_fednova_with_equal_steps_is_fedavg_to_rounding(tiny, tmp_path):
+    for name in ("fedavg", "fednova"):
+        assert main([*tiny, "method=fedavg", "partition.scheme=iid", "training.momentum=0.5", f"algorithm.name={name}", f"output={tmp_path}/{name}"]) == 0
+    one, other = weights_of(tmp_path / "fedavg"), weights_of(tmp_path / "fednova")
+    assert np.abs(one - other).max() < 1e-6 and np.linalg.norm(one) > 1
+
+
+def test_fednovas_weights_by_hand():
+    # Two steps and eight: tau_eff = (2 + 8) / 2 = 5, so the client with few steps counts 5 / 2, the other 5 / 8.
+    training = Training(epochs=2, batch_size=64)
+    assert normalised(np.array([0.5, 0.5]), np.array([64, 256]), training) == pytest.approx([1.25, 0.3125])
+    # Momentum 1/2, two steps: (1 - 1/4) + (1 - 1/2) over 1/2 = 1.5 + 1 = 2.5; one step: 1. tau_eff = 1.75.
+    training = Training(epochs=1, batch_size=64, momentum=0.5)
+    assert normalised(np.array([0.5, 0.5]), np.array([128, 64]), training) == pytest.approx([0.5 * 1.75 / 2.5, 0.5 * 1.75])
+
+
+def test_steps_are_counted_as_they_are_made():
+    for count in (1, 2, 63, 64, 65, 66, 128, 129):
+        assert local_batches(np.array([count]), 64)[0] == len(batches(count, 64, np.random.default_rng(0)))
+
+
+def test_server_optimizers_by_hand():
+    """Two steps of one parameter with delta 1 and then 3; the second weight is a statistic and is averaged."""
+    def steps(**settings):
+        state, omega, path = {}, torch.tensor([0.0, 0.0]), []
+        for delta in (1.0, 3.0):
+            new = server_step(state, omega, torch.tensor([omega[0].item() + delta, 7.0], dtype=torch.float64), 1, Algorithm(**settings))
+            path.append(new[0].item() - omega[0].item())
+            assert new[1] == 7
+            omega = new.float()
+        return path
+
+    assert steps(name="fedavg") == [1, 3]
+    assert steps(name="fedavgm", beta1=0.5, server_lr=2) == pytest.approx([2, 2 * 3.5])
+    # m: 0.5, 1.75. v from tau^2 = 1: Adam 0.75 + 0.25 = 1, 0.75 + 0.25 * 9 = 3; Yogi 1 - 0 = 1, 1 + 0.25 * 9 = 3.25.
+    adam = {"beta1": 0.5, "beta2": 0.75, "tau": 1.0}
+    assert steps(name="fedadam", **adam) == pytest.approx([0.5 / 2, 1.75 / (3**0.5 + 1)])
+    assert steps(name="fedyogi", **adam) == pytest.approx([0.5 / 2, 1.75 / (3.25**0.5 + 1)])
+
+
+@pytest.mark.parametrize("name", ["fednova", "fedavgm", "fedadam", "fedyogi"])
+def test_continued_runs_remember_the_servers_moments(tiny, tmp_path, name):
+    algorithm = [f"algorithm.name={name}", "algorithm.server_lr=0.1"]
+    assert main([*tiny, *algorithm, "rounds=3", f"output={tmp_path}/whole"]) == 0
+    assert main([*tiny, *algorithm, "rounds=2"]) == 0
+    assert main([*tiny, *algorithm, "rounds=3"]) == 0
+    assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(tmp_path / "whole/genfl_seed1.h5")
+
+
+def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
+    assert main([*tiny, "algorithm.name=fedavgm"]) == 0
+    checkpoint.remove(tmp_path / "results/genfl_seed1.h5")
+    assert main([*tiny, "algorithm.name=fedavgm", "rounds=3"]) == 2
+    assert "server's moments are missing" in capsys.readouterr().err
