@@ -66,7 +66,7 @@ def run(comm, path, config, given, say):
     if finished and rounds == config.rounds:
         say(f"{path.stem}: finished before")
         return
-    simulation = Simulation(config, comm=comm)
+    simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"))
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         generated = earlier.tables["generated"] if earlier else {"label": [], "image": [], "fidelity": []}
@@ -80,6 +80,8 @@ def run(comm, path, config, given, say):
             writer.append(record)
             if record.round % config.checkpoint_every == 0:
                 checkpoint.save(path, record.round, simulation.down.weights, simulation.server.memory())
+                if simulation.variates is not None:
+                    simulation.variates.prune(simulation.server.trained)
             say(_line(path.stem, record, config.rounds))
     if comm.rank == 0:
         memory = simulation.server.memory()
@@ -125,8 +127,8 @@ def _kept_rounds(path, file, config):
     rounds, weights, state = checkpoint.load(path)
     if finished and rounds != rows:
         rounds, weights, state = rows, file["weights"][:], {}
-    if rounds and not state and config.algorithm.name in SERVER:
-        raise UserError(f"{path}: the {config.algorithm.name} server's moments are missing, which were in {checkpoint.path_for(path).name}: "
+    if rounds and not state and config.algorithm.name in {*SERVER, "scaffold"}:
+        raise UserError(f"{path}: what the server of {config.algorithm.name} remembers is missing, which were in {checkpoint.path_for(path).name}: "
                         "the run cannot be continued; set another `output`")
     if rounds > rows:
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")

@@ -51,7 +51,8 @@ class Server:
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
         self.state = ServerState(0, config, np.diff(data["pointers"]), data["shared_labels"], np.zeros(len(about.classes), dtype=np.int64))
         self.images, self.labels = [], []
-        self.optimizer = {}  # the server's moments, by name: float64 (parameters,)
+        self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
+        self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.rest = 0.0  # weight of omega^t beside the clients', in FedNova
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
@@ -75,6 +76,7 @@ class Server:
             rho = normalised(rho, self.state.samples[cohort], self.config.training)
             self.rest = 1 - rho.sum()
         plan["client"], plan["rho"] = cohort, rho
+        plan["since"] = self.trained[cohort] if len(self.trained) else 0
         speed = rates(speeds)
         plan["rank"] = assign(self.state.samples[cohort] * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
 
@@ -139,7 +141,20 @@ class Server:
 
     def memory(self):
         """What the algorithm remembers from round to round: NumPy arrays by name."""
-        return {name: value.numpy() for name, value in self.optimizer.items()}
+        return {name: value.numpy() for name, value in self.moments.items()} | ({"trained": self.trained} if len(self.trained) else {})
+
+    def remember(self, memory, down):
+        """Take `memory` back."""
+        self.moments = {name: torch.as_tensor(array) for name, array in memory.items()}
+        if len(self.trained):
+            self.trained = self.moments.pop("trained").numpy()
+            down.variate[:] = self.moments["variate"].numpy()
+
+    def control(self, change, down):
+        """SCAFFOLD's variate of the server: c <- c + 1/N sum_n (new c_n - c_n). change: float64 (parameters,), that sum."""
+        self.moments["variate"] = self.moments.get("variate", 0) + change
+        down.variate[:] = self.moments["variate"].numpy()
+        self.trained[down.plan["client"]] = self.state.round + 1
 
     def aggregate(self, omega_t, omega_fl, omega_a, parameters):
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
@@ -151,7 +166,7 @@ class Server:
         if omega_fl is not None:
             if self.rest:
                 omega_fl = omega_fl + self.rest * omega_t.double()
-            omega_fl = server_step(self.optimizer, omega_t, omega_fl, parameters, self.config.algorithm)
+            omega_fl = server_step(self.moments, omega_t, omega_fl, parameters, self.config.algorithm)
         kappa2 = 0.0 if omega_a is None else 1.0
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
         if omega_a is not None and omega_fl is not None:

@@ -81,7 +81,8 @@ class Training(Section):
 class Algorithm(Section):
     """How the clients' models become one."""
 
-    name: Literal["fedavg", "fedprox", "fednova", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    name: Literal["fedavg", "fedprox", "fednova", "fedavgm", "fedadam", "fedyogi", "scaffold"] = Field(
+        "fedavg", description="scaffold keeps 4 bytes a parameter for every client that has trained, in files that all ranks see, and doubles the messages")
     mu: NonNegative = Field(0.01, description="fedprox: weight of half the squared distance to the global weights in a client's loss")
     server_lr: Positive = Field(1.0, description="fedavgm, fedadam, fedyogi: learning rate of the server")
     beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="these: decay of the first moment")
@@ -225,6 +226,8 @@ class Config(Section):
             raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients})")
         if self.method == "aigc" and self.generation.plan == "cohort_deficit":
             raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
+        if self.algorithm.name == "scaffold" and self.training.momentum:
+            raise ValueError("algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients")
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
         if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):

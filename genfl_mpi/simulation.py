@@ -1,6 +1,7 @@
 """The round of generative federated learning (GenFL), with the paper's steps in the paper's order."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from genfl_mpi.data.labels import label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
+from genfl_mpi.learning.aggregation import local_batches
 from genfl_mpi.learning.evaluation import evaluate, summarise
 from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
 from genfl_mpi.mpi.schedule import Speed
+from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server
 from genfl_mpi.settings import Config
 
@@ -45,12 +48,13 @@ class Simulation:
     """One run; iterating over it computes its rounds. Every rank of `comm` must construct and iterate together.
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
-    command line. comm: an mpi4py communicator, by default all ranks. policies: functions of a `ServerState` named
+    command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep what they remember, if the
+    algorithm wants that, by default `variates` in config.output. policies: functions of a `ServerState` named
     select, rho, kappa or plan, that take the place of the configured ones.
     Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, **policies):
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
                             "the configuration's `selection` is given as select")
@@ -67,9 +71,13 @@ class Simulation:
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
         cohort = config.cohort if config.trains_clients else 0
-        self.down = Down(len(self.model.weights), cohort)
-        self.up = Up(len(self.model.weights), cohort, self.comm.size)
+        scaffold = config.algorithm.name == "scaffold"
+        variate = self.model.parameters if scaffold else 0
+        self.down = Down(len(self.model.weights), cohort, variate)
+        self.up = Up(len(self.model.weights), cohort, self.comm.size, variate)
         self.sum = ExactSum(self.up.units)
+        self.variate_sum = ExactSum(self.up.variate_units)
+        self.variates = Variates(folder or Path(config.output) / "variates", variate) if scaffold else None
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
@@ -82,7 +90,7 @@ class Simulation:
         self.round = round
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
-            self.server.optimizer = {name: torch.as_tensor(array) for name, array in state.items()}
+            self.server.remember(state, self.down)
             self.server.add_generated(labels, images, fidelity)
 
     def close(self):
@@ -114,9 +122,9 @@ class Simulation:
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):
-            for place, (rho, client, rank) in enumerate(self.down.plan.tolist()):
+            for place, (rho, client, rank, since) in enumerate(self.down.plan.tolist()):
                 if rank == self.comm.rank:
-                    self._train_client(place, client, rho, clock)
+                    self._train_client(place, client, rho, since, clock)
         ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
         waiting = collectives.arrive(self.comm, ahead)
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds
@@ -129,6 +137,8 @@ class Simulation:
             omega_fl = self.sum.value() if self.config.trains_clients else None
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
             self.weights.copy_(omega)
+            if self.variates is not None:
+                self.server.control(self.variate_sum.value(), self.down)
             columns, clients = self._collect(clock, kappa2, augmented)
         self.round += 1
         with clock("broadcast"):
@@ -146,7 +156,7 @@ class Simulation:
             self.server.begin(self.round, self.down.plan, self.speeds)
         collectives.broadcast(self.comm, self.down.buffer)
 
-    def _train_client(self, place, client, rho, clock):
+    def _train_client(self, place, client, rho, since, clock):
         """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
         start = clock.now()
         images, labels = client_data(self.data, client, self.config)
@@ -154,10 +164,26 @@ class Simulation:
         labels = torch.from_numpy(labels).to(self.device)
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
-            report = train(self.model, self.weights, images, labels, self.config.training, rng, self.mu)
+            if self.variates is None:
+                report = train(self.model, self.weights, images, labels, self.config.training, rng, self.mu)
+            else:
+                report = self._train_controlled(client, since, images, labels, rng)
             self.sum.add(rho, self.model.weights)
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch,
                                   start, clock.now() - start, self.comm.rank)
+
+    def _train_controlled(self, client, since, images, labels, rng):
+        """SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n; then, by option II,
+        c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
+        settings, size = self.config.training, self.model.parameters
+        common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
+        report = train(self.model, self.weights, images, labels, settings, rng, correction=(common - own).to(self.device))
+        steps = settings.epochs * int(local_batches(np.array([len(images)]), settings.batch_size)[0])
+        moved = self.weights[:size] - self.model.weights[:size].cpu()
+        new = own - common + moved / (steps * settings.lr)
+        self.variates.write(client, self.round + 1, new.numpy())
+        self.variate_sum.add(1 / self.config.clients, new - own)
+        return report
 
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""

@@ -79,7 +79,7 @@ def test_server_optimizers_by_hand():
     assert steps(name="fedyogi", **adam) == pytest.approx([0.5 / 2, 1.75 / (3.25**0.5 + 1)])
 
 
-@pytest.mark.parametrize("name", ["fednova", "fedavgm", "fedadam", "fedyogi"])
+@pytest.mark.parametrize("name", ["fednova", "fedavgm", "fedadam", "fedyogi", "scaffold"])
 def test_continued_runs_remember_the_servers_moments(tiny, tmp_path, name):
     algorithm = [f"algorithm.name={name}", "algorithm.server_lr=0.1"]
     assert main([*tiny, *algorithm, "rounds=3", f"output={tmp_path}/whole"]) == 0
@@ -92,4 +92,56 @@ def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
     assert main([*tiny, "algorithm.name=fedavgm"]) == 0
     checkpoint.remove(tmp_path / "results/genfl_seed1.h5")
     assert main([*tiny, "algorithm.name=fedavgm", "rounds=3"]) == 2
-    assert "server's moments are missing" in capsys.readouterr().err
+    assert "what the server of fedavgm remembers is missing" in capsys.readouterr().err
+
+
+def test_scaffold_with_zero_variates_is_fedavg(tiny, tmp_path):
+    """In the first round every variate is zero."""
+    for name in ("fedavg", "scaffold"):
+        assert main([*tiny, "rounds=1", f"algorithm.name={name}", f"output={tmp_path}/{name}"]) == 0
+    assert reader.digests(tmp_path / "fedavg/genfl_seed1.h5") == reader.digests(tmp_path / "scaffold/genfl_seed1.h5")
+
+
+def test_scaffold_against_a_plain_loop(tiny, tmp_path):
+    """Two rounds of full cohorts, option II, in the words of the paper; any number of ranks."""
+    from conftest import mpirun
+
+    from genfl_mpi import Simulation, streams
+    from genfl_mpi.learning.training import normalise, train
+    from genfl_mpi.simulation import client_data
+
+    overrides = [*tiny, "method=fedavg", "cohort=6", "algorithm.name=scaffold"]
+    for ranks in (1, 2):
+        done = mpirun(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/{ranks}")
+        assert done.returncode == 0, done.stderr
+    assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "2/fedavg_seed1.h5")
+    one = Simulation(overrides=overrides, folder=tmp_path / "unused")
+    training, size, x = one.config.training, one.model.parameters, one.weights.double().clone()
+    own, common = torch.zeros(6, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    sizes = np.diff(one.data["pointers"])
+    for round in range(2):
+        new_x, new_own = torch.zeros_like(x), own.clone()
+        for n in range(6):
+            images, labels = client_data(one.data, n, one.config)
+            images = normalise(torch.from_numpy(images), one.about.mean, one.about.std, "cpu")
+            rng = streams.generator(1, "client", round, n)
+            train(one.model, x.float(), images, torch.from_numpy(labels), training, rng, correction=(common - own[n]).float())
+            y = one.model.weights.double()
+            steps = len(batches(len(images), training.batch_size, np.random.default_rng(0)))
+            new_own[n] = own[n] - common + (x - y)[:size] / (steps * training.lr)
+            new_x += sizes[n] / sizes.sum() * y
+        common = common + (new_own - own).sum(0) / 6
+        x, own = new_x, new_own
+    assert np.abs(weights_of(tmp_path / "1") - x.numpy()).max() < 1e-5 and common.abs().max() > 1e-3
+
+
+def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
+    run = [*tiny, "cohort=6", "algorithm.name=scaffold"]
+    assert main(run) == 0
+    files = sorted((tmp_path / "results/genfl_seed1.variates").iterdir())
+    assert [file.name for file in files] == [f"{client}_2.npy" for client in range(6)], "older ones are gone"
+    files[3].write_bytes(b"no array")
+    assert main([*run, "rounds=3"]) == 2
+    assert "3_2.npy: the control variate of client 3 is missing or damaged" in capsys.readouterr().err
+    assert main([*run, "training.momentum=0.5"]) == 2
+    assert "scaffold needs training.momentum=0" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
     down.weights[:] = 1
     down.plan["rho"] = 0.5
     assert down.weights.base is not None and (down.weights == 1).all()
-    assert down.buffer.nbytes < 4 * 1001 + 5 * 16 + 16
+    assert down.buffer.nbytes < 4 * 1001 + 5 * 24 + 16
     up.clients[4, 2] = 1.5
     other = Up(1001, 5, 3)
     other.clients[1, 1] = -2.5
@@ -105,8 +105,8 @@ import sys, time
 from genfl_mpi import simulation
 from genfl_mpi.cli import main
 train = simulation.train
-def poisoned(model, start, images, labels, settings, rng):
-    report = train(model, start, images, labels, settings, rng)
+def poisoned(model, *rest):
+    report = train(model, *rest)
     if poisoned.simulation.round == 1:
         print(f"poisoned at {time.time()};", flush=True)
         model.weights[7] = float("nan")

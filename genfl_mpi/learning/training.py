@@ -68,12 +68,13 @@ def augment(images, settings, rng):
     return images
 
 
-def train(model, start, images, labels, settings, rng, mu=0.0):
+def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
     model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
     settings: config.training; rng: NumPy generator that orders the batches, and whose children augment and drop out;
-    mu: FedProx's pull (Li et al. 2020): mu / 2 times the squared distance of the parameters to `start` joins the loss.
+    mu: FedProx's pull (Li et al. 2020): mu / 2 times the squared distance of the parameters to `start` joins the loss;
+    correction: float32 (parameters,), added to every gradient (SCAFFOLD).
     """
     model.weights.copy_(start)
     model.module.train()
@@ -91,6 +92,8 @@ def train(model, start, images, labels, settings, rng, mu=0.0):
                 loss.backward()
                 if mu:
                     model.gradient.add_(parameters - begun, alpha=mu)
+                if correction is not None:
+                    model.gradient.add_(correction)
                 step()
                 losses[epoch] += loss.detach().double() * len(batch)
     losses = (losses / len(images)).tolist()  # the one wait for the device
