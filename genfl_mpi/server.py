@@ -15,7 +15,7 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import normalised, server_step
-from genfl_mpi.learning.training import normalise, train
+from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.mpi.schedule import Speed, assign, rates
 from genfl_mpi.naming import find
 from genfl_mpi.policies import ServerState
@@ -136,7 +136,7 @@ class Server:
         images = normalise(torch.from_numpy(np.concatenate(self.images)), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(np.concatenate(self.labels)).to(self.device)
         rng = streams.generator(self.config.seed, "augmented", self.state.round)
-        report = train(model, start, images, labels, self.config.augmented, rng)
+        report = train(model, start, images, labels, at_round(self.config.augmented, self.state.round), rng)
         return model.weights.to("cpu", copy=True), report
 
     def memory(self):

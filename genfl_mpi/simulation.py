@@ -17,7 +17,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.aggregation import local_batches
 from genfl_mpi.learning.evaluation import evaluate, summarise
-from genfl_mpi.learning.training import normalise, train
+from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
@@ -165,7 +165,7 @@ class Simulation:
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
             if self.variates is None:
-                report = train(self.model, self.weights, images, labels, self.config.training, rng, self.mu)
+                report = train(self.model, self.weights, images, labels, at_round(self.config.training, self.round), rng, self.mu)
             else:
                 report = self._train_controlled(client, since, images, labels, rng)
             self.sum.add(rho, self.model.weights)
@@ -175,7 +175,7 @@ class Simulation:
     def _train_controlled(self, client, since, images, labels, rng):
         """SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n; then, by option II,
         c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
-        settings, size = self.config.training, self.model.parameters
+        settings, size = at_round(self.config.training, self.round), self.model.parameters
         common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
         report = train(self.model, self.weights, images, labels, settings, rng, correction=(common - own).to(self.device))
         steps = settings.epochs * int(local_batches(np.array([len(images)]), settings.batch_size)[0])

@@ -31,6 +31,13 @@ def test_training_of_the_augmented_model_follows_the_clients():
     assert (one.augmented.lr, one.augmented.epochs) == (0.3, 7)
 
 
+def test_a_preset_fills_what_training_leaves_open():
+    one = config.single({"method": "genfl", "preset": "practical", "training": {"lr": 0.5}, "augmented": {"epochs": 1}})
+    assert (one.training.lr, one.training.momentum, one.training.flip) == (0.5, 0.9, True)
+    assert (one.augmented.lr, one.augmented.momentum, one.augmented.epochs) == (0.5, 0.9, 1)
+    assert config.single({"method": "genfl", "preset": "paper"}).training.lr == 1e-4
+
+
 def test_a_kappa_alone_fixes_the_other():
     assert config.single({"kappa": {"kappa1": 0.9}}).kappa.kappa2 == pytest.approx(0.1)
 

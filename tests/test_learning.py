@@ -6,7 +6,7 @@ import torch
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.training import augment, batches, sgd, train
+from genfl_mpi.learning.training import at_round, augment, batches, sgd, train
 from genfl_mpi.learning.weights import LIMIT, ExactSum, FlatModel
 from genfl_mpi.settings import Model, Training
 
@@ -159,3 +159,10 @@ def test_augmentation_shifts_and_mirrors():
         [place] = [(y, x) for y in range(5) for x in range(5) if torch.equal(before[:, y : y + 6, x : x + 5], after)]
         seen.add(place)
     assert len(seen) == 25
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [
+    ("constant", [1, 1, 1, 1]), ("exponential", [1, 0.5, 0.25, 0.125]), ("step", [1, 1, 0.5, 0.5]), ("cosine", [1, 0.5, 0.5, 0.5])])
+def test_schedules_by_hand(schedule, rates):
+    settings = Training(lr=1, schedule=schedule, decay=0.5, period=2)
+    assert [at_round(settings, round).lr for round in range(4)] == pytest.approx(rates)

@@ -1,5 +1,6 @@
 """Local SGD: what a client does with its data, and the server with the generated images."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,15 @@ def normalise(images, mean, std, device):
     """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation."""
     mean, std = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
     return images.to(device).float().div_(255).sub_(mean).div_(std)
+
+
+def at_round(settings, round):
+    """config.training with the learning rate of a round, of which the first is 0."""
+    factor = {
+        "constant": 1.0, "exponential": settings.decay**round, "step": settings.decay ** (round // settings.period),
+        "cosine": (1 + math.cos(math.pi * min(round, settings.period - 1) / settings.period)) / 2,
+    }[settings.schedule]
+    return settings.model_copy(update={"lr": settings.lr * factor})
 
 
 def batches(count, batch_size, rng):
