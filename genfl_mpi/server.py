@@ -49,13 +49,16 @@ class Server:
         self.config, self.about, self.data, self.device = config, about, data, device
         policies = find_policies(config) | policies
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
-        self.state = ServerState(0, config, np.diff(data["pointers"]), data["shared_labels"], np.zeros(len(about.classes), dtype=np.int64))
+        self.state = ServerState(0, config, np.diff(data["pointers"]) + config.data.shared, data["shared_labels"], np.zeros(len(about.classes), dtype=np.int64))
         self.images, self.labels = [], []
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.rest = 0.0  # weight of omega^t beside the clients', in FedNova
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
+        if config.method == "pool":
+            chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
+            self.images, self.labels = [data["train_images"][chosen]], [data["train_labels"][chosen]]
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
@@ -83,7 +86,7 @@ class Server:
     def generate(self):
         """Images of this round, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each batch."""
         made = []
-        for batch in self._batches(self.state):
+        for batch in self._batches(self.state) if self.config.generates else []:
             images = self._images(batch)
             fidelity = self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
             made.append((self.generator.bank.key(batch), batch, images, fidelity))
@@ -195,10 +198,10 @@ class Server:
     def _busy_seconds(self, speed):
         """Predicted seconds of generation and augmented training in the round that begins; infinite as long as nobody
         knows how long an image takes. speed: samples a second that rank 0 trains."""
-        if not self.config.generates:
+        if not self.config.augments:
             return 0.0
-        batches = self._batches(self.state)
+        batches = self._batches(self.state) if self.config.generates else []
         missing = sum(len(batch) for batch in batches if not self.generator.ready(batch))
-        pool = self.state.generated.sum() + sum(map(len, batches))
-        return self.generation_speed.seconds(missing) + pool * self.config.augmented.epochs / speed
+        samples = sum(map(len, self.labels)) + sum(map(len, batches))
+        return self.generation_speed.seconds(missing) + samples * self.config.augmented.epochs / speed
 

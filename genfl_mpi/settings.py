@@ -36,6 +36,7 @@ class Data(Section):
     name: Literal["mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"] = Field(
         "mnist5k", description="data set; mnist5k is installed with the package, folder is data.root/train/CLASS and data.root/test/CLASS, synthetic is made")
     root: str = Field("data", description="folder that torchvision's loaders read")
+    shared: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="images of the public pool that every client trains on beside its own (Zhao et al. 2018)")
     size: Count = Field(32, description="pixels of a side, of folder and synthetic")
     samples: Count = Field(10000, description="training images of synthetic, which has a fifth as many for testing")
     normalise: bool = Field(True, description="subtract the mean of each channel and divide by its deviation; false: pixels in [0, 1]")
@@ -198,7 +199,8 @@ PRESETS = {
 
 class Config(Section):
     preset: Literal["paper", "practical"] | None = Field(None, description="values for `training`, where it does not give its own: paper (plain SGD, lr 1e-4) or practical (momentum 0.9, lr 0.02, weight decay, crop and flip)")
-    method: Literal["fedavg", "aigc", "genfl"] = Field("genfl", description="the paper's three: local data only, generated data only, both")
+    method: Literal["fedavg", "aigc", "genfl", "pool"] = Field(
+        "genfl", description="the paper's three: local data only, generated data only, both; and, as a control, genfl with the public pool in place of generated data")
     seed: Seed = Field(1, description="the seed of everything random")
     rounds: Count = Field(30, description="rounds T")
     clients: Count = Field(20, description="clients N")
@@ -242,6 +244,10 @@ class Config(Section):
             raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
         if self.algorithm.name == "scaffold" and self.training.momentum:
             raise ValueError("algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients")
+        if self.method == "pool" and not self.data.public_pool:
+            raise ValueError("method=pool needs data.public_pool, the images that take the place of generated ones")
+        if self.data.shared > self.data.public_pool:
+            raise ValueError(f"data.shared={self.data.shared} images are given out, and data.public_pool={self.data.public_pool} has fewer")
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
         if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):
@@ -253,8 +259,12 @@ class Config(Section):
         return self.method != "aigc"
 
     @property
-    def generates(self):
+    def augments(self):
         return self.method != "fedavg"
+
+    @property
+    def generates(self):
+        return self.method in ("genfl", "aigc")
 
 
 def keys(section=Config, prefix=""):

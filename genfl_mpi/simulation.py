@@ -16,7 +16,7 @@ from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.aggregation import local_batches
-from genfl_mpi.learning.evaluation import evaluate, summarise
+from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
@@ -114,7 +114,7 @@ class Simulation:
         self.up.clear()
 
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
-        if self.is_server and self.config.generates:
+        if self.is_server and self.config.augments:
             with clock("generate"):
                 generated = self.server.generate()
             with clock("augment"):
@@ -137,8 +137,6 @@ class Simulation:
             omega_fl = self.sum.value() if self.config.trains_clients else None
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
             self.weights.copy_(omega)
-            if self.variates is not None:
-                self.server.control(self.variate_sum.value(), self.down)
             columns, clients = self._collect(clock, kappa2, augmented)
         self.round += 1
         with clock("broadcast"):
@@ -147,7 +145,7 @@ class Simulation:
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
-            columns |= self._timings(clock, waiting)
+            columns |= self._timings(clock, waiting) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
         return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated)
 
     def _announce(self):
@@ -169,7 +167,7 @@ class Simulation:
             else:
                 report = self._train_controlled(client, since, images, labels, rng)
             self.sum.add(rho, self.model.weights)
-        self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch,
+        self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
                                   start, clock.now() - start, self.comm.rank)
 
     def _train_controlled(self, client, since, images, labels, rng):
@@ -198,7 +196,10 @@ class Simulation:
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented):
-        """What the reduction brought to rank 0: columns of /rounds and of /clients. Also measures the ranks' speeds."""
+        """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds and of /clients, and the
+        ranks' speeds."""
+        if self.variates is not None:
+            self.server.control(self.variate_sum.value(), self.down)
         clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
         plan = self.down.plan
         clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "round": np.full(len(plan), self.round + 1)}
@@ -209,7 +210,8 @@ class Simulation:
             self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         columns = {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
-            "train_loss": plan["rho"] @ clients["loss_last_epoch"] / plan["rho"].sum() if len(plan) else np.nan,
+            **{name: plan["rho"] @ clients[field] / plan["rho"].sum() if len(plan) else np.nan
+               for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
             "images": self.server.state.generated.sum(), "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             "train_seconds": self.up.ranks[:, 0].max(), "wait_seconds": self.up.ranks[:, 1].mean(),
@@ -245,11 +247,15 @@ def resolve(config, comm):
 
 
 def client_data(data, client, config):
-    """What a client holds: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes."""
+    """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
+    and behind its own the shared ones of the public pool."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
     images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].copy()
     if data["bad"][client] and config.bad_clients.kind != "mislabelled":
         images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
+    if config.data.shared:
+        given = public.pool(data["train_labels"], config.data.shared, data["label_histograms"].shape[1])
+        images, labels = np.concatenate([images, data["train_images"][given]]), np.concatenate([labels, data["train_labels"][given]])
     return images, labels
 
 

@@ -145,3 +145,34 @@ def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
     assert "3_2.npy: the control variate of client 3 is missing or damaged" in capsys.readouterr().err
     assert main([*run, "training.momentum=0.5"]) == 2
     assert "scaffold needs training.momentum=0" in capsys.readouterr().err
+
+
+def test_the_pool_in_place_of_generated_data(tiny, tmp_path, capsys):
+    """A control: with kappa2 = 1 the server's model alone, trained on the public pool."""
+    from genfl_mpi import Simulation
+
+    run = [*tiny, "method=pool", "data.public_pool=300"]
+    assert main(run) == 0
+    one = Simulation(overrides=[*run, "kappa.kappa2=1"])
+    for record in one:
+        assert record.generated == [] and record.columns["images_used"] == 300
+    assert one.server.labels[0].tolist() == np.repeat(np.arange(10), 30).tolist()
+    capsys.readouterr()
+    assert main([*tiny, "method=pool"]) == 2
+    assert "method=pool needs data.public_pool" in capsys.readouterr().err
+
+
+def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
+    """Zhao et al. 2018: each client trains on them too, and weighs as much more."""
+    from genfl_mpi import Simulation
+    from genfl_mpi.data import public
+    from genfl_mpi.simulation import client_data
+
+    one = Simulation(overrides=[*tiny, "method=fedavg", "data.public_pool=300", "data.shared=50"])
+    given = public.pool(one.data["train_labels"], 50, 10)
+    for client in range(6):
+        images, labels = client_data(one.data, client, one.config)
+        assert len(labels) == np.diff(one.data["pointers"])[client] + 50 == one.server.state.samples[client]
+        assert np.array_equal(images[-50:], one.data["train_images"][given]) and np.bincount(labels[-50:]).tolist() == [5] * 10
+    assert main([*tiny, "data.shared=50"]) == 2
+    assert "data.shared=50 images are given out" in capsys.readouterr().err

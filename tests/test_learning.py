@@ -6,6 +6,7 @@ import torch
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
+from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.training import at_round, augment, batches, sgd, train
 from genfl_mpi.learning.weights import LIMIT, ExactSum, FlatModel
 from genfl_mpi.settings import Model, Training
@@ -166,3 +167,18 @@ def test_augmentation_shifts_and_mirrors():
 def test_schedules_by_hand(schedule, rates):
     settings = Training(lr=1, schedule=schedule, decay=0.5, period=2)
     assert [at_round(settings, round).lr for round in range(4)] == pytest.approx(rates)
+
+
+def test_accuracy_over_clients_by_hand():
+    """Twenty clients: two hold class 0 alone, which is right half of the time; the others both classes evenly."""
+    histograms = np.array([[4, 0]] * 2 + [[3, 3]] * 18)
+    seen = accuracy_over_clients(np.array([0.5, 0.9]), histograms)
+    assert seen == pytest.approx({"clients_accuracy": (2 * 0.5 + 18 * 0.7) / 20, "clients_accuracy_worst_tenth": 0.5})
+
+
+def test_a_report_counts_the_last_epoch():
+    labels = torch.arange(60) % 2
+    images = torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)) + labels[:, None, None, None]
+    model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
+    report = train(model, model.weights.clone(), images, labels, Training(epochs=5, lr=0.05, batch_size=10), np.random.default_rng(0))
+    assert report.samples == 60 and report.accuracy_last_epoch > 0.9 and report.loss_last_epoch < report.loss_first_epoch

@@ -64,7 +64,7 @@ def test_three_rounds_with_unequal_clients_and_batchnorm(tiny, monkeypatch, meth
         own = [data["indices"][data["pointers"][n] : data["pointers"][n + 1]] for n in record.clients["client"]]
         assert len({len(samples) for samples in own}) > 1, "the clients should be unequal"
         clients.append([tensors(data["train_images"][samples], data["train_labels"][samples]) for samples in own])
-        pool += [(images, np.array(batch.label)) for _, batch, images in record.generated]
+        pool += [(images, np.array(batch.label)) for _, batch, images, _ in record.generated]
         pools.append(pool and tensors(*map(np.concatenate, zip(*pool))))
     expected, actual = paper(model, clients, pools, kappa2).state_dict(), simulation.model.module.state_dict()
     assert any("running_var" in name for name in expected)

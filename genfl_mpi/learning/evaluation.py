@@ -24,6 +24,15 @@ def evaluate(model, chunks, classes):
     return totals
 
 
+def accuracy_over_clients(accuracy_per_class, histograms):
+    """What the clients would see on test data with their own mix of labels: the mean over clients, and over the worst tenth.
+
+    accuracy_per_class: float64 (classes,); histograms: int (clients, classes).
+    """
+    accuracy = np.sort(histograms @ accuracy_per_class / histograms.sum(1))
+    return {"clients_accuracy": accuracy.mean(), "clients_accuracy_worst_tenth": accuracy[: -(-len(accuracy) // 10)].mean()}
+
+
 def summarise(totals, class_sizes):
     """(accuracy, loss, per-class accuracy (classes,)) from the totals of all ranks and the test samples of each class."""
     accuracy_per_class = totals[:-1] / np.maximum(class_sizes, 1)

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Report:
-    """Of one local training: mean loss over its first and its last epoch, and the samples it holds."""
+    """Of one local training: mean loss over its first and its last epoch, the accuracy during the last, and the samples."""
 
     samples: int
     loss_first_epoch: float
     loss_last_epoch: float
+    accuracy_last_epoch: float
 
 
 def normalise(images, mean, std, device):
@@ -90,14 +91,15 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     model.module.train()
     parameters, begun = model.weights[: model.parameters], start[: model.parameters].to(model.weights.device)
     step = sgd(parameters, model.gradient, settings)
-    losses = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device)
+    losses, correct = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device), torch.zeros((), dtype=torch.float64, device=images.device)
     augmenting, dropping = rng.spawn(2)
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(int(dropping.integers(2**63)))  # dropout draws from the global stream: lend it
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)
-                loss = F.cross_entropy(model.module(augment(images[batch], settings, augmenting)), labels[batch])
+                logits = model.module(augment(images[batch], settings, augmenting))
+                loss = F.cross_entropy(logits, labels[batch])
                 model.gradient.zero_()
                 loss.backward()
                 if mu:
@@ -106,5 +108,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
                     model.gradient.add_(correction)
                 step()
                 losses[epoch] += loss.detach().double() * len(batch)
-    losses = (losses / len(images)).tolist()  # the one wait for the device
-    return Report(len(images), losses[0], losses[-1])
+                if epoch == settings.epochs - 1:
+                    correct += (logits.argmax(1) == labels[batch]).sum()
+    *losses, accuracy = (torch.cat([losses, correct[None]]) / len(images)).tolist()  # the one wait for the device
+    return Report(len(images), losses[0], losses[-1], accuracy)
