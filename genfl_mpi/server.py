@@ -159,6 +159,10 @@ class Server:
         down.variate[:] = self.moments["variate"].numpy()
         self.trained[down.plan["client"]] = self.state.round + 1
 
+    def completed(self, total, omega_t):
+        """The clients' average, float64 (size,): their weighted sum, and what FedNova leaves to omega^t."""
+        return total + self.rest * omega_t.double() if self.rest else total
+
     def aggregate(self, omega_t, omega_fl, omega_a, parameters):
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
 
@@ -167,8 +171,6 @@ class Server:
         parameters: how many of the weights are parameters. The configured algorithm makes its step with omega_fl first.
         """
         if omega_fl is not None:
-            if self.rest:
-                omega_fl = omega_fl + self.rest * omega_t.double()
             omega_fl = server_step(self.moments, omega_t, omega_fl, parameters, self.config.algorithm)
         kappa2 = 0.0 if omega_a is None else 1.0
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)

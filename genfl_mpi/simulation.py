@@ -15,7 +15,7 @@ from genfl_mpi.data.labels import label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.aggregation import local_batches
+from genfl_mpi.learning.aggregation import cosine, distance, local_batches, mean_cosine
 from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
@@ -134,10 +134,10 @@ class Simulation:
             collectives.reduce_sum(self.comm, self.up.buffer)
         columns, clients = {}, {}
         if self.is_server:
-            omega_fl = self.sum.value() if self.config.trains_clients else None
+            omega_fl = self.server.completed(self.sum.value(), self.weights) if self.config.trains_clients else None
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
+            columns, clients = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
-            columns, clients = self._collect(clock, kappa2, augmented)
         self.round += 1
         with clock("broadcast"):
             self._announce()
@@ -167,8 +167,9 @@ class Simulation:
             else:
                 report = self._train_controlled(client, since, images, labels, rng)
             self.sum.add(rho, self.model.weights)
+        update_norm = distance(self.model.weights.cpu(), self.weights, self.model.parameters)
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
-                                  start, clock.now() - start, self.comm.rank)
+                                  update_norm, start, clock.now() - start, self.comm.rank)
 
     def _train_controlled(self, client, since, images, labels, rng):
         """SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n; then, by option II,
@@ -195,7 +196,7 @@ class Simulation:
         collectives.sum_everywhere(self.comm, totals)
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
-    def _collect(self, clock, kappa2, augmented):
+    def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
         """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds and of /clients, and the
         ranks' speeds."""
         if self.variates is not None:
@@ -208,7 +209,10 @@ class Simulation:
             speed.measure(clients["samples"][own].sum() * self.config.training.epochs, clients["seconds"][own].sum())
         if augmented:  # by the same trainer on rank 0
             self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
+        before, size = self.weights, self.model.parameters
         columns = {
+            "update_cosine": mean_cosine(plan["rho"], clients["update_norm"], distance(omega_fl, before, size)) if len(plan) else np.nan,
+            "augmented_cosine": cosine(omega_fl, omega_a, before, size) if len(plan) and omega_a is not None else np.nan,
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
             **{name: plan["rho"] @ clients[field] / plan["rho"].sum() if len(plan) else np.nan
                for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},

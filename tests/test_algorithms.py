@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genfl_mpi.cli import main
-from genfl_mpi.learning.aggregation import local_batches, normalised, server_step
+from genfl_mpi.learning.aggregation import cosine, distance, local_batches, mean_cosine, normalised, server_step
 from genfl_mpi.learning.training import batches
 from genfl_mpi.results import checkpoint, reader
 from genfl_mpi.settings import Algorithm, Training
@@ -176,3 +176,29 @@ def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
         assert np.array_equal(images[-50:], one.data["train_images"][given]) and np.bincount(labels[-50:]).tolist() == [5] * 10
     assert main([*tiny, "data.shared=50"]) == 2
     assert "data.shared=50 images are given out" in capsys.readouterr().err
+
+
+def test_mean_cosine_of_updates():
+    """Against all pairs, one by one."""
+    rng = np.random.default_rng(0)
+    rho, changes = rng.dirichlet(np.ones(5)), rng.normal(size=(5, 40)) + 0.5
+    norms = np.linalg.norm(changes, axis=1)
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    weights = [rho[i] * norms[i] * rho[j] * norms[j] for i, j in pairs]
+    cosines = [changes[i] @ changes[j] / norms[i] / norms[j] for i, j in pairs]
+    assert mean_cosine(rho, norms, np.linalg.norm(rho @ changes)) == pytest.approx(np.average(cosines, weights=weights))
+    assert np.isnan(mean_cosine(np.ones(1), np.ones(1), 1.0))
+    before, one, other = torch.zeros(3), torch.tensor([1.0, 1.0, 9.0]), torch.tensor([0.0, 2.0, -9.0])
+    assert cosine(one, other, before, 2) == pytest.approx(0.5**0.5) and distance(one, other, 2) == pytest.approx(2**0.5)
+    assert np.isnan(cosine(before, other, before, 2))
+
+
+def test_skewed_clients_disagree_more(tiny):
+    """Updates of clients with few labels point further apart than those of clients with all."""
+    from genfl_mpi import Simulation
+
+    seen = {}
+    for scheme in ("classes", "iid"):
+        run = Simulation(overrides=[*tiny, "method=fedavg", "rounds=1", "training.epochs=2", f"partition.scheme={scheme}", "partition.classes_per_client=2"])
+        seen[scheme] = next(iter(run)).columns["update_cosine"]
+    assert seen["classes"] < seen["iid"] - 0.1

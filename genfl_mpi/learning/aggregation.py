@@ -4,6 +4,8 @@ FedProx is a term of the clients' training (`training.train`). The others work o
 change of the parameters; BatchNorm's statistics, which are no parameters, are averaged as ever.
 """
 
+import math
+
 import torch
 
 
@@ -66,3 +68,26 @@ def local_batches(samples, batch_size):
     """Steps of an epoch over each number of samples, as `training.batches` divides them."""
     full, rest = samples // batch_size, samples % batch_size
     return full + (rest > 1) + ((rest == 1) & (full == 0))
+
+
+def distance(one, other, parameters):
+    """Euclidean distance of two models' parameters, in float64."""
+    return (one[:parameters].double() - other[:parameters].double()).norm().item()
+
+
+def cosine(one, other, before, parameters):
+    """Cosine of the angle between two models' changes from `before`; NaN if one has not changed."""
+    one, other = (model[:parameters].double() - before[:parameters].double() for model in (one, other))
+    product = (one.norm() * other.norm()).item()
+    return (one @ other).item() / product if product else math.nan
+
+
+def mean_cosine(rho, norms, norm_of_sum):
+    """Mean cosine between the changes of two different clients, a pair weighted by rho_i |Delta_i| rho_j |Delta_j|.
+
+    It follows from |sum rho Delta|^2 = sum rho_i^2 |Delta_i|^2 + sum over pairs of rho_i rho_j Delta_i Delta_j, so that no
+    client's change need travel. rho, norms: float64 (cohort,); norm_of_sum: |sum rho Delta|. NaN for a cohort of one.
+    """
+    parts = rho * norms
+    pairs = parts.sum() ** 2 - (parts**2).sum()
+    return (norm_of_sum**2 - (parts**2).sum()) / pairs if pairs > 0 else math.nan
