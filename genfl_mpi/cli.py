@@ -27,7 +27,7 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -44,6 +44,7 @@ def _run(arguments):
         "  quality    judge the images of a bank\n"
         "  pretrain   train a small generator on public images\n"
         "  finetune   train a LoRA adapter for a generator\n"
+        "  plot       draw accuracy against rounds, from results files\n"
         "  show       print what is in a results file\n"
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
@@ -206,6 +207,24 @@ def _run_all(comm, options, runs, say):
             say(line)
         say(f"\n{len(paths)} runs in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
     return 0
+
+
+def _plot(arguments):
+    parser = argparse.ArgumentParser(prog="python -m genfl_mpi plot", description="Draw test accuracy against rounds from results files: a panel for each data set "
+                                     "and alpha, a curve for each method, mean and standard deviation over seeds; and print the final accuracies.")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("-o", "--output", default="accuracy.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import plots, reader, summary
+
+        paths = reader.find(options.results)
+        plots.accuracy(paths, options.output)
+        yield from summary.table(paths)
+        yield f"{len(paths)} runs; figure in {options.output}"
+
+    return _print(lines())
 
 
 def _show(arguments):

@@ -171,3 +171,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
     monkeypatch.undo()
     assert main([*tiny, "rounds=3"]) == 0
     assert digests(tmp_path / "results/genfl_seed1.h5") == digests(tmp_path / "whole/genfl_seed1.h5")
+
+
+def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
+    from genfl_mpi.results.summary import groups
+
+    assert main([*tiny, "method=fedavg", "sweep.partition.alpha=[0.1,1.0]", "sweep.seed=[1,2]"]) == 0
+    assert [group.panel for group in groups(sorted((tmp_path / "results").glob("*.h5")))[0]] == ["α = 0.1", "α = 1"]
+    capsys.readouterr()
+    assert main(["plot", str(tmp_path / "results"), "-o", str(tmp_path / "figure.pdf")]) == 0
+    said = capsys.readouterr().out
+    assert "FedAvg      α = 0.1" in said and "4 runs" in said and (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    for arguments, message in (([str(tmp_path)], "there are no results files"), ([str(tmp_path / "no.h5")], "there is no such results file"),
+                               ([str(tmp_path / "results"), "-o", str(tmp_path / "figure.xyz")], "the figure cannot be written")):
+        assert main(["plot", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+from genfl_mpi.errors import UserError  # noqa: E402
 from genfl_mpi.results.summary import groups  # noqa: E402
 
 # Okabe and Ito's colours, which the colour-blind tell apart: a method has the same one in every figure.
@@ -16,23 +17,32 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def accuracy(paths, out):
-    """Test accuracy against rounds into the PNG file `out`: mean over seeds, with a band of a standard deviation."""
+    """Test accuracy against rounds into the image file `out`: mean over seeds, with a band of a standard deviation; a panel
+    for each data set and alpha. Raises UserError."""
     found, common = groups(paths)
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    panels = list(dict.fromkeys(group.panel for group in found))
     settings = list(dict.fromkeys(group.settings for group in found))
-    for group in found:
-        rounds = min(map(len, group.accuracy))
-        curves = 100 * np.array([curve[:rounds] for curve in group.accuracy])
-        mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, rounds + 1)
-        style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
-        axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
-        if len(curves) > 1:
-            deviation = curves.std(0, ddof=1)
-            axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="round", ylabel="test accuracy (%)", title=_title(common))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
-    figure.savefig(out, dpi=150)
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(1 + 4 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False)
+    for panel, axes in zip(panels, all_axes[0]):
+        for group in (group for group in found if group.panel == panel):
+            rounds = min(map(len, group.accuracy))
+            curves = 100 * np.array([curve[:rounds] for curve in group.accuracy])
+            mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, rounds + 1)
+            style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
+            axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
+            if len(curves) > 1:
+                deviation = curves.std(0, ddof=1)
+                axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+        axes.set(xlabel="round", title=panel or _title(common))
+        axes.grid(alpha=0.3)
+    all_axes[0, 0].set_ylabel("test accuracy (%)")
+    all_axes[0, -1].legend(frameon=False, fontsize="small")
+    if panels != [""]:
+        figure.suptitle(_title(common))
+    try:
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: the figure cannot be written: {getattr(error, 'strerror', None) or error}") from None
     plt.close(figure)
 
 

@@ -28,6 +28,17 @@ def open_results(path):
     return file
 
 
+def find(names):
+    """The results files among `names`, files or folders of them, as a list of paths. Raises UserError."""
+    found = []
+    for path in map(Path, names):
+        inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: there are no results files in this folder")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
 def config_of(file):
     """The resolved configuration, as nested dicts."""
     return yaml.safe_load(file["config"].attrs["resolved"])

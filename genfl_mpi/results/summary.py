@@ -11,13 +11,17 @@ from genfl_mpi.settings import is_free
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
 SET_ASIDE = {"seed", "generation.seed", "method"}
+# Where these vary, a figure has a panel for each value.
+PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 
 
 @dataclass
 class Group:
-    """method; settings: what tells the group from others of the method, as text; accuracy, seconds: arrays, one a run."""
+    """method; panel: data set and alpha, where they vary, as text; settings: what else tells the group from others of the
+    method, as text; accuracy, seconds: arrays, one a run."""
 
     method: str
+    panel: str
     settings: str
     accuracy: list = field(default_factory=list)
     seconds: list = field(default_factory=list)
@@ -33,8 +37,9 @@ def groups(paths):
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)]
     found = {}
     for config, accuracy, seconds in runs:
-        settings = ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in varied)
-        group = found.setdefault((config["method"], settings), Group(METHODS[config["method"]], settings))
+        panel = ", ".join(text.format(config[key]) for key, text in PANELS.items() if key in varied)
+        settings = ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in varied if key not in PANELS)
+        group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings))
         group.accuracy.append(accuracy)
         group.seconds.append(seconds)
     return list(found.values()), common
@@ -48,11 +53,12 @@ def _follows(key, runs):
 def table(paths):
     """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one."""
     found, _ = groups(paths)
-    width = max(len(group.settings) for group in found)
-    yield f"{'method':<10} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
-    for group in found:
+    names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
+    width = max(map(len, names))
+    yield f"{'method':<11} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
+    for group, name in zip(found, names):
         final = np.array([100 * accuracy[-1] for accuracy in group.accuracy])
         best = np.mean([100 * accuracy.max() for accuracy in group.accuracy])
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
-        yield (f"{group.method:<10} {group.settings:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
+        yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {np.mean(group.seconds):7.1f}  {len(final):5d}")
