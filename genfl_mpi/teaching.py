@@ -32,7 +32,7 @@ def pretrain(comm, config, say):
 
     prompts, (images, labels, tested), out = collectives.together(comm, ready)
     device = devices.use(comm, config.runtime.threads, config.runtime.device)
-    say(f"{len(images)} public images; {tested} more were left out, which are byte for byte images of the test set")
+    say(f"{len(images)} public images to learn from; {tested} left out, which are byte for byte in the test set")
     from genfl_mpi.generation import pretraining  # here, because diffusers takes seconds
 
     start = time.perf_counter()

@@ -189,3 +189,16 @@ def test_a_bank_holds_what_it_was_given(tmp_path):
         assert file["label"][:].tolist() == list(batch.label) and file["seed"][:].tolist() == list(batch.seed)
         assert [text.decode() for text in file["prompt"][:]] == list(batch.prompt)
     assert [file.name for file in tmp_path.iterdir()] == [bank.path(batch).name], "no unfinished file is left"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_shipped_cifar_generators(tmp_path, name):
+    """They draw colour images, for runs that withhold what they learned from."""
+    about = datasets.DESCRIPTIONS[name]
+    one = settings(tmp_path, checkpoint=name, batch_size=2)
+    [batch] = batches_of_round([1] + [0] * (len(about.classes) - 1), [0] * len(about.classes), load_prompts(name, about.classes), 1, 2)
+    with pytest.raises(UserError, match=f"{name} learned from 10000 public images of {name}, .* set data.public_pool=10000"):
+        Generator(one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 5000})}), about.shape)
+    withheld = one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 10000})})
+    images = Generator(withheld, about.shape).images(batch)
+    assert images.shape == (1, 3, 32, 32) and images.std() > 10

@@ -29,11 +29,8 @@ def check(settings):
 def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
     """The pipeline in `folder`, with the adapter in the folder `adapter`. Only safetensors are read. Raises UserError."""
     import diffusers  # here, because it takes seconds and only a rank that generates needs it
-    import transformers
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    silence()
     try:
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
@@ -58,6 +55,16 @@ def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", sa
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     return pipeline.to(device)
+
+
+def silence():
+    """No progress bars and no advice from the libraries: what can go wrong is said in our own words."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 _read_once = lru_cache(maxsize=1)(read)

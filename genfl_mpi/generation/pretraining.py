@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
+from genfl_mpi.generation.pipeline import silence
 
 IMAGE_SIZE = 32  # pixels of a side, of the autoencoder's images
 TEXT_WIDTH = 64
@@ -26,6 +27,7 @@ def pretrain(images, labels, prompts, settings, device, out, say):
     config.pretraining; say: prints a line of progress. Random numbers are drawn on the CPU, whatever the device.
     """
     start = time.perf_counter()
+    silence()
     torch.use_deterministic_algorithms(True, warn_only=True)  # with several threads some gradients add up in any order else
 
     def report(text):

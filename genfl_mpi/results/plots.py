@@ -79,7 +79,7 @@ def sheet(images, labels, names, out, columns=12):
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.savefig(out, dpi=150)
+    figure.savefig(out, dpi=150, bbox_inches="tight")  # however long the names
     plt.close(figure)
 
 
