@@ -111,7 +111,7 @@ def _earlier(path, config):
         return Earlier()
     with reader.open_results(path) as file:
         rounds, weights, state, finished = _kept_rounds(path, file, config)
-        goes_on = rounds and rounds < config.rounds
+        goes_on = rounds and not (finished and rounds == config.rounds)
         return Earlier(finished, rounds, weights, state, reader.tables_until(file, rounds) if goes_on else {})
 
 
