@@ -181,7 +181,7 @@ def _with_config(parser, arguments, command):
 
     def say(text):
         if comm.rank == 0:
-            print(text, flush=True)
+            _say(text)
 
     return failing.exit_status(comm, lambda: command(
         comm, options, collectives.from_rank0(comm, lambda: config.load(options.config, options.overrides)), say))
@@ -267,14 +267,18 @@ def _parse_once(parser, arguments):
 def _print(lines):
     try:
         for line in lines:
-            print(line)
-        sys.stdout.flush()
+            _say(line)
     except UserError as error:
         print(f"genfl_mpi: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _say(line):
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _settings():

@@ -81,3 +81,15 @@ def test_prefetch_names_what_is_there_and_what_cannot_be_had(tiny, capsys, monke
 @pytest.mark.parametrize("plan", ["inverse_frequency", "deficit", "cohort_deficit"])
 def test_every_plan_runs(tiny, tmp_path, plan):
     assert main([*tiny, f"generation.plan={plan}", "label_sharing.payload=presence", "label_sharing.refusing=0.5"]) == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny):
+    """As with `| head -n 1`: the pipe is closed after the first line, long before the last."""
+    import subprocess
+    import sys
+
+    run = subprocess.Popen([sys.executable, "-m", "genfl_mpi", "partition", *tiny], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "samples at 6 clients" in run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(timeout=100) == 0, run.stderr.read()
+    run.stderr.close()

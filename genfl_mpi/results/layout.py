@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 2
+VERSION = 3
 
 
 class Column(NamedTuple):
