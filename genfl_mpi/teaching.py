@@ -47,7 +47,8 @@ def finetune(comm, config, say):
 
     The server or every client is a holder of images. In a round each holder trains from the same adapter on its own
     images; the new adapter is the holders' average, weighted by their numbers of images, in an exact sum: it does not
-    depend on the ranks.
+    depend on the ranks. (An adapter is a product of two factors, and the product of averages is not the average of
+    products: what skewed holders learn is kept in part.)
     """
     config, about = resolve(config, comm), datasets.describe(config.data)
     settings = config.finetuning
