@@ -42,7 +42,8 @@ def prepare(comm, path, config):
 
     def check():
         if comm.rank == 0:
-            datasets.check(config.data, config.clients * config.partition.min_samples)
+            split = config.partition
+            datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
             find_policies(config)
             models.check(config.model)
             if config.generates:
@@ -128,7 +129,7 @@ def _kept_rounds(path, file, config):
     if finished and rounds != rows:
         rounds, weights, state = rows, file["weights"][:], {}
     if rounds and not state and config.algorithm.name in {*SERVER, "scaffold"}:
-        raise UserError(f"{path}: what the server of {config.algorithm.name} remembers is missing, which were in {checkpoint.path_for(path).name}: "
+        raise UserError(f"{path}: what the server of {config.algorithm.name} remembers is missing, which was in {checkpoint.path_for(path).name}: "
                         "the run cannot be continued; set another `output`")
     if rounds > rows:
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")

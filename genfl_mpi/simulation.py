@@ -258,7 +258,7 @@ def client_data(data, client, config):
     if data["bad"][client] and config.bad_clients.kind != "mislabelled":
         images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
     if config.data.shared:
-        given = public.pool(data["train_labels"], config.data.shared, data["label_histograms"].shape[1])
+        given = data["given"]
         images, labels = np.concatenate([images, data["train_images"][given]]), np.concatenate([labels, data["train_labels"][given]])
     return images, labels
 
@@ -281,5 +281,6 @@ def load_and_divide(config):
             client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
     histograms = label_histograms(client_labels, pointers, classes)
     shared = share(histograms, config.label_sharing, config.seed)
-    return {**arrays, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
+    given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
+    return {**arrays, **given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
             "label_histograms": histograms, "shared_labels": shared}

@@ -287,3 +287,7 @@ def test_bad_clients_hold_bad_data():
     image = np.zeros((1, 1, 9, 9), dtype=np.uint8)
     image[0, 0, 4, 4] = 250
     assert spoil(image, "blurred", None)[0, 0, 2:7, 2:7].tolist() == [[10] * 5] * 5
+
+
+def test_a_run_with_more_clients_than_samples(tiny):
+    assert main([*tiny, "method=fedavg", "clients=5000", "partition.scheme=classes", "partition.replacement=true", "partition.samples=12"]) == 0
