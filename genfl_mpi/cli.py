@@ -27,7 +27,7 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "claims": _claims, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -45,6 +45,7 @@ def _run(arguments):
         "  pretrain   train a small generator on public images\n"
         "  finetune   train a LoRA adapter for a generator\n"
         "  plot       draw accuracy against rounds, from results files\n"
+        "  claims     test the paper's claims on results files\n"
         "  show       print what is in a results file\n"
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
@@ -200,7 +201,7 @@ def _run_all(comm, options, runs, say):
     if comm.rank == 0:
         from genfl_mpi.results import plots, summary
 
-        picture = paths[0].parent / "accuracy.png"
+        picture = paths[0].parent / (f"{Path(options.config).stem}.png" if options.config else "accuracy.png")
         plots.accuracy(paths, picture)
         say("")
         for line in summary.table(paths):
@@ -223,6 +224,30 @@ def _plot(arguments):
         plots.accuracy(paths, options.output)
         yield from summary.table(paths)
         yield f"{len(paths)} runs; figure in {options.output}"
+
+    return _print(lines())
+
+
+def _claims(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi claims", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Test the paper's claims on results files of several methods, alphas and seeds, and\n"
+        "write the ledger as a table. For example:\n"
+        "  python -m genfl_mpi claims results/fig5-small results/fig6-small")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import claims
+        from genfl_mpi.results import ledger, reader
+        from genfl_mpi.results.runs import Runs
+
+        runs = Runs(reader.find(options.results))
+        judged, note = claims.ledger(runs), claims.note(runs)
+        ledger.write(judged, note, options.output)
+        yield from ledger.text(judged, note)
+        yield f"table in {options.output}"
 
     return _print(lines())
 

@@ -14,7 +14,7 @@ from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
-from genfl_mpi.learning.aggregation import normalised, server_step
+from genfl_mpi.learning.aggregation import local_batches, normalised, server_step
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.mpi.schedule import Speed, assign, rates
 from genfl_mpi.naming import find
@@ -75,13 +75,27 @@ class Server:
         rho = np.asarray(self.rho(self.state), dtype=np.float64)
         if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
+        epochs = self._local_epochs(cohort)
         if self.config.algorithm.name == "fednova":
-            rho = normalised(rho, self.state.samples[cohort], self.config.training)
+            rho = normalised(rho, self.state.samples[cohort], self.config.training.model_copy(update={"epochs": epochs}))
             self.rest = 1 - rho.sum()
-        plan["client"], plan["rho"] = cohort, rho
+        plan["client"], plan["rho"], plan["epochs"] = cohort, rho, epochs
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         speed = rates(speeds)
-        plan["rank"] = assign(self.state.samples[cohort] * self.config.training.epochs, speed, self._busy_seconds(speed[0]))
+        plan["rank"] = assign(self.state.samples[cohort] * epochs, speed, self._busy_seconds(speed[0]))
+
+    def _local_epochs(self, cohort):
+        """Passes of each client over its data. With method=matched the clients make up for the steps that genfl's server would
+        make on its images: in whole epochs, so rather more steps than fewer."""
+        training, augmented = self.config.training, self.config.augmented
+        if self.config.method != "matched":
+            return training.epochs
+        state = replace(self.state, cohort=None)
+        for round in range(self.state.round + 1):
+            state = replace(state, round=round)
+            state = replace(state, generated=state.generated + self.plan(state))
+        steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
+        return training.epochs + int(np.ceil(steps / local_batches(self.state.samples[cohort], training.batch_size).sum()))
 
     def generate(self):
         """Images of this round, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each batch."""

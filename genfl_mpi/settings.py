@@ -182,7 +182,7 @@ class Kappa(Section):
 
 
 class Evaluation(Section):
-    batch_size: Count = Field(500, description="test samples in a chunk; chunks are divided over the ranks")
+    batch_size: Count = Field(100, description="test samples in a chunk, which a cache holds; chunks are divided over the ranks")
 
 
 class Runtime(Section):
@@ -199,8 +199,9 @@ PRESETS = {
 
 class Config(Section):
     preset: Literal["paper", "practical"] | None = Field(None, description="values for `training`, where it does not give its own: paper (plain SGD, lr 1e-4) or practical (momentum 0.9, lr 0.02, weight decay, crop and flip)")
-    method: Literal["fedavg", "aigc", "genfl", "pool"] = Field(
-        "genfl", description="the paper's three: local data only, generated data only, both; and, as a control, genfl with the public pool in place of generated data")
+    method: Literal["fedavg", "aigc", "genfl", "pool", "matched"] = Field(
+        "genfl", description="the paper's three: local data only, generated data only, both; and two controls: genfl with the public pool in place of "
+        "generated data, and fedavg with as many local steps more as genfl's server makes")
     seed: Seed = Field(1, description="the seed of everything random")
     rounds: Count = Field(30, description="rounds T")
     clients: Count = Field(20, description="clients N")
@@ -242,6 +243,8 @@ class Config(Section):
             raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients})")
         if self.method == "aigc" and self.generation.plan == "cohort_deficit":
             raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
+        if self.method == "matched" and self.generation.plan == "cohort_deficit":
+            raise ValueError("generation.plan=cohort_deficit cannot tell ahead how many images there will be, which method=matched asks")
         if self.algorithm.name == "scaffold" and self.training.momentum:
             raise ValueError("algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients")
         if self.method == "pool" and not self.data.public_pool:
@@ -260,7 +263,7 @@ class Config(Section):
 
     @property
     def augments(self):
-        return self.method != "fedavg"
+        return self.method not in ("fedavg", "matched")
 
     @property
     def generates(self):

@@ -122,9 +122,9 @@ class Simulation:
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):
-            for place, (rho, client, rank, since) in enumerate(self.down.plan.tolist()):
+            for place, (rho, client, rank, since, epochs) in enumerate(self.down.plan.tolist()):
                 if rank == self.comm.rank:
-                    self._train_client(place, client, rho, since, clock)
+                    self._train_client(place, client, rho, since, epochs, clock)
         ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
         waiting = collectives.arrive(self.comm, ahead)
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds
@@ -154,27 +154,28 @@ class Simulation:
             self.server.begin(self.round, self.down.plan, self.speeds)
         collectives.broadcast(self.comm, self.down.buffer)
 
-    def _train_client(self, place, client, rho, since, clock):
+    def _train_client(self, place, client, rho, since, epochs, clock):
         """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
         start = clock.now()
         images, labels = client_data(self.data, client, self.config)
         images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(labels).to(self.device)
+        settings = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs})
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
             if self.variates is None:
-                report = train(self.model, self.weights, images, labels, at_round(self.config.training, self.round), rng, self.mu)
+                report = train(self.model, self.weights, images, labels, settings, rng, self.mu)
             else:
-                report = self._train_controlled(client, since, images, labels, rng)
+                report = self._train_controlled(client, since, images, labels, settings, rng)
             self.sum.add(rho, self.model.weights)
         update_norm = distance(self.model.weights.cpu(), self.weights, self.model.parameters)
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
                                   update_norm, start, clock.now() - start, self.comm.rank)
 
-    def _train_controlled(self, client, since, images, labels, rng):
+    def _train_controlled(self, client, since, images, labels, settings, rng):
         """SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n; then, by option II,
         c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
-        settings, size = at_round(self.config.training, self.round), self.model.parameters
+        size = self.model.parameters
         common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
         report = train(self.model, self.weights, images, labels, settings, rng, correction=(common - own).to(self.device))
         steps = settings.epochs * int(local_batches(np.array([len(images)]), settings.batch_size)[0])
@@ -203,10 +204,10 @@ class Simulation:
             self.server.control(self.variate_sum.value(), self.down)
         clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
         plan = self.down.plan
-        clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "round": np.full(len(plan), self.round + 1)}
+        clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "epochs": plan["epochs"].copy(), "round": np.full(len(plan), self.round + 1)}
         for rank, speed in enumerate(self.speeds):
             own = clients["rank"] == rank
-            speed.measure(clients["samples"][own].sum() * self.config.training.epochs, clients["seconds"][own].sum())
+            speed.measure(clients["samples"][own] @ clients["epochs"][own], clients["seconds"][own].sum())
         if augmented:  # by the same trainer on rank 0
             self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         before, size = self.weights, self.model.parameters

@@ -18,9 +18,10 @@ class Report:
 
 
 def normalise(images, mean, std, device):
-    """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation."""
+    """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation; in memory with
+    the channels last, as the kernels have them."""
     mean, std = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
-    return images.to(device).float().div_(255).sub_(mean).div_(std)
+    return images.to(device).float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def at_round(settings, round):

@@ -14,11 +14,11 @@ RANK_FIELDS = ("train_seconds", "wait_seconds")
 
 
 class Down:
-    """weights: float32 (size,). variate: float32 (variate,). plan: a record (client, rank, rho, since) for each member of the
-    cohort; since: the round in which it trained last, 0 for never."""
+    """weights: float32 (size,). variate: float32 (variate,). plan: a record (rho, client, rank, since, epochs) for each member
+    of the cohort; since: the round in which it trained last, 0 for never; epochs: of its local training."""
 
     def __init__(self, size, cohort, variate=0):
-        plan = np.dtype([("rho", np.float64), ("client", np.int32), ("rank", np.int32), ("since", np.int64)])
+        plan = np.dtype([("rho", np.float64), ("client", np.int32), ("rank", np.int32), ("since", np.int32), ("epochs", np.int32)])
         both = size + variate
         self.buffer = np.zeros(both * 4 + cohort * plan.itemsize + 8, dtype=np.uint8)
         split = -(-both * 4 // 8) * 8  # the plan's float64 want an address divisible by 8

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 3
+VERSION = 4
 
 
 class Column(NamedTuple):
@@ -49,6 +49,7 @@ CLIENTS = {
     "client": Column("i8", "1", "client"),
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
     "samples": Column("i8", "1", "training samples it holds"),
+    "epochs": Column("i8", "1", "passes over them in the round"),
     "loss_first_epoch": Column("f8", "nat", "mean loss over its first local epoch"),
     "loss_last_epoch": Column("f8", "nat", "mean loss over its last local epoch"),
     "accuracy_last_epoch": Column("f8", "1", "accuracy during its last local epoch"),

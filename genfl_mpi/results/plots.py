@@ -11,7 +11,7 @@ from genfl_mpi.errors import UserError  # noqa: E402
 from genfl_mpi.results.summary import groups  # noqa: E402
 
 # Okabe and Ito's colours, which the colour-blind tell apart: a method has the same one in every figure.
-COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7"}
+COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9"}
 MOST_CLIENTS = 200  # in a picture of the partition
 LINE_STYLES = ("-", "--", ":", "-.")
 

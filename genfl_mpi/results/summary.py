@@ -8,7 +8,7 @@ from genfl_mpi.config import flatten
 from genfl_mpi.results.reader import config_of, open_results
 from genfl_mpi.settings import is_free
 
-METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool"}
+METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # Where these vary, a figure has a panel for each value.

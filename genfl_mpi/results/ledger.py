@@ -1,0 +1,61 @@
+"""The ledger of claims as text for a terminal, and as Markdown for a file."""
+
+import textwrap
+from pathlib import Path
+
+from genfl_mpi.errors import UserError
+
+WIDTH = 80
+
+
+def text(judged, note):
+    """Lines of at most 80 columns. judged: (claim, rows, word) of each claim, as `claims.ledger` gives them; note: a text."""
+    for claim, rows, word in judged:
+        first, *rest = textwrap.wrap(f"{claim.name:<4}{claim.statement}", WIDTH - 12, subsequent_indent="    ")
+        yield f"{first:<{WIDTH - 11}}{word:>11}"
+        yield from rest
+        if not rows:
+            yield f"      needs runs of {claim.needs}"
+        what = None
+        for row in rows:
+            if row.statistic != what:
+                what = row.statistic
+                yield f"      {what}: above {row.threshold:g}"
+            word, needs = row.verdict
+            yield f"        {row.setting:<23}{effect(row):<27}{len(row.values):>2} seeds  {word}"
+            if needs:
+                yield f"{'needs ' + needs:>{WIDTH}}"
+        yield ""
+    yield from textwrap.wrap(note, WIDTH)
+
+
+def write(judged, note, out):
+    """The same into the Markdown file `out`. Raises UserError."""
+    try:
+        Path(out).write_text("\n".join(_markdown(judged, note)) + "\n")
+    except OSError as error:
+        raise UserError(f"{out}: the table cannot be written: {error.strerror}") from None
+
+
+def _markdown(judged, note):
+    yield "# The paper's claims\n"
+    yield "| claim | verdict |\n|---|---|"
+    for claim, _, word in judged:
+        yield f"| **{claim.name}** {claim.statement} | {word} |"
+    yield "\n| claim | statistic | above | setting | effect [95 % interval] | seeds | rounds | verdict |\n|---|---|---|---|---|---|---|---|"
+    for claim, rows, _ in judged:
+        for row in rows:
+            word, needs = row.verdict
+            yield (f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values)} | {row.rounds or ''} | "
+                   f"{word}{f': needs {needs}' if needs else ''} |")
+        if not rows:
+            yield f"| {claim.name} | needs runs of {claim.needs} | | | | | | undecided |"
+    yield "\n" + "\n".join(textwrap.wrap(note, 120))
+
+
+def effect(row):
+    """The mean over seeds with its interval; or the one value."""
+    if not row.rounds:
+        return f"{row.values[0]:.3g}"
+    low, high = row.interval
+    return f"{row.values.mean():+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,108 @@
+"""Finished runs by what they have in common, so that methods can be compared seed by seed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genfl_mpi.config import flatten
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.reader import config_of, is_finished, open_results
+from genfl_mpi.settings import is_free
+
+# Runs of a data set must agree in these, or they had other clients, cohorts or models, and are no pairs.
+PAIRED = ("data", "partition", "bad_clients", "clients", "cohort", "rounds", "selection", "model", "evaluation")
+# In these the runs of a comparison may differ: they are what is compared, or the machine's.
+APART = {"seed", "generation.seed", "method", "partition.alpha", "generation.threads", "generation.device"}
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """A data set and the skew of its partition; alpha is infinite where the partition has none."""
+
+    data: str
+    alpha: float
+
+    def __str__(self):
+        return f"{self.data} α {self.alpha:g}" if np.isfinite(self.alpha) else self.data
+
+
+@dataclass(frozen=True)
+class Run:
+    """accuracy: float64 (rounds,), in percent; update_cosine: float64 (rounds,); label_histograms: int32 (clients, classes);
+    cohorts: int64 (rounds, cohort), the clients that trained; weights: how many the model has."""
+
+    path: Path
+    config: dict
+    method: str
+    seed: int
+    setting: Setting
+    accuracy: np.ndarray
+    update_cosine: np.ndarray
+    label_histograms: np.ndarray
+    cohorts: np.ndarray
+    weights: int
+
+
+class Runs:
+    """The finished runs among results files. Raises UserError if they cannot be paired.
+
+    left_out: names of the others.
+    """
+
+    def __init__(self, paths):
+        self.left_out, self._runs, first_of = [], {}, {}
+        for path in paths:
+            run = _read(path)
+            if run is None:
+                self.left_out.append(str(path))
+                continue
+            for group, keys in (((run.setting.data,), PAIRED), ((run.setting.data, run.method), ())):
+                _check_alike(first_of.setdefault(group, run), run, keys)
+            key = run.setting, run.method, run.seed
+            if key in self._runs:
+                raise UserError(f"{self._runs[key].path} and {path} are the same method, data set, alpha and seed; leave one of them out")
+            self._runs[key] = run
+        if not self._runs:
+            raise UserError(f"none of the {len(self.left_out)} runs is finished; start their command again, it continues them")
+        self.rounds = {run.setting.data: len(run.accuracy) for run in self._runs.values()}
+
+    def __iter__(self):
+        return iter(self._runs.values())
+
+    def settings(self):
+        return sorted({setting for setting, _, _ in self._runs})
+
+    def of(self, setting, *methods):
+        """{seed: the runs of `methods`} in a setting, for every seed that all of them have."""
+        seeds = sorted({seed for where, _, seed in self._runs if where == setting})
+        found = {seed: [self._runs.get((setting, method, seed)) for method in methods] for seed in seeds}
+        return {seed: runs for seed, runs in found.items() if None not in runs}
+
+    def neighbours(self):
+        """Pairs of settings of the same data set: an alpha, and the next larger one."""
+        settings = self.settings()
+        return [(small, large) for small, large in zip(settings, settings[1:]) if small.data == large.data]
+
+
+def _read(path):
+    with open_results(path) as file:
+        if not is_finished(file):
+            return None
+        config = flatten(config_of(file))
+        skewed = config["partition.scheme"].startswith("dirichlet")
+        rounds = len(file["rounds/round"])
+        return Run(path, config, config["method"], config["seed"], Setting(config["data.name"], config["partition.alpha"] if skewed else np.inf),
+                   100 * file["rounds/accuracy"][:], file["rounds/update_cosine"][:], file["partition/label_histograms"][:],
+                   file["clients/client"][:].reshape(rounds, -1), len(file["weights"]))
+
+
+def _check_alike(one, other, sections):
+    """Raise UserError if two runs differ in one of `sections`; without any, in whatever changes a result."""
+    for key, value in one.config.items():
+        section = key.partition(".")[0]
+        if key in APART or section == "runtime" or (is_free(key) and key != "rounds") or (sections and section not in sections):
+            continue
+        if other.config.get(key) != value:
+            raise UserError(f"{one.path} and {other.path} cannot be compared: {key} is {value} in the one and {other.config.get(key)} in the "
+                            "other; give runs that differ in data set, alpha, method and seed alone")
