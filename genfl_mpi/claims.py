@@ -4,6 +4,7 @@ The statistics, their thresholds and the fewest rounds and seeds stand here, and
 A verdict is drawn from paired seeds: the methods of a pair had the same partition, cohorts and batches.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Callable
@@ -12,6 +13,11 @@ import numpy as np
 from scipy import stats
 
 from genfl_mpi import streams
+from genfl_mpi.data import datasets
+from genfl_mpi.errors import UserError
+from genfl_mpi.generation import checkpoint
+from genfl_mpi.generation import flops as image_flops
+from genfl_mpi.learning import flops, models
 
 FEWEST_SEEDS = 6  # of five, all point one way by chance once in 16 times, which is more than 5 %
 FEWEST_ROUNDS = 20
@@ -208,6 +214,28 @@ def orthogonality(runs):
             *over_alphas(runs, ("fedavg",), cosine, "cosine of updates, its rise")]
 
 
+def costs(runs):
+    """For each data set, from its settings alone: what it takes a client to make its share of a round's images, as a multiple of
+    its own training (on one device, energy goes with the operations); and what a round's images weigh, as a multiple of the
+    weights that it is sent."""
+    rows = []
+    for run in {run.setting.data: run for run in runs if run.method == "genfl"}.values():
+        config = run.resolved()
+        about, settings = datasets.describe(config.data), config.generation
+        classes, shape = len(about.classes), about.shape
+        images = settings.per_round * (classes if settings.count == "class" else 1)
+        samples = run.label_histograms.sum() / config.clients
+        training = samples * config.training.epochs * flops.of_training(models.build(config.model, classes, shape, 0), shape)
+        generators = {"Stable Diffusion v1.5": image_flops.of_stable_diffusion(settings)}
+        with suppress(UserError):  # where the run's own checkpoint is not at hand
+            generators |= {f"checkpoint {settings.checkpoint}": image_flops.of_pipeline(checkpoint.locate(settings.checkpoint), settings)}
+        rows += [Row(f"{run.setting.data}, {name}", "energy to generate at a client / to train", np.array([images / config.cohort * one.image / training]), 0, 1.0)
+                 for name, one in generators.items()]
+        rows += [Row(f"{run.setting.data}, {name}", "bytes of the images / of the weights", np.array([images * np.prod(size) / (4 * run.weights)]), 0, 1.0)
+                 for name, size in ((f"images {shape[1]} x {shape[2]}", shape), ("images 512 x 512", (3, 512, 512)))]
+    return sorted(rows, key=lambda row: row.statistic, reverse=True)
+
+
 CLAIMS = (
     Claim("C1", "GenFL has the best accuracy in every setting", "genfl, and fedavg or aigc", best),
     Claim("C2", "AIGC-only has the worst final accuracy", "aigc, and fedavg or genfl", worst),
@@ -222,6 +250,7 @@ CLAIMS = (
     Claim("C7", "With many classes AIGC-only is faster than FedAvg in early rounds, with few it is not", "fedavg and aigc", early_lead),
     Claim("C8", "With few classes a cohort holds all labels, with many it does not", "fedavg", coverage),
     Claim("C9", "Under label skew the clients' updates are nearly orthogonal", "fedavg", orthogonality),
+    Claim("C10", "Generating at clients costs too much energy, sending generated data too much bandwidth", "genfl", costs),
     Claim("K1", "Control: GenFL ends above the same with the public pool in place of images", "genfl and pool",
           lambda runs: differences(runs, "genfl", "pool", final, "final accuracy")),
     Claim("K2", "Control: GenFL ends above FedAvg with as many more local steps", "genfl and matched",

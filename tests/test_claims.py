@@ -6,6 +6,7 @@ import pytest
 from genfl_mpi import claims
 from genfl_mpi.claims import FEWEST_SEEDS, Row
 from genfl_mpi.cli import main
+from genfl_mpi.config import single
 from genfl_mpi.results import runs as of_results
 from genfl_mpi.results.runs import Run, Runs, Setting
 
@@ -26,6 +27,8 @@ def runs(monkeypatch):
     """`Runs` of made ones."""
     def collect(*several):
         monkeypatch.setattr(of_results, "_read", lambda path: path)
+        monkeypatch.setattr(Run, "resolved", lambda run: single({"data": {"name": "cifar10"}, "training": {"epochs": 2}, "clients": 10, "cohort": 5,
+                                                                 "generation": {"per_round": 3, "prompts": "cifar10"}}))
         return Runs(several)
 
     return collect
@@ -83,6 +86,17 @@ def test_claims_on_curves_that_are_known(runs):
     assert words["C8"][0] == "supported" and words["C8"][1][0].values.tolist() == [1] * 6
     assert [row.values.mean() for row in words["C9"][1]] == pytest.approx([np.cos(np.deg2rad(80)) - 0.05, 0.45])
     assert words["K1"] == ("undecided", [])
+
+
+def test_costs_by_hand(runs, monkeypatch):
+    """30 images a round, 5 clients of one sample, 2 epochs; 1,000 weights."""
+    monkeypatch.setattr(claims.flops, "of_training", lambda module, shape: 4.0)
+    for name, image in (("of_pipeline", 20.0), ("of_stable_diffusion", 200.0)):
+        monkeypatch.setattr(claims.image_flops, name, lambda *_, image=image: claims.image_flops.Flops(0, image, 0, 0))
+    rows = {row.setting: row for row in claims.costs(runs(made("genfl"), made("fedavg")))}
+    assert rows["cifar10, Stable Diffusion v1.5"].values == [6 * 200 / (1 * 2 * 4)] and rows["cifar10, checkpoint digits"].values == [6 * 20 / 8]
+    assert rows["cifar10, images 32 x 32"].values == [30 * 3072 / 4000] and rows["cifar10, images 512 x 512"].values == [30 * 3 * 512**2 / 4000]
+    assert {row.verdict[0] for row in rows.values()} == {"supported"} and claims.costs(runs(made("fedavg"))) == []
 
 
 def test_many_classes_are_not_covered(runs):

@@ -82,7 +82,7 @@ BAD = {
     "data set": (["method=fedavg", "data.name=cifar10", "data.root=nowhere"], "data.download=true"),
     "too many clients": (["method=fedavg", "clients=500"], "partition.min_samples"),
     "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "there is no folder"),
-    "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "python -m genfl_mpi prefetch CONFIG"),
+    "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "python -m genfl_mpi prefetch generation.checkpoint=nobody/nothing"),
     "prompts": (["method=genfl", "generation.prompts=nowhere.yaml"], "generation.prompts: "),
     "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no text for class '0'"),
     "a filter without a pool": (["method=genfl", "generation.min_fidelity=0.5"], "generation.min_fidelity needs data.public_pool"),

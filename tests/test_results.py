@@ -174,10 +174,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
 
 
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
+    """As in Figures 5 and 6, where methods are compared; as in Figure 1, one panel where there is one method."""
     from genfl_mpi.results.summary import groups
 
+    tiny.remove("method=genfl")
+    assert main([*tiny, "sweep.method=[fedavg,aigc]", "sweep.partition.alpha=[0.1,1.0]", "rounds=1"]) == 0
+    found, _ = groups(sorted((tmp_path / "results").glob("*.h5")))
+    assert [(group.panel, group.settings) for group in found] == [("α = 0.1", ""), ("α = 1", "")] * 2
+    for path in (tmp_path / "results").iterdir():
+        path.unlink()
     assert main([*tiny, "method=fedavg", "sweep.partition.alpha=[0.1,1.0]", "sweep.seed=[1,2]"]) == 0
-    assert [group.panel for group in groups(sorted((tmp_path / "results").glob("*.h5")))[0]] == ["α = 0.1", "α = 1"]
+    found, _ = groups(sorted((tmp_path / "results").glob("*.h5")))
+    assert [(group.panel, group.settings) for group in found] == [("", "α = 0.1"), ("", "α = 1")]
     capsys.readouterr()
     assert main(["plot", str(tmp_path / "results"), "-o", str(tmp_path / "figure.pdf")]) == 0
     said = capsys.readouterr().out

@@ -30,7 +30,7 @@ def locate(name):
         return _checked(Path(snapshot_download(name, local_files_only=True)))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
         raise UserError(f"generation.checkpoint: {name} is neither a folder nor in the local cache; "
-                        "fetch it once, where there is a network, with: python -m genfl_mpi prefetch CONFIG") from None
+                        f"fetch it once, where there is a network, with: python -m genfl_mpi prefetch generation.checkpoint={name}") from None
 
 
 def locate_adapter(name, checkpoint):

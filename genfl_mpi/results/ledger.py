@@ -22,7 +22,8 @@ def text(judged, note):
                 what = row.statistic
                 yield f"      {what}: above {row.threshold:g}"
             word, needs = row.verdict
-            yield f"        {row.setting:<23}{effect(row):<27}{len(row.values):>2} seeds  {word}"
+            place, seeds = f"        {row.setting}", f"{len(row.values)} seeds" if row.rounds else ""
+            yield f"{place}{effect(row):>{58 - len(place)}}  {seeds:>8}  {word}"
             if needs:
                 yield f"{'needs ' + needs:>{WIDTH}}"
         yield ""
@@ -46,7 +47,7 @@ def _markdown(judged, note):
     for claim, rows, _ in judged:
         for row in rows:
             word, needs = row.verdict
-            yield (f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values)} | {row.rounds or ''} | "
+            yield (f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values) if row.rounds else ''} | {row.rounds or ''} | "
                    f"{word}{f': needs {needs}' if needs else ''} |")
         if not rows:
             yield f"| {claim.name} | needs runs of {claim.needs} | | | | | | undecided |"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genfl_mpi.config import flatten
+from genfl_mpi.config import flatten, validate
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.reader import config_of, is_finished, open_results
 from genfl_mpi.settings import is_free
@@ -42,6 +42,11 @@ class Run:
     label_histograms: np.ndarray
     cohorts: np.ndarray
     weights: int
+
+    def resolved(self):
+        """The configuration as a `Config`."""
+        with open_results(self.path) as file:
+            return validate(config_of(file), str(self.path))
 
 
 class Runs:

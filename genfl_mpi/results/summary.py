@@ -11,7 +11,7 @@ from genfl_mpi.settings import is_free
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
 SET_ASIDE = {"seed", "generation.seed", "method"}
-# Where these vary, a figure has a panel for each value.
+# Where these vary, and methods are to be compared, a figure has a panel for each value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 
 
@@ -35,10 +35,10 @@ def groups(paths):
             runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)]
-    found = {}
+    panels, found = PANELS if "method" not in common else {}, {}
     for config, accuracy, seconds in runs:
-        panel = ", ".join(text.format(config[key]) for key, text in PANELS.items() if key in varied)
-        settings = ", ".join(f"{key.rpartition('.')[2]} {config[key]}" for key in varied if key not in PANELS)
+        panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
+        settings = ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels)
         group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings))
         group.accuracy.append(accuracy)
         group.seconds.append(seconds)
