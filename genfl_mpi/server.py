@@ -14,8 +14,8 @@ from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
-from genfl_mpi.learning.aggregation import local_batches, normalised, server_step
-from genfl_mpi.learning.training import at_round, normalise, train
+from genfl_mpi.learning.aggregation import normalised, server_step
+from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.mpi.schedule import Speed, assign, rates
 from genfl_mpi.naming import find
 from genfl_mpi.policies import ServerState

@@ -15,9 +15,9 @@ from genfl_mpi.data.labels import label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.aggregation import cosine, distance, local_batches, mean_cosine
+from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
 from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
-from genfl_mpi.learning.training import at_round, normalise, train
+from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
@@ -178,7 +178,7 @@ class Simulation:
         size = self.model.parameters
         common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
         report = train(self.model, self.weights, images, labels, settings, rng, correction=(common - own).to(self.device))
-        steps = settings.epochs * int(local_batches(np.array([len(images)]), settings.batch_size)[0])
+        steps = settings.epochs * local_batches(len(images), settings.batch_size)
         moved = self.weights[:size] - self.model.weights[:size].cpu()
         new = own - common + moved / (steps * settings.lr)
         self.variates.write(client, self.round + 1, new.numpy())

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from genfl_mpi.cli import main
-from genfl_mpi.learning.aggregation import cosine, distance, local_batches, mean_cosine, normalised, server_step
-from genfl_mpi.learning.training import batches
+from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine, normalised, server_step
+from genfl_mpi.learning.training import batches, local_batches
 from genfl_mpi.results import checkpoint, reader
 from genfl_mpi.settings import Algorithm, Training
 
@@ -61,7 +61,7 @@ def test_fednovas_weights_by_hand():
 
 def test_steps_are_counted_as_they_are_made():
     for count in (1, 2, 63, 64, 65, 66, 128, 129):
-        assert local_batches(np.array([count]), 64)[0] == len(batches(count, 64, np.random.default_rng(0)))
+        assert local_batches(count, 64) == len(batches(count, 64, np.random.default_rng(0)))
 
 
 def test_server_optimizers_by_hand():
@@ -143,6 +143,63 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
         common = common + (new_own - own).sum(0) / 6
         x, own = new_x, new_own
     assert np.abs(weights_of(tmp_path / "1") - x.numpy()).max() < 1e-6 and common.abs().max() > 1e-3
+
+
+@pytest.fixture
+def skewed(tiny):
+    """A function that computes a skewed run of FedAvg, or another algorithm, and returns it with its records."""
+    from genfl_mpi import Simulation
+
+    def run(*overrides):
+        one = Simulation(overrides=[*tiny, "method=fedavg", "cohort=6", "training.lr=0.02", *overrides])
+        return one, list(one)
+
+    return run
+
+
+def test_fednova_goes_where_the_data_are_not_where_the_steps_are(skewed):
+    """One client makes five times the steps of another: FedAvg's change leans to its objective, FedNova's follows the gradient
+    over all data (Wang et al. 2020, section 3)."""
+    from genfl_mpi.learning.training import normalise
+
+    towards = {}
+    for name in ("fedavg", "fednova"):
+        one, _ = skewed("rounds=1", "partition.alpha=0.05", "training.lr=1e-5", "training.batch_size=16", f"algorithm.name={name}")
+        after, size, data = one.weights.clone(), one.model.parameters, one.data
+        again, _ = skewed("rounds=1", "partition.alpha=0.05", "training.lr=1e-12", f"algorithm.name={name}")
+        again.model.weights.copy_(again.weights)
+        again.model.gradient.zero_()
+        images = normalise(torch.from_numpy(data["train_images"].copy()), one.about.mean, one.about.std, "cpu")
+        nn.functional.cross_entropy(again.model.module(images), torch.from_numpy(data["train_labels"].copy())).backward()
+        towards[name] = torch.cosine_similarity(again.weights[:size] - after[:size], again.model.gradient, dim=0).item()
+    assert towards["fednova"] > towards["fedavg"] + 0.02 and towards["fednova"] > 0.9
+
+
+@pytest.mark.parametrize("algorithm", ["fedavgm", "fedadam", "fedyogi"])
+def test_server_optimizers_are_faster_where_clients_make_small_steps(skewed, algorithm):
+    """Hsu et al. 2019; Reddi et al. 2021: from the same small changes of the clients they get further."""
+    settings = ["rounds=6", "training.lr=0.005"]
+    _, plain = skewed(*settings)
+    _, optimized = skewed(*settings, f"algorithm.name={algorithm}", f"algorithm.server_lr={1 if algorithm == 'fedavgm' else 0.05}")
+    assert optimized[-1].accuracy > plain[-1].accuracy + 0.03
+
+
+def test_scaffold_keeps_the_clients_together(skewed):
+    """The variates take out of each client's gradient what sets it apart, so that the updates of skewed clients, which point
+    apart under FedAvg, agree (Karimireddy et al. 2020)."""
+    settings = ["rounds=4", "training.epochs=2", "partition.scheme=classes", "partition.classes_per_client=2"]
+    _, plain = skewed(*settings)
+    _, controlled = skewed(*settings, "algorithm.name=scaffold")
+    assert controlled[0].columns["update_cosine"] == plain[0].columns["update_cosine"], "the variates begin with zero"
+    assert controlled[-1].columns["update_cosine"] > plain[-1].columns["update_cosine"] + 0.3
+
+
+def test_shared_data_keep_the_clients_together(skewed):
+    """Zhao et al. 2018: a little data that all clients hold lets skewed ones agree, and the model learn."""
+    settings = ["rounds=4", "partition.alpha=0.05", "data.public_pool=500"]
+    _, plain = skewed(*settings)
+    _, shared = skewed(*settings, "data.shared=500")
+    assert shared[-1].columns["update_cosine"] > plain[-1].columns["update_cosine"] + 0.1 and shared[-1].accuracy > plain[-1].accuracy
 
 
 def test_a_lost_variate_is_named(tiny, tmp_path, capsys):

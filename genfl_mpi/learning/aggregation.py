@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from genfl_mpi.learning.training import local_batches
+
 
 def fedavgm(state, delta, settings):
     """Server momentum (Hsu et al. 2019)."""
@@ -62,12 +64,6 @@ def normalised(rho, samples, training):
     m = training.momentum
     tau = (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
     return rho * (rho @ tau) / tau
-
-
-def local_batches(samples, batch_size):
-    """Steps of an epoch over each number of samples, as `training.batches` divides them."""
-    full, rest = samples // batch_size, samples % batch_size
-    return full + (rest > 1) + ((rest == 1) & (full == 0))
 
 
 def distance(one, other, parameters):
