@@ -18,7 +18,8 @@ def load(source=None, overrides=()):
     """Every run of a configuration: a dict from run name to `Config`, in the sweep's order.
 
     source: a YAML file's path, a dict, or None for the embedded default. overrides: strings "dotted.key=value".
-    A `sweep` section maps dotted keys to lists; the runs are their product. An override of a swept key pins it.
+    A `sweep` section maps dotted keys to lists; the runs are their product. An override of a swept key pins it. A choice that
+    is a mapping sets several keys together, a method with its learning rate, say; then the swept key is a name only.
     Raises UserError.
     """
     where, values = _read(source)
@@ -38,14 +39,21 @@ def load(source=None, overrides=()):
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
+        if together := [choice for choice in choices if isinstance(choice, dict)]:
+            # An override pins a key in all of them, and leaves those out that were to have another method.
+            sweep[key] = [{name: given.get(name, value) for name, value in choice.items()} for choice in together
+                          if choice.get("method") == given.get("method", choice.get("method"))]
+            if len(together) < len(choices) or not sweep[key]:
+                raise UserError(f"{where}: sweep.{key} must be mappings of settings, all of them, and one at least of method={given.get('method')}")
     runs = {}
     for combination in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, combination))
         member = yaml.safe_load(yaml.safe_dump(values))
         for key, value in chosen.items():
-            _set(member, key, value)
+            for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
+                _set(member, name, one)
         config = validate(member, where)
-        name = _run_name(config, chosen)
+        name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
         if name in runs:
             raise UserError(f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out")
         runs[name] = config
@@ -74,7 +82,7 @@ def to_yaml(config):
 
 def _read(source):
     if isinstance(source, dict):
-        return "configuration", yaml.safe_load(yaml.safe_dump(source))
+        return "configuration", yaml.safe_load(yaml.safe_dump(source, sort_keys=False))
     where, text = str(source or "default.yaml"), text_of(source)
     try:
         values = yaml.safe_load(text) or {}

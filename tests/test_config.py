@@ -132,6 +132,18 @@ def test_a_checkpoint_folder_that_is_empty_or_damaged(tmp_path, tiny, capsys):
     assert "is damaged" in capsys.readouterr().err
 
 
+def test_settings_that_go_together_in_a_sweep():
+    own = {"sweep": {"seed": [1, 2], "methods": [{"method": "fedavg", "training.lr": 0.2}, {"method": "genfl", "training.lr": 0.1, "kappa.kappa2": 0.4}]}}
+    runs = config.load(own)
+    assert list(runs) == ["fedavg_seed1", "genfl_seed1", "fedavg_seed2", "genfl_seed2"]
+    assert [(run.training.lr, run.augmented.lr, run.kappa.kappa2) for run in runs.values()][:2] == [(0.2, 0.2, 0.2), (0.1, 0.1, 0.4)]
+    assert {name: run.training.lr for name, run in config.load(own, ["method=genfl", "training.lr=0.3"]).items()} == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
+    for overrides, message in ((["method=aigc"], "one at least of method=aigc"), (["sweep.methods=[{method: fedavg}, 3]"], "all of them"),
+                               (["sweep.methods=[{metod: fedavg}]"], "unknown key metod; did you mean method")):
+        with pytest.raises(UserError, match=message):
+            config.load(own, overrides)
+
+
 def test_single_names_the_way_out_of_a_sweep():
     with pytest.raises(UserError, match="pin the swept keys"):
         config.single()

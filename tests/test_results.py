@@ -173,6 +173,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
     assert digests(tmp_path / "results/genfl_seed1.h5") == digests(tmp_path / "whole/genfl_seed1.h5")
 
 
+def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
+    from genfl_mpi.results.summary import groups
+
+    tiny.remove("method=genfl")
+    assert main([*tiny, "rounds=1", "sweep.method=[{method: fedavg, training.lr: 0.2}, {method: aigc, training.lr: 0.1}]"]) == 0
+    paths = sorted((tmp_path / "results").glob("*.h5"))
+    assert [(group.method, group.settings) for group in groups(paths)[0]] == [("AIGC-only", ""), ("FedAvg", "")]
+    assert main([*tiny, "rounds=1", "sweep.method=[fedavg]", "training.lr=0.3", f"output={tmp_path}/other"]) == 0
+    assert [group.settings for group in groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == ["lr 0.1", "lr 0.2", "lr 0.3"]
+
+
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     """As in Figures 5 and 6, where methods are compared; as in Figure 1, one panel where there is one method."""
     from genfl_mpi.results.summary import groups

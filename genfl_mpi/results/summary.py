@@ -34,7 +34,8 @@ def groups(paths):
         with open_results(path) as file:
             runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
-    varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)]
+    varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
+              and not _is_methods_own(key, runs)]
     panels, found = PANELS if "method" not in common else {}, {}
     for config, accuracy, seconds in runs:
         panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
@@ -48,6 +49,13 @@ def groups(paths):
 def _follows(key, runs):
     """Whether `augmented.x` is `training.x` in all runs, as it is unless it was set."""
     return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _, _ in runs)
+
+
+def _is_methods_own(key, runs):
+    """Whether every method has a value of its own, where there are several: what it was given for being that method."""
+    values = {(config["method"], str(config[key])) for config, _, _ in runs}
+    methods = {method for method, _ in values}
+    return 1 < len(methods) == len(values)
 
 
 def table(paths):
