@@ -1,11 +1,14 @@
 """The configuration: what is accepted, what a sweep is, and what is said of everything else."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from genfl_mpi import config
 from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
+from genfl_mpi.results.runs import PAIRED
 
 
 def test_the_default_is_a_sweep_over_the_papers_methods():
@@ -130,6 +133,28 @@ def test_a_checkpoint_folder_that_is_empty_or_damaged(tmp_path, tiny, capsys):
     weights.write_bytes(weights.read_bytes()[:1000])
     assert main([*tiny, f"generation.checkpoint={tmp_path}/damaged"]) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_valid(path):
+    runs = config.load(path)
+    assert {run.output for run in runs.values()} == {f"results/{path.stem}"}
+
+
+@pytest.mark.parametrize("small", ["fig1-small", "fig5-small", "fig6-small"])
+def test_a_small_twin_has_the_sweep_of_the_figure(small):
+    """Its panels and methods; of seeds, some."""
+    one, other = (config.load(CONFIGS / f"{name}.yaml") for name in (small, small.removesuffix("-small")))
+    assert set(one) <= set(other) and {name for name in other if "seed1_" in name} == {name for name in one if "seed1_" in name}
+
+
+def test_the_controls_are_pairs_of_the_figure():
+    seen = {tuple(getattr(run, section) for section in PAIRED if section != "partition")
+            for name in ("fig5-small", "controls-small") for run in config.load(CONFIGS / f"{name}.yaml").values()}
+    assert len(seen) == 1
 
 
 def test_settings_that_go_together_in_a_sweep():
