@@ -1,5 +1,7 @@
 """The ledger of the paper's claims: its statistics by hand, its verdicts, and what cannot be judged."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,8 +69,11 @@ def test_verdicts(values, rounds, verdict):
 
 def test_a_claim_holds_where_it_holds_everywhere():
     good, bad, open_ = (Row("", "", np.array([value] * 6) + np.arange(6) * 0.1, 20) for value in (1.0, -2.0, -0.25))
-    assert claims.verdict([good, good]) == "supported" and claims.verdict([good, bad, open_]) == "refuted"
-    assert claims.verdict([good, open_]) == "undecided" and claims.verdict([]) == "undecided"
+    claim = claims.Claim("", "", "", None)
+    assert claims.verdict(claim, [good, good]) == "supported" and claims.verdict(claim, [good, bad, open_]) == "refuted"
+    assert claims.verdict(claim, [good, open_]) == "undecided" and claims.verdict(claim, []) == "undecided"
+    both = claims.Claim("", "", "", None, parts=2)
+    assert claims.verdict(both, [good, good]) == "undecided" and claims.verdict(both, [good, replace(good, statistic="other")]) == "supported"
 
 
 def test_claims_on_curves_that_are_known(runs):
@@ -83,7 +88,8 @@ def test_claims_on_curves_that_are_known(runs):
     assert [row.verdict[0] for row in words["C5"][1]] == ["supported", "undecided"]
     assert of(words["C6"][1])["cifar10 α 0.1"].verdict == ("supported", "")
     assert of(words["C7"][1])["cifar10 α 0.1"].verdict == ("refuted", ""), "AIGC-only leads by more than a point in the early rounds"
-    assert words["C8"][0] == "supported" and words["C8"][1][0].values.tolist() == [1] * 6
+    assert words["C8"][0] == "undecided", "of many classes nothing is known"
+    assert words["C8"][1][0].values.tolist() == [1] * 6
     assert [row.values.mean() for row in words["C9"][1]] == pytest.approx([np.cos(np.deg2rad(80)) - 0.05, 0.45])
     assert words["K1"] == ("undecided", [])
 

@@ -14,7 +14,7 @@ def text(judged, note):
         first, *rest = textwrap.wrap(f"{claim.name:<4}{claim.statement}", WIDTH - 12, subsequent_indent="    ")
         yield f"{first:<{WIDTH - 11}}{word:>11}"
         yield from rest
-        if not rows:
+        if claim.lacks(rows):
             yield f"      needs runs of {claim.needs}"
         what = None
         for row in rows:
@@ -49,7 +49,7 @@ def _markdown(judged, note):
             word, needs = row.verdict
             yield (f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values) if row.rounds else ''} | {row.rounds or ''} | "
                    f"{word}{f': needs {needs}' if needs else ''} |")
-        if not rows:
+        if claim.lacks(rows):
             yield f"| {claim.name} | needs runs of {claim.needs} | | | | | | undecided |"
     yield "\n" + "\n".join(textwrap.wrap(note, 120))
 
