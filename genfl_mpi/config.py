@@ -31,7 +31,8 @@ def load(source=None, overrides=()):
         if key.startswith("sweep."):
             sweep[key.removeprefix("sweep.")] = value
         else:
-            sweep.pop(key, None)
+            if not _together(sweep.get(key)):
+                sweep.pop(key, None)
             _set(values, key, value)
             other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
             if other and f"kappa.{other}" not in given:
@@ -39,7 +40,7 @@ def load(source=None, overrides=()):
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
-        if together := [choice for choice in choices if isinstance(choice, dict)]:
+        if together := _together(choices):
             # An override pins a key in all of them, and leaves those out that were to have another method.
             sweep[key] = [{name: given.get(name, value) for name, value in choice.items()} for choice in together
                           if choice.get("method") == given.get("method", choice.get("method"))]
@@ -58,6 +59,11 @@ def load(source=None, overrides=()):
             raise UserError(f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out")
         runs[name] = config
     return runs
+
+
+def _together(choices):
+    """Those of a swept key's choices that set several keys together."""
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def single(source=None, overrides=()):

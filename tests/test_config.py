@@ -157,14 +157,15 @@ def test_the_controls_are_pairs_of_the_figure():
     assert len(seen) == 1
 
 
-def test_settings_that_go_together_in_a_sweep():
-    own = {"sweep": {"seed": [1, 2], "methods": [{"method": "fedavg", "training.lr": 0.2}, {"method": "genfl", "training.lr": 0.1, "kappa.kappa2": 0.4}]}}
+@pytest.mark.parametrize("name", ["methods", "method"])
+def test_settings_that_go_together_in_a_sweep(name):
+    own = {"sweep": {"seed": [1, 2], name: [{"method": "fedavg", "training.lr": 0.2}, {"method": "genfl", "training.lr": 0.1, "kappa.kappa2": 0.4}]}}
     runs = config.load(own)
     assert list(runs) == ["fedavg_seed1", "genfl_seed1", "fedavg_seed2", "genfl_seed2"]
     assert [(run.training.lr, run.augmented.lr, run.kappa.kappa2) for run in runs.values()][:2] == [(0.2, 0.2, 0.2), (0.1, 0.1, 0.4)]
     assert {name: run.training.lr for name, run in config.load(own, ["method=genfl", "training.lr=0.3"]).items()} == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
-    for overrides, message in ((["method=aigc"], "one at least of method=aigc"), (["sweep.methods=[{method: fedavg}, 3]"], "all of them"),
-                               (["sweep.methods=[{metod: fedavg}]"], "unknown key metod; did you mean method")):
+    for overrides, message in ((["method=aigc"], "one at least of method=aigc"), ([f"sweep.{name}=[{{method: fedavg}}, 3]"], "all of them"),
+                               ([f"sweep.{name}=[{{metod: fedavg}}]"], "unknown key metod; did you mean method")):
         with pytest.raises(UserError, match=message):
             config.load(own, overrides)
 
