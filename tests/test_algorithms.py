@@ -175,13 +175,22 @@ def test_fednova_goes_where_the_data_are_not_where_the_steps_are(skewed):
     assert towards["fednova"] > towards["fedavg"] + 0.02 and towards["fednova"] > 0.9
 
 
-@pytest.mark.parametrize("algorithm", ["fedavgm", "fedadam", "fedyogi"])
-def test_server_optimizers_are_faster_where_clients_make_small_steps(skewed, algorithm):
-    """Hsu et al. 2019; Reddi et al. 2021: from the same small changes of the clients they get further."""
-    settings = ["rounds=6", "training.lr=0.005"]
-    _, plain = skewed(*settings)
-    _, optimized = skewed(*settings, f"algorithm.name={algorithm}", f"algorithm.server_lr={1 if algorithm == 'fedavgm' else 0.05}")
-    assert optimized[-1].accuracy > plain[-1].accuracy + 0.03
+SMALL_STEPS = ["rounds=6", "training.lr=0.005"]
+
+
+def test_server_momentum_is_faster_where_clients_make_small_steps(skewed):
+    """Hsu et al. 2019: from the same small changes of the clients it gets further."""
+    _, plain = skewed(*SMALL_STEPS)
+    _, momentum = skewed(*SMALL_STEPS, "algorithm.name=fedavgm")
+    assert momentum[-1].loss < plain[-1].loss - 0.02
+
+
+@pytest.mark.parametrize("algorithm", ["fedadam", "fedyogi"])
+def test_adaptive_servers_are_faster_where_clients_make_small_steps(skewed, algorithm):
+    """Reddi et al. 2021: they make up for small changes, and for those of coordinates that change least."""
+    _, plain = skewed(*SMALL_STEPS)
+    _, adaptive = skewed(*SMALL_STEPS, f"algorithm.name={algorithm}", "algorithm.server_lr=0.05")
+    assert adaptive[-1].accuracy > plain[-1].accuracy + 0.03
 
 
 def test_scaffold_keeps_the_clients_together(skewed):

@@ -17,7 +17,8 @@ def show(path):
         yield f"{path}"
         yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
         yield from textwrap.wrap(environment["packages"], 80, initial_indent="  ", subsequent_indent="  ")
-        yield f"  {environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
+        machine = f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
+        yield from textwrap.wrap(machine, 80, initial_indent="  ", subsequent_indent="  ")
         emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
         how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
