@@ -25,9 +25,10 @@ settings (key: default, meaning):
 
 
 def main(arguments=None):
-    """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
+    """Run one command; returns the exit status: 0, 2 for what the user can mend, 1 for what failed, or 75 and 130 for a run that
+    was asked to leave, by a batch system or by Ctrl-C, and that the same command continues."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "show": _show, "digest": _digest}
+    commands = {"run": _run, "fork": _fork, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -37,6 +38,7 @@ def _run(arguments):
         "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
         "three methods on real handwritten digits. Started again, it skips the runs that\n"
         "are finished and continues the others. Other commands, each with --help:\n"
+        "  fork       go on from a round of a finished run in another way\n"
         "  prefetch   download data set and checkpoint\n"
         "  partition  print and draw how the clients' data differ\n"
         "  prompts    print what the generator would be asked\n"
@@ -49,7 +51,33 @@ def _run(arguments):
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
-    return _with_config(parser, arguments, _run_all)
+    parser.add_argument("--fresh", action="store_true", help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
+
+    def command(comm, options, runs, say):
+        given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
+        return _run_all(comm, runs, given, say, options.fresh)
+
+    from genfl_mpi import config
+
+    return _with_config(parser, arguments, command)
+
+
+def _fork(arguments):
+    parser = argparse.ArgumentParser(prog="python -m genfl_mpi fork", description="Go on from a checkpointed round of the run in FILE with other settings: a counterfactual. "
+                                     "The new results file begins with the rounds before, and records where it comes from. For example: "
+                                     "python -m genfl_mpi fork results/default/genfl_seed1.h5 --at 10 kappa.kappa2=0.5")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--at", type=int, required=True, metavar="ROUND", help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings from then on; by default output=FILE_forkROUND")
+    options = _parse_once(parser, arguments)
+
+    from genfl_mpi import fork
+
+    def command(comm, runs, say):
+        given = "\n".join([f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)])
+        return _run_all(comm, runs, given, say, fork=(options.file, options.at))
+
+    return _on_all_ranks(lambda: fork.runs(options.file, options.at, options.overrides), command)
 
 
 def _prefetch(arguments):
@@ -175,6 +203,12 @@ def _with_config(parser, arguments, command):
         options.config, options.overrides = None, [options.config, *options.overrides]
 
     from genfl_mpi import config
+
+    return _on_all_ranks(lambda: config.load(options.config, options.overrides), lambda comm, runs, say: command(comm, options, runs, say))
+
+
+def _on_all_ranks(load, command):
+    """Run `command(comm, runs, say)` on every rank, with the runs that the function `load` gives on rank 0."""
     from genfl_mpi.mpi import collectives, failing
 
     comm = collectives.world()
@@ -183,20 +217,25 @@ def _with_config(parser, arguments, command):
         if comm.rank == 0:
             _say(text)
 
-    return failing.exit_status(comm, lambda: command(
-        comm, options, collectives.from_rank0(comm, lambda: config.load(options.config, options.overrides)), say))
+    return failing.exit_status(comm, lambda: command(comm, collectives.from_rank0(comm, load), say))
 
 
-def _run_all(comm, options, runs, say):
-    from genfl_mpi import config
+def _run_all(comm, runs, given, say, fresh=False, fork=None):
+    from genfl_mpi.fork import move_aside
+    from genfl_mpi.mpi import collectives
+    from genfl_mpi.mpi.signals import Signals
     from genfl_mpi.runner import prepare, run
 
     start = time.perf_counter()
-    given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
     paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
-    # All of a sweep is checked before its first run.
-    for path, one in [(path, prepare(comm, path, one)) for path, one in zip(paths, runs.values())]:
-        run(comm, path, one, given, say)
+    with Signals(comm) as signals:
+        # All of a sweep is checked before its first run.
+        configs = [prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        if fresh:
+            collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, say))
+        for path, one in zip(paths, configs):
+            if status := run(comm, path, one, given, say, signals, fork):
+                return status
     if comm.rank == 0:
         from genfl_mpi.results import plots, summary
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
-FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
+FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
 
 
 def is_free(key):
@@ -185,6 +185,18 @@ class Evaluation(Section):
     batch_size: Count = Field(500, description="test samples in a chunk; chunks are divided over the ranks")
 
 
+class Checkpoint(Section):
+    """From where an interrupted run continues, and where `fork` may begin."""
+
+    every_rounds: Count | None = Field(1, description="rounds between checkpoints; none: not by rounds")
+    every_seconds: Positive | None = Field(None, description="also at the end of a round, when the last checkpoint is so old")
+    keep: Count | None = Field(None, description="the checkpoint of every keep-th round stays, for `fork`; none: only the newest two stay")
+
+
+class Faults(Section):
+    nonfinite: Literal["stop", "drop"] = Field("stop", description="a client whose loss or weights are no longer finite: stop the run, or drop the client from the round, whose other clients share its rho")
+
+
 class Runtime(Section):
     threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores. Fixed at a run's first start")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
@@ -222,7 +234,8 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
-    checkpoint_every: Count = Field(1, description="rounds between checkpoints, from which an interrupted run continues")
+    checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
 
     @model_validator(mode="before")
     @classmethod
