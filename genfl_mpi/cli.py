@@ -199,7 +199,7 @@ def _parser(command, description, epilog=None, first=None):
 def _with_config(parser, arguments, command):
     """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     options = _parse_once(parser, arguments)
-    if options.config and "=" in options.config and not Path(options.config).exists():
+    if options.config and "=" in options.config and not os.path.exists(options.config):
         options.config, options.overrides = None, [options.config, *options.overrides]
 
     from genfl_mpi import config

@@ -16,7 +16,7 @@ from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.learning.aggregation import SERVER
 from genfl_mpi.mpi import collectives
-from genfl_mpi.results import checkpoint, environment, progress, reader
+from genfl_mpi.results import checkpoint, environment, progress, reader, space
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.server import find_policies
 from genfl_mpi.settings import is_free
@@ -42,11 +42,14 @@ def prepare(comm, path, config, fresh=False, fork=None):
     fresh: the run starts over, whatever is there. fork: the (results file, round) from which it starts, or None.
     Raises UserError on every rank if the run cannot be started or continued.
     """
-    exists = collectives.from_rank0(comm, lambda: path.exists() and not fresh)
+    exists = collectives.from_rank0(comm, lambda: os.path.exists(path) and not fresh)
     config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config) if exists else config), comm)
 
     def check():
-        if comm.rank == 0:
+        if comm.rank:
+            return
+        try:
+            space.check(path.parent)
             split = config.partition
             datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
             find_policies(config)
@@ -59,6 +62,8 @@ def prepare(comm, path, config, fresh=False, fork=None):
             if exists:
                 with reader.open_results(path) as file, reader.damage(path):
                     _kept_rounds(path, file, config, fork, lambda line: None)
+        except OSError as error:  # a name that no file can have, say
+            raise UserError(f"{str(error.filename)[:80]}: {error.strerror}") from None
 
     collectives.together(comm, check)
     return config

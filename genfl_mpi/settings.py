@@ -24,8 +24,8 @@ Number = Annotated[float, BeforeValidator(_no_bool)]  # also of "1e-4", which YA
 Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
 class Section(BaseModel):
@@ -170,7 +170,7 @@ class Kappa(Section):
             given, other = ("kappa1", "kappa2") if "kappa1" in values else ("kappa2", "kappa1")
             try:
                 values = {**values, other: round(1 - float(values[given]), 12)}
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 pass  # the field's own check names the wrong type
         return values
 
@@ -241,7 +241,7 @@ class Config(Section):
     @classmethod
     def inherit_training(cls, values):
         """`training` begins with the preset's values, and `augmented` with those of `training`."""
-        if isinstance(values, dict) and values.get("preset") in PRESETS and isinstance(values.get("training", {}), dict):
+        if isinstance(values, dict) and values.get("preset") in list(PRESETS) and isinstance(values.get("training", {}), dict):
             values = {**values, "training": {**PRESETS[values["preset"]], **values.get("training", {})}}
         if isinstance(values, dict) and isinstance(values.get("training"), dict):
             augmented = values.get("augmented") or {}

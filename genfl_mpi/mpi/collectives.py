@@ -88,6 +88,7 @@ def together(comm, function):
         result = function()
     except UserError as caught:
         error = caught
+    arrive(comm)
     for error in comm.allgather(error):
         if error is not None:
             error.on_all_ranks = True

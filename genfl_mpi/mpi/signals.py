@@ -56,11 +56,13 @@ class Signals:
         if self.since is None:
             self.since, self.caught = now, STATUS[number]
             self.status = max(self.status, self.caught)
-            line = f"rank {self.comm.rank}: {signal.Signals(number).name}: {self.doing()}, then leaving; the same command continues"
-            os.write(2, f"genfl_mpi: {line}\n".encode())
+            self._say(f"rank {self.comm.rank}: {signal.Signals(number).name} while {self.doing()}")
         elif now - self.since > SAME:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    def _say(self, what):
+        os.write(2, f"genfl_mpi: {what}: leaving when that is done; the same command continues\n".encode())  # print may be in use
 
     def _listen(self):
         state = MPI.Status()
@@ -68,7 +70,7 @@ class Signals:
             message = np.empty(1, dtype=np.int64)
             self.comm.Recv([message, MPI.INT64_T], state.source)
             if not self.status and self.comm.rank == 0:
-                os.write(2, f"genfl_mpi: rank {state.source} was asked to leave: {self.doing()}, then all leave\n".encode())
+                self._say(f"rank {state.source} was asked to leave, and rank 0 is {self.doing()}")
             self.status = max(self.status, int(message[0]))
 
     def _settle(self):

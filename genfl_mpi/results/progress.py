@@ -114,8 +114,8 @@ def _now():
 
 def _doing(about):
     what = PHASES.get(about["phase"], about["phase"]) + (f" client {about['client']}" if about["client"] is not None else "")
-    what += f", which raised {about['raised']}" if "raised" in about else ""
-    return f"round {about['round']}, {what}" if about["round"] else what
+    where = f" in round {about['round']}" if about["round"] else ""
+    return what + where + (f", which raised {about['raised']}" if "raised" in about else "")
 
 
 def _locked(descriptor):

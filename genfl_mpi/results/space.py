@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 
 from genfl_mpi.errors import UserError
 
@@ -18,6 +19,15 @@ def ensure(folder, size):
     if free < needed:
         raise UserError(f"{folder}: the disk is full: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed to go on; "
                         "make room and start again: finished rounds are kept")
+
+
+def check(folder):
+    """Raise UserError if the folder `output` can be neither made nor written to, and OSError if no folder can have its name."""
+    with suppress(FileNotFoundError):
+        os.stat(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"output: {folder} cannot be written: {there} is not a folder that you may write to; set another `output`")
 
 
 def flush(path):
