@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -26,7 +27,8 @@ from genfl_mpi.simulation import Simulation, resolve
 @dataclass
 class Earlier:
     """What an earlier start of the run left, or the run that it is a fork of: rounds to keep, the weights after them, what the
-    server remembered, the rows of the results, and of which file and round it is a fork."""
+    server remembered, the rows of the results, and of which file and round it is a fork; source: that file, as long as the fork
+    has none of its own."""
 
     finished: bool = False
     rounds: int = 0
@@ -34,6 +36,7 @@ class Earlier:
     state: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
     origin: str = ""
+    source: Path | None = None
 
 
 def prepare(comm, path, config, fresh=False, fork=None):
@@ -86,6 +89,7 @@ def run(comm, path, config, given, say, signals, fork=None):
         status = _compute(comm, path, config, given, say, signals, note, earlier, rounds)
     except BaseException as error:
         note.raised(error)
+        note.close()
         raise
     note.close()
     collectives.arrive(comm)
@@ -215,7 +219,7 @@ def from_file(path, round, say):
         elif not found:
             there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
             raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); a run with checkpoint.keep=1 keeps all")
-        return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round))
+        return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path)
 
 
 def origin_of(path, round):
@@ -230,6 +234,8 @@ def _open(path, simulation, given, hosts, earlier):
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}
+    if earlier.source and simulation.variates is not None:
+        simulation.variates.take(earlier.source.with_suffix(".variates"), earlier.state["trained"])
     # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
     if earlier.rounds:
         checkpoint.save(path, earlier.rounds, earlier.weights, earlier.state, config.checkpoint.keep)

@@ -59,7 +59,7 @@ class Progress:
         return _doing(self.about)
 
     def close(self):
-        """The rank has nothing more to do for this run, and its end needs no explanation."""
+        """Let go of the file: the rank has nothing more to do for this run."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
