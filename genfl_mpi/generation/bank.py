@@ -78,6 +78,7 @@ class Bank:
         with h5py.File(content, "w") as file:
             file.attrs["settings"] = self.settings
             file.attrs["sha256"] = _checksum(images)
+            file.attrs["sha256_batch"] = _batch_checksum(asdict(batch), self.settings)
             file["image"] = images
             for name, values in asdict(batch).items():
                 file[name] = np.array(values, dtype=h5py.string_dtype() if name == "prompt" else np.int64)
@@ -120,11 +121,18 @@ def read(path):
             batch["prompt"] = [text.decode() for text in file["prompt"][:]]
             batch["settings"] = json.loads(file.attrs["settings"])
             whole = file.attrs["sha256"] == _checksum(batch["image"])
-    except (OSError, KeyError, ValueError):
+            # Banks from before have no checksum of the rest, which a run does not read.
+            whole = whole and file.attrs.get("sha256_batch", "") in ("", _batch_checksum(batch, file.attrs["settings"]))
+    except Exception:  # a damaged HDF5 file fails in many ways
         whole = False
     if not whole:
         raise UserError(f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again")
     return batch
+
+
+def _batch_checksum(batch, settings):
+    """SHA-256 of what a bank file has besides images; batch: lists or arrays by name."""
+    return hashlib.sha256(json.dumps([settings, *(np.array(batch[name]).tolist() for name in ("label", "template", "seed", "prompt"))]).encode()).hexdigest()
 
 
 def _checksum(images):

@@ -31,6 +31,8 @@ def exit_status(comm, function):
             _complain(str(error))
         if comm.size > 1 and not error.on_all_ranks:
             comm.Abort(2)
+        if error.unclean:
+            os._exit(2)
         return 2
     except BaseException as error:  # also of an interrupt or an exit on one rank, for which the others would wait
         status = 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -23,6 +23,7 @@ class Writer:
 
     def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
         self.path, self.folder, unfinished = path, path.parent, path.with_name(f".{path.name}.new")
+        self.file, self.columns = None, {}
         space.ensure(path.parent, sum(array.nbytes for columns in (earlier or {}).values() for array in columns.values()) + 4 * size)
         with self._writing():
             # Built under another name, so that a file to be continued stays whole until this one is.
@@ -42,6 +43,8 @@ class Writer:
                     chunk = max(1, 4096 // int(np.prod(shape)))
                     data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
                     _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
+                    # Held open: HDF5 writes when a data set is closed, too, and h5py could not say then that it failed.
+                    self.columns[table, name] = data
             weights = self.file.create_dataset("weights", (size,), np.float32)
             weights.attrs["long_name"] = "global weights after the last round"
             # A dimension without values of its own: never written, it takes no space.
@@ -90,6 +93,7 @@ class Writer:
 
     def close(self):
         with self._writing():
+            self.columns.clear()
             self.file.close()
 
     @contextmanager
@@ -97,17 +101,23 @@ class Writer:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{self.path}: cannot be written: {space.reason(error)}; finished rounds are kept, start again when it can") from None
+            failed = UserError(f"{self.path}: cannot be written: {space.reason(error)}; finished rounds are kept, start again when it can")
+            if self.file:
+                # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is left. So
+                # it is not asked to, and what it tries at the end of the process goes nowhere.
+                os.dup2(os.memfd_create("nowhere"), self.file.id.get_vfd_handle())
+                failed.unclean = True
+            raise failed from None
 
     def _append(self, table, columns):
         numbering = next(iter(TABLES[table]))
-        start = len(self.file[table][numbering])
+        start = len(self.columns[table, numbering])
         end = start + len(next(iter(columns.values())))
         columns = {numbering: np.arange(start, end), **columns}
         # The numbering grows last: a row that it counts is there whole.
         for part in (columns.keys() - {numbering}, {numbering}):
             for name in part:
-                data = self.file[table][name]
+                data = self.columns[table, name]
                 data.resize(end, axis=0)
                 data[start:] = columns[name]
             self.file.flush()
