@@ -192,19 +192,13 @@ def test_truncated_and_foreign_results(fast, tmp_path, capsys):
     results.unlink()
     with h5py.File(results, "w") as foreign:
         foreign["x"] = 1
-    variants = [b"", b"text", results.read_bytes(), *(content[: len(content) * tenth // 10] for tenth in range(1, 10)), content[:-1]]
-    for variant in variants:
+    for variant in (b"", b"text", results.read_bytes(), *(content[: len(content) * part // 4] for part in range(1, 4)), content[:-1]):
         results.write_bytes(variant)
         for arguments in (["show", str(results)], ["digest", str(results)], ["plot", str(results), "-o", str(tmp_path / "x.png")], [*fast, "rounds=3"]):
             capsys.readouterr()
-            status = main(arguments)
-            error = capsys.readouterr().err
-            if status == 2:
-                assert str(results) in said_once(error)
-            else:  # what this command reads was not cut off
-                assert status == 0 and len(variant) > len(content) * 0.9
-        if status == 2:
-            assert results.read_bytes() == variant
+            assert main(arguments) == 2
+            assert str(results) in said_once(capsys.readouterr().err)
+        assert results.read_bytes() == variant
     results.write_bytes(b"text")
     assert main([*fast, "rounds=2", "--fresh"]) == 0
     assert (tmp_path / "results/aside-1/fedavg_seed1.h5").read_bytes() == b"text"
@@ -216,7 +210,7 @@ def test_a_bank_with_a_flipped_bit(tmp_path):
     images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
     store.write(batch, images)
     content, noticed = store.path(batch).read_bytes(), 0
-    for place in range(0, len(content), 3):
+    for place in range(0, len(content), 7):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         store.path(batch).write_bytes(flipped)
@@ -225,10 +219,9 @@ def test_a_bank_with_a_flipped_bit(tmp_path):
         except UserError as error:
             noticed += 1
             assert "is damaged or not a file of a bank; remove it, and its images are made again" in str(error)
-        else:  # a bit that means nothing: padding, or free space
-            assert np.array_equal(read["image"], images) and read["label"].tolist() == [1, 2] and read["prompt"] == ["one", "two"]
-            assert read["seed"].tolist() == [11, 12] and read["settings"] == {"checkpoint": "x"}
-    assert noticed > 100
+        else:  # the word that says that a checksum follows
+            assert place >= len(content) - 72 and np.array_equal(read["image"], images)
+    assert noticed >= (len(content) - 72) / 7
 
 
 def test_no_memory_on_one_rank(tmp_path):

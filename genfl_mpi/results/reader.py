@@ -18,8 +18,7 @@ def open_results(path):
     if not path.is_file():
         raise UserError(f"{path}: there is no such results file")
     try:
-        # Reading as one of SWMR's many readers is what opens a file that is being written, or that a killed run left.
-        file = h5py.File(path, "r", libver="latest", swmr=True)
+        file = _open(path)
     except OSError as error:
         if "unable to lock file" in str(error):
             raise UserError(f"{path}: another program has the file open for writing; close it there") from None
@@ -29,6 +28,16 @@ def open_results(path):
         file.close()
         raise UserError(f"{path}: not a results file of this version (layout {version}, expected {VERSION})")
     return file
+
+
+def _open(path):
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "already open" not in str(error):  # "truncated" say: SWMR's readers would look for what is missing again and again
+            raise
+    # It is being written, or a killed run left it: one of SWMR's many readers may open it.
+    return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 @contextmanager
