@@ -27,7 +27,7 @@ settings (key: default, meaning):
 def main(arguments=None):
     """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "show": _show, "digest": _digest}
+    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "price": _price, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -45,6 +45,7 @@ def _run(arguments):
         "  pretrain   train a small generator on public images\n"
         "  finetune   train a LoRA adapter for a generator\n"
         "  plot       draw accuracy against rounds, from results files\n"
+        "  price      what runs take in seconds, joules and bytes, in simulated worlds\n"
         "  show       print what is in a results file\n"
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
@@ -223,6 +224,26 @@ def _plot(arguments):
         plots.accuracy(paths, options.output)
         yield from summary.table(paths)
         yield f"{len(paths)} runs; figure in {options.output}"
+
+    return _print(lines())
+
+
+def _price(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi price", description="What finished runs take in seconds, joules and bytes in simulated worlds, without training: a table, and accuracy against each of the three. "
+        "A setting of model.* or of the generator, as key=value, prices the run as if it had had that model or generator.")
+    parser.add_argument("results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them")
+    parser.add_argument("--world", action="append", default=[], metavar="FILE", help="YAML file of a world, see configs/worlds; may be given several times; none: the default world")
+    parser.add_argument("--target", type=float, help="price the rounds until the test accuracy, between 0 and 1, is this")
+    parser.add_argument("--placements", action="store_true", help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements")
+    parser.add_argument("--csv", metavar="FILE", help="write seconds and joules of each client, round and entity")
+    parser.add_argument("-o", "--output", default="price.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import pricing
+
+        yield from pricing.command(options)
 
     return _print(lines())
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.settings import Config, keys
+from genfl_mpi.world import World
 
 
 def load(source=None, overrides=()):
@@ -60,12 +61,18 @@ def single(source=None, overrides=()):
     return next(iter(runs.values()))
 
 
-def validate(values, where="configuration"):
-    """`Config` from a nested dict. Raises UserError with one line that names the first wrong key."""
+def validate(values, where="configuration", kind=Config):
+    """`Config`, or another `kind` of section, from a nested dict. Raises UserError with a line that names the first wrong key."""
     try:
-        return Config.model_validate({key: value for key, value in values.items() if value is not None})
+        return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{where}: {_explain(error.errors()[0], kind)}") from None
+
+
+def load_world(source):
+    """The `World` in a YAML file. Raises UserError."""
+    where, values = _read(source)
+    return validate(values, where, World)
 
 
 def to_yaml(config):
@@ -119,12 +126,12 @@ def _run_name(config, chosen):
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))
 
 
-def _explain(error):
+def _explain(error, kind):
     """One line from pydantic's account of one error."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = keys()
+        known = keys(kind)
         near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(key, known, n=1, cutoff=0)
         return f"unknown key {key}; did you mean {near[0]}?"
     message = error["msg"].removeprefix("Value error, ")

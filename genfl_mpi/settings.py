@@ -3,7 +3,9 @@
 import textwrap
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
 FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
@@ -12,24 +14,6 @@ FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", 
 def is_free(key):
     """Whether the dotted `key`, or its section, is one of FREE."""
     return not FREE.isdisjoint({key, key.partition(".")[0]})
-
-
-def _no_bool(value):
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_no_bool)]  # also of "1e-4", which YAML takes for a text
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Data(Section):
