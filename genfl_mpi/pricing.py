@@ -11,7 +11,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
 from genfl_mpi.edge.trace import Trace, image_bytes, value_of_labels
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint, flops
+from genfl_mpi.generation import flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import of_training
 from genfl_mpi.learning.weights import FlatModel
@@ -19,7 +19,6 @@ from genfl_mpi.results import costs, reader
 from genfl_mpi.results.summary import METHODS
 from genfl_mpi.world import World
 
-STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint", "generation.steps", "generation.guidance", "generation.size")
 HALF = 2  # bytes of a generator's weight, which is sent in half precision
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
@@ -191,7 +190,7 @@ def _read(path, as_if):
         model = FlatModel(models.build(config.model, classes, shape, 0))
         rounds, columns = file["rounds/round"][:], {name: file["clients"][name][:] for name in ("round", "client", "samples")}
         members, generated = [columns["round"] == round for round in rounds], file["generated/round"][:]
-        maker = _generator(config) if config.generates else flops.Flops(0, 0, 0, 0)
+        maker = flops.of_configured(config.generation) if config.generates else flops.Flops(0, 0, 0, 0)
         trace = Trace(
             clients=config.clients,
             cohorts=[columns["client"][rows] for rows in members], samples=[columns["samples"][rows] for rows in members],
@@ -212,10 +211,3 @@ def _as_if(path, values, as_if):
             raise UserError(f"{override}: a run is priced as if it had had other settings only of "
                             f"{', '.join(key.rstrip('.') for key in AS_IF)}")
     return configuration.single(values, as_if) if as_if else configuration.validate(values, str(path))
-
-
-def _generator(config):
-    """`flops.Flops` of the configured generator. Stable Diffusion v1.5 need not be there: its architecture is known."""
-    if config.generation.checkpoint == STABLE_DIFFUSION:
-        return flops.of_stable_diffusion(config.generation)
-    return flops.of_pipeline(checkpoint.locate(config.generation.checkpoint), config.generation)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from genfl_mpi.generation.checkpoint import locate
+
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 # Stable Diffusion v1.5: what its configuration files say and is not diffusers' default.
 UNET = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
 VAE = {
@@ -27,6 +30,13 @@ class Flops(NamedTuple):
     @property
     def image(self):
         return self.text + self.denoising + self.decoding
+
+
+def of_configured(settings):
+    """`Flops` of the generator that config.generation names. Stable Diffusion v1.5 need not be on this machine. Raises UserError."""
+    if settings.checkpoint == STABLE_DIFFUSION:
+        return of_stable_diffusion(settings)
+    return of_pipeline(locate(settings.checkpoint), settings)
 
 
 def of_pipeline(folder, settings):
