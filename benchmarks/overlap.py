@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 
 # Round 1 loads the generator and measures speeds; round 2 is the one that counts.
-LOAD = ["method=genfl", "rounds=2", "runtime.threads=1", "generation.per_round=5", "cohort=10", "checkpoint_every=2"]
+LOAD = ["method=genfl", "rounds=2", "runtime.threads=1", "generation.per_round=5", "cohort=10", "checkpoint.every_rounds=2"]
 
 
 def one_run(ranks, folder):

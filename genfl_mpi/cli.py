@@ -25,9 +25,10 @@ settings (key: default, meaning):
 
 
 def main(arguments=None):
-    """Run one command; returns the exit status: 0, or 2 for what the user can mend."""
+    """Run one command; returns the exit status: 0, 2 for what the user can mend, 1 for what failed, or 75 and 130 for a run that
+    was asked to leave, by a batch system or by Ctrl-C, and that the same command continues."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "claims": _claims, "show": _show, "digest": _digest}
+    commands = {"run": _run, "fork": _fork, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "claims": _claims, "price": _price, "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -37,6 +38,7 @@ def _run(arguments):
         "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
         "three methods on real handwritten digits. Started again, it skips the runs that\n"
         "are finished and continues the others. Other commands, each with --help:\n"
+        "  fork       go on from a round of a finished run in another way\n"
         "  prefetch   download data set and checkpoint\n"
         "  partition  print and draw how the clients' data differ\n"
         "  prompts    print what the generator would be asked\n"
@@ -46,11 +48,38 @@ def _run(arguments):
         "  finetune   train a LoRA adapter for a generator\n"
         "  plot       draw accuracy against rounds, from results files\n"
         "  claims     test the paper's claims on results files\n"
+        "  price      what runs take in seconds, joules and bytes, in simulated worlds\n"
         "  show       print what is in a results file\n"
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
-    return _with_config(parser, arguments, _run_all)
+    parser.add_argument("--fresh", action="store_true", help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
+
+    def command(comm, options, runs, say):
+        given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
+        return _run_all(comm, runs, given, say, options.fresh, picture=f"{Path(options.config).stem}.png" if options.config else "accuracy.png")
+
+    from genfl_mpi import config
+
+    return _with_config(parser, arguments, command)
+
+
+def _fork(arguments):
+    parser = argparse.ArgumentParser(prog="python -m genfl_mpi fork", description="Go on from a checkpointed round of the run in FILE with other settings: a counterfactual. "
+                                     "The new results file begins with the rounds before, and records where it comes from. For example: "
+                                     "python -m genfl_mpi fork results/default/genfl_seed1.h5 --at 10 kappa.kappa2=0.5")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--at", type=int, required=True, metavar="ROUND", help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings from then on; by default output=FILE_forkROUND")
+    options = _parse_once(parser, arguments)
+
+    from genfl_mpi import fork
+
+    def command(comm, runs, say):
+        given = "\n".join([f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)])
+        return _run_all(comm, runs, given, say, fork=(options.file, options.at))
+
+    return _on_all_ranks(lambda: fork.runs(options.file, options.at, options.overrides), command)
 
 
 def _prefetch(arguments):
@@ -172,10 +201,16 @@ def _parser(command, description, epilog=None, first=None):
 def _with_config(parser, arguments, command):
     """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     options = _parse_once(parser, arguments)
-    if options.config and "=" in options.config and not Path(options.config).exists():
+    if options.config and "=" in options.config and not os.path.exists(options.config):
         options.config, options.overrides = None, [options.config, *options.overrides]
 
     from genfl_mpi import config
+
+    return _on_all_ranks(lambda: config.load(options.config, options.overrides), lambda comm, runs, say: command(comm, options, runs, say))
+
+
+def _on_all_ranks(load, command):
+    """Run `command(comm, runs, say)` on every rank, with the runs that the function `load` gives on rank 0."""
     from genfl_mpi.mpi import collectives, failing
 
     comm = collectives.world()
@@ -184,24 +219,29 @@ def _with_config(parser, arguments, command):
         if comm.rank == 0:
             _say(text)
 
-    return failing.exit_status(comm, lambda: command(
-        comm, options, collectives.from_rank0(comm, lambda: config.load(options.config, options.overrides)), say))
+    return failing.exit_status(comm, lambda: command(comm, collectives.from_rank0(comm, load), say))
 
 
-def _run_all(comm, options, runs, say):
-    from genfl_mpi import config
+def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.png"):
+    from genfl_mpi.fork import move_aside
+    from genfl_mpi.mpi import collectives
+    from genfl_mpi.mpi.signals import Signals
     from genfl_mpi.runner import prepare, run
 
     start = time.perf_counter()
-    given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
     paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
-    # All of a sweep is checked before its first run.
-    for path, one in [(path, prepare(comm, path, one)) for path, one in zip(paths, runs.values())]:
-        run(comm, path, one, given, say)
+    with Signals(comm) as signals:
+        # All of a sweep is checked before its first run.
+        configs = [prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        if fresh:
+            collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, say))
+        for path, one in zip(paths, configs):
+            if status := run(comm, path, one, given, say, signals, fork):
+                return status
     if comm.rank == 0:
         from genfl_mpi.results import plots, summary
 
-        picture = paths[0].parent / (f"{Path(options.config).stem}.png" if options.config else "accuracy.png")
+        picture = paths[0].parent / picture
         plots.accuracy(paths, picture)
         say("")
         for line in summary.table(paths):
@@ -248,6 +288,26 @@ def _claims(arguments):
         ledger.write(judged, note, options.output)
         yield from ledger.text(judged, note)
         yield f"table in {options.output}"
+
+    return _print(lines())
+
+
+def _price(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi price", description="What finished runs take in seconds, joules and bytes in simulated worlds, without training: a table, and accuracy against each of the three. "
+        "A setting of model.* or of the generator, as key=value, prices the run as if it had had that model or generator.")
+    parser.add_argument("results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them")
+    parser.add_argument("--world", action="append", default=[], metavar="FILE", help="YAML file of a world, see configs/worlds; may be given several times; none: the default world")
+    parser.add_argument("--target", type=float, help="price the rounds until the test accuracy, between 0 and 1, is this")
+    parser.add_argument("--placements", action="store_true", help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements")
+    parser.add_argument("--csv", metavar="FILE", help="write seconds and joules of each client, round and entity")
+    parser.add_argument("-o", "--output", default="price.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import pricing
+
+        yield from pricing.command(options)
 
     return _print(lines())
 

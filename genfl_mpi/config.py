@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import re
 from collections import Counter
 from importlib.resources import files
@@ -11,7 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.fields import Section
 from genfl_mpi.settings import Config, keys
+from genfl_mpi.world import World
+
+# Bounds on what is read: a YAML file of a few lines may stand for gigabytes, and a sweep of a few lists for years.
+MOST_VALUES, DEEPEST, MOST_RUNS, LONGEST_NAME = 100_000, 50, 10_000, 200
 
 
 def load(source=None, overrides=()):
@@ -46,10 +52,12 @@ def load(source=None, overrides=()):
                           if choice.get("method") == given.get("method", choice.get("method"))]
             if len(together) < len(choices) or not sweep[key]:
                 raise UserError(f"{where}: sweep.{key} must be mappings of settings, all of them, and one at least of method={given.get('method')}")
+    if (count := math.prod(map(len, sweep.values()))) > MOST_RUNS:
+        raise UserError(f"{where}: the sweep has {count} runs, and {MOST_RUNS} are the most")
     runs = {}
     for combination in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, combination))
-        member = yaml.safe_load(yaml.safe_dump(values))
+        member = _copied(values, where)
         for key, value in chosen.items():
             for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
                 _set(member, name, one)
@@ -57,6 +65,8 @@ def load(source=None, overrides=()):
         name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
         if name in runs:
             raise UserError(f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out")
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError(f"{where}: a run of the sweep would be called {name[:50]}..., which is too long for a file; sweep shorter values")
         runs[name] = config
     return runs
 
@@ -74,12 +84,18 @@ def single(source=None, overrides=()):
     return next(iter(runs.values()))
 
 
-def validate(values, where="configuration"):
-    """`Config` from a nested dict. Raises UserError with one line that names the first wrong key."""
+def validate(values, where="configuration", kind=Config):
+    """`Config`, or another `kind` of section, from a nested dict. Raises UserError with a line that names the first wrong key."""
     try:
-        return Config.model_validate({key: value for key, value in values.items() if value is not None})
+        return kind.model_validate({key: value for key, value in values.items() if value is not None or not _is_section(key, kind)})
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{where}: {_explain(error.errors()[0], kind)}") from None
+
+
+def load_world(source):
+    """The `World` in a YAML file. Raises UserError."""
+    where, values = _read(source)
+    return validate(values, where, World)
 
 
 def to_yaml(config):
@@ -88,27 +104,73 @@ def to_yaml(config):
 
 def _read(source):
     if isinstance(source, dict):
-        return "configuration", yaml.safe_load(yaml.safe_dump(source, sort_keys=False))
-    where, text = str(source or "default.yaml"), text_of(source)
+        return "configuration", _copied(source, "configuration")
+    where = str(source or "default.yaml")
+    values = parse(text_of(source), where)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: must be a mapping of keys to values")
+    return where, values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values, and no key twice: of two, one would go unheard."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key, count in Counter(seen).items() if count > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse(text, where):
+    """Values from YAML text, of types that YAML has by itself. Raises UserError."""
     try:
-        values = yaml.safe_load(text) or {}
+        return _copied(yaml.load(text, _Loader), where)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: must be a mapping of keys to values")
-    return where, values
+    except RecursionError:
+        raise UserError(f"{where}: too deeply nested") from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # "2001-99-99" say, or "!!int x"
+        raise UserError(f"{where}: not valid YAML: {error}") from None
+
+
+def _copied(values, where):
+    """Nested dicts and lists of which no part is shared with another, as YAML's aliases have it. Raises UserError if they are
+    too many, too deep, or contain what cannot be a file's name or a key."""
+    left = MOST_VALUES
+
+    def copied(value, depth):
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            raise UserError(f"{where}: too many values, or too deeply nested")
+        if isinstance(value, dict):
+            if wrong := [key for key in value if type(key) not in (str, int)]:
+                raise UserError(f"{where}: {wrong[0]!r} cannot be a key: write it in quotes")
+            return {copied(str(key), depth + 1): copied(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copied(item, depth + 1) for item in value]
+        if isinstance(value, str) and ("\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
+            raise UserError(f"{where}: {value!r} has a character that no text may have")
+        return value
+
+    return copied(values, 0)
+
+
+def _is_section(key, kind):
+    field = kind.model_fields.get(key)
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 
 
 def _split_override(text):
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"{text!r} is not key=value; keys are dotted, for example training.lr=0.01")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"{text!r}: the value is not valid YAML") from None
+    return key, parse(value, _short(text))
 
 
 def _set(values, key, value):
@@ -133,19 +195,24 @@ def _run_name(config, chosen):
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))
 
 
-def _explain(error):
+def _explain(error, kind):
     """One line from pydantic's account of one error."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = keys()
+        known = keys(kind)
         near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(key, known, n=1, cutoff=0)
         return f"unknown key {key}; did you mean {near[0]}?"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if error["type"] == "value_error" and "=" not in key:
         return f"{key + ': ' if key else ''}{message}"
-    return f"{key}: {message}, not {error['input']!r}"
+    return f"{key}: {message}, not {_short(error['input'])}"
+
+
+def _short(value, length=80):
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def flatten(values, prefix=""):

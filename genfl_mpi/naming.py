@@ -18,6 +18,9 @@ def find(name, known, key):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise UserError(f"{key}: there is no {name!r}; did you mean {near!r}? Your own is written module:function")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}: {name} cannot be imported: {error}") from None
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the module does when it is imported
+        raise UserError(f"{key}: {name} cannot be imported: {type(error).__name__}: {error}") from None
+    if not callable(found):
+        raise UserError(f"{key}: {name} is not a function")
+    return found

@@ -1,7 +1,9 @@
 """One run of a configuration: skipped if it is finished, continued if it was interrupted, written as it goes."""
 
 import os
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -15,7 +17,7 @@ from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.learning.aggregation import SERVER
 from genfl_mpi.mpi import collectives
-from genfl_mpi.results import checkpoint, environment, reader
+from genfl_mpi.results import checkpoint, environment, progress, reader, space
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.server import find_policies
 from genfl_mpi.settings import is_free
@@ -24,24 +26,33 @@ from genfl_mpi.simulation import Simulation, resolve
 
 @dataclass
 class Earlier:
-    """What an earlier start of the run left: rounds to keep, the weights after them, their rows."""
+    """What an earlier start of the run left, or the run that it is a fork of: rounds to keep, the weights after them, what the
+    server remembered, the rows of the results, and of which file and round it is a fork; source: that file, as long as the fork
+    has none of its own."""
 
     finished: bool = False
     rounds: int = 0
     weights: np.ndarray | None = None
     state: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
+    origin: str = ""
+    source: Path | None = None
 
 
-def prepare(comm, path, config):
+def prepare(comm, path, config, fresh=False, fork=None):
     """`config` as the run in the results file `path` will use it, after all checks that need no data. Collective.
 
+    fresh: the run starts over, whatever is there. fork: the (results file, round) from which it starts, or None.
     Raises UserError on every rank if the run cannot be started or continued.
     """
-    config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config)), comm)
+    exists = collectives.from_rank0(comm, lambda: os.path.exists(path) and not fresh)
+    config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config) if exists else config), comm)
 
     def check():
-        if comm.rank == 0:
+        if comm.rank:
+            return
+        try:
+            space.check(path.parent)
             split = config.partition
             datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
             find_policies(config)
@@ -49,25 +60,46 @@ def prepare(comm, path, config):
             if config.generates:
                 load_prompts(config.generation.prompts, datasets.describe(config.data).classes)
                 Generator(config, datasets.describe(config.data).shape)
-            if path.exists():
-                with reader.open_results(path) as file:
-                    _kept_rounds(path, file, config)
+            if progress.is_running(path):
+                progress.refuse_second(path)
+            if exists:
+                with reader.open_results(path) as file, reader.damage(path):
+                    _kept_rounds(path, file, config, fork, lambda line: None)
+        except OSError as error:  # a name that no file can have, say
+            raise UserError(f"{str(error.filename)[:80]}: {error.strerror}") from None
 
     collectives.together(comm, check)
     return config
 
 
-def run(comm, path, config, given, say):
+def run(comm, path, config, given, say, signals, fork=None):
     """Bring the run of a prepared `config` in the results file `path` to its last round. Collective.
 
-    given: the configuration as the user wrote it, for the record. say: prints a line, on rank 0.
+    given: the configuration as the user wrote it, for the record. say: prints a line, on rank 0. signals: `Signals` that may ask
+    to leave before. fork: as in `prepare`. Returns 0 when the run is finished, or else the exit status to leave with.
     """
-    earlier = collectives.together(comm, lambda: _earlier(path, config) if comm.rank == 0 else None)
+    earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say))
     rounds, finished = comm.bcast(earlier and (earlier.rounds, earlier.finished))
     if finished and rounds == config.rounds:
         say(f"{path.stem}: finished before")
-        return
-    simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"))
+        return 0
+    note = note or progress.Progress(path, comm.rank, comm.size)
+    signals.doing = note.doing
+    try:
+        status = _compute(comm, path, config, given, say, signals, note, earlier, rounds)
+    except BaseException as error:
+        note.raised(error)
+        note.close()
+        raise
+    note.close()
+    collectives.arrive(comm)
+    if comm.rank == 0:
+        progress.clear(path)
+    return status
+
+
+def _compute(comm, path, config, given, say, signals, note, earlier, rounds):
+    simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"), note=note, leaving=signals.asked)
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         generated = earlier.tables["generated"] if earlier else {"label": [], "image": [], "fidelity": []}
@@ -76,29 +108,47 @@ def run(comm, path, config, given, say):
     if comm.rank == 0 and config.generates and (others := simulation.server.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
     writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, earlier))
+    saved, when = rounds, time.monotonic()
     for record in simulation:
         if comm.rank == 0:
+            note("results")
             writer.append(record)
-            if record.round % config.checkpoint_every == 0:
-                checkpoint.save(path, record.round, simulation.down.weights, simulation.server.memory())
-                if simulation.variates is not None:
-                    simulation.variates.prune(simulation.server.trained)
+            if _is_due(config.checkpoint, record.round, time.monotonic() - when):
+                _save(path, simulation, writer, note)
+                saved, when = record.round, time.monotonic()
             say(_line(path.stem, record, config.rounds))
+    done = simulation.round == config.rounds
     if comm.rank == 0:
-        memory = simulation.server.memory()
-        if memory:  # it stays, so that the run may be extended by more rounds
-            checkpoint.save(path, simulation.round, simulation.down.weights, memory)
-        writer.finish(simulation.down.weights)
+        if saved < simulation.round and (simulation.left or simulation.server.memory()):
+            _save(path, simulation, writer, note)
+        if done:
+            note("finish")
+            writer.finish(simulation.down.weights)
+            if not simulation.server.memory():  # else the last one stays, so that the run may be extended by more rounds
+                checkpoint.remove(path, config.checkpoint.keep)
         writer.close()
-        if not memory:
-            checkpoint.remove(path)
+        if not done:
+            say(f"{path.stem}: left after round {simulation.round} of {config.rounds}; the same command continues")
     simulation.close()
+    return 0 if done else simulation.left
+
+
+def _is_due(settings, round, seconds):
+    """Whether config.checkpoint wants a checkpoint after a round, the last being so many seconds old."""
+    return (settings.every_rounds and round % settings.every_rounds == 0) or (settings.every_seconds and seconds >= settings.every_seconds)
+
+
+def _save(path, simulation, writer, note):
+    """A checkpoint of the last finished round. The results file comes first: it must not have fewer rounds than its checkpoint."""
+    note("checkpoint")
+    writer.flush()
+    checkpoint.save(path, simulation.round, simulation.down.weights, simulation.server.memory(), simulation.config.checkpoint.keep)
+    if simulation.variates is not None:
+        simulation.variates.prune(checkpoint.trained(path))
 
 
 def _with_first_runtime(path, config):
     """`config` with the threads and the device of the run's first start, where it leaves them open."""
-    if not path.exists():
-        return config
     with reader.open_results(path) as file:
         first = validate(reader.config_of(file), str(path)).runtime
     now = config.runtime
@@ -107,58 +157,96 @@ def _with_first_runtime(path, config):
     return config.model_copy(update={"runtime": runtime})
 
 
-def _earlier(path, config):
+def _begin(path, config, fork, comm, say):
+    """On rank 0: what is there of the run, and the progress of this start, by which it is locked; None for a finished run. It says
+    what became of the start before. On other ranks (None, None)."""
+    if comm.rank:
+        return None, None
+    if progress.is_running(path):
+        progress.refuse_second(path)
+    earlier = _earlier(path, config, fork, say)
+    if earlier.finished and earlier.rounds == config.rounds:
+        progress.clear(path)
+        return earlier, None
+    for line in progress.lines(path):
+        say(f"{path.stem}: the start before was cut off: {line}")
+    progress.clear(path)
+    return earlier, progress.Progress(path, 0, comm.size)
+
+
+def _earlier(path, config, fork, say):
+    """What `config` continues. Raises UserError if it cannot."""
     if not path.exists():
-        return Earlier()
-    with reader.open_results(path) as file:
-        rounds, weights, state, finished = _kept_rounds(path, file, config)
-        goes_on = rounds and not (finished and rounds == config.rounds)
-        return Earlier(finished, rounds, weights, state, reader.tables_until(file, rounds) if goes_on else {})
+        return from_file(*fork, say) if fork else Earlier()
+    with reader.open_results(path) as file, reader.damage(path):
+        earlier = _kept_rounds(path, file, config, fork, say)
+        goes_on = earlier.rounds and not (earlier.finished and earlier.rounds == config.rounds)
+        return replace(earlier, tables=reader.tables_until(file, earlier.rounds)) if goes_on else earlier
 
 
-def _kept_rounds(path, file, config):
-    """(rounds, weights, the server's state, finished) of an open results file that `config` continues. Raises UserError if it cannot."""
+def _kept_rounds(path, file, config, fork, say):
+    """`Earlier`, without tables, from an open results file that `config` continues. Raises UserError if it cannot."""
     stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump())
     differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
                    if not is_free(key) and stored.get(key) != wanted[key]]
     if differences:
         raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
-                        "Set another `output`, or move that file away")
+                        "Set another `output`, or start over with --fresh, which moves the old files aside")
+    origin = file["config"].attrs.get("origin", "")
+    if fork and origin != origin_of(*fork):
+        raise UserError(f"{path} is there already, and no fork of {origin_of(*fork)}; set another `output`")
     rows, finished = len(file["rounds/round"]), reader.is_finished(file)
-    rounds, weights, state = checkpoint.load(path)
+    rounds, weights, state = checkpoint.load(path, say)
     if finished and rounds != rows:
         rounds, weights, state = rows, file["weights"][:], {}
     if rounds and not state and config.algorithm.name in {*SERVER, "scaffold"}:
         raise UserError(f"{path}: what the server of {config.algorithm.name} remembers is missing, which was in {checkpoint.path_for(path).name}: "
-                        "the run cannot be continued; set another `output`")
+                        "the run cannot be continued; set another `output`, or start over with --fresh")
     if rounds > rows:
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
     if rounds > config.rounds:
         raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-    return rounds, weights, state, finished
+    return Earlier(finished, rounds, weights, state, origin=origin)
+
+
+def from_file(path, round, say):
+    """`Earlier` from round `round` of another run, in the results file `path`. Raises UserError if there is no checkpoint of it."""
+    with reader.open_results(path) as file, reader.damage(path):
+        found, weights, state = checkpoint.load(path, say, at=round)
+        algorithm = reader.config_of(file)["algorithm"]["name"]
+        if not found and reader.is_finished(file) and round == len(file["rounds/round"]) and algorithm not in {*SERVER, "scaffold"}:
+            weights = file["weights"][:]
+        elif not found:
+            there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
+            raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); a run with checkpoint.keep=1 keeps all")
+        return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path)
+
+
+def origin_of(path, round):
+    return f"{path} at round {round}"
 
 
 def _open(path, simulation, given, hosts, earlier):
     config, data = simulation.config, simulation.data
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
-    texts = {"given": given, "resolved": to_yaml(config), "class_names": yaml.safe_dump(list(simulation.about.classes))}
+    texts = {"given": given, "resolved": to_yaml(config), "class_names": yaml.safe_dump(list(simulation.about.classes)), "origin": earlier.origin}
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
-        if earlier.rounds:
-            checkpoint.save(path, earlier.rounds, earlier.weights, earlier.state)
-        else:
-            checkpoint.remove(path)
-        return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or str(error).splitlines()[0]}; set `output` to a folder that can") from None
+    if earlier.source and simulation.variates is not None:
+        simulation.variates.take(earlier.source.with_suffix(".variates"), earlier.state["trained"])
+    # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
+    if earlier.rounds:
+        checkpoint.save(path, earlier.rounds, earlier.weights, earlier.state, config.checkpoint.keep)
+    else:
+        checkpoint.remove(path)
+    return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)
 
 
 def _line(name, record, rounds):
-    seconds = record.columns
+    seconds, clients = record.columns, record.clients
+    dropped = clients["client"][np.isnan(clients["update_norm"])].tolist() if clients else []
     return (f"{name}  round {record.round:>{len(str(rounds))}}/{rounds}  accuracy {100 * record.accuracy:5.2f} %  "
-            f"loss {record.loss:.3f}  {seconds['round_seconds']:.2f} s")
+            f"loss {record.loss:.3f}  {seconds['round_seconds']:.2f} s"
+            + (f"  dropped, not finite: client {', '.join(map(str, dropped))}" if dropped else ""))

@@ -16,6 +16,7 @@ from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import normalised, server_step
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
+from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.schedule import Speed, assign, rates
 from genfl_mpi.naming import find
 from genfl_mpi.policies import ServerState
@@ -53,7 +54,8 @@ class Server:
         self.images, self.labels = [], []
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
-        self.rest = 0.0  # weight of omega^t beside the clients', in FedNova
+        self.shares = np.zeros(0)  # the rho policy's answer for the cohort
+        self.interrupted = False  # whether this round's images were not all made, in order to leave
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
         if config.method == "pool":
@@ -75,14 +77,11 @@ class Server:
         rho = np.asarray(self.rho(self.state), dtype=np.float64)
         if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
-        epochs = self._local_epochs(cohort)
-        if self.config.algorithm.name == "fednova":
-            rho = normalised(rho, self.state.samples[cohort], self.config.training.model_copy(update={"epochs": epochs}))
-            self.rest = 1 - rho.sum()
-        plan["client"], plan["rho"], plan["epochs"] = cohort, rho, epochs
+        self.shares, self.epochs = rho, self._local_epochs(cohort)
+        plan["client"], plan["rho"], plan["epochs"] = cohort, self._weights(rho), self.epochs
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         speed = rates(speeds)
-        plan["rank"] = assign(self.state.samples[cohort] * epochs, speed, self._busy_seconds(speed[0]))
+        plan["rank"] = assign(self.state.samples[cohort] * self.epochs, speed, self._busy_seconds(speed[0]))
 
     def _local_epochs(self, cohort):
         """Passes of each client over its data. With method=matched the clients make up for the steps that genfl's server would
@@ -97,10 +96,20 @@ class Server:
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
         return training.epochs + int(np.ceil(steps / local_batches(self.state.samples[cohort], training.batch_size).sum()))
 
-    def generate(self):
-        """Images of this round, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each batch."""
+    def _weights(self, rho):
+        """What the clients' models are weighted by in the sum, float64 (cohort,): rho, or what FedNova makes of it."""
+        fednova = self.config.algorithm.name == "fednova"
+        training = self.config.training.model_copy(update={"epochs": self.epochs})
+        return normalised(rho, self.state.samples[self.state.cohort], training) if fednova else rho
+
+    def generate(self, leaving):
+        """Images of this round, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each batch; no more
+        of them once the function `leaving` is true."""
         made = []
         for batch in self._batches(self.state) if self.config.generates else []:
+            if leaving():
+                self.interrupted = True
+                return made
             images = self._images(batch)
             fidelity = self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
             made.append((self.generator.bank.key(batch), batch, images, fidelity))
@@ -145,10 +154,12 @@ class Server:
         generated = self.state.generated + np.bincount(labels, minlength=len(self.about.classes))
         self.state = replace(self.state, generated=generated)
 
-    def train_augmented(self, model, start):
+    def train_augmented(self, model, start, leaving):
         """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`. Returns it
-        with the trainer's `Report`, or (None, None) while there is none."""
-        if not any(map(len, self.labels)):
+        with the trainer's `Report`, or (None, None) while there is none, or once the function `leaving` is true."""
+        if leaving():
+            self.interrupted = True
+        if self.interrupted or not any(map(len, self.labels)):
             return None, None
         images = normalise(torch.from_numpy(np.concatenate(self.images)), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(np.concatenate(self.labels)).to(self.device)
@@ -167,15 +178,31 @@ class Server:
             self.trained = self.moments.pop("trained").numpy()
             down.variate[:] = self.moments["variate"].numpy()
 
-    def control(self, change, down):
-        """SCAFFOLD's variate of the server: c <- c + 1/N sum_n (new c_n - c_n). change: float64 (parameters,), that sum."""
+    def control(self, change, down, kept):
+        """SCAFFOLD's variate of the server: c <- c + 1/N sum_n (new c_n - c_n). change: float64 (parameters,), that sum; kept:
+        bool (cohort,), whose c_n is new."""
         self.moments["variate"] = self.moments.get("variate", 0) + change
         down.variate[:] = self.moments["variate"].numpy()
-        self.trained[down.plan["client"]] = self.state.round + 1
+        self.trained[down.plan["client"][kept]] = self.state.round + 1
 
-    def completed(self, total, omega_t):
-        """The clients' average, float64 (size,): their weighted sum, and what FedNova leaves to omega^t."""
-        return total + self.rest * omega_t.double() if self.rest else total
+    def average(self, total, omega_t, plan, up):
+        """The clients' average, float64 (size,): their weighted sum, and what FedNova leaves to omega^t.
+
+        total: float64 (size,), the exact sum; plan: of the `Down` message; up: the `Up` message, as reduced. Where clients
+        were dropped, the others share their rho: the sum is scaled, and plan's rho replaced. Raises ArithmeticError if the sum
+        may have overflowed, or nobody is left.
+        """
+        bound(plan["rho"], up.of_clients("largest_weight"))
+        kept = np.isfinite(up.of_clients("update_norm"))
+        if not kept.all():
+            shares = np.where(kept, self.shares, 0)
+            if not shares.any():
+                raise ArithmeticError("the loss or the weights of every client of the cohort are not finite; a smaller learning rate may help")
+            weights = self._weights(shares / shares.sum())
+            total = total * (weights.sum() / plan["rho"][kept].sum())  # both are in the same proportions
+            plan["rho"] = weights
+        rest = 1 - plan["rho"].sum() if self.config.algorithm.name == "fednova" else 0.0
+        return total + rest * omega_t.double() if rest else total
 
     def aggregate(self, omega_t, omega_fl, omega_a, parameters):
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
@@ -184,6 +211,8 @@ class Server:
         None if no client trained; omega_a: float32 (size,), or None if nothing was generated. What is missing has no weight.
         parameters: how many of the weights are parameters. The configured algorithm makes its step with omega_fl first.
         """
+        if omega_a is not None and not omega_a.isfinite().all():
+            raise ArithmeticError("the augmented model's weights are not finite; a smaller augmented.lr may help")
         if omega_fl is not None:
             omega_fl = server_step(self.moments, omega_t, omega_fl, parameters, self.config.algorithm)
         kappa2 = 0.0 if omega_a is None else 1.0

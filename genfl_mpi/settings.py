@@ -3,33 +3,17 @@
 import textwrap
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
-FREE = {"rounds", "output", "checkpoint_every", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
+FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
 
 
 def is_free(key):
     """Whether the dotted `key`, or its section, is one of FREE."""
     return not FREE.isdisjoint({key, key.partition(".")[0]})
-
-
-def _no_bool(value):
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_no_bool)]  # also of "1e-4", which YAML takes for a text
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Data(Section):
@@ -170,7 +154,7 @@ class Kappa(Section):
             given, other = ("kappa1", "kappa2") if "kappa1" in values else ("kappa2", "kappa1")
             try:
                 values = {**values, other: round(1 - float(values[given]), 12)}
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 pass  # the field's own check names the wrong type
         return values
 
@@ -183,6 +167,18 @@ class Kappa(Section):
 
 class Evaluation(Section):
     batch_size: Count = Field(100, description="test samples in a chunk, which a cache holds; chunks are divided over the ranks")
+
+
+class Checkpoint(Section):
+    """From where an interrupted run continues, and where `fork` may begin."""
+
+    every_rounds: Count | None = Field(1, description="rounds between checkpoints; none: not by rounds")
+    every_seconds: Positive | None = Field(None, description="also at the end of a round, when the last checkpoint is so old")
+    keep: Count | None = Field(None, description="the checkpoint of every keep-th round stays, for `fork`; none: only the newest two stay")
+
+
+class Faults(Section):
+    nonfinite: Literal["stop", "drop"] = Field("stop", description="a client whose loss or weights are no longer finite: stop the run, or drop the client from the round, whose other clients share its rho")
 
 
 class Runtime(Section):
@@ -223,13 +219,14 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
-    checkpoint_every: Count = Field(1, description="rounds between checkpoints, from which an interrupted run continues")
+    checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
 
     @model_validator(mode="before")
     @classmethod
     def inherit_training(cls, values):
         """`training` begins with the preset's values, and `augmented` with those of `training`."""
-        if isinstance(values, dict) and values.get("preset") in PRESETS and isinstance(values.get("training", {}), dict):
+        if isinstance(values, dict) and values.get("preset") in list(PRESETS) and isinstance(values.get("training", {}), dict):
             values = {**values, "training": {**PRESETS[values["preset"]], **values.get("training", {})}}
         if isinstance(values, dict) and isinstance(values.get("training"), dict):
             augmented = values.get("augmented") or {}

@@ -49,18 +49,20 @@ class Simulation:
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
     command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep what they remember, if the
-    algorithm wants that, by default `variates` in config.output. policies: functions of a `ServerState` named
-    select, rho, kappa or plan, that take the place of the configured ones.
+    algorithm wants that, by default `variates` in config.output. note: a function that is told (phase, client, round) of what
+    this rank begins. leaving: a function that returns an exit status when the ranks were asked to leave, and else 0: the
+    iteration then ends early, and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or
+    plan, that take the place of the configured ones.
     Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, **policies):
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, note=lambda *_, **__: None, leaving=lambda: 0, **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
                             "the configuration's `selection` is given as select")
         if isinstance(source, Config) and overrides:
             raise UserError("overrides go with a file, a dict or the default; change a Config itself with model_copy")
-        self.comm = comm or collectives.world()
+        self.comm, self.note, self.leaving, self.left = comm or collectives.world(), note, leaving, 0
         self.config = config = resolve(source if isinstance(source, Config) else single(source, overrides), self.comm)
         self.is_server = self.comm.rank == 0
         self.about = datasets.describe(config.data)
@@ -101,46 +103,52 @@ class Simulation:
     def __iter__(self):
         if self.round < self.config.rounds:
             self._announce()
-            clock = Clock()
-        while self.round < self.config.rounds:
+            clock = Clock(self.note)
+        while self.round < self.config.rounds and not self.left:
+            self.note("begin", round=self.round + 1)
             with failing.named(f"round {self.round + 1}"):
                 record = self._advance(clock)
-            clock = Clock()  # what happens to the record, writing it say, is time of the next round
-            yield record
+            clock = Clock(self.note)  # what happens to the record, writing it say, is time of the next round
+            if record:
+                yield record
 
     def _advance(self, clock):
-        """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end."""
-        generated, omega_a, augmented = [], None, None
+        """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end. Returns its `Record`,
+        or None if the ranks were asked to leave before all of it was done: then nothing of it counts."""
+        generated, omega_a, augmented, round = [], None, None, self.round
         self.up.clear()
 
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
         if self.is_server and self.config.augments:
             with clock("generate"):
-                generated = self.server.generate()
+                generated = self.server.generate(self.leaving)
             with clock("augment"):
-                omega_a, augmented = self.server.train_augmented(self.model, self.weights)
+                omega_a, augmented = self.server.train_augmented(self.model, self.weights, self.leaving)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):
             for place, (rho, client, rank, since, epochs) in enumerate(self.down.plan.tolist()):
-                if rank == self.comm.rank:
+                if rank == self.comm.rank and not self.leaving():
                     self._train_client(place, client, rho, since, epochs, clock)
         ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
-        waiting = collectives.arrive(self.comm, ahead)
-        self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds
+        self.note("wait")
+        waiting = collectives.arrive(self.comm, ahead, self.leaving)
+        self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds, self.leaving()
 
         # Aggregation (III-D), Eq. (1).
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
         columns, clients = {}, {}
-        if self.is_server:
-            omega_fl = self.server.completed(self.sum.value(), self.weights) if self.config.trains_clients else None
+        if self.is_server and self._is_whole():
+            omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up) if self.config.trains_clients else None
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
             columns, clients = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
-        self.round += 1
+            self.round += 1
         with clock("broadcast"):
             self._announce()
+        if self.round == round:
+            return None
 
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
@@ -149,41 +157,55 @@ class Simulation:
         return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated)
 
     def _announce(self):
-        """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank."""
-        if self.is_server and self.round < self.config.rounds:
-            self.server.begin(self.round, self.down.plan, self.speeds)
+        """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
+        if self.is_server:
+            self.down.head["round"], self.down.head["leave"] = self.round, int(self.up.of_ranks("leave").max())
+            if self.round < self.config.rounds:
+                self.server.begin(self.round, self.down.plan, self.speeds)
         collectives.broadcast(self.comm, self.down.buffer)
+        self.round, self.left = int(self.down.head["round"]), int(self.down.head["leave"])
+
+    def _is_whole(self):
+        """On rank 0, after the reduction: whether every part of the round was done, and nothing skipped in order to leave."""
+        return self.up.of_clients("samples").all() and not self.server.interrupted  # a client that has trained has samples
 
     def _train_client(self, place, client, rho, since, epochs, clock):
-        """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
+        """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went. A client whose loss or weights
+        are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
+        self.note("train", client)
         start = clock.now()
         images, labels = client_data(self.data, client, self.config)
         images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(labels).to(self.device)
-        settings = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs})
+        settings, correction = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs}), None
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
-            if self.variates is None:
-                report = train(self.model, self.weights, images, labels, settings, rng, self.mu)
+            if self.variates is not None:  # SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n
+                common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
+                correction = (common - own).to(self.device)
+            report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
+            try:
+                report.check()
+                largest = self.sum.add(rho, self.model.weights)
+                update_norm = distance(self.model.weights.cpu(), self.weights, self.model.parameters)
+            except ArithmeticError:
+                if self.config.faults.nonfinite == "stop":
+                    raise
+                largest, update_norm = 0.0, np.nan
             else:
-                report = self._train_controlled(client, since, images, labels, settings, rng)
-            self.sum.add(rho, self.model.weights)
-        update_norm = distance(self.model.weights.cpu(), self.weights, self.model.parameters)
+                if self.variates is not None:
+                    self._control(client, own, common, settings, len(images))
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
-                                  update_norm, start, clock.now() - start, self.comm.rank)
+                                  update_norm, largest, start, clock.now() - start, self.comm.rank)
 
-    def _train_controlled(self, client, since, images, labels, settings, rng):
-        """SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n; then, by option II,
-        c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
+    def _control(self, client, own, common, settings, samples):
+        """SCAFFOLD's new variate of a client that has trained, by option II: c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
         size = self.model.parameters
-        common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
-        report = train(self.model, self.weights, images, labels, settings, rng, correction=(common - own).to(self.device))
-        steps = settings.epochs * local_batches(len(images), settings.batch_size)
+        steps = settings.epochs * local_batches(samples, settings.batch_size)
         moved = self.weights[:size] - self.model.weights[:size].cpu()
         new = own - common + moved / (steps * settings.lr)
         self.variates.write(client, self.round + 1, new.numpy())
         self.variate_sum.add(1 / self.config.clients, new - own)
-        return report
 
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
@@ -193,18 +215,21 @@ class Simulation:
         chunks = ((normalise(torch.from_numpy(images[i : i + size].copy()), self.about.mean, self.about.std, self.device),
                    torch.from_numpy(labels[i : i + size].copy()).to(self.device))
                   for i in range(self.comm.rank * size, len(labels), self.comm.size * size))
-        totals = evaluate(self.model, chunks, len(self.about.classes))
+        totals = evaluate(self.model, chunks, len(self.about.classes), -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
         """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds and of /clients, and the
         ranks' speeds."""
-        if self.variates is not None:
-            self.server.control(self.variate_sum.value(), self.down)
         clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
+        del clients["largest_weight"]
         plan = self.down.plan
+        if self.variates is not None:
+            self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "epochs": plan["epochs"].copy(), "round": np.full(len(plan), self.round + 1)}
+        counted = plan["rho"] > 0  # without those that were dropped
+        rho = plan["rho"][counted]
         for rank, speed in enumerate(self.speeds):
             own = clients["rank"] == rank
             speed.measure(clients["samples"][own] @ clients["epochs"][own], clients["seconds"][own].sum())
@@ -212,14 +237,14 @@ class Simulation:
             self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         before, size = self.weights, self.model.parameters
         columns = {
-            "update_cosine": mean_cosine(plan["rho"], clients["update_norm"], distance(omega_fl, before, size)) if len(plan) else np.nan,
+            "update_cosine": mean_cosine(rho, clients["update_norm"][counted], distance(omega_fl, before, size)) if len(plan) else np.nan,
             "augmented_cosine": cosine(omega_fl, omega_a, before, size) if len(plan) and omega_a is not None else np.nan,
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
-            **{name: plan["rho"] @ clients[field] / plan["rho"].sum() if len(plan) else np.nan
+            **{name: rho @ clients[field][counted] / rho.sum() if len(plan) else np.nan
                for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
             "images": self.server.state.generated.sum(), "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
-            "train_seconds": self.up.ranks[:, 0].max(), "wait_seconds": self.up.ranks[:, 1].mean(),
+            "train_seconds": self.up.of_ranks("train_seconds").max(), "wait_seconds": self.up.of_ranks("wait_seconds").mean(),
         }
         return columns, clients
 

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from genfl_mpi.results import progress
 
 # A run of seconds: two rounds, real digits, the shipped generator at few steps.
 TINY = [
@@ -43,3 +46,64 @@ def mpirun(ranks, *arguments, timeout=300, **environment):
 
 def _version_of(launcher):
     return subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
+
+
+# A run whose rounds take milliseconds, for tests of everything but learning.
+FAST = [
+    "method=fedavg", "data.name=synthetic", "data.samples=200", "data.size=8", "clients=6", "cohort=3", "training.epochs=1",
+    "runtime.threads=1",
+]
+
+
+@pytest.fixture
+def fast(tmp_path):
+    return [*FAST, f"output={tmp_path}/results"]
+
+
+def until(holds, seconds=600):
+    """Wait until the function `holds` returns something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(5e-4)
+    return found
+
+
+class Job:
+    """A job of the command line on some ranks, that is to be disturbed. results: its results file."""
+
+    def __init__(self, ranks, overrides, results, log, **environment):
+        self.results, self.log = results, log
+        self.before = {about["pid"] for about in progress.read(results)}
+        with open(log, "w") as output:
+            self.process = subprocess.Popen(command(ranks, "-m", "genfl_mpi", *overrides), stdout=output, stderr=output,
+                                            env={**os.environ, **environment})
+
+    def said(self):
+        return Path(self.log).read_text()
+
+    def rank(self, rank):
+        """What the rank says of itself in its progress file; None before it says anything."""
+        return next((about for about in self.all_ranks() if about["rank"] == rank), None)
+
+    def all_ranks(self):
+        return [about for about in progress.read(self.results) if about["pid"] not in self.before]
+
+    def after_round(self, round):
+        """Wait until the rank 0 is beyond a round."""
+        until(lambda: self.process.poll() is not None or (about := self.rank(0)) and about["round"] > round)
+        assert self.process.poll() is None, self.said()
+
+    def end(self):
+        """The exit status, which must come within ten seconds, with no rank left."""
+        pids = [about["pid"] for about in self.all_ranks()]
+        status = self.process.wait(timeout=10)
+        until(lambda: not any(alive(pid) for pid in pids), 10)
+        return status
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -43,7 +43,7 @@ def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
     down.weights[:] = 1
     down.plan["rho"] = 0.5
     assert down.weights.base is not None and (down.weights == 1).all()
-    assert down.buffer.nbytes < 4 * 1001 + 5 * 24 + 16
+    assert down.buffer.nbytes < 4 * 1001 + 5 * 24 + 32
     up.clients[4, 2] = 1.5
     other = Up(1001, 5, 3)
     other.clients[1, 1] = -2.5

@@ -73,7 +73,7 @@ def test_interrupted_and_continued_on_other_ranks(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Simulation, "_advance", interrupted)
     assert main([*tiny, "rounds=4", f"output={tmp_path}/cut"]) == 1
-    assert checkpoint.load(tmp_path / "cut/genfl_seed1.h5")[0] == 2
+    assert checkpoint.rounds(tmp_path / "cut/genfl_seed1.h5") == [1, 2]
     with reader.open_results(tmp_path / "cut/genfl_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1, 2] and not reader.is_finished(file)
     monkeypatch.undo()
@@ -117,7 +117,7 @@ def _is_rank(process, folder):
 def test_kill_9_loses_nothing(tiny, tmp_path):
     """In its middle, with checkpoints every other round; and when a finished run is being extended."""
     run(1, [*tiny, "rounds=60", f"output={tmp_path}/whole"])
-    arguments = [*tiny, f"output={tmp_path}/cut", "checkpoint_every=2"]
+    arguments = [*tiny, f"output={tmp_path}/cut", "checkpoint.every_rounds=2"]
     file = tmp_path / "cut/genfl_seed1.h5"
     killed(2, [*arguments, "rounds=40"], lambda line: "round  5/40" in line, tmp_path)
     with reader.open_results(file) as data:
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_run_is_not_used(tiny, tmp_path):
     (tmp_path / "results").mkdir()
     stale = checkpoint.path_for(tmp_path / "results/genfl_seed1.h5")
     checkpoint.save(tmp_path / "results/genfl_seed1.h5", 1, np.ones(105866, np.float32), {})
-    assert main([*tiny, "checkpoint_every=9"]) == 0
+    assert main([*tiny, "checkpoint.every_rounds=9"]) == 0
     assert digests(tmp_path / "results") == digests(tmp_path / "whole") and not stale.exists()
 
 

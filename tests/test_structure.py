@@ -8,8 +8,8 @@ from pathlib import Path
 import genfl_mpi
 
 ROOT = Path(genfl_mpi.__file__).parent
-ROOMS = {"mpi", "data", "learning", "generation", "policies", "results"}
-FOUNDATION = {"config", "settings", "streams", "errors", "naming"}
+ROOMS = {"mpi", "data", "learning", "generation", "policies", "edge", "results"}
+FOUNDATION = {"config", "settings", "fields", "world", "streams", "errors", "naming"}
 ALSO = {("results", "data"), ("generation", "learning")}  # results read what data define; quality is judged by classifiers
 
 
@@ -38,6 +38,12 @@ def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
         for name in imports(file):
             owner = owners.get(name.split(".")[0])
             assert owner is None or file.relative_to(ROOT).parts[0] == owner, f"{file} imports {name}"
+
+
+def test_edge_is_numpy_and_scipy_alone():
+    for file in (ROOT / "edge").rglob("*.py"):
+        outside = {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names)
+        assert outside <= {"genfl_mpi", "numpy", "scipy"}, file
 
 
 def test_a_worker_imports_neither_diffusers_nor_transformers():

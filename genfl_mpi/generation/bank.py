@@ -85,7 +85,10 @@ class Bank:
         unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content.getvalue())
+            with unfinished.open("wb") as file:
+                file.write(content.getvalue() + _seal(content.getvalue()))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(unfinished, path)
         except OSError as error:
             with suppress(OSError):
@@ -115,6 +118,8 @@ def maker(settings):
 def read(path):
     """A file of a bank as a dict: image (n, C, H, W), label, template, seed, prompt, settings. Raises UserError."""
     try:
+        if not _is_sealed(path):
+            raise ValueError
         with h5py.File(path, "r") as file:
             batch = {name: file[name][:] for name in ("image", "label", "template", "seed")}
             batch["prompt"] = [text.decode() for text in file["prompt"][:]]
@@ -125,6 +130,17 @@ def read(path):
     if not whole:
         raise UserError(f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again")
     return batch
+
+
+def _seal(content):
+    """What stands behind an HDF5 file's bytes, where HDF5 does not look: a damaged one may keep HDF5 busy for ever."""
+    return b"\nsha256 " + hashlib.sha256(content).hexdigest().encode()
+
+
+def _is_sealed(path):
+    """Whether a file's bytes are those that were written; files from before there were seals have none."""
+    content, seal = (everything := path.read_bytes())[:-72], everything[-72:]
+    return not seal.startswith(b"\nsha256 ") or seal == _seal(content)
 
 
 def _checksum(images):

@@ -8,10 +8,10 @@ from genfl_mpi.learning.weights import fixed_point, from_fixed_point
 
 
 @torch.inference_mode()
-def evaluate(model, chunks, classes):
+def evaluate(model, chunks, classes, total):
     """Integer totals over chunks of the test set, which add up over ranks to the same result in any division.
 
-    model: FlatModel; chunks: iterable of float32 images (n, C, H, W) and int64 labels (n,).
+    model: FlatModel; chunks: iterable of float32 images (n, C, H, W) and int64 labels (n,); total: number of chunks, all ranks'.
     Returns int64 (classes + 1,): correct predictions of each class, then the summed loss in fixed point.
     """
     model.module.eval()
@@ -20,7 +20,7 @@ def evaluate(model, chunks, classes):
         logits = model.module(images)
         correct = labels[logits.argmax(1) == labels]
         totals[:-1] += torch.bincount(correct, minlength=classes).cpu().numpy()
-        totals[-1] += fixed_point(F.cross_entropy(logits, labels, reduction="sum").item())
+        totals[-1] += fixed_point(F.cross_entropy(logits, labels, reduction="sum").item(), total)
     return totals
 
 

@@ -16,6 +16,12 @@ class Report:
     loss_last_epoch: float
     accuracy_last_epoch: float
 
+    def check(self):
+        """Raise ArithmeticError if a loss is not finite."""
+        for loss in (self.loss_first_epoch, self.loss_last_epoch):
+            if not math.isfinite(loss):
+                raise ArithmeticError(f"the loss is not finite: {loss}; a smaller learning rate may help")
+
 
 def normalise(images, mean, std, device):
     """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation; in memory with

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-# The exact sum works in units of 2**-40 on 64-bit integers. Weights below LIMIT in size cannot overflow it, because
-# the rho of a cohort sum to 1: |sum rho_n w_n| <= max |w_n| < 2**22, so the integer stays below 2**62 (and roundings
-# of half a unit a client would need 2**62 clients to matter).
+# The exact sum works in units of 2**-40 on 64-bit integers. It cannot overflow as long as sum rho_n max |w_n| < LIMIT, because
+# the integer then stays below 2**62 (and roundings of half a unit a client would need 2**62 clients to matter). Each summand
+# is held below LIMIT here; whoever adds some with a sum of rho above 1, as FedNova's may be, checks their `bound` too.
 FRACTION_BITS = 40
 LIMIT = 2.0**22
 
@@ -54,25 +54,34 @@ class ExactSum:
         self.scratch = torch.empty(len(units), dtype=torch.float64)
 
     def add(self, rho, weights):
-        """Add rho (in [0, 1]) times weights (float32 (size,)). Raises ArithmeticError on what it cannot represent."""
+        """Add rho (>= 0) times weights (float32 (size,)), and return the largest weight's size. Raises ArithmeticError, with
+        nothing added, on what it cannot represent."""
         largest = weights.abs().max().item()
-        if not largest < LIMIT:  # also true of NaN
+        if not max(1, rho) * largest < LIMIT:  # also true of NaN
             raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
         # A product of two float64 and its rounding to an integer depend on this client alone.
         torch.mul(weights.to("cpu", torch.float64), rho * 2.0**FRACTION_BITS, out=self.scratch)
         self.units += self.scratch.round_().long()
+        return largest
 
     def value(self):
         """The sum as float64 (size,)."""
         return self.units.double().mul_(2.0**-FRACTION_BITS)
 
 
-def fixed_point(value):
+def bound(rho, largest):
+    """Raise ArithmeticError if the exact sum of weights with these largest sizes, float64 (n,), may have overflowed."""
+    if not (total := float(rho @ largest)) < LIMIT:
+        raise ArithmeticError(f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
+                              "a smaller learning rate may help")
+
+
+def fixed_point(value, summands):
     """A float as an integer number of 2**-20, for sums of losses that do not depend on their order.
 
-    Raises ArithmeticError if it is not finite, or so large that a sum over chunks might overflow 64 bits.
+    Raises ArithmeticError if it is not finite, or so large that a sum of so many might overflow 64 bits.
     """
-    if not abs(value) < 2**40:
+    if not abs(value) < 2**42 / summands:
         raise ArithmeticError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
     return int(np.rint(value * 2**20))
 

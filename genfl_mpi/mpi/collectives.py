@@ -24,12 +24,13 @@ class Waiting(NamedTuple):
     working_seconds: float
 
 
-def arrive(comm, meanwhile=None):
+def arrive(comm, meanwhile=None, leaving=lambda: 0):
     """Wait until every rank has come here. Returns a `Waiting`: how long it took, and how much of that was put to use.
 
     A blocking collective would spin on a core that another rank's work may need, and would not serve signals. So ranks
     meet in a non-blocking barrier first, looking at it less and less often up to LONGEST_NAP. `meanwhile` is work for
-    that time: a function that does one piece and returns False when there is none left.
+    that time: a function that does one piece and returns False when there is none left. `leaving`, a function, is asked
+    while it takes, and no more work is begun when it returns a status to leave with.
     """
     start = time.perf_counter()
     request = comm.Ibarrier()
@@ -37,6 +38,8 @@ def arrive(comm, meanwhile=None):
     patience = 3 * LONGEST_NAP * (1 + comm.size.bit_length())
     nap, worked, looked_since = 5e-5, 0.0, start
     while not request.Test():
+        if leaving():
+            meanwhile = None
         if meanwhile is not None and time.perf_counter() - looked_since > patience:
             before = time.perf_counter()
             if not meanwhile():
@@ -85,6 +88,7 @@ def together(comm, function):
         result = function()
     except UserError as caught:
         error = caught
+    arrive(comm)
     for error in comm.allgather(error):
         if error is not None:
             error.on_all_ranks = True

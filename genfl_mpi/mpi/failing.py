@@ -19,7 +19,7 @@ def named(what):
 
 
 def exit_status(comm, function):
-    """Run a command on every rank and return its exit status: 2 after a UserError, else what `function` returns.
+    """Run a command on every rank and return its exit status: 2 after a UserError, 130 after Ctrl-C, else what `function` returns.
 
     A UserError is raised on all ranks together where that can be arranged: rank 0 prints it and all leave. One that a
     single rank meets, and any other exception, which is a bug and gets its traceback, ends the whole job.
@@ -28,14 +28,24 @@ def exit_status(comm, function):
         return function()
     except UserError as error:
         if comm.rank == 0 or not error.on_all_ranks:
-            print(f"genfl_mpi: {error}", file=sys.stderr, flush=True)
+            _complain(str(error))
         if comm.size > 1 and not error.on_all_ranks:
             comm.Abort(2)
+        if error.unclean:
+            os._exit(2)
         return 2
     except BaseException as error:  # also of an interrupt or an exit on one rank, for which the others would wait
-        traceback.print_exc()
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        if status == 1:
+            traceback.print_exc()
         where = ", ".join([f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))])
-        print(f"genfl_mpi: {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        _complain(f"{where}: {type(error).__name__}: {error}")
         if comm.size > 1:
-            comm.Abort(1)
-        return 1
+            comm.Abort(status)
+        return status
+
+
+def _complain(text):
+    """Say it on one line, whatever was in the input that it quotes."""
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    print(f"genfl_mpi: {line}", file=sys.stderr, flush=True)

@@ -2,28 +2,32 @@
 
 SCAFFOLD adds the server's control variate to the one and the sum of the clients' changes of theirs to the other.
 
-Down, from rank 0 to all: the weights, and who trains what. Up, from all to rank 0: the exact sum of the trained
-weights, and a row of figures for each member of the cohort and for each rank. The rows ride in the same integer sum:
+Down, from rank 0 to all: the weights, who trains what, and whether to leave. Up, from all to rank 0: the exact sum of the
+trained weights, and a row of figures for each member of the cohort and for each rank. The rows ride in the same integer sum:
 every row is written, as the bits of float64, by one rank and is zero on all others.
 """
 
 import numpy as np
 
-CLIENT_FIELDS = ("samples", "loss_first_epoch", "loss_last_epoch", "accuracy_last_epoch", "update_norm", "start_seconds", "seconds", "rank")
-RANK_FIELDS = ("train_seconds", "wait_seconds")
+CLIENT_FIELDS = ("samples", "loss_first_epoch", "loss_last_epoch", "accuracy_last_epoch", "update_norm", "largest_weight", "start_seconds", "seconds", "rank")
+RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
 
 
 class Down:
     """weights: float32 (size,). variate: float32 (variate,). plan: a record (rho, client, rank, since, epochs) for each member
-    of the cohort; since: the round in which it trained last, 0 for never; epochs: of its local training."""
+    of the cohort; since: the round in which it trained last, 0 for never; epochs: of its local training. head: a record of the
+    rounds finished, and of the exit status with which all leave, or 0."""
 
     def __init__(self, size, cohort, variate=0):
         plan = np.dtype([("rho", np.float64), ("client", np.int32), ("rank", np.int32), ("since", np.int32), ("epochs", np.int32)])
         both = size + variate
-        self.buffer = np.zeros(both * 4 + cohort * plan.itemsize + 8, dtype=np.uint8)
+        head = np.dtype([("round", np.int64), ("leave", np.int64)])
+        self.buffer = np.zeros(both * 4 + cohort * plan.itemsize + head.itemsize + 8, dtype=np.uint8)
         split = -(-both * 4 // 8) * 8  # the plan's float64 want an address divisible by 8
         self.weights = self.buffer[: size * 4].view(np.float32)
         self.variate = self.buffer[size * 4 : both * 4].view(np.float32)
+        self.head = self.buffer[split : split + head.itemsize].view(head)[0]
+        split += head.itemsize
         self.plan = self.buffer[split : split + cohort * plan.itemsize].view(plan)
 
 
@@ -36,6 +40,14 @@ class Up:
         self.units, self.variate_units = self.buffer[:size], self.buffer[size:both]
         self.clients = self.buffer[both : both + clients].view(np.float64).reshape(cohort, len(CLIENT_FIELDS))
         self.ranks = self.buffer[both + clients :].view(np.float64).reshape(ranks, len(RANK_FIELDS))
+
+    def of_clients(self, field):
+        """float64 (cohort,): one of CLIENT_FIELDS."""
+        return self.clients[:, CLIENT_FIELDS.index(field)]
+
+    def of_ranks(self, field):
+        """float64 (ranks,): one of RANK_FIELDS."""
+        return self.ranks[:, RANK_FIELDS.index(field)]
 
     def clear(self):
         self.buffer[:] = 0

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 4
+VERSION = 5
 
 
 class Column(NamedTuple):

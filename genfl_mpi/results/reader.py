@@ -1,6 +1,7 @@
 """Reading results files: whole tables, what a continued run needs, digests, and what `show` prints."""
 
 import hashlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -17,15 +18,35 @@ def open_results(path):
     if not path.is_file():
         raise UserError(f"{path}: there is no such results file")
     try:
-        # Reading as one of SWMR's many readers is what opens a file that is being written, or that a killed run left.
-        file = h5py.File(path, "r", libver="latest", swmr=True)
+        file = _open(path)
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise UserError(f"{path}: another program has the file open for writing; close it there") from None
         raise UserError(f"{path}: not a readable HDF5 file: {str(error).splitlines()[0]}") from None
     version = file.attrs.get("layout_version")
     if version != VERSION or not {"config", "partition", *TABLES} <= set(file):
         file.close()
         raise UserError(f"{path}: not a results file of this version (layout {version}, expected {VERSION})")
     return file
+
+
+def _open(path):
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "already open" not in str(error):  # "truncated" say: SWMR's readers would look for what is missing again and again
+            raise
+    # It is being written, or a killed run left it: one of SWMR's many readers may open it.
+    return h5py.File(path, "r", libver="latest", swmr=True)
+
+
+@contextmanager
+def damage(path):
+    """What HDF5 or YAML cannot read of the open file `path` is a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: the file is damaged: {str(error).splitlines()[0]}; start over with --fresh, which moves it aside") from None
 
 
 def find(names):
@@ -60,7 +81,7 @@ def tables_until(file, round):
 def digests(path):
     """(weights, results, finished): SHA-256 of the final weights, and of all columns that are not clocks, places or bytes;
     and whether the run is finished, without which the weights are still zero."""
-    with open_results(path) as file:
+    with open_results(path) as file, damage(path):
         weights = hashlib.sha256(file["weights"][:].tobytes())
         results = hashlib.sha256()
         for table, columns in {"partition": PARTITION, **TABLES}.items():

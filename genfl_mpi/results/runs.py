@@ -7,7 +7,7 @@ import numpy as np
 
 from genfl_mpi.config import flatten, validate
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.reader import config_of, is_finished, open_results
+from genfl_mpi.results.reader import config_of, damage, is_finished, open_results
 from genfl_mpi.settings import is_free
 
 # Runs of a data set must agree in these, or they had other clients, cohorts or models, and are no pairs.
@@ -91,7 +91,7 @@ class Runs:
 
 
 def _read(path):
-    with open_results(path) as file:
+    with open_results(path) as file, damage(path):
         if not is_finished(file):
             return None
         config = flatten(config_of(file))

@@ -1,21 +1,26 @@
 """What is in a results file, as text of at most 80 columns."""
 
 import textwrap
+from pathlib import Path
 
 import numpy as np
 
 from genfl_mpi.results.layout import ROUNDS
-from genfl_mpi.results.reader import config_of, is_finished, open_results
+from genfl_mpi.results import progress
+from genfl_mpi.results.reader import config_of, damage, is_finished, open_results
 
 
 def show(path):
     """Lines that describe a results file."""
-    with open_results(path) as file:
+    with open_results(path) as file, damage(path):
         config, environment = config_of(file), file["environment"].attrs
         rounds = {name: file["rounds"][name][:] for name in ROUNDS}
         done, split = len(rounds["round"]), config["partition"]
         yield f"{path}"
         yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
+        if origin := file["config"].attrs.get("origin"):
+            yield f"  fork of {origin}"
+        yield from _ranks(Path(path))
         yield from textwrap.wrap(environment["packages"], 80, initial_indent="  ", subsequent_indent="  ")
         machine = f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
         yield from textwrap.wrap(machine, 80, initial_indent="  ", subsequent_indent="  ")
@@ -26,6 +31,14 @@ def show(path):
         yield f"  model {config['model']['name']}, {len(file['weights']):,} weights; {len(file['generated/label']):,} generated images"
         yield ""
         yield from _table(rounds)
+
+
+def _ranks(path):
+    """What the ranks are doing, or were doing when they were cut off."""
+    if progress.read(path):
+        yield "  running:" if progress.is_running(path) else "  cut off:"
+        for line in progress.lines(path):
+            yield from textwrap.wrap(line, 80, initial_indent="    ", subsequent_indent="      ")
 
 
 def _table(rounds):

@@ -1,6 +1,8 @@
-"""Room on the disk, looked at before it is needed: HDF5 cannot close a file that a full disk has cut off."""
+"""Disks that are full, and files that must not be lost with the power."""
 
+import errno
 import os
+from contextlib import suppress
 
 from genfl_mpi.errors import UserError
 
@@ -8,9 +10,39 @@ RESERVE = 16e6  # bytes: a new chunk of every column and a round's rows take les
 
 
 def ensure(folder, size):
-    """Raise UserError if the disk of `folder` has no room for `size` more bytes and the reserve."""
+    """Raise UserError if the disk of `folder` has no room for `size` more bytes and the reserve.
+
+    Looked at before it is needed: HDF5 cannot close a file that a full disk has cut off.
+    """
     disk = os.statvfs(folder)
     free, needed = disk.f_bavail * disk.f_frsize, size + RESERVE
     if free < needed:
         raise UserError(f"{folder}: the disk is full: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed to go on; "
                         "make room and start again: finished rounds are kept")
+
+
+def check(folder):
+    """Raise UserError if the folder `output` can be neither made nor written to, and OSError if no folder can have its name."""
+    with suppress(FileNotFoundError):
+        os.stat(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"output: {folder} cannot be written: {there} is not a folder that you may write to; set another `output`")
+
+
+def flush(path):
+    """Bring a file, or the names in a folder, from the system's memory to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error):
+    """What went wrong, in a few words, from an exception of the system, of HDF5 or of safetensors."""
+    number = getattr(error, "errno", None)
+    if number is None and (named := [code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) if f"= {code}," in str(error)
+                                     or f"os error {code})" in str(error)]):
+        number = named[0]
+    return os.strerror(number) if number else str(error).splitlines()[0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from genfl_mpi.config import flatten
-from genfl_mpi.results.reader import config_of, open_results
+from genfl_mpi.results.reader import config_of, damage, open_results
 from genfl_mpi.settings import is_free
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
@@ -31,7 +31,7 @@ def groups(paths):
     """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict."""
     runs = []
     for path in paths:
-        with open_results(path) as file:
+        with open_results(path) as file, damage(path):
             runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)

@@ -42,12 +42,19 @@ class Variates:
             np.save(file, values, allow_pickle=False)
         os.replace(unfinished, path)
 
-    def prune(self, last):
-        """Remove what is older than the round `last`, int (clients,), in which each client trained last."""
+    def prune(self, checkpoints):
+        """Remove what no checkpoint needs. checkpoints: of each, oldest first, the round in which each client trained last,
+        int (clients,); what is newer than the newest is of a round that goes on."""
         for path in self.folder.glob("*_*.npy"):
             client, round = map(int, path.stem.split("_"))
-            if round < last[client]:
+            if round < checkpoints[-1][client] and all(round != last[client] for last in checkpoints):
                 path.unlink()
+
+    def take(self, folder, last):
+        """Copy from another run's folder what every client wrote last, in the rounds `last`, int (clients,). Raises UserError."""
+        for client, round in enumerate(last.tolist()):
+            if round:
+                self.write(client, round, Variates(folder, self.size).read(client, round))
 
     def _path(self, client, round):
         return self.folder / f"{client}_{round}.npy"

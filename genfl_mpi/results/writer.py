@@ -1,16 +1,20 @@
 """The results file of a run: created whole, then grown by a row a round, readable at any moment (HDF5 SWMR)."""
 
 import os
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
 
+from genfl_mpi.errors import UserError
 from genfl_mpi.results import space
 from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
 
 
 class Writer:
-    """path: of the file, replaced if it exists. texts, environment: dicts of attributes of /config and /environment.
+    """What cannot be written is a UserError, of every method; what was written before stays.
+
+    path: of the file, replaced if it exists. texts, environment: dicts of attributes of /config and /environment.
 
     partition: arrays by name, as in the layout. shapes: of the columns with more dimensions than one, without the first
     ({"accuracy_per_class": (classes,)}). size: number of weights. earlier: the tables that the file begins with,
@@ -18,39 +22,49 @@ class Writer:
     """
 
     def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
-        self.folder, unfinished = path.parent, path.with_name(f".{path.name}.new")
+        self.path, self.folder, unfinished = path, path.parent, path.with_name(f".{path.name}.new")
+        self.file, self.columns = None, {}
         space.ensure(path.parent, sum(array.nbytes for columns in (earlier or {}).values() for array in columns.values()) + 4 * size)
-        # Built under another name, so that a file to be continued stays whole until this one is.
-        self.file = h5py.File(unfinished, "w", libver="latest")
-        self.file.attrs["layout_version"] = VERSION
-        self.file.create_group("config").attrs.update(texts)
-        self.file.create_group("environment").attrs.update(environment)
-        group = self.file.create_group("partition")
-        for name, array in partition.items():
-            data = group.create_dataset(name, data=array)
-            _describe(data, PARTITION[name], DIMENSIONS[name])
-        for table, columns in TABLES.items():
-            group = self.file.create_group(table)
-            rows = next(iter(columns))
-            for name, column in columns.items():
-                shape = shapes.get(name, ())
-                chunk = max(1, 4096 // int(np.prod(shape)))
-                data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
-                _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
-        weights = self.file.create_dataset("weights", (size,), np.float32)
-        weights.attrs["long_name"] = "global weights after the last round"
-        # A dimension without values of its own: never written, it takes no space.
-        self.file.create_dataset("weight", (size,), np.float32).make_scale("This is a netCDF dimension but not a netCDF variable.")
-        weights.dims[0].attach_scale(self.file["weight"])
-        self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
-        for table, columns in (earlier or {}).items():
-            self._append(table, columns)
-        self.file.swmr_mode = True  # from here on nothing new is named, data only grow
-        os.replace(unfinished, path)
+        with self._writing():
+            # Built under another name, so that a file to be continued stays whole until this one is.
+            self.file = h5py.File(unfinished, "w", libver="latest")
+            self.file.attrs["layout_version"] = VERSION
+            self.file.create_group("config").attrs.update(texts)
+            self.file.create_group("environment").attrs.update(environment)
+            group = self.file.create_group("partition")
+            for name, array in partition.items():
+                data = group.create_dataset(name, data=array)
+                _describe(data, PARTITION[name], DIMENSIONS[name])
+            for table, columns in TABLES.items():
+                group = self.file.create_group(table)
+                rows = next(iter(columns))
+                for name, column in columns.items():
+                    shape = shapes.get(name, ())
+                    chunk = max(1, 4096 // int(np.prod(shape)))
+                    data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
+                    _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
+                    # Held open: HDF5 writes when a data set is closed, too, and h5py could not say then that it failed.
+                    self.columns[table, name] = data
+            weights = self.file.create_dataset("weights", (size,), np.float32)
+            weights.attrs["long_name"] = "global weights after the last round"
+            # A dimension without values of its own: never written, it takes no space.
+            self.file.create_dataset("weight", (size,), np.float32).make_scale("This is a netCDF dimension but not a netCDF variable.")
+            weights.dims[0].attach_scale(self.file["weight"])
+            self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
+            for table, columns in (earlier or {}).items():
+                self._append(table, columns)
+            self.file.swmr_mode = True  # from here on nothing new is named, data only grow
+            space.flush(unfinished)
+            os.replace(unfinished, path)
+            space.flush(path.parent)
 
     def append(self, record):
-        """Add a simulation's `Record`. Raises UserError, with the file whole, if the disk is too full for it."""
+        """Add a simulation's `Record`."""
         space.ensure(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
+        with self._writing():
+            self._append_record(record)
+
+    def _append_record(self, record):
         for key, batch, images, fidelity in record.generated:
             self._append("generated", {
                 "image": images, "fidelity": fidelity, "label": batch.label, "template": batch.template, "seed": batch.seed,
@@ -64,24 +78,46 @@ class Writer:
             "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()})
 
     def finish(self, weights):
-        """Add the final weights, float32 (size,), and declare the run finished. Raises UserError on a full disk."""
+        """Add the final weights, float32 (size,), and declare the run finished."""
         space.ensure(self.folder, weights.nbytes)
-        self.file["weights"][:] = weights
-        self.file.flush()
-        self.file["finished"][()] = 1
+        with self._writing():
+            self.file["weights"][:] = weights
+            self.file.flush()
+            self.file["finished"][()] = 1
+
+    def flush(self):
+        """Bring to the disk what was added."""
+        with self._writing():
+            self.file.flush()
+            space.flush(self.path)
 
     def close(self):
-        self.file.close()
+        with self._writing():
+            self.columns.clear()
+            self.file.close()
+
+    @contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            failed = UserError(f"{self.path}: cannot be written: {space.reason(error)}; finished rounds are kept, start again when it can")
+            if self.file:
+                # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is left. So
+                # it is not asked to, and what it tries at the end of the process goes nowhere.
+                os.dup2(os.memfd_create("nowhere"), self.file.id.get_vfd_handle())
+                failed.unclean = True
+            raise failed from None
 
     def _append(self, table, columns):
         numbering = next(iter(TABLES[table]))
-        start = len(self.file[table][numbering])
+        start = len(self.columns[table, numbering])
         end = start + len(next(iter(columns.values())))
         columns = {numbering: np.arange(start, end), **columns}
         # The numbering grows last: a row that it counts is there whole.
         for part in (columns.keys() - {numbering}, {numbering}):
             for name in part:
-                data = self.file[table][name]
+                data = self.columns[table, name]
                 data.resize(end, axis=0)
                 data[start:] = columns[name]
             self.file.flush()

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from genfl_mpi.config import parse
 from genfl_mpi.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -25,11 +24,11 @@ def load_prompts(name, classes):
     """Read the prompts `name`, one of ours or a YAML file, for a data set with these class names. Raises UserError."""
     path = FOLDER / f"{name}.yaml" if name in ours() else Path(name)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse(path.read_text(), str(path))
         templates, descriptions = content["templates"], {str(k): v for k, v in content["descriptions"].items()}
     except OSError:
         raise UserError(f"generation.prompts: {name} is neither a file nor one of {', '.join(ours())}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+    except (UnicodeDecodeError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: must be YAML with a list `templates` and a mapping `descriptions`") from None
     if not isinstance(templates, list) or not templates:
         raise UserError(f"{path}: templates must be a list of texts")

@@ -1,0 +1,136 @@
+"""Where images are generated, and what that costs: placements P0 to P5 on the trace of one run.
+
+The same cohorts train on the same samples in all of them; what another placement would change in the learning is not priced here.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from genfl_mpi.edge import channel, devices
+from genfl_mpi.edge.rounds import Work, meet, price
+from genfl_mpi.edge.trace import image_bytes
+
+PLACEMENTS = {
+    "P0": "no images",
+    "P1": "the server generates and trains an augmented model (GenFL)",
+    "P2": "the server generates and sends the images to the clients",
+    "P3": "clients generate what their labels lack",
+    "P4": "a helper generates for the server",
+    "P5": "what its labels lack each client is sent, or generates, whichever takes it less energy",
+}
+
+
+@dataclass(frozen=True)
+class Bill:
+    """seconds: float64 (rounds,). joules: float64 (rounds,) by entity (clients, server, helper). bytes: float64 (rounds,) by
+    way (down, up, wire). client_joules: float64 (N,), of each client in all rounds. prices: the `Price` of each round."""
+
+    seconds: np.ndarray
+    joules: dict
+    bytes: dict
+    client_joules: np.ndarray
+    prices: list
+
+
+def cohorts(trace, world):
+    """What the clients of each round have, and how they are heard: a list of `Cohort`, the same for all placements. Raises
+    UserError."""
+    owned = devices.draw(world, trace.clients)
+    return [meet(world, owned, round, clients) for round, clients in enumerate(trace.cohorts)]
+
+
+def bill(trace, world, met, placement="P1"):
+    """What all rounds of a `Trace` take in a world with a placement of AIGC. A run that generated nothing has P1 = P0.
+
+    met: the `cohorts` of the trace in this world. Raises UserError.
+    """
+    holds = np.zeros(trace.clients)  # images that each client has, of the pool so far
+    has_generator = np.full(trace.clients, world.images.installed)
+    prices, per_client = [], np.zeros(trace.clients)
+    for round, cohort in enumerate(met):
+        work = replace(_work(trace, round), **WORK[placement](trace, world, round, cohort, holds, has_generator))
+        prices.append(price(world, cohort, work))
+        per_client[cohort.clients] += sum(prices[-1].client_joules.values())
+    gpu = [{name: one.server_joules[name] for name in one.server_joules if name != "helper"} for one in prices]
+    return Bill(
+        np.array([one.seconds for one in prices]),
+        {"clients": np.array([sum(joules.sum() for joules in one.client_joules.values()) for one in prices]),
+         "server": np.array([sum(joules.values()) for joules in gpu]),
+         "helper": np.array([one.server_joules["helper"] for one in prices])},
+        {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")}, per_client, prices)
+
+
+def _work(trace, round):
+    """What every placement asks: the cohort trains on its samples and sends the weights."""
+    return Work(trace.sample_flops * trace.epochs * trace.samples[round], trace.weights_bytes,
+                value=trace.value[trace.cohorts[round]], image_flops=trace.image_flops)
+
+
+def _none(trace, world, round, cohort, holds, has_generator):
+    return {}
+
+
+def _server(trace, world, round, cohort, holds, has_generator):
+    return {"server_images": trace.new_images[round], "augment_flops": _augment_flops(trace, round)}
+
+
+def _sent(trace, world, round, cohort, holds, has_generator):
+    """Each client of the cohort is sent the images that it does not have yet, and trains on all of them."""
+    lacking = trace.pool[round] - holds[cohort.clients]
+    holds[cohort.clients] = trace.pool[round]
+    return {"server_images": trace.new_images[round], "they_wait": True,
+            "received_bytes": lacking * image_bytes(trace, world.images), 
+            "all_receive": world.images.delivery == "broadcast", "flops": _flops_with(trace, round, holds[cohort.clients])}
+
+
+def _at_clients(trace, world, round, cohort, holds, has_generator):
+    """Each client of the cohort generates its share of the pool, the labels that it lacks, and trains on them too."""
+    clients = cohort.clients
+    made = np.ceil(trace.pool[round] * trace.missing[clients]) - holds[clients]
+    fetches = ~has_generator[clients] & (made > 0)
+    holds[clients] += made
+    has_generator[clients] |= fetches
+    return {"made_images": made, "received_bytes": fetches * trace.generator_bytes,
+            "flops": _flops_with(trace, round, holds[clients])}
+
+
+def _helper(trace, world, round, cohort, holds, has_generator):
+    images = trace.new_images[round]
+    return {"helper_images": images, "helper_bytes": images * image_bytes(trace, world.images),
+            "augment_flops": _augment_flops(trace, round)}
+
+
+def _hybrid(trace, world, round, cohort, holds, has_generator):
+    """As P3, but a client that is sent what it lacks with less energy than making it takes is sent it by the server, which
+    generates as in P1; what a fetched generator would save later is not foreseen."""
+    clients, part = cohort.clients, max(len(cohort.clients), 1)
+    wanted = np.ceil(trace.pool[round] * trace.missing[clients]) - holds[clients]
+    noise, size = channel.noise(world.channel), image_bytes(trace, world.images)
+    rate = channel.rate(world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, cohort.down, noise)
+    joules_a_byte = 8 * world.devices.receive_watts / rate
+    making = wanted * trace.image_flops / (world.devices.accelerator_tflops * 1e12) * world.devices.accelerator_watts
+    fetches = ~has_generator[clients]
+    sent = (wanted > 0) & (wanted * size * joules_a_byte <= making + fetches * trace.generator_bytes * joules_a_byte)
+    fetches &= ~sent & (wanted > 0)
+    holds[clients] += wanted
+    has_generator[clients] |= fetches
+    return {"server_images": trace.new_images[round], "they_wait": bool(sent.any()), "made_images": wanted * ~sent,
+            "received_bytes": wanted * sent * size + fetches * trace.generator_bytes,
+            "flops": _flops_with(trace, round, holds[clients])}
+
+
+def _augment_flops(trace, round):
+    return trace.sample_flops * trace.augmented_epochs * trace.pool[round]
+
+
+def _flops_with(trace, round, images):
+    return trace.sample_flops * trace.epochs * (trace.samples[round] + images)
+
+
+WORK = {"P0": _none, "P1": _server, "P2": _sent, "P3": _at_clients, "P4": _helper, "P5": _hybrid}
+
+
+def scaled(trace, images=1.0, size=1.0):
+    """The trace with `images` times as many images, each `size` times as large to send."""
+    return replace(trace, new_images=trace.new_images * images, pool=trace.pool * images, image_size=trace.image_size * size)

@@ -1,0 +1,54 @@
+"""Starting over in another way: old files moved aside, or a counterfactual from a checkpointed round of another run."""
+
+from pathlib import Path
+
+from genfl_mpi.config import flatten, load
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import checkpoint, progress, reader
+
+# Settings, and sections of them, by which weights and what the server remembers would no longer fit.
+FIXED = {"model", "data.name", "data.size", "algorithm.name"}
+
+
+def move_aside(paths, say):
+    """Move what there is of the runs in the results files `paths` into a new folder beside them. Raises UserError."""
+    for folder in dict.fromkeys(path.parent for path in paths):
+        old = [part for path in paths if path.parent == folder for part in _parts(path) if part.exists()]
+        if not old:
+            continue
+        aside = next(place for number in range(1, len(list(folder.iterdir())) + 2) if not (place := folder / f"aside-{number}").exists())
+        try:
+            aside.mkdir()
+            for part in old:
+                part.rename(aside / part.name)
+        except OSError as error:
+            raise UserError(f"{aside}: the old files cannot be moved aside: {error.strerror}") from None
+        say(f"{folder}: moved {', '.join(part.name for part in old)} into {aside}")
+
+
+def _parts(path):
+    return path, checkpoint.path_for(path), progress.path_for(path), path.with_suffix(".variates")
+
+
+def runs(path, round, overrides):
+    """The runs, by name, that differ from the one in the results file `path` by `overrides`, "key=value", from `round` on; by
+    default in a folder of their own beside it. Raises UserError."""
+    with reader.open_results(path) as file, reader.damage(path):
+        stored, rows = reader.config_of(file), len(file["rounds/round"])
+    if not 1 <= round <= rows:
+        raise UserError(f"--at {round}: {path} has rounds 1 to {rows}")
+    before = flatten(stored)
+    # What the augmented model's training has in common with the clients', it takes from there again.
+    stored["augmented"] = {key: value for key, value in stored["augmented"].items() if value != stored["training"][key]}
+    stored["output"] = str(path.with_suffix("")) + f"_fork{round}"
+    found = load(stored, overrides)
+    for name, config in found.items():
+        now = flatten(config.model_dump())
+        for key in now:
+            if now[key] != before.get(key) and not FIXED.isdisjoint({key, key.partition(".")[0]}):
+                raise UserError(f"{key} cannot change in a fork: it was {before.get(key)} in {path}")
+        if config.rounds <= round:
+            raise UserError(f"rounds={config.rounds}: nothing would follow round {round}, at which the fork begins")
+        if Path(config.output, f"{name}.h5").resolve() == path.resolve():
+            raise UserError(f"output={config.output}: a fork must not be written over {path}; set another `output`")
+    return found

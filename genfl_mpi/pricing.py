@@ -1,0 +1,213 @@
+"""What finished runs take in seconds, joules and bytes in simulated worlds: the `price` command. Nothing is trained."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genfl_mpi import config as configuration
+from genfl_mpi.data import datasets
+from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
+from genfl_mpi.edge.trace import Trace, image_bytes, value_of_labels
+from genfl_mpi.errors import UserError
+from genfl_mpi.generation import flops
+from genfl_mpi.learning import models
+from genfl_mpi.learning.flops import of_training
+from genfl_mpi.learning.weights import FlatModel
+from genfl_mpi.results import costs, reader
+from genfl_mpi.results.summary import METHODS
+from genfl_mpi.world import World
+
+AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint", "generation.steps", "generation.guidance", "generation.size")
+HALF = 2  # bytes of a generator's weight, which is sent in half precision
+FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
+CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
+MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes": "B"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is priced of a results file. accuracy: float64 (rounds,); generates: whether clients trained and images were made."""
+
+    name: str
+    method: str
+    generates: bool
+    accuracy: np.ndarray
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A `Run` in a world."""
+
+    run: Run
+    world: str
+    bill: Bill
+
+    def until(self, measure):
+        """What has been spent after each round, float64 (rounds,): of the MEASURES."""
+        return np.cumsum(totals(self.bill)[measure])
+
+
+def totals(one):
+    """A `Bill`'s MEASURES, float64 (rounds,) each."""
+    return {"seconds": one.seconds, "client joules": one.joules["clients"], "all joules": sum(one.joules.values()),
+            "air bytes": one.bytes["down"] + one.bytes["up"]}
+
+
+def command(options):
+    """Lines of the `price` command. options: its parsed arguments. Raises UserError."""
+    as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
+    paths = reader.find([one for one in options.results if one not in as_if])
+    worlds = {Path(file).stem: configuration.load_world(file) for file in options.world} or {"default": World()}
+    runs = [_read(path, as_if) for path in paths]
+    priced = [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
+              for run in runs for name, world in worlds.items()]
+    yield from table(priced, options.target)
+    costs.accuracy([(one.run.method, one.world, one.run.accuracy, {measure: one.until(measure) for measure in MEASURES})
+                    for one in priced], MEASURES, options.output)
+    yield f"\naccuracy against what was spent: {options.output}"
+    if options.csv:
+        write_csv(options.csv, rows(priced))
+        yield f"each client, round and entity: {options.csv}"
+    if options.placements:
+        yield from _placements(runs, worlds, options.output)
+
+
+def _placements(runs, worlds, output):
+    """Lines that compare the placements of AIGC in each world, and a figure of the first one."""
+    generating = [run for run in runs if run.generates]
+    if not generating:
+        raise UserError("--placements compares them on a run with clients and generated images, method=genfl, and there is none")
+    run, picture, drawn = generating[0], Path(output).with_stem(f"{Path(output).stem}_placements"), {}
+    for name, world in worlds.items():
+        met, drawn[name] = cohorts(run.trace, world), curves(run.trace, world)
+        yield f"\nplacements of AIGC on {run.name}, world {name}:"
+        yield from placement_table({one: bill(run.trace, world, met, one) for one in PLACEMENTS}, run.trace, world)
+        yield from break_even(drawn[name], run.trace, world)
+    name = next(iter(worlds))
+    costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}", picture)
+    yield f"costs in world {name} over the number and the size of the images: {picture}"
+
+
+def write_csv(path, rows):
+    """Write tuples as lines of a file. Raises UserError."""
+    try:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def table(priced, target):
+    """Lines: a row for each `Priced`, with what it spent in all, or until its test accuracy was `target`."""
+    name, world = max(len(one.run.name) for one in priced), max(len(one.world) for one in priced)
+    yield (f"{'run':<{name}}  {'world':<{world}}  rounds  accuracy (%)    seconds  clients (kJ)  server (kJ)"
+           "      up (MB)    down (MB)")
+    for one in priced:
+        first, accuracy = f"{one.run.name:<{name}}  {one.world:<{world}}", one.run.accuracy
+        reached = np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
+        if not len(reached):
+            yield f"{first}  never" + (f" reaches {100 * target:g} %" if target is not None else " finished a round")
+            continue
+        last = reached[0] + 1
+        spent = {key: values[:last].sum() for key, values in {**one.bill.joules, **one.bill.bytes}.items()}
+        yield (f"{first}  {last:6d}  {100 * accuracy[last - 1]:12.2f}  {one.bill.seconds[:last].sum():9.4g}  "
+               f"{spent['clients'] / 1e3:12.4g}  {spent['server'] / 1e3:11.4g}  "
+               f"{spent['up'] / 1e6:11.4g}  {spent['down'] / 1e6:11.4g}")
+
+
+def placement_table(bills, trace, world):
+    """Lines: a row for each placement, with what all rounds take."""
+    yield (f"{trace.new_images.sum()} images of {trace.image_flops / 1e12:.3g} TFLOP and {image_bytes(trace, world.images):g} B; "
+           f"a model of {trace.weights_bytes / 1e6:.3g} MB, {trace.sample_flops / 1e6:.3g} MFLOP a sample; "
+           f"a generator of {trace.generator_bytes / 1e6:.3g} MB")
+    yield "      seconds  clients (kJ)  server (kJ)  helper (kJ)    up (MB)    down (MB)  wire (MB)"
+    for name, one in bills.items():
+        kilo = {key: values.sum() / 1e3 for key, values in {**one.joules, **one.bytes}.items()}
+        yield (f"{name}  {one.seconds.sum():11.5g}  {kilo['clients']:12.4g}  {kilo['server']:11.4g}  {kilo['helper']:11.4g}  "
+               f"{kilo['up'] / 1e3:9.4g}  {kilo['down'] / 1e3:11.4g}  {kilo['wire'] / 1e3:9.4g}  {PLACEMENTS[name]}")
+
+
+def curves(trace, world):
+    """Total costs of every placement over FACTORS of the number and of the size of the images:
+    {"number": {placement: {measure: float64 (factors,)}}, "size": ...}."""
+    met, found = cohorts(trace, world), {}
+    for axis, argument in (("number", "images"), ("size", "size")):
+        found[axis] = {}
+        for placement in PLACEMENTS:
+            spent = [totals(bill(scaled(trace, **{argument: factor}), world, met, placement)) for factor in FACTORS]
+            found[axis][placement] = {measure: np.array([one[measure].sum() for one in spent]) for measure in MEASURES}
+    return found
+
+
+def break_even(found, trace, world):
+    """Lines: where the costs of two placements cross, in bytes an image and in images of the whole run."""
+    images, bytes = trace.new_images.sum(), image_bytes(trace, world.images)
+    yield (f"break-even points, between {FACTORS[0]:g} and {FACTORS[-1]:g} times the run's {images} images "
+           f"or their {bytes:g} bytes")
+    yield "  measure        placements  takes less here  alike at (B an image)  alike at (images)"
+    here = np.searchsorted(FACTORS, 1.0)
+    for measure in MEASURES:
+        for one, other in CROSSED:
+            first, second = (found["size"][name][measure] for name in (one, other))
+            less = "neither" if np.isclose(first[here], second[here], rtol=1e-6) else one if first[here] < second[here] else other
+            points = (unit * crossing(found[axis][one][measure], found[axis][other][measure])
+                      for axis, unit in (("size", bytes), ("number", images)))
+            size, number = ("never" if np.isnan(point) else f"{point:.4g}" for point in points)
+            yield f"  {measure:<13}  {one}, {other}      {less:<15}  {size:>21}  {number:>17}"
+
+
+def crossing(one, other):
+    """The factor at which two curves over FACTORS cross first, by interpolation of their ratio's logarithm; NaN if nowhere."""
+    ratio = np.log(one) - np.log(other)
+    crossed = np.flatnonzero(ratio[:-1] * ratio[1:] < 0)
+    if not len(crossed):
+        return np.nan
+    i = crossed[0]
+    return FACTORS[i] * (FACTORS[i + 1] / FACTORS[i]) ** (ratio[i] / (ratio[i] - ratio[i + 1]))
+
+
+def rows(priced):
+    """Tuples (run, world, round, entity, phase, seconds, joules) of clients, server and helper, after one of names."""
+    yield "run", "world", "round", "entity", "phase", "seconds", "joules"
+    for one in priced:
+        for round, price in enumerate(one.bill.prices, 1):
+            for phase, seconds in price.client_seconds.items():
+                for client, *spent in zip(price.clients, seconds, price.client_joules[phase]):
+                    yield one.run.name, one.world, round, f"client {client}", phase, *spent
+            for phase, seconds in price.server_seconds.items():
+                entity = "helper" if phase == "helper" else "server"
+                yield one.run.name, one.world, round, entity, phase, seconds, price.server_joules[phase]
+
+
+def _read(path, as_if):
+    """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
+    with reader.open_results(path) as file:
+        config = _as_if(path, reader.config_of(file), as_if)
+        shape, classes = datasets.describe(config.data).shape, file["partition/label_histograms"].shape[1]
+        model = FlatModel(models.build(config.model, classes, shape, 0))
+        rounds, columns = file["rounds/round"][:], {name: file["clients"][name][:] for name in ("round", "client", "samples")}
+        members, generated = [columns["round"] == round for round in rounds], file["generated/round"][:]
+        maker = flops.of_configured(config.generation) if config.generates else flops.Flops(0, 0, 0, 0)
+        trace = Trace(
+            clients=config.clients,
+            cohorts=[columns["client"][rows] for rows in members], samples=[columns["samples"][rows] for rows in members],
+            sample_flops=of_training(model.module, shape),
+            epochs=config.training.epochs, augmented_epochs=config.augmented.epochs,
+            weights_bytes=model.weights.numel() * model.weights.element_size(),
+            new_images=np.array([(generated == round).sum() for round in rounds]), pool=file["rounds/images_used"][:],
+            shape=shape, image_flops=maker.image, generator_bytes=HALF * maker.weights,
+            missing=(file["partition/label_histograms"][:] == 0).mean(1),
+            value=value_of_labels(file["partition/shared_labels"][:]))
+        return Run(Path(path).stem, METHODS[config.method], config.method == "genfl", file["rounds/accuracy"][:], trace)
+
+
+def _as_if(path, values, as_if):
+    """The `Config` of the nested dict `values`, with "key=value" strings in place of what it has. Raises UserError."""
+    for override in as_if:
+        if not override.startswith(AS_IF):
+            raise UserError(f"{override}: a run is priced as if it had had other settings only of "
+                            f"{', '.join(key.rstrip('.') for key in AS_IF)}")
+    return configuration.single(values, as_if) if as_if else configuration.validate(values, str(path))

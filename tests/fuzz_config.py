@@ -1,0 +1,28 @@
+"""Fuzzing of what reads a configuration: python tests/fuzz_config.py -runs=100000. A failure prints the text that did it."""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["genfl_mpi", "yaml"]):
+    from genfl_mpi import config
+    from genfl_mpi.errors import UserError
+
+
+def read(data):
+    """The first byte tells how the rest is given: as a file, an override or a swept value."""
+    provider = atheris.FuzzedDataProvider(data)
+    how, text = provider.ConsumeIntInRange(0, 2), provider.ConsumeUnicodeNoSurrogates(300)
+    try:
+        if how == 0:
+            parsed = config.parse(text, "file")
+            if isinstance(parsed, dict):
+                config.load(parsed)
+        else:
+            config.load(None, [text if how == 1 else f"sweep.training.lr={text}"])
+    except UserError as error:
+        assert str(error)
+
+
+atheris.Setup(sys.argv, read)
+atheris.Fuzz()

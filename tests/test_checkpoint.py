@@ -1,0 +1,150 @@
+"""What a run is continued from: checkpoints whole and damaged, other ranks, other settings; starting over, and forks."""
+
+import numpy as np
+import pytest
+from conftest import mpirun
+
+from genfl_mpi import Simulation
+from genfl_mpi.cli import main
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import checkpoint, reader
+
+
+@pytest.fixture
+def cut(fast, tmp_path, monkeypatch):
+    """A function that computes so many rounds of a run of ten, with settings, and leaves it there."""
+
+    def compute(rounds, *overrides):
+        advance = Simulation._advance
+
+        def interrupted(self, clock):
+            if self.round == rounds:
+                raise MemoryError
+            return advance(self, clock)
+
+        monkeypatch.setattr(Simulation, "_advance", interrupted)
+        assert main([*fast, "rounds=10", *overrides]) == 1
+        monkeypatch.undo()
+        return tmp_path / "results/fedavg_seed1.h5"
+
+    return compute
+
+
+def whole(fast, tmp_path, *overrides):
+    assert main([*fast, "rounds=10", *overrides, f"output={tmp_path}/whole"]) == 0
+    return reader.digests(tmp_path / "whole/fedavg_seed1.h5")
+
+
+def test_a_checkpoint_is_what_was_saved(tmp_path):
+    results, said = tmp_path / "run.h5", []
+    assert checkpoint.load(results, said.append) == (0, None, {})
+    for round in range(1, 8):
+        checkpoint.save(results, round, np.full(5, round, np.float32), {"square": np.arange(3.0) * round}, keep=3)
+    assert checkpoint.rounds(results) == [3, 6, 7]
+    round, weights, state = checkpoint.load(results, said.append)
+    assert round == 7 and weights.tolist() == [7] * 5 and state["square"].tolist() == [0, 7, 14] and not said
+    assert checkpoint.load(results, said.append, at=3)[1].tolist() == [3] * 5
+    checkpoint.remove(results, keep=3)
+    assert checkpoint.rounds(results) == [3, 6]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    results, said = tmp_path / "run.h5", []
+    for round in (1, 2):
+        checkpoint.save(results, round, np.arange(4, dtype=np.float32), {})
+    file = checkpoint.path_for(results) / "2.safetensors"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        round, weights, _ = checkpoint.load(results, said.append)
+        # A bit of the file's own padding may be anything; the values are as they were saved.
+        assert weights.tolist() == [0, 1, 2, 3] and (round == 1 or len(said) < place + 1)
+    assert len(said) > 0.9 * len(content) and all("2.safetensors: the checkpoint is damaged" in line for line in said)
+    (checkpoint.path_for(results) / "1.safetensors").write_bytes(b"")
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        checkpoint.load(results, said.append)
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(fast, tmp_path, cut, capsys):
+    results = cut(5, "algorithm.name=fedadam")
+    newest = checkpoint.path_for(results) / "5.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-9] ^= 1
+    newest.write_bytes(content)
+    assert main([*fast, "rounds=10", "algorithm.name=fedadam"]) == 0
+    said = capsys.readouterr().out
+    assert "5.safetensors: the checkpoint is damaged" in said and "continues after round 4" in said
+    assert reader.digests(results) == whole(fast, tmp_path, "algorithm.name=fedadam")
+
+
+def test_checkpoints_by_seconds(cut):
+    results = cut(5, "checkpoint.every_rounds=null", "checkpoint.every_seconds=1e-9")
+    assert checkpoint.rounds(results) == [4, 5]
+
+
+def test_another_configuration_is_refused_with_the_difference(fast, cut, capsys):
+    cut(3)
+    capsys.readouterr()
+    for override, message in (("training.lr=0.5", "training.lr was 0.1 and is 0.5"), ("faults.nonfinite=drop", "faults.nonfinite was stop and is drop")):
+        assert main([*fast, "rounds=10", override]) == 2
+        said = capsys.readouterr().err
+        assert message in said and "--fresh" in said and said.count("\n") == 1
+    assert main([*fast, "rounds=12", "checkpoint.every_rounds=5", "checkpoint.keep=2"]) == 0
+
+
+def test_fresh_moves_the_old_files_aside(fast, tmp_path, cut, capsys):
+    results = cut(3, "algorithm.name=scaffold")
+    old = results.read_bytes()
+    for number in (1, 2):
+        assert main([*fast, "rounds=1", "training.lr=0.5", "--fresh"]) == 0
+        assert f"into {tmp_path}/results/aside-{number}" in capsys.readouterr().out
+    aside = tmp_path / "results/aside-1"
+    assert (aside / results.name).read_bytes() == old and checkpoint.rounds(aside / results.name) == [2, 3]
+    assert sorted(path.name for path in aside.iterdir()) == [f"fedavg_seed1.{part}" for part in ("checkpoint", "h5", "progress", "variates")]
+    assert main([*fast, "rounds=1", "training.lr=0.5"]) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedyogi", "scaffold"])
+def test_a_fork_that_changes_nothing_is_the_run_itself(algorithm, fast, tmp_path, capsys):
+    original = whole(fast, tmp_path, f"algorithm.name={algorithm}", "checkpoint.keep=4")
+    file = tmp_path / "whole/fedavg_seed1.h5"
+    arguments = ["fork", str(file), "--at", "4"]
+    assert main(arguments) == 0
+    assert "continues after round 4" in capsys.readouterr().out
+    fork = tmp_path / "whole/fedavg_seed1_fork4/fedavg_seed1.h5"
+    assert reader.digests(fork) == original
+    with reader.open_results(fork) as data:
+        assert data["config"].attrs["origin"] == f"{file} at round 4"
+    assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
+    assert main(["show", str(fork)]) == 0 and f"fork of {file} at round 4" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_fork_goes_another_way(fast, tmp_path, capsys):
+    original = whole(fast, tmp_path, "checkpoint.keep=4")
+    file = str(tmp_path / "whole/fedavg_seed1.h5")
+    assert main(["fork", file, "--at", "4", "training.lr=0.01", f"output={tmp_path}/other"]) == 0
+    assert reader.digests(tmp_path / "other/fedavg_seed1.h5")[0] != original[0]
+    with reader.open_results(file) as one, reader.open_results(tmp_path / "other/fedavg_seed1.h5") as two:
+        assert np.array_equal(one["rounds/loss"][:4], two["rounds/loss"][:4]) and (one["rounds/loss"][4:] != two["rounds/loss"][4:]).all()
+        assert reader.config_of(two)["augmented"]["lr"] == 0.01
+    capsys.readouterr()
+    for arguments, message in (
+            (["--at", "5"], "has no checkpoint of round 5 (there are: 4, 8)"), (["--at", "11"], "has rounds 1 to 10"),
+            (["--at", "4", "model.name=lenet5"], "model.name cannot change in a fork"), (["--at", "8", "rounds=8"], "nothing would follow"),
+            (["--at", "4", f"output={tmp_path}/whole"], "must not be written over"),
+            (["--at", "8", "training.lr=0.01", f"output={tmp_path}/other"], "no fork of")):
+        assert main(["fork", file, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
+def test_one_run_on_1_3_2_and_4_ranks(fast, tmp_path):
+    for ranks, rounds in ((1, 2), (3, 5), (2, 8), (4, 10)):
+        done = mpirun(ranks, "-m", "genfl_mpi", *fast, "algorithm.name=scaffold", f"rounds={rounds}")
+        assert done.returncode == 0, done.stderr
+        assert rounds == 2 or "continues after round" in done.stdout
+    assert reader.digests(tmp_path / "results/fedavg_seed1.h5") == whole(fast, tmp_path, "algorithm.name=scaffold")

@@ -1,0 +1,155 @@
+"""Configuration as hostile input: whatever is written, it is accepted as it stands or refused in one line."""
+
+import ast
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import FAST
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import genfl_mpi
+from genfl_mpi import config
+from genfl_mpi.cli import main
+from genfl_mpi.config import flatten
+from genfl_mpi.errors import UserError
+from genfl_mpi.settings import keys
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=4),
+                    st.sampled_from(["1e-4", "nan", "../../etc/passwd", "/", "~", "a:b", "os:system", "10**9", "0x10", "1_000", "=", "<<"]))
+values = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(scalars.filter(lambda key: key == key), inner, max_size=4)), max_leaves=12)
+leaves = sorted(set(keys()))
+
+
+def load(*arguments):
+    """The runs, or None if they were refused, in one line."""
+    try:
+        return config.load(*arguments)
+    except UserError as error:
+        assert str(error) and len(str(error)) < 2000
+        return None
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(leaves), values)
+def test_a_value_is_accepted_as_it_stands_or_refused(key, value):
+    try:
+        text = yaml.safe_dump(value, allow_unicode=True)
+        meant = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, UnicodeEncodeError):
+        return
+    runs = load({"method": "genfl"}, [f"{key}={text}"])
+    if runs is None:
+        return
+    [one] = runs.values()
+    now = flatten(one.model_dump()).get(key, meant)
+    if isinstance(meant, dict) or (meant is None and key not in flatten(one.model_dump())):
+        return  # a section: its keys have their own turn
+    if isinstance(now, float):
+        assert math.isfinite(now) and not isinstance(meant, bool) and now == float(meant)
+    else:
+        assert now == meant and type(now) is type(meant), f"{key}={text!r} became {now!r}"
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.one_of(st.sampled_from([*leaves, "sweep"]), scalars.filter(lambda key: key == key)), values, max_size=5))
+def test_any_mapping_is_refused_in_words(tree):
+    load(tree)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.text(max_size=200))
+def test_any_text_is_refused_in_words(text):
+    for read in (lambda: config.parse(text, "file"), lambda: load(None, [text]), lambda: load(None, [f"sweep.seed={text}"])):
+        try:
+            read()
+        except UserError:
+            pass
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from([key for key in leaves if key not in ("output", "method")]), st.lists(scalars, min_size=1, max_size=3), min_size=1, max_size=3))
+def test_names_of_runs_stay_in_the_output_folder(sweep):
+    for name in load({"method": "fedavg", "output": "here", "sweep": sweep}) or {}:
+        file = Path("here", f"{name}.h5")
+        assert file.resolve().parent == Path("here").resolve() and not name.startswith(".") and len(file.name.encode()) < 255
+
+
+NASTY = {
+    "aliases that grow": "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+                         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
+    "an alias of itself": "training: &a {lr: *a}",
+    "deep nesting": "[" * 5000,
+    "a date that is none": "seed: 2001-99-99",
+    "a number of 5,000 digits": "seed: " + "9" * 5000,
+    "an infinite seed": "seed: 1e999999",
+    "an object": "seed: !!python/object/apply:os.system ['touch hacked']",
+    "an integer that is none": "seed: !!int x",
+    "a truth that is none": "seed: !!bool x",
+    "a NUL": 'output: "a\\0b"',
+    "half a character": 'output: "\\ud800"',
+    "a key twice": "rounds: 3\nrounds: 4",
+    "a list as a preset": "preset: [paper]",
+    "too many runs": "sweep: {seed: &s [1,2,3,4,5,6,7,8,9,10], a: *s, b: *s, c: *s, d: *s}",
+    "a key that is a date": "2001-01-01: 3",
+    "nothing for a number": "rounds:",
+    "a name too long for a file": "sweep: {data.root: [" + "x" * 300 + "]}",
+    "colours for the terminal": '"\\e[31mred": 1',
+}
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_nasty_files(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nasty.yaml").write_text(text)
+    assert main(["nasty.yaml"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("genfl_mpi: ") and said.err.count("\n") == 1 and len(said.err) < 1000
+    assert said.err[:-1].isprintable() and [path.name for path in tmp_path.iterdir()] == ["nasty.yaml"]
+
+
+@pytest.mark.parametrize("override", [
+    "selection=:f", "selection=..:f", "rho=math:pi", "rho=nowhere:f", "model.name=os:path", "generation.prompts=" + "x" * 5000,
+    "generation.checkpoint=" + "x" * 5000, "generation.adapter=" + "x" * 5000, "generation.bank=" + "x" * 5000, "output=" + "x" * 5000,
+    "data.root=" + "x" * 5000, "generation.checkpoint=/", "generation.prompts=/", "generation.checkpoint=../..", "output=/proc/nothing"])
+def test_names_that_lead_nowhere(override, tmp_path, capsys):
+    arguments = [*FAST, "method=genfl", "generation.prompts=mnist", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank", override]
+    if override.startswith("data.root"):
+        arguments.append("data.name=mnist")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("genfl_mpi: ") and said.count("\n") == 1
+
+
+def test_an_alias_is_a_copy():
+    one = next(iter(config.load({"method": "genfl", **config.parse("training: &t {lr: 0.1}\naugmented: *t", "file")}, ["training.lr=0.5"]).values()))
+    assert (one.training.lr, one.augmented.lr) == (0.5, 0.1)
+
+
+def test_nothing_is_unpickled_or_executed():
+    """Nor does a hub id bring code along: only safetensors and JSON are read, and no remote code is trusted."""
+    for file in Path(genfl_mpi.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "joblib.load"}, file
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+                assert options.get("trust_remote_code", "False") == "False", file
+                assert not called.endswith("np.load") or options.get("allow_pickle") == "False", file
+                assert called != "yaml.load" or ast.unparse(node.args[1]) == "_Loader", file
+                assert not called.endswith("Pipeline.from_pretrained") or options.get("use_safetensors") == "True", file
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert "pickle" not in [alias.name for alias in node.names], file
+
+
+@pytest.mark.slow
+def test_fuzzing(tmp_path):
+    """Ten thousand mutations by atheris, which looks for paths through the reader that no test has taken."""
+    pytest.importorskip("atheris")
+    script = Path(__file__).with_name("fuzz_config.py")
+    done = subprocess.run([sys.executable, script, "-runs=10000", "-max_len=300", tmp_path], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]

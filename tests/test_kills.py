@@ -1,0 +1,100 @@
+"""SIGKILL to any rank at any moment: the job ends, nothing is lost, and the run goes on to the same bits."""
+
+import os
+import random
+import signal
+from collections import Counter
+
+import pytest
+from conftest import FAST, TINY, Job, mpirun, until
+
+from genfl_mpi.cli import main
+from genfl_mpi.results import progress, reader
+from genfl_mpi.settings import Config
+
+WRITING = ("results", "checkpoint")
+OF_ALL = ("start", "train", "wait", "reduce", "broadcast", "evaluate")
+# Runs with everything that a checkpoint holds: images, moments of the server's optimizer, the clients' variates, gaps between
+# checkpoints. And the phases of rank 0, which it is killed in.
+KINDS = {
+    "genfl": ([*TINY, "generation.cap=9"], ("generate", "augment", *WRITING)),
+    "fedadam": ([*FAST, "algorithm.name=fedadam", "algorithm.server_lr=0.01", "checkpoint.every_rounds=3"], WRITING),
+    "scaffold": ([*FAST, "algorithm.name=scaffold", "checkpoint.keep=7"], WRITING),
+}
+
+
+def kill(job, rank, phase, rounds):
+    """SIGKILL `rank` in a phase, at least so many rounds after the start. Returns the phase that it was in."""
+    def ready():
+        assert job.process.poll() is None, job.said()
+        return job.rank(rank) and job.rank(0) and (phase == "start" or job.rank(0)["round"] >= job.first + rounds)
+
+    def held():
+        """Whether it is in the phase, and stopped there."""
+        assert job.process.poll() is None, job.said()
+        about = job.rank(rank)
+        if about["phase"] == phase:
+            os.kill(about["pid"], signal.SIGSTOP)
+            if (now := job.rank(rank))["phase"] == phase:
+                return now
+            os.kill(about["pid"], signal.SIGCONT)
+
+    until(ready)
+    about = until(held)
+    os.kill(about["pid"], signal.SIGKILL)
+    assert job.end() != 0
+    assert any(f"rank {rank} of" in line and progress.PHASES[phase] in line for line in progress.lines(job.results))
+    return phase
+
+
+def killed_and_continued(kind, kills, tmp_path, bank, most):
+    """A run that is killed so often, each time on 1 to `most` ranks, and then finished; against one that is left in peace."""
+    draw = random.Random(kind)
+    overrides, phases = KINDS[kind]
+    overrides = [*overrides, f"generation.bank={bank}"]
+    name = f"{'genfl' if kind == 'genfl' else 'fedavg'}_seed1.h5"
+    results, hits, done = tmp_path / "cut" / name, [], 0
+    # Half of the kills are meant for the writing of files, which takes a small part of the time.
+    wanted = [phases[i // 2 % len(phases)] if i % 2 else OF_ALL[i // 2 % len(OF_ALL)] for i in range(kills)]
+    for number, phase in enumerate(wanted):
+        ranks = draw.randint(1, most)
+        rank = 0 if phase in phases else draw.randrange(ranks)
+        log = tmp_path / f"{number}.log"
+        job = Job(ranks, [*overrides, "rounds=5000", f"output={tmp_path}/cut"], results, log)
+        job.first = done
+        hits.append(kill(job, rank, phase, draw.randint(1, 4)))
+        assert not number or "the start before was cut off" in job.said() or phase == "start"
+        if results.exists():
+            with reader.open_results(results) as file:
+                rows = file["rounds/round"][:].tolist()
+                assert rows == list(range(1, len(rows) + 1)) and len(rows) >= done, "a finished round is lost"
+                assert len(file["clients/round"]) >= 3 * len(rows) and file["rounds/accuracy"][:].all()
+                done = len(rows)
+        print(f"{kind}: kill {number + 1}: rank {rank} of {ranks}, {phase}, {done} rounds finished")
+    rounds = f"rounds={done + 2}"
+    finished = mpirun(draw.randint(1, most), "-m", "genfl_mpi", *overrides, rounds, f"output={tmp_path}/cut")
+    assert finished.returncode == 0, finished.stderr
+    assert main([*overrides, rounds, f"output={tmp_path}/whole"]) == 0
+    assert reader.digests(results) == reader.digests(tmp_path / "whole" / name)
+    assert not progress.path_for(results).exists()
+    return hits
+
+
+def test_twelve_kills(tmp_path, bank):
+    hits = Counter()
+    for kind, kills in (("genfl", 4), ("scaffold", 8)):
+        (tmp_path / kind).mkdir()
+        hits.update(killed_and_continued(kind, kills, tmp_path / kind, bank, 2))
+    print(dict(hits))
+    assert hits.total() == 12 and sum(hits[phase] for phase in WRITING) >= 4
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(tmp_path):
+    hits = Counter()
+    for kind, kills in (("genfl", 60), ("fedadam", 70), ("scaffold", 70)):
+        (tmp_path / kind).mkdir()
+        hits.update(killed_and_continued(kind, kills, tmp_path / kind, tmp_path / "bank", 4))
+    print(dict(hits))
+    assert hits.total() >= 200 and sum(hits[phase] for phase in WRITING) >= hits.total() / 3
+    assert all(hits[phase] for phase in (*OF_ALL, *WRITING, "generate", "augment")), "a phase was never hit"

@@ -1,0 +1,138 @@
+"""Numerical faults: a client whose loss or weights are no longer finite is named, or dropped; sums do not overflow unnoticed."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import mpirun
+
+from genfl_mpi import Simulation, server, simulation
+from genfl_mpi.cli import main
+from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
+from genfl_mpi.results import reader
+
+ROUND, BAD = 2, 3  # the third round, in which clients 1, 3 and 4 are trained
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """One client's weights become NaN in the third round."""
+    train_client, train = Simulation._train_client, simulation.train
+
+    def remember(self, place, client, *rest):
+        poison.active = self.round == ROUND and client in poison.clients
+        return train_client(self, place, client, *rest)
+
+    def poison(model, *rest):
+        report = train(model, *rest)
+        if poison.active:
+            model.weights[7] = float("nan")
+        return report
+
+    poison.clients = {BAD}
+    monkeypatch.setattr(Simulation, "_train_client", remember)
+    monkeypatch.setattr(simulation, "train", poison)
+    return poison
+
+
+def everybody(state):
+    return [1, 3, 4]
+
+
+def test_stop_names_client_and_round(fast, poisoned, capsys, tmp_path):
+    assert main([*fast, "cohort=6", "rounds=4"]) == 1
+    assert f"round {ROUND + 1}, client {BAD}: ArithmeticError: the trained weights are not finite" in capsys.readouterr().err
+    with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
+        assert file["rounds/round"][:].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fednova", "scaffold"])
+def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path):
+    """The round is that of a cohort which never had the client: the same average, up to the last bit of its rounding."""
+    overrides = [*fast, f"algorithm.name={algorithm}", "faults.nonfinite=drop", "rounds=3", "cohort=3"]
+    records = list(Simulation(overrides=overrides, folder=tmp_path / "a", select=everybody))
+    dropped = Simulation(overrides=overrides, folder=tmp_path / "b", select=everybody)
+    list(dropped)
+    poisoned.clients = set()
+    without = Simulation(overrides=[*overrides[:-1], "cohort=2"], folder=tmp_path / "c", select=lambda state: [1, 4])
+    full = Simulation(overrides=[*overrides, "rounds=2"], folder=tmp_path / "c", select=everybody)
+    list(full)
+    without.restore(2, full.down.weights, full.server.memory(), [], np.empty((0, 3, 8, 8), np.uint8), [])
+    [last] = without
+    clients = records[2].clients
+    assert clients["client"].tolist() == [1, 3, 4] and clients["rho"][1] == 0 and np.isnan(clients["update_norm"][1])
+    assert clients["rho"][[0, 2]] == pytest.approx(last.clients["rho"], rel=1e-12)
+    assert np.isfinite(records[2].columns["train_loss"]) and records[2].columns["train_loss"] == pytest.approx(last.columns["train_loss"])
+    assert records[2].columns["update_cosine"] == pytest.approx(last.columns["update_cosine"], abs=1e-9)
+    assert dropped.down.weights == pytest.approx(without.down.weights, abs=1e-6)
+    if algorithm == "scaffold":
+        assert dropped.server.trained[BAD] == 2 and dropped.down.variate == pytest.approx(without.down.variate, abs=1e-6)
+
+
+def test_drop_does_not_depend_on_the_ranks_and_is_said(fast, tmp_path):
+    script = tmp_path / "poison.py"
+    script.write_text("""
+import sys
+from genfl_mpi import simulation
+from genfl_mpi.cli import main
+train_client = simulation.Simulation._train_client
+train = simulation.train
+state = []
+def remember(self, place, client, *rest):
+    state[:] = [self.round, client]
+    return train_client(self, place, client, *rest)
+def poison(model, *rest):
+    report = train(model, *rest)
+    if state[0] == 1 and state[1] % 2:
+        model.weights[7] = float("inf")
+    return report
+simulation.Simulation._train_client, simulation.train = remember, poison
+sys.exit(main(sys.argv[1:]))
+""")
+    for ranks in (1, 3):
+        done = mpirun(ranks, script, *fast, "faults.nonfinite=drop", "cohort=6", "rounds=3", f"output={tmp_path}/{ranks}")
+        assert done.returncode == 0 and "dropped, not finite: client 1, 3, 5" in done.stdout, done.stderr
+    assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "3/fedavg_seed1.h5")
+
+
+def test_nobody_left_is_an_end(fast, poisoned, capsys):
+    poisoned.clients = set(range(6))
+    assert main([*fast, "faults.nonfinite=drop", "rounds=4"]) == 1
+    assert f"round {ROUND + 1}: ArithmeticError: the loss or the weights of every client of the cohort are not finite" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_is_a_fault_too(fast, capsys):
+    assert main([*fast, "training.lr=1e30", "rounds=2"]) == 1
+    assert "round 1, client" in (said := capsys.readouterr().err) and "not finite" in said
+
+
+def test_an_overflow_of_the_exact_sum_is_noticed(fast, monkeypatch):
+    """FedNova's weights may add up to more than 1: every summand can be represented, and the sum cannot."""
+    large = torch.tensor([LIMIT * 0.9])
+    total = ExactSum(np.zeros(1, dtype=np.int64))
+    largest = [total.add(0.9, large), total.add(0.9, large)]
+    bound(np.array([0.5, 0.5]), np.array(largest))
+    with pytest.raises(ArithmeticError, match="too large to be summed"):
+        bound(np.array([0.9, 0.9]), np.array(largest))
+    with pytest.raises(ArithmeticError, match="too large"):
+        total.add(2.0, large)
+    train = simulation.train
+
+    def huge(model, *rest):
+        report = train(model, *rest)
+        model.weights[0] = LIMIT * 0.4
+        return report
+
+    monkeypatch.setattr(simulation, "train", huge)
+    assert len(list(Simulation(overrides=[*fast, "rounds=1"]))) == 1
+    monkeypatch.setattr(server, "normalised", lambda rho, *_: 3 * rho)
+    with pytest.raises(ArithmeticError, match="too large to be summed") as caught:
+        list(Simulation(overrides=[*fast, "rounds=1", "algorithm.name=fednova"]))
+    assert caught.value.__notes__ == ["round 1"]
+
+
+@pytest.mark.parametrize("summands", [1, 20, 10**6])
+def test_the_sum_of_losses_cannot_overflow(summands):
+    largest = 2**42 / summands * 0.999
+    assert fixed_point(largest, summands) * summands < 2**63
+    with pytest.raises(ArithmeticError, match="not finite or too large"):
+        fixed_point(largest * 1.01, summands)

@@ -1,0 +1,159 @@
+"""`price`: finished runs in simulated worlds, and what is counted for it."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from genfl_mpi.cli import main
+from genfl_mpi.generation import checkpoint, flops
+from genfl_mpi.learning import models
+from genfl_mpi.learning.flops import of_training
+from genfl_mpi.results import reader
+from genfl_mpi.settings import Generation, Model
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, bank):
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("priced")
+    assert main([*TINY, f"output={folder}/results", f"generation.bank={bank}", "sweep.method=[fedavg,genfl,aigc]"][1:]) == 0
+    return folder / "results"
+
+
+def test_flops_of_training_by_hand():
+    # Of 28x28 the CNN's convolutions are 9 * 16 * 28^2 and 144 * 32 * 14^2 products, the dense layers 1568 * 64 and 64 * 10.
+    products = 9 * 16 * 28**2 + 9 * 16 * 32 * 14**2 + 1568 * 64 + 64 * 10
+    module = models.build(Model(name="cnn"), 10, (1, 28, 28), 1)
+    # Forwards, and backwards to weights and to inputs, of which the first layer's are not asked for.
+    assert of_training(module, (1, 28, 28)) == 2 * (3 * products - 9 * 16 * 28**2)
+    # ResNet-18 makes 37 and 555 million products an image of 32x32.
+    for stem, millions in (("imagenet", 37), ("cifar", 555)):
+        found = of_training(models.build(Model(name="resnet18", stem=stem), 10, (3, 32, 32), 1), (3, 32, 32))
+        assert found / 6e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_flops_of_stable_diffusion():
+    found = flops.of_stable_diffusion(Generation())
+    assert found.weights == 859_520_964 + 83_653_863 + 123_060_480  # as published: UNet, autoencoder, text encoder
+    # A step is 0.80 TFLOP a prompt, a self-attention of 4096 pixels and 320 channels being 2 * 2 * 4096^2 * 320 of it.
+    assert found.denoising == pytest.approx(20 * 2 * 0.80e12, rel=0.01)
+    assert flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(found.denoising / 4)
+    assert flops.of_stable_diffusion(Generation(size=256)).image < found.image / 4  # attention is quadratic
+
+
+def test_flops_of_a_pipeline():
+    folder = checkpoint.locate("digits")
+    found = flops.of_pipeline(folder, Generation())
+    assert 1.3e6 < found.weights < 1.4e6 and found.denoising == 2 * flops.of_pipeline(folder, Generation(steps=10)).denoising
+    # The pipeline's own components, with their weights, have as many.
+    from genfl_mpi.generation.pipeline import read
+
+    parts = read(folder)
+    assert found.weights == sum(p.numel() for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters())
+
+
+def test_price_in_three_worlds(results, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in results.glob("*.h5")}
+    files = []
+    for name, text in (("near", "channel: {radius_m: 20}"), ("far", "channel: {radius_m: 3000}"), ("plain", "")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        files += ["--world", str(tmp_path / f"{name}.yaml")]
+    capsys.readouterr()
+    assert (
+        main(
+            ["price", str(results), *files, "-o", str(tmp_path / "price.png"), "--csv", str(tmp_path / "all.csv"), "--placements"]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    rows = {
+        tuple(line.split()[:2]): [float(x) for x in line.split()[2:]] for line in said.split("\naccuracy")[0].splitlines()[1:]
+    }
+    seconds = {key: row[2] for key, row in rows.items()}
+    assert len(rows) == 9 and seconds["fedavg_seed1", "near"] < seconds["fedavg_seed1", "plain"] < seconds["fedavg_seed1", "far"]
+    assert rows["aigc_seed1", "near"][3] == 0 and rows["genfl_seed1", "near"][3] == rows["fedavg_seed1", "near"][3]
+    assert rows["genfl_seed1", "near"][4] > rows["fedavg_seed1", "near"][4]  # the server's GPU works
+    assert said.count("placements of AIGC on genfl_seed1") == 3 and "alike at (B an image)" in said
+    for picture in ("price.png", "price_placements.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "all.csv") as file:
+        lines = list(csv.DictReader(file))
+    entities = {
+        line["entity"] for line in lines if line["run"] == "genfl_seed1" and line["world"] == "far" and line["round"] == "2"
+    }
+    with reader.open_results(results / "genfl_seed1.h5") as file:
+        trained = file["clients/client"][:][file["clients/round"][:] == 2]
+    assert entities == {"server", "helper", *(f"client {client}" for client in trained)}
+    total = sum(
+        float(line["joules"])
+        for line in lines
+        if line["run"] == "genfl_seed1" and line["world"] == "far" and line["entity"].startswith("client")
+    )
+    assert total / 1e3 == pytest.approx(rows["genfl_seed1", "far"][3], rel=1e-3)
+    assert all(path.read_bytes() == content for path, content in before.items()), "a results file was changed"
+
+
+def test_price_as_if_with_the_papers_model_and_generator(results, tmp_path, capsys):
+    capsys.readouterr()
+    assert (
+        main(
+            [
+                "price",
+                str(results / "genfl_seed1.h5"),
+                "model.name=resnet18",
+                "generation.checkpoint=stable-diffusion-v1-5/stable-diffusion-v1-5",
+                "generation.steps=20",
+                "--placements",
+                "-o",
+                str(tmp_path / "price.pdf"),
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "20 images of 34.7 TFLOP" in said and "a model of 44.7 MB" in said and "a generator of 2.13e+03 MB" in said
+
+
+def test_a_target(results, tmp_path, capsys):
+    capsys.readouterr()
+    with reader.open_results(results / "fedavg_seed1.h5") as file:
+        reached = file["rounds/accuracy"][0]
+    arguments = ["price", str(results / "fedavg_seed1.h5"), "-o", str(tmp_path / "price.png"), "--target"]
+    assert main([*arguments, str(reached)]) == 0 and "  default       1  " in capsys.readouterr().out
+    assert main([*arguments, "1.0"]) == 0 and "never reaches 100 %" in capsys.readouterr().out
+
+
+BAD = {
+    "negative power": (["--world", "w.yaml"], "devices: {receive_watts: -1}", "devices.receive_watts: "),
+    "no such world": (["--world", "none.yaml"], "", "none.yaml: cannot be read"),
+    "too few clients": (["--world", "w.yaml"], "clients: 5", "the world has 5 clients, and the run had 6"),
+    "a deadline": (
+        ["--world", "w.yaml"],
+        "{deadline_s: 0.001, channel: {allocation: least_energy}}",
+        "deadline_s=0.001 cannot be met",
+    ),
+    "another setting": (["rounds=3"], "", "rounds=3: a run is priced as if"),
+    "a misspelt setting": (["model.nam=cnn"], "", "did you mean model.name?"),
+    "placements of nothing": (["--placements"], "", "method=genfl, and there is none"),
+    "a figure": (["-o", "price.xyz"], "", "the figure cannot be written"),
+    "a table": (["--csv", "/nowhere/all.csv"], "", "/nowhere/all.csv: cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "world", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_status_2(arguments, world, message, results, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.yaml").write_text(world)
+    capsys.readouterr()
+    assert main(["price", str(results / "fedavg_seed1.h5"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("genfl_mpi: ") and said.count("\n") == 1
+
+
+def test_where_curves_cross():
+    from genfl_mpi.pricing import FACTORS, crossing
+
+    assert crossing(FACTORS, np.full(len(FACTORS), 7.0)) == pytest.approx(7.0)
+    assert np.isnan(crossing(FACTORS, 2 * FACTORS)) and np.isnan(crossing(FACTORS, FACTORS))
