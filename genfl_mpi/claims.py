@@ -15,7 +15,6 @@ from scipy import stats
 from genfl_mpi import streams
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint
 from genfl_mpi.generation import flops as image_flops
 from genfl_mpi.learning import flops, models
 
@@ -233,7 +232,7 @@ def costs(runs):
         training = samples * config.training.epochs * flops.of_training(models.build(config.model, classes, shape, 0), shape)
         generators = {"Stable Diffusion v1.5": image_flops.of_stable_diffusion(settings)}
         with suppress(UserError):  # where the run's own checkpoint is not at hand
-            generators |= {f"checkpoint {settings.checkpoint}": image_flops.of_pipeline(checkpoint.locate(settings.checkpoint), settings)}
+            generators |= {f"checkpoint {settings.checkpoint}": image_flops.of_configured(settings)}
         rows += [Row(f"{run.setting.data}, {name}", "energy to generate at a client / to train", np.array([images / config.cohort * one.image / training]), 0, 1.0)
                  for name, one in generators.items()]
         rows += [Row(f"{run.setting.data}, {name}", "bytes of the images / of the weights", np.array([images * np.prod(size) / (4 * run.weights)]), 0, 1.0)

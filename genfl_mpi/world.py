@@ -18,7 +18,6 @@ class Devices(Section):
     receive_watts: NonNegative = Field(0.5, description="power of its receiver, W")
     accelerator_tflops: Positive = Field(2.0, description="operations a second of the accelerator that generates images, 10^12/s, as reached")
     accelerator_watts: NonNegative = Field(5.0, description="power of that accelerator, W")
-    battery_kj: Range = Field((20.0, 60.0), description="charge when the run begins, kJ")
 
 
 class Channel(Section):
@@ -72,7 +71,7 @@ class World(Section):
 
     seed: Seed = Field(1, description="seed of the world's draws")
     clients: Count | None = Field(None, description="clients that there are; none: as many as a run has")
-    deadline_s: Positive | None = Field(None, description="seconds from a round's begin by which the clients must be done: allocation=least_energy and selection=deadline need it")
+    deadline_s: Positive | None = Field(None, description="seconds from a round's begin by which the clients must be done: allocation=least_energy needs it")
     devices: Devices = Devices()
     channel: Channel = Channel()
     server: Server = Server()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genfl_mpi import claims
-from genfl_mpi.claims import FEWEST_SEEDS, Row
+from genfl_mpi.claims import Row
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.results import runs as of_results

@@ -10,7 +10,6 @@ from conftest import FAST, TINY, Job, mpirun, until
 
 from genfl_mpi.cli import main
 from genfl_mpi.results import progress, reader
-from genfl_mpi.settings import Config
 
 WRITING = ("results", "checkpoint")
 OF_ALL = ("start", "train", "wait", "reduce", "broadcast", "evaluate")

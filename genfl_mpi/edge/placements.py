@@ -80,7 +80,7 @@ def _sent(trace, world, round, cohort, holds, has_generator):
     lacking = trace.pool[round] - holds[cohort.clients]
     holds[cohort.clients] = trace.pool[round]
     return {"server_images": trace.new_images[round], "they_wait": True,
-            "received_bytes": lacking * image_bytes(trace, world.images), 
+            "received_bytes": lacking * image_bytes(trace, world.images),
             "all_receive": world.images.delivery == "broadcast", "flops": _flops_with(trace, round, holds[cohort.clients])}
 
 

@@ -11,8 +11,8 @@ class Trace:
     sample_flops: of training on a sample once; epochs, augmented_epochs: passes in a round. weights_bytes: of a model.
     new_images: int (rounds,), generated in each; pool: int (rounds,), on which the augmented model trained. shape: (C, H, W)
     of an image; image_size: times as many bytes to send as this needs. image_flops: of generating one; generator_bytes: of
-    sending the generator. missing: float64 (N,), the share
-    of the labels that each client lacks. value: float64 (N,), of its labels and data for the cohort, in [0, 1].
+    sending the generator. missing: float64 (N,), the share of the labels that each client lacks. value: float64 (N,), of its
+    labels and data for the cohort, in [0, 1].
     """
 
     clients: int

@@ -6,8 +6,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import NullFormatter  # noqa: E402
 
-from genfl_mpi.errors import UserError  # noqa: E402
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES  # noqa: E402
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, save  # noqa: E402
 
 PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
                     "P4": ("#E69F00", "--"), "P5": ("#CC79A7", "-.")}
@@ -34,7 +33,7 @@ def accuracy(runs, measures, out):
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    _save(figure, out)
+    save(figure, out)
 
 
 def placements(costs, factors, measures, title, out):
@@ -56,16 +55,8 @@ def placements(costs, factors, measures, title, out):
             axes.grid(alpha=0.3)
     figure.suptitle(title)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    _save(figure, out)
+    save(figure, out)
 
 
 def _axis(measure, unit):
     return measure if measure == "seconds" else f"{measure} ({unit})"
-
-
-def _save(figure, out):
-    try:
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out}: the figure cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    plt.close(figure)

@@ -39,6 +39,11 @@ def accuracy(paths, out):
     all_axes[0, -1].legend(frameon=False, fontsize="small")
     if panels != [""]:
         figure.suptitle(_title(common))
+    save(figure, out)
+
+
+def save(figure, out):
+    """Write a figure into the image file `out`, and forget it. Raises UserError."""
     try:
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:
