@@ -180,6 +180,8 @@ def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
     assert main([*tiny, "rounds=1", "sweep.method=[{method: fedavg, training.lr: 0.2}, {method: aigc, training.lr: 0.1}]"]) == 0
     paths = sorted((tmp_path / "results").glob("*.h5"))
     assert [(group.method, group.settings) for group in groups(paths)[0]] == [("AIGC-only", ""), ("FedAvg", "")]
+    assert main([*tiny, "rounds=1", "sweep.method=[{method: fedavg, partition.alpha: 0.5}, {method: aigc}]", f"output={tmp_path}/apart"]) == 0
+    assert [group.panel for group in groups(sorted((tmp_path / "apart").glob("*.h5")))[0]] == ["α = 0.1", "α = 0.5"], "an alpha is no method's own"
     assert main([*tiny, "rounds=1", "sweep.method=[fedavg]", "training.lr=0.3", f"output={tmp_path}/other"]) == 0
     assert [group.settings for group in groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == ["lr 0.1", "lr 0.2", "lr 0.3"]
 

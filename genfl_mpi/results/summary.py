@@ -35,7 +35,7 @@ def groups(paths):
             runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
-              and not _is_methods_own(key, runs)]
+              and (key in PANELS or not _is_methods_own(key, runs))]
     panels, found = PANELS if "method" not in common else {}, {}
     for config, accuracy, seconds in runs:
         panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
