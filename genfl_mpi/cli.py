@@ -98,8 +98,8 @@ def _prefetch(arguments):
 
 
 def _partition(arguments):
-    parser = _parser("partition", "Print how the clients' data differ: sizes, labels, earth mover's distances; and draw the\n"
-                     "client x class picture into output/partition.png.")
+    parser = _parser("partition", "Print how the clients' data differ: sizes, labels, earth mover's distances; and\n"
+                     "draw the client x class picture into output/partition.png.")
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import partition
@@ -160,8 +160,8 @@ def _quality(arguments):
 
 
 def _pretrain(arguments):
-    parser = _parser("pretrain", "Train a small text-to-image pipeline in Stable Diffusion's format on public images,\n"
-                     "which no client holds, and write it to pretraining.output. For example:\n"
+    parser = _parser("pretrain", "Train a small text-to-image pipeline in Stable Diffusion's format on public\n"
+                     "images, which no client holds, and write it to pretraining.output. For example:\n"
                      "  python -m genfl_mpi pretrain configs/cifar10_pool.yaml data.root=/data")
 
     def command(comm, options, runs, say):
@@ -174,9 +174,9 @@ def _pretrain(arguments):
 
 
 def _finetune(arguments):
-    parser = _parser("finetune", "Train a LoRA adapter for generation.checkpoint on a few real images of each class,\n"
-                     "at the server or at the clients, over all ranks, and write it to finetuning.output.\n"
-                     "For example:\n"
+    parser = _parser("finetune", "Train a LoRA adapter for generation.checkpoint on a few real images of each\n"
+                     "class, at the server or at the clients, over all ranks, and write it to\n"
+                     "finetuning.output. For example:\n"
                      "  mpirun -n 2 python -m genfl_mpi finetune finetuning.at=clients")
 
     def command(comm, options, runs, say):
@@ -271,8 +271,8 @@ def _plot(arguments):
 def _claims(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi claims", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Test the paper's claims on results files of several methods, alphas and seeds, and\n"
-        "write the ledger as a table. For example:\n"
+        description="Test the paper's claims on results files of several methods, alphas and seeds,\n"
+        "and write the ledger as a table. For example:\n"
         "  python -m genfl_mpi claims results/fig5-small results/fig6-small")
     parser.add_argument("results", nargs="+", help="results files, or folders of them")
     parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s)")

@@ -170,6 +170,15 @@ def test_settings_that_go_together_in_a_sweep(name):
             config.load(own, overrides)
 
 
+@pytest.mark.parametrize("command", ["", "claims", "digest", "finetune", "fork", "generate", "partition", "plot", "prefetch", "pretrain", "price",
+                                     "prompts", "quality", "show"])
+def test_help_fits_a_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_single_names_the_way_out_of_a_sweep():
     with pytest.raises(UserError, match="pin the swept keys"):
         config.single()

@@ -4,7 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter  # noqa: E402
+from matplotlib.ticker import LogFormatterSciNotation, NullFormatter  # noqa: E402
 
 from genfl_mpi.results.plots import COLOURS, LINE_STYLES, save  # noqa: E402
 
@@ -29,7 +29,8 @@ def accuracy(runs, measures, out):
                       label=None if (measure, label) in named else label)
             named.add((measure, label))
         axes.set(xlabel=_axis(measure, unit), xscale="log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))  # within a decade there is no other label
+        axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
