@@ -15,8 +15,8 @@ from contextlib import suppress
 from genfl_mpi.errors import UserError
 
 LENGTH = 256  # bytes of a file
-PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images", "augment": "training the augmented model", "train": "training",
-          "wait": "waiting for the others", "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing",
+PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images",
+          "augment": "training the augmented model", "train": "training", "wait": "waiting for the others", "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing",
           "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
 MOST = 8  # ranks that are told of
 
@@ -102,7 +102,8 @@ def lines(results):
     """Who is, or was, doing what: a line a rank."""
     known = read(results)
     for about in known[:MOST]:
-        yield f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']}): {_doing(about)}, since {about['time']}"
+        where = f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']})"
+        yield f"{where}: {_doing(about)}, since {about['time']}"
     if len(known) > MOST:
         yield f"and {len(known) - MOST} more ranks"
 

@@ -46,7 +46,8 @@ def damage(path):
     try:
         yield
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the file is damaged: {str(error).splitlines()[0]}; start over with --fresh, which moves it aside") from None
+        raise UserError(f"{path}: the file is damaged: {str(error).splitlines()[0]}; "
+                        "start over with --fresh, which moves it aside") from None
 
 
 def find(names):
