@@ -22,7 +22,9 @@ def show(path):
             yield f"  fork of {origin}"
         yield from _ranks(Path(path))
         yield from textwrap.wrap(environment["packages"], 80, initial_indent="  ", subsequent_indent="  ")
-        yield f"  {environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
+        where = (f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, "
+                 f"{environment['processor']}, {environment['started']}")
+        yield from textwrap.wrap(where, 80, initial_indent="  ", subsequent_indent="  ")
         emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
         how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
