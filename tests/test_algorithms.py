@@ -137,12 +137,13 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path):
 
 def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
     run = [*tiny, "cohort=6", "algorithm.name=scaffold"]
-    assert main(run) == 0
+    assert main([*run, "rounds=3"]) == 0
     files = sorted((tmp_path / "results/genfl_seed1.variates").iterdir())
-    assert [file.name for file in files] == [f"{client}_2.npy" for client in range(6)], "older ones are gone"
-    files[3].write_bytes(b"no array")
-    assert main([*run, "rounds=3"]) == 2
-    assert "3_2.npy: the control variate of client 3 is missing or damaged" in capsys.readouterr().err
+    kept = [f"{client}_{round}.npy" for client in range(6) for round in (2, 3)]
+    assert [file.name for file in files] == kept, "those of the newest two checkpoints"
+    files[7].write_bytes(b"no array")
+    assert main([*run, "rounds=4"]) == 2
+    assert "3_3.npy: the control variate of client 3 is missing or damaged" in capsys.readouterr().err
     assert main([*run, "training.momentum=0.5"]) == 2
     assert "scaffold needs training.momentum=0" in capsys.readouterr().err
 
