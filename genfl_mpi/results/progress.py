@@ -73,9 +73,10 @@ def clear(results):
 def read(results):
     """What is known of each rank of the start that left its progress here, in their order: dicts."""
     found = []
-    for path in path_for(results).glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text()))
+    with suppress(OSError):  # the next start removes them, at any moment
+        for path in list(path_for(results).glob("[0-9]*")):
+            with suppress(OSError, ValueError):
+                found.append(json.loads(path.read_text()))
     return sorted(found, key=lambda about: about["rank"])
 
 
