@@ -28,7 +28,10 @@ def main(arguments=None):
     """Run one command; returns the exit status: 0, 2 for what the user can mend, 1 for what failed, or 75 and 130 for a run that
     was asked to leave, by a batch system or by Ctrl-C, and that the same command continues."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "fork": _fork, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate, "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "claims": _claims, "price": _price, "show": _show, "digest": _digest}
+    commands = {
+        "run": _run, "fork": _fork, "prefetch": _prefetch, "partition": _partition, "prompts": _prompts, "generate": _generate,
+        "quality": _quality, "pretrain": _pretrain, "finetune": _finetune, "plot": _plot, "claims": _claims, "price": _price,
+        "show": _show, "digest": _digest}
     verb = arguments[0] if arguments and arguments[0] in commands else None
     return commands[verb or "run"](arguments[1:] if verb else arguments)
 
@@ -53,7 +56,8 @@ def _run(arguments):
         "  digest     print the SHA-256 of results",
         epilog=EPILOG + _settings())
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
-    parser.add_argument("--fresh", action="store_true", help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
+    parser.add_argument("--fresh", action="store_true",
+                        help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
 
     def command(comm, options, runs, say):
         given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
@@ -65,12 +69,15 @@ def _run(arguments):
 
 
 def _fork(arguments):
-    parser = argparse.ArgumentParser(prog="python -m genfl_mpi fork", description="Go on from a checkpointed round of the run in FILE with other settings: a counterfactual. "
-                                     "The new results file begins with the rounds before, and records where it comes from. For example: "
-                                     "python -m genfl_mpi fork results/default/genfl_seed1.h5 --at 10 kappa.kappa2=0.5")
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi fork", description="Go on from a checkpointed round of the run in FILE with other settings: a "
+        "counterfactual. The new results file begins with the rounds before, and records where it comes from. For example: "
+        "python -m genfl_mpi fork results/default/genfl_seed1.h5 --at 10 kappa.kappa2=0.5")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--at", type=int, required=True, metavar="ROUND", help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings from then on; by default output=FILE_forkROUND")
+    parser.add_argument("--at", type=int, required=True, metavar="ROUND",
+                        help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings from then on; by default output=FILE_forkROUND")
     options = _parse_once(parser, arguments)
 
     from genfl_mpi import fork
@@ -206,7 +213,8 @@ def _with_config(parser, arguments, command):
 
     from genfl_mpi import config
 
-    return _on_all_ranks(lambda: config.load(options.config, options.overrides), lambda comm, runs, say: command(comm, options, runs, say))
+    return _on_all_ranks(lambda: config.load(options.config, options.overrides),
+                         lambda comm, runs, say: command(comm, options, runs, say))
 
 
 def _on_all_ranks(load, command):

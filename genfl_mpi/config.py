@@ -66,7 +66,8 @@ def load(source=None, overrides=()):
         if name in runs:
             raise UserError(f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out")
         if len(name.encode()) > LONGEST_NAME:
-            raise UserError(f"{where}: a run of the sweep would be called {name[:50]}..., which is too long for a file; sweep shorter values")
+            raise UserError(f"{where}: a run of the sweep would be called {name[:50]}..., which is too long for a file; "
+                            "sweep shorter values")
         runs[name] = config
     return runs
 

@@ -1,5 +1,6 @@
 """Starting over in another way: old files moved aside, or a counterfactual from a checkpointed round of another run."""
 
+import itertools
 from pathlib import Path
 
 from genfl_mpi.config import flatten, load
@@ -16,7 +17,7 @@ def move_aside(paths, say):
         old = [part for path in paths if path.parent == folder for part in _parts(path) if part.exists()]
         if not old:
             continue
-        aside = next(place for number in range(1, len(list(folder.iterdir())) + 2) if not (place := folder / f"aside-{number}").exists())
+        aside = next(place for number in itertools.count(1) if not (place := folder / f"aside-{number}").exists())
         try:
             aside.mkdir()
             for part in old:

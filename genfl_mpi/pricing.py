@@ -188,8 +188,8 @@ def _read(path, as_if):
         config = _as_if(path, reader.config_of(file), as_if)
         shape, classes = datasets.describe(config.data).shape, file["partition/label_histograms"].shape[1]
         model = FlatModel(models.build(config.model, classes, shape, 0))
-        rounds, columns = file["rounds/round"][:], {name: file["clients"][name][:] for name in ("round", "client", "samples")}
-        members, generated = [columns["round"] == round for round in rounds], file["generated/round"][:]
+        rounds, columns = file["rounds/round"][:], reader.columns_of(file, "clients", ("round", "client", "samples"))
+        members, generated = [columns["round"] == round for round in rounds], reader.columns_of(file, "generated", ["round"])["round"]
         maker = flops.of_configured(config.generation) if config.generates else flops.Flops(0, 0, 0, 0)
         trace = Trace(
             clients=config.clients,

@@ -135,14 +135,16 @@ def _compute(comm, path, config, given, say, signals, note, earlier, rounds):
 
 def _is_due(settings, round, seconds):
     """Whether config.checkpoint wants a checkpoint after a round, the last being so many seconds old."""
-    return (settings.every_rounds and round % settings.every_rounds == 0) or (settings.every_seconds and seconds >= settings.every_seconds)
+    by_rounds = settings.every_rounds and round % settings.every_rounds == 0
+    return by_rounds or (settings.every_seconds and seconds >= settings.every_seconds)
 
 
 def _save(path, simulation, writer, note):
-    """A checkpoint of the last finished round. The results file comes first: it must not have fewer rounds than its checkpoint."""
+    """A checkpoint of the last finished round. The results file comes first: it must not have fewer rounds than that."""
     note("checkpoint")
     writer.flush()
-    checkpoint.save(path, simulation.round, simulation.down.weights, simulation.server.memory(), simulation.config.checkpoint.keep)
+    keep = simulation.config.checkpoint.keep
+    checkpoint.save(path, simulation.round, simulation.down.weights, simulation.server.memory(), keep)
     if simulation.variates is not None:
         simulation.variates.prune(checkpoint.trained(path))
 
@@ -158,8 +160,8 @@ def _with_first_runtime(path, config):
 
 
 def _begin(path, config, fork, comm, say):
-    """On rank 0: what is there of the run, and the progress of this start, by which it is locked; None for a finished run. It says
-    what became of the start before. On other ranks (None, None)."""
+    """On rank 0: what is there of the run, and the progress of this start, by which it is locked; None for a finished run. It
+    says what became of the start before. On other ranks (None, None)."""
     if comm.rank:
         return None, None
     if progress.is_running(path):
@@ -210,15 +212,16 @@ def _kept_rounds(path, file, config, fork, say):
 
 
 def from_file(path, round, say):
-    """`Earlier` from round `round` of another run, in the results file `path`. Raises UserError if there is no checkpoint of it."""
+    """`Earlier` from a round of another run, in the results file `path`. Raises UserError if there is no checkpoint of it."""
     with reader.open_results(path) as file, reader.damage(path):
         found, weights, state = checkpoint.load(path, say, at=round)
-        algorithm = reader.config_of(file)["algorithm"]["name"]
-        if not found and reader.is_finished(file) and round == len(file["rounds/round"]) and algorithm not in {*SERVER, "scaffold"}:
+        remembers = reader.config_of(file)["algorithm"]["name"] in {*SERVER, "scaffold"}
+        if not found and not remembers and reader.is_finished(file) and round == len(file["rounds/round"]):
             weights = file["weights"][:]
         elif not found:
             there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
-            raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); a run with checkpoint.keep=1 keeps all")
+            raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); "
+                            "a run with checkpoint.keep=1 keeps all")
         return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path)
 
 
@@ -230,7 +233,8 @@ def _open(path, simulation, given, hosts, earlier):
     config, data = simulation.config, simulation.data
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
-    texts = {"given": given, "resolved": to_yaml(config), "class_names": yaml.safe_dump(list(simulation.about.classes)), "origin": earlier.origin}
+    names = yaml.safe_dump(list(simulation.about.classes))
+    texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin}
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}

@@ -197,7 +197,8 @@ class Server:
         if not kept.all():
             shares = np.where(kept, self.shares, 0)
             if not shares.any():
-                raise ArithmeticError("the loss or the weights of every client of the cohort are not finite; a smaller learning rate may help")
+                raise ArithmeticError("the loss or the weights of every client of the cohort are not finite; "
+                                      "a smaller learning rate may help")
             weights = self._weights(shares / shares.sum())
             total = total * (weights.sum() / plan["rho"][kept].sum())  # both are in the same proportions
             plan["rho"] = weights

@@ -174,11 +174,13 @@ class Checkpoint(Section):
 
     every_rounds: Count | None = Field(1, description="rounds between checkpoints; none: not by rounds")
     every_seconds: Positive | None = Field(None, description="also at the end of a round, when the last checkpoint is so old")
-    keep: Count | None = Field(None, description="the checkpoint of every keep-th round stays, for `fork`; none: only the newest two stay")
+    keep: Count | None = Field(None, description="the checkpoint of every keep-th round stays, for `fork`; none: the newest two")
 
 
 class Faults(Section):
-    nonfinite: Literal["stop", "drop"] = Field("stop", description="a client whose loss or weights are no longer finite: stop the run, or drop the client from the round, whose other clients share its rho")
+    nonfinite: Literal["stop", "drop"] = Field(
+        "stop", description="a client whose loss or weights are no longer finite: stop the run, or drop the client from the round, "
+        "whose other clients share its rho")
 
 
 class Runtime(Section):

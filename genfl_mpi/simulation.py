@@ -56,7 +56,8 @@ class Simulation:
     Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, note=lambda *_, **__: None, leaving=lambda: 0, **policies):
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, note=lambda *_, **__: None, leaving=lambda: 0,
+                 **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
                             "the configuration's `selection` is given as select")
@@ -140,7 +141,9 @@ class Simulation:
             collectives.reduce_sum(self.comm, self.up.buffer)
         columns, clients = {}, {}
         if self.is_server and self._is_whole():
-            omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up) if self.config.trains_clients else None
+            omega_fl = None
+            if self.config.trains_clients:
+                omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
             columns, clients = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
@@ -199,7 +202,8 @@ class Simulation:
                                   update_norm, largest, start, clock.now() - start, self.comm.rank)
 
     def _control(self, client, own, common, settings, samples):
-        """SCAFFOLD's new variate of a client that has trained, by option II: c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
+        """SCAFFOLD's new variate of a client that has trained, by option II:
+        c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
         size = self.model.parameters
         steps = settings.epochs * local_batches(samples, settings.batch_size)
         moved = self.weights[:size] - self.model.weights[:size].cpu()
@@ -235,9 +239,9 @@ class Simulation:
             speed.measure(clients["samples"][own] @ clients["epochs"][own], clients["seconds"][own].sum())
         if augmented:  # by the same trainer on rank 0
             self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
-        before, size = self.weights, self.model.parameters
+        before, size, norms = self.weights, self.model.parameters, clients["update_norm"][counted]
         columns = {
-            "update_cosine": mean_cosine(rho, clients["update_norm"][counted], distance(omega_fl, before, size)) if len(plan) else np.nan,
+            "update_cosine": mean_cosine(rho, norms, distance(omega_fl, before, size)) if len(plan) else np.nan,
             "augmented_cosine": cosine(omega_fl, omega_a, before, size) if len(plan) and omega_a is not None else np.nan,
             "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
             **{name: rho @ clients[field][counted] / rho.sum() if len(plan) else np.nan

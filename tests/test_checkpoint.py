@@ -1,5 +1,6 @@
 """What a run is continued from: checkpoints whole and damaged, other ranks, other settings; starting over, and forks."""
 
+import h5py
 import numpy as np
 import pytest
 from conftest import mpirun
@@ -78,6 +79,17 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(fast, tmp_path, cu
     said = capsys.readouterr().out
     assert "5.safetensors: the checkpoint is damaged" in said and "continues after round 4" in said
     assert reader.digests(results) == whole(fast, tmp_path, "algorithm.name=fedadam")
+
+
+def test_rows_that_a_kill_left_half_written_do_not_count(fast, tmp_path, cut, capsys):
+    path = cut(4)
+    with h5py.File(path, "r+") as file:
+        for name in ("clients/round", "clients/client", "rounds/loss"):
+            file[name].resize(len(file[name]) + 3, axis=0)
+    assert main(["show", str(path)]) == 0 and "4 of 10 rounds" in capsys.readouterr().out
+    assert main(["price", str(path), f"--output={tmp_path}/price.png"]) == 0
+    assert main([*fast, "rounds=10"]) == 0
+    assert reader.digests(path) == whole(fast, tmp_path)
 
 
 def test_checkpoints_by_seconds(cut):

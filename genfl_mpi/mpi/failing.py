@@ -19,7 +19,8 @@ def named(what):
 
 
 def exit_status(comm, function):
-    """Run a command on every rank and return its exit status: 2 after a UserError, 130 after Ctrl-C, else what `function` returns.
+    """Run a command on every rank and return its exit status: 2 after a UserError, 130 after Ctrl-C, else what `function`
+    returns.
 
     A UserError is raised on all ranks together where that can be arranged: rank 0 prints it and all leave. One that a
     single rank meets, and any other exception, which is a bug and gets its traceback, ends the whole job.

@@ -9,7 +9,8 @@ every row is written, as the bits of float64, by one rank and is zero on all oth
 
 import numpy as np
 
-CLIENT_FIELDS = ("samples", "loss_first_epoch", "loss_last_epoch", "accuracy_last_epoch", "update_norm", "largest_weight", "start_seconds", "seconds", "rank")
+CLIENT_FIELDS = ("samples", "loss_first_epoch", "loss_last_epoch", "accuracy_last_epoch", "update_norm", "largest_weight",
+                 "start_seconds", "seconds", "rank")
 RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
 
 

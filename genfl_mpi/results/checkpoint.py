@@ -40,7 +40,7 @@ def save(results, round, weights, state, keep=None):
         os.replace(unfinished, path)
         space.flush(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {space.reason(error)}; finished rounds are kept, start again when it can") from None
+        raise space.failed(path, error) from None
     there = rounds(results)
     newest = [old for old in there if old <= round][-NEWEST:]
     for old in there:  # a newer one is damaged, or this one would not have been made
@@ -54,7 +54,8 @@ def rounds(results):
 
 
 def load(results, say, at=None):
-    """(round, weights, state) of the newest checkpoint that is whole, or of that of the round `at`; (0, None, {}) if there is none.
+    """(round, weights, state) of the newest checkpoint that is whole, or of that of the round `at`; (0, None, {}) if there is
+    none.
 
     say: told of each that is damaged. Raises UserError if there are checkpoints and none of them is whole.
     """

@@ -15,8 +15,9 @@ from contextlib import suppress
 from genfl_mpi.errors import UserError
 
 LENGTH = 256  # bytes of a file
-PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images", "augment": "training the augmented model", "train": "training",
-          "wait": "waiting for the others", "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing",
+PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images",
+          "augment": "training the augmented model", "train": "training", "wait": "waiting for the others",
+          "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing",
           "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
 MOST = 8  # ranks that are told of
 
@@ -73,9 +74,10 @@ def clear(results):
 def read(results):
     """What is known of each rank of the start that left its progress here, in their order: dicts."""
     found = []
-    for path in path_for(results).glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text()))
+    with suppress(OSError):  # the next start removes them, at any moment
+        for path in list(path_for(results).glob("[0-9]*")):
+            with suppress(OSError, ValueError):
+                found.append(json.loads(path.read_text()))
     return sorted(found, key=lambda about: about["rank"])
 
 
@@ -102,7 +104,8 @@ def lines(results):
     """Who is, or was, doing what: a line a rank."""
     known = read(results)
     for about in known[:MOST]:
-        yield f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']}): {_doing(about)}, since {about['time']}"
+        where = f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']})"
+        yield f"{where}: {_doing(about)}, since {about['time']}"
     if len(known) > MOST:
         yield f"and {len(known) - MOST} more ranks"
 

@@ -46,7 +46,8 @@ def damage(path):
     try:
         yield
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the file is damaged: {str(error).splitlines()[0]}; start over with --fresh, which moves it aside") from None
+        raise UserError(f"{path}: the file is damaged: {str(error).splitlines()[0]}; "
+                        "start over with --fresh, which moves it aside") from None
 
 
 def find(names):
@@ -69,12 +70,20 @@ def is_finished(file):
     return bool(file["finished"][()])
 
 
+def columns_of(file, table, names=None):
+    """Columns of a table, {name: array}, by default all: the rows that are there whole. A run that was cut off while it wrote
+    may have left more of some columns."""
+    rows = len(file[table][next(iter(TABLES[table]))])  # the numbering, which grows last
+    return {name: file[table][name][:rows] for name in names or TABLES[table]}
+
+
 def tables_until(file, round):
     """All tables with the rows of rounds 1 to `round`: {"rounds": {column: array}, ...}."""
     tables = {}
-    for table, columns in TABLES.items():
-        keep = file[table]["round"][:] <= round
-        tables[table] = {name: file[table][name][: len(keep)][keep] for name in columns}
+    for table in TABLES:
+        columns = columns_of(file, table)
+        keep = columns["round"] <= round
+        tables[table] = {name: column[keep] for name, column in columns.items()}
     return tables
 
 

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from genfl_mpi.results.layout import ROUNDS
 from genfl_mpi.results import progress
-from genfl_mpi.results.reader import config_of, damage, is_finished, open_results
+from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
 
 
 def show(path):
     """Lines that describe a results file."""
     with open_results(path) as file, damage(path):
         config, environment = config_of(file), file["environment"].attrs
-        rounds = {name: file["rounds"][name][:] for name in ROUNDS}
+        rounds = columns_of(file, "rounds")
         done, split = len(rounds["round"]), config["partition"]
         yield f"{path}"
         yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
@@ -22,13 +21,14 @@ def show(path):
             yield f"  fork of {origin}"
         yield from _ranks(Path(path))
         yield from textwrap.wrap(environment["packages"], 80, initial_indent="  ", subsequent_indent="  ")
-        machine = f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, {environment['processor']}, {environment['started']}"
-        yield from textwrap.wrap(machine, 80, initial_indent="  ", subsequent_indent="  ")
+        where = (f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, "
+                 f"{environment['processor']}, {environment['started']}")
+        yield from textwrap.wrap(where, 80, initial_indent="  ", subsequent_indent="  ")
         emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
         how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
                f"mean EMD {emd.mean():.2f}")
-        yield f"  model {config['model']['name']}, {len(file['weights']):,} weights; {len(file['generated/label']):,} generated images"
+        yield f"  model {config['model']['name']}, {len(file['weights']):,} weights; {len(file['generated/number']):,} generated images"
         yield ""
         yield from _table(rounds)
 

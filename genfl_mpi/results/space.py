@@ -27,7 +27,8 @@ def check(folder):
         os.stat(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"output: {folder} cannot be written: {there} is not a folder that you may write to; set another `output`")
+        raise UserError(f"output: {folder} cannot be written: {there} is not a folder that you may write to; "
+                        "set another `output`")
 
 
 def flush(path):
@@ -39,10 +40,11 @@ def flush(path):
         os.close(descriptor)
 
 
-def reason(error):
-    """What went wrong, in a few words, from an exception of the system, of HDF5 or of safetensors."""
-    number = getattr(error, "errno", None)
-    if number is None and (named := [code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) if f"= {code}," in str(error)
-                                     or f"os error {code})" in str(error)]):
-        number = named[0]
-    return os.strerror(number) if number else str(error).splitlines()[0]
+def failed(path, error):
+    """The UserError for a file that could not be written, from an exception of the system, of HDF5 or of safetensors, of which
+    the last two hide the system's number in a long text."""
+    number = getattr(error, "errno", None) or next(
+        (code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+         if f"errno = {code}," in str(error) or f"os error {code})" in str(error)), None)
+    reason = os.strerror(number) if number else str(error).splitlines()[0]
+    return UserError(f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can")

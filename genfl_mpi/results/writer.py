@@ -48,8 +48,9 @@ class Writer:
             weights = self.file.create_dataset("weights", (size,), np.float32)
             weights.attrs["long_name"] = "global weights after the last round"
             # A dimension without values of its own: never written, it takes no space.
-            self.file.create_dataset("weight", (size,), np.float32).make_scale("This is a netCDF dimension but not a netCDF variable.")
-            weights.dims[0].attach_scale(self.file["weight"])
+            weight = self.file.create_dataset("weight", (size,), np.float32)
+            weight.make_scale("This is a netCDF dimension but not a netCDF variable.")
+            weights.dims[0].attach_scale(weight)
             self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
             for table, columns in (earlier or {}).items():
                 self._append(table, columns)
@@ -101,7 +102,7 @@ class Writer:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            failed = UserError(f"{self.path}: cannot be written: {space.reason(error)}; finished rounds are kept, start again when it can")
+            failed = space.failed(self.path, error)
             if self.file:
                 # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is left. So
                 # it is not asked to, and what it tries at the end of the process goes nowhere.
