@@ -1,0 +1,75 @@
+"""How a command starts: its arguments parsed, its configuration read, and the same done on every rank."""
+
+import argparse
+import os
+import sys
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+
+from genfl_mpi.errors import UserError
+
+
+def parser_of(command, description, epilog=None, first=None):
+    """The parser of a command that reads a configuration."""
+    parser = argparse.ArgumentParser(prog=f"python -m genfl_mpi {command}".strip(), description=description, epilog=epilog,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    if first:
+        parser.add_argument(first, metavar=first.upper())
+    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
+    return parser
+
+
+def with_config(parser, arguments, command):
+    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
+    options = parse_once(parser, arguments)
+    if options.config and "=" in options.config and not os.path.exists(options.config):
+        options.config, options.overrides = None, [options.config, *options.overrides]
+
+    from genfl_mpi import config
+
+    return on_all_ranks(lambda: config.load(options.config, options.overrides),
+                        lambda comm, runs, say: command(comm, options, runs, say))
+
+
+def on_all_ranks(load, command):
+    """Run `command(comm, runs, say)` on every rank, with the runs that the function `load` gives on rank 0."""
+    from genfl_mpi.mpi import collectives, failing
+
+    comm = collectives.world()
+
+    def say_once(text):
+        if comm.rank == 0:
+            say(text)
+
+    return failing.exit_status(comm, lambda: command(comm, collectives.from_rank0(comm, load), say_once))
+
+
+def parse_once(parser, arguments):
+    """Parse on every rank, with help and complaints from rank 0 alone. MPI is not started for it: the launchers tell."""
+    variables = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    silent = any(os.environ.get(name, "0") != "0" for name in variables)
+    with ExitStack() as quiet:
+        if silent:
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(redirect_stdout(nowhere))
+            quiet.enter_context(redirect_stderr(nowhere))
+        return parser.parse_intermixed_args(arguments)
+
+
+def print_lines(lines):
+    """Print what an iterator gives, and return the exit status."""
+    try:
+        for line in lines:
+            say(line)
+    except UserError as error:
+        print(f"genfl_mpi: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def say(line):
+    """Print a line now."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,91 @@
+"""Runs, and forks of them."""
+
+import argparse
+import time
+from pathlib import Path
+
+from genfl_mpi import __version__
+from genfl_mpi.commands import COMMANDS, launch
+
+EXAMPLES = """\
+examples:
+  mpirun -n 4 python -m genfl_mpi                       the default
+  mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  with three seeds
+  mpirun -n 2 python -m genfl_mpi generate              its images ahead of time
+  mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
+  python -m genfl_mpi show results/default/genfl_seed1.h5
+  python -m genfl_mpi digest results/default/*.h5
+
+settings (key: default, meaning):
+"""
+
+
+def run(arguments):
+    from genfl_mpi import config
+    from genfl_mpi.settings import describe
+
+    parser = launch.parser_of(
+        "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
+        "three methods on real handwritten digits. Started again, it skips the runs that\n"
+        "are finished and continues the others. Other commands, each with --help:\n"
+        + "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items() if about),
+        epilog=EXAMPLES + describe())
+    parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
+    parser.add_argument("--fresh", action="store_true",
+                        help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
+
+    def command(comm, options, runs, say):
+        given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
+        picture = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
+        return _run_all(comm, runs, given, say, options.fresh, picture=picture)
+
+    return launch.with_config(parser, arguments, command)
+
+
+def fork(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi fork", description="Go on from a checkpointed round of the run in FILE with other settings: a "
+        "counterfactual. The new results file begins with the rounds before, and records where it comes from. For example: "
+        "python -m genfl_mpi fork results/default/genfl_seed1.h5 --at 10 kappa.kappa2=0.5")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--at", type=int, required=True, metavar="ROUND",
+                        help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings from then on; by default output=FILE_forkROUND")
+    options = launch.parse_once(parser, arguments)
+
+    from genfl_mpi import fork as forks
+
+    def command(comm, runs, say):
+        given = "\n".join([f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)])
+        return _run_all(comm, runs, given, say, fork=(options.file, options.at))
+
+    return launch.on_all_ranks(lambda: forks.runs(options.file, options.at, options.overrides), command)
+
+
+def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.png"):
+    from genfl_mpi.fork import move_aside
+    from genfl_mpi.mpi import collectives
+    from genfl_mpi.mpi.signals import Signals
+    from genfl_mpi import runner
+
+    start = time.perf_counter()
+    paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
+    with Signals(comm) as signals:
+        # All of a sweep is checked before its first run.
+        configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        if fresh:
+            collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, say))
+        for path, one in zip(paths, configs):
+            if status := runner.run(comm, path, one, given, say, signals, fork):
+                return status
+    if comm.rank == 0:
+        from genfl_mpi.results import plots, summary
+
+        picture = paths[0].parent / picture
+        plots.accuracy(paths, picture)
+        say("")
+        for line in summary.table(paths):
+            say(line)
+        say(f"\n{len(paths)} runs in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
+    return 0
