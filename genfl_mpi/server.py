@@ -9,6 +9,7 @@ import torch
 
 from genfl_mpi import streams
 from genfl_mpi.data import public
+from genfl_mpi.errors import UserError
 from genfl_mpi.generation import planning
 from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
@@ -72,11 +73,11 @@ class Server:
             return
         cohort = np.unique(self.select(self.state))
         if len(cohort) != self.config.cohort or cohort[0] < 0 or cohort[-1] >= self.config.clients:
-            raise ValueError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
+            raise UserError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
         self.state = replace(self.state, cohort=cohort)
         rho = np.asarray(self.rho(self.state), dtype=np.float64)
         if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
-            raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
+            raise UserError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
         self.shares, self.epochs = rho, self._local_epochs(cohort)
         plan["client"], plan["rho"], plan["epochs"] = cohort, self._weights(rho), self.epochs
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
@@ -92,7 +93,9 @@ class Server:
         state = replace(self.state, cohort=None)
         for round in range(self.state.round + 1):
             state = replace(state, round=round)
-            state = replace(state, generated=state.generated + self.plan(state))
+            if (counts := self._counts(state)) is None:
+                raise UserError("method=matched needs a generation.plan that can tell before the cohort is chosen")
+            state = replace(state, generated=state.generated + counts)
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
         return training.epochs + int(np.ceil(steps / local_batches(self.state.samples[cohort], training.batch_size).sum()))
 
@@ -139,7 +142,7 @@ class Server:
         state = self.state
         for round in range(first, self.config.rounds):
             state = replace(state, round=round, cohort=None)
-            counts = self.plan(state)
+            counts = self._counts(state)
             if counts is None:
                 return
             yield self._batches(state, counts)
@@ -197,7 +200,7 @@ class Server:
         if not kept.all():
             shares = np.where(kept, self.shares, 0)
             if not shares.any():
-                raise ArithmeticError("the loss or the weights of every client of the cohort are not finite; "
+                raise FloatingPointError("the loss or the weights of every client of the cohort are not finite; "
                                       "a smaller learning rate may help")
             weights = self._weights(shares / shares.sum())
             total = total * (weights.sum() / plan["rho"][kept].sum())  # both are in the same proportions
@@ -213,7 +216,7 @@ class Server:
         parameters: how many of the weights are parameters. The configured algorithm makes its step with omega_fl first.
         """
         if omega_a is not None and not omega_a.isfinite().all():
-            raise ArithmeticError("the augmented model's weights are not finite; a smaller augmented.lr may help")
+            raise FloatingPointError("the augmented model's weights are not finite; a smaller augmented.lr may help")
         if omega_fl is not None:
             omega_fl = server_step(self.moments, omega_t, omega_fl, parameters, self.config.algorithm)
         kappa2 = 0.0 if omega_a is None else 1.0
@@ -222,15 +225,27 @@ class Server:
             state = replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy())
             kappa2 = float(self.kappa(state))
             if not 0 <= kappa2 <= 1:
-                raise ValueError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
+                raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
             omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
         if not omega.isfinite().all():
-            raise ArithmeticError("the new global weights are not finite; a smaller learning rate may help")
+            raise FloatingPointError("the new global weights are not finite; a smaller learning rate may help")
         return omega, kappa2
+
+    def _counts(self, state):
+        """What the plan asks for in the round of `state`: int (classes,), images of each class; None if it cannot tell before the
+        cohort is chosen."""
+        counts = self.plan(state)
+        if counts is None and state.cohort is None and self.config.trains_clients:
+            return None
+        counts, classes = np.asarray(counts), len(self.about.classes)
+        if counts.shape != (classes,) or counts.dtype.kind not in "iu" or counts.min() < 0:
+            raise UserError(f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
+                            f"classes, as integers, not {counts}")
+        return counts
 
     def _batches(self, state, counts=None):
         """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""
-        counts = np.asarray(self.plan(state) if counts is None else counts)
+        counts = self._counts(state) if counts is None else counts
         settings = self.config.generation
         return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
 

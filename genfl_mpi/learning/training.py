@@ -20,7 +20,7 @@ class Report:
         """Raise ArithmeticError if a loss is not finite."""
         for loss in (self.loss_first_epoch, self.loss_last_epoch):
             if not math.isfinite(loss):
-                raise ArithmeticError(f"the loss is not finite: {loss}; a smaller learning rate may help")
+                raise FloatingPointError(f"the loss is not finite: {loss}; a smaller learning rate may help")
 
 
 def normalise(images, mean, std, device):

@@ -58,7 +58,7 @@ class ExactSum:
         nothing added, on what it cannot represent."""
         largest = weights.abs().max().item()
         if not max(1, rho) * largest < LIMIT:  # also true of NaN
-            raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+            raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
         # A product of two float64 and its rounding to an integer depend on this client alone.
         torch.mul(weights.to("cpu", torch.float64), rho * 2.0**FRACTION_BITS, out=self.scratch)
         self.units += self.scratch.round_().long()
@@ -72,7 +72,7 @@ class ExactSum:
 def bound(rho, largest):
     """Raise ArithmeticError if the exact sum of weights with these largest sizes, float64 (n,), may have overflowed."""
     if not (total := float(rho @ largest)) < LIMIT:
-        raise ArithmeticError(f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
+        raise FloatingPointError(f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
                               "a smaller learning rate may help")
 
 
@@ -82,7 +82,7 @@ def fixed_point(value, summands):
     Raises ArithmeticError if it is not finite, or so large that a sum of so many might overflow 64 bits.
     """
     if not abs(value) < 2**42 / summands:
-        raise ArithmeticError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
+        raise FloatingPointError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
     return int(np.rint(value * 2**20))
 
 
