@@ -12,7 +12,7 @@ from genfl_mpi.config import single
 from genfl_mpi.data import datasets, public
 from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
 from genfl_mpi.data.labels import label_histograms, share
-from genfl_mpi.data.partition import partition
+from genfl_mpi.data.partition import blocks, partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
@@ -284,7 +284,7 @@ def client_data(data, client, config):
     """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
     and behind its own the shared ones of the public pool."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
-    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].copy()
+    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].astype(np.int64)
     if data["bad"][client] and config.bad_clients.kind != "mislabelled":
         images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
     if config.data.shared:
@@ -301,10 +301,12 @@ def load_and_divide(config):
     arrays = datasets.load(config.data)
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
-    held = np.setdiff1d(np.arange(len(labels)), public.pool(labels, config.data.public_pool, classes))
+    held = np.setdiff1d(np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes))
     pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
-    indices = held[indices]
-    client_labels, bad = labels[indices], bad_clients(config.clients, config.bad_clients, config.seed)
+    for block in blocks(len(indices)):
+        indices[block] = held[indices[block]]
+    client_labels = labels.astype(np.min_scalar_type(classes))[indices]
+    bad = bad_clients(config.clients, config.bad_clients, config.seed)
     if config.bad_clients.kind == "mislabelled":
         for client in np.flatnonzero(bad):
             own = slice(pointers[client], pointers[client + 1])

@@ -10,6 +10,8 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.results import space
 from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
 
+PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # what grows with the clients is mostly zeros and ramps
+
 
 class Writer:
     """What cannot be written is a UserError, of every method; what was written before stays.
@@ -33,7 +35,7 @@ class Writer:
             self.file.create_group("environment").attrs.update(environment)
             group = self.file.create_group("partition")
             for name, array in partition.items():
-                data = group.create_dataset(name, data=array)
+                data = group.create_dataset(name, data=array, **PACKED)
                 _describe(data, PARTITION[name], DIMENSIONS[name])
             for table, columns in TABLES.items():
                 group = self.file.create_group(table)
@@ -133,5 +135,5 @@ def _describe(data, column, dimensions):
             data.make_scale(dimension)
             continue
         if dimension not in group:
-            group.create_dataset(dimension, data=np.arange(data.shape[axis])).make_scale(dimension)
+            group.create_dataset(dimension, data=np.arange(data.shape[axis]), **PACKED).make_scale(dimension)
         data.dims[axis].attach_scale(group[dimension])
