@@ -21,7 +21,7 @@ from genfl_mpi.learning.training import at_round, local_batches, normalise, trai
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
-from genfl_mpi.mpi.schedule import Speed
+from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server
 from genfl_mpi.settings import Config
@@ -31,8 +31,9 @@ from genfl_mpi.settings import Config
 class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
-    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
-    /clients, arrays (cohort,). generated: (key, batch, uint8 images, fidelity) of each batch of this round.
+    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
+    round.
     """
 
     round: int
@@ -41,6 +42,7 @@ class Record:
     accuracy_per_class: np.ndarray
     columns: dict
     clients: dict
+    ranks: dict
     generated: list
 
 
@@ -85,7 +87,7 @@ class Simulation:
         self.weights.copy_(self.model.weights)
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
-        self.speeds = [Speed() for _ in range(self.comm.size)]
+        self.pace = Pace(self.comm.size)
         self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
 
     def restore(self, round, weights, state, labels, images, fidelity):
@@ -139,13 +141,13 @@ class Simulation:
         # Aggregation (III-D), Eq. (1).
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
-        columns, clients = {}, {}
+        columns, clients, ranks = {}, {}, {}
         if self.is_server and self._is_whole():
             omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
-            columns, clients = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
+            columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
             self.round += 1
         with clock("broadcast"):
@@ -157,14 +159,14 @@ class Simulation:
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
             columns |= self._timings(clock, waiting) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
         if self.is_server:
             self.down.head["round"], self.down.head["leave"] = self.round, int(self.up.of_ranks("leave").max())
             if self.round < self.config.rounds:
-                self.server.begin(self.round, self.down.plan, self.speeds)
+                self.server.begin(self.round, self.down.plan, self.pace)
         collectives.broadcast(self.comm, self.down.buffer)
         self.round, self.left = int(self.down.head["round"]), int(self.down.head["leave"])
 
@@ -224,8 +226,8 @@ class Simulation:
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
-        """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds and of /clients, and the
-        ranks' speeds."""
+        """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds, /clients and /ranks, and
+        the ranks' speeds."""
         clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
         del clients["largest_weight"]
         plan = self.down.plan
@@ -234,11 +236,9 @@ class Simulation:
         clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "epochs": plan["epochs"].copy(), "round": np.full(len(plan), self.round + 1)}
         counted = plan["rho"] > 0  # without those that were dropped
         rho = plan["rho"][counted]
-        for rank, speed in enumerate(self.speeds):
-            own = clients["rank"] == rank
-            speed.measure(clients["samples"][own] @ clients["epochs"][own], clients["seconds"][own].sum())
+        self.pace.measure(clients["samples"] * clients["epochs"], clients["seconds"], clients["rank"].astype(int))
         if augmented:  # by the same trainer on rank 0
-            self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
+            self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         before, size, norms = self.weights, self.model.parameters, clients["update_norm"][counted]
         columns = {
             "update_cosine": mean_cosine(rho, norms, distance(omega_fl, before, size)) if len(plan) else np.nan,
@@ -250,7 +250,9 @@ class Simulation:
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             "train_seconds": self.up.of_ranks("train_seconds").max(), "wait_seconds": self.up.of_ranks("wait_seconds").mean(),
         }
-        return columns, clients
+        ranks = {"round": np.full(self.comm.size, self.round + 1), "rank": np.arange(self.comm.size),
+                 **{name: self.up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}}
+        return columns, clients, ranks
 
     def _timings(self, clock, waiting):
         """Rank 0's clock as columns of /rounds, and the bytes of the two messages."""

@@ -75,6 +75,7 @@ class Writer:
                 "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())})
         if record.clients:
             self._append("clients", record.clients)
+        self._append("ranks", record.ranks)
         # The round's row comes last: a round that is there is there whole.
         self._append("rounds", {name: [value] for name, value in {
             "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
