@@ -51,14 +51,15 @@ class Simulation:
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
     command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep what they remember, if the
-    algorithm wants that, by default `variates` in config.output. note: a function that is told (phase, client, round) of what
+    algorithm wants that, by default `variates` in config.output. dataset: the arrays of `load_once_a_node`, where several
+    simulations share them. note: a function that is told (phase, client, round) of what
     this rank begins. leaving: a function that returns an exit status when the ranks were asked to leave, and else 0: the
     iteration then ends early, and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or
     plan, that take the place of the configured ones.
     Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, note=lambda *_, **__: None, leaving=lambda: 0,
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, dataset=None, note=lambda *_, **__: None, leaving=lambda: 0,
                  **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
@@ -70,9 +71,13 @@ class Simulation:
         self.is_server = self.comm.rank == 0
         self.about = datasets.describe(config.data)
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
-        if config.data.download:
-            collectives.together(self.comm, lambda: self.is_server and datasets.download(config.data))
-        self.data, self._window = collectives.node_shared(self.comm, lambda: load_and_divide(config))
+        self._windows = []
+        if dataset is None:
+            dataset, window = load_once_a_node(self.comm, config.data)
+            self._windows.append(window)
+        divided, window = collectives.node_shared(self.comm, lambda: divide(config, dataset))
+        self._windows.append(window)
+        self.data = {**dataset, **divided}
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
         cohort = config.cohort if config.trains_clients else 0
@@ -101,7 +106,8 @@ class Simulation:
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
         self.data = None
-        self._window.Free()
+        for window in self._windows:
+            window.Free()
 
     def __iter__(self):
         if self.round < self.config.rounds:
@@ -295,12 +301,18 @@ def client_data(data, client, config):
     return images, labels
 
 
-def load_and_divide(config):
-    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms.
+def load_once_a_node(comm, data):
+    """The arrays of the data set config.data, read once a node and shared there, and the window that keeps them. Collective."""
+    if data.download:
+        collectives.together(comm, lambda: comm.rank == 0 and datasets.download(data))
+    return collectives.node_shared(comm, lambda: datasets.load(data))
+
+
+def divide(config, arrays):
+    """The clients' slices of the data set `arrays`, and their label histograms: arrays that a node holds once, too.
 
     What remains of the training set after the public pool is divided over the clients.
     """
-    arrays = datasets.load(config.data)
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
     held = np.setdiff1d(np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes))
@@ -316,5 +328,11 @@ def load_and_divide(config):
     histograms = label_histograms(client_labels, pointers, classes)
     shared = share(histograms, config.label_sharing, config.seed)
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
-    return {**arrays, **given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
+    return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
             "label_histograms": histograms, "shared_labels": shared}
+
+
+def load_and_divide(config):
+    """All arrays of a run: the data set, and what `divide` makes of it."""
+    arrays = datasets.load(config.data)
+    return {**arrays, **divide(config, arrays)}
