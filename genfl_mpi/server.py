@@ -18,7 +18,7 @@ from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import normalised, server_step
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import bound
-from genfl_mpi.mpi.schedule import Speed, assign, rates
+from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find
 from genfl_mpi.policies import ServerState
 from genfl_mpi.policies.kappa import KAPPA
@@ -66,8 +66,9 @@ class Server:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
 
-    def begin(self, round, plan, speeds):
-        """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message."""
+    def begin(self, round, plan, pace):
+        """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
+        pace: a `Pace`, of the rounds before."""
         self.state = replace(self.state, round=round, cohort=None)
         if not self.config.trains_clients:
             return
@@ -81,8 +82,8 @@ class Server:
         self.shares, self.epochs = rho, self._local_epochs(cohort)
         plan["client"], plan["rho"], plan["epochs"] = cohort, self._weights(rho), self.epochs
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
-        speed = rates(speeds)
-        plan["rank"] = assign(self.state.samples[cohort] * self.epochs, speed, self._busy_seconds(speed[0]))
+        rates = pace.rates()
+        plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]))
 
     def _local_epochs(self, cohort):
         """Passes of each client over its data. With method=matched the clients make up for the steps that genfl's server would

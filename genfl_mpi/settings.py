@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
-FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning"}
+FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning",
+        "runtime.ranks_per_run"}
 
 
 def is_free(key):
@@ -186,6 +187,8 @@ class Faults(Section):
 class Runtime(Section):
     threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores. Fixed at a run's first start")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
+    ranks_per_run: Count | None = Field(None, description="on so many ranks, or more, a sweep computes several runs at once, each on a group of ranks of its own; "
+                                        "none: as many as a run keeps busy, one for each client of the cohort and one for the server")
 
 
 # Values of `training` under a name. `practical` learns in tens of rounds what `paper` learns in thousands.

@@ -12,7 +12,7 @@ from genfl_mpi.config import single
 from genfl_mpi.data import datasets, public
 from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
 from genfl_mpi.data.labels import label_histograms, share
-from genfl_mpi.data.partition import partition
+from genfl_mpi.data.partition import blocks, partition
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
@@ -21,7 +21,7 @@ from genfl_mpi.learning.training import at_round, local_batches, normalise, trai
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
-from genfl_mpi.mpi.schedule import Speed
+from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server
 from genfl_mpi.settings import Config
@@ -31,8 +31,9 @@ from genfl_mpi.settings import Config
 class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
-    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
-    /clients, arrays (cohort,). generated: (key, batch, uint8 images, fidelity) of each batch of this round.
+    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
+    round.
     """
 
     round: int
@@ -41,6 +42,7 @@ class Record:
     accuracy_per_class: np.ndarray
     columns: dict
     clients: dict
+    ranks: dict
     generated: list
 
 
@@ -49,14 +51,15 @@ class Simulation:
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
     command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep what they remember, if the
-    algorithm wants that, by default `variates` in config.output. note: a function that is told (phase, client, round) of what
+    algorithm wants that, by default `variates` in config.output. dataset: the arrays of `load_once_a_node`, where several
+    simulations share them. note: a function that is told (phase, client, round) of what
     this rank begins. leaving: a function that returns an exit status when the ranks were asked to leave, and else 0: the
     iteration then ends early, and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or
     plan, that take the place of the configured ones.
     Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, note=lambda *_, **__: None, leaving=lambda: 0,
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, dataset=None, note=lambda *_, **__: None, leaving=lambda: 0,
                  **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
@@ -68,9 +71,13 @@ class Simulation:
         self.is_server = self.comm.rank == 0
         self.about = datasets.describe(config.data)
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
-        if config.data.download:
-            collectives.together(self.comm, lambda: self.is_server and datasets.download(config.data))
-        self.data, self._window = collectives.node_shared(self.comm, lambda: load_and_divide(config))
+        self._windows = []
+        if dataset is None:
+            dataset, window = load_once_a_node(self.comm, config.data)
+            self._windows.append(window)
+        divided, window = collectives.node_shared(self.comm, lambda: divide(config, dataset))
+        self._windows.append(window)
+        self.data = {**dataset, **divided}
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
         cohort = config.cohort if config.trains_clients else 0
@@ -85,7 +92,7 @@ class Simulation:
         self.weights.copy_(self.model.weights)
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
-        self.speeds = [Speed() for _ in range(self.comm.size)]
+        self.pace = Pace(self.comm.size)
         self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
 
     def restore(self, round, weights, state, labels, images, fidelity):
@@ -99,7 +106,8 @@ class Simulation:
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
         self.data = None
-        self._window.Free()
+        for window in self._windows:
+            window.Free()
 
     def __iter__(self):
         if self.round < self.config.rounds:
@@ -139,13 +147,13 @@ class Simulation:
         # Aggregation (III-D), Eq. (1).
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
-        columns, clients = {}, {}
+        columns, clients, ranks = {}, {}, {}
         if self.is_server and self._is_whole():
             omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
-            columns, clients = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
+            columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
             self.round += 1
         with clock("broadcast"):
@@ -157,14 +165,14 @@ class Simulation:
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
             columns |= self._timings(clock, waiting) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
         if self.is_server:
             self.down.head["round"], self.down.head["leave"] = self.round, int(self.up.of_ranks("leave").max())
             if self.round < self.config.rounds:
-                self.server.begin(self.round, self.down.plan, self.speeds)
+                self.server.begin(self.round, self.down.plan, self.pace)
         collectives.broadcast(self.comm, self.down.buffer)
         self.round, self.left = int(self.down.head["round"]), int(self.down.head["leave"])
 
@@ -224,8 +232,8 @@ class Simulation:
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
-        """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds and of /clients, and the
-        ranks' speeds."""
+        """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds, /clients and /ranks, and
+        the ranks' speeds."""
         clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
         del clients["largest_weight"]
         plan = self.down.plan
@@ -234,11 +242,9 @@ class Simulation:
         clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "epochs": plan["epochs"].copy(), "round": np.full(len(plan), self.round + 1)}
         counted = plan["rho"] > 0  # without those that were dropped
         rho = plan["rho"][counted]
-        for rank, speed in enumerate(self.speeds):
-            own = clients["rank"] == rank
-            speed.measure(clients["samples"][own] @ clients["epochs"][own], clients["seconds"][own].sum())
+        self.pace.measure(clients["samples"] * clients["epochs"], clients["seconds"], clients["rank"].astype(int))
         if augmented:  # by the same trainer on rank 0
-            self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
+            self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         before, size, norms = self.weights, self.model.parameters, clients["update_norm"][counted]
         columns = {
             "update_cosine": mean_cosine(rho, norms, distance(omega_fl, before, size)) if len(plan) else np.nan,
@@ -250,7 +256,9 @@ class Simulation:
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             "train_seconds": self.up.of_ranks("train_seconds").max(), "wait_seconds": self.up.of_ranks("wait_seconds").mean(),
         }
-        return columns, clients
+        ranks = {"round": np.full(self.comm.size, self.round + 1), "rank": np.arange(self.comm.size),
+                 **{name: self.up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}}
+        return columns, clients, ranks
 
     def _timings(self, clock, waiting):
         """Rank 0's clock as columns of /rounds, and the bytes of the two messages."""
@@ -284,7 +292,7 @@ def client_data(data, client, config):
     """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
     and behind its own the shared ones of the public pool."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
-    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].copy()
+    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].astype(np.int64)
     if data["bad"][client] and config.bad_clients.kind != "mislabelled":
         images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
     if config.data.shared:
@@ -293,18 +301,26 @@ def client_data(data, client, config):
     return images, labels
 
 
-def load_and_divide(config):
-    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms.
+def load_once_a_node(comm, data):
+    """The arrays of the data set config.data, read once a node and shared there, and the window that keeps them. Collective."""
+    if data.download:
+        collectives.together(comm, lambda: comm.rank == 0 and datasets.download(data))
+    return collectives.node_shared(comm, lambda: datasets.load(data))
+
+
+def divide(config, arrays):
+    """The clients' slices of the data set `arrays`, and their label histograms: arrays that a node holds once, too.
 
     What remains of the training set after the public pool is divided over the clients.
     """
-    arrays = datasets.load(config.data)
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
-    held = np.setdiff1d(np.arange(len(labels)), public.pool(labels, config.data.public_pool, classes))
+    held = np.setdiff1d(np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes))
     pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
-    indices = held[indices]
-    client_labels, bad = labels[indices], bad_clients(config.clients, config.bad_clients, config.seed)
+    for block in blocks(len(indices)):
+        indices[block] = held[indices[block]]
+    client_labels = labels.astype(np.min_scalar_type(classes))[indices]
+    bad = bad_clients(config.clients, config.bad_clients, config.seed)
     if config.bad_clients.kind == "mislabelled":
         for client in np.flatnonzero(bad):
             own = slice(pointers[client], pointers[client + 1])
@@ -312,5 +328,11 @@ def load_and_divide(config):
     histograms = label_histograms(client_labels, pointers, classes)
     shared = share(histograms, config.label_sharing, config.seed)
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
-    return {**arrays, **given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
+    return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
             "label_histograms": histograms, "shared_labels": shared}
+
+
+def load_and_divide(config):
+    """All arrays of a run: the data set, and what `divide` makes of it."""
+    arrays = datasets.load(config.data)
+    return {**arrays, **divide(config, arrays)}

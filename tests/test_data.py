@@ -1,6 +1,7 @@
 """Data sets, partitions, label sharing."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +292,35 @@ def test_bad_clients_hold_bad_data():
 
 def test_a_run_with_more_clients_than_samples(tiny):
     assert main([*tiny, "method=fedavg", "clients=5000", "partition.scheme=classes", "partition.replacement=true", "partition.samples=12"]) == 0
+
+
+@pytest.mark.parametrize(("scheme", "replacement"), [("dirichlet_client", True), ("classes", True), ("iid", True), ("dirichlet_client", False), ("classes", False)])
+def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, monkeypatch):
+    settings = Partition(scheme=scheme, replacement=replacement, samples=7)
+
+    def divided():
+        pointers, indices = partition(LABELS, 50, 10, settings, seed=1)
+        return pointers, indices, label_histograms(LABELS[indices], pointers, 10)
+
+    whole = divided()
+    monkeypatch.setattr("genfl_mpi.data.partition.BLOCK", 3)
+    assert all(map(np.array_equal, divided(), whole))
+
+
+def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
+    clients, samples = 20_000, 50
+    settings = config.single(None, [
+        "method=fedavg", f"clients={clients}", "cohort=5", "data.name=synthetic", "data.size=4", "data.samples=1000", "partition.scheme=dirichlet_client",
+        "partition.replacement=true", f"partition.samples={samples}"])
+    tracemalloc.start()
+    data = load_and_divide(settings)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held = sum(array.nbytes for array in data.values())
+    assert held < clients * (5 * samples + 2 * 4 * 10 + 8 + 1) + 1e5
+    assert most < 2.5 * held, "much more on the way than in the end"
+
+
+def test_a_class_without_samples_cannot_be_drawn():
+    with pytest.raises(UserError, match="there are no training samples of class 3"):
+        partition(np.repeat([0, 1, 2, 4], 10), 50, 5, Partition(scheme="classes", replacement=True), seed=1)

@@ -67,7 +67,7 @@ def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.p
     from genfl_mpi.fork import move_aside
     from genfl_mpi.mpi import collectives
     from genfl_mpi.mpi.signals import Signals
-    from genfl_mpi import runner
+    from genfl_mpi import runner, sweep
 
     start = time.perf_counter()
     paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
@@ -76,9 +76,8 @@ def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.p
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
         if fresh:
             collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, say))
-        for path, one in zip(paths, configs):
-            if status := runner.run(comm, path, one, given, say, signals, fork):
-                return status
+        if status := sweep.run(comm, paths, configs, given, launch.say, signals, fork):
+            return status
     if comm.rank == 0:
         from genfl_mpi.results import plots, summary
 

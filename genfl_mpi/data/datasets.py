@@ -71,6 +71,11 @@ def check(data, samples):
                         f"training samples{besides}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
 
 
+def source(data):
+    """What of config.data the arrays of `load` depend on."""
+    return data.name, data.root, data.size, data.samples
+
+
 def download(data):
     """Let torchvision fetch what is missing in data.root; for one rank, before the others read. `data`: config.data."""
     if describe(data).folder:

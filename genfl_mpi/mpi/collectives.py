@@ -116,8 +116,8 @@ def node_shared(comm, make):
     for (name, dtype, shape), size in zip(header, sizes):
         shared[name] = np.frombuffer(memory, np.dtype(dtype), int(np.prod(shape)), start).reshape(shape)
         start += size
-    for name, array in made.items():
-        shared[name][...] = array
+    for name in list(made):
+        shared[name][...] = made.pop(name)  # no longer than needed is there a second copy
     node.Barrier()
     node.Free()
     for array in shared.values():

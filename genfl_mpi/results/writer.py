@@ -10,6 +10,8 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.results import space
 from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
 
+PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # what grows with the clients is mostly zeros and ramps
+
 
 class Writer:
     """What cannot be written is a UserError, of every method; what was written before stays.
@@ -33,7 +35,7 @@ class Writer:
             self.file.create_group("environment").attrs.update(environment)
             group = self.file.create_group("partition")
             for name, array in partition.items():
-                data = group.create_dataset(name, data=array)
+                data = group.create_dataset(name, data=array, **PACKED)
                 _describe(data, PARTITION[name], DIMENSIONS[name])
             for table, columns in TABLES.items():
                 group = self.file.create_group(table)
@@ -73,6 +75,7 @@ class Writer:
                 "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())})
         if record.clients:
             self._append("clients", record.clients)
+        self._append("ranks", record.ranks)
         # The round's row comes last: a round that is there is there whole.
         self._append("rounds", {name: [value] for name, value in {
             "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
@@ -133,5 +136,5 @@ def _describe(data, column, dimensions):
             data.make_scale(dimension)
             continue
         if dimension not in group:
-            group.create_dataset(dimension, data=np.arange(data.shape[axis])).make_scale(dimension)
+            group.create_dataset(dimension, data=np.arange(data.shape[axis]), **PACKED).make_scale(dimension)
         data.dims[axis].attach_scale(group[dimension])
