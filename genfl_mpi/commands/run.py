@@ -80,10 +80,10 @@ def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.p
             if status := runner.run(comm, path, one, given, say, signals, fork):
                 return status
     if comm.rank == 0:
-        from genfl_mpi.results import plots, summary
+        from genfl_mpi.results import curves, plots, summary
 
         picture = paths[0].parent / picture
-        plots.accuracy(paths, picture)
+        plots.save(curves.accuracy(paths), picture)
         say("")
         for line in summary.table(paths):
             say(line)
