@@ -124,3 +124,25 @@ def digest(arguments):
             yield f"{file}{'' if finished else '  (not finished)'}\n  weights {weights}\n  results {results}"
 
     return launch.print_lines(lines())
+
+
+def watch(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi watch", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Follow runs that another shell or a batch job computes, until they are finished:\n"
+        "on a terminal a view that is drawn again and again, else a line for each round.\n"
+        "For example:\n  python -m genfl_mpi watch results/default")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    options = parser.parse_args(arguments)
+
+    from genfl_mpi.results import reader, view
+
+    def lines():
+        yield from ()
+        reader.find(options.results)  # complains if there is nothing at all
+        view.watch(lambda: reader.find(options.results), launch.say)
+
+    try:
+        return launch.print_lines(lines())
+    except KeyboardInterrupt:
+        return 130
