@@ -47,7 +47,7 @@ def partition(comm, config):
                f"EMD of a pooled cohort, mean {distance.mean():.2f}")
     picture = Path(config.output) / "partition.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    plots.partition(histograms, about.classes, picture)
+    plots.save(plots.partition(histograms, about.classes), picture)
     yield f"clients x classes: {picture}"
 
 

@@ -15,7 +15,7 @@ from genfl_mpi.generation import flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import of_training
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.results import costs, reader
+from genfl_mpi.results import costs, plots, reader
 from genfl_mpi.results.summary import METHODS
 from genfl_mpi.world import World
 
@@ -60,19 +60,32 @@ def command(options):
     """Lines of the `price` command. options: its parsed arguments. Raises UserError."""
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
-    worlds = {Path(file).stem: configuration.load_world(file) for file in options.world} or {"default": World()}
-    runs = [_read(path, as_if) for path in paths]
-    priced = [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
-              for run in runs for name, world in worlds.items()]
+    worlds, runs = load_worlds(options.world), [read(path, as_if) for path in paths]
+    priced = in_worlds(runs, worlds)
     yield from table(priced, options.target)
-    costs.accuracy([(one.run.method, one.world, one.run.accuracy, {measure: one.until(measure) for measure in MEASURES})
-                    for one in priced], MEASURES, options.output)
+    plots.save(figure(priced), options.output)
     yield f"\naccuracy against what was spent: {options.output}"
     if options.csv:
         write_csv(options.csv, rows(priced))
         yield f"each client, round and entity: {options.csv}"
     if options.placements:
         yield from _placements(runs, worlds, options.output)
+
+
+def load_worlds(files):
+    """{name: `World`} of YAML files, of the default world if there are none. Raises UserError."""
+    return {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
+
+
+def in_worlds(runs, worlds):
+    """A `Priced` for each of `runs` in each of `worlds`, {name: `World`}."""
+    return [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world))) for run in runs for name, world in worlds.items()]
+
+
+def figure(priced):
+    """Accuracy against what the `Priced` spent."""
+    return costs.accuracy([(one.run.method, one.world, one.run.accuracy, {measure: one.until(measure) for measure in MEASURES})
+                           for one in priced], MEASURES)
 
 
 def _placements(runs, worlds, output):
@@ -87,7 +100,7 @@ def _placements(runs, worlds, output):
         yield from placement_table({one: bill(run.trace, world, met, one) for one in PLACEMENTS}, run.trace, world)
         yield from break_even(drawn[name], run.trace, world)
     name = next(iter(worlds))
-    costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}", picture)
+    plots.save(costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture)
     yield f"costs in world {name} over the number and the size of the images: {picture}"
 
 
@@ -182,7 +195,7 @@ def rows(priced):
                 yield one.run.name, one.world, round, entity, phase, seconds, price.server_joules[phase]
 
 
-def _read(path, as_if):
+def read(path, as_if=()):
     """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
     with reader.open_results(path) as file:
         config = _as_if(path, reader.config_of(file), as_if)

@@ -7,6 +7,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.groups import Turns, split
+from genfl_mpi.results.view import Lines
 from genfl_mpi.simulation import load_once_a_node
 
 
@@ -21,7 +22,7 @@ def groups(ranks, configs):
     return max(1, min(len(configs), ranks // max(map(busy_ranks, configs))))
 
 
-def run(comm, paths, configs, given, say, signals, fork=None):
+def run(comm, paths, configs, given, view, say, signals, fork=None):
     """Bring the runs of prepared `configs`, in the results files `paths`, to their last rounds. Collective.
 
     say: prints a line, on every rank; the rest as for `runner.run`. Returns 0, or the exit status to leave with.
@@ -29,9 +30,10 @@ def run(comm, paths, configs, given, say, signals, fork=None):
     count, status = groups(comm.size, configs), 0
     if count == 1:
         runs = zip(paths, configs)
-        return next(filter(None, (runner.run(comm, *one, given, _of_first(comm, say), signals, fork) for one in runs)), 0)
-    _of_first(comm, say)(f"{len(configs)} runs on {count} groups of {comm.size // count} to {-(-comm.size // count)} ranks")
+        return next(filter(None, (runner.run(comm, *one, given, view, signals, fork) for one in runs)), 0)
+    view.say(f"{len(configs)} runs on {count} groups of {comm.size // count} to {-(-comm.size // count)} ranks")
     group = split(comm, count)
+    view = Lines(say if group.rank == 0 else lambda line: None, view.level)
     data = {datasets.source(config.data): config.data for config in configs}  # of all runs, once a node
     shared = {source: load_once_a_node(comm, one) for source, one in data.items()}
     turns = Turns(comm, group, len(configs))
@@ -39,7 +41,7 @@ def run(comm, paths, configs, given, say, signals, fork=None):
         path, config = paths[turn], configs[turn]
         dataset, _ = shared[datasets.source(config.data)]
         with failing.named(f"run {path.stem}"), _alone(comm, group, path.stem):
-            status = runner.run(group, path, config, given, _of_first(group, say), signals, fork, dataset)
+            status = runner.run(group, path, config, given, view, signals, fork, dataset)
         if status:
             break
     turns.close(signals.asked)
@@ -47,10 +49,6 @@ def run(comm, paths, configs, given, say, signals, fork=None):
     for _, window in shared.values():
         window.Free()
     return collectives.largest(comm, status)
-
-
-def _of_first(comm, say):
-    return say if comm.rank == 0 else lambda line: None
 
 
 @contextmanager

@@ -3,23 +3,53 @@
 import argparse
 
 from genfl_mpi.commands import launch
+from genfl_mpi.errors import UserError
+
+FIGURES = {
+    "accuracy": "test accuracy against rounds, mean and deviation over seeds",
+    "loss": "test loss, likewise",
+    "classes": "test accuracy of each class",
+    "partition": "samples of each class that each client holds, of a run",
+    "timeline": "what each rank did in a round of a run",
+    "images": "generated images beside real ones, of a run",
+    "costs": "seconds of each phase and bytes of each message; with --world\n"
+             "             accuracy against simulated seconds, joules and bytes",
+}
 
 
 def plot(arguments):
     parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi plot", description="Draw test accuracy against rounds from results files: a panel for each data set "
-        "and alpha, a curve for each method, mean and standard deviation over seeds; and print the final accuracies.")
+        prog="python -m genfl_mpi plot", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Draw a figure from results files, for one column of a two-column paper:\n"
+        + "\n".join(f"  {name:<11}{about}" for name, about in FIGURES.items())
+        + "\nOf several runs the figures of a run show the first one of GenFL.\nFor example:\n  python -m genfl_mpi plot results/default\n"
+        "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf")
     parser.add_argument("results", nargs="+", help="results files, or folders of them")
-    parser.add_argument("-o", "--output", default="accuracy.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    parser.add_argument("--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME")
+    parser.add_argument("--round", type=int, metavar="N", help="the round of a timeline (default: the last one)")
+    parser.add_argument("--world", action="append", metavar="FILE", help="costs in a simulated world, see configs/worlds; may be given several times")
+    parser.add_argument("-o", "--output", help="the image file: .png, .svg or .pdf (default: NAME.png)")
     options = parser.parse_args(arguments)
 
     def lines():
-        from genfl_mpi.results import plots, reader, summary
+        from genfl_mpi.results import figures, plots, reader, summary
 
-        paths = reader.find(options.results)
-        plots.accuracy(paths, options.output)
-        yield from summary.table(paths)
-        yield f"{len(paths)} runs; figure in {options.output}"
+        if options.round and options.figure != "timeline":
+            raise UserError("--round goes with --figure timeline")
+        if options.world and options.figure != "costs":
+            raise UserError("--world goes with --figure costs")
+        paths, output = reader.find(options.results), options.output or f"{options.figure}.png"
+        if options.world:
+            from genfl_mpi import pricing
+
+            figure, shown = pricing.figure(pricing.in_worlds(map(pricing.read, paths), pricing.load_worlds(options.world))), paths
+        else:
+            figure, shown = figures.draw(options.figure, paths, options.round)
+        plots.save(figure, output)
+        if options.figure == "accuracy":
+            yield from summary.table(paths)
+        whose = f"{len(shown)} runs" if len(shown) > 1 else str(shown[0])
+        yield f"{whose}; figure in {output}"
 
     return launch.print_lines(lines())
 
@@ -94,3 +124,25 @@ def digest(arguments):
             yield f"{file}{'' if finished else '  (not finished)'}\n  weights {weights}\n  results {results}"
 
     return launch.print_lines(lines())
+
+
+def watch(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi watch", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Follow runs that another shell or a batch job computes, until they are finished:\n"
+        "on a terminal a view that is drawn again and again, else a line for each round.\n"
+        "For example:\n  python -m genfl_mpi watch results/default")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    options = parser.parse_args(arguments)
+
+    from genfl_mpi.results import reader, view
+
+    def lines():
+        yield from ()
+        reader.find(options.results)  # complains if there is nothing at all
+        view.watch(lambda: reader.find(options.results), launch.say)
+
+    try:
+        return launch.print_lines(lines())
+    except KeyboardInterrupt:
+        return 130

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import yaml
 
 from genfl_mpi.config import flatten
-from genfl_mpi.results.reader import config_of, damage, open_results
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.settings import is_free
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
@@ -18,42 +20,54 @@ PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 @dataclass
 class Group:
     """method; panel: data set and alpha, where they vary, as text; settings: what else tells the group from others of the
-    method, as text; accuracy, seconds: arrays, one a run."""
+    method, as text; runs: the columns of /rounds by name, one dict a run."""
 
     method: str
     panel: str
     settings: str
-    accuracy: list = field(default_factory=list)
-    seconds: list = field(default_factory=list)
+    runs: list = field(default_factory=list)
+
+    def of(self, column):
+        """A column over the rounds that all runs of the group have, float64 (runs, rounds, ...)."""
+        rounds = min(len(run["round"]) for run in self.runs)
+        return np.array([run[column][:rounds] for run in self.runs], dtype=np.float64)
 
 
 def groups(paths):
-    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict."""
+    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict.
+    Raises UserError, also for a run without a finished round."""
     runs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
-    common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
+            runs.append((flatten(config_of(file)), columns_of(file, "rounds")))
+        if not len(runs[-1][1]["round"]):
+            raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
+    common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
               and (key in PANELS or not _is_methods_own(key, runs))]
     panels, found = PANELS if "method" not in common else {}, {}
-    for config, accuracy, seconds in runs:
+    for config, columns in runs:
         panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
         settings = ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels)
         group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings))
-        group.accuracy.append(accuracy)
-        group.seconds.append(seconds)
+        group.runs.append(columns)
     return list(found.values()), common
+
+
+def class_names(path):
+    """Of the data set of a results file, a list of texts. Raises UserError."""
+    with open_results(path) as file, damage(path):
+        return yaml.safe_load(file["config"].attrs["class_names"])
 
 
 def _follows(key, runs):
     """Whether `augmented.x` is `training.x` in all runs, as it is unless it was set."""
-    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _, _ in runs)
+    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _ in runs)
 
 
 def _is_methods_own(key, runs):
     """Whether every method has a value of its own, where there are several: what it was given for being that method."""
-    values = {(config["method"], str(config[key])) for config, _, _ in runs}
+    values = {(config["method"], str(config[key])) for config, _ in runs}
     methods = {method for method, _ in values}
     return 1 < len(methods) == len(values)
 
@@ -65,8 +79,9 @@ def table(paths):
     width = max(map(len, names))
     yield f"{'method':<11} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
     for group, name in zip(found, names):
-        final = np.array([100 * accuracy[-1] for accuracy in group.accuracy])
-        best = np.mean([100 * accuracy.max() for accuracy in group.accuracy])
+        final = np.array([100 * run["accuracy"][-1] for run in group.runs])
+        best = np.mean([100 * run["accuracy"].max() for run in group.runs])
+        seconds = np.mean([run["round_seconds"].sum() for run in group.runs])
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
-               f"  {np.mean(group.seconds):7.1f}  {len(final):5d}")
+               f"  {seconds:7.1f}  {len(final):5d}")
