@@ -19,16 +19,25 @@ def parser_of(command, description, epilog=None, first=None):
     return parser
 
 
-def with_config(parser, arguments, command):
-    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
+def options_of(parser, arguments):
+    """Parse the arguments of a command that reads a configuration, the first of which may be its file."""
     options = parse_once(parser, arguments)
     if options.config and "=" in options.config and not os.path.exists(options.config):
         options.config, options.overrides = None, [options.config, *options.overrides]
+    return options
 
+
+def on_config(options, command):
+    """Read the configuration of parsed `options`, and run `command(comm, options, runs, say)` on every rank."""
     from genfl_mpi import config
 
     return on_all_ranks(lambda: config.load(options.config, options.overrides),
                         lambda comm, runs, say: command(comm, options, runs, say))
+
+
+def with_config(parser, arguments, command):
+    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
+    return on_config(options_of(parser, arguments), command)
 
 
 def on_all_ranks(load, command):

@@ -59,8 +59,9 @@ def generate(arguments):
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import generate
+        from genfl_mpi.mpi.signals import Signals
 
-        generate(comm, [run for run in runs.values() if run.generates], say)
-        return 0
+        with Signals(comm) as signals:
+            return generate(comm, [run for run in runs.values() if run.generates], say, signals)
 
     return launch.with_config(parser, arguments, command)

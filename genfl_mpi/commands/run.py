@@ -6,6 +6,7 @@ from pathlib import Path
 
 from genfl_mpi import __version__
 from genfl_mpi.commands import COMMANDS, launch
+from genfl_mpi.errors import UserError
 
 EXAMPLES = """\
 examples:
@@ -33,13 +34,38 @@ def run(arguments):
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
     parser.add_argument("--fresh", action="store_true",
                         help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
+    parser.add_argument("--members", action="store_true", help="print the results file of each run of the sweep, a line each, and compute nothing")
+    parser.add_argument("--member", type=int, metavar="K", help="compute the K-th of them alone, counted from 0: for a batch system's job array")
+
+    options = launch.options_of(parser, arguments)
+
+    def members():
+        for name, one in config.load(options.config, options.overrides).items():
+            yield str(_results(one, name))
+
+    if options.members:
+        return launch.print_lines(members())
 
     def command(comm, options, runs, say):
         given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
         picture = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
+        if options.member is not None:
+            runs, picture = _member(runs, options.member), None
         return _run_all(comm, runs, given, say, options.fresh, picture=picture)
 
-    return launch.with_config(parser, arguments, command)
+    return launch.on_config(options, command)
+
+
+def _results(config, name):
+    """The results file of a run."""
+    return Path(config.output) / f"{name}.h5"
+
+
+def _member(runs, number):
+    """The run with that number, alone. Raises UserError."""
+    if not 0 <= number < len(runs):
+        raise UserError(f"--member {number}: the configuration has {len(runs)} runs, numbered from 0")
+    return dict([list(runs.items())[number]])
 
 
 def fork(arguments):
@@ -70,7 +96,7 @@ def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.p
     from genfl_mpi import runner
 
     start = time.perf_counter()
-    paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
+    paths = [_results(one, name) for name, one in runs.items()]
     with Signals(comm) as signals:
         # All of a sweep is checked before its first run.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
@@ -79,7 +105,7 @@ def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.p
         for path, one in zip(paths, configs):
             if status := runner.run(comm, path, one, given, say, signals, fork):
                 return status
-    if comm.rank == 0:
+    if comm.rank == 0 and picture:
         from genfl_mpi.results import plots, summary
 
         picture = paths[0].parent / picture
