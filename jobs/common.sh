@@ -29,6 +29,7 @@ ranks() {
   while kill -0 $process 2>/dev/null; do wait $process || true; done  # the signal ends a wait, but not the process
   wait $process || status=$?
   trap - USR1
-  if [ $status = 75 ] && [ "$time_is_over" = yes ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+  # 75: left with a checkpoint; 138: ended by the signal, before it could listen to it.
+  if [ "$time_is_over" = yes ] && { [ $status = 75 ] || [ $status = 138 ]; }; then scontrol requeue "$SLURM_JOB_ID"; fi
   if [ $status != 0 ]; then exit $status; fi
 }

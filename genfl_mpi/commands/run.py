@@ -91,7 +91,7 @@ def fork(arguments):
 
 def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.png"):
     from genfl_mpi.fork import move_aside
-    from genfl_mpi.mpi import collectives
+    from genfl_mpi.mpi import collectives, devices
     from genfl_mpi.mpi.signals import Signals
     from genfl_mpi import runner
 
@@ -100,6 +100,8 @@ def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.p
     with Signals(comm) as signals:
         # All of a sweep is checked before its first run.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        for line in devices.remarks(comm, max(one.runtime.threads for one in configs), configs[0].runtime.device):
+            say(line)
         if fresh:
             collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, say))
         for path, one in zip(paths, configs):
