@@ -4,6 +4,7 @@
 COMMANDS = {
     "run": ("run", ""),
     "fork": ("run", "go on from a round of a finished run in another way"),
+    "doctor": ("prepare", "examine the set-up, and say what to mend"),
     "prefetch": ("prepare", "download data set and checkpoint"),
     "partition": ("prepare", "print and draw how the clients' data differ"),
     "prompts": ("prepare", "print what the generator would be asked"),

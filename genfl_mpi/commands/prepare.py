@@ -4,6 +4,22 @@ from genfl_mpi.commands import launch
 from genfl_mpi.errors import UserError
 
 
+def doctor(arguments):
+    parser = launch.parser_of(
+        "doctor", "Examine the set-up: MPI, ranks, cores, GPUs, versions, files, data set and\n"
+        "generator of CONFIG, messages; and say what to mend, and how. The exit status is\n"
+        "2 if there is something. Start it as you would start the run. For example:\n"
+        "  mpirun -n 2 python -m genfl_mpi doctor\n"
+        "  sbatch jobs/gpu.sh doctor configs/cifar10.yaml data.root=/data")
+
+    def command(comm, options, runs, say):
+        from genfl_mpi.doctor import doctor
+
+        return doctor(comm, runs, say)
+
+    return launch.with_config(parser, arguments, command)
+
+
 def prefetch(arguments):
     parser = launch.parser_of(
         "prefetch", "Download what CONFIG needs, on a machine with a network: the data set into\n"
@@ -59,8 +75,9 @@ def generate(arguments):
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import generate
+        from genfl_mpi.mpi.signals import Signals
 
-        generate(comm, [run for run in runs.values() if run.generates], say)
-        return 0
+        with Signals(comm) as signals:
+            return generate(comm, [run for run in runs.values() if run.generates], say, signals)
 
     return launch.with_config(parser, arguments, command)
