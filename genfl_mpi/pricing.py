@@ -1,6 +1,5 @@
 """What finished runs take in seconds, joules and bytes in simulated worlds: the `price` command. Nothing is trained."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from genfl_mpi.generation import flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import of_training
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.results import costs, plots, reader
+from genfl_mpi.results import costs, plots, reader, tables
 from genfl_mpi.results.summary import METHODS
 from genfl_mpi.world import World
 
@@ -66,7 +65,7 @@ def command(options):
     plots.save(figure(priced), options.output)
     yield f"\naccuracy against what was spent: {options.output}"
     if options.csv:
-        write_csv(options.csv, rows(priced))
+        tables.write_csv(options.csv, rows(priced))
         yield f"each client, round and entity: {options.csv}"
     if options.placements:
         yield from _placements(runs, worlds, options.output)
@@ -102,15 +101,6 @@ def _placements(runs, worlds, output):
     name = next(iter(worlds))
     plots.save(costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture)
     yield f"costs in world {name} over the number and the size of the images: {picture}"
-
-
-def write_csv(path, rows):
-    """Write tuples as lines of a file. Raises UserError."""
-    try:
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def table(priced, target):

@@ -40,7 +40,7 @@ def test_a_live_view_changes_no_bits(ranks, tmp_path):
     overrides = [*FAST, "rounds=60"]
     code, shown = in_terminal(command(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/seen"))
     assert code == 0, shown
-    assert "\x1b[" in shown and "to go" in shown
+    assert "\x1b[" in shown and "s a round" in shown
     assert "round  1/60  accuracy" not in shown and "final accuracy" in shown
     assert main([*overrides, f"output={tmp_path}/unseen"]) == 0
     assert reader.digests(tmp_path / "seen/fedavg_seed1.h5") == reader.digests(tmp_path / "unseen/fedavg_seed1.h5")

@@ -15,6 +15,7 @@ COMMANDS = {
     "plot": ("files", "draw accuracy against rounds, from results files"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
+    "export": ("files", "write results as CSV or for TensorBoard"),
     "watch": ("files", "follow runs while they are computed"),
     "show": ("files", "print what is in a results file"),
     "digest": ("files", "print the SHA-256 of results"),

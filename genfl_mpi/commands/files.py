@@ -146,3 +146,31 @@ def watch(arguments):
         return launch.print_lines(lines())
     except KeyboardInterrupt:
         return 130
+
+
+def export(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi export", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write a table of results files for other tools: a CSV file with a row for each\n"
+        "round, or logs for TensorBoard. For example:\n"
+        "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
+        "  python -m genfl_mpi export results/default --tensorboard results/logs")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("--table", choices=("rounds", "clients", "generated", "partition"), default="rounds", help="which (default: %(default)s)")
+    parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv)")
+    parser.add_argument("--tensorboard", metavar="FOLDER", help="write the rounds of each run as scalars into FOLDER/RUN instead")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import reader, tables
+
+        paths = reader.find(options.results)
+        if options.tensorboard:
+            tables.to_tensorboard(paths, options.tensorboard)
+            yield f"{len(paths)} runs; logs in {options.tensorboard}: tensorboard --logdir {options.tensorboard}"
+        else:
+            output = options.output or f"{options.table}.csv"
+            tables.write_csv(output, tables.rows(paths, options.table))
+            yield f"{options.table} of {len(paths)} runs in {output}"
+
+    return launch.print_lines(lines())

@@ -138,7 +138,7 @@ def frame(runs, total):
     parts = []
     for known in runs:
         ranks = [] if known.finished else progress.read(known.path)
-        if ranks or known is runs[-1]:
+        if ranks or (known is runs[-1] and not known.finished):
             parts += [_bar(known), *_ranks(ranks)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run" if total == len(runs) else f"run {len(runs)} of {total}", no_wrap=True, overflow="ellipsis")
