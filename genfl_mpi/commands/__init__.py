@@ -7,6 +7,7 @@ COMMANDS = {
     "prefetch": ("prepare", "download data set and checkpoint"),
     "partition": ("prepare", "print and draw how the clients' data differ"),
     "prompts": ("prepare", "print what the generator would be asked"),
+    "plan": ("prepare", "predict what a run will take on so many ranks"),
     "generate": ("prepare", "fill the bank of images ahead of time, over all ranks"),
     "quality": ("generators", "judge the images of a bank"),
     "pretrain": ("generators", "train a small generator on public images"),
@@ -14,6 +15,7 @@ COMMANDS = {
     "plot": ("files", "draw accuracy against rounds, from results files"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
+    "scaling": ("files", "print and draw how runs scaled with ranks, clients and cohort"),
     "show": ("files", "print what is in a results file"),
     "digest": ("files", "print the SHA-256 of results"),
 }
