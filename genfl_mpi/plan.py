@@ -2,6 +2,7 @@
 
 import resource
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,27 +163,39 @@ def command(comm, config, cluster, name):
     costs = replace(each[0], **{name: float(np.mean([getattr(one, name) for one in each])) for name in ("rate", "overhead", "batch", "test", "rest", "copying")})
     cluster = replace(cluster, threads=config.runtime.threads, copying=costs.copying)
     arrays = load_and_divide(config)
-    images = f"; {config.generation.batch_size} images in {costs.batch:.2f} s" if config.generates else ""
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
     yield ""
-    yield f"measured here, by {comm.size} rank{'s at once' * (comm.size > 1)} of {config.runtime.threads} threads on {config.runtime.device}, {environment.processor()}:"
-    yield f"  {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a client{images};"
-    yield f"  testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s; memory copies {costs.copying / 1e9:.1f} GB/s"
-    yield f"assumed: nodes like this one, with {cluster.cores} cores for ranks of {cluster.threads} threads; between"
-    yield f"  nodes {1e6 * cluster.latency:g} us and {8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages, with scatter and"
-    yield "  allgather, reduce-scatter and gather"
-    if cluster.crowding > 1:
-        yield f"  {cluster.ranks_a_node} ranks share {cluster.cores} cores: all takes {cluster.crowding:.2g} times as long"
+    yield from textwrap.wrap(_measured(config, comm.size, costs), 80, subsequent_indent="  ")
+    yield from textwrap.wrap(_assumed(cluster), 80, subsequent_indent="  ")
     own = predict(config, arrays, costs, cluster)
     yield ""
-    yield f"{cluster.ranks} ranks on {cluster.nodes} nodes"
+    yield f"{_counted(cluster.ranks, 'rank')} on {_counted(cluster.nodes, 'node')}"
     yield f"  seconds   {own['round'].mean():.3g} a round, {total(own['round'], config):,.4g} in all, start and files aside"
-    yield "  of a round  " + ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
+    yield from textwrap.wrap(", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS), 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node for the data"
     yield f"  bytes     {costs.down / 1e6:,.3g} MB to every rank and {costs.up / 1e6:,.3g} MB from every rank in a round"
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
+
+
+def _measured(config, ranks, costs):
+    threads = _counted(config.runtime.threads, "thread")
+    images = f"{config.generation.batch_size} images in {costs.batch:.2f} s; " if config.generates else ""
+    return (f"measured by {_counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, {environment.processor()}: "
+            f"{costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a client beside; {images}testing {costs.test:.2f} s; "
+            f"the rest of a round {costs.rest:.3f} s; memory copies {costs.copying / 1e9:.1f} GB/s")
+
+
+def _assumed(cluster):
+    crowded = (f"; {cluster.ranks_a_node} ranks of {_counted(cluster.threads, 'thread')} share {_counted(cluster.cores, 'core')}, so that all takes "
+               f"{cluster.crowding:.3g} times as long" if cluster.crowding > 1 else "")
+    return (f"assumed: nodes like this one, of {_counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and {8 * cluster.bandwidth / 1e9:g} "
+            f"Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by reduce-scatter and gather{crowded}")
+
+
+def _counted(number, what):
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _others(cluster, most):

@@ -81,7 +81,7 @@ def read(path, memory):
     spent.append(seconds - sum(spent))
     parts = {part: 100 * one.sum() / seconds.sum() for part, one in zip(PARTS, spent)}
     return Measured(str(path), config, cluster, seconds, parts, accuracy, clients["seconds"].reshape(count, -1), server,
-                    np.median(traffic + spent[-1]), test.mean(), (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])))
+                    (traffic + spent[-1]).mean(), test.mean(), (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])))
 
 
 def predicted(run, cluster):

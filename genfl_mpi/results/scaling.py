@@ -4,7 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+from matplotlib.ticker import NullLocator, ScalarFormatter  # noqa: E402
 
 from genfl_mpi.results.plots import save  # noqa: E402
 
@@ -29,10 +29,8 @@ def _ranks(axes, rows):
     speed.plot(ranks, [first / row[2] for row in rows], "x--", color="#D55E00", label="predicted")
     speed.plot(ranks, [one / ranks[0] for one in ranks], ":", color="black", linewidth=0.8, label="ideal")
     speed.set(xlabel="ranks", ylabel=f"speed-up over {ranks[0]} rank{'s' * (ranks[0] > 1)}", xscale="log", yscale="log")
-    for axis in (speed.xaxis, speed.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
-    speed.set_xticks(ranks)
+    _mark(speed.xaxis, ranks)
+    _mark(speed.yaxis, [one / ranks[0] for one in ranks])
     speed.grid(alpha=0.3)
     speed.legend(frameon=False, fontsize="small")
     bottom = [0.0] * len(rows)
@@ -55,6 +53,14 @@ def _clients(axes, rows):
             panel.plot([row[0] for row in own], [row[column] for row in own], "o-", label=label)
     for panel, name in zip(axes, ("seconds of a round", "final test accuracy (%)")):
         panel.set(xlabel="clients", ylabel=name, xscale="log")
+        _mark(panel.xaxis, sorted({row[0] for row in rows}))
         panel.grid(alpha=0.3)
     axes[0].set_ylim(bottom=0)
     axes[1].legend(frameon=False, fontsize="small")
+
+
+def _mark(axis, values):
+    """Marks of a logarithmic axis at the values alone, as plain numbers."""
+    axis.set_ticks(values)
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
