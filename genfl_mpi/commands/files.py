@@ -101,6 +101,27 @@ def price(arguments):
     return launch.print_lines(lines())
 
 
+def scaling(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi scaling", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Print and draw how runs scaled, from results files of the same configuration on\n"
+        "different numbers of ranks: speed-up, efficiency and where the time went,\n"
+        "against the prediction from the fewest ranks; and from runs that differ in\n"
+        "clients or cohort: seconds of a round and accuracy. For example:\n"
+        "  python -m genfl_mpi scaling results/1 results/2 results/4")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("-o", "--output", default="scaling.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import scaling
+        from genfl_mpi.results import reader
+
+        yield from scaling.command(reader.find(options.results), options.output)
+
+    return launch.print_lines(lines())
+
+
 def show(arguments):
     parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file.")
     parser.add_argument("file")

@@ -1,5 +1,7 @@
 """What may come before a run: the data fetched and looked at, and the images asked for and made."""
 
+import os
+
 from genfl_mpi.commands import launch
 from genfl_mpi.errors import UserError
 
@@ -79,5 +81,35 @@ def generate(arguments):
 
         with Signals(comm) as signals:
             return generate(comm, [run for run in runs.values() if run.generates], say, signals)
+
+    return launch.with_config(parser, arguments, command)
+
+
+def plan(arguments):
+    parser = launch.parser_of(
+        "plan", "Predict what the first run of CONFIG takes on RANKS ranks: seconds, memory,\n"
+        "bytes and the best number of ranks, after some seconds of measuring here. Under\n"
+        "mpirun all ranks measure at once, as they would compute. For example:\n"
+        "  mpirun -n 2 python -m genfl_mpi plan configs/cifar10.yaml -n 64 --nodes 4")
+    parser.add_argument("-n", "--ranks", type=int, required=True, help="ranks of the run")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes that they are on (default: %(default)s)")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="cores of a node (default: this one's, %(default)s)")
+    parser.add_argument("--latency", type=float, default=2.0, help="of a message between nodes, microseconds (default: %(default)s)")
+    parser.add_argument("--bandwidth", type=float, default=100.0, help="of a node's network, Gbit/s (default: %(default)s)")
+
+    def command(comm, options, runs, say):
+        from genfl_mpi import plan as planning
+        from genfl_mpi.prediction import Cluster
+
+        for name in ("ranks", "nodes", "cores", "latency", "bandwidth"):
+            if not getattr(options, name) > 0:
+                raise UserError(f"--{name} {getattr(options, name)}: must be above 0")
+        if options.nodes > options.ranks:
+            raise UserError(f"--nodes {options.nodes}: there are fewer ranks, {options.ranks}")
+        cluster = Cluster(options.ranks, options.nodes, options.cores, 1, options.latency / 1e6, options.bandwidth * 1e9 / 8, 0.0)
+        name, config = next(iter(runs.items()))
+        for line in planning.command(comm, config, cluster, name):
+            say(line)
+        return 0
 
     return launch.with_config(parser, arguments, command)

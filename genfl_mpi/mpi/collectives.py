@@ -15,6 +15,11 @@ def world():
     return MPI.COMM_WORLD
 
 
+def alone():
+    """This rank, for what it does without the others."""
+    return MPI.COMM_SELF
+
+
 def library():
     return MPI.Get_library_version().strip().rstrip("\0").splitlines()[0]
 

@@ -17,7 +17,7 @@ def describe(mpi_library, hosts, threads, device):
     """Attributes of /environment. hosts: the host of each rank."""
     return {
         "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(), "system": platform.platform(), "processor": _processor(),
+        "python": platform.python_version(), "system": platform.platform(), "processor": processor(),
         "packages": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "git_commit": git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),
         "cores": len(os.sched_getaffinity(0)), "threads": threads, "device": device,
@@ -37,7 +37,8 @@ def _version(name):
         return "not installed"
 
 
-def _processor():
+def processor():
+    """The name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
