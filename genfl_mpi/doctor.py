@@ -20,7 +20,8 @@ from genfl_mpi.simulation import resolve
 
 SLOW_START = 60.0  # seconds until a process has imported everything
 SLOW_FILE = 0.1  # seconds to write a file of 4 KB and bring it to the disk
-SLOW_DISK = 20e6  # bytes a second
+SLOW_DISK = 20e6  # bytes a second, of a file of LARGE bytes
+LARGE = 16 << 20
 SLOW_NETWORK = 0.1e9  # bytes a second between hosts
 MOST_PARTNERS = 8  # of rank 0 in the ping
 MOST_LINES = 16  # of a check
@@ -120,8 +121,9 @@ def _versions(comm, configs):
 def _files(comm, configs):
     """Where the results and the bank go: one folder for all hosts, locks, speed."""
     lines, problems = [], []
-    for folder in dict.fromkeys(path for config in configs for path in (config.output, config.generation.bank)):
-        found = collectives.from_rank0(comm, lambda: _probe(Path(folder)))
+    folders = {path: name for config in configs for name, path in (("output", config.output), ("generation.bank", config.generation.bank))}
+    for folder, setting in folders.items():
+        found = collectives.from_rank0(comm, lambda: _probe(Path(folder), setting))
         seen = comm.gather((os.uname().nodename, os.path.exists(found["marker"])) if "marker" in found else None)
         if comm.rank:
             continue
@@ -136,39 +138,32 @@ def _files(comm, configs):
     return lines, problems
 
 
-def _probe(folder):
-    """On rank 0: what a folder, or the nearest one above it that exists, is good for. Leaves a file `marker` there."""
+def _probe(folder, setting):
+    """What the folder of a setting, or the nearest one above it that exists, is good for. Leaves a file `marker` there."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    marker = there / f".genfl_mpi-doctor-{os.uname().nodename}-{os.getpid()}"
     try:
-        space.check(folder)
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        marker = there / f".genfl_mpi-doctor-{os.uname().nodename}-{os.getpid()}"
-        problems = []
-        start = time.perf_counter()
-        _write(marker, 16 << 20)
-        rate = (16 << 20) / (time.perf_counter() - start)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            _write(marker, 4096)
-            times.append(time.perf_counter() - start)
-        marker.unlink()
-        try:
-            with h5py.File(marker, "w", libver="latest") as file:
-                file["x"] = [1]
-                file.swmr_mode = True
-                h5py.File(marker, "r", libver="latest", swmr=True).close()
-        except OSError as error:
-            problems.append(f"{folder}: HDF5 cannot lock files there ({str(error).splitlines()[0]}): export HDF5_USE_FILE_LOCKING=FALSE, or "
-                            "choose another file system")
-            marker.touch()
-    except (OSError, UserError) as error:
-        return {"problems": [str(error)]}
-    return {"marker": str(marker), "system": _file_system(marker), "rate": rate, "small": sorted(times)[2], "problems": problems}
+        rate = LARGE / _seconds_to_write(marker, LARGE)
+        small = sorted(_seconds_to_write(marker, 4096) for _ in range(5))[2]
+    except OSError as error:
+        return {"problems": [f"{setting}: {folder} cannot be written: {error.strerror}; set another folder"]}
+    found = {"marker": str(marker), "system": _file_system(marker), "rate": rate, "small": small, "problems": []}
+    try:
+        with h5py.File(marker, "w", libver="latest") as file:
+            file.swmr_mode = True
+            h5py.File(marker, "r", libver="latest", swmr=True).close()
+    except OSError as error:
+        found["problems"] = [f"{setting}: HDF5 cannot use {folder} ({str(error).splitlines()[0]}): export HDF5_USE_FILE_LOCKING=FALSE, or "
+                             "choose another file system"]
+    return found
 
 
-def _write(path, size):
+def _seconds_to_write(path, size):
+    """A file of so many bytes, until it is on the disk. Raises OSError."""
+    start = time.perf_counter()
     path.write_bytes(b"\0" * size)
     space.flush(path)
+    return time.perf_counter() - start
 
 
 def _file_system(path):

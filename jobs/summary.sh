@@ -1,5 +1,5 @@
 #!/bin/bash
-# Table and figure of a sweep, of the runs that are there; jobs/sweep.sh submits it behind the array.
+# Table and figure of a sweep, of what there is of its runs; jobs/sweep.sh submits it behind the array.
 #   sbatch jobs/summary.sh configs/fig5.yaml data.root=/data
 #SBATCH --job-name=genfl-summary
 #SBATCH --ntasks=1
@@ -8,4 +8,4 @@
 
 source jobs/common.sh
 results=$(python -m genfl_mpi --members "$@")
-python -m genfl_mpi plot $results --output "${figure:-sweep.png}"
+python -m genfl_mpi summary $results

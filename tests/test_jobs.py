@@ -48,10 +48,10 @@ class Cluster:
     def log(self, job):
         return "".join(path.read_text() for path in self.folder.glob(f"*-{job}.log"))
 
-    def wait(self, job, state="COMPLETED"):
-        """Wait for the end of a job, and return what it printed."""
+    def wait(self, job, *states):
+        """Wait for the end of a job, in one of `states`, by default well, and return what it printed."""
         until(lambda: time.sleep(0.3) or self.about(job)["JobState"] in ENDED)
-        assert self.about(job)["JobState"] == state, self.log(job)
+        assert self.about(job)["JobState"] in (states or ["COMPLETED"]), self.log(job)
         return self.log(job)
 
 
@@ -106,11 +106,11 @@ def test_a_run_and_one_over_several_nodes(cluster, default, bank, launcher):
 
 
 def test_a_sweep_as_an_array_with_its_summary(cluster, default, bank):
-    said = cluster.call("bash", "jobs/sweep.sh", *SHORT, f"generation.bank={bank}", figure="here.png")
+    said = cluster.call("bash", "jobs/sweep.sh", *SHORT, f"generation.bank={bank}")
     summary = said.split()[-1]
     text = cluster.wait(summary)
     check(cluster.folder / "results/default", default)
-    assert all(name in text for name in ("FedAvg", "GenFL", "AIGC-only", "3 runs")) and (cluster.folder / "here.png").exists()
+    assert all(name in text for name in ("FedAvg", "GenFL", "AIGC-only", "3 runs: 3 finished")) and (cluster.folder / "results/default/summary.png").exists()
     logs = [path.read_text() for path in cluster.folder.glob("genfl-member-*_*.log")]
     assert sorted(re.search(r"^(\w+)_seed1  round 2/2", log, re.M)[1] for log in logs) == sorted(METHODS), "an index is a run"
     # A single one again finds its work done.
@@ -162,7 +162,7 @@ def test_a_failing_job_fails(cluster):
 def test_two_jobs_on_one_node_share_neither_cores_nor_gpus(cluster):
     submit = ["--nodelist=node1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=3", "--time=5", "jobs/gpu.sh", "doctor", "runtime.device=cpu"]
     jobs = [cluster.submit(*submit) for _ in range(2)]
-    found = [ranks(cluster.wait(job)) for job in jobs]
+    found = [ranks(cluster.wait(job, "COMPLETED", "FAILED")) for job in jobs]
     start, end = ([cluster.about(job)[name] for job in jobs] for name in ("StartTime", "EndTime"))
     assert max(start) < min(end), "they were there at the same time"
     assert [len(gpus) for _, gpus in found] == [2, 2]
@@ -182,13 +182,13 @@ def test_what_gpu_jobs_ask_for_and_get(cluster):
     """Devices that are none: torch cannot use them, but Slurm gives them out, and doctor tells which rank would take which."""
     own = cluster.submit("--cpus-per-task=1", "jobs/gpu.sh", "doctor", "runtime.device=cpu")
     shared = cluster.submit("--ntasks-per-node=6", "--cpus-per-task=1", "jobs/shared_gpu.sh", "doctor", "runtime.device=cpu")
-    _, gpus = ranks(cluster.wait(own))
+    either = "COMPLETED", "FAILED"  # for doctor may complain of a machine with few cores
+    _, gpus = ranks(cluster.wait(own, *either))
     assert gpus == {rank: (str(rank), "0,1,2,3") for rank in range(4)}
-    _, gpus = ranks(cluster.wait(shared))
+    _, gpus = ranks(cluster.wait(shared, *either))
     assert [gpus[rank][0] for rank in range(6)] == ["0", "1", "2", "3", "1", "2"]
     for job in (own, shared):
-        about = cluster.about(job)
-        assert "gres/gpu=4" in about.get("AllocTRES", about.get("TRES"))  # newer versions of Slurm, and older ones
+        assert cluster.about(job)["TresPerNode"].endswith("gpu:4")
     refused = cluster.submit("--ntasks-per-node=1", "--cpus-per-task=1", "jobs/gpu.sh", *FAST)
     assert "the job was given GPU 0,1,2,3, and torch cannot use it" in cluster.wait(refused, "FAILED")
 

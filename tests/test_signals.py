@@ -5,15 +5,18 @@ import signal
 from contextlib import suppress
 
 import pytest
-from conftest import FAST, Job, mpirun, until
+from conftest import FAST, Job, is_open_mpi, mpirun, until
 
 from genfl_mpi.cli import main
 from genfl_mpi.results import checkpoint, progress, reader
 
 
 @pytest.mark.parametrize(("name", "ranks", "to", "status"), [
-    ("SIGTERM", 2, "launcher", 75), ("SIGINT", 2, "launcher", 130), ("SIGUSR1", 2, 1, 75), ("SIGINT", 1, 0, 130)])
+    ("SIGTERM", 2, "launcher", 75), ("SIGINT", 2, "launcher", 130), ("SIGUSR1", 2, "launcher", 75), ("SIGTERM", 2, 1, 75),
+    ("SIGINT", 1, 0, 130)])
 def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_path):
+    if to == "launcher" and name != "SIGUSR1" and is_open_mpi():
+        pytest.skip(f"after {name}, Open MPI's mpirun leaves the ranks a fifth of a second, and kills them")
     results = tmp_path / "cut/fedavg_seed1.h5"
     overrides = [*FAST, "checkpoint.every_rounds=1000"]
     job = Job(ranks, [*overrides, "rounds=5000", f"output={tmp_path}/cut"], results, tmp_path / "log")

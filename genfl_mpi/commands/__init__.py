@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": ("generators", "train a small generator on public images"),
     "finetune": ("generators", "train a LoRA adapter for a generator"),
     "plot": ("files", "draw accuracy against rounds, from results files"),
+    "summary": ("files", "many runs at a glance, while some still run"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
     "scaling": ("files", "print and draw how runs scaled with ranks, clients and cohort"),

@@ -54,6 +54,30 @@ def plot(arguments):
     return launch.print_lines(lines())
 
 
+def summary(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi summary", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Many runs at a glance, while some of them still run, were cut off or have not\n"
+        "begun: how far each is, the final accuracies of those that are finished, and a\n"
+        "figure of all rounds that there are. For example:\n"
+        "  python -m genfl_mpi summary results/fig5")
+    parser.add_argument("results", nargs="+", help="results files, whether they are there or not, or folders of them")
+    parser.add_argument("-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the first file)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import overview, plots, reader
+
+        states = [overview.state(path) for path in reader.find(options.results)]
+        yield from overview.lines(states)
+        if drawn := overview.with_rounds(states):
+            output = options.output or drawn[0].parent / "summary.png"
+            plots.accuracy(drawn, output)
+            yield f"figure in {output}"
+
+    return launch.print_lines(lines())
+
+
 def claims(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi claims", formatter_class=argparse.RawDescriptionHelpFormatter,
