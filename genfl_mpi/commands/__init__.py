@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": ("generators", "train a small generator on public images"),
     "finetune": ("generators", "train a LoRA adapter for a generator"),
     "plot": ("files", "draw accuracy against rounds, from results files"),
+    "report": ("files", "write all about runs into one HTML file"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
     "export": ("files", "write results as CSV or for TensorBoard"),
