@@ -15,6 +15,7 @@ COMMANDS = {
     "finetune": ("generators", "train a LoRA adapter for a generator"),
     "plot": ("files", "draw accuracy against rounds, from results files"),
     "summary": ("files", "many runs at a glance, while some still run"),
+    "report": ("files", "write all about runs into one HTML file"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
     "scaling": ("files", "print and draw how runs scaled with ranks, clients and cohort"),

@@ -219,3 +219,24 @@ def export(arguments):
             yield f"{options.table} of {len(paths)} runs in {output}"
 
     return launch.print_lines(lines())
+
+
+def report(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi report", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
+        "it: configuration, environment, figures, tables, claims, images. For example:\n"
+        "  python -m genfl_mpi report results/default -o report.html")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("-o", "--output", default="report.html", help="the HTML file (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import report
+        from genfl_mpi.results import reader
+
+        paths = reader.find(options.results)
+        report.write(paths, options.output)
+        yield f"{len(paths)} runs; report in {options.output}"
+
+    return launch.print_lines(lines())

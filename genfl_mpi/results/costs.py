@@ -1,6 +1,7 @@
 """Figures of what runs cost: measured, and in simulated worlds."""
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
 
@@ -26,7 +27,7 @@ def measured(paths):
             a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
             axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread, color=COLOURS[group.method],
-                      error_kw={"linewidth": 0.6}, label=", ".join(filter(None, (group.method, group.panel, group.settings))))
+                      error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=", ".join(filter(None, (group.method, group.panel, group.settings))))
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, label_classes, styled
-from genfl_mpi.results.summary import class_names, groups
+from genfl_mpi.results.summary import groups
 
 
 def accuracy(paths):
@@ -20,10 +20,10 @@ def loss(paths):
 @styled
 def classes(paths):
     """Test accuracy of each class against rounds, mean over seeds: a panel for each method. Raises UserError."""
-    found, common = groups(paths)
-    names = class_names(paths[0])
-    figure, all_axes = column(len(found), 0.55 + min(2.4, 0.12 * len(names)), sharex=True)
+    found, _ = groups(paths)
+    figure, all_axes = column(len(found), 0.55 + min(2.4, 0.12 * max(len(group.classes) for group in found)), sharex=True)
     for group, [axes] in zip(found, all_axes):
+        names = group.classes
         mean = 100 * group.of("accuracy_per_class").mean(0)
         image = axes.imshow(mean.T, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0, vmax=100,
                             extent=(0.5, len(mean) + 0.5, len(names) - 0.5, -0.5))

@@ -2,6 +2,8 @@
 
 import io
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 
 import matplotlib
@@ -17,6 +19,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 WIDTH = 3.5  # inches: one column of a two-column paper
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,
          "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.alpha": 0.3, "pdf.fonttype": 42, "svg.hashsalt": "genfl_mpi"}
+DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), "#e4e6ea")
 FORMATS = {".png", ".svg", ".pdf"}
 MOST_CLIENTS = 200  # in a picture of the partition
 MOST_CLASSES = 20  # with a row or a label of their own
@@ -27,10 +30,23 @@ def styled(function):
 
     @wraps(function)
     def drawn(*arguments, **named):
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE | ground.get()):
             return function(*arguments, **named)
 
     return drawn
+
+
+ground = ContextVar("ground", default={})  # what is drawn otherwise than in STYLE
+
+
+@contextmanager
+def on_dark():
+    """Within it, figures are drawn for a dark ground."""
+    before = ground.set(DARK)
+    try:
+        yield
+    finally:
+        ground.reset(before)
 
 
 def column(rows, height, columns=1, **more):
@@ -53,10 +69,10 @@ def save(figure, out):
 
 
 @styled
-def png(figure, dpi=200):
-    """A figure as the bytes of a PNG file."""
+def svg(figure):
+    """A figure as the bytes of an SVG file that lets the ground shine through."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
+    figure.savefig(stream, format="svg", dpi=150, transparent=True, metadata={"Creator": None, "Date": None})
     return stream.getvalue()
 
 
@@ -65,7 +81,8 @@ def partition(histograms, names):
     """The samples of each label that each client holds, int (clients, classes): a column a client, of at most MOST_CLIENTS."""
     shown = histograms[:MOST_CLIENTS]
     figure, [[axes]] = column(1, 0.8 + min(2.6, 0.15 * len(names)))
-    image = axes.imshow(np.where(shown, shown, np.nan).T, aspect="auto", interpolation="nearest", cmap="viridis_r", norm="log")
+    image = axes.imshow(np.where(shown, shown, np.nan).T, aspect="auto", interpolation="nearest",
+                        cmap="viridis" if ground.get() else "viridis_r", norm="log")  # much stands out from the ground
     label_classes(axes, names)
     part = f", the first {MOST_CLIENTS} of {len(histograms)}" if len(histograms) > MOST_CLIENTS else ""
     axes.set(xlabel=f"client{part}", ylabel="class")

@@ -20,11 +20,12 @@ PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 @dataclass
 class Group:
     """method; panel: data set and alpha, where they vary, as text; settings: what else tells the group from others of the
-    method, as text; runs: the columns of /rounds by name, one dict a run."""
+    method, as text; classes: their names; runs: the columns of /rounds by name, one dict a run."""
 
     method: str
     panel: str
     settings: str
+    classes: list
     runs: list = field(default_factory=list)
 
     def of(self, column):
@@ -39,35 +40,29 @@ def groups(paths):
     runs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            runs.append((flatten(config_of(file)), columns_of(file, "rounds")))
+            runs.append((flatten(config_of(file)), columns_of(file, "rounds"), yaml.safe_load(file["config"].attrs["class_names"])))
         if not len(runs[-1][1]["round"]):
             raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
-    common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _ in runs)}
+    common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
               and (key in PANELS or not _is_methods_own(key, runs))]
     panels, found = PANELS if "method" not in common else {}, {}
-    for config, columns in runs:
+    for config, columns, classes in runs:
         panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
         settings = ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels)
-        group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings))
+        group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings, classes))
         group.runs.append(columns)
     return list(found.values()), common
 
 
-def class_names(path):
-    """Of the data set of a results file, a list of texts. Raises UserError."""
-    with open_results(path) as file, damage(path):
-        return yaml.safe_load(file["config"].attrs["class_names"])
-
-
 def _follows(key, runs):
     """Whether `augmented.x` is `training.x` in all runs, as it is unless it was set."""
-    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _ in runs)
+    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _, _ in runs)
 
 
 def _is_methods_own(key, runs):
     """Whether every method has a value of its own, where there are several: what it was given for being that method."""
-    values = {(config["method"], str(config[key])) for config, _ in runs}
+    values = {(config["method"], str(config[key])) for config, _, _ in runs}
     methods = {method for method, _ in values}
     return 1 < len(methods) == len(values)
 

@@ -78,7 +78,7 @@ def timeline(path, round=None):
         if span.rank < ranks:
             axes.barh(span.rank, span.end - span.start, left=span.start, height=0.8, color=PHASES[span.phase], edgecolor="white", linewidth=0.3)
             if span.client is not None and (span.end - span.start) / end * WIDTH > 0.07 * len(str(span.client)):
-                axes.text((span.start + span.end) / 2, span.rank, span.client, ha="center", va="center", fontsize=6)
+                axes.text((span.start + span.end) / 2, span.rank, span.client, ha="center", va="center", fontsize=6, color="black")
     seen = {span.phase for span in found}
     figure.legend(handles=[Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen], loc="outside lower center",
                   ncols=4, frameon=False, handlelength=1)
