@@ -1,6 +1,7 @@
 """Local SGD: what a client does with its data, and the server with the generated images."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,19 @@ def augment(images, settings, rng):
     return images
 
 
+@contextmanager
+def _lent(seed, device):
+    """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
+    kind of device: that takes longer than a small client's training, and where there is no GPU it leaves a note each time.)"""
+    stream = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    before = stream.get_state()
+    stream.manual_seed(seed)
+    try:
+        yield
+    finally:
+        stream.set_state(before)
+
+
 def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
@@ -102,8 +116,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     step = sgd(parameters, model.gradient, settings)
     losses, correct = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device), torch.zeros((), dtype=torch.float64, device=images.device)
     augmenting, dropping = rng.spawn(2)
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(int(dropping.integers(2**63)))  # dropout draws from the global stream: lend it
+    with _lent(int(dropping.integers(2**63)), images.device):
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)

@@ -1,5 +1,7 @@
 """A model's weights as one flat float32 vector, and the exact sum of such vectors."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -8,6 +10,7 @@ import torch
 # is held below LIMIT here; whoever adds some with a sum of rho above 1, as FedNova's may be, checks their `bound` too.
 FRACTION_BITS = 40
 LIMIT = 2.0**22
+BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as integers, twice 256 KiB
 
 
 class FlatModel:
@@ -50,23 +53,41 @@ class ExactSum:
     """
 
     def __init__(self, units):
-        self.units = torch.from_numpy(units)
-        self.scratch = torch.empty(len(units), dtype=torch.float64)
+        self.units = units
+        self.scratch = torch.empty(2, min(BLOCK, len(units)), dtype=torch.float64)
 
-    def add(self, rho, weights):
-        """Add rho (>= 0) times weights (float32 (size,)), and return the largest weight's size. Raises ArithmeticError, with
-        nothing added, on what it cannot represent."""
-        largest = weights.abs().max().item()
-        if not max(1, rho) * largest < LIMIT:  # also true of NaN
+    def add(self, rho, weights, since=None):
+        """Add rho (>= 0) times weights (float32 (size,)). Returns the largest weight's size and, in float64, the Euclidean
+        distance of the first weights to `since` (float32 (parameters,)), if that is given. Raises ArithmeticError, with
+        nothing added, on what it cannot represent.
+
+        All of it is done block by block, while a cache holds the block.
+        """
+        weights = weights.cpu().numpy()
+        since = np.empty(0, dtype=np.float32) if since is None else since.numpy()
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(weights), BLOCK)]
+        largest = np.max([(weights[block].max(), -weights[block].min()) for block in blocks])
+        if not max(1, rho) * largest < LIMIT:  # also true of NaN, which NumPy's extremes pass on
             raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
-        # A product of two float64 and its rounding to an integer depend on this client alone.
-        torch.mul(weights.to("cpu", torch.float64), rho * 2.0**FRACTION_BITS, out=self.scratch)
-        self.units += self.scratch.round_().long()
-        return largest
+        square, scale = 0.0, rho * 2.0**FRACTION_BITS
+        for block in blocks:
+            values, change = (row[: len(weights[block])] for row in self.scratch.numpy())
+            np.copyto(values, weights[block])
+            if count := len(since[block]):
+                np.copyto(change[:count], since[block])
+                change[:count] -= values[:count]
+                square += torch.dot(self.scratch[1, :count], self.scratch[1, :count]).item()
+            # A product of two float64 and its rounding to an integer depend on this client alone.
+            values *= scale
+            np.rint(values, out=values)
+            whole = change.view(np.int64)
+            np.copyto(whole, values, casting="unsafe")
+            self.units[block] += whole
+        return largest, math.sqrt(square)
 
     def value(self):
         """The sum as float64 (size,)."""
-        return self.units.double().mul_(2.0**-FRACTION_BITS)
+        return torch.from_numpy(self.units).double().mul_(2.0**-FRACTION_BITS)
 
 
 def bound(rho, largest):
