@@ -5,6 +5,8 @@ import math
 import numpy as np
 import torch
 
+from genfl_mpi.learning.layers import quicken
+
 # The exact sum works in units of 2**-40 on 64-bit integers. It cannot overflow as long as sum rho_n max |w_n| < LIMIT, because
 # the integer then stays below 2**62 (and roundings of half a unit a client would need 2**62 clients to matter). Each summand
 # is held below LIMIT here; whoever adds some with a sum of rho above 1, as FedNova's may be, checks their `bound` too.
@@ -16,26 +18,38 @@ BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as inte
 class FlatModel:
     """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
 
-    weights: float32 (size,), parameters first. gradient: float32 (parameters,), the parameters' .grad are its views.
-    Integer buffers (BatchNorm's counters) stay outside: they are neither averaged nor sent.
+    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's counters)
+    stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
     """
 
     def __init__(self, module, device="cpu"):
-        self.module = module.to(device)
+        self.module = quicken(module.to(device))
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
                    if tensor.is_floating_point()]
-        values = [p.data for p in parameters] + [getattr(owner, name) for owner, name in buffers]
-        self.weights = torch.empty(sum(value.numel() for value in values), device=device)
+        self._shapes = [p.shape for p in parameters]
         self.parameters = sum(p.numel() for p in parameters)
-        self.gradient = torch.zeros(self.parameters, device=device)
-        views = self.weights.split([value.numel() for value in values])
-        gradients = self.gradient.split([p.numel() for p in parameters])
-        for parameter, view, gradient in zip(parameters, views, gradients):
-            parameter.data = _shaped(view, parameter.shape).copy_(parameter.data)
-            parameter.grad = _shaped(gradient, parameter.shape)
-        for (owner, name), view, value in zip(buffers, views[len(parameters):], values[len(parameters):]):
-            setattr(owner, name, view.view_as(value).copy_(value))
+        self.weights = torch.empty(self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers), device=device)
+        for parameter, view in zip(parameters, self.split(self.weights[: self.parameters])):
+            parameter.data = view.copy_(parameter.data)
+        start = self.parameters
+        for owner, name in buffers:
+            value = getattr(owner, name)
+            setattr(owner, name, self.weights[start : start + value.numel()].view_as(value).copy_(value))
+            start += value.numel()
+
+    def split(self, vector):
+        """A vector (parameters,) as a list of tensors like the module's parameters."""
+        return [_shaped(part, shape) for part, shape in zip(vector.split([shape.numel() for shape in self._shapes]), self._shapes)]
+
+    def gradient(self):
+        """The gradients of the parameters as one vector (parameters,), of the parameters' device and dtype, taken away from them."""
+        vector = torch.zeros_like(self.weights[: self.parameters])
+        for parameter, part in zip(self.module.parameters(), self.split(vector)):
+            if parameter.grad is not None:
+                part.copy_(parameter.grad)
+                parameter.grad = None
+        return vector
 
 
 def _shaped(view, shape):
