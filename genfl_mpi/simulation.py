@@ -197,8 +197,7 @@ class Simulation:
             report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
             try:
                 report.check()
-                largest = self.sum.add(rho, self.model.weights)
-                update_norm = distance(self.model.weights.cpu(), self.weights, self.model.parameters)
+                largest, update_norm = self.sum.add(rho, self.model.weights, self.weights[: self.model.parameters])
             except ArithmeticError:
                 if self.config.faults.nonfinite == "stop":
                     raise

@@ -1,6 +1,7 @@
 """Local SGD: what a client does with its data, and the server with the generated images."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,20 +52,31 @@ def local_batches(samples, batch_size):
     return -(-samples // batch_size)
 
 
-def sgd(parameters, gradient, settings):
-    """A function that makes one step of SGD, with momentum and weight decay as torch.optim.SGD has them.
+def sgd(parameters, settings, mu=0.0, begun=(), correction=()):
+    """A function that makes one step of SGD with the parameters' gradients, with momentum and weight decay as torch.optim.SGD has
+    them, and takes the gradients away. It does nothing else to a weight, so that each is read and written once a step.
 
-    parameters, gradient: float32 (parameters,), the whole model in one vector, so that a step is one or two operations.
+    parameters: a list of tensors. mu, begun: FedProx's pull towards `begun`; correction: is added to the gradients; both in lists
+    like `parameters`.
     """
-    velocity = torch.zeros_like(gradient) if settings.momentum else None
+    parameters = list(parameters)
+    velocity = [torch.zeros_like(parameter) for parameter in parameters] if settings.momentum else None
 
+    @torch.no_grad()
     def step():
-        direction = gradient
+        direction = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+        if mu:
+            torch._foreach_add_(direction, torch._foreach_sub(parameters, begun), alpha=mu)
+        if correction:
+            torch._foreach_add_(direction, correction)
         if settings.weight_decay:
-            direction = direction.add_(parameters, alpha=settings.weight_decay)
+            torch._foreach_add_(direction, parameters, alpha=settings.weight_decay)
         if velocity is not None:
-            direction = velocity.mul_(settings.momentum).add_(direction)
-        parameters.sub_(direction, alpha=settings.lr)
+            torch._foreach_mul_(velocity, settings.momentum)
+            torch._foreach_add_(velocity, direction)
+        torch._foreach_add_(parameters, direction if velocity is None else velocity, alpha=-settings.lr)
+        for parameter in parameters:
+            parameter.grad = None  # the next backward pass then writes its own, and nothing need be zeroed or added up
 
     return step
 
@@ -88,6 +100,19 @@ def augment(images, settings, rng):
     return images
 
 
+@contextmanager
+def _lent(seed, device):
+    """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
+    kind of device: that takes longer than a small client's training, and where there is no GPU it leaves a note each time.)"""
+    stream = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    before = stream.get_state()
+    stream.manual_seed(seed)
+    try:
+        yield
+    finally:
+        stream.set_state(before)
+
+
 def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
@@ -98,26 +123,20 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     """
     model.weights.copy_(start)
     model.module.train()
-    parameters, begun = model.weights[: model.parameters], start[: model.parameters].to(model.weights.device)
-    step = sgd(parameters, model.gradient, settings)
+    begun = model.split(start[: model.parameters].to(model.weights.device)) if mu else ()
+    step = sgd(model.module.parameters(), settings, mu, begun, () if correction is None else model.split(correction))
     losses, correct = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device), torch.zeros((), dtype=torch.float64, device=images.device)
     augmenting, dropping = rng.spawn(2)
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(int(dropping.integers(2**63)))  # dropout draws from the global stream: lend it
+    with _lent(int(dropping.integers(2**63)), images.device):
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)
-                logits = model.module(augment(images[batch], settings, augmenting))
-                loss = F.cross_entropy(logits, labels[batch])
-                model.gradient.zero_()
+                logits, target = model.module(augment(images[batch], settings, augmenting)), labels[batch]
+                loss = F.cross_entropy(logits, target)
                 loss.backward()
-                if mu:
-                    model.gradient.add_(parameters - begun, alpha=mu)
-                if correction is not None:
-                    model.gradient.add_(correction)
                 step()
                 losses[epoch] += loss.detach().double() * len(batch)
                 if epoch == settings.epochs - 1:
-                    correct += (logits.argmax(1) == labels[batch]).sum()
+                    correct += (logits.argmax(1) == target).sum()
     *losses, accuracy = (torch.cat([losses, correct[None]]) / len(images)).tolist()  # the one wait for the device
     return Report(len(images), losses[0], losses[-1], accuracy)
