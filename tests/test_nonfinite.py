@@ -10,6 +10,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
 from genfl_mpi.results import reader
 
+NOTHING_YET = {"clients": {"round": np.empty(0, int)}, "generated": {"label": [], "image": np.empty((0, 3, 8, 8), np.uint8), "fidelity": []}}
 ROUND, BAD = 2, 3  # the third round, in which clients 1, 3 and 4 are trained
 
 
@@ -56,7 +57,7 @@ def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path)
     without = Simulation(overrides=[*overrides[:-1], "cohort=2"], folder=tmp_path / "c", select=lambda state: [1, 4])
     full = Simulation(overrides=[*overrides, "rounds=2"], folder=tmp_path / "c", select=everybody)
     list(full)
-    without.restore(2, full.down.weights, full.server.memory(), [], np.empty((0, 3, 8, 8), np.uint8), [])
+    without.restore(2, full.down.weights, full.server.memory(), NOTHING_YET)
     [last] = without
     clients = records[2].clients
     assert clients["client"].tolist() == [1, 3, 4] and clients["rho"][1] == 0 and np.isnan(clients["update_norm"][1])

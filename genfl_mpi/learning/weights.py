@@ -56,9 +56,7 @@ class ExactSum:
     def add(self, rho, weights):
         """Add rho (>= 0) times weights (float32 (size,)), and return the largest weight's size. Raises ArithmeticError, with
         nothing added, on what it cannot represent."""
-        largest = weights.abs().max().item()
-        if not max(1, rho) * largest < LIMIT:  # also true of NaN
-            raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+        largest = largest_weight(weights, rho)
         # A product of two float64 and its rounding to an integer depend on this client alone.
         torch.mul(weights.to("cpu", torch.float64), rho * 2.0**FRACTION_BITS, out=self.scratch)
         self.units += self.scratch.round_().long()
@@ -67,6 +65,14 @@ class ExactSum:
     def value(self):
         """The sum as float64 (size,)."""
         return self.units.double().mul_(2.0**-FRACTION_BITS)
+
+
+def largest_weight(weights, rho=1.0):
+    """The largest size of float32 `weights` (size,). Raises ArithmeticError if rho times it cannot be summed exactly."""
+    largest = weights.abs().max().item()
+    if not max(1, rho) * largest < LIMIT:  # also true of NaN
+        raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+    return largest
 
 
 def bound(rho, largest):

@@ -1,0 +1,45 @@
+"""The clients' data: who holds what, what it tells of its labels, and what it trains on."""
+
+import numpy as np
+
+from genfl_mpi import streams
+from genfl_mpi.data import datasets, public
+from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
+from genfl_mpi.data.labels import label_histograms, share
+from genfl_mpi.data.partition import partition
+
+
+def client_data(data, client, config):
+    """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
+    and behind its own the shared ones of the public pool."""
+    own = slice(data["pointers"][client], data["pointers"][client + 1])
+    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].copy()
+    if data["bad"][client] and config.bad_clients.kind != "mislabelled":
+        images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
+    if config.data.shared:
+        given = data["given"]
+        images, labels = np.concatenate([images, data["train_images"][given]]), np.concatenate([labels, data["train_labels"][given]])
+    return images, labels
+
+
+def load_and_divide(config):
+    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms.
+
+    What remains of the training set after the public pool is divided over the clients.
+    """
+    arrays = datasets.load(config.data)
+    classes = len(datasets.describe(config.data).classes)
+    labels = arrays["train_labels"]
+    held = np.setdiff1d(np.arange(len(labels)), public.pool(labels, config.data.public_pool, classes))
+    pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
+    indices = held[indices]
+    client_labels, bad = labels[indices], bad_clients(config.clients, config.bad_clients, config.seed)
+    if config.bad_clients.kind == "mislabelled":
+        for client in np.flatnonzero(bad):
+            own = slice(pointers[client], pointers[client + 1])
+            client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
+    histograms = label_histograms(client_labels, pointers, classes)
+    shared = share(histograms, config.label_sharing, config.seed)
+    given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
+    return {**arrays, **given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
+            "label_histograms": histograms, "shared_labels": shared}
