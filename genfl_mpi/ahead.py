@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.generation import checkpoint
@@ -16,7 +17,7 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.results import plots
 from genfl_mpi.server import Server
-from genfl_mpi.simulation import load_and_divide, resolve
+from genfl_mpi.simulation import resolve
 
 
 def prefetch(runs):

@@ -61,6 +61,8 @@ def load(source=None, overrides=()):
         for key, value in chosen.items():
             for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
                 _set(member, name, one)
+        if isinstance(member.get("world"), str):  # its settings become the run's, whatever happens to the file
+            member["world"] = load_world(member["world"]).model_dump()
         config = validate(member, where)
         name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
         if name in runs:

@@ -18,7 +18,8 @@ from genfl_mpi.results import costs, plots, reader, tables
 from genfl_mpi.results.summary import METHODS
 from genfl_mpi.world import World
 
-AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint", "generation.steps", "generation.guidance", "generation.size")
+AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint",
+         "generation.steps", "generation.guidance", "generation.size")
 HALF = 2  # bytes of a generator's weight, which is sent in half precision
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
 CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
@@ -27,13 +28,15 @@ MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes"
 
 @dataclass(frozen=True)
 class Run:
-    """What is priced of a results file. accuracy: float64 (rounds,); generates: whether clients trained and images were made."""
+    """What is priced of a results file. accuracy: float64 (rounds,); generates: whether clients trained and images were made;
+    world: in which policies of the run acted, or None."""
 
     name: str
     method: str
     generates: bool
     accuracy: np.ndarray
     trace: Trace
+    world: World | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,12 @@ def command(options):
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
     worlds, runs = load_worlds(options.world), [read(path, as_if) for path in paths]
-    priced = in_worlds(runs, worlds)
+    for run in runs:
+        if run.world is not None and (options.world or as_if):
+            raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
+                            "energies; another world would have had another run: price it without --world and key=value, in its own")
+    worlds_of = [worlds if run.world is None else {"own": run.world} for run in runs]
+    priced = in_worlds(runs, worlds_of)
     yield from table(priced, options.target)
     plots.save(figure(priced), options.output)
     yield f"\naccuracy against what was spent: {options.output}"
@@ -68,7 +76,7 @@ def command(options):
         tables.write_csv(options.csv, rows(priced))
         yield f"each client, round and entity: {options.csv}"
     if options.placements:
-        yield from _placements(runs, worlds, options.output)
+        yield from _placements(runs, worlds_of, options.output)
 
 
 def load_worlds(files):
@@ -76,9 +84,10 @@ def load_worlds(files):
     return {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
 
 
-def in_worlds(runs, worlds):
-    """A `Priced` for each of `runs` in each of `worlds`, {name: `World`}."""
-    return [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world))) for run in runs for name, world in worlds.items()]
+def in_worlds(runs, worlds_of):
+    """A `Priced` for each of `runs` in each of its worlds, {name: `World`}."""
+    return [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
+            for run, own in zip(runs, worlds_of) for name, world in own.items()]
 
 
 def figure(priced):
@@ -87,12 +96,12 @@ def figure(priced):
                            for one in priced], MEASURES)
 
 
-def _placements(runs, worlds, output):
+def _placements(runs, worlds_of, output):
     """Lines that compare the placements of AIGC in each world, and a figure of the first one."""
-    generating = [run for run in runs if run.generates]
+    generating = [(run, worlds) for run, worlds in zip(runs, worlds_of) if run.generates]
     if not generating:
         raise UserError("--placements compares them on a run with clients and generated images, method=genfl, and there is none")
-    run, picture, drawn = generating[0], Path(output).with_stem(f"{Path(output).stem}_placements"), {}
+    (run, worlds), picture, drawn = generating[0], Path(output).with_stem(f"{Path(output).stem}_placements"), {}
     for name, world in worlds.items():
         met, drawn[name] = cohorts(run.trace, world), curves(run.trace, world)
         yield f"\nplacements of AIGC on {run.name}, world {name}:"
@@ -204,7 +213,8 @@ def read(path, as_if=()):
             shape=shape, image_flops=maker.image, generator_bytes=HALF * maker.weights,
             missing=(file["partition/label_histograms"][:] == 0).mean(1),
             value=value_of_labels(file["partition/shared_labels"][:]))
-        return Run(Path(path).stem, METHODS[config.method], config.method == "genfl", file["rounds/accuracy"][:], trace)
+        accuracy = file["rounds/accuracy"][:]
+        return Run(Path(path).stem, METHODS[config.method], config.method == "genfl", accuracy, trace, config.world)
 
 
 def _as_if(path, values, as_if):

@@ -15,11 +15,10 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
-from genfl_mpi.learning.aggregation import SERVER
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
-from genfl_mpi.server import find_policies
+from genfl_mpi.server import find_policies, remembering
 from genfl_mpi.settings import is_free
 from genfl_mpi.simulation import Simulation, resolve
 
@@ -105,8 +104,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
     simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"), dataset=dataset, note=note, leaving=signals.asked)
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
-        generated = earlier.tables["generated"] if earlier else {"label": [], "image": [], "fidelity": []}
-        simulation.restore(rounds, earlier and earlier.weights, earlier and earlier.state, generated["label"], generated["image"], generated["fidelity"])
+        simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))
     hosts = comm.gather(os.uname().nodename)
     if comm.rank == 0 and config.generates and (others := simulation.server.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
@@ -196,7 +194,7 @@ def _earlier(path, config, fork, say):
 
 def _kept_rounds(path, file, config, fork, say):
     """`Earlier`, without tables, from an open results file that `config` continues. Raises UserError if it cannot."""
-    stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump())
+    stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump(mode="json"))
     differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
                    if not is_free(key) and stored.get(key) != wanted[key]]
     if differences:
@@ -209,9 +207,9 @@ def _kept_rounds(path, file, config, fork, say):
     rounds, weights, state = checkpoint.load(path, say)
     if finished and rounds != rows:
         rounds, weights, state = rows, file["weights"][:], {}
-    if rounds and not state and config.algorithm.name in {*SERVER, "scaffold"}:
-        raise UserError(f"{path}: what the server of {config.algorithm.name} remembers is missing, which was in {checkpoint.path_for(path).name}: "
-                        "the run cannot be continued; set another `output`, or start over with --fresh")
+        if rows < config.rounds and (who := remembering(config)):
+            raise UserError(f"{path}: what {who} remembers is missing, which was in {checkpoint.path_for(path).name}: "
+                            "the run cannot be continued; set another `output`, or start over with --fresh")
     if rounds > rows:
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
     if rounds > config.rounds:
@@ -223,7 +221,7 @@ def from_file(path, round, say):
     """`Earlier` from a round of another run, in the results file `path`. Raises UserError if there is no checkpoint of it."""
     with reader.open_results(path) as file, reader.damage(path):
         found, weights, state = checkpoint.load(path, say, at=round)
-        remembers = reader.config_of(file)["algorithm"]["name"] in {*SERVER, "scaffold"}
+        remembers = remembering(validate(reader.config_of(file), str(path)))
         if not found and not remembers and reader.is_finished(file) and round == len(file["rounds/round"]):
             weights = file["weights"][:]
         elif not found:

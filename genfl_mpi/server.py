@@ -1,6 +1,7 @@
 """What rank 0 does as the server, besides training clients: select, generate, train omega_a, aggregate."""
 
 import time
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,23 +16,46 @@ from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
-from genfl_mpi.learning.aggregation import normalised, server_step
+from genfl_mpi.learning.aggregation import SERVER, normalised, server_step
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find
-from genfl_mpi.policies import ServerState
+from genfl_mpi.policies import ServerState, needed
 from genfl_mpi.policies.kappa import KAPPA
 from genfl_mpi.policies.rho import RHO
 from genfl_mpi.policies.selection import SELECTION
+from genfl_mpi.surroundings import Surroundings
+
+POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}  # and where they are configured
+POLICY = "policy."  # before the names of what policies remember, in the checkpoint
 
 
-def find_policies(config):
-    """The configured select, rho, kappa and plan, as functions by name. Raises UserError."""
-    return {
+def find_policies(config, given=None):
+    """The configured select, rho, kappa and plan, or those `given` in their place, as functions by name. Raises UserError, also
+    if one needs what the configuration does not have."""
+    found = {
         "select": find(config.selection, SELECTION, "selection"), "rho": find(config.rho, RHO, "rho"),
         "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"), "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
-    }
+    } | (given or {})
+    for name, policy in found.items():
+        what = f"{POLICIES[name]}: {getattr(policy, '__name__', policy)}"
+        if "validation" in needed(policy) and config.validation.source == "none":
+            raise UserError(f"{what} tries models on validation data: set validation.source to pool, clients or generated")
+        if "world" in needed(policy) and config.world is None:
+            raise UserError(f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}")
+    if found["select"] is SELECTION["deadline"] and config.world.deadline_s is None:
+        raise UserError("selection: deadline needs world.deadline_s")
+    return found
+
+
+def remembering(config):
+    """What in this configuration remembers things from round to round, without which a run cannot go on: its name, or None."""
+    if config.algorithm.name in {*SERVER, "scaffold"}:
+        return f"the server of {config.algorithm.name}"
+    asked = {"select": config.trains_clients, "rho": config.trains_clients, "kappa": config.trains_clients and config.augments}
+    policies = find_policies(config)
+    return next((f"the policy of {POLICIES[name]}" for name in asked if asked[name] and "memory" in needed(policies[name])), None)
 
 
 def read_pool(config, about, data, device):
@@ -49,13 +73,21 @@ class Server:
 
     def __init__(self, config, about, data, device, policies):
         self.config, self.about, self.data, self.device = config, about, data, device
-        policies = find_policies(config) | policies
+        policies = find_policies(config, policies)
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
-        self.state = ServerState(0, config, np.diff(data["pointers"]) + config.data.shared, data["shared_labels"], np.zeros(len(about.classes), dtype=np.int64))
+        self.state = ServerState(
+            0, config, np.diff(data["pointers"]) + config.data.shared, data["shared_labels"],
+            generated=np.zeros(len(about.classes), dtype=np.int64), last=np.zeros(config.clients, dtype=np.int64),
+            losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
+        self.around = Surroundings(config, about, self.state.samples) if config.world else None
+        # What policies remember, by the policy's name: after the last whole round, and in the round at hand, which may not count.
+        self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
+        self.memories = {}
         self.images, self.labels = [], []
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.shares = np.zeros(0)  # the rho policy's answer for the cohort
+        self.fresh = 0  # images of this round
         self.interrupted = False  # whether this round's images were not all made, in order to leave
         self.generation_speed = Speed()
         self._ahead = self._generate_later_rounds()
@@ -69,21 +101,52 @@ class Server:
     def begin(self, round, plan, pace):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
         pace: a `Pace`, of the rounds before."""
-        self.state = replace(self.state, round=round, cohort=None)
+        self.memories = deepcopy(self.remembered)
+        forecast = self.around.forecast(round) if self.around else None
+        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, images=sum(map(len, self.images)))
         if not self.config.trains_clients:
             return
-        cohort = np.unique(self.select(self.state))
+        cohort = np.unique(self.select(replace(self.state, memory=self.memories.get("select"))))
         if len(cohort) != self.config.cohort or cohort[0] < 0 or cohort[-1] >= self.config.clients:
             raise UserError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
-        self.state = replace(self.state, cohort=cohort)
-        rho = np.asarray(self.rho(self.state), dtype=np.float64)
-        if rho.shape != cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
-            raise UserError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
-        self.shares, self.epochs = rho, self._local_epochs(cohort)
-        plan["client"], plan["rho"], plan["epochs"] = cohort, self._weights(rho), self.epochs
+        self.state, self.epochs = replace(self.state, cohort=cohort), self._local_epochs(cohort)
+        plan["client"], plan["rho"], plan["epochs"] = cohort, 0.0, self.epochs
+        if "models" not in needed(self.rho):
+            self.weigh(plan, np.ones(len(cohort), dtype=bool))
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         rates = pace.rates()
         plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]))
+
+    def weigh(self, plan, counted, **known):
+        """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the
+        others have none. known: what it is told besides, after training."""
+        state = replace(self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known)
+        rho = np.asarray(self.rho(state), dtype=np.float64)
+        if rho.shape != state.cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
+            raise UserError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
+        self.shares = np.zeros(len(counted))
+        self.shares[counted] = rho
+        plan["rho"] = self._weights(self.shares)
+
+    def note(self, clients):
+        """Remember a whole round: what its policies remember, and how its clients trained, columns of /clients."""
+        self.remembered = self.memories
+        self._note_clients(clients, self.state.forecast)
+
+    def note_earlier(self, clients):
+        """Remember how the clients trained in all rounds before a continued run goes on."""
+        for round in np.unique(clients["round"]):
+            rows = {name: column[clients["round"] == round] for name, column in clients.items()}
+            self._note_clients(rows, self.around and self.around.forecast(round - 1))
+
+    def _note_clients(self, clients, forecast):
+        """A client that was dropped has nothing to give: its loss and its change count as 0."""
+        who, kept = clients["client"], np.isfinite(clients["update_norm"])
+        self.state.last[who] = clients["round"]
+        self.state.losses[who] = np.where(kept, clients["loss_first_epoch"], 0.0)
+        self.state.norms[who] = np.where(kept, clients["update_norm"], 0.0)
+        if self.around:
+            self.around.spent[who] += forecast.joules[who]
 
     def _local_epochs(self, cohort):
         """Passes of each client over its data. With method=matched the clients make up for the steps that genfl's server would
@@ -119,6 +182,7 @@ class Server:
             made.append((self.generator.bank.key(batch), batch, images, fidelity))
         for _, batch, images, fidelity in made:
             self.add_generated(batch.label, images, fidelity)
+        self.fresh = sum(len(batch) for _, batch, _, _ in made)
         return made
 
     @cached_property
@@ -172,12 +236,17 @@ class Server:
         return model.weights.to("cpu", copy=True), report
 
     def memory(self):
-        """What the algorithm remembers from round to round: NumPy arrays by name."""
-        return {name: value.numpy() for name, value in self.moments.items()} | ({"trained": self.trained} if len(self.trained) else {})
+        """What the algorithm and the policies remember from round to round: NumPy arrays by name."""
+        return ({name: value.numpy() for name, value in self.moments.items()}
+                | ({"trained": self.trained} if len(self.trained) else {})
+                | {f"{POLICY}{policy}.{name}": value for policy, memory in self.remembered.items() for name, value in memory.items()})
 
     def remember(self, memory, down):
         """Take `memory` back."""
-        self.moments = {name: torch.as_tensor(array) for name, array in memory.items()}
+        self.moments = {name: torch.as_tensor(array) for name, array in memory.items() if not name.startswith(POLICY)}
+        for policy, remembered in self.remembered.items():
+            prefix = f"{POLICY}{policy}."
+            remembered.update({name.removeprefix(prefix): array for name, array in memory.items() if name.startswith(prefix)})
         if len(self.trained):
             self.trained = self.moments.pop("trained").numpy()
             down.variate[:] = self.moments["variate"].numpy()
@@ -209,12 +278,13 @@ class Server:
         rest = 1 - plan["rho"].sum() if self.config.algorithm.name == "fednova" else 0.0
         return total + rest * omega_t.double() if rest else total
 
-    def aggregate(self, omega_t, omega_fl, omega_a, parameters):
+    def aggregate(self, omega_t, omega_fl, omega_a, parameters, judge):
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.
 
         omega_t: float32 (size,), the weights before the round; omega_fl: float64 (size,), the clients' weighted sum, or
         None if no client trained; omega_a: float32 (size,), or None if nothing was generated. What is missing has no weight.
-        parameters: how many of the weights are parameters. The configured algorithm makes its step with omega_fl first.
+        parameters: how many of the weights are parameters; judge: as in `ServerState`. The configured algorithm makes its step
+        with omega_fl first.
         """
         if omega_a is not None and not omega_a.isfinite().all():
             raise FloatingPointError("the augmented model's weights are not finite; a smaller augmented.lr may help")
@@ -223,8 +293,7 @@ class Server:
         kappa2 = 0.0 if omega_a is None else 1.0
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
         if omega_a is not None and omega_fl is not None:
-            state = replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy())
-            kappa2 = float(self.kappa(state))
+            kappa2 = float(self.kappa(self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)))
             if not 0 <= kappa2 <= 1:
                 raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
             omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
@@ -243,6 +312,14 @@ class Server:
             raise UserError(f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
                             f"classes, as integers, not {counts}")
         return counts
+
+    def _before_kappa(self, omega_t, omega_fl, omega_a, parameters, judge):
+        """The `ServerState` of which a kappa policy is asked."""
+        images, forecast = sum(map(len, self.images)), self.state.forecast
+        if "world" in needed(self.kappa):
+            forecast = replace(forecast, augmented_joules=self.around.augmented_joules(self.fresh, images))
+        return replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
+                       parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
 
     def _batches(self, state, counts=None):
         """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""

@@ -1,11 +1,12 @@
 """The tree of settings: each with its type, default and meaning, and what must fit together."""
 
 import textwrap
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share
+from genfl_mpi.world import World
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
 FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning",
@@ -146,6 +147,14 @@ class Kappa(Section):
     policy: str = Field("fixed", description="a name or module:function that returns kappa2 for a round")
     kappa1: Share = 0.8
     kappa2: Share = 0.2
+    end: Share = Field(0.0, description="linear, cosine, exponential, step: kappa2 in the end")
+    horizon: Count = Field(30, description="linear, cosine: rounds until the end")
+    decay: Annotated[Number, Field(gt=0, le=1)] = Field(0.9, description="exponential, step: factor of the distance from the end")
+    period: Count = Field(10, description="step: rounds between two steps")
+    quality: NonNegative = Field(1.0, description="amount: how many real samples a generated image is worth")
+    theta: NonNegative = Field(0.04, description="bias_optimal: the generator's error against label skew, as `quality` measures it")
+    temperature: Positive = Field(0.1, description="softmax_accuracy, softmax_loss: difference that makes one model count e times the other")
+    grid: list[Share] = Field([0.0, 0.1, 0.2, 0.4, 0.7, 1.0], min_length=1, description="line_search, bandit: values of kappa2 that are tried")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,6 +173,31 @@ class Kappa(Section):
         if abs(self.kappa1 + self.kappa2 - 1) > 1e-9:
             raise ValueError(f"kappa1 + kappa2 must be 1, and {self.kappa1:g} + {self.kappa2:g} is {self.kappa1 + self.kappa2:g}; give one of them alone")
         return self
+
+
+class Weighting(Section):
+    """What rho policies use."""
+
+    gamma: NonNegative = Field(1.0, description="quality: exponent of 1 - EMD / 2")
+    power: Annotated[Number, Field(allow_inf_nan=False)] = Field(-1.0, description="loss: exponent of a client's loss; above 0 favours who fits badly")
+    alpha: NonNegative = Field(5.0, description="similarity: how much the angle to the mean change counts")
+    permutations: Count = Field(10, description="shapley: orders in which the clients join")
+
+
+class Selecting(Section):
+    """What selection policies use."""
+
+    candidates: Count | None = Field(None, description="clients drawn at random, of which the policy chooses; none: all")
+    exploration: Share = Field(0.3, description="oort: share of the cohort that never trained before")
+    penalty: NonNegative = Field(2.0, description="oort: exponent of the wanted time over a slower client's")
+
+
+class Validation(Section):
+    """Data on which policies try models."""
+
+    source: Literal["none", "pool", "clients", "generated"] = Field(
+        "none", description="pool: real images at the server, its public pool; clients: the cohort's own data, of which each client tells loss and accuracy; generated: the images of the augmented model")
+    samples: Count = Field(500, description="most images of the pool, or generated ones, every so many")
 
 
 class Evaluation(Section):
@@ -221,6 +255,10 @@ class Config(Section):
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
     kappa: Kappa = Kappa()
+    weighting: Weighting = Weighting()
+    selecting: Selecting = Selecting()
+    validation: Validation = Validation()
+    world: World | None = Field(None, description="a simulated edge for policies that ask for times and energies: a YAML file, or a section as `price` knows it; none: there is none")
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
@@ -253,6 +291,16 @@ class Config(Section):
             raise ValueError("method=pool needs data.public_pool, the images that take the place of generated ones")
         if self.data.shared > self.data.public_pool:
             raise ValueError(f"data.shared={self.data.shared} images are given out, and data.public_pool={self.data.public_pool} has fewer")
+        if self.validation.source == "pool" and not self.data.public_pool:
+            raise ValueError("validation.source=pool needs data.public_pool, the real images that the server holds")
+        if self.validation.source == "pool" and self.method == "pool":
+            raise ValueError("validation.source=pool with method=pool would judge the augmented model by what it learned from")
+        if self.validation.source == "clients" and self.method == "aigc":
+            raise ValueError("validation.source=clients needs clients, and method=aigc has none")
+        if self.validation.source == "generated" and not self.generates:
+            raise ValueError(f"validation.source=generated needs generated images, and method={self.method} has none")
+        if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
+            raise ValueError(f"world.clients ({self.world.clients}) is less than clients ({self.clients})")
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
         if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):
@@ -276,8 +324,9 @@ def keys(section=Config, prefix=""):
     """All dotted keys."""
     found = []
     for name, field in section.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        found += [prefix + name, *(keys(field.annotation, f"{prefix}{name}.") if nested else [])]
+        kinds = (field.annotation, *get_args(field.annotation))  # of `World | None` too
+        kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        found += [prefix + name, *(key for kind in kinds for key in keys(kind, f"{prefix}{name}."))]
     return found
 
 

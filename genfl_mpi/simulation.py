@@ -1,49 +1,29 @@
 """The round of generative federated learning (GenFL), with the paper's steps in the paper's order."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from genfl_mpi import streams
+from genfl_mpi import records, streams
+from genfl_mpi.clients import client_data, divide, load_once_a_node
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
-from genfl_mpi.data import datasets, public
-from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
-from genfl_mpi.data.labels import label_histograms, share
-from genfl_mpi.data.partition import blocks, partition
+from genfl_mpi.council import Council
+from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
+from genfl_mpi.learning.aggregation import distance
 from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
-from genfl_mpi.mpi.messages import CLIENT_FIELDS, Down, Up
+from genfl_mpi.mpi.messages import Down, Up
 from genfl_mpi.mpi.schedule import Pace
+from genfl_mpi.records import Record
 from genfl_mpi.results.variates import Variates
-from genfl_mpi.server import Server
+from genfl_mpi.server import Server, find_policies
 from genfl_mpi.settings import Config
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
-
-    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
-    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
-    round.
-    """
-
-    round: int
-    accuracy: float
-    loss: float
-    accuracy_per_class: np.ndarray
-    columns: dict
-    clients: dict
-    ranks: dict
-    generated: list
 
 
 class Simulation:
@@ -93,15 +73,19 @@ class Simulation:
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
         self.pace = Pace(self.comm.size)
+        policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
+        self.council = Council(self, policies["rho"])
 
-    def restore(self, round, weights, state, labels, images, fidelity):
-        """Continue after `round` finished rounds. On rank 0 alone: the weights, the server's state, the images so far."""
+    def restore(self, round, weights, state, tables):
+        """Continue after `round` finished rounds. On rank 0 alone: the weights, what the server remembers, and the tables of the
+        results until then, {"clients": {column: array}, "generated": ...}."""
         self.round = round
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.remember(state, self.down)
-            self.server.add_generated(labels, images, fidelity)
+            self.server.add_generated(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
+            self.server.note_earlier(tables["clients"])
 
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
@@ -144,7 +128,8 @@ class Simulation:
         waiting = collectives.arrive(self.comm, ahead, self.leaving)
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds, self.leaving()
 
-        # Aggregation (III-D), Eq. (1).
+        # Aggregation (III-D), Eq. (1), once policies that try models have been heard.
+        self.council.weigh(self.up, self.sum)
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
         columns, clients, ranks = {}, {}, {}
@@ -152,10 +137,11 @@ class Simulation:
             omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
-            omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters)
+            omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
             columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
             self.round += 1
+        self.council.end()
         with clock("broadcast"):
             self._announce()
         if self.round == round:
@@ -164,7 +150,7 @@ class Simulation:
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
-            columns |= self._timings(clock, waiting) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
+            columns |= records.of_clocks(clock, waiting, self.down, self.up) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
         return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated)
 
     def _announce(self):
@@ -178,7 +164,7 @@ class Simulation:
 
     def _is_whole(self):
         """On rank 0, after the reduction: whether every part of the round was done, and nothing skipped in order to leave."""
-        return self.up.of_clients("samples").all() and not self.server.interrupted  # a client that has trained has samples
+        return self.up.complete() and not self.server.interrupted
 
     def _train_client(self, place, client, rho, since, epochs, clock):
         """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went. A client whose loss or weights
@@ -197,7 +183,11 @@ class Simulation:
             report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
             try:
                 report.check()
-                largest, update_norm = self.sum.add(rho, self.model.weights, self.weights[: self.model.parameters])
+                since = self.weights[: self.model.parameters]
+                if self.council.keeps:
+                    largest, update_norm = self.council.keep(place, self.model.weights, since)
+                else:
+                    largest, update_norm = self.sum.add(rho, self.model.weights, since)
             except ArithmeticError:
                 if self.config.faults.nonfinite == "stop":
                     raise
@@ -231,43 +221,21 @@ class Simulation:
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
-        """What the reduction brought to rank 0 besides weights: control variates, columns of /rounds, /clients and /ranks, and
-        the ranks' speeds."""
-        clients = dict(zip(CLIENT_FIELDS, self.up.clients.T.copy()))
-        del clients["largest_weight"]
-        plan = self.down.plan
+        """Columns of /rounds, /clients and /ranks, on rank 0, after what the reduction brought besides weights was noted: control
+        variates, how the clients trained, and the ranks' speeds."""
+        clients = records.of_clients(self.up, self.down.plan, self.round + 1)
         if self.variates is not None:
             self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
-        clients |= {"client": plan["client"].copy(), "rho": plan["rho"].copy(), "epochs": plan["epochs"].copy(), "round": np.full(len(plan), self.round + 1)}
-        counted = plan["rho"] > 0  # without those that were dropped
-        rho = plan["rho"][counted]
+        self.server.note(clients)
         self.pace.measure(clients["samples"] * clients["epochs"], clients["seconds"], clients["rank"].astype(int))
         if augmented:  # by the same trainer on rank 0
             self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
-        before, size, norms = self.weights, self.model.parameters, clients["update_norm"][counted]
-        columns = {
-            "update_cosine": mean_cosine(rho, norms, distance(omega_fl, before, size)) if len(plan) else np.nan,
-            "augmented_cosine": cosine(omega_fl, omega_a, before, size) if len(plan) and omega_a is not None else np.nan,
-            "kappa1": 1 - kappa2, "kappa2": kappa2, "clients_trained": len(plan),
-            **{name: rho @ clients[field][counted] / rho.sum() if len(plan) else np.nan
-               for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
-            "images": self.server.state.generated.sum(), "images_used": sum(map(len, self.server.labels)),
-            "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
-            "train_seconds": self.up.of_ranks("train_seconds").max(), "wait_seconds": self.up.of_ranks("wait_seconds").mean(),
-        }
-        ranks = {"round": np.full(self.comm.size, self.round + 1), "rank": np.arange(self.comm.size),
-                 **{name: self.up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}}
-        return columns, clients, ranks
-
-    def _timings(self, clock, waiting):
-        """Rank 0's clock as columns of /rounds, and the bytes of the two messages."""
         return {
-            "round_seconds": clock.now(),
-            "generate_start_seconds": clock.starts.get("generate", np.nan),
-            **{f"{phase}_seconds": clock.seconds.get(phase, 0.0) for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
-            "generate_ahead_seconds": waiting.working_seconds,
-            "broadcast_bytes": self.down.buffer.nbytes, "reduce_bytes": self.up.buffer.nbytes,
-        }
+            "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
+            "images_used": sum(map(len, self.server.labels)),
+            "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
+            **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
+        }, clients, records.of_ranks(self.up, self.round + 1)
 
 
 def resolve(config, comm):
@@ -285,53 +253,3 @@ def resolve(config, comm):
         "runtime": config.runtime.model_copy(update={"threads": threads, "device": device}),
         "generation": generation.model_copy(update=filled_in),
     })
-
-
-def client_data(data, client, config):
-    """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
-    and behind its own the shared ones of the public pool."""
-    own = slice(data["pointers"][client], data["pointers"][client + 1])
-    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].astype(np.int64)
-    if data["bad"][client] and config.bad_clients.kind != "mislabelled":
-        images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
-    if config.data.shared:
-        given = data["given"]
-        images, labels = np.concatenate([images, data["train_images"][given]]), np.concatenate([labels, data["train_labels"][given]])
-    return images, labels
-
-
-def load_once_a_node(comm, data):
-    """The arrays of the data set config.data, read once a node and shared there, and the window that keeps them. Collective."""
-    if data.download:
-        collectives.together(comm, lambda: comm.rank == 0 and datasets.download(data))
-    return collectives.node_shared(comm, lambda: datasets.load(data))
-
-
-def divide(config, arrays):
-    """The clients' slices of the data set `arrays`, and their label histograms: arrays that a node holds once, too.
-
-    What remains of the training set after the public pool is divided over the clients.
-    """
-    classes = len(datasets.describe(config.data).classes)
-    labels = arrays["train_labels"]
-    held = np.setdiff1d(np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes))
-    pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
-    for block in blocks(len(indices)):
-        indices[block] = held[indices[block]]
-    client_labels = labels.astype(np.min_scalar_type(classes))[indices]
-    bad = bad_clients(config.clients, config.bad_clients, config.seed)
-    if config.bad_clients.kind == "mislabelled":
-        for client in np.flatnonzero(bad):
-            own = slice(pointers[client], pointers[client + 1])
-            client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
-    histograms = label_histograms(client_labels, pointers, classes)
-    shared = share(histograms, config.label_sharing, config.seed)
-    given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
-    return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
-            "label_histograms": histograms, "shared_labels": shared}
-
-
-def load_and_divide(config):
-    """All arrays of a run: the data set, and what `divide` makes of it."""
-    arrays = datasets.load(config.data)
-    return {**arrays, **divide(config, arrays)}

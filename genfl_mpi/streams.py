@@ -8,7 +8,8 @@ import numpy as np
 
 # Part of every key: append new purposes at the end, never reorder.
 PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image", "labels", "quality", "pool", "finetune", "synthetic",
-            "bad clients", "spoil", "device", "position", "shadowing", "fading", "outage", "bootstrap")
+            "bad clients", "spoil", "device", "position", "shadowing", "fading", "outage", "bootstrap", "candidates",
+            "permutation", "validation")
 
 
 def _sequence(seed, purpose, *position):

@@ -3,12 +3,12 @@
 from contextlib import contextmanager
 
 from genfl_mpi import runner
+from genfl_mpi.clients import load_once_a_node
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.groups import Turns, split
 from genfl_mpi.results.view import Lines
-from genfl_mpi.simulation import load_once_a_node
 
 
 def busy_ranks(config):

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from genfl_mpi import streams
+from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets, public
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation import checkpoint, pipeline
@@ -16,7 +17,7 @@ from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.schedule import assign
-from genfl_mpi.simulation import load_and_divide, resolve
+from genfl_mpi.simulation import resolve
 
 
 def pretrain(comm, config, say):

@@ -16,6 +16,7 @@ class Devices(Section):
     capacitance: Positive = Field(1e-28, description="effective switched capacitance: a cycle at clock f costs this times f^2, J/Hz^2")
     transmit_watts: Range = Field((0.01, 0.2), description="power of its transmitter, W, drawn uniformly in dBm: 10 to 23 dBm")
     receive_watts: NonNegative = Field(0.5, description="power of its receiver, W")
+    battery_kj: Range = Field((20.0, 60.0), description="charge when the run begins, kJ")
     accelerator_tflops: Positive = Field(2.0, description="operations a second of the accelerator that generates images, 10^12/s, as reached")
     accelerator_watts: NonNegative = Field(5.0, description="power of that accelerator, W")
 

@@ -117,7 +117,7 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
 
     from genfl_mpi import Simulation, streams
     from genfl_mpi.learning.training import normalise, train
-    from genfl_mpi.simulation import client_data
+    from genfl_mpi.clients import client_data
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     overrides = [*tiny, "method=fedavg", "cohort=6", "algorithm.name=scaffold", "model.name=test_algorithms:smooth_network"]
@@ -260,7 +260,7 @@ def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
     """Zhao et al. 2018: each client trains on them too, and weighs as much more."""
     from genfl_mpi import Simulation
     from genfl_mpi.data import public
-    from genfl_mpi.simulation import client_data
+    from genfl_mpi.clients import client_data
 
     one = Simulation(overrides=[*tiny, "method=fedavg", "data.public_pool=300", "data.shared=50"])
     given = public.pool(one.data["train_labels"], 50, 10)

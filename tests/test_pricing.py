@@ -152,6 +152,16 @@ def test_bad_input_is_one_line_and_status_2(arguments, world, message, results, 
     assert message in said and said.startswith("genfl_mpi: ") and said.count("\n") == 1
 
 
+def test_a_run_on_which_a_world_acted_is_priced_in_its_own(tmp_path, tiny, capsys):
+    assert main([*tiny, "method=fedavg", "selection=energy", "world={channel: {radius_m: 50}}"]) == 0
+    arguments = ["price", str(tmp_path / "results"), "-o", str(tmp_path / "price.png")]
+    (tmp_path / "other.yaml").write_text("channel: {radius_m: 60}")
+    capsys.readouterr()
+    assert main(arguments) == 0 and "fedavg_seed1  own " in capsys.readouterr().out
+    assert main([*arguments, "--world", str(tmp_path / "other.yaml")]) == 2
+    assert "a world acted on this run" in capsys.readouterr().err
+
+
 def test_where_curves_cross():
     from genfl_mpi.pricing import FACTORS, crossing
 

@@ -9,10 +9,11 @@ from genfl_mpi.errors import UserError
 
 
 class Devices(NamedTuple):
-    """float64 (clients,) each: clock in Hz, power of the transmitter in W."""
+    """float64 (clients,) each: clock in Hz, power of the transmitter in W, charge of the battery in J."""
 
     frequency: np.ndarray
     power: np.ndarray
+    battery: np.ndarray
 
 
 def draw(world, clients):
@@ -24,7 +25,8 @@ def draw(world, clients):
     def uniform(ends, which):
         return streams.generator(world.seed, "device", which).uniform(*ends, clients)
 
-    return Devices(1e9 * uniform(settings.frequency_ghz, 0), np.exp(uniform(np.log(settings.transmit_watts), 1)))
+    return Devices(1e9 * uniform(settings.frequency_ghz, 0), np.exp(uniform(np.log(settings.transmit_watts), 1)),
+                   1e3 * uniform(settings.battery_kj, 2))
 
 
 def computing_seconds(cycles, frequency):

@@ -33,7 +33,7 @@ class Flops(NamedTuple):
 
 
 def of_configured(settings):
-    """`Flops` of the generator that config.generation names. Stable Diffusion v1.5 need not be on this machine. Raises UserError."""
+    """`Flops` of the generator that config.generation names. Stable Diffusion v1.5 need not be there. Raises UserError."""
     if settings.checkpoint == STABLE_DIFFUSION:
         return of_stable_diffusion(settings)
     return of_pipeline(locate(settings.checkpoint), settings)

@@ -50,5 +50,9 @@ class Up:
         """float64 (ranks,): one of RANK_FIELDS."""
         return self.ranks[:, RANK_FIELDS.index(field)]
 
+    def complete(self):
+        """Whether every client of the cohort was trained, as far as the rows of all ranks are here: who was has samples."""
+        return self.of_clients("samples").all()
+
     def clear(self):
         self.buffer[:] = 0

@@ -1,0 +1,70 @@
+"""What a round leaves behind: its record, of which the results file gets its rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
+from genfl_mpi.mpi.messages import CLIENT_FIELDS
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
+
+    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
+    round.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    accuracy_per_class: np.ndarray
+    columns: dict
+    clients: dict
+    ranks: dict
+    generated: list
+
+
+def of_clients(up, plan, round):
+    """Columns of /clients after a round, from the `Up` message as reduced and the plan of the `Down` message."""
+    clients = dict(zip(CLIENT_FIELDS, up.clients.T.copy()))
+    del clients["largest_weight"]
+    return clients | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
+
+
+def of_ranks(up, round):
+    """Columns of /ranks after a round, from the `Up` message as reduced."""
+    seconds = {name: up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
+    return {"round": np.full(len(up.ranks), round), "rank": np.arange(len(up.ranks)), **seconds}
+
+
+def of_models(clients, omega_t, omega_fl, omega_a, parameters):
+    """Columns of /rounds on how the clients trained, and how their models' changes and the augmented one's agree.
+
+    clients: columns of /clients; omega_t, omega_fl, omega_a: the weights before the round, of the clients' average, and of the
+    augmented model, (size,), with the parameters first; None for what there is not.
+    """
+    counted = clients["rho"] > 0  # without those that were dropped
+    rho, norms, both = clients["rho"][counted], clients["update_norm"][counted], omega_fl is not None and omega_a is not None
+    trained = omega_fl is not None
+    return {
+        "update_cosine": mean_cosine(rho, norms, distance(omega_fl, omega_t, parameters)) if trained else np.nan,
+        "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
+        "clients_trained": len(clients["client"]),
+        **{name: rho @ clients[field][counted] / rho.sum() if trained else np.nan
+           for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
+    }
+
+
+def of_clocks(clock, waiting, down, up):
+    """Columns of /rounds: rank 0's clock, and the ranks' times and the bytes of the two messages."""
+    return {
+        "round_seconds": clock.now(),
+        "generate_start_seconds": clock.starts.get("generate", np.nan),
+        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0) for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
+        "generate_ahead_seconds": waiting.working_seconds,
+        "train_seconds": up.of_ranks("train_seconds").max(), "wait_seconds": up.of_ranks("wait_seconds").mean(),
+        "broadcast_bytes": down.buffer.nbytes, "reduce_bytes": up.buffer.nbytes,
+    }

@@ -1,0 +1,349 @@
+"""Policies: each changes a real run as its source predicts, and is another one's equal where it should be."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from conftest import mpirun
+
+from genfl_mpi import Simulation
+from genfl_mpi import simulation as simulation_module
+from genfl_mpi.cli import main
+from genfl_mpi.config import single
+from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.policies import ServerState, kappa, selection, skew
+from genfl_mpi.policies.kappa import KAPPA
+from genfl_mpi.policies.rho import RHO
+from genfl_mpi.policies.selection import SELECTION
+from genfl_mpi.results import reader
+
+JUDGED = ["data.public_pool=200", "validation.source=pool"]
+# Without fading and with a small cell, the world's clients differ by their devices alone.
+WORLD = "world={devices: {frequency_ghz: [0.5, 2]}, channel: {radius_m: 50, fading: none, shadowing_db: 0}}"
+
+
+@pytest.fixture
+def quick(tiny):
+    """A tiny run on a tiny data set, for policies that do not depend on what is learned."""
+    return [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400"]
+
+
+def run(*overrides, **policies):
+    simulation = Simulation(overrides=overrides, **policies)
+    records = list(simulation)
+    return simulation, records
+
+
+def weights(*overrides, **policies):
+    return run(*overrides, **policies)[0].weights.numpy().copy()
+
+
+def kappas(records):
+    return [float(record.columns["kappa2"]) for record in records]
+
+
+# --- kappa
+
+
+@pytest.mark.parametrize(("policy", "expected"), [
+    ("linear", [0.5, 0.4, 0.3, 0.3]), ("cosine", [0.5, 0.4, 0.3, 0.3]), ("exponential", [0.5, 0.4, 0.35, 0.325]), ("step", [0.5, 0.5, 0.4, 0.4])])
+def test_schedules(quick, policy, expected):
+    quick = [*quick, "rounds=4", f"kappa.policy={policy}", "kappa.kappa2=0.5", "kappa.horizon=2", "kappa.decay=0.5", "kappa.period=2"]
+    assert kappas(run(*quick, "kappa.end=0.3")[1]) == pytest.approx(expected)
+    assert np.array_equal(weights(*quick, "kappa.end=0.5"), weights(*quick, "kappa.policy=fixed"))
+
+
+def test_amount(quick):
+    simulation, records = run(*quick, "kappa.policy=amount", "kappa.quality=50")
+    samples = [simulation.server.state.samples[record.clients["client"]].sum() for record in records]
+    assert kappas(records) == pytest.approx([500 / (500 + samples[0]), 1000 / (1000 + samples[1])])
+    assert np.array_equal(weights(*quick, "kappa.policy=amount", "kappa.quality=0"), weights(*quick, "method=fedavg"))
+
+
+def test_alignment(quick):
+    records = run(*quick, "kappa.policy=alignment")[1]
+    assert kappas(records) == pytest.approx([max(0, record.columns["augmented_cosine"]) for record in records], rel=1e-3)
+    zero, one = np.zeros(4, np.float32), np.array([1, 2, 3, 9], np.float32)
+    state = ServerState(0, None, None, None, None, parameters=3, weights=zero, fl_weights=one, augmented_weights=np.array([2, 4, 6, -9], np.float32))
+    assert kappa.alignment(state) == pytest.approx(1)  # the fourth is no parameter
+    assert kappa.alignment(replace(state, augmented_weights=-one)) == 0 and kappa.alignment(replace(state, augmented_weights=zero)) == 0
+
+
+def test_bias_optimal(quick):
+    """The more skewed the cohort and the better the generator, the more it counts."""
+    quick = [*quick, "kappa.policy=bias_optimal"]
+    skewed, iid, bad = (kappas(run(*quick, *more)[1]) for more in ([], ["partition.scheme=iid"], ["kappa.theta=1"]))
+    assert max(iid) < min(skewed) and max(bad) < min(skewed) and max(bad) < 0.5
+    assert np.array_equal(weights(*quick, "kappa.theta=0"), weights(*quick, "kappa.policy=fixed", "kappa.kappa2=1"))
+
+
+@pytest.fixture(scope="module")
+def lying(tmp_path_factory):
+    """A prompts file that asks for another digit than it says: the generator is good and its labels are wrong."""
+    texts = load_prompts("mnist", tuple("0123456789"))
+    file = tmp_path_factory.mktemp("prompts") / "lying.yaml"
+    names = [texts.descriptions[(c + 1) % 10] for c in range(10)]
+    file.write_text(yaml.safe_dump({"templates": list(texts.templates), "descriptions": dict(zip("0123456789", names))}))
+    return file
+
+
+@pytest.mark.parametrize(("policy", "source"), [
+    *itertools.product(["softmax_accuracy", "softmax_loss", "shapley", "cost_aware"], ["pool", "clients"]),
+    ("line_search", "pool")])  # the cohort's own data praise its own model: a search on them stays at 0
+def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
+    # A line search finds no use for good images either where the clients' data are even.
+    partition = "classes" if policy == "line_search" else "iid"
+    tiny = [*tiny, *JUDGED, WORLD, f"kappa.policy={policy}", f"validation.source={source}", "rounds=3", "training.epochs=3", f"partition.scheme={partition}",
+            "generation.per_round=5", "generation.cap=15", "generation.steps=10", "generation.batch_size=50"]
+    honest, useless = (kappas(run(*tiny, *more)[1]) for more in ([], [f"generation.prompts={lying}"]))
+    assert np.mean(useless) < np.mean(honest) and useless[-1] < 0.2
+
+
+def test_a_bandit_learns_from_the_loss(tiny, lying):
+    """Of two arms, one of which follows a lying generator alone, it comes to play the other."""
+    tiny = [*tiny, *JUDGED, "kappa.policy=bandit", "kappa.grid=[0,1]", "rounds=12", "training.epochs=2", "partition.scheme=iid", "training.lr=0.02",
+            "generation.per_round=5", "generation.cap=5", "generation.steps=10", "generation.batch_size=50", f"generation.prompts={lying}"]
+    simulation, records = run(*tiny)
+    played = kappas(records)
+    assert played[:2] == [0, 1] and played.count(0) > played.count(1)
+    assert simulation.server.remembered["kappa"]["plays"].sum() == 11  # the last arm's reward is not known yet
+
+
+@pytest.mark.parametrize(("overrides", "fixed"), [
+    (["kappa.policy=line_search", "kappa.grid=[0.3]"], 0.3), (["kappa.policy=bandit", "kappa.grid=[0.3]"], 0.3),
+    (["kappa.policy=softmax_loss", "kappa.temperature=1e30"], 0.5), (["kappa.policy=softmax_accuracy", "kappa.temperature=1e30"], 0.5)])
+def test_with_nothing_to_choose_kappa_is_fixed(quick, overrides, fixed):
+    assert np.array_equal(weights(*quick, *JUDGED, *overrides), weights(*quick, *JUDGED, f"kappa.kappa2={fixed}"))
+
+
+@pytest.mark.parametrize("policy", ["shapley", "cost_aware"])
+def test_like_models_share_evenly(policy):
+    start, same = np.zeros(2, np.float32), np.ones(2, np.float32)
+
+    class Costs:
+        joules, augmented_joules = np.array([2.0, 3.0]), 5.0
+
+    state = ServerState(0, single({"method": "genfl"}), None, None, None, cohort=np.array([0, 1]), forecast=Costs,
+                        weights=start, fl_weights=same, augmented_weights=same, judge=lambda weights: (2 - weights.sum() / 2, 0.5))
+    assert KAPPA[policy](state) == pytest.approx(0.5)
+    assert KAPPA[policy](replace(state, augmented_weights=start)) == pytest.approx(0, abs=0.2)
+    assert KAPPA[policy](replace(state, augmented_weights=-same, fl_weights=-same)) == 0.2  # neither helps: as configured
+
+
+# --- rho
+
+
+BAD = ["clients=6", "cohort=6", "partition.scheme=iid", "bad_clients.share=0.34", "bad_clients.kind=mislabelled", "method=fedavg", "rounds=3", "training.epochs=2"]
+
+
+@pytest.mark.parametrize("policy", ["loss", "similarity", "leave_one_out", "shapley"])
+def test_a_mislabelled_client_loses_weight(tiny, policy):
+    simulation, records = run(*tiny, *BAD, *JUDGED, f"rho={policy}")
+    bad, last = simulation.data["bad"], records[-1]
+    assert bad.sum() == 2 and last.clients["rho"].sum() == pytest.approx(1)
+    samples = simulation.server.state.samples
+    assert last.clients["rho"][bad].sum() < 0.8 * samples[bad].sum() / samples.sum()
+
+
+def test_a_skewed_client_loses_weight(quick):
+    simulation, records = run(*quick, "rho=quality", "cohort=6", "weighting.gamma=2")
+    samples, distance = simulation.server.state.samples, skew(simulation.data["shared_labels"])
+    ratio = records[0].clients["rho"] / samples
+    assert np.array_equal(np.argsort(-ratio), np.argsort(distance))
+    refusing = run(*quick, "rho=quality", "label_sharing.refusing=1")[1]  # nothing is known of anybody
+    assert np.array_equal(refusing[0].clients["rho"], run(*quick)[1][0].clients["rho"])
+
+
+@pytest.mark.parametrize("overrides", [
+    ["rho=quality", "weighting.gamma=0"], ["rho=loss", "weighting.power=0"], ["rho=similarity", "weighting.alpha=0"],
+    ["rho=leave_one_out", "cohort=1"], ["rho=shapley", "cohort=1"], ["rho=uniform", "cohort=1"]])
+@pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
+def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
+    quick = [*quick, *JUDGED, f"algorithm.name={algorithm}", *overrides]
+    assert np.array_equal(weights(*quick), weights(*quick, "rho=size"))
+
+
+# --- selection
+
+
+@pytest.mark.parametrize("policy", SELECTION)
+def test_who_chooses_everybody_chooses_like_everybody(quick, policy):
+    quick = [*quick, "cohort=6", "method=fedavg", "world={deadline_s: 10}"]
+    assert np.array_equal(weights(*quick, f"selection={policy}"), weights(*quick))
+
+
+@pytest.mark.parametrize("sharing", ["histogram", "presence"])
+def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
+    quick = [*quick, "method=fedavg", "rounds=5", "clients=20", "cohort=5", "partition.scheme=classes", f"label_sharing.payload={sharing}"]
+    distances = []
+    for policy in ("label_cover", "random"):
+        simulation, records = run(*quick, f"selection={policy}")
+        held = simulation.data["label_histograms"]
+        distances.append(np.mean([skew(held[record.clients["client"]].sum(0, keepdims=True), held.sum(0))[0] for record in records]))
+    assert distances[0] < 0.6 * distances[1]
+    cohorts = {tuple(record.clients["client"]) for record in run(*quick, "selection=label_cover", "label_sharing.refusing=1")[1]}
+    assert len(cohorts) > 1  # with clients that share nothing it chooses at random
+
+
+def forecasts(simulation, rounds):
+    return [simulation.server.around.forecast(round) for round in range(rounds)]
+
+
+def test_a_slow_client_is_passed_over(quick):
+    quick = [*quick, "method=fedavg", "rounds=4", "clients=12", "selection=deadline"]
+    seconds = forecasts(Simulation(overrides=[*quick, WORLD.replace("{devices", "{deadline_s: 1, devices")]), 1)[0].seconds
+    limit = float(np.median(seconds))
+    records = run(*quick, WORLD.replace("{devices", f"{{deadline_s: {limit}, devices"))[1]
+    assert all((seconds[record.clients["client"]] <= limit).all() for record in records)
+    fastest = run(*quick, WORLD.replace("{devices", "{deadline_s: 1e-6, devices"))[1]
+    assert set(fastest[0].clients["client"]) == set(np.argsort(seconds)[:3])
+
+
+def test_power_of_choice_takes_the_largest_losses(quick):
+    simulation, records = run(*quick, "method=fedavg", "rounds=4", "selection=power_of_choice")
+    assert len(set(np.concatenate([record.clients["client"] for record in records[:2]]))) == 6  # who never trained comes first
+    losses = np.full(6, np.nan)
+    for record in records[:2]:
+        losses[record.clients["client"]] = record.clients["loss_first_epoch"]
+    assert set(records[2].clients["client"]) == set(np.argsort(-losses)[:3])
+
+
+def test_oort_prefers_the_useful_and_avoids_the_slow(quick):
+    quick = [*quick, "method=fedavg", "rounds=8", "clients=12", "selection=oort", WORLD]
+    simulation, records = run(*quick, "selecting.penalty=0")
+    seconds = forecasts(simulation, 1)[0].seconds
+    patient = np.mean([seconds[record.clients["client"]].mean() for record in records])
+    hasty = np.mean([seconds[record.clients["client"]].mean() for record in run(*quick, "selecting.penalty=20")[1]])
+    assert hasty < patient
+    # Among clients alike but for their losses it takes the largest.
+    state = replace(simulation.server.state, last=np.full(12, 3), losses=np.arange(12.0), samples=np.full(12, 10))
+    state = replace(state, forecast=replace(state.forecast, seconds=np.ones(12)))
+    assert set(selection.oort(state)) == {9, 10, 11}
+
+
+def test_the_cheapest_clients(quick):
+    simulation, records = run(*quick, "method=fedavg", "selection=energy", WORLD)
+    for record, expected in zip(records, forecasts(simulation, 2)):
+        assert set(record.clients["client"]) == set(np.argsort(expected.joules)[:3])
+
+
+def test_an_empty_battery_is_spared(quick):
+    world = WORLD.replace("{frequency_ghz: [0.5, 2]}", "{frequency_ghz: [1, 1], transmit_watts: [0.1, 0.1], battery_kj: [1, 1]}")
+    quick = [*quick, "method=fedavg", "selection=battery", "partition.scheme=iid", world]
+    simulation, [one, two] = run(*quick)
+    assert not set(one.clients["client"]) & set(two.clients["client"])
+    assert (simulation.server.around.spent > 0).all()
+    state = simulation.server.state
+    charge = np.array([1, 1, 1, 0, 0, 0.5])  # two cannot pay for the round, which takes more than half a joule
+    state = replace(state, forecast=replace(state.forecast, charge=charge * state.forecast.battery + 1e-9))
+    assert set(selection.battery(state)) == {0, 1, 2}
+
+
+def test_important_clients_are_drawn_more_often(quick):
+    simulation, records = run(*quick, "method=fedavg", "rounds=3", "selection=importance")
+    state = simulation.server.state
+    assert (state.norms[state.last > 0] > 0).all()
+    state = replace(state, norms=np.array([8, 1, 1, 1, 1, 1.0]), samples=np.full(6, 10), last=np.ones(6, dtype=int))
+    drawn = np.bincount(np.concatenate([selection.importance(replace(state, round=round)) for round in range(300)]), minlength=6)
+    assert drawn[0] > 1.5 * drawn[1:].max()
+    alike = replace(state, norms=np.ones(6))
+    drawn = np.bincount(np.concatenate([selection.importance(replace(alike, round=round)) for round in range(300)]), minlength=6)
+    assert drawn.min() > 110  # of 150
+
+
+# --- what runs with such policies keep
+
+
+ALL = ["kappa.policy=line_search", "rho=shapley", "selection=oort", "world={}", "algorithm.name=fednova", "validation.source=clients"]
+
+
+def test_any_number_of_ranks(quick, tmp_path):
+    for ranks in (1, 3):
+        done = mpirun(ranks, "-m", "genfl_mpi", *quick, *ALL, f"output={tmp_path}/{ranks}")
+        assert done.returncode == 0, done.stderr
+    assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "3/genfl_seed1.h5")
+
+
+@pytest.mark.parametrize("overrides", [
+    [*JUDGED, "kappa.policy=bandit", "kappa.grid=[0.1,0.6]", "selection=battery", WORLD], [*JUDGED, "rho=leave_one_out", "selection=power_of_choice"]])
+def test_a_run_continues_where_it_was(quick, tmp_path, overrides):
+    assert main([*quick, *overrides, "rounds=4", f"output={tmp_path}/whole"]) == 0
+    assert main([*quick, *overrides, "rounds=2"]) == 0
+    assert main([*quick, *overrides, "rounds=4"]) == 0
+    assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(tmp_path / "whole/genfl_seed1.h5")
+
+
+def counting(state):
+    """Who is next, by what it remembers."""
+    state.memory["calls"] = state.memory.get("calls", np.zeros(1)) + 1
+    return np.arange(3) + int(state.memory["calls"][0]) % 3
+
+
+counting.needs = frozenset({"memory"})
+
+
+def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(quick):
+    quick = [*quick, *JUDGED, "kappa.policy=bandit", "rho=similarity", "rounds=4"]
+    begun = []
+    simulation = Simulation(overrides=quick, select=counting, leaving=lambda: 75 if 3 in begun else 0,
+                            note=lambda *_, round=None, **__: begun.append(round))
+    assert len(list(simulation)) == 2 and simulation.left == 75 and simulation.round == 2
+    _, records = run(*[*quick, "rounds=2"], select=counting)
+    memory = simulation.server.memory()
+    assert memory["policy.select.calls"] == [2] and memory["policy.kappa.plays"].sum() == 1
+    rest = Simulation(overrides=quick, select=counting)
+    tables = {"clients": {name: np.concatenate([record.clients[name] for record in records]) for name in records[0].clients},
+              "generated": {"label": np.concatenate([batch.label for record in records for _, batch, _, _ in record.generated]),
+                            "image": np.concatenate([images for record in records for _, _, images, _ in record.generated]),
+                            "fidelity": np.concatenate([fidelity for record in records for *_, fidelity in record.generated])}}
+    rest.restore(2, simulation.weights.numpy(), memory, tables)
+    list(rest)
+    assert np.array_equal(rest.weights.numpy(), weights(*quick, select=counting))
+
+
+def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
+    train = simulation_module.train
+
+    def poisoned(model, start, images, *rest):
+        report = train(model, start, images, *rest)
+        if len(images) == poisoned.samples:
+            model.weights[0] = float("nan")
+        return report
+
+    monkeypatch.setattr(simulation_module, "train", poisoned)
+    fast = [*fast, "faults.nonfinite=drop", "cohort=5", "rounds=2"]
+    poisoned.samples = int(Simulation(overrides=fast).server.state.samples.max())
+    dropped, records = run(*fast, "rho=loss", "weighting.power=0")
+    assert sum(np.isnan(record.clients["update_norm"]).sum() for record in records) >= 1
+    assert np.allclose(dropped.weights, weights(*fast), atol=1e-6)
+    assert run(*fast, "rho=similarity", "data.public_pool=20", "validation.source=pool")[1][-1].clients["rho"].sum() == pytest.approx(1)
+
+
+def test_trying_models_does_not_change_a_run(quick):
+    assert np.array_equal(weights(*quick, *JUDGED), weights(*quick, "data.public_pool=200"))
+
+
+def test_every_policy_has_a_test_here():
+    from pathlib import Path
+
+    text = Path(__file__).read_text()
+    assert all(name in text for name in (*KAPPA, *RHO, *SELECTION))
+
+
+def test_the_page_about_ones_own_policy_is_right(quick, tmp_path):
+    """docs/policies.md: its code as a file, and its command."""
+    from pathlib import Path
+
+    page = (Path(__file__).parents[1] / "docs/policies.md").read_text()
+    (tmp_path / "mine.py").write_text(page.split("```python\n")[1].split("```")[0])
+    [line] = [line for line in page.splitlines() if line.startswith("    python -m genfl_mpi")]
+    done = mpirun(2, "-m", "genfl_mpi", *quick, *line.split()[3:], PYTHONPATH=f"{Path(__file__).parents[1]}:{tmp_path}")
+    assert done.returncode == 0, done.stderr
+    with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
+        shared = file["partition/shared_labels"][:]
+        rarest = np.argsort(-shared[:, shared.sum(0).argmin()], kind="stable")[:3]
+        assert set(file["clients/client"][:3]) == set(rarest) and set(file["rounds/kappa2"][:]) <= {0, 1}
+    names = page.partition("## Ours")[2]
+    assert all(f"`{name}`" in names for name in (*KAPPA, *RHO, *SELECTION))
