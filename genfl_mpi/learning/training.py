@@ -1,6 +1,7 @@
 """Local SGD: what a client does with its data, and the server with the generated images."""
 
 import math
+import operator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
     model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
-    settings: config.training; rng: NumPy generator that orders the batches, and whose children augment and drop out;
+    settings: config.training; rng: NumPy generator that orders the batches and seeds dropout, and whose child augments;
     mu: FedProx's pull (Li et al. 2020): mu / 2 times the squared distance of the parameters to `start` joins the loss;
     correction: float32 (parameters,), added to every gradient (SCAFFOLD).
     """
@@ -125,9 +126,9 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     model.module.train()
     begun = model.split(start[: model.parameters].to(model.weights.device)) if mu else ()
     step = sgd(model.module.parameters(), settings, mu, begun, () if correction is None else model.split(correction))
-    losses, correct = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device), torch.zeros((), dtype=torch.float64, device=images.device)
-    augmenting, dropping = rng.spawn(2)
-    with _lent(int(dropping.integers(2**63)), images.device):
+    dropping, augmenting = int(rng.integers(2**63)), rng.spawn(1)[0] if settings.crop or settings.flip else None
+    losses, sizes, outputs, targets = [], [], [], []  # looked at after the last step, so that none waits for the device
+    with _lent(dropping, images.device):
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)
@@ -135,8 +136,13 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
                 loss = F.cross_entropy(logits, target)
                 loss.backward()
                 step()
-                losses[epoch] += loss.detach().double() * len(batch)
+                losses.append(loss.detach())
+                sizes.append(len(batch))
                 if epoch == settings.epochs - 1:
-                    correct += (logits.argmax(1) == target).sum()
-    *losses, accuracy = (torch.cat([losses, correct[None]]) / len(images)).tolist()  # the one wait for the device
-    return Report(len(images), losses[0], losses[-1], accuracy)
+                    outputs.append(logits.detach())
+                    targets.append(target)
+    correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
+    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait for the device
+    steps = len(losses) // settings.epochs
+    first, last = (sum(map(operator.mul, losses[part], sizes[part])) / len(images) for part in (slice(steps), slice(-steps, None)))
+    return Report(len(images), first, last, correct / len(images))
