@@ -34,8 +34,10 @@ def run(arguments):
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
     parser.add_argument("--fresh", action="store_true",
                         help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
-    parser.add_argument("--members", action="store_true", help="print the results file of each run of the sweep, a line each, and compute nothing")
-    parser.add_argument("--member", type=int, metavar="K", help="compute the K-th of them alone, counted from 0: for a batch system's job array")
+    parser.add_argument("--members", action="store_true",
+                        help="print the results file of each run of the sweep, a line each, and compute nothing")
+    parser.add_argument("--member", type=int, metavar="K",
+                        help="compute the K-th of them alone, counted from 0: for a batch system's job array")
 
     options = launch.options_of(parser, arguments)
 
