@@ -67,30 +67,33 @@ def _mpi(comm, configs):
 def _ranks(comm, configs):
     nodes = _by_node(comm)
     hosts = {places[0].host for places in nodes}
-    lines = [f"{comm.size} on {len(hosts)} host{'s' * (len(hosts) != 1)}"]
+    lines = [f"{comm.size} on {devices.counted(len(hosts), 'host')}"]
     if len(nodes) > len(hosts) and nodes:
         lines.append(f"which MPI takes for {len(nodes)} nodes: the data set is in memory as often")
     return lines, []
 
 
 def _cores(comm, configs):
-    lines, problems = [], devices.remarks(comm, configs[0].runtime.threads, "cuda")
+    threads, lines = configs[0].runtime.threads, []
+    problems = devices.remarks(comm, threads, "cuda")
     for places in _by_node(comm):
         cores, one = devices.cores_of(places), places[0]
         limits = [f"affinity {_spans(frozenset().union(*(place.cores for place in places)))} of {os.cpu_count()}"]
         limits += [f"Slurm's grant {one.granted}"] if one.granted is not None else []
         limits += [f"quota {one.quota:g}"] if one.quota is not None else []
-        lines.append(f"{one.host}: rank{'s' * (len(places) > 1)} {_spans(place.rank for place in places)} on {cores} core{'s' * (cores > 1)} "
-                     f"({', '.join(limits)}), {configs[0].runtime.threads} thread{'s' * (configs[0].runtime.threads > 1)} each")
-        if "OMPI_COMM_WORLD_RANK" in os.environ and 2 * cores <= (one.granted or os.cpu_count()) and cores <= len(places):
-            problems.append(f"{one.host}: Open MPI has bound each rank to one core of {one.granted or os.cpu_count()}: mpirun --bind-to none, or "
+        lines.append(f"{one.host}: rank{'s' * (len(places) > 1)} {_spans(place.rank for place in places)} on "
+                     f"{devices.counted(cores, 'core')} ({', '.join(limits)}), {devices.counted(threads, 'thread')} each")
+        all_cores = one.granted or os.cpu_count()
+        if "OMPI_COMM_WORLD_RANK" in os.environ and cores <= len(places) and 2 * cores <= all_cores:
+            problems.append(f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: mpirun --bind-to none, or "
                             "--map-by slot:pe=THREADS")
     return lines, problems
 
 
 def _gpus(comm, configs):
     own = devices.neighbours(comm)[1]
-    names = [f"{torch.cuda.get_device_name(i)}, {getattr(torch.cuda.get_device_properties(i), 'uuid', '')}" for i in range(torch.cuda.device_count())]
+    about = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = [f"{one.name}, {getattr(one, 'uuid', '')}" for one in about]
     everyone = comm.gather(names if own == 0 else None)
     lines, problems = [], []
     for places, names in zip(_by_node(comm), filter(lambda names: names is not None, everyone or [])):
@@ -99,7 +102,7 @@ def _gpus(comm, configs):
             if number is not None:
                 lines.append(f"{place.host}: rank {place.rank} takes GPU {place.gpus[number]} of {','.join(place.gpus)}"
                              + ("" if place.usable else ", which torch cannot use"))
-    problems += [line for places in _by_node(comm) if (line := devices.unused_gpus(places, configs[0].runtime.device))]
+    problems += filter(None, (devices.unused_gpus(places, configs[0].runtime.device) for places in _by_node(comm)))
     return lines or ["none: the cores compute"], problems[:1]
 
 
@@ -110,18 +113,18 @@ def _versions(comm, configs):
     if comm.rank:
         return [], []
     problems = []
-    for name in mine:
-        others = [f"{host} (rank {rank}) has {versions[name]}" for rank, (host, versions) in enumerate(found) if versions[name] != mine[name]]
-        if others:
-            problems.append(f"{name} is {mine[name]} on rank 0, and {others[0]}: start all ranks from one environment on a file system that all "
-                            "nodes see")
+    for name, version in mine.items():
+        others = [(host, rank, theirs[name]) for rank, (host, theirs) in enumerate(found) if theirs[name] != version]
+        for host, rank, theirs in others[:1]:
+            problems.append(f"{name} is {version} on rank 0, and {host} (rank {rank}) has {theirs}: start all ranks from one "
+                            "environment, on a file system that all nodes see")
     return [", ".join(f"{name} {version}" for name, version in mine.items() if name != "MPI")], problems
 
 
 def _files(comm, configs):
     """Where the results and the bank go: one folder for all hosts, locks, speed."""
     lines, problems = [], []
-    folders = {path: name for config in configs for name, path in (("output", config.output), ("generation.bank", config.generation.bank))}
+    folders = {config.output: "output" for config in configs} | {config.generation.bank: "generation.bank" for config in configs}
     for folder, setting in folders.items():
         found = collectives.from_rank0(comm, lambda: _probe(Path(folder), setting))
         seen = comm.gather((os.uname().nodename, os.path.exists(found["marker"])) if "marker" in found else None)
@@ -129,11 +132,14 @@ def _files(comm, configs):
             continue
         if "marker" in found:
             os.unlink(found["marker"])
-            lines.append(f"{folder}: {found['system']}, {found['rate'] / 1e6:.0f} MB/s, {1e3 * found['small']:.1f} ms for a small file")
+            lines.append(f"{folder}: {found['system']}, {found['rate'] / 1e6:.0f} MB/s, {1e3 * found['small']:.1f} ms for a "
+                         "small file")
             if missing := [host for host, sees in seen if not sees]:
-                problems.append(f"{folder} is not the same folder on {missing[0]} as on rank 0: choose one on a file system that all nodes see")
+                problems.append(f"{setting}: {folder} is not the same folder on {missing[0]} as on rank 0: choose one on a file "
+                                "system that all nodes see")
             if found["rate"] < SLOW_DISK or found["small"] > SLOW_FILE:
-                problems.append(f"{folder} is on a slow file system: choose another, or write less often with checkpoint.every_rounds=10")
+                problems.append(f"{setting}: {folder} is on a slow file system: choose another, or write less often with "
+                                "checkpoint.every_rounds=10")
         problems += found["problems"]
     return lines, problems
 
@@ -153,8 +159,8 @@ def _probe(folder, setting):
             file.swmr_mode = True
             h5py.File(marker, "r", libver="latest", swmr=True).close()
     except OSError as error:
-        found["problems"] = [f"{setting}: HDF5 cannot use {folder} ({str(error).splitlines()[0]}): export HDF5_USE_FILE_LOCKING=FALSE, or "
-                             "choose another file system"]
+        found["problems"] = [f"{setting}: HDF5 cannot use {folder} ({str(error).splitlines()[0]}): export "
+                             "HDF5_USE_FILE_LOCKING=FALSE, or choose another file system"]
     return found
 
 
@@ -216,19 +222,21 @@ def _messages(comm, configs):
             seconds, rate = result
             lines.append(f"rank 0 to rank {partner} on {hosts[partner]}: {1e6 * seconds:.1f} us, {rate / 1e9:.2f} GB/s")
             if hosts[partner] != hosts[0] and rate < SLOW_NETWORK:
-                problems.append(f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed the fast network; ask for "
-                                "the site's MPI library, or its variables")
+                problems.append(f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed the fast "
+                                "network; take the site's own MPI library, or ask for the variables that it wants")
     model, about = configs[0].model, datasets.describe(configs[0].data)
     weights = sum(value.numel() for value in models.build(model, len(about.classes), about.shape, 0).state_dict().values())
     seconds = measure.reduction(comm, weights)
     if comm.size > 1:
-        lines.append(f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: {1e3 * seconds:.1f} ms, {8 * weights / seconds / 1e9:.2f} GB/s")
+        lines.append(f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: {1e3 * seconds:.1f} ms, "
+                     f"{8 * weights / seconds / 1e9:.2f} GB/s")
     return lines or ["none: there is one rank"], problems
 
 
 def _start(comm, configs):
     seconds = max(comm.gather(_age()) or [0])
-    wrong = f"a process took {seconds:.0f} s to start: keep the Python environment on a fast file system, the nodes' own say, or in a container"
+    wrong = (f"a process took {seconds:.0f} s to start: keep the Python environment on a fast file system, the nodes' own say, "
+             "or in a container")
     return [f"{seconds:.0f} s from the start of a process to here, on the slowest rank"], [wrong] if seconds > SLOW_START else []
 
 

@@ -17,7 +17,8 @@ study=$1; shift
 output=${output:-results/scaling-$study}
 all=$SLURM_NTASKS
 # Clients of equal size, drawn with replacement, so that there can be any number of them; threads as in every other run.
-settings="method=fedavg rounds=5 partition.scheme=iid partition.replacement=true partition.samples=250 runtime.threads=$SLURM_CPUS_PER_TASK"
+settings="method=fedavg rounds=5 partition.scheme=iid partition.replacement=true partition.samples=250"
+settings="$settings runtime.threads=$SLURM_CPUS_PER_TASK"
 
 if [ "$study" = clients ]; then
   for clients in 100 1000 10000 100000; do

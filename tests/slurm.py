@@ -103,8 +103,8 @@ def stop(folder):
 
 def _daemon(folder, program, *arguments, name=None):
     with open(folder / f"{name or program}.out", "w") as output:
-        process = subprocess.Popen([shutil.which(program, path=SYSTEM), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   start_new_session=True)
+        process = subprocess.Popen([shutil.which(program, path=SYSTEM), *arguments], stdin=subprocess.DEVNULL, stdout=output,
+                                   stderr=output, start_new_session=True)
     (folder / f"{name or program}.pid").write_text(str(process.pid))
 
 

@@ -88,5 +88,5 @@ sys.exit(main(sys.argv[1:]))
     said = re.sub(r"\s+", " ", done.stdout)
     assert done.returncode == 2, done.stderr
     assert "torch is " in said and "(rank 1) has 0.4.1: start all ranks from one environment" in said
-    assert f"{tmp_path}/results is not the same folder on " in said and "a file system that all nodes see" in said
+    assert f"output: {tmp_path}/results is not the same folder on " in said and "a file system that all nodes see" in said
     assert "rank 0 to rank 1 on " in said and "a round's reduction of " in said

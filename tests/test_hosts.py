@@ -14,9 +14,8 @@ from genfl_mpi.results import reader
 def possible():
     """Whether this system lets us make them."""
     try:
-        cable = subprocess.run(["unshare", "--net", "--mount", "--uts", "ip", "link", "add", "one", "type", "veth", "peer", "name", "two"],
-                               capture_output=True, timeout=20)
-        return cable.returncode == 0 and subprocess.run(["nsenter", "--version"], capture_output=True).returncode == 0
+        cable = "unshare --net --mount --uts ip link add one type veth peer name two"
+        return all(subprocess.run(command.split(), capture_output=True, timeout=20).returncode == 0 for command in (cable, "nsenter --version"))
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -33,7 +32,8 @@ def on_two_hosts(tmp_path):
                   ["-launcher", "ssh", "-launcher-exec", agent, "-hosts", "10.77.0.1,10.77.0.2", "-localhost", "10.77.0.1", "-ppn", "1"])
         outer = ["unshare", "--net", "--mount", "bash", Path(__file__).with_name("hosts.sh"), tmp_path]
         outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        done = subprocess.run([str(part) for part in (*outer, launcher, *across, *rest)], capture_output=True, text=True, timeout=300, env=outside)
+        done = subprocess.run([str(part) for part in (*outer, launcher, *across, *rest)], capture_output=True, text=True, timeout=300,
+                              env=outside)
         return done.returncode, done.stdout + done.stderr
 
     return run
@@ -50,7 +50,7 @@ def test_a_run_over_two_hosts(on_two_hosts, tmp_path):
 
 
 def test_doctor_over_two_hosts(on_two_hosts, tmp_path):
-    status, said = on_two_hosts("doctor", "runtime.threads=1", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank")
+    _, said = on_two_hosts("doctor", "runtime.threads=1", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank")
     assert "ranks      2 on 2 hosts" in said and "rank 0 to rank 1 on host2: " in said, said
     assert "host1: rank 0 on " in said and "host2: rank 1 on " in said
     assert "not the same folder" not in said

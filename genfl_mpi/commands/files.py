@@ -62,7 +62,7 @@ def summary(arguments):
         "figure of all rounds that there are. For example:\n"
         "  python -m genfl_mpi summary results/fig5")
     parser.add_argument("results", nargs="+", help="results files, whether they are there or not, or folders of them")
-    parser.add_argument("-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the first file)")
+    parser.add_argument("-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the results)")
     options = parser.parse_args(arguments)
 
     def lines():

@@ -37,7 +37,8 @@ def place(rank, host, cores, quota, environ, found):
     gpus = launchers.granted_gpus(environ)
     if gpus is None:
         gpus = tuple(map(str, range(found)))
-    return Place(rank, host, frozenset(cores), *quota, launchers.granted_cores(environ), gpus, min(found, len(gpus)), 0 if gpus else found)
+    return Place(rank, host, frozenset(cores), *quota, launchers.granted_cores(environ), gpus, usable=min(found, len(gpus)),
+                 withheld=0 if gpus else found)
 
 
 def cores_of(places):
@@ -76,15 +77,20 @@ def oversubscription(places, threads):
     cores, ranks = cores_of(places), len(places)
     if ranks * threads <= cores:
         return None
-    return (f"{places[0].host}: {ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)} on {cores} core{'s' * (cores > 1)}: "
+    return (f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on {counted(cores, 'core')}: "
             f"start at most {max(1, cores // threads)} there, or ask for more cores")
+
+
+def counted(number, noun):
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def unused_gpus(places, kind):
     """A line if the ranks of one node compute on its cores because Slurm gave the job none of its GPUs; else None."""
     if kind == "cuda" or not places[0].withheld:
         return None
-    return f"{places[0].host}: Slurm gave the job none of the node's GPUs: ask with --gpus-per-node, or take them with runtime.device=cuda"
+    return (f"{places[0].host}: Slurm gave the job none of the node's GPUs: ask with --gpus-per-node, or take them with "
+            "runtime.device=cuda")
 
 
 _surveyed = None  # what `neighbours` returns, when all ranks of the job were asked
@@ -114,8 +120,8 @@ def resolve(comm, runtime):
         raise UserError("runtime.device=cuda, but not every rank sees a GPU that torch can use; set runtime.device=cpu")
     for host, gpus, usable, _ in everywhere:
         if runtime.device == "auto" and gpus and not usable:
-            raise UserError(f"{host}: the job was given GPU {','.join(gpus)}, and torch cannot use it; install a torch for this GPU and "
-                            "its driver, or set runtime.device=cpu")
+            raise UserError(f"{host}: the job was given GPU {','.join(gpus)}, and torch cannot use it; install a torch for this "
+                            "GPU and its driver, or set runtime.device=cpu")
     kind = "cuda" if all(usable for _, _, usable, _ in everywhere) else "cpu"
     return runtime.threads or threads, kind if runtime.device == "auto" else runtime.device
 
@@ -173,7 +179,8 @@ def _read(path):
 
 def _ask(comm):
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
-    places = node.allgather(place(comm.rank, os.uname().nodename, os.sched_getaffinity(0), cpu_quota(), os.environ, torch.cuda.device_count()))
+    places = node.allgather(place(comm.rank, os.uname().nodename, os.sched_getaffinity(0), cpu_quota(), os.environ,
+                                  torch.cuda.device_count()))
     own = node.rank
     node.Free()
     return places, own

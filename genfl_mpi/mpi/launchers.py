@@ -36,4 +36,5 @@ def check_size(size, environ):
     if size == 1 and started > 1:
         remedy = ("install mpi4py with the MPI library of that mpirun, or call the mpirun of mpi4py's library" if by_mpirun else
                   "try srun --mpi=pmi2 or another kind of `srun --mpi=list`, or mpirun")
-        raise UserError(f"{started} processes were started that do not know of one another: the MPI library and what started them do not fit; {remedy}")
+        raise UserError(f"{started} processes were started that do not know of one another: the MPI library and what "
+                        f"started them do not fit; {remedy}")

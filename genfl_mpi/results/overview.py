@@ -44,7 +44,8 @@ def lines(states):
         yield "" if finished else "no run is finished"
         width = max(len(one.path.stem) for one in unfinished)
         for one in unfinished:
-            done = f"{one.rounds} of {one.of} rounds" + (f", accuracy {100 * one.accuracy:.2f} %" if one.rounds else "") if one.of else one.remark
+            accuracy = f", accuracy {100 * one.accuracy:.2f} %" if one.rounds else ""
+            done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else one.remark
             yield f"{one.path.stem:<{width}}  {one.word:<8}  {done}".rstrip()
     words = [one.word for one in states]
     yield f"\n{len(states)} runs: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
