@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices
@@ -17,7 +18,7 @@ from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.prediction import copying, exchange, loads
 from genfl_mpi.results import environment
 from genfl_mpi.server import Server
-from genfl_mpi.simulation import Simulation, load_and_divide, resolve
+from genfl_mpi.simulation import Simulation, resolve
 
 CLIENTS, SECONDS = 4, 8.0  # clients of a round, and time, that are enough to learn a client's cost
 STEPS = (2, 4)  # denoising steps, from which the time of more follows

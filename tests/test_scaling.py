@@ -10,7 +10,8 @@ from genfl_mpi.config import single
 from genfl_mpi.mpi import collectives
 from genfl_mpi.prediction import Cluster, exchange, loads
 from genfl_mpi.results import reader
-from genfl_mpi.simulation import Simulation, load_and_divide, resolve
+from genfl_mpi.clients import load_and_divide
+from genfl_mpi.simulation import Simulation, resolve
 
 COSTS = plan.Costs(rate=100.0, overhead=5.0, batch=2.0, test=1.0, rest=0.25, copying=1e9, down=1000, up=2000, own=0, server=0, shared=0)
 
