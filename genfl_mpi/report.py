@@ -28,19 +28,21 @@ TITLES = {
 MOST_ROWS = 10  # of the table of rounds
 
 
-def write(paths, out, title=None):
+def write(paths, out):
     """The report of results files, into the HTML file `out`. Raises UserError."""
+    groups, _ = summary.groups(paths)  # complains of a run without a finished round
     runs = [_run(path) for path in paths]
-    groups, _ = summary.groups(paths)
     settings = [flatten(run["config"]) for run in runs]
-    defaults, common = flatten(Config().model_dump()), {key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)}
+    defaults = flatten(Config().model_dump())
+    common = {key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)}
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).from_string(
         files("genfl_mpi").joinpath("results/report.html").read_text())
     text = page.render(
-        title=title or (runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs"), version=__version__, runs=runs,
+        title=runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs", version=__version__, runs=runs,
         varied=[key for key in tables.varied(paths)[0] if key not in ("run", "method", "seed")],
         groups=[_group(group) for group in groups], rounds=_rounds(groups), figures=list(_figures(paths)),
-        chosen={key: value for key, value in common.items() if value != defaults.get(key)}, resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
+        chosen={key: value for key, value in common.items() if value != defaults.get(key)},
+        resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
         environments=_environments(runs), ledger=_ledger(paths) if len({run["config"]["method"] for run in runs}) > 1 else None)
     try:
         Path(out).write_text(text)
@@ -53,12 +55,10 @@ def _run(path):
     with reader.open_results(path) as file, reader.damage(path):
         config, rounds = reader.config_of(file), reader.columns_of(file, "rounds", ("accuracy", "images", "round_seconds"))
         accuracy = 100 * rounds["accuracy"]
-        varied = flatten(config)
-        found = {"name": Path(path).stem, "config": config, "settings": varied, "method": summary.METHODS[config["method"]], "rounds": len(accuracy),
-                 "finished": reader.is_finished(file), "origin": file["config"].attrs.get("origin", ""), "environment": dict(file["environment"].attrs)}
-        if len(accuracy):
-            found |= {"final": accuracy[-1], "best": accuracy.max(), "images": int(rounds["images"][-1]), "seconds": rounds["round_seconds"].sum()}
-    return found | {"digest": reader.digests(path)[1]}
+        return {"name": Path(path).stem, "config": config, "settings": flatten(config), "method": summary.METHODS[config["method"]],
+                "rounds": len(accuracy), "finished": reader.is_finished(file), "origin": file["config"].attrs.get("origin", ""),
+                "environment": dict(file["environment"].attrs), "final": accuracy[-1], "best": accuracy.max(),
+                "images": int(rounds["images"][-1]), "seconds": rounds["round_seconds"].sum(), "digest": reader.digests(path)[1]}
 
 
 def _group(group):

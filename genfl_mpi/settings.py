@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share
+from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share, one_of
 from genfl_mpi.world import World
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
@@ -19,8 +19,9 @@ def is_free(key):
 
 
 class Data(Section):
-    name: Literal["mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"] = Field(
-        "mnist5k", description="data set; mnist5k is installed with the package, folder is data.root/train/CLASS and data.root/test/CLASS, synthetic is made")
+    name: one_of("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic") = Field(
+        "mnist5k", description="data set: mnist5k (installed with the package), mnist, fashion_mnist, emnist, cifar10, cifar100, folder (data.root/train/CLASS and "
+        "data.root/test/CLASS), synthetic (made), or module:function")
     root: str = Field("data", description="folder that torchvision's loaders read")
     shared: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="images of the public pool that every client trains on beside its own (Zhao et al. 2018)")
     size: Count = Field(32, description="pixels of a side, of folder and synthetic")
@@ -31,8 +32,9 @@ class Data(Section):
 
 
 class Partition(Section):
-    scheme: Literal["dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups"] = Field(
-        "dirichlet", description="how the training data are divided over the clients: dirichlet divides each class, dirichlet_client draws each client's labels")
+    scheme: one_of("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups") = Field(
+        "dirichlet", description="how the training data are divided over the clients: dirichlet divides each class, dirichlet_client draws each client's labels, "
+        "iid, shards, classes, groups, or module:function")
     alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
     shards: Count = Field(2, description="scheme=shards: pieces, sorted by label, of each client")
     classes_per_client: Count = Field(2, description="scheme=classes: labels of each client")

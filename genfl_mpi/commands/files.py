@@ -106,7 +106,8 @@ def price(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi price", description="What finished runs take in seconds, joules and bytes in simulated worlds, "
         "without training: a table, and accuracy against each of the three. A setting of model.* or of the generator, as key=value, "
-        "prices the run as if it had had that model or generator.")
+        "prices the run as if it had had that model or generator. For example: "
+        "python -m genfl_mpi price results/default --world configs/worlds/city.yaml")
     parser.add_argument("results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them")
     parser.add_argument("--world", action="append", default=[], metavar="FILE",
                         help="YAML file of a world, see configs/worlds; may be given several times; none: the default world")
@@ -147,7 +148,8 @@ def scaling(arguments):
 
 
 def show(arguments):
-    parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file.")
+    parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file. For example: "
+                                     "python -m genfl_mpi show results/default/genfl_seed1.h5")
     parser.add_argument("file")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.show import show
@@ -158,7 +160,7 @@ def show(arguments):
 def digest(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi digest", description="Print the SHA-256 of the final weights and of the results without clocks, "
-        "hosts and bytes: equal for equal runs on any number of ranks.")
+        "hosts and bytes: equal for equal runs on any number of ranks. For example: python -m genfl_mpi digest results/default/*.h5")
     parser.add_argument("file", nargs="+")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.reader import digests

@@ -25,7 +25,8 @@ def doctor(arguments):
 def prefetch(arguments):
     parser = launch.parser_of(
         "prefetch", "Download what CONFIG needs, on a machine with a network: the data set into\n"
-        "data.root, and the generator's checkpoint into the local Hugging Face cache.")
+        "data.root, and the generator's checkpoint into the local Hugging Face cache.\n"
+        "For example:\n  python -m genfl_mpi prefetch configs/cifar10.yaml data.download=true")
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import prefetch
@@ -41,7 +42,8 @@ def prefetch(arguments):
 def partition(arguments):
     parser = launch.parser_of(
         "partition", "Print how the clients' data differ: sizes, labels, earth mover's distances; and\n"
-        "draw the client x class picture into output/partition.png.")
+        "draw the client x class picture into output/partition.png. For example:\n"
+        "  python -m genfl_mpi partition partition.scheme=shards clients=50")
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import partition
@@ -54,7 +56,9 @@ def partition(arguments):
 
 
 def prompts(arguments):
-    parser = launch.parser_of("prompts", "Print the prompts of the first round, and how many images each round asks for.")
+    parser = launch.parser_of(
+        "prompts", "Print the prompts of the first round, and how many images each round asks for.\n"
+        "For example:\n  python -m genfl_mpi prompts generation.plan=deficit")
 
     def command(comm, options, runs, say):
         from genfl_mpi.ahead import prompts

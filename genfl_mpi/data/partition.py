@@ -7,6 +7,7 @@ import numpy as np
 
 from genfl_mpi import streams
 from genfl_mpi.errors import UserError
+from genfl_mpi.naming import find
 
 RETRIES = 20  # draws of the Dirichlet split before the last one is repaired
 BLOCK = 4096  # clients dealt with together, where arrays for all of them at once would take more memory than their data
@@ -26,7 +27,7 @@ def partition(labels, clients, classes, settings, seed):
     if clients * settings.min_samples > len(labels):
         raise UserError(f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} samples and the training "
                         f"set has {len(labels)}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
-    owners = SCHEMES[settings.scheme](labels, clients, classes, settings, rng)
+    owners = _owners(labels, clients, classes, settings, rng)
     sizes = np.bincount(owners[owners >= 0], minlength=clients)
     if sizes.min() < settings.min_samples:
         raise UserError(f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, fewer than partition.min_samples="
@@ -39,6 +40,14 @@ def partition(labels, clients, classes, settings, seed):
 def blocks(count):
     """Slices of at most BLOCK of `count` things, one after another."""
     return (slice(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK))
+
+
+def _owners(labels, clients, classes, settings, rng):
+    """The client of each sample, int (n,), by a scheme of ours or the user's own; -1: of none. Raises UserError."""
+    owners = np.asarray(find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng))
+    if owners.shape != labels.shape or owners.dtype.kind not in "iu" or owners.min() < -1 or owners.max() >= clients:
+        raise UserError(f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for each of {len(labels)} samples")
+    return owners
 
 
 def _iid(labels, clients, classes, settings, rng):

@@ -26,8 +26,9 @@ def measured(paths):
         for i, group in enumerate(found):
             a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
+            whose = ", ".join(filter(None, (group.method, group.panel, group.settings)))
             axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread, color=COLOURS[group.method],
-                      error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=", ".join(filter(None, (group.method, group.panel, group.settings))))
+                      error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x")

@@ -20,8 +20,9 @@ def draw(name, paths, round=None):
     if name in OF_RUNS:
         return OF_RUNS[name](paths), paths
     of_run = {"partition": partition, "timeline": lambda path: timeline(path, round), "images": images}[name]
-    methods = [_method(path) for path in paths]
-    path = next((path for wanted in ("genfl", *["aigc"] * (name == "images")) for path, method in zip(paths, methods) if method == wanted), paths[0])
+    method_of = {path: _method(path) for path in paths}
+    telling = ("genfl", "aigc") if name == "images" else ("genfl",)
+    path = next((path for method in telling for path in paths if method_of[path] == method), paths[0])
     return of_run(path), [path]
 
 

@@ -20,7 +20,8 @@ WIDTH = 3.5  # inches: one column of a two-column paper
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,
          "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.alpha": 0.3, "pdf.fonttype": 42, "svg.hashsalt": "genfl_mpi"}
 DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), "#e4e6ea")
-FORMATS = {".png", ".svg", ".pdf"}
+# Files by their ending, with what they are to say of themselves: no dates, so that the same figure is the same file.
+FORMATS = {".png": None, ".svg": {"Creator": None, "Date": None}, ".pdf": {"CreationDate": None}}
 MOST_CLIENTS = 200  # in a picture of the partition
 MOST_CLASSES = 20  # with a row or a label of their own
 
@@ -63,7 +64,7 @@ def save(figure, out):
     if suffix not in FORMATS:
         raise UserError(f"{out}: the figure cannot be written: its name must end in .png, .svg or .pdf")
     try:
-        figure.savefig(out, dpi=300, metadata={"Creator": None, "Date": None} if suffix == ".svg" else {"CreationDate": None} if suffix == ".pdf" else None)
+        figure.savefig(out, dpi=300, metadata=FORMATS[suffix])
     except OSError as error:
         raise UserError(f"{out}: the figure cannot be written: {error.strerror}") from None
 
@@ -72,7 +73,7 @@ def save(figure, out):
 def svg(figure):
     """A figure as the bytes of an SVG file that lets the ground shine through."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", dpi=150, transparent=True, metadata={"Creator": None, "Date": None})
+    figure.savefig(stream, format="svg", dpi=150, transparent=True, metadata=FORMATS[".svg"])
     return stream.getvalue()
 
 

@@ -54,7 +54,7 @@ def spans(path, round):
     evaluate = row["round_seconds"] - row["evaluate_seconds"]
     for rank in range(ranks):
         found += _in_a_row(rank, free[rank], {"wait": max(free) - free[rank], "reduce": row["reduce_seconds"]})
-        found += _in_a_row(rank, evaluate - row["broadcast_seconds"], {"broadcast": row["broadcast_seconds"], "evaluate": row["evaluate_seconds"]})
+        found += _in_a_row(rank, evaluate - row["broadcast_seconds"], {name: row[f"{name}_seconds"] for name in ("broadcast", "evaluate")})
     return sorted(found), round
 
 
@@ -76,11 +76,13 @@ def timeline(path, round=None):
     end = max(span.end for span in found)
     for span in found:
         if span.rank < ranks:
-            axes.barh(span.rank, span.end - span.start, left=span.start, height=0.8, color=PHASES[span.phase], edgecolor="white", linewidth=0.3)
-            if span.client is not None and (span.end - span.start) / end * WIDTH > 0.07 * len(str(span.client)):
+            lasted = span.end - span.start
+            axes.barh(span.rank, lasted, left=span.start, height=0.8, color=PHASES[span.phase], edgecolor="white", linewidth=0.3)
+            if span.client is not None and lasted / end * WIDTH > 0.07 * len(str(span.client)):
                 axes.text((span.start + span.end) / 2, span.rank, span.client, ha="center", va="center", fontsize=6, color="black")
     seen = {span.phase for span in found}
-    figure.legend(handles=[Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen], loc="outside lower center",
-                  ncols=4, frameon=False, handlelength=1)
-    axes.set(xlabel="seconds since the round began", ylabel="rank", title=f"round {round}", yticks=range(ranks), xlim=(0, end), ylim=(ranks - 0.5, -0.5))
+    handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, handlelength=1)
+    axes.set(xlabel="seconds since the round began", ylabel="rank", title=f"round {round}", yticks=range(ranks), xlim=(0, end),
+             ylim=(ranks - 0.5, -0.5))
     return figure

@@ -24,8 +24,8 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID
 
 
 def view(say, total, level="normal", shown=True):
-    """The view of a job of `total` runs on this process: nothing if not `shown`, live on a terminal, else lines. say: prints a line; level: quiet,
-    normal or verbose."""
+    """The view of a job of `total` runs on this process: live on a terminal if it is `shown`, else lines. say: prints a line; level:
+    quiet, normal or verbose."""
     if not shown or level == "quiet":
         return Lines(say, level)
     descriptor = terminal()
@@ -159,7 +159,8 @@ def _bar(known):
     for _ in range(3):
         grid.add_column(no_wrap=True)
     spent = sum(one.seconds for one in known.done)
-    grid.add_row(known.name, f"round {min(len(known.done) + 1, known.rounds)} of {known.rounds}", ProgressBar(known.rounds, len(known.done), width=12),
+    done = len(known.done)
+    grid.add_row(known.name, f"round {min(done + 1, known.rounds)} of {known.rounds}", ProgressBar(known.rounds, done, width=12),
                  f"{duration(spent)} so far, {duration(known.seconds_left())} to go" if known.done else "")
     return grid
 
