@@ -13,7 +13,6 @@ from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.aggregation import distance
 from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel

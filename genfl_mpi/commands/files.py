@@ -66,13 +66,13 @@ def summary(arguments):
     options = parser.parse_args(arguments)
 
     def lines():
-        from genfl_mpi.results import overview, plots, reader
+        from genfl_mpi.results import curves, overview, plots, reader
 
         states = [overview.state(path) for path in reader.find(options.results)]
         yield from overview.lines(states)
         if drawn := overview.with_rounds(states):
             output = options.output or drawn[0].parent / "summary.png"
-            plots.accuracy(drawn, output)
+            plots.save(curves.accuracy(drawn), output)
             yield f"figure in {output}"
 
     return launch.print_lines(lines())

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.results import space
 from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
 
