@@ -18,18 +18,21 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 def accuracy(paths, out):
     """Test accuracy against rounds into the image file `out`: mean over seeds, with a band of a standard deviation; a panel
-    for each data set and alpha. Raises UserError."""
+    for each data set and alpha. Runs with fewer rounds than others of the same kind are thin lines of their own. Raises UserError."""
     found, common = groups(paths)
     panels = list(dict.fromkeys(group.panel for group in found))
     settings = list(dict.fromkeys(group.settings for group in found))
     figure, all_axes = plt.subplots(1, len(panels), figsize=(1 + 4 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False)
     for panel, axes in zip(panels, all_axes[0]):
         for group in (group for group in found if group.panel == panel):
-            rounds = min(map(len, group.accuracy))
-            curves = 100 * np.array([curve[:rounds] for curve in group.accuracy])
+            rounds = max(map(len, group.accuracy))
+            curves = 100 * np.array([curve for curve in group.accuracy if len(curve) == rounds])
             mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, rounds + 1)
             style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
             axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
+            for curve in group.accuracy:
+                if len(curve) < rounds:  # a run that is behind
+                    axes.plot(np.arange(1, len(curve) + 1), 100 * curve, style, color=colour, linewidth=0.6)
             if len(curves) > 1:
                 deviation = curves.std(0, ddof=1)
                 axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
