@@ -41,11 +41,9 @@ def doctor(comm, runs, say):
             say(textwrap.fill(line, 80, initial_indent=f"{heading:<11}", subsequent_indent=" " * 11))
             heading = ""
         problems += wrong
-    say("" if comm.rank or not problems else "\nto mend:")
+    say("\nto mend:" if problems else "\nnothing to mend")
     for problem in problems:
         say(textwrap.fill(problem, 80, initial_indent="- ", subsequent_indent="  "))
-    if not problems:
-        say("nothing to mend")
     return comm.bcast(2 if problems else 0)
 
 

@@ -71,9 +71,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert any("training client" in line for line in progress.lines(job.results))
 
 
-def test_a_signal_in_generation_keeps_the_images(tmp_path):
-    """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
-    (tmp_path / "leaving.py").write_text("""
+LEAVING = """
 import os, signal
 from genfl_mpi.generation import generator
 def draw(self, batch):
@@ -85,10 +83,16 @@ def images(batch):
 generator.Generator._draw = draw
 def equal(state):
     return [1] * 10
-""")
+"""
+
+
+@pytest.mark.parametrize(("command", "said"), [("", "left after round 0 of 2"), ("generate", "left before all images were made")])
+def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
+    """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
     overrides = [*FAST, "method=genfl", "rounds=2", "generation.batch_size=5", "generation.plan=leaving:equal", f"generation.bank={tmp_path}/bank",
                  f"output={tmp_path}/cut"]
-    job = mpirun(1, "-m", "genfl_mpi", *overrides, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    job = mpirun(1, "-m", "genfl_mpi", *filter(None, [command]), *overrides, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert job.returncode == 75, job.stderr
-    assert "SIGTERM while generating images in round 1" in job.stderr and "left after round 0 of 2" in job.stdout
+    assert "SIGTERM while generating images" in job.stderr and said in job.stdout
     assert len(list((tmp_path / "bank").glob("*.h5"))) == 1

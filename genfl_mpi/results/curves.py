@@ -8,7 +8,7 @@ from genfl_mpi.results.summary import groups
 
 def accuracy(paths):
     """Test accuracy against rounds: mean over seeds, with a band of a standard deviation; a panel for each data set and alpha.
-    Raises UserError."""
+    Runs with fewer rounds than others of the same kind are thin lines of their own. Raises UserError."""
     return _over_rounds(paths, "accuracy", "test accuracy (%)", 100)
 
 
@@ -46,6 +46,8 @@ def _over_rounds(paths, name, label, unit):
             mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, curves.shape[1] + 1)
             style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
             axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
+            for curve in group.behind(name):
+                axes.plot(np.arange(1, len(curve) + 1), unit * curve, style, color=colour, linewidth=0.5)
             if len(curves) > 1:
                 deviation = curves.std(0, ddof=1)
                 axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)

@@ -21,7 +21,9 @@ class State(NamedTuple):
 
 
 def state(path):
-    """The `State` of the run with the results file `path`."""
+    """The `State` of the run with the results file `path`. Raises UserError if that is no name of one."""
+    if not path.exists() and path.suffix != ".h5":
+        raise UserError(f"{path}: there is no such folder, and results files end in .h5")
     running = progress.is_running(path)
     if not path.exists():
         return State(path, "running" if running else "waiting")

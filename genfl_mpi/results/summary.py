@@ -29,9 +29,15 @@ class Group:
     runs: list = field(default_factory=list)
 
     def of(self, column):
-        """A column over the rounds that all runs of the group have, float64 (runs, rounds, ...)."""
-        rounds = min(len(run["round"]) for run in self.runs)
-        return np.array([run[column][:rounds] for run in self.runs], dtype=np.float64)
+        """A column of the runs that have the most rounds, float64 (runs, rounds, ...)."""
+        return np.array([run[column] for run in self.runs if len(run["round"]) == self._rounds()], dtype=np.float64)
+
+    def behind(self, column):
+        """The column of the other runs, float64 (rounds, ...) each."""
+        return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
+
+    def _rounds(self):
+        return max(len(run["round"]) for run in self.runs)
 
 
 def groups(paths):
