@@ -76,7 +76,8 @@ def run(comm, path, config, given, say, signals, fork=None, dataset=None):
     """Bring the run of a prepared `config` in the results file `path` to its last round. Collective.
 
     given: the configuration as the user wrote it, for the record. say: prints a line, on rank 0. signals: `Signals` that may ask
-    to leave before. fork: as in `prepare`. dataset: as a `Simulation` takes it. Returns 0 when the run is finished, or else the exit status to leave with.
+    to leave before. fork: as in `prepare`. dataset: as a `Simulation` takes it. Returns 0 when the run is finished, or
+    else the exit status to leave with.
     """
     earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say))
     rounds, finished = comm.bcast(earlier and (earlier.rounds, earlier.finished))
@@ -99,7 +100,8 @@ def run(comm, path, config, given, say, signals, fork=None, dataset=None):
 
 
 def _compute(comm, path, config, given, say, signals, note, earlier, rounds, dataset):
-    simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"), dataset=dataset, note=note, leaving=signals.asked)
+    folder = path.with_suffix(".variates")
+    simulation = Simulation(config, comm=comm, folder=folder, dataset=dataset, note=note, leaving=signals.asked)
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         generated = earlier.tables["generated"] if earlier else {"label": [], "image": [], "fidelity": []}
