@@ -20,7 +20,7 @@ from genfl_mpi.server import Server
 from genfl_mpi.simulation import Simulation, load_and_divide, resolve
 
 CLIENTS, SECONDS = 4, 8.0  # clients of a round, and time, that are enough to learn a client's cost
-STEPS = (2, 4)  # denoising steps, from which the time of more follows
+FEWEST_STEPS = 2  # denoising steps of which the time is taken first
 MOST = 300  # rounds looked at; later ones are like the second half of these
 ENOUGH = 1.05  # times the least seconds: more ranks are not worth while
 PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
@@ -74,7 +74,9 @@ def calibrate(config):
 
 
 def _batch_seconds(config, folder):
-    """Seconds of a batch of images, with the configured steps: on the straight line through two smaller numbers of them."""
+    """Seconds of a batch of images: with the configured steps if that takes no more than SECONDS, or else by the straight line
+    through two smaller numbers of them."""
+
     def batch_of(steps, number):
         generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
         few = config.model_copy(update={"generation": generation})
@@ -86,9 +88,11 @@ def _batch_seconds(config, folder):
         generator.images(batch)
         return time.perf_counter() - start
 
-    batch_of(STEPS[0], 0)  # warms up
-    short, long = (batch_of(steps, number) for number, steps in enumerate(STEPS, 1))
-    return max(short, short + (long - short) * (config.generation.steps - STEPS[0]) / (STEPS[1] - STEPS[0]))
+    batch_of(FEWEST_STEPS, 0)  # warms up
+    short, wanted = batch_of(FEWEST_STEPS, 1), config.generation.steps
+    steps = min(wanted, max(2 * FEWEST_STEPS, int(SECONDS * FEWEST_STEPS / short)))
+    long = batch_of(steps, 2)
+    return long if steps == wanted else long + max(0.0, long - short) * (wanted - steps) / (steps - FEWEST_STEPS)
 
 
 def _resident():
