@@ -21,7 +21,7 @@ from genfl_mpi.server import Server
 from genfl_mpi.simulation import Simulation, resolve
 
 CLIENTS, SECONDS = 4, 8.0  # clients of a round, and time, that are enough to learn a client's cost
-STEPS = (2, 4)  # denoising steps, from which the time of more follows
+FEWEST_STEPS = 2  # denoising steps of which the time is taken first
 MOST = 300  # rounds looked at; later ones are like the second half of these
 ENOUGH = 1.05  # times the least seconds: more ranks are not worth while
 PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
@@ -47,10 +47,12 @@ class Costs:
 
 
 def calibrate(config):
-    """The `Costs` of a resolved `config`, of this rank alone: some rounds of a few clients with one epoch, and two batches of images."""
+    """The `Costs` of a resolved `config`, of this rank alone: some rounds of a few clients with one epoch, and some batches of
+    images, of which the first warms up."""
     with tempfile.TemporaryDirectory() as folder:
         training = config.training.model_copy(update={"epochs": 1})
-        few = config.model_copy(update={"method": "fedavg", "rounds": 20, "cohort": min(config.cohort, CLIENTS), "training": training})
+        few = config.model_copy(update={
+            "method": "fedavg", "rounds": 20, "cohort": min(config.cohort, CLIENTS), "training": training})
         simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
         pace, rounds, start = Pace(1), [], None
         for record in simulation:
@@ -67,12 +69,15 @@ def calibrate(config):
         rest = [one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate")) for one in rounds]
         simulation.close()
         batch = _batch_seconds(config, folder) if config.generates else 0.0
-    return Costs(pace.rates()[0], pace.overhead, batch, np.median([one["evaluate_seconds"] for one in rounds]), max(0.0, np.median(rest)), copying(),
-                 *messages, own, max(own, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - shared), shared)
+    test, peak = np.median([one["evaluate_seconds"] for one in rounds]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Costs(pace.rates()[0], pace.overhead, batch, test, max(0.0, np.median(rest)), copying(), *messages, own,
+                 max(own, peak - shared), shared)
 
 
 def _batch_seconds(config, folder):
-    """Seconds of a batch of images, with the configured steps: on the straight line through two smaller numbers of them."""
+    """Seconds of a batch of images: with the configured steps if that takes no more than SECONDS, or else by the straight line
+    through two smaller numbers of them."""
+
     def batch_of(steps, number):
         generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
         few = config.model_copy(update={"generation": generation})
@@ -84,9 +89,11 @@ def _batch_seconds(config, folder):
         generator.images(batch)
         return time.perf_counter() - start
 
-    batch_of(STEPS[0], 0)  # warms up
-    short, long = (batch_of(steps, number) for number, steps in enumerate(STEPS, 1))
-    return max(short, short + (long - short) * (config.generation.steps - STEPS[0]) / (STEPS[1] - STEPS[0]))
+    batch_of(FEWEST_STEPS, 0)  # warms up
+    short, wanted = batch_of(FEWEST_STEPS, 1), config.generation.steps
+    steps = min(wanted, max(2 * FEWEST_STEPS, int(SECONDS * FEWEST_STEPS / short)))
+    long = batch_of(steps, 2)
+    return long if steps == wanted else long + max(0.0, long - short) * (wanted - steps) / (steps - FEWEST_STEPS)
 
 
 def _resident():
@@ -102,7 +109,8 @@ def predict(config, arrays, costs, cluster):
     if config.generation.plan == "cohort_deficit":  # its images are known too late, and are as many as of this one
         config = config.model_copy(update={"generation": config.generation.model_copy(update={"plan": "deficit"})})
     about = datasets.describe(config.data)
-    server, pace, plan = Server(config, about, arrays, None, {}), Pace(cluster.ranks), Down(0, config.cohort if config.trains_clients else 0).plan
+    server, pace = Server(config, about, arrays, None, {}), Pace(cluster.ranks)
+    plan = Down(0, config.cohort if config.trains_clients else 0).plan
     made, wanted = set(), []
     if config.generates:
         in_bank = server.generator.ready
@@ -152,8 +160,8 @@ def total(rounds, config):
 
 
 def command(comm, config, cluster, name):
-    """Lines of the `plan` command. Collective: every rank of `comm` measures, at the same time. cluster: a `Cluster`, of which the
-    run's threads and the copying are not known yet."""
+    """Lines of the `plan` command. Collective: every rank of `comm` measures, at the same time. cluster: a `Cluster`, of
+    which the run's threads and the copying are not known yet."""
     config = config.model_copy(update={"runtime": config.runtime.model_copy(update={
         "threads": config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)})})
     config = resolve(config, comm)
@@ -161,7 +169,8 @@ def command(comm, config, cluster, name):
     each = comm.gather(calibrate(config))
     if comm.rank:
         return
-    costs = replace(each[0], **{name: float(np.mean([getattr(one, name) for one in each])) for name in ("rate", "overhead", "batch", "test", "rest", "copying")})
+    measured = ("rate", "overhead", "batch", "test", "rest", "copying")
+    costs = replace(each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured})
     cluster = replace(cluster, threads=config.runtime.threads, copying=costs.copying)
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
@@ -172,8 +181,10 @@ def command(comm, config, cluster, name):
     yield ""
     yield f"{_counted(cluster.ranks, 'rank')} on {_counted(cluster.nodes, 'node')}"
     yield f"  seconds   {own['round'].mean():.3g} a round, {total(own['round'], config):,.4g} in all, start and files aside"
-    yield from textwrap.wrap(", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS), 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
-    yield f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node for the data"
+    parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
+    yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
+    yield (f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node "
+           "for the data")
     yield f"  bytes     {costs.down / 1e6:,.3g} MB to every rank and {costs.up / 1e6:,.3g} MB from every rank in a round"
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
@@ -183,16 +194,18 @@ def command(comm, config, cluster, name):
 def _measured(config, ranks, costs):
     threads = _counted(config.runtime.threads, "thread")
     images = f"{config.generation.batch_size} images in {costs.batch:.2f} s; " if config.generates else ""
-    return (f"measured by {_counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, {environment.processor()}: "
-            f"{costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a client beside; {images}testing {costs.test:.2f} s; "
-            f"the rest of a round {costs.rest:.3f} s; memory copies {costs.copying / 1e9:.1f} GB/s")
+    return (f"measured by {_counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
+            f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
+            f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s; "
+            f"memory copies {costs.copying / 1e9:.1f} GB/s")
 
 
 def _assumed(cluster):
-    crowded = (f"; {cluster.ranks_a_node} ranks of {_counted(cluster.threads, 'thread')} share {_counted(cluster.cores, 'core')}, so that all takes "
-               f"{cluster.crowding:.3g} times as long" if cluster.crowding > 1 else "")
-    return (f"assumed: nodes like this one, of {_counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and {8 * cluster.bandwidth / 1e9:g} "
-            f"Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by reduce-scatter and gather{crowded}")
+    crowded = (f"; {cluster.ranks_a_node} ranks of {_counted(cluster.threads, 'thread')} share {_counted(cluster.cores, 'core')}, so that "
+               f"all takes {cluster.crowding:.3g} times as long" if cluster.crowding > 1 else "")
+    return (f"assumed: nodes like this one, of {_counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
+            f"{8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by "
+            f"reduce-scatter and gather{crowded}")
 
 
 def _counted(number, what):
@@ -226,6 +239,7 @@ def _weak(config, arrays, costs, cluster, busy):
         units = rng.choice(sizes, (10, each * one.ranks)) * config.training.epochs
         seconds = (units + costs.overhead) * one.crowding / costs.rate
         longest = np.mean([loads(cohort, busy, one.ranks).max() for cohort in seconds])
-        taken = longest + exchange(costs.down, costs.up, one) + costs.test * one.crowding * -(-chunks // one.ranks) / chunks + costs.rest
+        test = costs.test * one.crowding * -(-chunks // one.ranks) / chunks
+        taken = longest + exchange(costs.down, costs.up, one) + test + costs.rest
         first = first or taken
         yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * first / taken:14.0f}"

@@ -100,8 +100,8 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None):
 
 
 def _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset):
-    say = view.say
-    simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"), dataset=dataset, note=note, leaving=signals.asked)
+    say, folder = view.say, path.with_suffix(".variates")
+    simulation = Simulation(config, comm=comm, folder=folder, dataset=dataset, note=note, leaving=signals.asked)
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))

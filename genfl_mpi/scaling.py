@@ -12,6 +12,7 @@ from genfl_mpi.settings import is_free
 
 # By these, and by the ranks, the runs of one study may differ.
 STUDIED = {"clients", "cohort", "seed", "generation.seed"}
+NETWORK = 2e-6, 12.5e9  # between nodes: latency, s, and bandwidth, B/s, as `plan` takes them by default
 PARTS = ("train", "server", "wait", "exchange", "test", "rest")
 
 
@@ -58,7 +59,8 @@ def command(paths, out):
             drawn.append((what, rows))
             yield from _clients_table(what, rows)
     if not drawn:
-        raise UserError("nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, and else in the seed alone")
+        raise UserError("nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, "
+                        "and else in the seed alone")
     scaling.draw(drawn, out)
     yield f"figure in {out}"
 
@@ -71,9 +73,11 @@ def read(path, memory):
         accuracy = 100 * rounds["accuracy"][-1] if len(rounds["round"]) else np.nan
     count = len(rounds["round"])
     if not count or len(ranks["rank"]) % count or len(set(np.bincount(ranks["round"])[1:])) > 1:
-        raise UserError(f"{path}: has no rounds, or was continued on another number of ranks; give runs that were computed on one number")
+        raise UserError(f"{path}: has no rounds, or was continued on another number of ranks; give runs that were computed "
+                        "on one number")
     size = len(ranks["rank"]) // count
-    cluster = Cluster(size, len(set(about["hosts"].split(", "))), int(about["cores"]), int(about["threads"]), 2e-6, 12.5e9, memory)
+    hosts = set(about["hosts"].split(", "))
+    cluster = Cluster(size, len(hosts), int(about["cores"]), int(about["threads"]), *NETWORK, memory)
     seconds = rounds["round_seconds"]
     server = rounds["generate_seconds"] + rounds["augment_seconds"] + rounds["generate_ahead_seconds"]
     traffic, test = rounds["reduce_seconds"] + rounds["broadcast_seconds"], rounds["evaluate_seconds"]
@@ -81,7 +85,8 @@ def read(path, memory):
     spent.append(seconds - sum(spent))
     parts = {part: 100 * one.sum() / seconds.sum() for part, one in zip(PARTS, spent)}
     return Measured(str(path), config, cluster, seconds, parts, accuracy, clients["seconds"].reshape(count, -1), server,
-                    (traffic + spent[-1]).mean(), test.mean(), (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])))
+                    (traffic + spent[-1]).mean(), test.mean(),
+                    (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])))
 
 
 def predicted(run, cluster):
@@ -106,7 +111,8 @@ def over_clients(by_size):
     for (clients, cohort), runs in sorted(by_size.items()):
         for ranks in sorted({run.cluster.ranks for run in runs}):
             own = [run for run in runs if run.cluster.ranks == ranks]
-            yield clients, cohort, ranks, np.mean([run.seconds.mean() for run in own]), np.mean([run.accuracy for run in own]), len(own)
+            yield (clients, cohort, ranks, np.mean([run.seconds.mean() for run in own]), np.mean([run.accuracy for run in own]),
+                   len(own))
 
 
 def _ranks_table(title, rows):
@@ -114,7 +120,8 @@ def _ranks_table(title, rows):
     yield "  ranks  s a round  predicted  speed-up  efficiency (%)"
     first_ranks, first, _, _ = rows[0]
     for ranks, seconds, expected, _ in rows:
-        yield f"  {ranks:5d}  {seconds:9.3g}  {expected:9.3g}  {first / seconds:8.2f}  {100 * first / seconds * first_ranks / ranks:14.0f}"
+        gain = first / seconds
+        yield f"  {ranks:5d}  {seconds:9.3g}  {expected:9.3g}  {gain:8.2f}  {100 * gain * first_ranks / ranks:14.0f}"
     yield "  where the mean rank's time goes (%)"
     yield "  ranks" + "".join(f"{part:>10}" for part in PARTS)
     for ranks, _, _, parts in rows:

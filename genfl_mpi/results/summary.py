@@ -74,15 +74,15 @@ def _is_methods_own(key, runs):
 
 
 def table(paths):
-    """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one."""
+    """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one, of the runs that have
+    the most rounds."""
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     width = max(map(len, names))
     yield f"{'method':<11} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
     for group, name in zip(found, names):
-        final = np.array([100 * run["accuracy"][-1] for run in group.runs])
-        best = np.mean([100 * run["accuracy"].max() for run in group.runs])
-        seconds = np.mean([run["round_seconds"].sum() for run in group.runs])
+        accuracy = 100 * group.of("accuracy")
+        final, best, seconds = accuracy[:, -1], accuracy.max(1).mean(), group.of("round_seconds").sum(1).mean()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {seconds:7.1f}  {len(final):5d}")
