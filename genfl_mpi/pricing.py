@@ -62,12 +62,8 @@ def command(options):
     """Lines of the `price` command. options: its parsed arguments. Raises UserError."""
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
-    worlds, runs = load_worlds(options.world), [read(path, as_if) for path in paths]
-    for run in runs:
-        if run.world is not None and (options.world or as_if):
-            raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
-                            "energies; another world would have had another run: price it without --world and key=value, in its own")
-    worlds_of = [worlds if run.world is None else {"own": run.world} for run in runs]
+    runs = [read(path, as_if) for path in paths]
+    worlds_of = worlds_for(runs, options.world, as_if)
     priced = in_worlds(runs, worlds_of)
     yield from table(priced, options.target)
     plots.save(figure(priced), options.output)
@@ -79,9 +75,15 @@ def command(options):
         yield from _placements(runs, worlds_of, options.output)
 
 
-def load_worlds(files):
-    """{name: `World`} of YAML files, of the default world if there are none. Raises UserError."""
-    return {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
+def worlds_for(runs, files, as_if=()):
+    """The worlds of each of `runs`, {name: `World`}: those of the YAML files, or the default world; and for a run on which a world
+    acted, its own. Raises UserError if another is wanted for that one, or it is to be priced as if it had been another."""
+    worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
+    for run in runs:
+        if run.world is not None and (files or as_if):
+            raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
+                            "energies; another world would have had another run: price it without --world and key=value, in its own")
+    return [worlds if run.world is None else {"own": run.world} for run in runs]
 
 
 def in_worlds(runs, worlds_of):

@@ -42,7 +42,8 @@ def plot(arguments):
         if options.world:
             from genfl_mpi import pricing
 
-            figure, shown = pricing.figure(pricing.in_worlds(map(pricing.read, paths), pricing.load_worlds(options.world))), paths
+            runs, shown = list(map(pricing.read, paths)), paths
+            figure = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, options.world)))
         else:
             figure, shown = figures.draw(options.figure, paths, options.round)
         plots.save(figure, output)
