@@ -10,8 +10,8 @@ A round is training and aggregation; what genfl_mpi needs for testing is told ap
 """
 
 import argparse
-import itertools
 import json
+import operator
 import os
 import platform
 import statistics
@@ -21,8 +21,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from floor import OPTIMIZERS
-from jobs import FORMATS, JOBS
+from jobs import JOBS
 
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import environment
@@ -82,20 +81,19 @@ def genfl(name, cores, rounds, limit):
 
 
 def search(name, layouts, limit):
-    """The floor's fastest (processes, threads), format and optimizer, by one short round of each; and all that was measured."""
-    job, tried = JOBS[name], {}
-    for (processes, threads), memory_format, optimizer in itertools.product(layouts, FORMATS, OPTIMIZERS):
-        clients = processes * max(1, min(job.cohort // processes, 100 // (job.samples // job.batch) // 4))
-        options = ["--processes", processes, "--threads", threads, "--format", memory_format, "--optimizer", optimizer]
-        figures = told([sys.executable, HERE / "floor.py", name, *options, "--clients", clients, "--rounds", 2], limit)
-        tried[" ".join(map(str, options))] = min(figure["round"] for figure in figures) / clients
-    best = min(tried, key=tried.get)
-    return best.split(), tried
+    """The floor's fastest layout, format and optimizer as options, by two rounds of each, shortened; and all that was measured."""
+    job, tried = JOBS[name], []
+    for processes, threads in layouts:
+        clients = processes * max(1, min(job.cohort // processes, 40 * job.batch // job.samples))
+        command = [sys.executable, HERE / "floor.py", name, "--processes", processes, "--threads", threads, "--clients", clients, "--rounds", 2]
+        tried += [figure | {"processes": processes, "threads": threads, "round": figure["round"] / clients} for figure in told(command, limit)]
+    best = min(tried, key=operator.itemgetter("round"))
+    return ["--processes", best["processes"], "--threads", best["threads"], "--formats", best["format"], "--optimizers", best["optimizer"]], tried
 
 
 def contestants(name, best, cores, rounds, python, limit):
     """The functions that each run one contestant once, by its name."""
-    memory_format = best[best.index("--format") + 1]
+    memory_format = best[best.index("--formats") + 1]
     common = [name, "--format", memory_format, "--rounds", rounds]
     flower, pfl = ([python, HERE / "peers" / file, *common] for file in ("flower.py", "pfl_research.py"))
     torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", cores, *pfl[1:]]
@@ -144,8 +142,8 @@ def main():
     record = {"about": about, "options": {name: str(value) for name, value in vars(options).items()}, "jobs": {}}
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.jobs:
-        best, tried = search(name, {(cores, 1), (1, cores)}, options.limit)
-        print(f"{name}: the floor's fastest is {' '.join(best)}", flush=True)
+        best, tried = search(name, sorted({(cores, 1), (1, cores)}), options.limit)
+        print(f"{name}: the floor's fastest is {' '.join(map(str, best))}", flush=True)
         runs = contestants(name, best, cores, options.rounds, python, options.limit)
         measured, failed = {who: [] for who in runs}, {}
         for repeat in range(options.repeats):

@@ -68,6 +68,7 @@ class Simulation:
         self.is_server = self.comm.rank == 0
         self.about = datasets.describe(config.data)
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
         if config.data.download:
             collectives.together(self.comm, lambda: self.is_server and datasets.download(config.data))
         self.data, self._window = collectives.node_shared(self.comm, lambda: load_and_divide(config))

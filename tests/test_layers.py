@@ -93,3 +93,14 @@ def test_resnet18_is_the_same_network():
 
 def test_a_flat_models_layers_are_quick():
     assert type(FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1)).module[0]) is layers.Conv2d
+
+
+def test_in_bfloat16_the_small_maps_stay_in_float32():
+    theirs = nn.Conv2d(5, 7, 3, padding=1)
+    ours = quicken(copy.deepcopy(theirs))
+    images = torch.randn(3, 5, 2, 2).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(images)
+    assert output.dtype == torch.float32 and torch.allclose(output, theirs(images.float()), atol=1e-6)
+    output.sum().backward()
+    assert images.grad.dtype == torch.bfloat16 and ours.weight.grad.dtype == torch.float32

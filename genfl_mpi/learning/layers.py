@@ -4,6 +4,7 @@ import itertools
 
 import torch
 from torch import nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 SMALL_MAP = 4  # pixels of a convolution's output up to which its taps are products of matrices; measured for ResNet-18
@@ -34,8 +35,8 @@ class Conv2d(nn.Conv2d):
     pixels, the last layers' kernels of 3x3 see a single pixel, and eight of nine weights are multiplied by zero."""
 
     def forward(self, images):
-        if (images.device.type == "cpu" and images.dim() == 4 and images.dtype == self.weight.dtype and self.groups == 1 and self.padding_mode == "zeros"
-                and not isinstance(self.padding, str)):
+        alike = images.dtype == self.weight.dtype or torch.is_autocast_enabled("cpu")
+        if alike and images.device.type == "cpu" and images.dim() == 4 and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str):
             taps = [_taps(*geometry) for geometry in zip(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)]
             if 0 < taps[0][0] * taps[1][0] <= SMALL_MAP:
                 output = _ByTaps.apply(images, self.weight, *taps)
@@ -57,9 +58,11 @@ def _taps(size, kernel, stride, padding, dilation):
 
 
 class _ByTaps(torch.autograd.Function):
-    """A convolution as a product of matrices for each tap of its kernel, added up. All in the order (n, H, W, C)."""
+    """A convolution as a product of matrices for each tap of its kernel, added up. All in the order (n, H, W, C), and in float32
+    also where autocast has bfloat16: there is little to gain on so few pixels."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, images, weight, rows, columns):
         ctx.save_for_backward(images, weight)
         ctx.taps = rows[1], columns[1]
@@ -70,6 +73,7 @@ class _ByTaps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx, gradient):
         images, weight = ctx.saved_tensors
         images, gradient = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)

@@ -132,8 +132,10 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)
-                logits, target = model.module(augment(images[batch], settings, augmenting)), labels[batch]
-                loss = F.cross_entropy(logits, target)
+                target = labels[batch]
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                    logits = model.module(augment(images[batch], settings, augmenting))
+                loss = F.cross_entropy(logits.float(), target)
                 loss.backward()
                 step()
                 losses.append(loss.detach())
