@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from jobs import FORMATS, JOBS, data, network, tell
 
 OPTIMIZERS = {
-    "loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True},
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
     "flat": None,  # gradients are views of one vector, and a step is one operation on the whole
 }
 

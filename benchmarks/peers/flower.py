@@ -81,13 +81,27 @@ def main():
     @server_app.main()
     def serve(grid, context):
         torch.set_num_threads(options.threads)
-        strategy = Timed(fraction_train=job.cohort / job.clients, fraction_evaluate=0.0, min_train_nodes=job.cohort, min_evaluate_nodes=0,
-                         min_available_nodes=job.clients)
-        strategy.start(grid=grid, initial_arrays=ArrayRecord(network(job, options.format).state_dict()), num_rounds=options.rounds + 1)
+        strategy = Timed(
+            fraction_train=job.cohort / job.clients,
+            fraction_evaluate=0.0,
+            min_train_nodes=job.cohort,
+            min_evaluate_nodes=0,
+            min_available_nodes=job.clients,
+        )
+        strategy.start(
+            grid=grid, initial_arrays=ArrayRecord(network(job, options.format).state_dict()), num_rounds=options.rounds + 1
+        )
 
     resources = {"num_cpus": options.threads, "num_gpus": 0.0}
-    run_simulation(server_app, client_app(options.job, options.format, options.threads), num_supernodes=job.clients,
-                   backend_config={"init_args": {"num_cpus": options.actors * options.threads, "include_dashboard": False}, "client_resources": resources})
+    run_simulation(
+        server_app,
+        client_app(options.job, options.format, options.threads),
+        num_supernodes=job.clients,
+        backend_config={
+            "init_args": {"num_cpus": options.actors * options.threads, "include_dashboard": False},
+            "client_resources": resources,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
                     outputs.append(logits.detach())
                     targets.append(target)
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
-    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait for the device
+    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait
     steps = len(losses) // settings.epochs
     first, last = (sum(map(operator.mul, losses[part], sizes[part])) / len(images) for part in (slice(steps), slice(-steps, None)))
     return Report(len(images), first, last, correct / len(images))
