@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [--repeats 20]
 
-Milliseconds of processor time, on one rank of one thread: a client of one batch of ten images, as a round trains it (its data, its
-random streams, training, the exact sum, its row), less a bare step of SGD on the same batch; for a network of 1,002 weights and for
-those of the reference jobs. In turn, medians; processor time, because other work on the machine changes it less.
+Milliseconds of processor time, on one rank of one thread: a client of one batch of ten images, as a round trains it (its
+data, its random streams, training, the exact sum, its row), less a bare step of SGD on the same batch; for a network of 1,023
+weights and for those of the reference jobs. In turn, medians; processor time, because other work changes it less.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from genfl_mpi.simulation import client_data
 
 
 def small(classes, shape):
-    """8x8 pixels, pooled to 16 values of each of 3 channels: 1,002 weights for ten classes."""
+    """8x8 pixels, pooled to 16 values of each of 3 channels: 1,023 weights for ten classes."""
     return nn.Sequential(
         nn.AvgPool2d(2),
         nn.Flatten(),
@@ -78,10 +78,8 @@ def main():
                     work()
                 found.append(1e3 * (time.process_time() - start) / times)
         whole, bare, summed = (statistics.median(found[1:]) for found in spent.values())
-        print(
-            f"{name.rpartition(':')[2]:9} {len(simulation.weights):9,} {whole:7.2f} {bare:7.2f} {whole - bare:16.2f} {summed:16.2f}",
-            flush=True,
-        )
+        name, size = name.rpartition(":")[2], len(simulation.weights)
+        print(f"{name:9} {size:9,} {whole:7.2f} {bare:7.2f} {whole - bare:16.2f} {summed:16.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def peers_python(folder):
 
 def versions(python):
     """Versions of what the peers' environment has."""
-    code = "import json; from importlib.metadata import version; print(json.dumps({n: version(n) for n in ('flwr', 'ray', 'pfl', 'torch')}))"
+    code = "import json; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in ('flwr', 'ray', 'pfl', 'torch')}))"
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
@@ -216,7 +216,7 @@ def main():
                     try:
                         measured[who].append(run())
                         print(
-                            f"{name} {repeat + 1}/{options.repeats} {who}: {spread([figure['round'] for figure in measured[who][-1]])} s",
+                            f"{name} {repeat + 1}/{options.repeats} {who}: {spread([one['round'] for one in measured[who][-1]])} s",
                             flush=True,
                         )
                     except (RuntimeError, subprocess.TimeoutExpired) as error:

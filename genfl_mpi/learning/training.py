@@ -104,7 +104,7 @@ def augment(images, settings, rng):
 @contextmanager
 def _lent(seed, device):
     """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
-    kind of device: that takes longer than a small client's training, and where there is no GPU it leaves a note each time.)"""
+    kind of device and, where there is no GPU, write down the stack each time: as long as a step of a small network.)"""
     stream = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
     before = stream.get_state()
     stream.manual_seed(seed)
