@@ -5,6 +5,7 @@ R1 is the paper's: ResNet-18 with torchvision's stem on 32x32 pixels. R2 is pfl-
 """
 
 import json
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,13 @@ def data(job, memory_format):
         return images[start : start + job.samples], labels[start : start + job.samples]
 
     return of_client
+
+
+@cache
+def resident(name, memory_format):
+    """What a process keeps from client to client: the job, its network, and its data."""
+    job = JOBS[name]
+    return job, network(job, memory_format), data(job, memory_format)
 
 
 def tell(**figures):
