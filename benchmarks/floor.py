@@ -1,6 +1,6 @@
 """The floor of a reference job: the same SGD steps in a bare PyTorch loop on resident tensors, and nothing else.
 
-    python benchmarks/floor.py R2 [--processes 2] [--threads 1] [--format channels_last] [--optimizer fused] [--clients 50] [--rounds 3]
+    python benchmarks/floor.py R2 [--processes 2] [--threads 1] [--formats channels_last] [--optimizers fused]
 
 Nothing is drawn, sent, reset, averaged, tested or written. The clients of a round are divided over the processes, which begin it
 together; a round lasts until the last of them ends. No layer, kernel or trick of genfl_mpi is in it. The file is not changed any
@@ -8,6 +8,7 @@ more, so that what is faster than the floor is faster than plain PyTorch.
 """
 
 import argparse
+import itertools
 import time
 
 import torch
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from jobs import FORMATS, JOBS, data, network, tell
 
 OPTIMIZERS = {
-    "loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True},
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
     "flat": None,  # gradients are views of one vector, and a step is one operation on the whole
 }
 
@@ -37,26 +40,27 @@ def flat_step(module, lr):
 
 def work(process, options, barrier):
     torch.set_num_threads(options.threads)
-    torch.manual_seed(process)
     job = JOBS[options.job]
-    module, of_client = network(job, options.format), data(job, options.format)
-    if options.optimizer == "flat":
-        prepare, step = flat_step(module, job.lr)
-    else:
-        optimizer = torch.optim.SGD(module.parameters(), job.lr, **OPTIMIZERS[options.optimizer])
-        prepare, step = optimizer.zero_grad, optimizer.step
-    for round in range(-1, options.rounds):  # the first warms up
-        barrier.wait()
-        start = time.perf_counter()
-        for client in range(process, options.clients or job.cohort, options.processes):
-            images, labels = of_client(client)
-            for batch in torch.randperm(job.samples).tensor_split(-(-job.samples // job.batch)):
-                prepare()
-                F.cross_entropy(module(images[batch]), labels[batch]).backward()
-                step()
-        barrier.wait()
-        if process == 0 and round >= 0:
-            tell(round=time.perf_counter() - start)
+    for memory_format, name in itertools.product(options.formats, options.optimizers):
+        torch.manual_seed(process)
+        module, of_client = network(job, memory_format), data(job, memory_format)
+        if name == "flat":
+            prepare, step = flat_step(module, job.lr)
+        else:
+            optimizer = torch.optim.SGD(module.parameters(), job.lr, **OPTIMIZERS[name])
+            prepare, step = optimizer.zero_grad, optimizer.step
+        for round in range(-1, options.rounds):  # the first warms up
+            barrier.wait()
+            start = time.perf_counter()
+            for client in range(process, options.clients or job.cohort, options.processes):
+                images, labels = of_client(client)
+                for batch in torch.randperm(job.samples).tensor_split(-(-job.samples // job.batch)):
+                    prepare()
+                    F.cross_entropy(module(images[batch]), labels[batch]).backward()
+                    step()
+            barrier.wait()
+            if process == 0 and round >= 0:
+                tell(round=time.perf_counter() - start, format=memory_format, optimizer=name)
 
 
 def main():
@@ -64,8 +68,8 @@ def main():
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--format", choices=FORMATS, default="channels_last")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="fused")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--clients", type=int, help="of a round; default: the job's cohort")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

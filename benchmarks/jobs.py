@@ -5,6 +5,7 @@ R1 is the paper's: ResNet-18 with torchvision's stem on 32x32 pixels. R2 is pfl-
 """
 
 import json
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ class Job(NamedTuple):
 
 
 JOBS = {
-    "R1": Job(100, 500, 10, 64, 0.01, "resnet18"), "R2": Job(1000, 50, 50, 10, 0.1, "pfl_cnn"),
+    "R1": Job(100, 500, 10, 64, 0.01, "resnet18"),
+    "R2": Job(1000, 50, 50, 10, 0.1, "pfl_cnn"),
     "trial": Job(20, 20, 4, 10, 0.1, "pfl_cnn"),  # to see that every contestant works
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -38,8 +40,18 @@ def network(job, memory_format):
         module = resnet18(num_classes=10)
     else:
         module = nn.Sequential(
-            nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
-            nn.Flatten(), nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10))
+            nn.Conv2d(3, 32, 3),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout(0.25),
+            nn.Flatten(),
+            nn.Linear(64 * 14 * 14, 128),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(128, 10),
+        )
     return module.to(memory_format=FORMATS[memory_format]).train()
 
 
@@ -54,6 +66,13 @@ def data(job, memory_format):
         return images[start : start + job.samples], labels[start : start + job.samples]
 
     return of_client
+
+
+@cache
+def resident(name, memory_format):
+    """What a process keeps from client to client: the job, its network, and its data."""
+    job = JOBS[name]
+    return job, network(job, memory_format), data(job, memory_format)
 
 
 def tell(**figures):

@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [--repeats 20]
 
-Milliseconds of processor time, on one rank of one thread: a client of one batch of ten images, as a round trains it (its data, its
-random streams, training, the exact sum, its row), less a bare step of SGD on the same batch; for a network of 1,002 weights and for
-those of the reference jobs. In turn, medians; processor time, because other work on the machine changes it less.
+Milliseconds of processor time, on one rank of one thread: a client of one batch of ten images, as a round trains it (its
+data, its random streams, training, the exact sum, its row), less a bare step of SGD on the same batch; for a network of 1,023
+weights and for those of the reference jobs. In turn, medians; processor time, because other work changes it less.
 """
 
 import argparse
@@ -22,8 +22,15 @@ from genfl_mpi.simulation import client_data
 
 
 def small(classes, shape):
-    """8x8 pixels, pooled to 16 values of each of 3 channels: 1,002 weights for ten classes."""
-    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 17), nn.ReLU(), nn.Linear(17, classes, bias=False), nn.BatchNorm1d(classes, affine=False))
+    """8x8 pixels, pooled to 16 values of each of 3 channels: 1,023 weights for ten classes."""
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 17),
+        nn.ReLU(),
+        nn.Linear(17, classes, bias=False),
+        nn.BatchNorm1d(classes, affine=False),
+    )
 
 
 def main():
@@ -32,9 +39,22 @@ def main():
     options = parser.parse_args()
     print("network    weights  client  a step  beyond its step  of that the sum  (ms)")
     for name, size, times in (("overhead:small", 8, 50), ("pfl_cnn", 32, 2), ("resnet18", 32, 1)):
-        simulation = Simulation(overrides=[
-            "method=fedavg", "data.name=synthetic", "data.samples=1000", f"data.size={size}", "clients=100", "cohort=5", "partition.scheme=iid",
-            f"model.name={name}", "training.epochs=1", "training.batch_size=10", "training.lr=0.001", "runtime.threads=1"])
+        simulation = Simulation(
+            overrides=[
+                "method=fedavg",
+                "data.name=synthetic",
+                "data.samples=1000",
+                f"data.size={size}",
+                "clients=100",
+                "cohort=5",
+                "partition.scheme=iid",
+                f"model.name={name}",
+                "training.epochs=1",
+                "training.batch_size=10",
+                "training.lr=0.001",
+                "runtime.threads=1",
+            ]
+        )
         images, labels = client_data(simulation.data, 0, simulation.config)
         images = normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, simulation.device)
         labels = torch.from_numpy(labels)
@@ -58,7 +78,8 @@ def main():
                     work()
                 found.append(1e3 * (time.process_time() - start) / times)
         whole, bare, summed = (statistics.median(found[1:]) for found in spent.values())
-        print(f"{name.rpartition(':')[2]:9} {len(simulation.weights):9,} {whole:7.2f} {bare:7.2f} {whole - bare:16.2f} {summed:16.2f}", flush=True)
+        name, size = name.rpartition(":")[2], len(simulation.weights)
+        print(f"{name:9} {size:9,} {whole:7.2f} {bare:7.2f} {whole - bare:16.2f} {summed:16.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ class Training(Section):
     lr: Positive = Field(0.05, description="learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of activations and products; with bfloat16, weights, steps of SGD, sums and testing stay in float32")
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field("constant", description="how the learning rate falls with the rounds")
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(0.99, description="exponential: factor of a round; step: factor of every `period` rounds")
     period: Count = Field(100, description="step: rounds between two falls; cosine: rounds until it has fallen to nothing")
@@ -225,6 +227,7 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
     ranks_per_run: Count | None = Field(None, description="on so many ranks, or more, a sweep computes several runs at once, each on a group of ranks of its own; "
                                         "none: as many as a run keeps busy, one for each client of the cohort and one for the server")
+    tf32: bool = Field(False, description="on a GPU: products of float32 with TensorFloat-32's ten bits, which are faster")
 
 
 # Values of `training` under a name. `practical` learns in tens of rounds what `paper` learns in thousands.

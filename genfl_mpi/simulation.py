@@ -57,6 +57,7 @@ class Simulation:
         divided, window = collectives.node_shared(self.comm, lambda: divide(config, dataset))
         self._windows.append(window)
         self.data = {**dataset, **divided}
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
         cohort = config.cohort if config.trains_clients else 0

@@ -14,8 +14,9 @@ from genfl_mpi.settings import Model
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation"), [
-    ((1, 1), 3, 1, 1, 1), ((2, 2), 3, 2, 1, 1), ((2, 2), 3, 1, 1, 1), ((2, 2), 1, 2, 0, 1), ((1, 3), (1, 3), (1, 2), (0, 1), 1), ((3, 2), 2, 1, 0, 1),
-    ((2, 1), 5, 3, 2, 1), ((1, 1), 3, 1, 2, 2), ((3, 3), 3, 2, 1, 2), ((4, 4), 3, 5, 1, 1), ((1, 1), 1, 1, 1, 1), ((1, 2), 2, 3, 1, 1)])
+    ((1, 1), 3, 1, 1, 1), ((2, 2), 3, 2, 1, 1), ((2, 2), 3, 1, 1, 1), ((2, 2), 1, 2, 0, 1), ((1, 3), (1, 3), (1, 2), (0, 1), 1),
+    ((3, 2), 2, 1, 0, 1), ((2, 1), 5, 3, 2, 1), ((1, 1), 3, 1, 2, 2), ((3, 3), 3, 2, 1, 2), ((4, 4), 3, 5, 1, 1), ((1, 1), 1, 1, 1, 1),
+    ((1, 2), 2, 3, 1, 1)])
 def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, dilation, bias, monkeypatch):
     theirs = nn.Conv2d(5, 7, kernel, stride, padding, dilation, bias=bias).double()
     ours = quicken(copy.deepcopy(theirs))
@@ -31,8 +32,18 @@ def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, 
         assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_what_comes_after_a_convolution_may_work_in_place():
+    theirs = nn.Sequential(nn.Conv2d(5, 7, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+    ours = quicken(copy.deepcopy(theirs))
+    images = torch.randn(3, 5, 2, 2)
+    for network in (theirs, ours):
+        network(images).sum().backward()
+    assert torch.allclose(ours[0].weight.grad, theirs[0].weight.grad, atol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [
-    nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.Conv2d(4, 4, 3, padding=9)])
+    nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=9),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")])
 def test_other_convolutions_stay_torchs(layer):
     images = torch.randn(2, 4, 2, 2)
     assert torch.equal(quicken(copy.deepcopy(layer))(images), layer(images))
@@ -93,3 +104,14 @@ def test_resnet18_is_the_same_network():
 
 def test_a_flat_models_layers_are_quick():
     assert type(FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1)).module[0]) is layers.Conv2d
+
+
+def test_in_bfloat16_the_small_maps_stay_in_float32():
+    theirs = nn.Conv2d(5, 7, 3, padding=1)
+    ours = quicken(copy.deepcopy(theirs))
+    images = torch.randn(3, 5, 2, 2).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(images)
+    assert output.dtype == torch.float32 and torch.allclose(output, theirs(images.float()), atol=1e-6)
+    output.sum().backward()
+    assert images.grad.dtype == torch.bfloat16 and ours.weight.grad.dtype == torch.float32

@@ -38,6 +38,18 @@ def test_any_number_of_ranks(tiny, tmp_path, capsys):
     assert first[0] in said and first[1] in said
 
 
+def test_bfloat16_on_any_number_of_ranks(tiny, tmp_path):
+    """The bits are others than float32's, and the model is nearly the same."""
+    losses = {}
+    for ranks, dtype in ((1, "bfloat16"), (2, "bfloat16"), (1, "float32")):
+        run(ranks, [*tiny, "method=fedavg", f"training.dtype={dtype}", f"output={tmp_path}/{dtype}{ranks}"])
+        with reader.open_results(tmp_path / f"{dtype}{ranks}/fedavg_seed1.h5") as file:
+            losses[dtype] = file["rounds/loss"][-1]
+    assert digests(tmp_path / "bfloat161", "fedavg_seed1") == digests(tmp_path / "bfloat162", "fedavg_seed1")
+    assert digests(tmp_path / "bfloat161", "fedavg_seed1") != digests(tmp_path / "float321", "fedavg_seed1")
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
 def test_another_seed_gives_other_bits(tiny, tmp_path):
     assert main([*tiny]) == 0
     assert main([*tiny, "seed=2"]) == 0

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,15 +20,7 @@ from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import ServerApp  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 from flwr.simulation import run_simulation  # noqa: E402
-from jobs import FORMATS, JOBS, data, network, tell  # noqa: E402
-
-
-@cache
-def resident(name, memory_format, threads):
-    """What an actor's process keeps from client to client: the network and the data."""
-    torch.set_num_threads(threads)
-    job = JOBS[name]
-    return job, network(job, memory_format), data(job, memory_format)
+from jobs import FORMATS, JOBS, network, resident, tell  # noqa: E402
 
 
 def client_app(name, memory_format, threads):
@@ -37,7 +28,8 @@ def client_app(name, memory_format, threads):
 
     @app.train()
     def train(message, context):
-        job, module, of_client = resident(name, memory_format, threads)
+        torch.set_num_threads(threads)
+        job, module, of_client = resident(name, memory_format)
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())
         images, labels = of_client(int(context.node_config["partition-id"]))
         optimizer = torch.optim.SGD(module.parameters(), job.lr)
@@ -60,6 +52,8 @@ class Timed(FedAvg):
 
     def aggregate_train(self, server_round, replies):
         replies = list(replies)
+        if failed := [reply.error for reply in replies if reply.has_error()]:
+            raise RuntimeError(f"{len(failed)} clients failed: {failed[0]}")
         trained = time.perf_counter()
         result = super().aggregate_train(server_round, replies)
         if server_round > 1:
@@ -81,13 +75,27 @@ def main():
     @server_app.main()
     def serve(grid, context):
         torch.set_num_threads(options.threads)
-        strategy = Timed(fraction_train=job.cohort / job.clients, fraction_evaluate=0.0, min_train_nodes=job.cohort, min_evaluate_nodes=0,
-                         min_available_nodes=job.clients)
-        strategy.start(grid=grid, initial_arrays=ArrayRecord(network(job, options.format).state_dict()), num_rounds=options.rounds + 1)
+        strategy = Timed(
+            fraction_train=job.cohort / job.clients,
+            fraction_evaluate=0.0,
+            min_train_nodes=job.cohort,
+            min_evaluate_nodes=0,
+            min_available_nodes=job.clients,
+        )
+        strategy.start(
+            grid=grid, initial_arrays=ArrayRecord(network(job, options.format).state_dict()), num_rounds=options.rounds + 1
+        )
 
     resources = {"num_cpus": options.threads, "num_gpus": 0.0}
-    run_simulation(server_app, client_app(options.job, options.format, options.threads), num_supernodes=job.clients,
-                   backend_config={"init_args": {"num_cpus": options.actors * options.threads, "include_dashboard": False}, "client_resources": resources})
+    run_simulation(
+        server_app,
+        client_app(options.job, options.format, options.threads),
+        num_supernodes=job.clients,
+        backend_config={
+            "init_args": {"num_cpus": options.actors * options.threads, "include_dashboard": False},
+            "client_resources": resources,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -34,8 +34,10 @@ def loss(self, inputs, targets, eval=False):
 def metrics(self, inputs, targets, eval=True):
     self.eval() if eval else self.train()
     logits = self(inputs)
-    return {"loss": Weighted(F.cross_entropy(logits, targets, reduction="sum").item(), len(inputs)),
-            "accuracy": Weighted((logits.argmax(-1) == targets).float().sum().item(), len(inputs))}
+    return {
+        "loss": Weighted(F.cross_entropy(logits, targets, reduction="sum").item(), len(inputs)),
+        "accuracy": Weighted((logits.argmax(-1) == targets).float().sum().item(), len(inputs)),
+    }
 
 
 class Stopwatch(TrainingProcessCallback):
@@ -66,13 +68,22 @@ def main():
     module.loss, module.metrics = types.MethodType(loss, module), types.MethodType(metrics, module)
     clients = {client: of_client(client) for client in range(job.clients)}
     training_data = FederatedDataset.from_slices(clients, get_user_sampler("random", list(clients)))
-    model = PyTorchModel(model=module, local_optimizer_create=torch.optim.SGD, central_optimizer=torch.optim.SGD(module.parameters(), 1.0))
+    model = PyTorchModel(
+        model=module, local_optimizer_create=torch.optim.SGD, central_optimizer=torch.optim.SGD(module.parameters(), 1.0)
+    )
     backend = SimulatedBackend(training_data=training_data, val_data=None, postprocessors=[WeightByDatapoints()])
     FederatedAveraging().run(
-        algorithm_params=NNAlgorithmParams(central_num_iterations=options.rounds + 1, evaluation_frequency=options.rounds + 2,
-                                           train_cohort_size=job.cohort, val_cohort_size=None),
-        backend=backend, model=model, callbacks=[Stopwatch()],
-        model_train_params=NNTrainHyperParams(local_learning_rate=job.lr, local_num_epochs=1, local_batch_size=job.batch))
+        algorithm_params=NNAlgorithmParams(
+            central_num_iterations=options.rounds + 1,
+            evaluation_frequency=options.rounds + 2,
+            train_cohort_size=job.cohort,
+            val_cohort_size=None,
+        ),
+        backend=backend,
+        model=model,
+        callbacks=[Stopwatch()],
+        model_train_params=NNTrainHyperParams(local_learning_rate=job.lr, local_num_epochs=1, local_batch_size=job.batch),
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 from torch import nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 SMALL_MAP = 4  # pixels of a convolution's output up to which its taps are products of matrices; measured for ResNet-18
@@ -23,7 +24,8 @@ class Dropout(nn.Dropout):
         if not self.training or not 0 < self.p < 1 or values.device.type != "cpu" or not values.is_floating_point():
             return super().forward(values)
         mask = torch.empty_like(values)
-        bits = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: values.numel()]
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: values.numel()]
         in_memory = mask.as_strided(bits.shape, (1,))  # whatever the order of the dimensions there
         torch.ge(bits, round(self.p * 2**16) - 2**15, out=in_memory).mul_(1 / (1 - self.p))
         return values.mul_(mask) if self.inplace else values * mask
@@ -34,9 +36,11 @@ class Conv2d(nn.Conv2d):
     pixels, the last layers' kernels of 3x3 see a single pixel, and eight of nine weights are multiplied by zero."""
 
     def forward(self, images):
-        if (images.device.type == "cpu" and images.dim() == 4 and images.dtype == self.weight.dtype and self.groups == 1 and self.padding_mode == "zeros"
-                and not isinstance(self.padding, str)):
-            taps = [_taps(*geometry) for geometry in zip(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)]
+        usual = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str) and images.dim() == 4
+        alike = images.dtype == self.weight.dtype or torch.is_autocast_enabled("cpu")
+        if usual and alike and images.device.type == "cpu":
+            sides = zip(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+            taps = [_taps(*side) for side in sides]
             if 0 < taps[0][0] * taps[1][0] <= SMALL_MAP:
                 output = _ByTaps.apply(images, self.weight, *taps)
                 return output if self.bias is None else output + self.bias.view(-1, 1, 1)
@@ -57,19 +61,24 @@ def _taps(size, kernel, stride, padding, dilation):
 
 
 class _ByTaps(torch.autograd.Function):
-    """A convolution as a product of matrices for each tap of its kernel, added up. All in the order (n, H, W, C)."""
+    """A convolution as a product of matrices for each tap of its kernel, added up. All in the order (n, H, W, C), and in float32
+    also where autocast has bfloat16: there is little to gain on so few pixels."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, images, weight, rows, columns):
         ctx.save_for_backward(images, weight)
         ctx.taps = rows[1], columns[1]
-        output = images.new_zeros(len(images), rows[0], columns[0], len(weight))
+        shape = len(images), len(weight), rows[0], columns[0]
+        output = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last).zero_()
+        images, total = images.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1)
         for (i, to_y, from_y), (j, to_x, from_x) in itertools.product(*ctx.taps):
-            _add_product(output[:, to_y, to_x], images.permute(0, 2, 3, 1)[:, from_y, from_x], weight[:, :, i, j].t())
-        return output.permute(0, 3, 1, 2)
+            _add_product(total[:, to_y, to_x], images[:, from_y, from_x], weight[:, :, i, j].t())
+        return output  # no view, so that a ReLU may work in place
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx, gradient):
         images, weight = ctx.saved_tensors
         images, gradient = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
@@ -78,7 +87,8 @@ class _ByTaps(torch.autograd.Function):
         for (i, to_y, from_y), (j, to_x, from_x) in itertools.product(*ctx.taps):
             part = gradient[:, to_y, to_x]
             if of_weight is not None:
-                torch.mm(part.reshape(-1, part.shape[-1]).t(), images[:, from_y, from_x].reshape(-1, images.shape[-1]), out=of_weight[:, :, i, j])
+                seen = images[:, from_y, from_x].reshape(-1, images.shape[-1])
+                torch.mm(part.reshape(-1, part.shape[-1]).t(), seen, out=of_weight[:, :, i, j])
             if of_images is not None:
                 _add_product(of_images[:, from_y, from_x], part, weight[:, :, i, j])
         return of_images if of_images is None else of_images.permute(0, 3, 1, 2), of_weight, None, None

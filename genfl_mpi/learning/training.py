@@ -104,7 +104,7 @@ def augment(images, settings, rng):
 @contextmanager
 def _lent(seed, device):
     """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
-    kind of device: that takes longer than a small client's training, and where there is no GPU it leaves a note each time.)"""
+    kind of device and, where there is no GPU, write down the stack each time: as long as a step of a small network.)"""
     stream = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
     before = stream.get_state()
     stream.manual_seed(seed)
@@ -132,8 +132,10 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)
-                logits, target = model.module(augment(images[batch], settings, augmenting)), labels[batch]
-                loss = F.cross_entropy(logits, target)
+                target = labels[batch]
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                    logits = model.module(augment(images[batch], settings, augmenting))
+                loss = F.cross_entropy(logits.float(), target)
                 loss.backward()
                 step()
                 losses.append(loss.detach())
@@ -142,7 +144,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
                     outputs.append(logits.detach())
                     targets.append(target)
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
-    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait for the device
+    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait
     steps = len(losses) // settings.epochs
     first, last = (sum(map(operator.mul, losses[part], sizes[part])) / len(images) for part in (slice(steps), slice(-steps, None)))
     return Report(len(images), first, last, correct / len(images))

@@ -18,8 +18,8 @@ BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as inte
 class FlatModel:
     """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
 
-    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's counters)
-    stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
+    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's
+    counters) stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
     """
 
     def __init__(self, module, device="cpu"):
@@ -29,7 +29,8 @@ class FlatModel:
                    if tensor.is_floating_point()]
         self._shapes = [p.shape for p in parameters]
         self.parameters = sum(p.numel() for p in parameters)
-        self.weights = torch.empty(self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers), device=device)
+        size = self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers)
+        self.weights = torch.empty(size, device=device)
         for parameter, view in zip(parameters, self.split(self.weights[: self.parameters])):
             parameter.data = view.copy_(parameter.data)
         start = self.parameters
@@ -40,10 +41,11 @@ class FlatModel:
 
     def split(self, vector):
         """A vector (parameters,) as a list of tensors like the module's parameters."""
-        return [_shaped(part, shape) for part, shape in zip(vector.split([shape.numel() for shape in self._shapes]), self._shapes)]
+        parts = vector.split([shape.numel() for shape in self._shapes])
+        return [_shaped(part, shape) for part, shape in zip(parts, self._shapes)]
 
     def gradient(self):
-        """The gradients of the parameters as one vector (parameters,), of the parameters' device and dtype, taken away from them."""
+        """The parameters' gradients as one vector (parameters,) on their device, taken away from them."""
         vector = torch.zeros_like(self.weights[: self.parameters])
         for parameter, part in zip(self.module.parameters(), self.split(vector)):
             if parameter.grad is not None:
@@ -80,7 +82,7 @@ class ExactSum:
         weights = weights.cpu().numpy()
         since = np.empty(0, dtype=np.float32) if since is None else since.numpy()
         blocks = [slice(start, start + BLOCK) for start in range(0, len(weights), BLOCK)]
-        largest = np.max([(weights[block].max(), -weights[block].min()) for block in blocks])
+        largest = float(np.max([(weights[block].max(), -weights[block].min()) for block in blocks]))
         if not max(1, rho) * largest < LIMIT:  # also true of NaN, which NumPy's extremes pass on
             raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
         square, scale = 0.0, rho * 2.0**FRACTION_BITS
