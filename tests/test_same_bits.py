@@ -169,7 +169,8 @@ def test_a_continued_run_keeps_its_first_threads(tiny, tmp_path, capsys):
     assert main([*free, "runtime.threads=3", "rounds=1"]) == 0
     assert main([*free, "rounds=2"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
-        assert len(file["rounds/round"]) == 2 and reader.config_of(file)["runtime"] == {"threads": 3, "device": "cpu", "ranks_per_run": None}
+        runtime = reader.config_of(file)["runtime"]
+        assert len(file["rounds/round"]) == 2 and runtime["threads"] == 3 and runtime["device"] == "cpu"
     assert main([*free, "runtime.threads=1", "rounds=3"]) == 2
     assert "runtime.threads was 3 and is 1" in capsys.readouterr().err
 
