@@ -13,7 +13,8 @@ class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
-    /clients, arrays (cohort,). generated: (key, batch, uint8 images, fidelity) of each batch of this round.
+    /clients, arrays (cohort,). generated: (key, batch, uint8 images, fidelity) of each batch of this round. laboratory: columns
+    of /laboratory, empty if it did not look.
     """
 
     round: int
@@ -23,6 +24,7 @@ class Record:
     columns: dict
     clients: dict
     generated: list
+    laboratory: dict
 
 
 def of_clients(up, plan, round):

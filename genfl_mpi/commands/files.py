@@ -71,6 +71,29 @@ def price(arguments):
     return launch.print_lines(lines())
 
 
+def laboratory(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi laboratory", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="What kappa would have been the best in hindsight, in a run that was made with\n"
+        "laboratory.every=1 or more: the loss along the segment between the round's two\n"
+        "models, its barrier, and each kappa policy's regret; and one figure. For example:\n"
+        "  python -m genfl_mpi method=genfl laboratory.every=1 output=results/lab\n"
+        "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5")
+    parser.add_argument("file")
+    parser.add_argument("-o", "--output", default="laboratory.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import hindsight
+
+        looks = hindsight.read(options.file)
+        hindsight.draw(looks, options.output)
+        yield from hindsight.table(looks)
+        yield f"figure in {options.output}"
+
+    return launch.print_lines(lines())
+
+
 def show(arguments):
     parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file.")
     parser.add_argument("file")

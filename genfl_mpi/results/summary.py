@@ -7,6 +7,7 @@ import numpy as np
 from genfl_mpi.config import flatten
 from genfl_mpi.results.reader import config_of, damage, open_results
 from genfl_mpi.settings import is_free
+from genfl_mpi.world import World
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
@@ -32,7 +33,7 @@ def groups(paths):
     runs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            runs.append((flatten(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
+            runs.append((_flat(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
               and (key in PANELS or not _is_methods_own(key, runs))]
@@ -44,6 +45,14 @@ def groups(paths):
         group.accuracy.append(accuracy)
         group.seconds.append(seconds)
     return list(found.values()), common
+
+
+def _flat(values):
+    """A configuration as a flat dict, with the world as one setting: what it has besides the default, as text."""
+    world, default = values.get("world"), flatten(World().model_dump(mode="json"))
+    if world:
+        world = ", ".join(f"{key}={value}" for key, value in flatten(world).items() if value != default.get(key)) or "default"
+    return flatten({**values, "world": world})
 
 
 def _follows(key, runs):
