@@ -66,7 +66,7 @@ def command(options):
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
     worlds = {Path(file).stem: configuration.load_world(file) for file in options.world} or {"default": World()}
-    runs = [_read(path, as_if) for path in paths]
+    runs = [read(path, as_if) for path in paths]
     for run in runs:
         if run.world is not None and (options.world or as_if):
             raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
@@ -201,7 +201,7 @@ def rows(priced):
                 yield one.run.name, one.world, round, entity, phase, seconds, price.server_joules[phase]
 
 
-def _read(path, as_if):
+def read(path, as_if):
     """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
     with reader.open_results(path) as file:
         config = _as_if(path, reader.config_of(file), as_if)

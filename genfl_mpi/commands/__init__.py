@@ -14,6 +14,7 @@ COMMANDS = {
     "plot": ("files", "draw accuracy against rounds, from results files"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
+    "incentive": ("files", "what to pay clients for generating what their labels lack"),
     "laboratory": ("files", "which kappa would have been the best, and each policy's regret"),
     "show": ("files", "print what is in a results file"),
     "digest": ("files", "print the SHA-256 of results"),
