@@ -1,8 +1,8 @@
 """What all ranks do for the server's policies between training and aggregation: try models, average some of the cohort's.
 
-Only runs with such a policy, or with a laboratory, have a council, and only then more travels than two messages a round: 4 bytes a weight for each model
-that is tried, 8 more for each average of a part of the cohort. None of it depends on the number of clients. A rank keeps the
-models of its own clients, 4 bytes a weight each, if a rho policy is asked after training.
+Only runs with such a policy, or with a laboratory, have a council, and only then more travels than two messages a round: 4 bytes
+a weight for each model that is tried, 8 more for each average of a part of the cohort. None of it depends on the number of
+clients. A rank keeps the models of its own clients, 4 bytes a weight each, if a rho policy is asked after training.
 """
 
 import numpy as np
@@ -71,7 +71,7 @@ class Council:
         self.kept.clear()
 
     def end(self):
-        """The end of a council, of which there may be two in a round: rank 0 lets the others go, who did till then what it asked."""
+        """The end of a council, of which there may be two in a round: rank 0 lets the others go, who did what it asked."""
         if not self.sits:
             return
         if self.comm.rank == 0:
@@ -99,8 +99,8 @@ class Council:
             return self._cosines()[counted]
 
         self.simulation.server.weigh(
-            self.down.plan, counted, reports={name: column[counted] for name, column in reports.items()}, weights=self.down.weights,
-            parameters=self.model.parameters, judge=self.judge, average=average, cosines=cosines)
+            self.down.plan, counted, reports={name: column[counted] for name, column in reports.items()},
+            weights=self.down.weights, parameters=self.model.parameters, judge=self.judge, average=average, cosines=cosines)
 
     def _order(self, what):
         self.order[0] = what
@@ -125,20 +125,20 @@ class Council:
             totals[-1] += len(labels)
         collectives.sum_everywhere(self.comm, totals)
         if not totals[-1]:
-            raise ArithmeticError("there are no data yet on which to try a model: validation.source=generated, and no image passed")
+            raise ArithmeticError("there are no data to try a model on: validation.source=generated, and no image passed")
         accuracy, loss, _ = summarise(totals[:-1], totals[-1:])
         return loss, accuracy
 
     def _own_share(self, source):
         """The data on which this rank tries models, in pieces (uint8 images, int64 labels)."""
-        data = self.simulation.data
+        data, server = self.simulation.data, self.simulation.server
         if source == "clients":
             for client, rank in zip(self.down.plan["client"].tolist(), self.down.plan["rank"].tolist()):
                 if rank == self.comm.rank:
                     yield client_data(data, client, self.config)
         elif source == "generated":
             if self.comm.rank == 0:
-                images, labels = (np.concatenate(parts) for parts in (self.simulation.server.images, self.simulation.server.labels))
+                images, labels = (np.concatenate(parts) for parts in (server.images, server.labels))
                 chosen = self._some(len(labels))
                 yield images[chosen], labels[chosen]
         else:

@@ -42,11 +42,12 @@ def command(options):
 
 
 def clients_of(path, world):
-    """The `incentive.Clients` of a results file in a world: taking part costs a client the energy that the run took it, and an image
-    that of its accelerator. Raises UserError."""
+    """The `incentive.Clients` of a results file in a world: taking part costs a client the energy that the run took it, and an
+    image that of its accelerator. Raises UserError."""
     run = read(path, [])
     if not run.trace.image_flops:
-        raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; give a run with method=genfl or aigc")
+        raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; "
+                        "give a run with method=genfl or aigc")
     with reader.open_results(path) as file, reader.damage(path):
         histograms = file["partition/label_histograms"][:]
     fixed = bill(run.trace, world, cohorts(run.trace, world)).client_joules
@@ -59,6 +60,7 @@ def table(best, clients, base, value, budget):
     count, joined = len(clients.samples), best.joins.sum()
     tried = min(count, MOST_MISREPORTING)
     gains = incentive.misreporting(clients, base, value, budget, tried)
+    gaining = (gains > 1e-9 * max(1, best.payments)).sum()
     rows = {
         "price of a whole repair": f"{best.price:.4g} J",
         "clients that take part": f"{joined} of {count}",
@@ -68,7 +70,7 @@ def table(best, clients, base, value, budget):
         "mean EMD that is left": f"{best.emd:.3f}",
         "welfare": f"{best.welfare:.4g} J",
         "least gain of who takes part": f"{best.utility[best.joins].min() if joined else 0:.4g} J",
-        "most to gain by misreporting": f"{gains.max():.4g} J, {(gains > 1e-9 * max(1, best.payments)).sum()} of {tried} clients gain",
+        "most to gain by misreporting": f"{gains.max():.4g} J, {gaining} of {tried} clients gain",
     }
     for name, what in rows.items():
         yield f"  {name:<30}{what}"

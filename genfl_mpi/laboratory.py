@@ -16,13 +16,14 @@ def policies(config):
     the configuration has what they need. A policy that remembers cannot be asked: what it did on another way is not what
     happened on the run's. Raises UserError."""
     settings = config.laboratory
-    there = {word for word, has in (("validation", config.validation.source != "none"), ("world", config.world is not None)) if has}
+    has = {"validation": config.validation.source != "none", "world": config.world is not None}
+    there = {word for word in has if has[word]}
     found = {name: find(name, KAPPA, "laboratory.policies") for name in settings.policies or KAPPA}
     for name, policy in list(found.items()):
         if missing := sorted(needed(policy) - there):
             if settings.policies:
-                raise UserError(f"laboratory.policies: {name} needs {missing[0]}"
-                                + (", which only the run's own policy has" if missing[0] == "memory" else ", see docs/policies.md"))
+                why = "which only the run's own policy has" if missing[0] == "memory" else "see docs/policies.md"
+                raise UserError(f"laboratory.policies: {name} needs {missing[0]}, {why}")
             del found[name]
     return found
 
@@ -37,8 +38,8 @@ def look(state, own, kappa2, test):
     """Columns of /laboratory for a round: arrays, a row for each point of the segment from omega_fl (kappa2 = 0) to omega_a
     (kappa2 = 1), with no name, and then for each policy.
 
-    state: the `ServerState` of which the kappa policy, called `own`, was asked; kappa2: what it said; test: (float32 weights (size,)) -> (loss,
-    accuracy) on the test set.
+    state: the `ServerState` of which the kappa policy, called `own`, was asked; kappa2: what it said; test: (float32 weights
+    (size,)) -> (loss, accuracy) on the test set.
     """
     config, tried = state.config, {}
 

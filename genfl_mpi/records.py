@@ -57,7 +57,8 @@ def of_clocks(clock, waiting, down, up):
     return {
         "round_seconds": clock.now(),
         "generate_start_seconds": clock.starts.get("generate", np.nan),
-        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0) for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
+        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0)
+           for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": up.of_ranks("train_seconds").max(), "wait_seconds": up.of_ranks("wait_seconds").mean(),
         "broadcast_bytes": down.buffer.nbytes, "reduce_bytes": up.buffer.nbytes,

@@ -27,7 +27,8 @@ from genfl_mpi.policies.rho import RHO
 from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.surroundings import Surroundings
 
-POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}  # and where they are configured
+# Policies, and where they are configured.
+POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}
 POLICY = "policy."  # before the names of what policies remember, in the checkpoint
 
 
@@ -36,7 +37,8 @@ def find_policies(config, given=None):
     if one needs what the configuration does not have."""
     found = {
         "select": find(config.selection, SELECTION, "selection"), "rho": find(config.rho, RHO, "rho"),
-        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"), "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
+        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"),
+        "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
     } | (given or {})
     for name, policy in found.items():
         what = f"{POLICIES[name]}: {getattr(policy, '__name__', policy)}"
@@ -237,9 +239,10 @@ class Server:
 
     def memory(self):
         """What the algorithm and the policies remember from round to round: NumPy arrays by name."""
+        of_policies = {f"{POLICY}{policy}.{name}": value
+                       for policy, memory in self.remembered.items() for name, value in memory.items()}
         return ({name: value.numpy() for name, value in self.moments.items()}
-                | ({"trained": self.trained} if len(self.trained) else {})
-                | {f"{POLICY}{policy}.{name}": value for policy, memory in self.remembered.items() for name, value in memory.items()})
+                | ({"trained": self.trained} if len(self.trained) else {}) | of_policies)
 
     def remember(self, memory, down):
         """Take `memory` back."""
@@ -307,8 +310,9 @@ class Server:
         images, forecast = sum(map(len, self.images)), self.state.forecast
         if forecast:
             forecast = replace(forecast, augmented_joules=self.around.augmented_joules(self.fresh, images))
-        return replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
-                       parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
+        return replace(
+            self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
+            parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
 
     def _batches(self, state, counts=None):
         """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""

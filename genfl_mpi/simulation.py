@@ -69,7 +69,8 @@ class Simulation:
         self.round = 0
         self.speeds = [Speed() for _ in range(self.comm.size)]
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
-        self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
+        self.server = collectives.together(
+            self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
         self.council = Council(self, policies["rho"])
 
     def restore(self, round, weights, state, tables):
@@ -146,7 +147,8 @@ class Simulation:
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
-            columns |= records.of_clocks(clock, waiting, self.down, self.up) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
+            columns |= records.of_clocks(clock, waiting, self.down, self.up)
+            columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
         return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated, looked)
 
     def _announce(self):

@@ -8,6 +8,7 @@ import pytest
 
 from genfl_mpi import config
 from genfl_mpi.cli import main
+from genfl_mpi.clients import client_data, load_and_divide
 from genfl_mpi.data import datasets, public
 from genfl_mpi.data.corruption import spoil
 from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share

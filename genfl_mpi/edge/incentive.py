@@ -22,8 +22,8 @@ REPORTS = (0.5, 0.8, 0.95, 1.05, 1.25, 2.0)  # times its cost of an image, what 
 
 
 class Clients(NamedTuple):
-    """float64 (N,) each: samples n; gap gamma; emd, of its labels to the even mix; fixed C0 in J; image c in J; weight, its share of
-    all samples."""
+    """float64 (N,) each: samples n; gap gamma; emd, of its labels to the even mix; fixed C0 in J; image c in J; weight, its
+    share of all samples."""
 
     samples: np.ndarray
     gap: np.ndarray
@@ -70,8 +70,8 @@ def cost(clients, share):
 
 
 def best_response(clients, price):
-    """u* of each client that takes part, float64 (N,), at a price for all or for each: 0 up to the price c n gamma, 1 from c n gamma / (1 - gamma)^2 on, and in
-    between (1 - sqrt(c n gamma / r)) / gamma. One without a gap has nothing to repair: 0."""
+    """u* of each client that takes part, float64 (N,), at a price for all or for each: 0 up to the price c n gamma, 1 from
+    c n gamma / (1 - gamma)^2 on, and in between (1 - sqrt(c n gamma / r)) / gamma. One without a gap has nothing to repair: 0."""
     first = clients.image * clients.samples * clients.gap
     gap = np.where(clients.gap > 0, clients.gap, 1.0)
     share = np.clip((1 - np.sqrt(first / np.maximum(price, 1e-300))) / gap, 0, 1)
@@ -120,7 +120,8 @@ def best_price(clients, base, value, budget):
         if at(top).payments > budget:
             top = _affordable(at, low, top, budget)
         if low < top:
-            piece = minimize_scalar(lambda price: at(price).objective, bounds=(low, top), method="bounded", options={"xatol": 1e-6 * top})
+            piece = minimize_scalar(lambda price: at(price).objective, bounds=(low, top), method="bounded",
+                                    options={"xatol": 1e-6 * top})
             found.append(at(piece.x))
         found += [at(top), at(high)]
     return min((one for one in found if one.payments <= budget), key=lambda one: one.objective)
@@ -152,8 +153,9 @@ def _joining(clients, base):
 
 
 def misreporting(clients, base, value, budget, count):
-    """By how many joules each of the first `count` clients could be better off if it alone reported another cost of an image, REPORTS times its own, by
-    which the server then sets the price, and did what is best for it at that: float64 (count,), at least 0."""
+    """By how many joules each of the first `count` clients could be better off if it alone reported another cost of an image,
+    REPORTS times its own, by which the server then sets the price, and did what is best for it at that: float64 (count,), at
+    least 0."""
     honest = best_price(clients, base, value, budget)
     most = np.zeros(count)
     for n in range(count):

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.plots import plt, save
+from genfl_mpi.results.plots import LINE_STYLES, plt, save
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 
 
 @dataclass(frozen=True)
 class Looks:
     """rounds: int (R,), those looked at. segment: float64 (P,), values of kappa2; loss: float64 (R, P), of the models there.
-    least: float64 (R,), the least loss of all that were tried; best: float64 (R,), its kappa2. barrier: float64 (R,). kappa2, regret: float64 (R,)
-    by policy; own: the run's policy."""
+    least: float64 (R,), the least loss of all that were tried; best: float64 (R,), its kappa2. barrier: float64 (R,). kappa2,
+    regret: float64 (R,) by policy; own: the run's policy."""
 
     rounds: np.ndarray
     segment: np.ndarray
@@ -40,7 +40,8 @@ def read(path):
 
     kappa2, losses = (columns[name].reshape(len(rounds), -1) for name in ("kappa2", "loss"))
     segment, loss = of("", "kappa2")[0], of("", "loss")
-    return Looks(rounds, segment, loss, losses.min(1), np.take_along_axis(kappa2, losses.argmin(1)[:, None], 1)[:, 0], barrier(segment, loss),
+    best = np.take_along_axis(kappa2, losses.argmin(1)[:, None], 1)[:, 0]
+    return Looks(rounds, segment, loss, losses.min(1), best, barrier(segment, loss),
                  {name: of(name, "kappa2")[:, 0] for name in names if name},
                  {name: of(name, "regret")[:, 0] for name in names if name}, own)
 
@@ -79,7 +80,8 @@ def draw(looks, out):
     figure.colorbar(scale, ax=left, label="round", location="top", shrink=0.7)
     order = sorted(looks.regret, key=lambda name: looks.regret[name].sum())
     for number, name in enumerate(order):
-        line = {"color": plt.get_cmap("tab10")(number % 10), "linestyle": ("-", "--")[number // 10], "linewidth": 2.2 if name == looks.own else 1.2}
+        line = {"color": plt.get_cmap("tab10")(number % 10), "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
+                "linewidth": 2.2 if name == looks.own else 1.2}
         middle.plot(looks.rounds, looks.kappa2[name], **line)
         right.plot(looks.rounds, np.cumsum(looks.regret[name]), label=name + (" (own)" if name == looks.own else ""), **line)
     middle.plot(looks.rounds, looks.best, "k.", label="best in hindsight")
