@@ -1,7 +1,7 @@
 """genfl_mpi: simulate generative federated learning over MPI."""
 
 __version__ = "0.1.0"
-__all__ = ["Simulation", "UserError"]
+__all__ = ["Simulation", "UserError", "read_results"]
 
 
 def __getattr__(name):
@@ -10,6 +10,10 @@ def __getattr__(name):
         from genfl_mpi.simulation import Simulation
 
         return Simulation
+    if name == "read_results":
+        from genfl_mpi.results.tables import read_results
+
+        return read_results
     if name == "UserError":
         from genfl_mpi.errors import UserError
 

@@ -48,7 +48,7 @@ def partition(comm, config):
                f"EMD of a pooled cohort, mean {distance.mean():.2f}")
     picture = Path(config.output) / "partition.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    plots.partition(histograms, about.classes, picture)
+    plots.save(plots.partition(histograms, about.classes), picture)
     yield f"clients x classes: {picture}"
 
 
@@ -69,8 +69,10 @@ def prompts(comm, config):
             yield f"round {round}: {counts.total()} images of {len(counts)} classes, {min(counts.values())} to {max(counts.values())} of each"
 
 
-def generate(comm, configs, say):
-    """Fill the bank with the images of all `configs` that are not there yet; each rank makes its share of the batches."""
+def generate(comm, configs, say, signals):
+    """Fill the bank with the images of all `configs` that are not there yet; each rank makes its share of the batches. Returns 0,
+    or the exit status with which `signals` ask to leave before."""
+    signals.doing = lambda: "generating images"
     for config in configs:
         config = resolve(config, comm)
         devices.use(comm, config.runtime.threads, config.generation.device)
@@ -92,16 +94,22 @@ def generate(comm, configs, say):
                 return True
 
             for batch in own:
+                if signals.asked():
+                    break
                 generator.images(batch)
                 look()
             collectives.arrive(comm, lambda: look() and not time.sleep(0.2) if comm.rank == 0 else None)
             look()
+        if status := collectives.largest(comm, signals.asked()):
+            say(f"left before all images were made; bank {config.generation.bank}")
+            return status
         seconds = time.perf_counter() - start
         peak = collectives.largest(comm, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         made = sum(map(len, missing))
         rate = f", {made / seconds:.2f} images/s" if made else ""
         say(f"made {made} images in {seconds:.1f} s{rate}; {comm.size} ranks x {config.generation.threads} threads on "
             f"{config.generation.device}, at most {peak / 1e9:.2f} GB a rank; bank {config.generation.bank}")
+    return 0
 
 
 def _server(config):

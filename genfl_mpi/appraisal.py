@@ -58,7 +58,7 @@ def quality(comm, folder, config, counts):
         yield _header(f"class, of {count}")
         yield from (_row(name, measured, c) for c, name in enumerate(about.classes))
     picture = Path(folder) / "quality.png"
-    plots.sheet(images, labels, about.classes, picture)
+    plots.save(plots.sheet({"generated": (images, labels)}, about.classes, columns=12), picture)
     yield f"\njudged in {time.perf_counter() - start:.0f} s on {device.type}, {config.runtime.threads} threads; a sheet of the last is in {picture}"
 
 

@@ -6,14 +6,15 @@ from genfl_mpi import streams
 from genfl_mpi.data import datasets, public
 from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
 from genfl_mpi.data.labels import label_histograms, share
-from genfl_mpi.data.partition import partition
+from genfl_mpi.data.partition import blocks, partition
+from genfl_mpi.mpi import collectives
 
 
 def client_data(data, client, config):
     """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
     and behind its own the shared ones of the public pool."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
-    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].copy()
+    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].astype(np.int64)
     if data["bad"][client] and config.bad_clients.kind != "mislabelled":
         images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
     if config.data.shared:
@@ -22,18 +23,26 @@ def client_data(data, client, config):
     return images, labels
 
 
-def load_and_divide(config):
-    """The arrays that a node holds once: the data set, the clients' slices of it, and their label histograms.
+def load_once_a_node(comm, data):
+    """The arrays of the data set config.data, read once a node and shared there, and the window that keeps them. Collective."""
+    if data.download:
+        collectives.together(comm, lambda: comm.rank == 0 and datasets.download(data))
+    return collectives.node_shared(comm, lambda: datasets.load(data))
+
+
+def divide(config, arrays):
+    """The clients' slices of the data set `arrays`, and their label histograms: arrays that a node holds once, too.
 
     What remains of the training set after the public pool is divided over the clients.
     """
-    arrays = datasets.load(config.data)
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
-    held = np.setdiff1d(np.arange(len(labels)), public.pool(labels, config.data.public_pool, classes))
+    held = np.setdiff1d(np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes))
     pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
-    indices = held[indices]
-    client_labels, bad = labels[indices], bad_clients(config.clients, config.bad_clients, config.seed)
+    for block in blocks(len(indices)):
+        indices[block] = held[indices[block]]
+    client_labels = labels.astype(np.min_scalar_type(classes))[indices]
+    bad = bad_clients(config.clients, config.bad_clients, config.seed)
     if config.bad_clients.kind == "mislabelled":
         for client in np.flatnonzero(bad):
             own = slice(pointers[client], pointers[client + 1])
@@ -41,5 +50,11 @@ def load_and_divide(config):
     histograms = label_histograms(client_labels, pointers, classes)
     shared = share(histograms, config.label_sharing, config.seed)
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
-    return {**arrays, **given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
+    return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
             "label_histograms": histograms, "shared_labels": shared}
+
+
+def load_and_divide(config):
+    """All arrays of a run: the data set, and what `divide` makes of it."""
+    arrays = datasets.load(config.data)
+    return {**arrays, **divide(config, arrays)}

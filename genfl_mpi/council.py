@@ -14,7 +14,7 @@ from genfl_mpi.data import public
 from genfl_mpi.learning.aggregation import cosine
 from genfl_mpi.learning.evaluation import evaluate, summarise
 from genfl_mpi.learning.training import normalise
-from genfl_mpi.learning.weights import ExactSum, bound, largest_weight
+from genfl_mpi.learning.weights import ExactSum, bound
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS
 from genfl_mpi.policies import needed
@@ -39,12 +39,12 @@ class Council:
         self.coefficients = np.zeros(len(self.down.plan))
         self.units = np.zeros(len(self.weights) if self.keeps else 0, dtype=np.int64)
 
-    def keep(self, place, weights):
-        """Put a client's trained model aside, by its place in the cohort; returns the largest weight's size. Raises
-        ArithmeticError if it cannot be summed."""
-        largest = largest_weight(weights)
+    def keep(self, place, weights, since):
+        """Put a client's trained model aside, by its place in the cohort, for the exact sum; returns and raises what
+        `ExactSum.add` does."""
+        measured = ExactSum(self.units).add(0.0, weights, since)
         self.kept[place] = weights.to("cpu", copy=True)
-        return largest
+        return measured
 
     def weigh(self, up, total):
         """Ask a rho policy that is asked after training, and add what it makes of this rank's models to the exact sum `total`.
@@ -125,7 +125,7 @@ class Council:
             totals[-1] += len(labels)
         collectives.sum_everywhere(self.comm, totals)
         if not totals[-1]:
-            raise ArithmeticError("there are no data to try a model on: validation.source=generated, and no image passed")
+            raise FloatingPointError("there are no data to try a model on: validation.source=generated, and no image passed")
         accuracy, loss, _ = summarise(totals[:-1], totals[-1:])
         return loss, accuracy
 

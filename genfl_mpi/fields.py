@@ -17,6 +17,17 @@ def _rising(ends):
     return ends
 
 
+def one_of(*known):
+    """The type of a setting that names one of `known`, or module:function of the user's own."""
+
+    def check(value):
+        if value not in known and ":" not in value:
+            raise ValueError(f"must be {', '.join(known)}, or module:function of your own, not {value!r:.80}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
 Number = Annotated[float, BeforeValidator(_no_bool)]  # also of "1e-4", which YAML takes for a text
 Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]

@@ -7,7 +7,7 @@ from genfl_mpi.edge import incentive
 from genfl_mpi.edge.placements import bill, cohorts
 from genfl_mpi.errors import UserError
 from genfl_mpi.pricing import read
-from genfl_mpi.results import costs, reader
+from genfl_mpi.results import costs, plots, reader
 from genfl_mpi.world import World
 
 PRICES = 400  # points of the figure
@@ -37,7 +37,7 @@ def command(options):
     most = 1.2 * max(corners.max(), best.price)
     prices = np.linspace(0, min(most, 6 * best.price) if best.price else most, PRICES)
     found = [incentive.equilibrium(clients, base, price, value) for price in prices]
-    costs.incentive(prices, found, best, before, budget, options.output)
+    plots.save(costs.incentive(prices, found, best, before, budget), options.output)
     yield f"figure over the price: {options.output}"
 
 

@@ -1,6 +1,5 @@
 """What finished runs take in seconds, joules and bytes in simulated worlds: the `price` command. Nothing is trained."""
 
-import csv
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from genfl_mpi.generation import flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import of_training
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.results import costs, reader
+from genfl_mpi.results import costs, plots, reader, tables
 from genfl_mpi.results.summary import METHODS
 from genfl_mpi.world import World
 
@@ -65,24 +64,40 @@ def command(options):
     """Lines of the `price` command. options: its parsed arguments. Raises UserError."""
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
-    worlds = {Path(file).stem: configuration.load_world(file) for file in options.world} or {"default": World()}
     runs = [read(path, as_if) for path in paths]
-    for run in runs:
-        if run.world is not None and (options.world or as_if):
-            raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
-                            "energies; another world would have had another run: price it without --world and key=value, in its own")
-    worlds_of = [worlds if run.world is None else {"own": run.world} for run in runs]
-    priced = [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
-              for run, own in zip(runs, worlds_of) for name, world in own.items()]
+    worlds_of = worlds_for(runs, options.world, as_if)
+    priced = in_worlds(runs, worlds_of)
     yield from table(priced, options.target)
-    costs.accuracy([(one.run.method, one.world, one.run.accuracy, {measure: one.until(measure) for measure in MEASURES})
-                    for one in priced], MEASURES, options.output)
+    plots.save(figure(priced), options.output)
     yield f"\naccuracy against what was spent: {options.output}"
     if options.csv:
-        write_csv(options.csv, rows(priced))
+        tables.write_csv(options.csv, rows(priced))
         yield f"each client, round and entity: {options.csv}"
     if options.placements:
         yield from _placements(runs, worlds_of, options.output)
+
+
+def worlds_for(runs, files, as_if=()):
+    """The worlds of each of `runs`, {name: `World`}: those of the YAML files, or the default world; and for a run on which a world
+    acted, its own. Raises UserError if another is wanted for that one, or it is to be priced as if it had been another."""
+    worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
+    for run in runs:
+        if run.world is not None and (files or as_if):
+            raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
+                            "energies; another world would have had another run: price it without --world and key=value, in its own")
+    return [worlds if run.world is None else {"own": run.world} for run in runs]
+
+
+def in_worlds(runs, worlds_of):
+    """A `Priced` for each of `runs` in each of its worlds, {name: `World`}."""
+    return [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
+            for run, own in zip(runs, worlds_of) for name, world in own.items()]
+
+
+def figure(priced):
+    """Accuracy against what the `Priced` spent."""
+    return costs.accuracy([(one.run.method, one.world, one.run.accuracy, {measure: one.until(measure) for measure in MEASURES})
+                           for one in priced], MEASURES)
 
 
 def _placements(runs, worlds_of, output):
@@ -100,17 +115,8 @@ def _placements(runs, worlds_of, output):
     for name, about in PLACEMENTS.items():
         yield from textwrap.wrap(f"{name}  {about}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     name = next(iter(worlds))
-    costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}", picture)
-    yield f"\ncosts over the number and the size of the images: {picture}"
-
-
-def write_csv(path, rows):
-    """Write tuples as lines of a file. Raises UserError."""
-    try:
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    plots.save(costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture)
+    yield f"\ncosts in world {name} over the number and the size of the images: {picture}"
 
 
 def table(priced, target):
@@ -201,7 +207,7 @@ def rows(priced):
                 yield one.run.name, one.world, round, entity, phase, seconds, price.server_joules[phase]
 
 
-def read(path, as_if):
+def read(path, as_if=()):
     """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
     with reader.open_results(path) as file:
         config = _as_if(path, reader.config_of(file), as_if)

@@ -12,9 +12,9 @@ from genfl_mpi.mpi.messages import CLIENT_FIELDS
 class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
-    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients: columns of
-    /clients, arrays (cohort,). generated: (key, batch, uint8 images, fidelity) of each batch of this round. laboratory: columns
-    of /laboratory, empty if it did not look.
+    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
+    round. laboratory: columns of /laboratory, empty if it did not look.
     """
 
     round: int
@@ -23,6 +23,7 @@ class Record:
     accuracy_per_class: np.ndarray
     columns: dict
     clients: dict
+    ranks: dict
     generated: list
     laboratory: dict
 
@@ -32,6 +33,12 @@ def of_clients(up, plan, round):
     clients = dict(zip(CLIENT_FIELDS, up.clients.T.copy()))
     del clients["largest_weight"]
     return clients | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
+
+
+def of_ranks(up, round):
+    """Columns of /ranks after a round, from the `Up` message as reduced."""
+    seconds = {name: up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
+    return {"round": np.full(len(up.ranks), round), "rank": np.arange(len(up.ranks)), **seconds}
 
 
 def of_models(clients, omega_t, omega_fl, omega_a, parameters):

@@ -16,7 +16,7 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives
-from genfl_mpi.results import checkpoint, environment, progress, reader, space
+from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.server import find_policies, remembering
 from genfl_mpi.settings import is_free
@@ -71,12 +71,14 @@ def prepare(comm, path, config, fresh=False, fork=None):
     return config
 
 
-def run(comm, path, config, given, say, signals, fork=None):
+def run(comm, path, config, given, view, signals, fork=None, dataset=None):
     """Bring the run of a prepared `config` in the results file `path` to its last round. Collective.
 
-    given: the configuration as the user wrote it, for the record. say: prints a line, on rank 0. signals: `Signals` that may ask
-    to leave before. fork: as in `prepare`. Returns 0 when the run is finished, or else the exit status to leave with.
+    given: the configuration as the user wrote it, for the record. view: told on rank 0 what a person should see, a `view.Lines`.
+    signals: `Signals` that may ask to leave before. fork: as in `prepare`. dataset: as a `Simulation` takes it. Returns 0 when the
+    run is finished, or else the exit status to leave with.
     """
+    say = view.say
     earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say))
     rounds, finished = comm.bcast(earlier and (earlier.rounds, earlier.finished))
     if finished and rounds == config.rounds:
@@ -85,7 +87,7 @@ def run(comm, path, config, given, say, signals, fork=None):
     note = note or progress.Progress(path, comm.rank, comm.size)
     signals.doing = note.doing
     try:
-        status = _compute(comm, path, config, given, say, signals, note, earlier, rounds)
+        result = _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset)
     except BaseException as error:
         note.raised(error)
         note.close()
@@ -94,11 +96,12 @@ def run(comm, path, config, given, say, signals, fork=None):
     collectives.arrive(comm)
     if comm.rank == 0:
         progress.clear(path)
-    return status
+    return result
 
 
-def _compute(comm, path, config, given, say, signals, note, earlier, rounds):
-    simulation = Simulation(config, comm=comm, folder=path.with_suffix(".variates"), note=note, leaving=signals.asked)
+def _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset):
+    say, folder = view.say, path.with_suffix(".variates")
+    simulation = Simulation(config, comm=comm, folder=folder, dataset=dataset, note=note, leaving=signals.asked)
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))
@@ -106,6 +109,10 @@ def _compute(comm, path, config, given, say, signals, note, earlier, rounds):
     if comm.rank == 0 and config.generates and (others := simulation.server.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
     writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, earlier))
+    if comm.rank == 0:
+        known = status.begun(path, config, earlier.tables.get("rounds"))
+        view.begin(known)
+        note.finished([known.method, known.rounds], *known.done)
     saved, when = rounds, time.monotonic()
     for record in simulation:
         if comm.rank == 0:
@@ -114,7 +121,8 @@ def _compute(comm, path, config, given, say, signals, note, earlier, rounds):
             if _is_due(config.checkpoint, record.round, time.monotonic() - when):
                 _save(path, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
-            say(_line(path.stem, record, config.rounds))
+            view.add(record)
+            note.finished(known.done[-1])
     done = simulation.round == config.rounds
     if comm.rank == 0:
         if saved < simulation.round and (simulation.left or simulation.server.memory()):
@@ -244,11 +252,3 @@ def _open(path, simulation, given, hosts, earlier):
     else:
         checkpoint.remove(path)
     return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)
-
-
-def _line(name, record, rounds):
-    seconds, clients = record.columns, record.clients
-    dropped = clients["client"][np.isnan(clients["update_norm"])].tolist() if clients else []
-    return (f"{name}  round {record.round:>{len(str(rounds))}}/{rounds}  accuracy {100 * record.accuracy:5.2f} %  "
-            f"loss {record.loss:.3f}  {seconds['round_seconds']:.2f} s"
-            + (f"  dropped, not finite: client {', '.join(map(str, dropped))}" if dropped else ""))

@@ -19,7 +19,7 @@ from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import SERVER, normalised, server_step
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import bound
-from genfl_mpi.mpi.schedule import Speed, assign, rates
+from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find
 from genfl_mpi.policies import ServerState, needed
 from genfl_mpi.policies.kappa import KAPPA
@@ -103,8 +103,9 @@ class Server:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
 
-    def begin(self, round, plan, speeds):
-        """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message."""
+    def begin(self, round, plan, pace):
+        """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
+        pace: a `Pace`, of the rounds before."""
         self.memories = deepcopy(self.remembered)
         forecast = self.around.forecast(round) if self.around else None
         self.state = replace(self.state, round=round, cohort=None, forecast=forecast, images=sum(map(len, self.images)))
@@ -112,14 +113,14 @@ class Server:
             return
         cohort = np.unique(self.select(replace(self.state, memory=self.memories.get("select"))))
         if len(cohort) != self.config.cohort or cohort[0] < 0 or cohort[-1] >= self.config.clients:
-            raise ValueError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
+            raise UserError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
         self.state, self.epochs = replace(self.state, cohort=cohort), self._local_epochs(cohort)
         plan["client"], plan["rho"], plan["epochs"] = cohort, 0.0, self.epochs
         if "models" not in needed(self.rho):
             self.weigh(plan, np.ones(len(cohort), dtype=bool))
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
-        speed = rates(speeds)
-        plan["rank"] = assign(self.state.samples[cohort] * self.epochs, speed, self._busy_seconds(speed[0]))
+        rates = pace.rates()
+        plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]))
 
     def weigh(self, plan, counted, **known):
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the
@@ -127,7 +128,7 @@ class Server:
         state = replace(self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known)
         rho = np.asarray(self.rho(state), dtype=np.float64)
         if rho.shape != state.cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
-            raise ValueError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
+            raise UserError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
         self.shares = np.zeros(len(counted))
         self.shares[counted] = rho
         plan["rho"] = self._weights(self.shares)
@@ -161,7 +162,9 @@ class Server:
         state = replace(self.state, cohort=None)
         for round in range(self.state.round + 1):
             state = replace(state, round=round)
-            state = replace(state, generated=state.generated + self.plan(state))
+            if (counts := self._counts(state)) is None:
+                raise UserError("method=matched needs a generation.plan that can tell before the cohort is chosen")
+            state = replace(state, generated=state.generated + counts)
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
         return training.epochs + int(np.ceil(steps / local_batches(self.state.samples[cohort], training.batch_size).sum()))
 
@@ -209,7 +212,7 @@ class Server:
         state = self.state
         for round in range(first, self.config.rounds):
             state = replace(state, round=round, cohort=None)
-            counts = self.plan(state)
+            counts = self._counts(state)
             if counts is None:
                 return
             yield self._batches(state, counts)
@@ -273,7 +276,7 @@ class Server:
         if not kept.all():
             shares = np.where(kept, self.shares, 0)
             if not shares.any():
-                raise ArithmeticError("the loss or the weights of every client of the cohort are not finite; "
+                raise FloatingPointError("the loss or the weights of every client of the cohort are not finite; "
                                       "a smaller learning rate may help")
             weights = self._weights(shares / shares.sum())
             total = total * (weights.sum() / plan["rho"][kept].sum())  # both are in the same proportions
@@ -290,7 +293,7 @@ class Server:
         with omega_fl first.
         """
         if omega_a is not None and not omega_a.isfinite().all():
-            raise ArithmeticError("the augmented model's weights are not finite; a smaller augmented.lr may help")
+            raise FloatingPointError("the augmented model's weights are not finite; a smaller augmented.lr may help")
         if omega_fl is not None:
             omega_fl = server_step(self.moments, omega_t, omega_fl, parameters, self.config.algorithm)
         kappa2, self.asked = 0.0 if omega_a is None else 1.0, None
@@ -299,11 +302,23 @@ class Server:
             self.asked = self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)
             kappa2 = float(self.kappa(self.asked))
             if not 0 <= kappa2 <= 1:
-                raise ValueError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
+                raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
             omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
         if not omega.isfinite().all():
-            raise ArithmeticError("the new global weights are not finite; a smaller learning rate may help")
+            raise FloatingPointError("the new global weights are not finite; a smaller learning rate may help")
         return omega, kappa2
+
+    def _counts(self, state):
+        """What the plan asks for in the round of `state`: int (classes,), images of each class; None if it cannot tell before the
+        cohort is chosen."""
+        counts = self.plan(state)
+        if counts is None and state.cohort is None and self.config.trains_clients:
+            return None
+        counts, classes = np.asarray(counts), len(self.about.classes)
+        if counts.shape != (classes,) or counts.dtype.kind not in "iu" or counts.min() < 0:
+            raise UserError(f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
+                            f"classes, as integers, not {counts}")
+        return counts
 
     def _before_kappa(self, omega_t, omega_fl, omega_a, parameters, judge):
         """The `ServerState` of which a kappa policy is asked."""
@@ -316,7 +331,7 @@ class Server:
 
     def _batches(self, state, counts=None):
         """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""
-        counts = np.asarray(self.plan(state) if counts is None else counts)
+        counts = self._counts(state) if counts is None else counts
         settings = self.config.generation
         return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
 

@@ -5,11 +5,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share
+from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share, one_of
 from genfl_mpi.world import World
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
-FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning", "laboratory"}
+FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning",
+        "runtime.ranks_per_run", "laboratory"}
 
 
 def is_free(key):
@@ -18,8 +19,9 @@ def is_free(key):
 
 
 class Data(Section):
-    name: Literal["mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"] = Field(
-        "mnist5k", description="data set; mnist5k is installed with the package, folder is data.root/train/CLASS and data.root/test/CLASS, synthetic is made")
+    name: one_of("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic") = Field(
+        "mnist5k", description="data set: mnist5k (installed with the package), mnist, fashion_mnist, emnist, cifar10, cifar100, folder (data.root/train/CLASS and "
+        "data.root/test/CLASS), synthetic (made), or module:function")
     root: str = Field("data", description="folder that torchvision's loaders read")
     shared: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="images of the public pool that every client trains on beside its own (Zhao et al. 2018)")
     size: Count = Field(32, description="pixels of a side, of folder and synthetic")
@@ -30,8 +32,9 @@ class Data(Section):
 
 
 class Partition(Section):
-    scheme: Literal["dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups"] = Field(
-        "dirichlet", description="how the training data are divided over the clients: dirichlet divides each class, dirichlet_client draws each client's labels")
+    scheme: one_of("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups") = Field(
+        "dirichlet", description="how the training data are divided over the clients: dirichlet divides each class, dirichlet_client draws each client's labels, "
+        "iid, shards, classes, groups, or module:function")
     alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
     shards: Count = Field(2, description="scheme=shards: pieces, sorted by label, of each client")
     classes_per_client: Count = Field(2, description="scheme=classes: labels of each client")
@@ -60,6 +63,8 @@ class Training(Section):
     lr: Positive = Field(0.05, description="learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of activations and products; with bfloat16, weights, steps of SGD, sums and testing stay in float32")
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field("constant", description="how the learning rate falls with the rounds")
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(0.99, description="exponential: factor of a round; step: factor of every `period` rounds")
     period: Count = Field(100, description="step: rounds between two falls; cosine: rounds until it has fallen to nothing")
@@ -228,6 +233,9 @@ class Faults(Section):
 class Runtime(Section):
     threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores. Fixed at a run's first start")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
+    ranks_per_run: Count | None = Field(None, description="on so many ranks, or more, a sweep computes several runs at once, each on a group of ranks of its own; "
+                                        "none: as many as a run keeps busy, one for each client of the cohort and one for the server")
+    tf32: bool = Field(False, description="on a GPU: products of float32 with TensorFloat-32's ten bits, which are faster")
 
 
 # Values of `training` under a name. `practical` learns in tens of rounds what `paper` learns in thousands.

@@ -6,20 +6,19 @@ import numpy as np
 import torch
 
 from genfl_mpi import laboratory, records, streams
-from genfl_mpi.clients import client_data, load_and_divide
+from genfl_mpi.clients import client_data, divide, load_once_a_node
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
 from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.aggregation import distance
 from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import Down, Up
-from genfl_mpi.mpi.schedule import Speed
+from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.records import Record
 from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server, find_policies
@@ -31,14 +30,15 @@ class Simulation:
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
     command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep what they remember, if the
-    algorithm wants that, by default `variates` in config.output. note: a function that is told (phase, client, round) of what
+    algorithm wants that, by default `variates` in config.output. dataset: the arrays of `load_once_a_node`, where several
+    simulations share them. note: a function that is told (phase, client, round) of what
     this rank begins. leaving: a function that returns an exit status when the ranks were asked to leave, and else 0: the
     iteration then ends early, and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or
     plan, that take the place of the configured ones.
     Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, note=lambda *_, **__: None, leaving=lambda: 0,
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, dataset=None, note=lambda *_, **__: None, leaving=lambda: 0,
                  **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
@@ -50,9 +50,14 @@ class Simulation:
         self.is_server = self.comm.rank == 0
         self.about = datasets.describe(config.data)
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
-        if config.data.download:
-            collectives.together(self.comm, lambda: self.is_server and datasets.download(config.data))
-        self.data, self._window = collectives.node_shared(self.comm, lambda: load_and_divide(config))
+        self._windows = []
+        if dataset is None:
+            dataset, window = load_once_a_node(self.comm, config.data)
+            self._windows.append(window)
+        divided, window = collectives.node_shared(self.comm, lambda: divide(config, dataset))
+        self._windows.append(window)
+        self.data = {**dataset, **divided}
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
         cohort = config.cohort if config.trains_clients else 0
@@ -67,7 +72,7 @@ class Simulation:
         self.weights.copy_(self.model.weights)
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
-        self.speeds = [Speed() for _ in range(self.comm.size)]
+        self.pace = Pace(self.comm.size)
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.server = collectives.together(
             self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
@@ -86,7 +91,8 @@ class Simulation:
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
         self.data = None
-        self._window.Free()
+        for window in self._windows:
+            window.Free()
 
     def __iter__(self):
         if self.round < self.config.rounds:
@@ -127,13 +133,13 @@ class Simulation:
         self.council.weigh(self.up, self.sum)
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
-        columns, clients, looked = {}, {}, {}
+        columns, clients, ranks, looked = {}, {}, {}, {}
         if self.is_server and self._is_whole():
             omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
-            columns, clients = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
+            columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             if self.server.asked and laboratory.is_due(self.config, self.round + 1):
                 looked = laboratory.look(self.server.asked, self.server.kappa.__name__, kappa2, self.council.test)
             self.weights.copy_(omega)
@@ -149,14 +155,14 @@ class Simulation:
         if self.is_server:
             columns |= records.of_clocks(clock, waiting, self.down, self.up)
             columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, generated, looked)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
         if self.is_server:
             self.down.head["round"], self.down.head["leave"] = self.round, int(self.up.of_ranks("leave").max())
             if self.round < self.config.rounds:
-                self.server.begin(self.round, self.down.plan, self.speeds)
+                self.server.begin(self.round, self.down.plan, self.pace)
         collectives.broadcast(self.comm, self.down.buffer)
         self.round, self.left = int(self.down.head["round"]), int(self.down.head["leave"])
 
@@ -181,11 +187,11 @@ class Simulation:
             report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
             try:
                 report.check()
+                since = self.weights[: self.model.parameters]
                 if self.council.keeps:
-                    largest = self.council.keep(place, self.model.weights)
+                    largest, update_norm = self.council.keep(place, self.model.weights, since)
                 else:
-                    largest = self.sum.add(rho, self.model.weights)
-                update_norm = distance(self.model.weights.cpu(), self.weights, self.model.parameters)
+                    largest, update_norm = self.sum.add(rho, self.model.weights, since)
             except ArithmeticError:
                 if self.config.faults.nonfinite == "stop":
                     raise
@@ -219,23 +225,21 @@ class Simulation:
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
-        """Columns of /rounds and of /clients, on rank 0, after what the reduction brought besides weights was noted: control
+        """Columns of /rounds, /clients and /ranks, on rank 0, after what the reduction brought besides weights was noted: control
         variates, how the clients trained, and the ranks' speeds."""
         clients = records.of_clients(self.up, self.down.plan, self.round + 1)
         if self.variates is not None:
             self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)
-        for rank, speed in enumerate(self.speeds):
-            own = clients["rank"] == rank
-            speed.measure(clients["samples"][own] @ clients["epochs"][own], clients["seconds"][own].sum())
+        self.pace.measure(clients["samples"] * clients["epochs"], clients["seconds"], clients["rank"].astype(int))
         if augmented:  # by the same trainer on rank 0
-            self.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
+            self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         return {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
             "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
-        }, clients
+        }, clients, records.of_ranks(self.up, self.round + 1)
 
 
 def resolve(config, comm):

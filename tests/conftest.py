@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,21 +32,27 @@ def tiny(tmp_path, bank):
 
 
 def command(ranks, *arguments):
-    """`python *arguments` under mpirun: the launcher beside this Python, if there is one, else the site's."""
+    """`python *arguments` under mpirun."""
+    extra = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi() else []
+    return [launcher(), *extra, "-n", str(ranks), sys.executable, *map(str, arguments)]
+
+
+def launcher():
+    """The mpirun beside this Python, if there is one, else the site's."""
     beside = Path(sys.executable).with_name("mpirun")
-    launcher = str(beside) if beside.exists() else shutil.which("mpirun")
-    assert launcher, "no mpirun: install the extra [mpich], or an MPI of the site"
-    extra = ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in _version_of(launcher) else []
-    return [launcher, *extra, "-n", str(ranks), sys.executable, *map(str, arguments)]
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    assert found, "no mpirun: install the extra [mpich], or an MPI of the site"
+    return found
+
+
+@cache
+def is_open_mpi():
+    return "Open MPI" in subprocess.run([launcher(), "--version"], capture_output=True, text=True).stdout
 
 
 def mpirun(ranks, *arguments, timeout=300, **environment):
     """Run a `command` to its end."""
     return subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})
-
-
-def _version_of(launcher):
-    return subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
 
 
 # A run whose rounds take milliseconds, for tests of everything but learning.

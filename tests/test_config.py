@@ -7,6 +7,7 @@ import yaml
 
 from genfl_mpi import config
 from genfl_mpi.cli import main
+from genfl_mpi.commands import COMMANDS
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.runs import PAIRED
 
@@ -180,8 +181,7 @@ def test_settings_that_go_together_in_a_sweep(name):
             config.load(own, overrides)
 
 
-@pytest.mark.parametrize("command", ["", "claims", "digest", "finetune", "fork", "generate", "partition", "plot", "prefetch", "pretrain", "price",
-                                     "prompts", "quality", "show"])
+@pytest.mark.parametrize("command", ["", *(name for name in COMMANDS if name != "run")])
 def test_help_fits_a_terminal(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):

@@ -1,6 +1,8 @@
 """Data sets, partitions, label sharing."""
 
 import os
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +293,98 @@ def test_bad_clients_hold_bad_data():
 
 def test_a_run_with_more_clients_than_samples(tiny):
     assert main([*tiny, "method=fedavg", "clients=5000", "partition.scheme=classes", "partition.replacement=true", "partition.samples=12"]) == 0
+
+
+@pytest.mark.parametrize(("scheme", "replacement"), [("dirichlet_client", True), ("classes", True), ("iid", True), ("dirichlet_client", False), ("classes", False)])
+def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, monkeypatch):
+    settings = Partition(scheme=scheme, replacement=replacement, samples=7)
+
+    def divided():
+        pointers, indices = partition(LABELS, 50, 10, settings, seed=1)
+        return pointers, indices, label_histograms(LABELS[indices], pointers, 10)
+
+    whole = divided()
+    monkeypatch.setattr("genfl_mpi.data.partition.BLOCK", 3)
+    assert all(map(np.array_equal, divided(), whole))
+
+
+def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
+    clients, samples = 20_000, 50
+    settings = config.single(None, [
+        "method=fedavg", f"clients={clients}", "cohort=5", "data.name=synthetic", "data.size=4", "data.samples=1000", "partition.scheme=dirichlet_client",
+        "partition.replacement=true", f"partition.samples={samples}"])
+    tracemalloc.start()
+    data = load_and_divide(settings)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held = sum(array.nbytes for array in data.values())
+    assert held < clients * (5 * samples + 2 * 4 * 10 + 8 + 1) + 1e5
+    assert most < 2.5 * held, "much more on the way than in the end"
+
+
+def test_a_class_without_samples_cannot_be_drawn():
+    with pytest.raises(UserError, match="there are no training samples of class 3"):
+        partition(np.repeat([0, 1, 2, 4], 10), 50, 5, Partition(scheme="classes", replacement=True), seed=1)
+
+
+OWN = """
+import numpy as np
+from genfl_mpi.data.datasets import Description
+
+def good(data, shape=(1, 8, 8), **other):
+    about = Description(("a", "b"), shape, 60, (0.5,), (0.25,))
+    arrays = {f"{part}_{kind}": values for part, count in (("train", 60), ("test", 20))
+              for kind, values in (("images", np.zeros((count, 1, 8, 8), np.uint8)), ("labels", np.arange(count) % 2))}
+    return about, lambda: {**arrays, **other}
+
+def other_shape(data): return good(data, (3, 8, 8))
+def other_labels(data): return good(data, test_labels=np.full(20, 2))
+def fewer(data): return good(data, train_images=np.zeros((50, 1, 8, 8), np.uint8), train_labels=np.zeros(50, int))
+def floats(data): return good(data, train_images=np.zeros((60, 1, 8, 8)))
+def lacking(data): return good(data)[0], lambda: {}
+def nothing(data): return None
+
+def halves(labels, clients, classes, settings, rng): return np.arange(len(labels)) * clients // len(labels)
+def too_many(labels, clients, classes, settings, rng): return np.arange(len(labels))
+def too_few(labels, clients, classes, settings, rng): return np.zeros(3, int)
+def no_numbers(labels, clients, classes, settings, rng): return labels * 0.5
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_data.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_data", raising=False)
+
+
+def test_a_data_set_of_ones_own(own):
+    data = Data(name="own_data:good")
+    assert datasets.describe(data).classes == ("a", "b") and datasets.load(data)["train_labels"].tolist() == [0, 1] * 30
+    assert datasets.describe(Data(name="own_data:good", normalise=False)).mean == (0.0,)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("other_shape", r"uint8 \(n, 3, 8, 8\)"), ("other_labels", "test_labels .* one of 0 to 1"), ("fewer", "50 images for training, and its description says 60"),
+    ("floats", "train_images .* not float64"), ("lacking", "train_images"), ("nothing", "must return a .*Description"), ("missing", "cannot be imported")])
+def test_what_is_no_data_set(own, name, message):
+    with pytest.raises(UserError, match=message):
+        datasets.load(Data(name=f"own_data:{name}"))
+
+
+def test_a_partition_of_ones_own(own):
+    pointers, indices = partition(np.zeros(60, dtype=np.int64), 3, 2, Partition(scheme="own_data:halves"), 1)
+    assert pointers.tolist() == [0, 20, 40, 60] and indices.tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("scheme", ["too_many", "too_few", "no_numbers"])
+def test_what_is_no_partition(own, scheme):
+    with pytest.raises(UserError, match="must return a client from 0 to 2, or -1, for each of 60 samples"):
+        partition(np.zeros(60, dtype=np.int64), 3, 2, Partition(scheme=f"own_data:{scheme}"), 1)
+
+
+@pytest.mark.parametrize(("key", "message"), [("data.name=mnits", "data.name: must be mnist5k, .* or module:function of your own, not 'mnits'"),
+                                              ("partition.scheme=iidd", "partition.scheme: must be dirichlet, .* not 'iidd'")])
+def test_a_name_that_is_none(key, message):
+    with pytest.raises(UserError, match=message):
+        config.single(overrides=[key, "method=fedavg"])

@@ -171,7 +171,8 @@ def test_every_class_has_a_description(name):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("templates: [a photo]\ndescriptions: {}", "placeholder"), ("templates: []\ndescriptions: {}", "list of texts"),
-    ("- 1", "must be YAML"), ("templates: ['{}']\ndescriptions: {'0': zero}", "no text for class '1'")])
+    ("- 1", "must be YAML"), ("templates: ['{}']\ndescriptions: {'0': zero}", "no text for class '1'"),
+    ("templates: ['{}']\ndescriptions: {'0': zero, '10': ten}", "'10', which is no class")])
 def test_bad_prompt_files(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message):

@@ -8,7 +8,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.training import at_round, augment, batches, sgd, train
-from genfl_mpi.learning.weights import LIMIT, ExactSum, FlatModel
+from genfl_mpi.learning.weights import BLOCK, LIMIT, ExactSum, FlatModel
 from genfl_mpi.settings import Model, Training
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ def test_flat_weights_are_the_modules_own(settings):
     model.weights.fill_(2)
     assert all((value == 2).all() for value in state.values())
     model.module.train()(torch.randn(4, 3, 32, 32)).sum().backward()
-    assert model.gradient.abs().sum() > 0
+    assert model.gradient().abs().sum() > 0 and not model.gradient().any()
     if settings.name == "resnet18":
         assert (model.weights[model.parameters :] != 2).any(), "BatchNorm should have updated its statistics in place"
 
@@ -59,10 +59,26 @@ def test_one_client_of_weight_one_comes_back_as_it_was():
     assert torch.allclose(total.value().float(), weights, rtol=0, atol=2.0**-41)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), LIMIT])
-def test_what_the_sum_cannot_hold_is_refused(bad):
+@pytest.mark.parametrize("place", [0, BLOCK, 2 * BLOCK + 4])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), LIMIT, -LIMIT])
+def test_what_the_sum_cannot_hold_is_refused(bad, place):
+    weights, units = torch.ones(2 * BLOCK + 5), np.zeros(2 * BLOCK + 5, dtype=np.int64)
+    weights[place] = bad
     with pytest.raises(ArithmeticError):
-        ExactSum(np.zeros(3, dtype=np.int64)).add(0.1, torch.tensor([0.0, bad, 1.0]))
+        ExactSum(units).add(0.1, weights)
+    assert not units.any(), "nothing should have been added"
+
+
+@pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
+def test_the_sum_in_blocks_is_the_sum(size):
+    """Each summand is round(rho 2^40 w) in float64; along with it come the largest size and the length of the change."""
+    weights, since = torch.randn(size), torch.randn(max(1, size - 7))
+    weights[size // 2] = -50
+    units = np.full(size, 3, dtype=np.int64)
+    largest, distance = ExactSum(units).add(0.3, weights, since)
+    assert np.array_equal(units - 3, np.rint(weights.double().numpy() * (0.3 * 2.0**40)).astype(np.int64))
+    assert largest == 50
+    assert distance == pytest.approx((weights[: len(since)].double() - since.double()).norm().item(), rel=1e-12)
 
 
 def test_the_largest_weights_do_not_overflow():
@@ -83,13 +99,13 @@ def test_batches_cover_the_data_and_are_equally_large(count, sizes):
 def test_sgd_is_torchs(settings):
     ours = torch.randn(50)
     theirs = ours.clone().requires_grad_()
-    gradient = torch.empty(50)
-    step = sgd(ours, gradient, settings)
+    step = sgd([ours], settings)
     reference = torch.optim.SGD([theirs], settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     for _ in range(4):
-        gradient.copy_(torch.randn(50))
-        theirs.grad = gradient.clone()
+        ours.grad = torch.randn(50)
+        theirs.grad = ours.grad.clone()
         step()
+        assert ours.grad is None
         reference.step()
     assert torch.allclose(ours, theirs)
 

@@ -38,13 +38,20 @@ def test_a_plan_of_ones_own_and_by_import_path(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kappa2", [-0.1, 1.1, float("nan")])
 def test_a_kappa_outside_its_range_is_refused(tiny, kappa2):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"must lie in \[0, 1\]"):
         list(Simulation(overrides=tiny, kappa=lambda state: kappa2))
 
 
 def test_a_plan_that_begins_with_nothing_is_fedavg_until_it_asks(tiny):
     records = list(Simulation(overrides=tiny, plan=lambda state: [state.round] + [0] * 9))
     assert [(record.columns["images"], record.columns["kappa2"]) for record in records] == [(0, 0), (1, 0.2)]
+
+
+@pytest.mark.parametrize("answer", [[1] * 11, [0.5] * 10, [-1] + [0] * 9, None])
+@pytest.mark.parametrize("method", ["genfl", "aigc", "matched"])
+def test_a_plan_that_is_no_number_of_images_is_refused(tiny, method, answer):
+    with pytest.raises(UserError, match="plan"):
+        list(Simulation(overrides=[*tiny, f"method={method}"], plan=lambda state: answer))
 
 
 def test_overrides_do_not_go_with_a_config(tiny):
@@ -62,13 +69,13 @@ def test_weights_that_are_not_finite_are_named(tiny):
 
 @pytest.mark.parametrize("cohort", [[0, 1], [0, 1, 1], [0, 1, 6], [-1, 0, 1]])
 def test_a_selection_that_is_no_cohort_is_refused(tiny, cohort):
-    with pytest.raises(ValueError, match="3 distinct clients of 6"):
+    with pytest.raises(UserError, match="3 distinct clients of 6"):
         list(Simulation(overrides=tiny, select=lambda state: cohort))
 
 
 @pytest.mark.parametrize("rho", [[0.5, 0.5], [0.5, 0.5, 0.5], [1.5, -0.5, 0], [float("nan")] * 3])
 def test_a_rho_that_is_no_average_is_refused(tiny, rho):
-    with pytest.raises(ValueError, match="with sum 1"):
+    with pytest.raises(UserError, match="with sum 1"):
         list(Simulation(overrides=tiny, rho=lambda state: rho))
 
 

@@ -41,7 +41,8 @@ def everybody(state):
 
 def test_stop_names_client_and_round(fast, poisoned, capsys, tmp_path):
     assert main([*fast, "cohort=6", "rounds=4"]) == 1
-    assert f"round {ROUND + 1}, client {BAD}: ArithmeticError: the trained weights are not finite" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"round {ROUND + 1}, client {BAD}: FloatingPointError: the trained weights are not finite" in said and said.count("\n") == 1
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1, 2]
 
@@ -98,7 +99,7 @@ sys.exit(main(sys.argv[1:]))
 def test_nobody_left_is_an_end(fast, poisoned, capsys):
     poisoned.clients = set(range(6))
     assert main([*fast, "faults.nonfinite=drop", "rounds=4"]) == 1
-    assert f"round {ROUND + 1}: ArithmeticError: the loss or the weights of every client of the cohort are not finite" in capsys.readouterr().err
+    assert f"round {ROUND + 1}: FloatingPointError: the loss or the weights of every client of the cohort are not finite" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_is_a_fault_too(fast, capsys):
@@ -110,7 +111,7 @@ def test_an_overflow_of_the_exact_sum_is_noticed(fast, monkeypatch):
     """FedNova's weights may add up to more than 1: every summand can be represented, and the sum cannot."""
     large = torch.tensor([LIMIT * 0.9])
     total = ExactSum(np.zeros(1, dtype=np.int64))
-    largest = [total.add(0.9, large), total.add(0.9, large)]
+    largest = [total.add(0.9, large)[0], total.add(0.9, large)[0]]
     bound(np.array([0.5, 0.5]), np.array(largest))
     with pytest.raises(ArithmeticError, match="too large to be summed"):
         bound(np.array([0.9, 0.9]), np.array(largest))

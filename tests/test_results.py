@@ -37,7 +37,7 @@ def test_h5py(file):
         assert rounds["images"][:].tolist() == [10, 20, 20]
         assert b"digit" in b" ".join(generated["prompt"][:])
         resolved = yaml.safe_load(data["config"].attrs["resolved"])
-        assert resolved["runtime"] == {"threads": 1, "device": "cpu"} and resolved["generation"]["seed"] == 1
+        assert resolved["runtime"] == {"threads": 1, "device": "cpu", "ranks_per_run": None} and resolved["generation"]["seed"] == 1
         assert "sweep:" in data["config"].attrs["given"] and "rounds=3" in data["config"].attrs["given"]
         assert "torch" in data["environment"].attrs["packages"]
 
@@ -115,6 +115,19 @@ def test_methods_share_partition_cohorts_and_initial_weights(tiny, tmp_path):
             assert np.array_equal(a[name], b[name]), name
         # The first round starts from the same weights with the same batches.
         assert np.array_equal(a["clients/loss_last_epoch"][:3], b["clients/loss_last_epoch"][:3])
+
+
+def test_every_rank_and_round_has_a_row_also_when_a_run_is_continued_on_other_ranks(fast, tmp_path):
+    for ranks, rounds in ((2, 2), (1, 3)):
+        assert mpirun(ranks, "-m", "genfl_mpi", *fast, f"rounds={rounds}").returncode == 0
+    with open_results(tmp_path / "results/fedavg_seed1.h5") as file:
+        ranks = file["ranks"]
+        assert ranks["round"][:].tolist() == [1, 1, 2, 2, 3] and ranks["rank"][:].tolist() == [0, 1, 0, 1, 0]
+        assert (ranks["train_seconds"][:] > 0).any() and (ranks["wait_seconds"][:] >= 0).all()
+        for round in (1, 2, 3):
+            own, here = ranks["round"][:] == round, file["rounds/round"][:] == round
+            assert ranks["train_seconds"][:][own].max() == file["rounds/train_seconds"][:][here]
+            assert ranks["wait_seconds"][:][own].mean() == pytest.approx(file["rounds/wait_seconds"][:][here][0])
 
 
 def test_generation_and_client_training_run_at_the_same_time(tiny, tmp_path):

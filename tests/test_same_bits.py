@@ -38,6 +38,18 @@ def test_any_number_of_ranks(tiny, tmp_path, capsys):
     assert first[0] in said and first[1] in said
 
 
+def test_bfloat16_on_any_number_of_ranks(tiny, tmp_path):
+    """The bits are others than float32's, and the model is nearly the same."""
+    losses = {}
+    for ranks, dtype in ((1, "bfloat16"), (2, "bfloat16"), (1, "float32")):
+        run(ranks, [*tiny, "method=fedavg", f"training.dtype={dtype}", f"output={tmp_path}/{dtype}{ranks}"])
+        with reader.open_results(tmp_path / f"{dtype}{ranks}/fedavg_seed1.h5") as file:
+            losses[dtype] = file["rounds/loss"][-1]
+    assert digests(tmp_path / "bfloat161", "fedavg_seed1") == digests(tmp_path / "bfloat162", "fedavg_seed1")
+    assert digests(tmp_path / "bfloat161", "fedavg_seed1") != digests(tmp_path / "float321", "fedavg_seed1")
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
 def test_another_seed_gives_other_bits(tiny, tmp_path):
     assert main([*tiny]) == 0
     assert main([*tiny, "seed=2"]) == 0
@@ -157,7 +169,7 @@ def test_a_continued_run_keeps_its_first_threads(tiny, tmp_path, capsys):
     assert main([*free, "runtime.threads=3", "rounds=1"]) == 0
     assert main([*free, "rounds=2"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
-        assert len(file["rounds/round"]) == 2 and reader.config_of(file)["runtime"] == {"threads": 3, "device": "cpu"}
+        assert len(file["rounds/round"]) == 2 and reader.config_of(file)["runtime"] == {"threads": 3, "device": "cpu", "ranks_per_run": None}
     assert main([*free, "runtime.threads=1", "rounds=3"]) == 2
     assert "runtime.threads was 3 and is 1" in capsys.readouterr().err
 

@@ -5,15 +5,18 @@ import signal
 from contextlib import suppress
 
 import pytest
-from conftest import FAST, Job, mpirun, until
+from conftest import FAST, Job, is_open_mpi, mpirun, until
 
 from genfl_mpi.cli import main
 from genfl_mpi.results import checkpoint, progress, reader
 
 
 @pytest.mark.parametrize(("name", "ranks", "to", "status"), [
-    ("SIGTERM", 2, "launcher", 75), ("SIGINT", 2, "launcher", 130), ("SIGUSR1", 2, 1, 75), ("SIGINT", 1, 0, 130)])
+    ("SIGTERM", 2, "launcher", 75), ("SIGINT", 2, "launcher", 130), ("SIGUSR1", 2, "launcher", 75), ("SIGTERM", 2, 1, 75),
+    ("SIGINT", 1, 0, 130)])
 def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_path):
+    if to == "launcher" and name != "SIGUSR1" and is_open_mpi():
+        pytest.skip(f"after {name}, Open MPI's mpirun leaves the ranks a fifth of a second, and kills them")
     results = tmp_path / "cut/fedavg_seed1.h5"
     overrides = [*FAST, "checkpoint.every_rounds=1000"]
     job = Job(ranks, [*overrides, "rounds=5000", f"output={tmp_path}/cut"], results, tmp_path / "log")
@@ -68,9 +71,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert any("training client" in line for line in progress.lines(job.results))
 
 
-def test_a_signal_in_generation_keeps_the_images(tmp_path):
-    """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
-    (tmp_path / "leaving.py").write_text("""
+LEAVING = """
 import os, signal
 from genfl_mpi.generation import generator
 def draw(self, batch):
@@ -82,10 +83,16 @@ def images(batch):
 generator.Generator._draw = draw
 def equal(state):
     return [1] * 10
-""")
+"""
+
+
+@pytest.mark.parametrize(("command", "said"), [("", "left after round 0 of 2"), ("generate", "left before all images were made")])
+def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
+    """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
     overrides = [*FAST, "method=genfl", "rounds=2", "generation.batch_size=5", "generation.plan=leaving:equal", f"generation.bank={tmp_path}/bank",
                  f"output={tmp_path}/cut"]
-    job = mpirun(1, "-m", "genfl_mpi", *overrides, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    job = mpirun(1, "-m", "genfl_mpi", *filter(None, [command]), *overrides, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert job.returncode == 75, job.stderr
-    assert "SIGTERM while generating images in round 1" in job.stderr and "left after round 0 of 2" in job.stdout
+    assert "SIGTERM while generating images" in job.stderr and said in job.stdout
     assert len(list((tmp_path / "bank").glob("*.h5"))) == 1

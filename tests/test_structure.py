@@ -9,7 +9,7 @@ import genfl_mpi
 
 ROOT = Path(genfl_mpi.__file__).parent
 ROOMS = {"mpi", "data", "learning", "generation", "policies", "edge", "results"}
-FOUNDATION = {"config", "settings", "fields", "world", "streams", "errors", "naming"}
+FOUNDATION = {"__version__", "config", "settings", "fields", "world", "streams", "errors", "naming"}
 ALSO = {("results", "data"), ("generation", "learning")}  # results read what data define; quality is judged by classifiers
 
 

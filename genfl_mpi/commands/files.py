@@ -3,23 +3,78 @@
 import argparse
 
 from genfl_mpi.commands import launch
+from genfl_mpi.errors import UserError
+
+FIGURES = {
+    "accuracy": "test accuracy against rounds, mean and deviation over seeds",
+    "loss": "test loss, likewise",
+    "classes": "test accuracy of each class",
+    "partition": "samples of each class that each client holds, of a run",
+    "timeline": "what each rank did in a round of a run",
+    "images": "generated images beside real ones, of a run",
+    "costs": "seconds of each phase and bytes of each message; with --world\n"
+             "             accuracy against simulated seconds, joules and bytes",
+}
 
 
 def plot(arguments):
     parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi plot", description="Draw test accuracy against rounds from results files: a panel for each data set "
-        "and alpha, a curve for each method, mean and standard deviation over seeds; and print the final accuracies.")
+        prog="python -m genfl_mpi plot", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Draw a figure from results files, for one column of a two-column paper:\n"
+        + "\n".join(f"  {name:<11}{about}" for name, about in FIGURES.items())
+        + "\nOf several runs the figures of a run show the first one of GenFL.\nFor example:\n  python -m genfl_mpi plot results/default\n"
+        "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf")
     parser.add_argument("results", nargs="+", help="results files, or folders of them")
-    parser.add_argument("-o", "--output", default="accuracy.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    parser.add_argument("--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME")
+    parser.add_argument("--round", type=int, metavar="N", help="the round of a timeline (default: the last one)")
+    parser.add_argument("--world", action="append", metavar="FILE", help="costs in a simulated world, see configs/worlds; may be given several times")
+    parser.add_argument("-o", "--output", help="the image file: .png, .svg or .pdf (default: NAME.png)")
     options = parser.parse_args(arguments)
 
     def lines():
-        from genfl_mpi.results import plots, reader, summary
+        from genfl_mpi.results import figures, plots, reader, summary
 
-        paths = reader.find(options.results)
-        plots.accuracy(paths, options.output)
-        yield from summary.table(paths)
-        yield f"{len(paths)} runs; figure in {options.output}"
+        if options.round and options.figure != "timeline":
+            raise UserError("--round goes with --figure timeline")
+        if options.world and options.figure != "costs":
+            raise UserError("--world goes with --figure costs")
+        paths, output = reader.find(options.results), options.output or f"{options.figure}.png"
+        if options.world:
+            from genfl_mpi import pricing
+
+            runs, shown = list(map(pricing.read, paths)), paths
+            figure = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, options.world)))
+        else:
+            figure, shown = figures.draw(options.figure, paths, options.round)
+        plots.save(figure, output)
+        if options.figure == "accuracy":
+            yield from summary.table(paths)
+        whose = f"{len(shown)} runs" if len(shown) > 1 else str(shown[0])
+        yield f"{whose}; figure in {output}"
+
+    return launch.print_lines(lines())
+
+
+def summary(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi summary", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Many runs at a glance, while some of them still run, were cut off or have not\n"
+        "begun: how far each is, the final accuracies of those that are finished, and a\n"
+        "figure of all rounds that there are. For example:\n"
+        "  python -m genfl_mpi summary results/fig5")
+    parser.add_argument("results", nargs="+", help="results files, whether they are there or not, or folders of them")
+    parser.add_argument("-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the results)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import curves, overview, plots, reader
+
+        states = [overview.state(path) for path in reader.find(options.results)]
+        yield from overview.lines(states)
+        if drawn := overview.with_rounds(states):
+            output = options.output or drawn[0].parent / "summary.png"
+            plots.save(curves.accuracy(drawn), output)
+            yield f"figure in {output}"
 
     return launch.print_lines(lines())
 
@@ -52,7 +107,8 @@ def price(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi price", description="What finished runs take in seconds, joules and bytes in simulated worlds, "
         "without training: a table, and accuracy against each of the three. A setting of model.* or of the generator, as key=value, "
-        "prices the run as if it had had that model or generator.")
+        "prices the run as if it had had that model or generator. For example: "
+        "python -m genfl_mpi price results/default --world configs/worlds/city.yaml")
     parser.add_argument("results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them")
     parser.add_argument("--world", action="append", default=[], metavar="FILE",
                         help="YAML file of a world, see configs/worlds; may be given several times; none: the default world")
@@ -108,18 +164,40 @@ def laboratory(arguments):
     options = parser.parse_args(arguments)
 
     def lines():
-        from genfl_mpi.results import hindsight
+        from genfl_mpi.results import hindsight, plots
 
         looks = hindsight.read(options.file)
-        hindsight.draw(looks, options.output)
+        plots.save(hindsight.draw(looks), options.output)
         yield from hindsight.table(looks)
         yield f"figure in {options.output}"
 
     return launch.print_lines(lines())
 
 
+def scaling(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi scaling", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Print and draw how runs scaled, from results files of the same configuration on\n"
+        "different numbers of ranks: speed-up, efficiency and where the time went,\n"
+        "against the prediction from the fewest ranks; and from runs that differ in\n"
+        "clients or cohort: seconds of a round and accuracy. For example:\n"
+        "  python -m genfl_mpi scaling results/1 results/2 results/4")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("-o", "--output", default="scaling.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import scaling
+        from genfl_mpi.results import reader
+
+        yield from scaling.command(reader.find(options.results), options.output)
+
+    return launch.print_lines(lines())
+
+
 def show(arguments):
-    parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file.")
+    parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file. For example: "
+                                     "python -m genfl_mpi show results/default/genfl_seed1.h5")
     parser.add_argument("file")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.show import show
@@ -130,7 +208,7 @@ def show(arguments):
 def digest(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi digest", description="Print the SHA-256 of the final weights and of the results without clocks, "
-        "hosts and bytes: equal for equal runs on any number of ranks.")
+        "hosts and bytes: equal for equal runs on any number of ranks. For example: python -m genfl_mpi digest results/default/*.h5")
     parser.add_argument("file", nargs="+")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.reader import digests
@@ -139,5 +217,76 @@ def digest(arguments):
         for file in options.file:
             weights, results, finished = digests(file)
             yield f"{file}{'' if finished else '  (not finished)'}\n  weights {weights}\n  results {results}"
+
+    return launch.print_lines(lines())
+
+
+def watch(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi watch", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Follow runs that another shell or a batch job computes, until they are finished:\n"
+        "on a terminal a view that is drawn again and again, else a line for each round.\n"
+        "For example:\n  python -m genfl_mpi watch results/default")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    options = parser.parse_args(arguments)
+
+    from genfl_mpi.results import reader, view
+
+    def lines():
+        yield from ()
+        reader.find(options.results)  # complains if there is nothing at all
+        view.watch(lambda: reader.find(options.results), launch.say)
+
+    try:
+        return launch.print_lines(lines())
+    except KeyboardInterrupt:
+        return 130
+
+
+def export(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi export", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write a table of results files for other tools: a CSV file with a row for each\n"
+        "round, or logs for TensorBoard. For example:\n"
+        "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
+        "  python -m genfl_mpi export results/default --tensorboard results/logs")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("--table", choices=("rounds", "clients", "generated", "partition"), default="rounds", help="which (default: %(default)s)")
+    parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv)")
+    parser.add_argument("--tensorboard", metavar="FOLDER", help="write the rounds of each run as scalars into FOLDER/RUN instead")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import reader, tables
+
+        paths = reader.find(options.results)
+        if options.tensorboard:
+            tables.to_tensorboard(paths, options.tensorboard)
+            yield f"{len(paths)} runs; logs in {options.tensorboard}: tensorboard --logdir {options.tensorboard}"
+        else:
+            output = options.output or f"{options.table}.csv"
+            tables.write_csv(output, tables.rows(paths, options.table))
+            yield f"{options.table} of {len(paths)} runs in {output}"
+
+    return launch.print_lines(lines())
+
+
+def report(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi report", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
+        "it: configuration, environment, figures, tables, claims, images. For example:\n"
+        "  python -m genfl_mpi report results/default -o report.html")
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("-o", "--output", default="report.html", help="the HTML file (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import report
+        from genfl_mpi.results import reader
+
+        paths = reader.find(options.results)
+        report.write(paths, options.output)
+        yield f"{len(paths)} runs; report in {options.output}"
 
     return launch.print_lines(lines())

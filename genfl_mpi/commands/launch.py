@@ -6,6 +6,7 @@ import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.mpi import launchers
 
 
 def parser_of(command, description, epilog=None, first=None):
@@ -19,16 +20,25 @@ def parser_of(command, description, epilog=None, first=None):
     return parser
 
 
-def with_config(parser, arguments, command):
-    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
+def options_of(parser, arguments):
+    """Parse the arguments of a command that reads a configuration, the first of which may be its file."""
     options = parse_once(parser, arguments)
     if options.config and "=" in options.config and not os.path.exists(options.config):
         options.config, options.overrides = None, [options.config, *options.overrides]
+    return options
 
+
+def on_config(options, command):
+    """Read the configuration of parsed `options`, and run `command(comm, options, runs, say)` on every rank."""
     from genfl_mpi import config
 
     return on_all_ranks(lambda: config.load(options.config, options.overrides),
                         lambda comm, runs, say: command(comm, options, runs, say))
+
+
+def with_config(parser, arguments, command):
+    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
+    return on_config(options_of(parser, arguments), command)
 
 
 def on_all_ranks(load, command):
@@ -41,15 +51,21 @@ def on_all_ranks(load, command):
         if comm.rank == 0:
             say(text)
 
-    return failing.exit_status(comm, lambda: command(comm, collectives.from_rank0(comm, load), say_once))
+    def start():
+        launchers.check_size(comm.size, os.environ)
+        runs = collectives.from_rank0(comm, load)
+        from genfl_mpi.mpi import devices  # and torch, which a mistake in the configuration need not wait for
+
+        devices.survey(comm)
+        return command(comm, runs, say_once)
+
+    return failing.exit_status(comm, start)
 
 
 def parse_once(parser, arguments):
     """Parse on every rank, with help and complaints from rank 0 alone. MPI is not started for it: the launchers tell."""
-    variables = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    silent = any(os.environ.get(name, "0") != "0" for name in variables)
     with ExitStack() as quiet:
-        if silent:
+        if not launchers.is_first(os.environ):
             nowhere = quiet.enter_context(open(os.devnull, "w"))
             quiet.enter_context(redirect_stdout(nowhere))
             quiet.enter_context(redirect_stderr(nowhere))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from genfl_mpi import __version__
 from genfl_mpi.commands import COMMANDS, launch
+from genfl_mpi.errors import UserError
 
 EXAMPLES = """\
 examples:
@@ -33,13 +34,40 @@ def run(arguments):
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
     parser.add_argument("--fresh", action="store_true",
                         help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
+    parser.add_argument("--members", action="store_true",
+                        help="print the results file of each run of the sweep, a line each, and compute nothing")
+    parser.add_argument("--member", type=int, metavar="K",
+                        help="compute the K-th of them alone, counted from 0: for a batch system's job array")
+    _verbosity(parser)
+    options = launch.options_of(parser, arguments)
+
+    def members():
+        for name, one in config.load(options.config, options.overrides).items():
+            yield str(_results(one, name))
+
+    if options.members:
+        return launch.print_lines(members())
 
     def command(comm, options, runs, say):
         given = "\n".join([config.text_of(options.config), *(f"# {override}" for override in options.overrides)])
         picture = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
-        return _run_all(comm, runs, given, say, options.fresh, picture=picture)
+        if options.member is not None:
+            runs, picture = _member(runs, options.member), None
+        return _run_all(comm, runs, given, say, options, options.fresh, picture=picture)
 
-    return launch.with_config(parser, arguments, command)
+    return launch.on_config(options, command)
+
+
+def _results(config, name):
+    """The results file of a run."""
+    return Path(config.output) / f"{name}.h5"
+
+
+def _member(runs, number):
+    """The run with that number, alone. Raises UserError."""
+    if not 0 <= number < len(runs):
+        raise UserError(f"--member {number}: the configuration has {len(runs)} runs, numbered from 0")
+    return dict([list(runs.items())[number]])
 
 
 def fork(arguments):
@@ -52,38 +80,49 @@ def fork(arguments):
                         help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="settings from then on; by default output=FILE_forkROUND")
+    _verbosity(parser)
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi import fork as forks
 
     def command(comm, runs, say):
         given = "\n".join([f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)])
-        return _run_all(comm, runs, given, say, fork=(options.file, options.at))
+        return _run_all(comm, runs, given, say, options, fork=(options.file, options.at))
 
     return launch.on_all_ranks(lambda: forks.runs(options.file, options.at, options.overrides), command)
 
 
-def _run_all(comm, runs, given, say, fresh=False, fork=None, picture="accuracy.png"):
+def _verbosity(parser):
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quiet", dest="level", action="store_const", const="quiet", default="normal", help="no word of each round")
+    how.add_argument("--verbose", dest="level", action="store_const", const="verbose", help="what each round took, too")
+
+
+def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="accuracy.png"):
     from genfl_mpi.fork import move_aside
-    from genfl_mpi.mpi import collectives
+    from genfl_mpi.mpi import collectives, devices
     from genfl_mpi.mpi.signals import Signals
-    from genfl_mpi import runner
+    from genfl_mpi import runner, sweep
+    from genfl_mpi.results import view as live
 
     start = time.perf_counter()
-    paths = [Path(one.output) / f"{name}.h5" for name, one in runs.items()]
-    with Signals(comm) as signals:
+    paths = [_results(one, name) for name, one in runs.items()]
+    alone = comm.rank == 0 and sweep.groups(comm.size, runs.values()) == 1  # else several ranks have lines to say
+    with Signals(comm) as signals, live.view(say, len(runs), options.level, alone) as view:
+        signals.tell = getattr(view, "tell", signals.tell)
         # All of a sweep is checked before its first run.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        for line in devices.remarks(comm, max(one.runtime.threads for one in configs), configs[0].runtime.device):
+            view.say(line)
         if fresh:
-            collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, say))
-        for path, one in zip(paths, configs):
-            if status := runner.run(comm, path, one, given, say, signals, fork):
-                return status
-    if comm.rank == 0:
-        from genfl_mpi.results import plots, summary
+            collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, view.say))
+        if status := sweep.run(comm, paths, configs, given, view, launch.say, signals, fork):
+            return status
+    if comm.rank == 0 and picture:
+        from genfl_mpi.results import curves, plots, summary
 
         picture = paths[0].parent / picture
-        plots.accuracy(paths, picture)
+        plots.save(curves.accuracy(paths), picture)
         say("")
         for line in summary.table(paths):
             say(line)

@@ -8,6 +8,7 @@ import numpy as np
 
 from genfl_mpi import streams
 from genfl_mpi.errors import UserError
+from genfl_mpi.naming import find
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def describe(data):
     elif data.name == "synthetic":
         about = Description(DIGITS, (3, data.size, data.size), data.samples, (0.5,) * 3, (0.25,) * 3)
     else:
-        about = DESCRIPTIONS[data.name]
+        about = DESCRIPTIONS[data.name] if data.name in DESCRIPTIONS else _own(data)[0]
     return about if data.normalise else replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
 
 
@@ -71,6 +72,11 @@ def check(data, samples):
                         f"training samples{besides}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
 
 
+def source(data):
+    """What of config.data the arrays of `load` depend on."""
+    return data.name, data.root, data.size, data.samples
+
+
 def download(data):
     """Let torchvision fetch what is missing in data.root; for one rank, before the others read. `data`: config.data."""
     if describe(data).folder:
@@ -83,6 +89,8 @@ def load(data):
     own = {"mnist5k": lambda _: _mnist5k(), "folder": _folder, "synthetic": _synthetic}
     if data.name in own:
         return own[data.name](data)
+    if data.name not in DESCRIPTIONS:
+        return _checked(data.name, *_own(data))
     check(data, 0)
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
@@ -90,6 +98,31 @@ def load(data):
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         arrays[f"{part}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
         arrays[f"{part}_labels"] = labels
+    return arrays
+
+
+def _own(data):
+    """A user's data set: its `Description`, and a function without arguments that reads the arrays of `load`. Raises UserError."""
+    found = find(data.name, DESCRIPTIONS, "data.name")(data)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Description) and callable(found[1])):
+        raise UserError(f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that reads the arrays")
+    return found
+
+
+def _checked(name, about, read):
+    arrays = read()
+    for part in ("train", "test"):
+        images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
+        if images.dtype != np.uint8 or images.shape != (len(images), *about.shape):
+            raise UserError(f"data.name: {part}_images of {name} must be uint8 (n, {', '.join(map(str, about.shape))}), "
+                            f"not {images.dtype} {images.shape}")
+        whole = labels.dtype.kind in "iu" and labels.shape == (len(images),) and len(labels)
+        if not whole or labels.min() < 0 or labels.max() >= len(about.classes):
+            raise UserError(f"data.name: {part}_labels of {name} must be one of 0 to {len(about.classes) - 1} "
+                            f"for each of the {len(images)} images")
+        arrays[f"{part}_labels"] = labels.astype(np.int64)
+    if len(arrays["train_labels"]) != about.train_samples:
+        raise UserError(f"data.name: {name} has {len(arrays['train_labels'])} images for training, and its description says {about.train_samples}")
     return arrays
 
 

@@ -3,15 +3,19 @@
 import numpy as np
 
 from genfl_mpi import streams
+from genfl_mpi.data.partition import blocks
 
 
 def label_histograms(labels, pointers, classes):
     """int32 (clients, classes): how many samples of each label every client holds. labels: int (n,), of the first client's
     samples, then the second's and so on."""
-    clients = len(pointers) - 1
-    owners = np.repeat(np.arange(clients), np.diff(pointers))
-    cells = np.bincount(owners * classes + labels, minlength=clients * classes)
-    return cells.reshape(clients, classes).astype(np.int32)
+    histograms = np.empty((len(pointers) - 1, classes), dtype=np.int32)
+    for block in blocks(len(histograms)):
+        ends = pointers[block.start : block.stop + 1]
+        owners = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        cells = np.bincount(owners * classes + labels[ends[0] : ends[-1]], minlength=histograms[block].size)
+        histograms[block] = cells.reshape(-1, classes)
+    return histograms
 
 
 def earth_movers_distance(histograms):

@@ -1,19 +1,22 @@
 """Clients as slices of one index array: client n holds indices[pointers[n]:pointers[n + 1]] of the training set."""
 
+import heapq
 from pathlib import Path
 
 import numpy as np
 
 from genfl_mpi import streams
 from genfl_mpi.errors import UserError
+from genfl_mpi.naming import find
 
 RETRIES = 20  # draws of the Dirichlet split before the last one is repaired
+BLOCK = 4096  # clients dealt with together, where arrays for all of them at once would take more memory than their data
 
 
 def partition(labels, clients, classes, settings, seed):
     """Divide samples over the clients.
 
-    labels: int64 (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int64, which name
+    labels: int (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int32, which name
     samples of `labels`, in rising order within a client. Every client holds at least settings.min_samples. Without
     settings.replacement no sample has two clients, and every sample has one, unless scheme=groups leaves groups out.
     Raises UserError if that is impossible.
@@ -24,14 +27,27 @@ def partition(labels, clients, classes, settings, seed):
     if clients * settings.min_samples > len(labels):
         raise UserError(f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} samples and the training "
                         f"set has {len(labels)}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
-    owners = SCHEMES[settings.scheme](labels, clients, classes, settings, rng)
+    owners = _owners(labels, clients, classes, settings, rng)
     sizes = np.bincount(owners[owners >= 0], minlength=clients)
     if sizes.min() < settings.min_samples:
         raise UserError(f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, fewer than partition.min_samples="
                         f"{settings.min_samples}; use fewer clients or a smaller minimum")
     pointers = np.zeros(clients + 1, dtype=np.int64)
     np.cumsum(sizes, out=pointers[1:])
-    return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :]
+    return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :].astype(np.int32)
+
+
+def blocks(count):
+    """Slices of at most BLOCK of `count` things, one after another."""
+    return (slice(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK))
+
+
+def _owners(labels, clients, classes, settings, rng):
+    """The client of each sample, int (n,), by a scheme of ours or the user's own; -1: of none. Raises UserError."""
+    owners = np.asarray(find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng))
+    if owners.shape != labels.shape or owners.dtype.kind not in "iu" or owners.min() < -1 or owners.max() >= clients:
+        raise UserError(f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for each of {len(labels)} samples")
+    return owners
 
 
 def _iid(labels, clients, classes, settings, rng):
@@ -70,7 +86,7 @@ def _draw_dirichlet(labels, clients, classes, alpha, rng):
 def _dirichlet_client(labels, clients, classes, settings, rng):
     """Each client, all of the same size, draws its label distribution q ~ Dir(alpha p), p being the population's, and then
     its samples by q among the classes that still have some (Hsu et al. 2019)."""
-    left = [list(rng.permutation(np.flatnonzero(labels == label))) for label in range(classes)]
+    left = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
     mixes = _label_mixes(labels, clients, classes, settings.alpha, rng)
     owners = np.empty(len(labels), dtype=np.int64)
     sizes = np.diff(np.arange(clients + 1) * len(labels) // clients)
@@ -134,21 +150,27 @@ SCHEMES = {"dirichlet": _dirichlet, "dirichlet_client": _dirichlet_client, "iid"
 
 def _with_replacement(labels, clients, classes, settings, rng):
     """Each client draws settings.samples of all samples, by its own mix of labels: the size of the data set is no limit."""
+    sizes = np.bincount(labels, minlength=classes)
     if settings.scheme == "dirichlet_client":
         mixes = _label_mixes(labels, clients, classes, settings.alpha, rng)
     elif settings.scheme == "classes":
-        held = _labels_held(clients, classes, settings.classes_per_client, rng)
-        mixes = held / held.sum(1, keepdims=True)
+        mixes = _labels_held(clients, classes, settings.classes_per_client, rng) / settings.classes_per_client
     else:
-        mixes = np.broadcast_to(np.bincount(labels, minlength=classes) / len(labels), (clients, classes))
-    counts = rng.multinomial(settings.samples, mixes)
-    by_label = np.argsort(labels, kind="stable")
+        mixes = np.broadcast_to(sizes / len(labels), (clients, classes))
+    counts = np.empty((clients, classes), dtype=np.int32)
+    for block in blocks(clients):
+        counts[block] = rng.multinomial(settings.samples, mixes[block])
+    if (missing := counts[:, sizes == 0].any(0)).any():
+        raise UserError(f"partition.scheme={settings.scheme}: there are no training samples of class {np.flatnonzero(sizes == 0)[missing][0]}")
+    del mixes
+    by_label = np.argsort(labels, kind="stable").astype(np.int32)
     starts = np.searchsorted(labels[by_label], np.arange(classes))
-    sizes = np.bincount(labels, minlength=classes)
-    drawn = np.repeat(np.tile(np.arange(classes), clients), counts.ravel())
-    indices = by_label[starts[drawn] + rng.integers(0, sizes[drawn])]
-    indices = np.sort(indices.reshape(clients, settings.samples), axis=1).ravel()
-    return np.arange(clients + 1) * settings.samples, indices
+    indices = np.empty((clients, settings.samples), dtype=np.int32)
+    for block in blocks(clients):
+        drawn = np.repeat(np.tile(np.arange(classes), len(counts[block])), counts[block].ravel())
+        own = by_label[starts[drawn] + rng.integers(0, sizes[drawn])]
+        indices[block] = np.sort(own.reshape(-1, settings.samples), axis=1)
+    return np.arange(clients + 1) * settings.samples, indices.ravel()
 
 
 def _label_mixes(labels, clients, classes, alpha, rng):
@@ -157,31 +179,42 @@ def _label_mixes(labels, clients, classes, alpha, rng):
     # A Dirichlet draw is gammas over their sum. At small alpha all may be too small for a float: then the logarithms are
     # compared, and the largest takes all.
     shapes = np.maximum(alpha * population, 1e-300)
-    logs = np.log(rng.gamma(shapes + 1, size=(clients, classes))) + np.log(rng.random((clients, classes))) / shapes
-    logs[:, population == 0] = -np.inf
-    mixes = np.exp(logs - logs.max(1, keepdims=True))
-    return mixes / mixes.sum(1, keepdims=True)
+    mixes = rng.gamma(shapes + 1, size=(clients, classes))
+    for block in blocks(clients):
+        logs = np.log(mixes[block]) + np.log(rng.random(mixes[block].shape)) / shapes
+        logs[:, population == 0] = -np.inf
+        logs = np.exp(logs - logs.max(1, keepdims=True))
+        mixes[block] = logs / logs.sum(1, keepdims=True)
+    return mixes
 
 
 def _labels_held(clients, classes, each, rng):
     """bool (clients, classes): `each` labels for every client, all labels by as many clients, as far as it goes."""
     if each > classes:
         raise UserError(f"partition.classes_per_client={each}: there are {classes} classes")
-    held, holders = np.zeros((clients, classes), dtype=bool), np.zeros(classes)
-    for client in range(clients):
-        chosen = np.lexsort((rng.random(classes), holders))[:each]
-        held[client, chosen] = True
-        holders[chosen] += 1
+    held, holders = np.zeros((clients, classes), dtype=bool), [0] * classes
+    for block in blocks(clients):
+        for own, ties in zip(held[block], rng.random((len(held[block]), classes)).tolist()):
+            for _, _, label in sorted(zip(holders, ties, range(classes)))[:each]:
+                own[label] = True
+                holders[label] += 1
     return held
 
 
 def _repair(owners, clients, min_samples, rng):
     """Move random samples, in place, from the largest clients to those that hold too few."""
     sizes = np.bincount(owners, minlength=clients)
-    for client in np.flatnonzero(sizes < min_samples):
+    members = dict(enumerate(np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])))
+    largest = [(-size, client) for client, size in enumerate(sizes.tolist())]  # and sizes that were true once
+    heapq.heapify(largest)
+    for client in np.flatnonzero(sizes < min_samples).tolist():
         while sizes[client] < min_samples:
-            donor = sizes.argmax()
+            while -largest[0][0] != sizes[largest[0][1]]:
+                heapq.heappop(largest)
+            donor = largest[0][1]
             count = min(min_samples - sizes[client], max(1, (sizes[donor] - min_samples) // 2))
-            owners[rng.choice(np.flatnonzero(owners == donor), count, replace=False)] = client
-            sizes[donor] -= count
-            sizes[client] += count
+            moved = rng.choice(members[donor], count, replace=False)
+            owners[moved] = client
+            for one, samples in (donor, np.setdiff1d(members[donor], moved, assume_unique=True)), (client, np.union1d(members[client], moved)):
+                members[one], sizes[one] = samples, len(samples)
+                heapq.heappush(largest, (-len(samples), one))

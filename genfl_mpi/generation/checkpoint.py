@@ -22,7 +22,7 @@ def locate(name):
     if Path(name).is_dir():
         return _checked(Path(name))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"generation.checkpoint: there is no folder {name}")
+        raise UserError(f"generation.checkpoint: there is no folder {name}; give a folder in diffusers' format, or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -48,16 +48,15 @@ class Adapter:
         settings, pipeline = self.settings, self.pipeline
         self.weights.copy_(start)
         whole = torch.nn.Parameter(self.weights)
-        whole.grad = self._flat.gradient
         optimizer = torch.optim.AdamW([whole], lr=settings.lr, weight_decay=0.0)
         generator, rng, losses = torch.Generator().manual_seed(seed), np.random.default_rng(seed), []
         for _ in range(settings.epochs):
             for batch in batches(len(latents), settings.batch_size, rng):
                 with torch.no_grad():
                     condition = embed(pipeline.text_encoder, self._tokens, prompt_rows(labels[batch], self.prompts, generator))
-                self._flat.gradient.zero_()
                 loss = diffusion_loss(pipeline.unet, self.scheduler, latents[batch], condition, generator)
                 loss.backward()
+                whole.grad = self._flat.gradient()
                 optimizer.step()
                 losses.append(loss.item())
         return float(np.mean(losses))

@@ -97,12 +97,11 @@ class Judge:
         self.initial.module.eval()
         gradients = []
         for c in range(self.classes):
-            self.initial.gradient.zero_()
             own = self.reader.prepared(images[labels == c])
             for chunk in own.split(500):
                 target = torch.full((len(chunk),), c, device=self.device)
                 (F.cross_entropy(self.initial.module(chunk), target, reduction="sum") / len(own)).backward()
-            gradients.append(self.initial.gradient.double().cpu().numpy().copy())
+            gradients.append(self.initial.gradient().double().cpu().numpy())
         return np.array(gradients)
 
     def _theta(self, gradients):

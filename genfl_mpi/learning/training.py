@@ -1,6 +1,8 @@
 """Local SGD: what a client does with its data, and the server with the generated images."""
 
 import math
+import operator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,7 @@ class Report:
         """Raise ArithmeticError if a loss is not finite."""
         for loss in (self.loss_first_epoch, self.loss_last_epoch):
             if not math.isfinite(loss):
-                raise ArithmeticError(f"the loss is not finite: {loss}; a smaller learning rate may help")
+                raise FloatingPointError(f"the loss is not finite: {loss}; a smaller learning rate may help")
 
 
 def normalise(images, mean, std, device):
@@ -51,20 +53,31 @@ def local_batches(samples, batch_size):
     return -(-samples // batch_size)
 
 
-def sgd(parameters, gradient, settings):
-    """A function that makes one step of SGD, with momentum and weight decay as torch.optim.SGD has them.
+def sgd(parameters, settings, mu=0.0, begun=(), correction=()):
+    """A function that makes one step of SGD with the parameters' gradients, with momentum and weight decay as torch.optim.SGD has
+    them, and takes the gradients away. It does nothing else to a weight, so that each is read and written once a step.
 
-    parameters, gradient: float32 (parameters,), the whole model in one vector, so that a step is one or two operations.
+    parameters: a list of tensors. mu, begun: FedProx's pull towards `begun`; correction: is added to the gradients; both in lists
+    like `parameters`.
     """
-    velocity = torch.zeros_like(gradient) if settings.momentum else None
+    parameters = list(parameters)
+    velocity = [torch.zeros_like(parameter) for parameter in parameters] if settings.momentum else None
 
+    @torch.no_grad()
     def step():
-        direction = gradient
+        direction = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+        if mu:
+            torch._foreach_add_(direction, torch._foreach_sub(parameters, begun), alpha=mu)
+        if correction:
+            torch._foreach_add_(direction, correction)
         if settings.weight_decay:
-            direction = direction.add_(parameters, alpha=settings.weight_decay)
+            torch._foreach_add_(direction, parameters, alpha=settings.weight_decay)
         if velocity is not None:
-            direction = velocity.mul_(settings.momentum).add_(direction)
-        parameters.sub_(direction, alpha=settings.lr)
+            torch._foreach_mul_(velocity, settings.momentum)
+            torch._foreach_add_(velocity, direction)
+        torch._foreach_add_(parameters, direction if velocity is None else velocity, alpha=-settings.lr)
+        for parameter in parameters:
+            parameter.grad = None  # the next backward pass then writes its own, and nothing need be zeroed or added up
 
     return step
 
@@ -88,36 +101,50 @@ def augment(images, settings, rng):
     return images
 
 
+@contextmanager
+def _lent(seed, device):
+    """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
+    kind of device and, where there is no GPU, write down the stack each time: as long as a step of a small network.)"""
+    stream = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    before = stream.get_state()
+    stream.manual_seed(seed)
+    try:
+        yield
+    finally:
+        stream.set_state(before)
+
+
 def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
     model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
-    settings: config.training; rng: NumPy generator that orders the batches, and whose children augment and drop out;
+    settings: config.training; rng: NumPy generator that orders the batches and seeds dropout, and whose child augments;
     mu: FedProx's pull (Li et al. 2020): mu / 2 times the squared distance of the parameters to `start` joins the loss;
     correction: float32 (parameters,), added to every gradient (SCAFFOLD).
     """
     model.weights.copy_(start)
     model.module.train()
-    parameters, begun = model.weights[: model.parameters], start[: model.parameters].to(model.weights.device)
-    step = sgd(parameters, model.gradient, settings)
-    losses, correct = torch.zeros(settings.epochs, dtype=torch.float64, device=images.device), torch.zeros((), dtype=torch.float64, device=images.device)
-    augmenting, dropping = rng.spawn(2)
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(int(dropping.integers(2**63)))  # dropout draws from the global stream: lend it
+    begun = model.split(start[: model.parameters].to(model.weights.device)) if mu else ()
+    step = sgd(model.module.parameters(), settings, mu, begun, () if correction is None else model.split(correction))
+    dropping, augmenting = int(rng.integers(2**63)), rng.spawn(1)[0] if settings.crop or settings.flip else None
+    losses, sizes, outputs, targets = [], [], [], []  # looked at after the last step, so that none waits for the device
+    with _lent(dropping, images.device):
         for epoch in range(settings.epochs):
             for batch in batches(len(images), settings.batch_size, rng):
                 batch = batch.to(images.device)
-                logits = model.module(augment(images[batch], settings, augmenting))
-                loss = F.cross_entropy(logits, labels[batch])
-                model.gradient.zero_()
+                target = labels[batch]
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+                    logits = model.module(augment(images[batch], settings, augmenting))
+                loss = F.cross_entropy(logits.float(), target)
                 loss.backward()
-                if mu:
-                    model.gradient.add_(parameters - begun, alpha=mu)
-                if correction is not None:
-                    model.gradient.add_(correction)
                 step()
-                losses[epoch] += loss.detach().double() * len(batch)
+                losses.append(loss.detach())
+                sizes.append(len(batch))
                 if epoch == settings.epochs - 1:
-                    correct += (logits.argmax(1) == labels[batch]).sum()
-    *losses, accuracy = (torch.cat([losses, correct[None]]) / len(images)).tolist()  # the one wait for the device
-    return Report(len(images), losses[0], losses[-1], accuracy)
+                    outputs.append(logits.detach())
+                    targets.append(target)
+    correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
+    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait
+    steps = len(losses) // settings.epochs
+    first, last = (sum(map(operator.mul, losses[part], sizes[part])) / len(images) for part in (slice(steps), slice(-steps, None)))
+    return Report(len(images), first, last, correct / len(images))

@@ -1,38 +1,57 @@
 """A model's weights as one flat float32 vector, and the exact sum of such vectors."""
 
+import math
+
 import numpy as np
 import torch
+
+from genfl_mpi.learning.layers import quicken
 
 # The exact sum works in units of 2**-40 on 64-bit integers. It cannot overflow as long as sum rho_n max |w_n| < LIMIT, because
 # the integer then stays below 2**62 (and roundings of half a unit a client would need 2**62 clients to matter). Each summand
 # is held below LIMIT here; whoever adds some with a sum of rho above 1, as FedNova's may be, checks their `bound` too.
 FRACTION_BITS = 40
 LIMIT = 2.0**22
+BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as integers, twice 256 KiB
 
 
 class FlatModel:
     """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
 
-    weights: float32 (size,), parameters first. gradient: float32 (parameters,), the parameters' .grad are its views.
-    Integer buffers (BatchNorm's counters) stay outside: they are neither averaged nor sent.
+    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's
+    counters) stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
     """
 
     def __init__(self, module, device="cpu"):
-        self.module = module.to(device)
+        self.module = quicken(module.to(device))
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
                    if tensor.is_floating_point()]
-        values = [p.data for p in parameters] + [getattr(owner, name) for owner, name in buffers]
-        self.weights = torch.empty(sum(value.numel() for value in values), device=device)
+        self._shapes = [p.shape for p in parameters]
         self.parameters = sum(p.numel() for p in parameters)
-        self.gradient = torch.zeros(self.parameters, device=device)
-        views = self.weights.split([value.numel() for value in values])
-        gradients = self.gradient.split([p.numel() for p in parameters])
-        for parameter, view, gradient in zip(parameters, views, gradients):
-            parameter.data = _shaped(view, parameter.shape).copy_(parameter.data)
-            parameter.grad = _shaped(gradient, parameter.shape)
-        for (owner, name), view, value in zip(buffers, views[len(parameters):], values[len(parameters):]):
-            setattr(owner, name, view.view_as(value).copy_(value))
+        size = self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers)
+        self.weights = torch.empty(size, device=device)
+        for parameter, view in zip(parameters, self.split(self.weights[: self.parameters])):
+            parameter.data = view.copy_(parameter.data)
+        start = self.parameters
+        for owner, name in buffers:
+            value = getattr(owner, name)
+            setattr(owner, name, self.weights[start : start + value.numel()].view_as(value).copy_(value))
+            start += value.numel()
+
+    def split(self, vector):
+        """A vector (parameters,) as a list of tensors like the module's parameters."""
+        parts = vector.split([shape.numel() for shape in self._shapes])
+        return [_shaped(part, shape) for part, shape in zip(parts, self._shapes)]
+
+    def gradient(self):
+        """The parameters' gradients as one vector (parameters,) on their device, taken away from them."""
+        vector = torch.zeros_like(self.weights[: self.parameters])
+        for parameter, part in zip(self.module.parameters(), self.split(vector)):
+            if parameter.grad is not None:
+                part.copy_(parameter.grad)
+                parameter.grad = None
+        return vector
 
 
 def _shaped(view, shape):
@@ -50,36 +69,48 @@ class ExactSum:
     """
 
     def __init__(self, units):
-        self.units = torch.from_numpy(units)
-        self.scratch = torch.empty(len(units), dtype=torch.float64)
+        self.units = units
+        self.scratch = torch.empty(2, min(BLOCK, len(units)), dtype=torch.float64)
 
-    def add(self, rho, weights):
-        """Add rho (>= 0) times weights (float32 (size,)), and return the largest weight's size. Raises ArithmeticError, with
-        nothing added, on what it cannot represent."""
-        largest = largest_weight(weights, rho)
-        # A product of two float64 and its rounding to an integer depend on this client alone.
-        torch.mul(weights.to("cpu", torch.float64), rho * 2.0**FRACTION_BITS, out=self.scratch)
-        self.units += self.scratch.round_().long()
-        return largest
+    def add(self, rho, weights, since=None):
+        """Add rho (>= 0) times weights (float32 (size,)). Returns the largest weight's size and, in float64, the Euclidean
+        distance of the first weights to `since` (float32 (parameters,)), if that is given. Raises ArithmeticError, with
+        nothing added, on what it cannot represent.
+
+        All of it is done block by block, while a cache holds the block.
+        """
+        weights = weights.cpu().numpy()
+        since = np.empty(0, dtype=np.float32) if since is None else since.numpy()
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(weights), BLOCK)]
+        largest = float(np.max([(weights[block].max(), -weights[block].min()) for block in blocks]))
+        if not max(1, rho) * largest < LIMIT:  # also true of NaN, which NumPy's extremes pass on
+            raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+        square, scale = 0.0, rho * 2.0**FRACTION_BITS
+        for block in blocks:
+            values, change = (row[: len(weights[block])] for row in self.scratch.numpy())
+            np.copyto(values, weights[block])
+            if count := len(since[block]):
+                np.copyto(change[:count], since[block])
+                change[:count] -= values[:count]
+                square += torch.dot(self.scratch[1, :count], self.scratch[1, :count]).item()
+            # A product of two float64 and its rounding to an integer depend on this client alone.
+            values *= scale
+            np.rint(values, out=values)
+            whole = change.view(np.int64)
+            np.copyto(whole, values, casting="unsafe")
+            self.units[block] += whole
+        return largest, math.sqrt(square)
 
     def value(self):
         """The sum as float64 (size,)."""
-        return self.units.double().mul_(2.0**-FRACTION_BITS)
-
-
-def largest_weight(weights, rho=1.0):
-    """The largest size of float32 `weights` (size,). Raises ArithmeticError if rho times it cannot be summed exactly."""
-    largest = weights.abs().max().item()
-    if not max(1, rho) * largest < LIMIT:  # also true of NaN
-        raise ArithmeticError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
-    return largest
+        return torch.from_numpy(self.units).double().mul_(2.0**-FRACTION_BITS)
 
 
 def bound(rho, largest):
     """Raise ArithmeticError if the exact sum of weights with these largest sizes, float64 (n,), may have overflowed."""
     if not (total := float(rho @ largest)) < LIMIT:
-        raise ArithmeticError(f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
-                              "a smaller learning rate may help")
+        raise FloatingPointError(f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
+                                 "a smaller learning rate may help")
 
 
 def fixed_point(value, summands):
@@ -88,7 +119,7 @@ def fixed_point(value, summands):
     Raises ArithmeticError if it is not finite, or so large that a sum of so many might overflow 64 bits.
     """
     if not abs(value) < 2**42 / summands:
-        raise ArithmeticError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
+        raise FloatingPointError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
     return int(np.rint(value * 2**20))
 
 

@@ -15,6 +15,11 @@ def world():
     return MPI.COMM_WORLD
 
 
+def alone():
+    """This rank, for what it does without the others."""
+    return MPI.COMM_SELF
+
+
 def library():
     return MPI.Get_library_version().strip().rstrip("\0").splitlines()[0]
 
@@ -116,8 +121,8 @@ def node_shared(comm, make):
     for (name, dtype, shape), size in zip(header, sizes):
         shared[name] = np.frombuffer(memory, np.dtype(dtype), int(np.prod(shape)), start).reshape(shape)
         start += size
-    for name, array in made.items():
-        shared[name][...] = array
+    for name in list(made):
+        shared[name][...] = made.pop(name)  # no longer than needed is there a second copy
     node.Barrier()
     node.Free()
     for array in shared.values():

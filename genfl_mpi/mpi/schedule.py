@@ -21,10 +21,37 @@ class Speed:
         return np.inf if self.rate is None else units / self.rate
 
 
-def rates(speeds):
-    """A rate for each rank; one that was never measured is taken to be average, and all to be 1 when none was."""
-    known = [speed.rate for speed in speeds if speed.rate is not None]
-    return np.array([speed.rate or np.mean(known or [1.0]) for speed in speeds])
+class Pace:
+    """How long clients take, by what was measured: each rank's speed, in samples a second, and what a client costs beside its
+    samples, expressed in samples, which is the same on all ranks.
+
+    That overhead is where the straight line of least squares through the clients' seconds, newer rounds counting for more,
+    meets the axis.
+    """
+
+    def __init__(self, ranks):
+        self.speeds = [Speed() for _ in range(ranks)]
+        self.overhead = 0.0
+        self.moments = np.zeros((2, 3))  # sums over clients of (1, units)^T (1, units, seconds)
+
+    def measure(self, units, seconds, ranks):
+        """Of the clients of a round: samples that each has worked on (cohort,), its seconds, and its rank."""
+        # On a slow rank a second is worth fewer samples: all are brought to the mean speed.
+        rates = self.rates()
+        points = np.stack([np.ones(len(units)), units, seconds * rates[ranks] / rates.mean()])
+        self.moments = 0.7 * self.moments + 0.3 * points[:2] @ points.T
+        (count, total, time), (_, square, product) = self.moments
+        spread, slope = count * square - total**2, count * product - total * time
+        if spread > 1e-9 * total**2 and slope > 0:
+            self.overhead = max(0.0, (square * time - total * product) / slope)
+        for rank, speed in enumerate(self.speeds):
+            own = ranks == rank
+            speed.measure((units[own] + self.overhead).sum(), seconds[own].sum())
+
+    def rates(self):
+        """A rate for each rank; one that was never measured is taken to be average, and all to be 1 when none was."""
+        known = [speed.rate for speed in self.speeds if speed.rate is not None]
+        return np.array([speed.rate or np.mean(known or [1.0]) for speed in self.speeds])
 
 
 def assign(costs, rates, busy):

@@ -22,11 +22,11 @@ class Signals:
     """Within a `with` block, SIGTERM, SIGINT and SIGUSR1 are noted instead of ending the process; a second one ends it at once.
 
     comm: the communicator of those who leave together. doing: what this rank is doing, for the line that is said: a
-    function that the owner sets.
+    function that the owner sets. tell: says such a line, another one.
     """
 
     def __init__(self, comm):
-        self.comm, self.doing = comm, lambda: "starting"
+        self.comm, self.doing, self.tell = comm, lambda: "starting", _write
         self.caught = self.status = 0
         self.since, self.told = None, None
 
@@ -62,7 +62,7 @@ class Signals:
             os.kill(os.getpid(), number)
 
     def _say(self, what):
-        os.write(2, f"genfl_mpi: {what}: leaving when that is done; the same command continues\n".encode())  # print may be in use
+        self.tell(f"genfl_mpi: {what}: leaving when that is done; the same command continues")
 
     def _listen(self):
         state = MPI.Status()
@@ -86,3 +86,7 @@ class Signals:
             self._listen()
             time.sleep(1e-3)
         self._listen()
+
+
+def _write(line):
+    os.write(2, f"{line}\n".encode())  # print may be in use

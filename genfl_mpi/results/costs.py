@@ -1,72 +1,100 @@
-"""Figures of what runs cost in simulated worlds."""
+"""Figures of what runs cost: measured, and in simulated worlds."""
 
-import matplotlib
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogFormatterSciNotation, NullFormatter  # noqa: E402
-
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, save  # noqa: E402
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, WIDTH, column, styled
+from genfl_mpi.results.summary import groups
 
 PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
                     "P4": ("#E69F00", "--"), "P5": ("#CC79A7", "-.")}
+PHASES = ("round", "train", "generate", "generate_ahead", "augment", "wait", "reduce", "broadcast", "evaluate")
+MESSAGES = ("broadcast", "reduce")
 
 
-def accuracy(runs, measures, out):
-    """Test accuracy against what has been spent, a panel for each measure, into the image file `out`.
+@styled
+def measured(paths):
+    """Seconds of each phase of a round, and bytes of its two messages: means over rounds, with the standard deviation over seeds; a
+    bar for each method. Raises UserError."""
+    found, _ = groups(paths)
+    figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
+    figure.set_figheight(1.2 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)))
+    for axes, names, unit, label in ((above, PHASES, "seconds", "seconds a round"), (below, MESSAGES, "bytes", "size of a message")):
+        thick = 0.8 / len(found)
+        for i, group in enumerate(found):
+            a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
+            spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
+            whose = ", ".join(filter(None, (group.method, group.panel, group.settings)))
+            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread, color=COLOURS[group.method],
+                      error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
+        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+    below.xaxis.set_major_formatter(EngFormatter("B"))
+    below.locator_params(axis="x", nbins=5)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@styled
+def accuracy(runs, measures):
+    """Test accuracy against what has been spent, a panel for each measure.
 
     runs: tuples (method, world, accuracy (rounds,), {measure: spent (rounds,)}); measures: their units by name.
-    Raises UserError.
     """
     worlds = list(dict.fromkeys(world for _, world, _, _ in runs))
-    figure, all_axes = plt.subplots(1, len(measures), figsize=(3.1 * len(measures), 3.6), layout="constrained", sharey=True)
+    figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
     named = set()
-    for axes, (measure, unit) in zip(all_axes, measures.items()):
+    for axes, (measure, unit) in zip(grid.flat, measures.items()):
         for method, world, reached, spent in runs:
             label = ", ".join([method] + [f"world {world}"] * (len(worlds) > 1))
             style = LINE_STYLES[worlds.index(world) % len(LINE_STYLES)]
-            axes.plot(spent[measure], 100 * reached, style, color=COLOURS[method], linewidth=1.2,
-                      label=None if (measure, label) in named else label)
+            axes.plot(spent[measure], 100 * reached, style, color=COLOURS[method], label=None if (measure, label) in named else label)
             named.add((measure, label))
         axes.set(xlabel=_axis(measure, unit), xscale="log")
         axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))  # within a decade there is no other label
         axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
-        axes.grid(alpha=0.3)
-    all_axes[0].set_ylabel("test accuracy (%)")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    save(figure, out)
+        axes.grid()
+    figure.supylabel("test accuracy (%)", fontsize=8)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
-def placements(costs, factors, measures, title, out):
-    """Total costs of the placements of AIGC over the number and the size of images, a row for each, into the image file `out`.
+@styled
+def placements(costs, factors, measures, title):
+    """Total costs of the placements of AIGC over the number and the size of images, a row for each.
 
     costs: {axis: {placement: {measure: float64 (factors,)}}}; factors: times the run's; measures: their units by name.
-    Raises UserError.
     """
-    size = 3.1 * len(measures), 0.6 + 2.6 * len(costs)
-    figure, grid = plt.subplots(len(costs), len(measures), figsize=size, layout="constrained")
+    figure = Figure((2 * WIDTH, 0.5 + 2.1 * len(costs)), layout="constrained")  # both columns of a page
+    grid = figure.subplots(len(costs), len(measures), squeeze=False)
     for row, (axis, found) in zip(grid, costs.items()):
         for axes, (measure, unit) in zip(row, measures.items()):
             for placement, values in found.items():
                 colour, style = PLACEMENT_STYLES[placement]
                 axes.plot(factors, values[measure], style, color=colour, label=placement)
             axes.axvline(1, color="black", linewidth=0.6)
-            axes.set(xscale="log", yscale="log", xlabel=f"{axis} of the images, times the run's", title=_axis(measure, unit))
+            axes.set(xscale="log", yscale="log", xlabel=f"{axis} of the images\n(times the run's)", title=_axis(measure, unit))
             axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.grid(alpha=0.3)
+            axes.grid()
     figure.suptitle(title)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    save(figure, out)
+    return figure
 
 
-def incentive(prices, found, best, before, budget, out):
-    """What follows from the price of a whole repair into the image file `out`: who generates, the server's objective, and the
-    clients' gains and the welfare, with the server's price. Raises UserError.
+@styled
+def incentive(prices, found, best, before, budget):
+    """What follows from the price of a whole repair: who generates, the server's objective, and the clients' gains and the
+    welfare, with the server's price.
 
     prices: float64 (P,), J; found: an `Equilibrium` for each; best: that of the server's price; before: mean EMD without any
     repair; budget: in J, or infinite.
     """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure = Figure((2 * WIDTH, 2.6), layout="constrained")  # both columns of a page
+    left, middle, right = figure.subplots(1, 3)
     left.plot(prices, [one.joins.mean() for one in found], linewidth=4, alpha=0.5, label="take part")
     left.plot(prices, [(one.share > 0).mean() for one in found], label="generate")
     left.plot(prices, [one.share.mean() for one in found], label="mean share of the gap repaired")
@@ -86,9 +114,9 @@ def incentive(prices, found, best, before, budget, out):
     for axes in (left, middle, right):
         axes.axvline(best.price, color="grey", linestyle=":", linewidth=1)
         axes.set(xlabel="price of a whole repair (J)")
-        axes.legend(frameon=False, fontsize="small")
-        axes.grid(alpha=0.3)
-    save(figure, out)
+        axes.legend(frameon=False)
+        axes.grid()
+    return figure
 
 
 def _axis(measure, unit):

@@ -17,12 +17,17 @@ def describe(mpi_library, hosts, threads, device):
     """Attributes of /environment. hosts: the host of each rank."""
     return {
         "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(), "system": platform.platform(), "processor": _processor(),
-        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
-        "git_commit": _git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),
+        "python": platform.python_version(), "system": platform.platform(), "processor": processor(),
+        "packages": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "git_commit": git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),
         "cores": len(os.sched_getaffinity(0)), "threads": threads, "device": device,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
     }
+
+
+def versions():
+    """{package: version} of PACKAGES."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name):
@@ -32,7 +37,8 @@ def _version(name):
         return "not installed"
 
 
-def _processor():
+def processor():
+    """The name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -40,7 +46,7 @@ def _processor():
         return platform.machine()
 
 
-def _git_commit():
+def git_commit():
     """Of the package's own checkout, if it runs from one."""
     folder = Path(__file__).parent
     try:

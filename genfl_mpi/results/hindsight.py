@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.plots import LINE_STYLES, plt, save
+from genfl_mpi.results.plots import LINE_STYLES, WIDTH, styled
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 
 
@@ -67,28 +71,29 @@ def table(looks):
     yield f"barrier: mean {looks.barrier.mean():.4f} nat, largest {looks.barrier[worst]:.4f} in round {looks.rounds[worst]}"
 
 
-def draw(looks, out):
-    """Three panels into the image file `out`: the loss along each round's segment, each policy's kappa2 beside the best, and how
-    its regret adds up. Raises UserError."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(looks.rounds)))
+@styled
+def draw(looks):
+    """Three panels: the loss along each round's segment, each policy's kappa2 beside the best, and how its regret adds up."""
+    figure = Figure((2 * WIDTH, 3.2), layout="constrained")  # both columns of a page
+    left, middle, right = figure.subplots(1, 3)
+    colours = colormaps["viridis"](np.linspace(0, 0.95, len(looks.rounds)))
     for row, least, colour in zip(looks.loss, looks.least, colours):
         left.plot(looks.segment, row - least, color=colour, linewidth=1)
     left.set(xlabel="κ2: from ω_fl (0) to ω_a (1)", ylabel="loss above the least (nat)")
     left.set_yscale("symlog", linthresh=0.1)
-    scale = plt.cm.ScalarMappable(plt.Normalize(looks.rounds[0], looks.rounds[-1]), "viridis")
+    scale = ScalarMappable(Normalize(looks.rounds[0], looks.rounds[-1]), "viridis")
     figure.colorbar(scale, ax=left, label="round", location="top", shrink=0.7)
     order = sorted(looks.regret, key=lambda name: looks.regret[name].sum())
     for number, name in enumerate(order):
-        line = {"color": plt.get_cmap("tab10")(number % 10), "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
-                "linewidth": 2.2 if name == looks.own else 1.2}
+        line = {"color": colormaps["tab10"](number % 10), "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
+                "linewidth": 2 if name == looks.own else 1}
         middle.plot(looks.rounds, looks.kappa2[name], **line)
         right.plot(looks.rounds, np.cumsum(looks.regret[name]), label=name + (" (own)" if name == looks.own else ""), **line)
     middle.plot(looks.rounds, looks.best, "k.", label="best in hindsight")
     middle.set(xlabel="round", ylabel="κ2", title="what each policy chose", ylim=(-0.03, 1.03))
     right.set(xlabel="round", ylabel="nat", title="regret, added up")
     for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
+        axes.grid()
     handles, names = ([*one, *other] for one, other in zip(middle.get_legend_handles_labels(), right.get_legend_handles_labels()))
-    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
-    save(figure, out)
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
+    return figure

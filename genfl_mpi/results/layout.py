@@ -59,6 +59,14 @@ CLIENTS = {
     "rank": Column("i8", "1", "rank that trained it", True),
 }
 
+RANKS = {
+    "row": Column("i8", "1", "a rank and round", True),
+    "round": Column("i8", "1", "round", True),
+    "rank": Column("i8", "1", "rank", True),
+    "train_seconds": Column("f8", "s", "training clients; rank 0 generates and trains the augmented model before", True),
+    "wait_seconds": Column("f8", "s", "idle until the other ranks had trained", True),
+}
+
 GENERATED = {
     "number": Column("i8", "1", "an image"),
     "image": Column("u1", "1", "pixels"),
@@ -89,7 +97,7 @@ PARTITION = {
 }
 
 # Tables that grow, each along the dimension that its first column numbers.
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "generated": GENERATED, "laboratory": LABORATORY}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY}
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "image": ("channel", "height", "width"),

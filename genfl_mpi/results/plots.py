@@ -1,97 +1,127 @@
-"""Figures from results files alone."""
+"""What all figures share: a style for one column of a two-column paper, colours, and how they are written."""
+
+import io
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
 
 import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-from genfl_mpi.errors import UserError  # noqa: E402
-from genfl_mpi.results.summary import groups  # noqa: E402
+from genfl_mpi.errors import UserError
 
 # Okabe and Ito's colours, which the colour-blind tell apart: a method has the same one in every figure.
 COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9"}
-MOST_CLIENTS = 200  # in a picture of the partition
 LINE_STYLES = ("-", "--", ":", "-.")
+WIDTH = 3.5  # inches: one column of a two-column paper
+STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,
+         "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.alpha": 0.3, "pdf.fonttype": 42, "svg.hashsalt": "genfl_mpi"}
+DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), "#e4e6ea")
+# Files by their ending, with what they are to say of themselves: no dates, so that the same figure is the same file.
+FORMATS = {".png": None, ".svg": {"Creator": None, "Date": None}, ".pdf": {"CreationDate": None}}
+MOST_CLIENTS = 200  # in a picture of the partition
+MOST_CLASSES = 20  # with a row or a label of their own
 
 
-def accuracy(paths, out):
-    """Test accuracy against rounds into the image file `out`: mean over seeds, with a band of a standard deviation; a panel
-    for each data set and alpha. Raises UserError."""
-    found, common = groups(paths)
-    panels = list(dict.fromkeys(group.panel for group in found))
-    settings = list(dict.fromkeys(group.settings for group in found))
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(1 + 4 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False)
-    for panel, axes in zip(panels, all_axes[0]):
-        for group in (group for group in found if group.panel == panel):
-            rounds = min(map(len, group.accuracy))
-            curves = 100 * np.array([curve[:rounds] for curve in group.accuracy])
-            mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, rounds + 1)
-            style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
-            axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
-            if len(curves) > 1:
-                deviation = curves.std(0, ddof=1)
-                axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="round", title=panel or _title(common))
-        axes.grid(alpha=0.3)
-    all_axes[0, 0].set_ylabel("test accuracy (%)")
-    all_axes[0, -1].legend(frameon=False, fontsize="small")
-    if panels != [""]:
-        figure.suptitle(_title(common))
-    save(figure, out)
+def styled(function):
+    """Draw with STYLE, whatever the user's own style is, which stays as it is."""
+
+    @wraps(function)
+    def drawn(*arguments, **named):
+        with matplotlib.rc_context(STYLE | ground.get()):
+            return function(*arguments, **named)
+
+    return drawn
 
 
-def save(figure, out):
-    """Write a figure into the image file `out`, and forget it. Raises UserError."""
+ground = ContextVar("ground", default={})  # what is drawn otherwise than in STYLE
+
+
+@contextmanager
+def on_dark():
+    """Within it, figures are drawn for a dark ground."""
+    before = ground.set(DARK)
     try:
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out}: the figure cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    plt.close(figure)
+        yield
+    finally:
+        ground.reset(before)
 
 
-def partition(histograms, names, out):
-    """The samples of each label that each client holds, int (clients, classes), into the PNG file `out`: a column a client,
-    of at most MOST_CLIENTS."""
+def column(rows, height, columns=1, **more):
+    """A figure as wide as a column, with a grid of axes, each row of which is `height` inches high."""
+    figure = Figure((WIDTH, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+@styled
+def save(figure, out):
+    """Write a figure into the image file `out`, of the kind that its ending tells: the same bytes for the same figure. Raises
+    UserError."""
+    suffix = os.path.splitext(out)[1].lower()
+    if suffix not in FORMATS:
+        raise UserError(f"{out}: the figure cannot be written: its name must end in .png, .svg or .pdf")
+    try:
+        figure.savefig(out, dpi=300, metadata=FORMATS[suffix])
+    except OSError as error:
+        raise UserError(f"{out}: the figure cannot be written: {error.strerror}") from None
+
+
+@styled
+def svg(figure):
+    """A figure as the bytes of an SVG file that lets the ground shine through."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", dpi=150, transparent=True, metadata=FORMATS[".svg"])
+    return stream.getvalue()
+
+
+@styled
+def partition(histograms, names):
+    """The samples of each label that each client holds, int (clients, classes): a column a client, of at most MOST_CLIENTS."""
     shown = histograms[:MOST_CLIENTS]
-    figure, axes = plt.subplots(figsize=(7, 1 + min(5.5, 0.24 * len(names))), layout="constrained")
-    image = axes.imshow(np.where(shown, shown, np.nan).T, aspect="auto", interpolation="nearest", cmap="viridis_r", norm="log")
-    every = -(-len(names) // 25)
-    axes.set_yticks(range(0, len(names), every), names[::every])
+    figure, [[axes]] = column(1, 0.8 + min(2.6, 0.15 * len(names)))
+    image = axes.imshow(np.where(shown, shown, np.nan).T, aspect="auto", interpolation="nearest",
+                        cmap="viridis" if ground.get() else "viridis_r", norm="log")  # much stands out from the ground
+    label_classes(axes, names)
     part = f", the first {MOST_CLIENTS} of {len(histograms)}" if len(histograms) > MOST_CLIENTS else ""
     axes.set(xlabel=f"client{part}", ylabel="class")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="samples", format="%g")
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def sheet(images, labels, names, out, columns=12):
-    """The first `columns` images of each class, a row a class with its name, into the PNG file `out`.
+def label_classes(axes, names):
+    """Names at a vertical axis of classes, of every so manieth where there are many."""
+    every = -(-len(names) // MOST_CLASSES)
+    axes.set_yticks(range(0, len(names), every), names[::every])
 
-    images: uint8 (n, C, H, W); labels: int (n,); names: of the classes.
+
+@styled
+def sheet(sets, names, columns):
+    """The first `columns` images of each class in each of `sets`, side by side: a row a class with its name, of at most MOST_CLASSES
+    classes.
+
+    sets: {title: (uint8 images (n, C, H, W), int labels (n,))}; names: of all classes.
     """
+    classes = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_CLASSES)).round().astype(int))
+    figure, [row] = column(1, 0.35 + len(classes) * (WIDTH - 0.6) / (columns * len(sets)), len(sets))
+    for axes, (title, (images, labels)) in zip(row, sets.items()):
+        axes.imshow(_tiles(images, labels, classes, columns), interpolation="nearest")
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    height = images.shape[2] + 2
+    row[0].set_yticks((np.arange(len(classes)) + 0.5) * height, [names[c] for c in classes])
+    row[0].tick_params(length=0)
+    return figure
+
+
+def _tiles(images, labels, classes, columns):
+    """uint8 RGB: a row of tiles for each class, white where there is no image."""
     _, channels, height, width = images.shape
-    tiles = np.full((len(names), columns, height + 2, width + 2, 3), 255, dtype=np.uint8)
-    for c in range(len(names)):
+    tiles = np.full((len(classes), columns, height + 2, width + 2, 3), 255, dtype=np.uint8)
+    for row, c in enumerate(classes):
         own = images[labels == c][:columns].transpose(0, 2, 3, 1)
-        tiles[c, : len(own), 1:-1, 1:-1] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
-    picture = tiles.transpose(0, 2, 1, 3, 4).reshape(len(names) * (height + 2), columns * (width + 2), 3)
-    figure, axes = plt.subplots(figsize=(columns * 0.42 + 1.2, len(names) * 0.42 + 0.2), layout="constrained")
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_yticks((np.arange(len(names)) + 0.5) * (height + 2), names)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.savefig(out, dpi=150, bbox_inches="tight")  # however long the names
-    plt.close(figure)
-
-
-def _title(common):
-    """What all runs have in common."""
-    parts = [str(common[key]) for key in ("data.name",) if key in common]
-    parts += [f"{common['clients']} clients"] if "clients" in common else []
-    if common.get("partition.scheme") == "dirichlet" and "partition.alpha" in common:
-        parts.append(f"Dirichlet({common['partition.alpha']:g})")
-    return ", ".join(parts)
+        tiles[row, : len(own), 1:-1, 1:-1] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(len(classes) * (height + 2), columns * (width + 2), 3)

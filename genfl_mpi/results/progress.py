@@ -2,7 +2,7 @@
 
 A rank's file is one line of JSON, overwritten in place whenever the rank begins something else; it stays in the system's memory,
 so that it costs microseconds and outlives the rank. Rank 0 holds a lock on its own file as long as it lives: nobody else can
-bring the same run on meanwhile.
+bring the same run on meanwhile. It also notes each finished round there, for readers of file systems on which HDF5's SWMR fails.
 """
 
 import fcntl
@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from datetime import datetime, timezone
 
 from genfl_mpi.errors import UserError
 
@@ -20,6 +21,8 @@ PHASES = {"start": "starting", "begin": "beginning", "generate": "generating ima
           "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing",
           "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
 MOST = 8  # ranks that are told of
+TRIES = 3  # at a lock, which somebody who only looks may hold for a moment
+ROUNDS = "rounds"  # the file of finished rounds: a line of JSON about the run, then one for each round
 
 
 def path_for(results):
@@ -32,7 +35,8 @@ class Progress:
 
     def __init__(self, results, rank, ranks):
         self.about = {"rank": rank, "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid(), "round": 0}
-        self.descriptor, folder = None, path_for(results)
+        self.descriptor, self.folder = None, path_for(results)
+        folder = self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.descriptor = os.open(folder / str(rank), os.O_RDWR | os.O_CREAT, 0o666)
@@ -50,6 +54,11 @@ class Progress:
             with suppress(OSError):  # it is a help, and no reason to end a run
                 os.pwrite(self.descriptor, f"{json.dumps(self.about):{LENGTH - 1}}\n".encode(), 0)
 
+    def finished(self, *rows):
+        """Note finished rounds, or first of all what `status.of_run` needs to know of the run: a list each."""
+        with suppress(OSError), open(self.folder / ROUNDS, "a") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+
     def raised(self, error):
         """Note that what the rank was doing has failed."""
         self.about["raised"] = type(error).__name__
@@ -57,7 +66,7 @@ class Progress:
 
     def doing(self):
         """What the rank is doing, in words."""
-        return _doing(self.about)
+        return doing(self.about)
 
     def close(self):
         """Let go of the file: the rank has nothing more to do for this run."""
@@ -81,6 +90,15 @@ def read(results):
     return sorted(found, key=lambda about: about["rank"])
 
 
+def rounds(results):
+    """What was noted of finished rounds: lists."""
+    found = []
+    with suppress(OSError, ValueError):  # it is not there, or its last line is half written
+        for line in (path_for(results) / ROUNDS).read_text().splitlines():
+            found.append(json.loads(line))
+    return found
+
+
 def is_running(results):
     """Whether rank 0 of some start is alive and at work on the run."""
     try:
@@ -100,12 +118,18 @@ def refuse_second(results):
                     "wait for its end, or set another `output`")
 
 
+def seconds_since(about):
+    """How long a rank has been doing what it does."""
+    then = datetime.strptime(about["time"], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=timezone.utc)
+    return max(0.0, time.time() - then.timestamp())
+
+
 def lines(results):
     """Who is, or was, doing what: a line a rank."""
     known = read(results)
     for about in known[:MOST]:
         where = f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']})"
-        yield f"{where}: {_doing(about)}, since {about['time']}"
+        yield f"{where}: {doing(about)}, since {about['time']}"
     if len(known) > MOST:
         yield f"and {len(known) - MOST} more ranks"
 
@@ -115,7 +139,8 @@ def _now():
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d} UTC"
 
 
-def _doing(about):
+def doing(about):
+    """What a rank is doing, in words. about: as `read` gives it."""
     what = PHASES.get(about["phase"], about["phase"]) + (f" client {about['client']}" if about["client"] is not None else "")
     where = f" in round {about['round']}" if about["round"] else ""
     return what + where + (f", which raised {about['raised']}" if "raised" in about else "")
@@ -123,10 +148,12 @@ def _doing(about):
 
 def _locked(descriptor):
     """Lock a file for this process until it ends; whether that was possible, or nobody can lock on this file system."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:
+            return True
+    return False

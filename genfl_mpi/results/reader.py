@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import yaml
 
+from genfl_mpi import __version__
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.layout import PARTITION, TABLES, VERSION
 
@@ -23,11 +24,24 @@ def open_results(path):
         if "unable to lock file" in str(error):
             raise UserError(f"{path}: another program has the file open for writing; close it there") from None
         raise UserError(f"{path}: not a readable HDF5 file: {str(error).splitlines()[0]}") from None
-    version = file.attrs.get("layout_version")
-    if version != VERSION or not {"config", "partition", *TABLES} <= set(file):
+    if wrong := _unknown(file):
         file.close()
-        raise UserError(f"{path}: not a results file of this version (layout {version}, expected {VERSION})")
+        raise UserError(f"{path}: {wrong}")
     return file
+
+
+def _unknown(file):
+    """Why an open HDF5 file is none that can be read here, or None."""
+    version = file.attrs.get("layout_version")
+    if version is None:
+        return "an HDF5 file, but not a results file of genfl_mpi: it has no layout_version"
+    if version != VERSION:
+        packages = file["environment"].attrs.get("packages", "") if "environment" in file else ""
+        writer = next((name for name in packages.split(", ") if name.startswith("genfl_mpi ")), "another genfl_mpi")
+        advice = "install that or a newer one to read it" if version > VERSION else "read it with that, or compute the run again with this one"
+        return f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout {VERSION}: {advice}"
+    missing = {"config", "partition", *TABLES} - set(file)
+    return f"a results file of layout {version} without /{min(missing)}: it is damaged" if missing else None
 
 
 def _open(path):

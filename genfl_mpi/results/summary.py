@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import yaml
 
 from genfl_mpi.config import flatten
-from genfl_mpi.results.reader import config_of, damage, open_results
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.settings import is_free
 from genfl_mpi.world import World
 
@@ -19,31 +21,44 @@ PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 @dataclass
 class Group:
     """method; panel: data set and alpha, where they vary, as text; settings: what else tells the group from others of the
-    method, as text; accuracy, seconds: arrays, one a run."""
+    method, as text; classes: their names; runs: the columns of /rounds by name, one dict a run."""
 
     method: str
     panel: str
     settings: str
-    accuracy: list = field(default_factory=list)
-    seconds: list = field(default_factory=list)
+    classes: list
+    runs: list = field(default_factory=list)
+
+    def of(self, column):
+        """A column of the runs that have the most rounds, float64 (runs, rounds, ...)."""
+        return np.array([run[column] for run in self.runs if len(run["round"]) == self._rounds()], dtype=np.float64)
+
+    def behind(self, column):
+        """The column of the other runs, float64 (rounds, ...) each."""
+        return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
+
+    def _rounds(self):
+        return max(len(run["round"]) for run in self.runs)
 
 
 def groups(paths):
-    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict."""
+    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict.
+    Raises UserError, also for a run without a finished round."""
     runs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            runs.append((_flat(config_of(file)), file["rounds/accuracy"][:], file["rounds/round_seconds"][:].sum()))
+            runs.append((_flat(config_of(file)), columns_of(file, "rounds"), yaml.safe_load(file["config"].attrs["class_names"])))
+        if not len(runs[-1][1]["round"]):
+            raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
     varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
               and (key in PANELS or not _is_methods_own(key, runs))]
     panels, found = PANELS if "method" not in common else {}, {}
-    for config, accuracy, seconds in runs:
+    for config, columns, classes in runs:
         panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
         settings = ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels)
-        group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings))
-        group.accuracy.append(accuracy)
-        group.seconds.append(seconds)
+        group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings, classes))
+        group.runs.append(columns)
     return list(found.values()), common
 
 
@@ -68,14 +83,15 @@ def _is_methods_own(key, runs):
 
 
 def table(paths):
-    """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one."""
+    """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one, of the runs that have
+    the most rounds."""
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     width = max(map(len, names))
     yield f"{'method':<11} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
     for group, name in zip(found, names):
-        final = np.array([100 * accuracy[-1] for accuracy in group.accuracy])
-        best = np.mean([100 * accuracy.max() for accuracy in group.accuracy])
+        accuracy = 100 * group.of("accuracy")
+        final, best, seconds = accuracy[:, -1], accuracy.max(1).mean(), group.of("round_seconds").sum(1).mean()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
-               f"  {np.mean(group.seconds):7.1f}  {len(final):5d}")
+               f"  {seconds:7.1f}  {len(final):5d}")

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.results import space
 from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
+
+PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # what grows with the clients is mostly zeros and ramps
 
 
 class Writer:
@@ -33,7 +34,7 @@ class Writer:
             self.file.create_group("environment").attrs.update(environment)
             group = self.file.create_group("partition")
             for name, array in partition.items():
-                data = group.create_dataset(name, data=array)
+                data = group.create_dataset(name, data=array, **PACKED)
                 _describe(data, PARTITION[name], DIMENSIONS[name])
             for table, columns in TABLES.items():
                 group = self.file.create_group(table)
@@ -75,6 +76,7 @@ class Writer:
             self._append("clients", record.clients)
         if record.laboratory:
             self._append("laboratory", record.laboratory)
+        self._append("ranks", record.ranks)
         # The round's row comes last: a round that is there is there whole.
         self._append("rounds", {name: [value] for name, value in {
             "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
@@ -135,5 +137,5 @@ def _describe(data, column, dimensions):
             data.make_scale(dimension)
             continue
         if dimension not in group:
-            group.create_dataset(dimension, data=np.arange(data.shape[axis])).make_scale(dimension)
+            group.create_dataset(dimension, data=np.arange(data.shape[axis]), **PACKED).make_scale(dimension)
         data.dims[axis].attach_scale(group[dimension])

@@ -35,6 +35,8 @@ def load_prompts(name, classes):
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise UserError(f"{path}: template {template!r} must contain the placeholder {{}} once")
+    if name not in ours() and (unknown := [label for label in descriptions if label not in classes]):
+        raise UserError(f"{path}: descriptions has {unknown[0]!r}, which is no class of the data set")
     for label in classes:
         if not isinstance(descriptions.get(label), str):
             raise UserError(f"{path}: descriptions has no text for class {label!r}")

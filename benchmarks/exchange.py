@@ -1,0 +1,72 @@
+"""What the exchange of a round costs beyond a bare broadcast and reduction.
+
+    python benchmarks/exchange.py [--ranks 2,4] [--weights 13994,1626442,11181642] [--repeats 20]
+
+On each number of ranks and for each number of weights, in turn: the two messages of a round as a run sends them (weights, the
+cohort's plan, a row for each client and rank, a cohort of 50), and a bare Bcast of the float32 weights and a bare Reduce of as many
+64-bit integers. Prints medians over the repeats, from one barrier of all ranks to the next, and their ratio. More ranks than
+cores share the cores: MPI's waiting then takes the time of others' work, and what is measured is the operating system.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def job(weights, repeats):
+    import numpy as np
+    from mpi4py import MPI
+
+    from genfl_mpi.mpi import collectives
+    from genfl_mpi.mpi.messages import Down, Up
+
+    comm = collectives.world()
+    down, up = Down(weights, 50), Up(weights, 50, comm.size)
+    bare_down, bare_up, target = np.zeros(weights, np.float32), np.ones(weights, np.int64), np.empty(weights, np.int64)
+
+    def exchange():
+        collectives.broadcast(comm, down.buffer)
+        collectives.arrive(comm)
+        collectives.reduce_sum(comm, up.buffer)
+
+    def bare():
+        comm.Bcast([bare_down, MPI.FLOAT], root=0)
+        comm.Reduce([bare_up, MPI.INT64_T], [target, MPI.INT64_T] if comm.rank == 0 else None, op=MPI.SUM, root=0)
+
+    seconds = {exchange: [], bare: []}
+    for repeat in range(repeats + 2):
+        for function, found in seconds.items():
+            comm.Barrier()
+            start = time.perf_counter()
+            function()
+            comm.Barrier()
+            if repeat > 1:  # the first touch the memory
+                found.append(time.perf_counter() - start)
+    if comm.rank == 0:
+        ours, theirs = (statistics.median(seconds[function]) for function in (exchange, bare))
+        low, _, high = statistics.quantiles([one / two for one, two in zip(*seconds.values())], n=4)
+        print(f"{comm.size:5d}  {weights:11,}  {1000 * ours:14.2f}  {1000 * theirs:9.2f}  {ours / theirs:5.2f}  {low:.2f} to {high:.2f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", default="2,4")
+    parser.add_argument("--weights", default="13994,1626442,11181642")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        return job(int(options.weights), options.repeats)
+    launcher = Path(sys.executable).with_name("mpirun")
+    print(f"{len(os.sched_getaffinity(0))} cores\nranks      weights   exchange (ms)  bare (ms)  ratio  middle half of ratios", flush=True)
+    for ranks in options.ranks.split(","):
+        for weights in options.weights.split(","):
+            subprocess.run([launcher, "-n", ranks, sys.executable, __file__, "--job", "--weights", weights, "--repeats", str(options.repeats)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a client costs beyond its SGD steps, and the exact sum beside one step.
+
+    python benchmarks/overhead.py [--repeats 20]
+
+Milliseconds of processor time, on one rank of one thread: a client of one batch of ten images, as a round trains it (its
+data, its random streams, training, the exact sum, its row), less a bare step of SGD on the same batch; for a network of 1,023
+weights and for those of the reference jobs. In turn, medians; processor time, because other work changes it less.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genfl_mpi import Simulation
+from genfl_mpi.clock import Clock
+from genfl_mpi.learning.training import normalise, sgd
+from genfl_mpi.simulation import client_data
+
+
+def small(classes, shape):
+    """8x8 pixels, pooled to 16 values of each of 3 channels: 1,023 weights for ten classes."""
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 17),
+        nn.ReLU(),
+        nn.Linear(17, classes, bias=False),
+        nn.BatchNorm1d(classes, affine=False),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    print("network    weights  client  a step  beyond its step  of that the sum  (ms)")
+    for name, size, times in (("overhead:small", 8, 50), ("pfl_cnn", 32, 2), ("resnet18", 32, 1)):
+        simulation = Simulation(
+            overrides=[
+                "method=fedavg",
+                "data.name=synthetic",
+                "data.samples=1000",
+                f"data.size={size}",
+                "clients=100",
+                "cohort=5",
+                "partition.scheme=iid",
+                f"model.name={name}",
+                "training.epochs=1",
+                "training.batch_size=10",
+                "training.lr=0.001",
+                "runtime.threads=1",
+            ]
+        )
+        images, labels = client_data(simulation.data, 0, simulation.config)
+        images = normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, simulation.device)
+        labels = torch.from_numpy(labels)
+        update, clock = sgd(simulation.model.module.parameters(), simulation.config.training), Clock(lambda *_: None)
+
+        def step():
+            F.cross_entropy(simulation.model.module(images), labels).backward()
+            update()
+
+        def client():
+            simulation._train_client(0, 0, 0.01, 0, 1, clock)
+
+        def exact_sum():
+            simulation.sum.add(0.01, simulation.model.weights, simulation.weights[: simulation.model.parameters])
+
+        spent = {work: [] for work in (client, step, exact_sum)}
+        for _ in range(options.repeats + 1):
+            for work, found in spent.items():
+                start = time.process_time()
+                for _ in range(times):
+                    work()
+                found.append(1e3 * (time.process_time() - start) / times)
+        whole, bare, summed = (statistics.median(found[1:]) for found in spent.values())
+        name, size = name.rpartition(":")[2], len(simulation.weights)
+        print(f"{name:9} {size:9,} {whole:7.2f} {bare:7.2f} {whole - bare:16.2f} {summed:16.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

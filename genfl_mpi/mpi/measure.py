@@ -1,0 +1,53 @@
+"""How fast messages travel between the ranks of a job, and what MPI library carries them."""
+
+import ctypes
+import time
+
+import numpy as np
+
+from genfl_mpi.mpi import collectives
+from genfl_mpi.mpi.collectives import MPI
+
+SMALL, LARGE = 8, 4 << 20  # bytes of a ping's messages
+REPEATS = {SMALL: 100, LARGE: 5}
+
+
+def is_gpu_aware():
+    """Whether the MPI library says that it sends from a GPU's memory; None if it does not say. MPICH and Open MPI do."""
+    try:
+        query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
+    except (OSError, AttributeError):
+        return None
+    return bool(query())
+
+
+def ping(comm, partner):
+    """(seconds, bytes a second): of a small message from rank 0 to `partner` and back, halved, and of large ones. On rank 0, None
+    elsewhere. The median of several; collective over the two, and a no-op for the others."""
+    if comm.rank not in (0, partner):
+        return None
+    seconds = {}
+    for size, repeats in REPEATS.items():
+        buffer, times = np.zeros(size, np.uint8), []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            if comm.rank == 0:
+                comm.Send([buffer, MPI.BYTE], partner)
+                comm.Recv([buffer, MPI.BYTE], partner)
+            else:
+                comm.Recv([buffer, MPI.BYTE], 0)
+                comm.Send([buffer, MPI.BYTE], 0)
+            times.append((time.perf_counter() - start) / 2)
+        seconds[size] = float(np.median(times[1:]))
+    return (seconds[SMALL], LARGE / seconds[LARGE]) if comm.rank == 0 else None
+
+
+def reduction(comm, units, repeats=5):
+    """Median seconds of a round's reduction of so many int64 `units` to rank 0. Collective."""
+    buffer, times = np.zeros(units, np.int64), []
+    for _ in range(repeats + 1):
+        collectives.arrive(comm)
+        start = time.perf_counter()
+        collectives.reduce_sum(comm, buffer)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))

@@ -1,0 +1,112 @@
+"""One HTML file that says what runs are, on what they ran and what came of them; it needs no network and nothing beside it."""
+
+import base64
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import yaml
+
+from genfl_mpi import __version__, claims
+from genfl_mpi.config import flatten
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import figures, ledger, plots, reader, summary, tables
+from genfl_mpi.results.runs import Runs
+from genfl_mpi.settings import Config
+
+TITLES = {
+    "accuracy": "Test accuracy: mean over seeds, and a band of a standard deviation.",
+    "loss": "Test loss, likewise.",
+    "classes": "Test accuracy of each class, mean over seeds.",
+    "costs": "Seconds of each phase, mean over rounds, with the standard deviation over seeds; phases of different ranks go on at the same "
+             "time. Size of the two messages of a round.",
+    "partition": "Samples of each class that each client holds.",
+    "timeline": "What each rank did in the last round; the numbers are clients.",
+    "images": "Generated images of each class, and real ones.",
+}
+MOST_ROWS = 10  # of the table of rounds
+
+
+def write(paths, out):
+    """The report of results files, into the HTML file `out`. Raises UserError."""
+    groups, _ = summary.groups(paths)  # complains of a run without a finished round
+    runs = [_run(path) for path in paths]
+    settings = [flatten(run["config"]) for run in runs]
+    defaults = flatten(Config().model_dump())
+    common = {key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)}
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).from_string(
+        files("genfl_mpi").joinpath("results/report.html").read_text())
+    text = page.render(
+        title=runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs", version=__version__, runs=runs,
+        varied=[key for key in tables.varied(paths)[0] if key not in ("run", "method", "seed")],
+        groups=[_group(group) for group in groups], rounds=_rounds(groups), figures=list(_figures(paths)),
+        chosen={key: value for key, value in common.items() if value != defaults.get(key)},
+        resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
+        environments=_environments(runs), ledger=_ledger(paths) if len({run["config"]["method"] for run in runs}) > 1 else None)
+    try:
+        Path(out).write_text(text)
+    except OSError as error:
+        raise UserError(f"{out}: the report cannot be written: {error.strerror}") from None
+
+
+def _run(path):
+    """What is said of one run."""
+    with reader.open_results(path) as file, reader.damage(path):
+        config, rounds = reader.config_of(file), reader.columns_of(file, "rounds", ("accuracy", "images", "round_seconds"))
+        accuracy = 100 * rounds["accuracy"]
+        return {"name": Path(path).stem, "config": config, "settings": flatten(config), "method": summary.METHODS[config["method"]],
+                "rounds": len(accuracy), "finished": reader.is_finished(file), "origin": file["config"].attrs.get("origin", ""),
+                "environment": dict(file["environment"].attrs), "final": accuracy[-1], "best": accuracy.max(),
+                "images": int(rounds["images"][-1]), "seconds": rounds["round_seconds"].sum(), "digest": reader.digests(path)[1]}
+
+
+def _group(group):
+    accuracy = 100 * group.of("accuracy")
+    final = accuracy[:, -1]
+    return {"method": group.method, "colour": plots.COLOURS[group.method], "settings": ", ".join(filter(None, (group.panel, group.settings))),
+            "final": final.mean(), "deviation": final.std(ddof=1) if len(final) > 1 else None, "mean": accuracy.mean(),
+            "best": accuracy.max(1).mean(), "seconds": np.mean([run["round_seconds"].sum() for run in group.runs]), "seeds": len(final)}
+
+
+def _rounds(groups):
+    """Rows of the mean accuracy of each group at some of the rounds, with their deviations over seeds."""
+    last = min(group.of("accuracy").shape[1] for group in groups)
+    for round in np.unique(np.linspace(1, last, min(MOST_ROWS, last)).round().astype(int)):
+        values = [100 * group.of("accuracy")[:, round - 1] for group in groups]
+        yield round, [(one.mean(), one.std(ddof=1) if len(one) > 1 else None) for one in values]
+
+
+def _figures(paths):
+    """Every figure that the runs have, on light and on dark ground."""
+    for name, title in TITLES.items():
+        try:
+            light, shown = figures.draw(name, paths)
+            with plots.on_dark():
+                dark, _ = figures.draw(name, paths)
+                dark = plots.svg(dark)
+        except UserError:  # no images, say
+            continue
+        whose = f" {Path(shown[0]).stem}." if len(paths) > 1 and len(shown) == 1 else ""
+        yield {"name": name, "title": title + whose, "light": _embedded(plots.svg(light)), "dark": _embedded(dark)}
+
+
+def _embedded(svg):
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _environments(runs):
+    """(what, {value: how many runs have it}) of each entry of /environment."""
+    for key in runs[0]["environment"]:
+        values = [str(run["environment"].get(key, "")) for run in runs]
+        yield key.replace("_", " "), {value: values.count(value) for value in dict.fromkeys(values)}
+
+
+def _ledger(paths):
+    """The claims that the runs can judge, with their verdicts; or why there are none."""
+    try:
+        runs = Runs(paths)
+    except UserError as error:
+        return {"why": str(error), "claims": []}
+    judged = [(claim, [(row, ledger.effect(row), *row.verdict) for row in rows], word) for claim, rows, word in claims.ledger(runs) if rows]
+    return {"why": claims.note(runs), "claims": judged}

@@ -1,0 +1,58 @@
+"""Many runs at a glance, while some of them still run, or were cut off, or have not begun."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import progress, summary
+from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
+
+
+class State(NamedTuple):
+    """Of one run. word: finished, running, cut off, waiting (without a file yet) or unreadable; rounds: done, of how many (0:
+    unknown); accuracy: after the last of them, NaN without one; remark: what is wrong."""
+
+    path: Path
+    word: str
+    rounds: int = 0
+    of: int = 0
+    accuracy: float = float("nan")
+    remark: str = ""
+
+
+def state(path):
+    """The `State` of the run with the results file `path`. Raises UserError if that is no name of one."""
+    if not path.exists() and path.suffix != ".h5":
+        raise UserError(f"{path}: there is no such folder, and results files end in .h5")
+    running = progress.is_running(path)
+    if not path.exists():
+        return State(path, "running" if running else "waiting")
+    try:
+        with open_results(path) as file, damage(path):
+            accuracy = columns_of(file, "rounds", ["accuracy"])["accuracy"]
+            word = "finished" if is_finished(file) else "running" if running else "cut off"
+            return State(path, word, len(accuracy), config_of(file)["rounds"], accuracy[-1] if len(accuracy) else float("nan"))
+    except UserError as error:
+        # A run that is just beginning has written only a part of its file.
+        return State(path, "running") if running else State(path, "unreadable", remark=str(error))
+
+
+def lines(states):
+    """The runs that are not finished, a line each; the table of those that are; how many there are of each."""
+    unfinished = [one for one in states if one.word != "finished"]
+    if finished := [one.path for one in states if one.word == "finished"]:
+        yield from summary.table(finished)
+    if unfinished:
+        yield "" if finished else "no run is finished"
+        width = max(len(one.path.stem) for one in unfinished)
+        for one in unfinished:
+            accuracy = f", accuracy {100 * one.accuracy:.2f} %" if one.rounds else ""
+            done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else one.remark
+            yield f"{one.path.stem:<{width}}  {one.word:<8}  {done}".rstrip()
+    words = [one.word for one in states]
+    yield f"\n{len(states)} runs: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+def with_rounds(states):
+    """The results files of those that have a finished round: what can be drawn."""
+    return [one.path for one in states if one.rounds]

@@ -1,0 +1,88 @@
+"""One round on all ranks: who did what, and when."""
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.patches import Patch
+
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.plots import WIDTH, column, styled
+from genfl_mpi.results.reader import columns_of, damage, open_results
+
+# Paul Tol's light colours, made for areas with dark text on them.
+PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "wait": "#E4E4E4", "reduce": "#44BB99",
+          "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
+MOST_RANKS = 32  # of which bars are drawn
+
+
+class Span(NamedTuple):
+    """What a rank did, from a moment to another, in seconds since the round began; client: who trained, or None."""
+
+    rank: int
+    phase: str
+    start: float
+    end: float
+    client: int | None = None
+
+
+def spans(path, round):
+    """The `Span`s of a round of a results file, and the number of the round; round: None for the last one.
+
+    Measured are the clients' training on every rank, and all phases of rank 0. The collectives begin and end together on all
+    ranks; a rank waits from its last piece of work to the first of them. Work that rank 0 did ahead while it waited is drawn as
+    one piece. Raises UserError.
+    """
+    with open_results(path) as file, damage(path):
+        rounds, clients = columns_of(file, "rounds"), columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank"))
+        ranks = int(file["environment"].attrs["ranks"])
+    there = rounds["round"].tolist()
+    if not there or (round or there[-1]) not in there:
+        raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
+    round = round or there[-1]
+    row = {name: values[there.index(round)] for name, values in rounds.items()}
+    own = clients["round"] == round
+    ranks = max([ranks, *(clients["rank"][own] + 1)])  # the start that computed this round may have had more than the last one
+    found = [Span(int(rank), "train", start, start + seconds, int(client)) for client, start, seconds, rank in
+             zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
+    if np.isfinite(row["generate_start_seconds"]):
+        start = row["generate_start_seconds"]
+        found += _in_a_row(0, start, {"generate": row["generate_seconds"], "augment": row["augment_seconds"]})
+    free = [max([0.0, *(span.end for span in found if span.rank == rank)]) for rank in range(ranks)]
+    ahead = row["generate_ahead_seconds"]
+    found += _in_a_row(0, free[0], {"generate ahead": ahead})
+    free[0] += ahead
+    evaluate = row["round_seconds"] - row["evaluate_seconds"]
+    for rank in range(ranks):
+        found += _in_a_row(rank, free[rank], {"wait": max(free) - free[rank], "reduce": row["reduce_seconds"]})
+        found += _in_a_row(rank, evaluate - row["broadcast_seconds"], {name: row[f"{name}_seconds"] for name in ("broadcast", "evaluate")})
+    return sorted(found), round
+
+
+def _in_a_row(rank, start, phases):
+    found = []
+    for phase, seconds in phases.items():
+        if seconds > 0:
+            found.append(Span(rank, phase, start, start + seconds))
+        start += seconds
+    return found
+
+
+@styled
+def timeline(path, round=None):
+    """The `spans` of a round as bars, a row a rank, with the numbers of the clients where there is room. Raises UserError."""
+    found, round = spans(path, round)
+    ranks = min(MOST_RANKS, max(span.rank for span in found) + 1)
+    figure, [[axes]] = column(1, 1.15 + 0.26 * ranks)
+    end = max(span.end for span in found)
+    for span in found:
+        if span.rank < ranks:
+            lasted = span.end - span.start
+            axes.barh(span.rank, lasted, left=span.start, height=0.8, color=PHASES[span.phase], edgecolor="white", linewidth=0.3)
+            if span.client is not None and lasted / end * WIDTH > 0.07 * len(str(span.client)):
+                axes.text((span.start + span.end) / 2, span.rank, span.client, ha="center", va="center", fontsize=6, color="black")
+    seen = {span.phase for span in found}
+    handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, handlelength=1)
+    axes.set(xlabel="seconds since the round began", ylabel="rank", title=f"round {round}", yticks=range(ranks), xlim=(0, end),
+             ylim=(ranks - 0.5, -0.5))
+    return figure

@@ -1,0 +1,17 @@
+#!/bin/bash
+# One GPU for each rank; rank 0, which generates images too, has the first for itself:
+#   sbatch jobs/gpu.sh configs/cifar10.yaml data.root=/data
+# Every rank sees all GPUs of the job on its node and takes one by its place there: no --gpus-per-task, no --gpu-bind.
+#SBATCH --job-name=genfl-gpu
+#SBATCH --nodes=1               # more nodes, more ranks: nothing else changes
+#SBATCH --ntasks-per-node=4     # as many as GPUs
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8       # a GPU's share of the node's cores
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+source jobs/common.sh
+ranks python -m genfl_mpi "$@"

@@ -1,0 +1,16 @@
+#!/bin/bash
+# A run over several nodes, on their cores:
+#   sbatch --nodes=8 jobs/nodes.sh configs/cifar100_pool.yaml data.root=/data clients=10000 cohort=400
+# data.root, output and generation.bank must be folders that all nodes see. A node holds the data set once, whatever its ranks.
+#SBATCH --job-name=genfl-nodes
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=32    # ranks of a node: its cores ...
+#SBATCH --cpus-per-task=2       # ... divided by the threads of a rank
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+source jobs/common.sh
+ranks python -m genfl_mpi "$@"

@@ -1,0 +1,92 @@
+"""doctor on a healthy set-up, and on ones that are broken on purpose."""
+
+import os
+import re
+
+import h5py
+import pytest
+import torch
+from conftest import mpirun
+
+from genfl_mpi import doctor
+from genfl_mpi.cli import main
+
+
+@pytest.fixture
+def examine(tmp_path, monkeypatch, capsys):
+    """Examine with some overrides, where nothing is slow unless the test says so; returns the exit status and what was said."""
+    for name, value in (("SLOW_START", 1e9), ("SLOW_FILE", 1e9), ("SLOW_DISK", 0), ("SLOW_NETWORK", 0)):
+        monkeypatch.setattr(doctor, name, value)
+
+    def examined(*overrides):
+        status = main(["doctor", "runtime.threads=1", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank", *overrides])
+        return status, re.sub(r"\s+", " ", capsys.readouterr().out)
+
+    return examined
+
+
+def test_a_healthy_set_up(examine, tmp_path):
+    status, said = examine()
+    assert status == 0 and said.endswith("nothing to mend ")
+    for heading in ("MPI ", "ranks 1 on 1 host", "cores ", "GPUs ", "versions python ", "HDF5 ", "mnist5k: there", "digits: there", "messages none"):
+        assert heading in said
+    assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
+
+
+@pytest.mark.parametrize(("overrides", "problem", "remedy"), [
+    (["data.name=cifar10", "data.root=/nowhere", "generation.prompts=cifar10"], "there is no /nowhere/cifar-10-batches-py", "set data.root"),
+    (["generation.checkpoint=no/such"], "no/such", "prefetch"),
+    (["output=/proc/results"], "output: /proc/results cannot be written", "set another folder"),
+    ([f"runtime.threads={os.cpu_count() + 1}"], f"1 rank of {os.cpu_count() + 1} threads on ", "ask for more cores")])
+def test_what_is_missing(examine, overrides, problem, remedy):
+    status, said = examine(*overrides)
+    assert status == 2 and problem in said.partition("to mend:")[2] and remedy in said.partition("to mend:")[2], said
+
+
+@pytest.mark.parametrize(("threshold", "value", "problem"), [
+    ("SLOW_FILE", 0, "is on a slow file system"), ("SLOW_DISK", 1e18, "checkpoint.every_rounds=10"), ("SLOW_START", 0, "to start: keep the Python environment")])
+def test_what_is_slow(examine, monkeypatch, threshold, value, problem):
+    monkeypatch.setattr(doctor, threshold, value)
+    status, said = examine()
+    assert status == 2 and problem in said.partition("to mend:")[2]
+
+
+def test_a_file_system_without_locks(examine, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("unable to lock file, errno = 37, error message = 'No locks available'")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    status, said = examine("method=fedavg")
+    assert status == 2 and "HDF5_USE_FILE_LOCKING=FALSE" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+def test_a_gpu_that_torch_cannot_use(examine, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    status, said = examine()
+    assert status == 2 and "rank 0 takes GPU 3 of 3, which torch cannot use" in said and "set runtime.device=cpu" in said
+    assert examine("runtime.device=cpu")[0] == 0
+
+
+def test_ranks_that_differ(tmp_path):
+    """Other versions on one rank, and folders that it does not see."""
+    script = tmp_path / "broken.py"
+    script.write_text("""
+import os, sys
+from genfl_mpi import doctor
+from genfl_mpi.cli import main
+from genfl_mpi.mpi import collectives
+if collectives.world().rank == 1:
+    versions = doctor.environment.versions
+    doctor.environment.versions = lambda: {**versions(), "torch": "0.4.1"}
+    exists = os.path.exists
+    os.path.exists = lambda path: "doctor" not in str(path) and exists(path)
+sys.exit(main(sys.argv[1:]))
+""")
+    done = mpirun(2, script, "doctor", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank")
+    said = re.sub(r"\s+", " ", done.stdout)
+    assert done.returncode == 2, done.stderr
+    assert "torch is " in said and "(rank 1) has 0.4.1: start all ranks from one environment" in said
+    assert f"output: {tmp_path}/results is not the same folder on " in said and "a file system that all nodes see" in said
+    assert "rank 0 to rank 1 on " in said and "a round's reduction of " in said

@@ -1,0 +1,157 @@
+"""The figures: what is plotted is what the files hold."""
+
+import h5py
+import matplotlib
+import numpy as np
+import pytest
+from conftest import TINY
+from matplotlib.colors import to_hex
+
+from genfl_mpi.cli import main
+from genfl_mpi.data import datasets
+from genfl_mpi.results import costs, curves, figures, plots
+from genfl_mpi.results.timeline import spans, timeline
+from genfl_mpi.settings import Data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, bank):
+    """FedAvg and GenFL, two seeds of two rounds each."""
+    folder = tmp_path_factory.mktemp("runs")
+    overrides = [one for one in TINY if not one.startswith("method")]
+    assert main([*overrides, "sweep.method=[fedavg,genfl]", "sweep.seed=[1,2]", f"output={folder}", f"generation.bank={bank}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def paths(folder):
+    return sorted(folder.glob("*.h5"))
+
+
+def column(paths, name, method):
+    return np.array([h5py.File(path)[name][:] for path in paths if path.stem.startswith(method)])
+
+
+@pytest.mark.parametrize(("draw", "name", "unit"), [(curves.accuracy, "accuracy", 100), (curves.loss, "loss", 1)])
+def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
+    [axes] = draw(paths).axes
+    for line, band, method in zip(axes.lines, axes.collections, ("fedavg", "genfl"), strict=True):
+        values = unit * column(paths, f"rounds/{name}", method)
+        assert line.get_ydata() == pytest.approx(values.mean(0)) and line.get_xdata().tolist() == [1, 2]
+        low, high = band.get_datalim(axes.transData).intervaly
+        deviation = values.std(0, ddof=1)
+        assert (low, high) == pytest.approx((min(values.mean(0) - deviation), max(values.mean(0) + deviation)))
+    assert [line.get_color() for line in axes.lines] == [plots.COLOURS["FedAvg"], plots.COLOURS["GenFL"]]
+
+
+def test_accuracy_of_each_class(paths):
+    shown = [axes.images[0].get_array() for axes in curves.classes(paths).axes if axes.images]
+    assert len(shown) == 2
+    for image, method in zip(shown, ("fedavg", "genfl")):
+        assert np.allclose(image, 100 * column(paths, "rounds/accuracy_per_class", method).mean(0).T)
+
+
+def test_partition(paths):
+    axes = figures.partition(paths[0]).axes[0]
+    histograms = h5py.File(paths[0])["partition/label_histograms"][:]
+    assert np.array_equal(np.nan_to_num(axes.images[0].get_array().filled(0)), histograms.T)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list("0123456789")
+
+
+def test_timeline_has_every_client_and_phase_of_a_round(paths):
+    path = next(path for path in paths if path.stem == "genfl_seed1")
+    file = h5py.File(path)
+    for wanted, round in ((1, 1), (None, 2)):
+        found, shown = spans(path, wanted)
+        assert shown == round
+        own = file["clients/round"][:] == round
+        starts, seconds = file["clients/start_seconds"][:][own], file["clients/seconds"][:][own]
+        trained = {span.client: span for span in found if span.phase == "train"}
+        assert sorted(trained) == sorted(file["clients/client"][:][own])
+        for client, start, lasted, rank in zip(file["clients/client"][:][own], starts, seconds, file["clients/rank"][:][own]):
+            assert (trained[client].rank, trained[client].start) == (rank, start) and trained[client].end == pytest.approx(start + lasted)
+        for phase in ("generate", "augment", "reduce", "broadcast", "evaluate"):
+            [span] = [span for span in found if (span.rank, span.phase) == (0, phase)]
+            assert span.end - span.start == pytest.approx(file[f"rounds/{phase}_seconds"][round - 1])
+        assert max(span.end for span in found) == pytest.approx(file["rounds/round_seconds"][round - 1])
+        assert max(starts + seconds) <= next(span.start for span in found if span.phase == "reduce")
+        bars = timeline(path, wanted).axes[0].patches
+        assert sorted((bar.get_x(), bar.get_width()) for bar in bars) == pytest.approx(np.array(sorted((span.start, span.end - span.start) for span in found)))
+
+
+def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
+    """Two ranks of which the second has less to do."""
+    path = tmp_path / "two.h5"
+    path.write_bytes(paths[0].read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["clients/rank"][:3], file["clients/start_seconds"][:3], file["clients/seconds"][:3] = [0, 0, 1], [0, 1, 0], [1, 2, 1]
+        file["rounds/round_seconds"][0] = 4
+    found, _ = spans(path, 1)
+    assert [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")] == [(1, 3)]
+    assert not [span for span in found if (span.rank, span.phase) == (0, "wait")]
+
+
+def test_generated_images_beside_real_ones(paths):
+    figure, [path] = figures.draw("images", paths)
+    assert path.stem == "genfl_seed1", "the first run with images"
+    generated, real = (axes.images[0].get_array() for axes in figure.axes)
+    file = h5py.File(path)
+    arrays = datasets.load(Data())
+    for picture, images, labels in ((generated, file["generated/image"][:], file["generated/label"][:]), (real, arrays["test_images"], arrays["test_labels"])):
+        first = images[labels == 3][0, 0]
+        assert np.array_equal(picture[3 * 30 + 1 : 4 * 30 - 1, 1:29, 0], first)
+
+
+def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
+    def missing(data):
+        from genfl_mpi.errors import UserError
+
+        raise UserError("it is not there")
+
+    monkeypatch.setattr(datasets, "load", missing)
+    [axes] = figures.images(paths[-1]).axes
+    assert "not here" in axes.get_title()
+
+
+def test_costs_are_means_over_rounds(paths):
+    above, below = costs.measured(paths).axes
+    for axes, names, unit in ((above, costs.PHASES, "seconds"), (below, costs.MESSAGES, "bytes")):
+        bars = [bar.get_width() for bar in axes.patches]
+        wanted = [column(paths, f"rounds/{name}_{unit}", method).mean() for method in ("fedavg", "genfl") for name in names]
+        assert bars == pytest.approx(wanted)
+    assert {to_hex(bar.get_facecolor()).upper() for bar in above.patches} == {plots.COLOURS["FedAvg"], plots.COLOURS["GenFL"]}
+
+
+@pytest.mark.parametrize(("figure", "ending", "head"), [("accuracy", "png", b"\x89PNG"), ("timeline", "svg", b"<?xml"), ("classes", "pdf", b"%PDF"),
+                                                        ("images", "png", b"\x89PNG"), ("partition", "svg", b"<?xml"), ("costs", "pdf", b"%PDF")])
+def test_the_command_writes_each_figure_twice_alike(folder, tmp_path, figure, ending, head, capsys):
+    before = dict(matplotlib.rcParams)
+    written = []
+    for name in ("one", "two"):
+        assert main(["plot", str(folder), "--figure", figure, "-o", str(tmp_path / f"{name}.{ending}")]) == 0
+        written.append((tmp_path / f"{name}.{ending}").read_bytes())
+    assert written[0].startswith(head) and written[0] == written[1]
+    assert matplotlib.rcParams == before, "the user's own style stays"
+    assert "figure in" in capsys.readouterr().out
+
+
+def test_costs_in_a_world(folder, tmp_path, capsys):
+    world = tmp_path / "small.yaml"
+    world.write_text("{}")
+    assert main(["plot", str(folder), "--figure", "costs", "--world", str(world), "-o", str(tmp_path / "world.png")]) == 0
+    assert (tmp_path / "world.png").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--figure", "timeline", "--round", "9"], "has no round 9; it has 2"), (["--round", "1"], "goes with --figure timeline"),
+    (["--world", "city.yaml"], "goes with --figure costs"), (["-o", "figure.xyz"], "must end in .png, .svg or .pdf"),
+    (["-o", "no/such/folder.png"], "cannot be written")])
+def test_wrong_wishes_are_one_line(folder, arguments, message, capsys):
+    assert main(["plot", str(folder), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_run_without_images_has_no_sheet_of_them(paths, capsys):
+    assert main(["plot", str(paths[0]), "--figure", "images"]) == 2
+    assert "no generated images" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""The quicker layers against torch's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from genfl_mpi.learning import layers, models
+from genfl_mpi.learning.layers import quicken
+from genfl_mpi.learning.weights import FlatModel
+from genfl_mpi.settings import Model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation"), [
+    ((1, 1), 3, 1, 1, 1), ((2, 2), 3, 2, 1, 1), ((2, 2), 3, 1, 1, 1), ((2, 2), 1, 2, 0, 1), ((1, 3), (1, 3), (1, 2), (0, 1), 1),
+    ((3, 2), 2, 1, 0, 1), ((2, 1), 5, 3, 2, 1), ((1, 1), 3, 1, 2, 2), ((3, 3), 3, 2, 1, 2), ((4, 4), 3, 5, 1, 1), ((1, 1), 1, 1, 1, 1),
+    ((1, 2), 2, 3, 1, 1)])
+def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, dilation, bias, monkeypatch):
+    theirs = nn.Conv2d(5, 7, kernel, stride, padding, dilation, bias=bias).double()
+    ours = quicken(copy.deepcopy(theirs))
+    monkeypatch.setattr(layers, "SMALL_MAP", 9)
+    results = []
+    for layer in (theirs, ours):
+        images = torch.randn(3, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        output = layer(images)
+        output.backward(torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+        results.append((output, images.grad, *(parameter.grad for parameter in layer.parameters())))
+    assert "_ByTaps" in str(output.grad_fn.next_functions if bias else output.grad_fn), "the convolution should have gone by taps"
+    for one, other in zip(*results):
+        assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_what_comes_after_a_convolution_may_work_in_place():
+    theirs = nn.Sequential(nn.Conv2d(5, 7, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+    ours = quicken(copy.deepcopy(theirs))
+    images = torch.randn(3, 5, 2, 2)
+    for network in (theirs, ours):
+        network(images).sum().backward()
+    assert torch.allclose(ours[0].weight.grad, theirs[0].weight.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=9),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")])
+def test_other_convolutions_stay_torchs(layer):
+    images = torch.randn(2, 4, 2, 2)
+    assert torch.equal(quicken(copy.deepcopy(layer))(images), layer(images))
+
+
+def test_a_large_image_goes_torchs_way():
+    layer = nn.Conv2d(3, 4, 3)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(quicken(copy.deepcopy(layer))(images), layer(images))
+
+
+class Own(nn.Conv2d):
+    pass
+
+
+def test_only_torchs_own_layers_change_and_the_state_keeps_its_names():
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), Own(2, 2, 3), nn.Dropout(), nn.Dropout2d())
+    before = module.state_dict()
+    quicken(module)
+    assert [type(layer) for layer in module] == [layers.Conv2d, Own, layers.Dropout, nn.Dropout2d]
+    assert module.state_dict().keys() == before.keys()
+    assert quicken(module)[0] is module[0]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_drops_with_its_probability_and_keeps_the_mean(p, inplace):
+    layer = quicken(nn.Dropout(p, inplace))
+    values = torch.ones(100, 3, 33, 31).contiguous(memory_format=torch.channels_last).requires_grad_()
+    given = values.clone(memory_format=torch.preserve_format)
+    dropped = layer(given)
+    assert (dropped is given) == inplace
+    zero = dropped == 0
+    count = values.numel()
+    assert abs(zero.float().mean().item() - p) < 5 * (p * (1 - p) / count) ** 0.5
+    assert torch.allclose(dropped[~zero], torch.tensor(1 / (1 - p)))
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped), "what was dropped gets no gradient, and the rest as much more"
+    assert layer.eval()(values) is values
+
+
+def test_dropout_of_all_and_of_none():
+    assert not quicken(nn.Dropout(1.0))(torch.ones(5)).any()
+    assert torch.equal(quicken(nn.Dropout(0.0))(torch.ones(5)), torch.ones(5))
+
+
+def test_resnet18_is_the_same_network():
+    plain = models.build(Model(name="resnet18"), 10, (3, 32, 32), seed=1).double().train()
+    quick = quicken(copy.deepcopy(plain))
+    images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    one, other = plain(images), quick(images)
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    one.square().sum().backward()
+    other.square().sum().backward()
+    for p, q in zip(plain.parameters(), quick.parameters()):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_flat_models_layers_are_quick():
+    assert type(FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1)).module[0]) is layers.Conv2d
+
+
+def test_in_bfloat16_the_small_maps_stay_in_float32():
+    theirs = nn.Conv2d(5, 7, 3, padding=1)
+    ours = quicken(copy.deepcopy(theirs))
+    images = torch.randn(3, 5, 2, 2).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(images)
+    assert output.dtype == torch.float32 and torch.allclose(output, theirs(images.float()), atol=1e-6)
+    output.sum().backward()
+    assert images.grad.dtype == torch.bfloat16 and ours.weight.grad.dtype == torch.float32

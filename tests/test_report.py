@@ -1,0 +1,112 @@
+"""The report: one HTML file that needs nothing beside it."""
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from genfl_mpi.cli import main
+from genfl_mpi.results import reader
+
+VOID = {"meta", "source", "img", "br"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, bank):
+    folder = tmp_path_factory.mktemp("<runs> & co")
+    overrides = [one for one in TINY if not one.startswith("method")]
+    assert main([*overrides, "sweep.method=[fedavg,genfl]", "sweep.seed=[1,2]", f"output={folder}", f"generation.bank={bank}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert main(["report", str(folder), "-o", str(path)]) == 0
+    return path
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in their order; collects attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.text, self.ids = [], [], [], []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_it_is_well_formed_and_needs_no_network(report):
+    page = Page(report.read_text())
+    assert len(page.ids) == len(set(page.ids))
+    links = [value for name, value in page.attributes if name in ("src", "srcset", "href", "data", "action")]
+    assert len(links) == 2 * 7 and all(link.startswith("data:image/svg+xml;base64,") for link in links), "every figure, on light and on dark"
+    for link in links:
+        ElementTree.fromstring(base64.b64decode(link.partition(",")[2]))
+    outside = re.sub(r"data:image[^\"]*", "", report.read_text())
+    assert "http" not in outside and "url(" not in outside and "<script" not in outside and "@import" not in outside
+
+
+def test_it_says_what_the_files_say(folder, report):
+    said = " ".join(" ".join(Page(report.read_text()).text).split())
+    finals = {method: [100 * h5py.File(folder / f"{method}_seed{seed}.h5")["rounds/accuracy"][-1] for seed in (1, 2)] for method in ("fedavg", "genfl")}
+    for values in finals.values():
+        assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in said
+    for path in folder.glob("*.h5"):
+        assert path.stem in said and reader.digests(path)[1][:16] in said
+    with h5py.File(folder / "fedavg_seed1.h5") as file:
+        assert file["environment"].attrs["packages"] in said and " ".join(file["environment"].attrs["mpi"].split()) in said
+    assert "GenFL has the best accuracy in every setting" in said and "undecided" in said
+    assert "generation.per_round" in said and "<runs> & co" in said.replace("co0", "co")
+
+
+def test_the_same_runs_give_the_same_report(folder, report, tmp_path):
+    assert main(["report", str(folder), "-o", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == report.read_bytes()
+
+
+def test_of_one_run_without_images(folder, tmp_path):
+    assert main(["report", str(folder / "fedavg_seed1.h5"), "-o", str(tmp_path / "one.html")]) == 0
+    page = Page((tmp_path / "one.html").read_text())
+    assert "claims" not in page.ids and "images" not in page.ids and "timeline" in page.ids
+
+
+def test_what_cannot_be_written_or_read(folder, tmp_path, capsys):
+    for arguments, message in (([str(folder), "-o", str(tmp_path / "no/report.html")], "cannot be written"), ([str(tmp_path)], "no results files")):
+        assert main(["report", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser")
+@pytest.mark.parametrize(("width", "scheme", "ground"), [(1280, 1, (255, 255, 255)), (1280, 0, (22, 24, 29)), (500, 1, (255, 255, 255)), (500, 0, (22, 24, 29))])
+def test_in_a_browser(report, tmp_path, width, scheme, ground):
+    """The ground has the scheme's colour, and the page has pictures on it at every width."""
+    picture = tmp_path / "page.png"
+    subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile",
+                    f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width},2400", f"--screenshot={picture}", report.as_uri()],
+                   capture_output=True, timeout=240, check=True)
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.shape == (2400, width, 3) and tuple(pixels[2, 2]) == ground
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+    assert (pixels[:, -3:] == ground).all(), "nothing is cut off at the right"

@@ -1,0 +1,97 @@
+"""Predictions of a run's cost, by hand and against the runs' own records; how runs scaled."""
+
+import numpy as np
+import pytest
+from conftest import mpirun
+
+from genfl_mpi import plan, scaling
+from genfl_mpi.cli import main
+from genfl_mpi.config import single
+from genfl_mpi.mpi import collectives
+from genfl_mpi.prediction import Cluster, exchange, loads
+from genfl_mpi.results import reader
+from genfl_mpi.clients import load_and_divide
+from genfl_mpi.simulation import Simulation, resolve
+
+COSTS = plan.Costs(rate=100.0, overhead=5.0, batch=2.0, test=1.0, rest=0.25, copying=1e9, down=1000, up=2000, own=0, server=0, shared=0)
+
+
+def cluster(ranks, nodes=1, cores=64):
+    return Cluster(ranks, nodes, cores, 1, latency=1e-3, bandwidth=1e6, copying=1e9)
+
+
+def test_exchange_by_hand():
+    assert exchange(1000, 2000, cluster(1)) == 0
+    # Two nodes: two steps of 1 ms for the broadcast and two for the reduction, half of each message twice, half of one added.
+    assert exchange(1000, 2000, cluster(2, 2)) == pytest.approx(4e-3 + 1000e-6 + 2000e-6 + 1000e-9)
+    assert exchange(1000, 2000, cluster(8)) > exchange(1000, 2000, cluster(4)) > 0
+    assert exchange(10**6, 10**6, cluster(8, cores=2)) > 3 * exchange(10**6, 10**6, cluster(8)), "ranks that share cores copy more slowly"
+
+
+def test_loads_by_hand():
+    assert loads(np.array([3.0, 2, 2]), 1.0, 2).tolist() == [5, 3]
+    assert loads(np.array([1.0, 1]), 9.0, 3).tolist() == [9, 1, 1]
+
+
+def resolved(overrides):
+    config = resolve(single(None, overrides), collectives.alone())
+    return config, load_and_divide(config)
+
+
+def test_a_plan_has_the_clients_of_the_run(fast, tmp_path):
+    config, arrays = resolved([*fast, "rounds=4", "training.epochs=3", "evaluation.batch_size=10"])
+    one = plan.predict(config, arrays, COSTS, cluster(1))
+    sizes = [record.clients["samples"] for record in Simulation(config)]
+    assert one["longest rank"] == pytest.approx([(3 * own + 5).sum() / 100 for own in sizes])
+    assert one["round"] == pytest.approx(one["longest rank"] + 1.25) and not one["waiting"].any()
+    crowded = plan.predict(config, arrays, COSTS, cluster(4, cores=2))
+    many = plan.predict(config, arrays, COSTS, cluster(4))
+    assert many["longest rank"] == pytest.approx([(3 * own + 5).max() / 100 for own in sizes]), "more ranks than clients"
+    assert crowded["longest rank"] == pytest.approx(2 * many["longest rank"]) and many["testing"] == pytest.approx([0.25] * 4)
+    assert plan.total(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
+
+
+def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
+    tiny = [*tiny, "rounds=3", "generation.bank=" + tiny[-2].partition("=")[2] + "/own"]
+    config, arrays = resolved(tiny)
+    alone, three = (plan.predict(config, arrays, COSTS, cluster(ranks)) for ranks in (1, 3))
+    learning = np.array([10 + 5, 20 + 5, 20 + 5]) / 100  # an image a class in the first two rounds
+    assert alone["server"] == pytest.approx(np.array([2, 2, 0]) + learning)
+    assert three["server"] == pytest.approx(np.array([2, 0, 0]) + learning), "rank 0 makes the second round's images while it waits"
+    assert main(tiny) == 0
+    assert plan.predict(config, arrays, COSTS, cluster(1))["server"] == pytest.approx(learning)
+
+
+def test_plan_from_a_calibration(fast, capsys):
+    assert main(["plan", *fast, "-n", "4", "--nodes", "2"]) == 0
+    said = capsys.readouterr().out
+    for text in ("samples/s in training", "4 ranks on 2 nodes", "LogGP", "MB to every rank", "strong scaling", "best of these", "weak scaling"):
+        assert text in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert main(["plan", *fast, "-n", "2", "--nodes", "4"]) == 2
+    assert "--nodes 4: there are fewer ranks, 2" in capsys.readouterr().err
+
+
+def test_scaling_from_files_of_one_and_two_ranks(fast, tmp_path, capsys):
+    for ranks in (1, 2):
+        assert mpirun(ranks, "-m", "genfl_mpi", *fast, "rounds=3", f"output={tmp_path}/{ranks}").returncode == 0
+    files = [tmp_path / f"{ranks}/fedavg_seed1.h5" for ranks in (1, 2)]
+    assert main(["scaling", *map(str, files), "-o", f"{tmp_path}/scaling.png"]) == 0
+    said = capsys.readouterr().out
+    assert "6 clients, a cohort of 3" in said and "efficiency" in said and (tmp_path / "scaling.png").exists()
+    one, two = (scaling.read(file, 1e9) for file in files)
+    assert (one.cluster.ranks, two.cluster.ranks) == (1, 2)
+    assert sum(two.parts.values()) == pytest.approx(100) and one.parts["wait"] < 5
+    assert scaling.predicted(one, one.cluster) == pytest.approx(one.seconds.mean(), rel=0.05), "it is what was measured, but for waiting"
+    assert main(["scaling", str(files[0])]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_scaling_with_clients_and_cohort(fast, tmp_path, capsys):
+    assert main([*fast, "sweep.clients=[4,6]", "sweep.cohort=[1,3]", "rounds=2"]) == 0
+    capsys.readouterr()
+    assert main(["scaling", f"{tmp_path}/results", "-o", f"{tmp_path}/scaling.pdf"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:3] for row in rows] == [[clients, cohort, "1"] for clients in "46" for cohort in "13"]
+    with reader.open_results(tmp_path / "results/fedavg_seed1_clients4_cohort1.h5") as file:
+        assert float(rows[0][4]) == pytest.approx(100 * file["rounds/accuracy"][-1], abs=0.01)

@@ -1,0 +1,117 @@
+"""Results for other tools: pandas and xarray in one call, CSV, TensorBoard; and files of another layout."""
+
+import csv
+
+import h5py
+import numpy as np
+import pandas
+import pytest
+from conftest import FAST
+
+from genfl_mpi import UserError, read_results
+from genfl_mpi.cli import main
+from genfl_mpi.results import tables
+from genfl_mpi.results.layout import CLIENTS, PARTITION, ROUNDS, VERSION
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two seeds by two alphas, of which one run has fewer rounds."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main([*FAST, "sweep.seed=[1,2]", "sweep.partition.alpha=[0.5,1.0]", "rounds=2", f"output={folder}"]) == 0
+    assert main([*FAST, "seed=1", "sweep.partition.alpha=[0.5]", "rounds=3", f"output={folder}"]) == 0
+    return folder
+
+
+def files(folder):
+    return {path.stem: h5py.File(path) for path in sorted(folder.glob("*.h5"))}
+
+
+def test_pandas_has_every_round_of_every_run(folder):
+    read = read_results(folder)
+    assert list(read)[:4] == ["run", "method", "seed", "partition.alpha"] and len(read) == 9
+    for run, file in files(folder).items():
+        own = read[read["run"] == run]
+        for name in set(ROUNDS) - {"accuracy_per_class"}:
+            assert np.array_equal(own[name], file["rounds"][name][:], equal_nan=True), name
+        assert np.array_equal(own[[f"accuracy_per_class[{digit}]" for digit in range(10)]], file["rounds/accuracy_per_class"][:])
+    assert set(read["partition.alpha"]) == {0.5, 1.0} and set(read["seed"]) == {1, 2}
+
+
+def test_pandas_has_the_other_tables(folder):
+    clients, partition = read_results(str(folder), "clients"), read_results([folder], "partition")
+    assert set(CLIENTS) <= set(clients) and len(clients) == 27
+    assert partition["samples"].sum() == 4 * 200 and set(PARTITION) - {"pointers", "label_histograms", "shared_labels"} <= set(partition)
+
+
+def test_an_images_seed_is_not_the_runs(tiny, tmp_path):
+    assert main([*tiny, "rounds=1", "seed=7"]) == 0
+    read = read_results(tmp_path / "results", "generated")
+    assert set(read["seed"]) == {7} and len(set(read["generated.seed"])) == len(read) == 10 and "digit" in " ".join(read["prompt"])
+
+
+@pytest.mark.parametrize("table", ["rounds", "clients", "generated", "partition"])
+def test_xarray_is_along_the_runs(folder, table):
+    read = read_results(folder, table, to="xarray")
+    assert read.sizes["run"] == 4 and read["partition.alpha"].values.tolist() == [0.5, 1.0, 0.5, 1.0]
+    if table == "rounds":
+        for i, file in enumerate(files(folder).values()):
+            values = file["rounds/accuracy"][:]
+            assert np.array_equal(read.accuracy.values[i, : len(values)], values) and np.isnan(read.accuracy.values[i, len(values) :]).all()
+        assert read.accuracy.sel(run="fedavg_seed1_alpha0.5", round=3).notnull() and read.train_seconds.attrs["units"] == "s"
+        assert read.accuracy_per_class.dims == ("run", "round", "class")
+
+
+def test_csv_is_what_pandas_reads(folder, tmp_path):
+    assert main(["export", str(folder), "-o", str(tmp_path / "rounds.csv")]) == 0
+    read = pandas.read_csv(tmp_path / "rounds.csv", keep_default_na=True)
+    pandas.testing.assert_frame_equal(read, read_results(folder), check_dtype=False, check_exact=True)
+    with open(tmp_path / "rounds.csv") as file:
+        assert len({len(row) for row in csv.reader(file)}) == 1
+
+
+def test_tensorboard(folder, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(["export", str(folder), "--tensorboard", str(tmp_path)]) == 0
+    for run, file in files(folder).items():
+        events = EventAccumulator(str(tmp_path / run))
+        events.Reload()
+        logged = events.Scalars("test/accuracy")
+        assert [one.step for one in logged] == file["rounds/round"][:].tolist()
+        assert [one.value for one in logged] == pytest.approx(file["rounds/accuracy"][:].tolist(), rel=1e-6)
+
+
+def test_what_is_not_installed_is_named(folder, tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(tables, "import_module", missing)
+    assert main(["export", str(folder), "--tensorboard", str(tmp_path)]) == 2
+    assert "pip install 'genfl_mpi[tensorboard]'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"genfl_mpi\[tables\]"):
+        read_results(folder)
+
+
+def test_wrong_wishes(folder):
+    for arguments, message in (((folder, "round"), "the tables are rounds, clients"), ((folder, "rounds", "polars"), "pandas or to xarray"),
+                               ((folder / "none",), "no such results file")):
+        with pytest.raises(UserError, match=message):
+            read_results(*arguments)
+
+
+@pytest.mark.parametrize(("version", "message"), [
+    (VERSION + 1, "install that or a newer one"), (VERSION - 1, "compute the run again"), (None, "no layout_version")])
+def test_a_layout_that_is_not_known_is_explained(folder, tmp_path, version, message, capsys):
+    path = tmp_path / "other.h5"
+    path.write_bytes(next(folder.glob("*.h5")).read_bytes())
+    with h5py.File(path, "r+") as file:
+        if version is None:
+            del file.attrs["layout_version"]
+        else:
+            file.attrs["layout_version"] = version
+    assert main(["show", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert version is None or f"layout {version}, written by genfl_mpi 0." in said

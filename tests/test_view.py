@@ -1,0 +1,163 @@
+"""While it runs: the live view on a terminal, lines elsewhere, and following a run from another shell."""
+
+import fcntl
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import FAST, Job, command, until
+from rich.console import Console
+
+from genfl_mpi.cli import main
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import progress, reader, status, view
+
+
+def in_terminal(arguments, when=None, keys=b""):
+    """(exit status, what was shown) of a command in a terminal of its own; `keys` are typed when the text `when` is there."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm-256color"
+        os.execvp(arguments[0], list(map(str, arguments)))
+    shown = b""
+    try:
+        while part := os.read(terminal, 65536):
+            shown += part
+            if when and when in shown:
+                os.write(terminal, keys)
+                when = None
+    except OSError:  # its end
+        pass
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_live_view_changes_no_bits(ranks, tmp_path):
+    overrides = [*FAST, "rounds=60"]
+    code, shown = in_terminal(command(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/seen"))
+    assert code == 0, shown
+    assert "\x1b[" in shown and "s a round" in shown
+    assert "round  1/60  accuracy" not in shown and "final accuracy" in shown
+    assert main([*overrides, f"output={tmp_path}/unseen"]) == 0
+    assert reader.digests(tmp_path / "seen/fedavg_seed1.h5") == reader.digests(tmp_path / "unseen/fedavg_seed1.h5")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_under_a_live_view(ranks, tmp_path):
+    code, shown = in_terminal(command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"to go", b"\x03")
+    assert code == 130, shown
+    assert "SIGINT while" in shown and "left after round" in shown and "Traceback" not in shown
+    with reader.open_results(tmp_path / "fedavg_seed1.h5") as file:
+        assert 0 < len(file["rounds/round"]) < 100000
+
+
+def test_a_pipe_behind_the_launcher_gets_lines(tmp_path):
+    line = shlex.join(command(2, "-m", "genfl_mpi", *FAST, "rounds=3", f"output={tmp_path}"))
+    code, shown = in_terminal(["bash", "-c", f"{line} | cat"])
+    assert code == 0 and "\x1b" not in shown and shown.count("accuracy ") >= 3
+
+
+def test_a_pipe_behind_a_rank_gets_lines(tmp_path):
+    """mpirun's own output is the terminal, but not what the rank prints to."""
+    inner = shlex.join([sys.executable, "-m", "genfl_mpi", *FAST, "rounds=3", f"output={tmp_path}"])
+    launcher = command(1)[: command(1).index(sys.executable)]
+    code, shown = in_terminal([*launcher, "bash", "-c", f"{inner} | cat"])
+    assert code == 0 and "\x1b" not in shown and "round 3/3" in shown
+
+
+def test_quiet_and_verbose(fast, capsys):
+    assert main([*fast, "rounds=2", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "round 1/2" not in said and "final accuracy" in said
+    assert main([*fast, "rounds=2", "--fresh", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert "round 1/2" in said and len(re.findall(r"train [\d.]+ s, generate 0.00 s, .*; 0 images, 3 clients", said)) == 2
+
+
+def rounds_said(text):
+    return [int(number) for number in re.findall(r"round +(\d+)/", text)]
+
+
+@pytest.mark.parametrize("swmr", [True, False])
+def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
+    """On file systems with and without what a growing HDF5 file needs."""
+    results = tmp_path / "runs/fedavg_seed1.h5"
+    job = Job(1, [*FAST, "rounds=60", f"output={results.parent}"], results, tmp_path / "log")
+    until(results.exists)
+    spoil = "" if swmr else ("import h5py, genfl_mpi.results.reader as r; o = r._open\n"
+                             "def fail(path):\n    if r.Path(path).with_suffix('.progress').exists(): raise OSError('no SWMR here')\n    return o(path)\n"
+                             "r._open = fail\n")
+    code = f"{spoil}import sys; from genfl_mpi.cli import main; sys.exit(main(['watch', {str(results.parent)!r}]))"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert seen.returncode == 0, seen.stderr
+    assert rounds_said(seen.stdout) == list(range(1, 61))
+    assert job.process.wait(60) == 0
+
+
+def test_watch_in_a_terminal(fast, tmp_path):
+    assert main([*fast, "sweep.seed=[1,2]", "rounds=2"]) == 0
+    code, shown = in_terminal([sys.executable, "-m", "genfl_mpi", "watch", tmp_path / "results"])
+    assert code == 0 and "fedavg_seed1" in shown and "fedavg_seed2" in shown and "2/2" in shown
+
+
+def test_watch_says_what_it_cannot_read(tmp_path, capsys):
+    (tmp_path / "other.h5").write_text("no HDF5")
+    assert main(["watch", str(tmp_path)]) == 2
+    assert "not a readable HDF5 file" in capsys.readouterr().err
+
+
+def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
+    assert main([*fast, "rounds=3"]) == 0
+    path = tmp_path / "results/fedavg_seed1.h5"
+    note = progress.Progress(path, 0, 1)
+    note.finished(["FedAvg", 5], [3, 0.5, 0, 1.0], [4, 0.25, 0, 1.0])
+    known = status.of_run(path)
+    with reader.open_results(path) as file:
+        assert [one.accuracy for one in known.done] == [*file["rounds/accuracy"][:2], 0.5, 0.25]
+    note.close()
+    path.write_bytes(b"")
+    known = status.of_run(path)
+    assert (known.method, known.rounds, [one.number for one in known.done]) == ("FedAvg", 5, [3, 4]) and known.seconds_left() == 3
+    progress.clear(path)
+    with pytest.raises(UserError):
+        status.of_run(path)
+
+
+def test_a_lock_that_is_looked_at_is_no_second_job(tmp_path, monkeypatch):
+    """Whoever looks whether a run is computed holds its lock for a moment."""
+    lock, tries = fcntl.flock, []
+
+    def busy(descriptor, how):
+        tries.append(how)
+        if len(tries) == 1:
+            raise BlockingIOError
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    progress.Progress(tmp_path / "run.h5", 0, 1).close()
+    assert len(tries) == 2
+
+
+def test_a_frame_fits_a_narrow_terminal(tmp_path):
+    runs = [status.Status(tmp_path / f"genfl_seed{i}_alpha0.1.h5", "GenFL", 9, [status.Round(t, t / 10, 20, 1.5) for t in range(1, 4)]) for i in range(30)]
+    note = progress.Progress(runs[-1].path, 0, 1)
+    note("train", 5, 4)
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console.print(view.frame(runs, 54))
+    text = console.export_text()
+    note.close()
+    assert "rank 0  training client 5 in round 4" in text and "round 4 of 9" in text and "4 s so far, 9 s to go" in text and "run 30 of 54" in text and "genfl_seed29" in text
+    assert len(text.splitlines()) <= view.MOST_RUNS + 4 and max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (float("nan"), "?")])
+def test_durations(seconds, text):
+    assert view.duration(seconds) == text
+
+
+def test_a_sparkline_has_the_last_value():
+    assert view.sparkline([0, 50, 100]) == "▁▅█" and view.sparkline(list(range(101)), 3) == "▁▅█"
