@@ -116,7 +116,7 @@ def _placements(runs, worlds_of, output):
         yield from textwrap.wrap(f"{name}  {about}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     name = next(iter(worlds))
     plots.save(costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture)
-    yield f"\ncosts in world {name} over the number and the size of the images: {picture}"
+    yield f"\ncosts over the number and the size of the images: {picture}"
 
 
 def table(priced, target):

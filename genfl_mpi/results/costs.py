@@ -93,7 +93,7 @@ def incentive(prices, found, best, before, budget):
     prices: float64 (P,), J; found: an `Equilibrium` for each; best: that of the server's price; before: mean EMD without any
     repair; budget: in J, or infinite.
     """
-    figure = Figure((2 * WIDTH, 2.6), layout="constrained")  # both columns of a page
+    figure = Figure((2 * WIDTH, 3.2), layout="constrained")  # both columns of a page
     left, middle, right = figure.subplots(1, 3)
     left.plot(prices, [one.joins.mean() for one in found], linewidth=4, alpha=0.5, label="take part")
     left.plot(prices, [(one.share > 0).mean() for one in found], label="generate")
@@ -114,7 +114,7 @@ def incentive(prices, found, best, before, budget):
     for axes in (left, middle, right):
         axes.axvline(best.price, color="grey", linestyle=":", linewidth=1)
         axes.set(xlabel="price of a whole repair (J)")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, -0.24))
         axes.grid()
     return figure
 
