@@ -1,8 +1,8 @@
 """What all ranks do for the server's policies between training and aggregation: try models, average some of the cohort's.
 
-Only runs with such a policy have a council, and only then more travels than two messages a round: 4 bytes a weight for each model
-that is tried, 8 more for each average of a part of the cohort. None of it depends on the number of clients. A rank keeps the
-models of its own clients, 4 bytes a weight each, if a rho policy is asked after training.
+Only runs with such a policy, or with a laboratory, have a council, and only then more travels than two messages a round: 4 bytes
+a weight for each model that is tried, 8 more for each average of a part of the cohort. None of it depends on the number of
+clients. A rank keeps the models of its own clients, 4 bytes a weight each, if a rho policy is asked after training.
 """
 
 import numpy as np
@@ -19,7 +19,8 @@ from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS
 from genfl_mpi.policies import needed
 
-JUDGE, AVERAGE, COSINES, DISMISS = range(4)
+JUDGE, TEST, AVERAGE, COSINES, DISMISS = range(5)
+MOST_CHUNKS = 2**20  # in which all ranks together try a model: a bound, for the losses' sum
 
 
 class Council:
@@ -30,8 +31,8 @@ class Council:
         self.model, self.down, self.about = simulation.model, simulation.down, simulation.about
         self.keeps = "models" in needed(rho) and self.config.trains_clients
         judges = self.config.validation.source != "none"
-        self.judge = self._try if judges else None
-        self.sits = self.keeps or judges
+        self.judge = (lambda weights: self._try(JUDGE, weights)) if judges else None
+        self.sits = self.keeps or judges or self.config.laboratory.every is not None
         self.kept = {}  # the models of this rank's clients, by their place in the cohort
         self.order = np.zeros(1, dtype=np.int64)
         self.weights = np.zeros(len(self.model.weights) if self.sits else 0, dtype=np.float32)
@@ -70,16 +71,16 @@ class Council:
         self.kept.clear()
 
     def end(self):
-        """The end of a council, of which there may be two in a round: rank 0 lets the others go, who did till then what it asked."""
+        """The end of a council, of which there may be two in a round: rank 0 lets the others go, who did what it asked."""
         if not self.sits:
             return
         if self.comm.rank == 0:
             return self._order(DISMISS)
         while True:
             collectives.broadcast(self.comm, self.order)
-            if self.order[0] == DISMISS:
+            if (order := int(self.order[0])) == DISMISS:
                 return
-            {JUDGE: self._judge, AVERAGE: self._average, COSINES: self._cosines}[int(self.order[0])]()
+            {AVERAGE: self._average, COSINES: self._cosines}.get(order, lambda: self._measure(order))()
 
     def _ask(self, counted, reports):
         """Let the rho policy weigh the clients that are `counted`, bool (cohort,). On rank 0."""
@@ -98,59 +99,57 @@ class Council:
             return self._cosines()[counted]
 
         self.simulation.server.weigh(
-            self.down.plan, counted, reports={name: column[counted] for name, column in reports.items()}, weights=self.down.weights,
-            parameters=self.model.parameters, judge=self.judge, average=average, cosines=cosines)
+            self.down.plan, counted, reports={name: column[counted] for name, column in reports.items()},
+            weights=self.down.weights, parameters=self.model.parameters, judge=self.judge, average=average, cosines=cosines)
 
     def _order(self, what):
         self.order[0] = what
         collectives.broadcast(self.comm, self.order)
 
-    def _try(self, weights):
-        """(loss, accuracy) of float32 `weights` (size,) on the validation data. On rank 0, before the `end`."""
-        self._order(JUDGE)
-        self.weights[:] = weights
-        return self._judge()
+    def test(self, weights):
+        """(loss, accuracy) of float32 `weights` (size,) on the test set. On rank 0, before the `end`."""
+        return self._try(TEST, weights)
 
-    def _judge(self):
+    def _try(self, order, weights):
+        self._order(order)
+        self.weights[:] = weights
+        return self._measure(order)
+
+    def _measure(self, order):
         collectives.broadcast(self.comm, self.weights)
         self.model.weights.copy_(torch.from_numpy(self.weights))
         classes = len(self.about.classes)
         totals = np.zeros(classes + 2, dtype=np.int64)
-        for images, labels in self._own_share():
-            totals[:-1] += evaluate(self.model, self._chunks(images, labels), classes, self._most_chunks())
+        for images, labels in self._own_share("test" if order == TEST else self.config.validation.source):
+            totals[:-1] += evaluate(self.model, self._chunks(images, labels), classes, MOST_CHUNKS)
             totals[-1] += len(labels)
         collectives.sum_everywhere(self.comm, totals)
         if not totals[-1]:
-            raise FloatingPointError("there are no data yet on which to try a model: validation.source=generated, and no image passed")
+            raise FloatingPointError("there are no data to try a model on: validation.source=generated, and no image passed")
         accuracy, loss, _ = summarise(totals[:-1], totals[-1:])
         return loss, accuracy
 
-    def _most_chunks(self):
-        """A bound on the pieces in which all ranks together try a model."""
-        if self.config.validation.source == "clients":
-            sizes = np.diff(self.simulation.data["pointers"])[self.down.plan["client"]]
-            return int(sizes.sum()) + self.config.data.shared * len(sizes)
-        return self.config.validation.samples
-
-    def _own_share(self):
-        """The validation data that this rank tries models on, in pieces (uint8 images, int64 labels)."""
-        settings = self.config.validation
-        if settings.source == "clients":
+    def _own_share(self, source):
+        """The data on which this rank tries models, in pieces (uint8 images, int64 labels)."""
+        data, server = self.simulation.data, self.simulation.server
+        if source == "clients":
             for client, rank in zip(self.down.plan["client"].tolist(), self.down.plan["rank"].tolist()):
                 if rank == self.comm.rank:
-                    yield client_data(self.simulation.data, client, self.config)
-        elif settings.source == "generated":
+                    yield client_data(data, client, self.config)
+        elif source == "generated":
             if self.comm.rank == 0:
-                images, labels = (np.concatenate(parts) for parts in (self.simulation.server.images, self.simulation.server.labels))
+                images, labels = (np.concatenate(parts) for parts in (server.images, server.labels))
                 chosen = self._some(len(labels))
                 yield images[chosen], labels[chosen]
         else:
-            labels, size = self.simulation.data["train_labels"], self.config.evaluation.batch_size
-            chosen = public.pool(labels, self.config.data.public_pool, len(self.about.classes))
-            chosen = chosen[self._some(len(chosen))]
+            images, labels = (data[f"{'test' if source == 'test' else 'train'}_{what}"] for what in ("images", "labels"))
+            chosen, size = np.arange(len(labels)), self.config.evaluation.batch_size
+            if source == "pool":
+                pool = public.pool(labels, self.config.data.public_pool, len(self.about.classes))
+                chosen = pool[self._some(len(pool))]
             for start in range(self.comm.rank * size, len(chosen), self.comm.size * size):
                 own = chosen[start : start + size]
-                yield self.simulation.data["train_images"][own], labels[own]
+                yield images[own], labels[own]
 
     def _some(self, count):
         """Numbers below `count`, of at most validation.samples, in rising order."""

@@ -1,5 +1,6 @@
 """What finished runs take in seconds, joules and bytes in simulated worlds: the `price` command. Nothing is trained."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from genfl_mpi.world import World
 
 AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint",
          "generation.steps", "generation.guidance", "generation.size")
+WIDTH = 80  # of a terminal
 HALF = 2  # bytes of a generator's weight, which is sent in half precision
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
 CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
@@ -109,39 +111,48 @@ def _placements(runs, worlds_of, output):
         yield f"\nplacements of AIGC on {run.name}, world {name}:"
         yield from placement_table({one: bill(run.trace, world, met, one) for one in PLACEMENTS}, run.trace, world)
         yield from break_even(drawn[name], run.trace, world)
+    yield ""
+    for name, about in PLACEMENTS.items():
+        yield from textwrap.wrap(f"{name}  {about}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     name = next(iter(worlds))
     plots.save(costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture)
-    yield f"costs in world {name} over the number and the size of the images: {picture}"
+    yield f"\ncosts over the number and the size of the images: {picture}"
 
 
 def table(priced, target):
-    """Lines: a row for each `Priced`, with what it spent in all, or until its test accuracy was `target`."""
-    name, world = max(len(one.run.name) for one in priced), max(len(one.world) for one in priced)
-    yield (f"{'run':<{name}}  {'world':<{world}}  rounds  accuracy (%)    seconds  clients (kJ)  server (kJ)"
-           "      up (MB)    down (MB)")
-    for one in priced:
-        first, accuracy = f"{one.run.name:<{name}}  {one.world:<{world}}", one.run.accuracy
-        reached = np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
-        if not len(reached):
-            yield f"{first}  never" + (f" reaches {100 * target:g} %" if target is not None else " finished a round")
-            continue
-        last = reached[0] + 1
-        spent = {key: values[:last].sum() for key, values in {**one.bill.joules, **one.bill.bytes}.items()}
-        yield (f"{first}  {last:6d}  {100 * accuracy[last - 1]:12.2f}  {one.bill.seconds[:last].sum():9.4g}  "
-               f"{spent['clients'] / 1e3:12.4g}  {spent['server'] / 1e3:11.4g}  "
-               f"{spent['up'] / 1e6:11.4g}  {spent['down'] / 1e6:11.4g}")
+    """Lines of at most WIDTH columns: of each run a row for each world, with what it spent in all, or until its test accuracy was
+    `target`."""
+    yield f"{'':15}{'rounds':>6}{'accuracy':>9}{'time':>10}{'clients':>10}{'server':>10}{'up':>10}{'down':>10}"
+    yield f"{'':21}{'(%)':>9}{'(s)':>10}{'(kJ)':>10}{'(kJ)':>10}{'(MB)':>10}{'(MB)':>10}"
+    for run in dict.fromkeys(one.run.name for one in priced):
+        yield from textwrap.wrap(run, WIDTH)
+        for one in (one for one in priced if one.run.name == run):
+            accuracy, name = one.run.accuracy, f"  {one.world:<13}"
+            reached = np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
+            if len(name) > 15:
+                yield from textwrap.wrap(one.world, WIDTH, initial_indent="  ", subsequent_indent="  ")
+                name = " " * 15
+            if not len(reached):
+                yield f"{name} never" + (f" reaches {100 * target:g} %" if target is not None else " finished a round")
+                continue
+            last = reached[0] + 1
+            spent = {key: values[:last].sum() for key, values in {**one.bill.joules, **one.bill.bytes}.items()}
+            yield (f"{name}{last:6d}{100 * accuracy[last - 1]:9.2f}" + "".join(f"{number:10.4g}" for number in (
+                one.bill.seconds[:last].sum(), spent["clients"] / 1e3, spent["server"] / 1e3, spent["up"] / 1e6, spent["down"] / 1e6)))
 
 
 def placement_table(bills, trace, world):
-    """Lines: a row for each placement, with what all rounds take."""
-    yield (f"{trace.new_images.sum()} images of {trace.image_flops / 1e12:.3g} TFLOP and {image_bytes(trace, world.images):g} B; "
-           f"a model of {trace.weights_bytes / 1e6:.3g} MB, {trace.sample_flops / 1e6:.3g} MFLOP a sample; "
-           f"a generator of {trace.generator_bytes / 1e6:.3g} MB")
-    yield "      seconds  clients (kJ)  server (kJ)  helper (kJ)    up (MB)    down (MB)  wire (MB)"
+    """Lines of at most WIDTH columns: a row for each placement, with what all rounds take."""
+    yield from textwrap.wrap(
+        f"{trace.new_images.sum()} images of {trace.image_flops / 1e12:.3g} TFLOP and {image_bytes(trace, world.images):g} B; "
+        f"a model of {trace.weights_bytes / 1e6:.3g} MB, {trace.sample_flops / 1e6:.3g} MFLOP a sample; "
+        f"a generator of {trace.generator_bytes / 1e6:.3g} MB", WIDTH)
+    yield f"  {'time':>12}{'clients':>11}{'server':>11}{'helper':>11}{'up':>11}{'down':>11}{'wire':>11}"
+    yield f"  {'(s)':>12}{'(kJ)':>11}{'(kJ)':>11}{'(kJ)':>11}{'(MB)':>11}{'(MB)':>11}{'(MB)':>11}"
     for name, one in bills.items():
         kilo = {key: values.sum() / 1e3 for key, values in {**one.joules, **one.bytes}.items()}
-        yield (f"{name}  {one.seconds.sum():11.5g}  {kilo['clients']:12.4g}  {kilo['server']:11.4g}  {kilo['helper']:11.4g}  "
-               f"{kilo['up'] / 1e3:9.4g}  {kilo['down'] / 1e3:11.4g}  {kilo['wire'] / 1e3:9.4g}  {PLACEMENTS[name]}")
+        yield (f"{name}{one.seconds.sum():12.5g}" + "".join(f"{number:11.4g}" for number in (
+            kilo["clients"], kilo["server"], kilo["helper"], kilo["up"] / 1e3, kilo["down"] / 1e3, kilo["wire"] / 1e3)))
 
 
 def curves(trace, world):
@@ -157,11 +168,11 @@ def curves(trace, world):
 
 
 def break_even(found, trace, world):
-    """Lines: where the costs of two placements cross, in bytes an image and in images of the whole run."""
+    """Lines of at most WIDTH columns: where the costs of two placements cross, in bytes an image and in images of the whole run."""
     images, bytes = trace.new_images.sum(), image_bytes(trace, world.images)
-    yield (f"break-even points, between {FACTORS[0]:g} and {FACTORS[-1]:g} times the run's {images} images "
-           f"or their {bytes:g} bytes")
-    yield "  measure        placements  takes less here  alike at (B an image)  alike at (images)"
+    yield from textwrap.wrap(f"break-even points, between {FACTORS[0]:g} and {FACTORS[-1]:g} times the run's {images} images or "
+                             f"their {bytes:g} bytes", WIDTH)
+    yield f"  {'measure':<15}{'placements':<12}{'less here':<11}{'alike at (B an image)':>21}{'alike at (images)':>19}"
     here = np.searchsorted(FACTORS, 1.0)
     for measure in MEASURES:
         for one, other in CROSSED:
@@ -170,7 +181,7 @@ def break_even(found, trace, world):
             points = (unit * crossing(found[axis][one][measure], found[axis][other][measure])
                       for axis, unit in (("size", bytes), ("number", images)))
             size, number = ("never" if np.isnan(point) else f"{point:.4g}" for point in points)
-            yield f"  {measure:<13}  {one}, {other}      {less:<15}  {size:>21}  {number:>17}"
+            yield f"  {measure:<15}{one + ', ' + other:<12}{less:<11}{size:>21}{number:>19}"
 
 
 def crossing(one, other):

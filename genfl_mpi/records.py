@@ -14,7 +14,7 @@ class Record:
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
-    round.
+    round. laboratory: columns of /laboratory, empty if it did not look.
     """
 
     round: int
@@ -25,6 +25,7 @@ class Record:
     clients: dict
     ranks: dict
     generated: list
+    laboratory: dict
 
 
 def of_clients(up, plan, round):
@@ -63,7 +64,8 @@ def of_clocks(clock, waiting, down, up):
     return {
         "round_seconds": clock.now(),
         "generate_start_seconds": clock.starts.get("generate", np.nan),
-        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0) for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
+        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0)
+           for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": up.of_ranks("train_seconds").max(), "wait_seconds": up.of_ranks("wait_seconds").mean(),
         "broadcast_bytes": down.buffer.nbytes, "reduce_bytes": up.buffer.nbytes,

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from genfl_mpi import streams
+from genfl_mpi import laboratory, streams
 from genfl_mpi.data import public
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation import planning
@@ -27,7 +27,8 @@ from genfl_mpi.policies.rho import RHO
 from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.surroundings import Surroundings
 
-POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}  # and where they are configured
+# Policies, and where they are configured.
+POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}
 POLICY = "policy."  # before the names of what policies remember, in the checkpoint
 
 
@@ -36,7 +37,8 @@ def find_policies(config, given=None):
     if one needs what the configuration does not have."""
     found = {
         "select": find(config.selection, SELECTION, "selection"), "rho": find(config.rho, RHO, "rho"),
-        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"), "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
+        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"),
+        "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
     } | (given or {})
     for name, policy in found.items():
         what = f"{POLICIES[name]}: {getattr(policy, '__name__', policy)}"
@@ -46,6 +48,8 @@ def find_policies(config, given=None):
             raise UserError(f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}")
     if found["select"] is SELECTION["deadline"] and config.world.deadline_s is None:
         raise UserError("selection: deadline needs world.deadline_s")
+    if config.laboratory.every:
+        laboratory.policies(config)
     return found
 
 
@@ -87,6 +91,7 @@ class Server:
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.shares = np.zeros(0)  # the rho policy's answer for the cohort
+        self.asked = None  # the `ServerState` of which the kappa policy was asked, if it was
         self.fresh = 0  # images of this round
         self.interrupted = False  # whether this round's images were not all made, in order to leave
         self.generation_speed = Speed()
@@ -237,9 +242,10 @@ class Server:
 
     def memory(self):
         """What the algorithm and the policies remember from round to round: NumPy arrays by name."""
+        of_policies = {f"{POLICY}{policy}.{name}": value
+                       for policy, memory in self.remembered.items() for name, value in memory.items()}
         return ({name: value.numpy() for name, value in self.moments.items()}
-                | ({"trained": self.trained} if len(self.trained) else {})
-                | {f"{POLICY}{policy}.{name}": value for policy, memory in self.remembered.items() for name, value in memory.items()})
+                | ({"trained": self.trained} if len(self.trained) else {}) | of_policies)
 
     def remember(self, memory, down):
         """Take `memory` back."""
@@ -290,10 +296,11 @@ class Server:
             raise FloatingPointError("the augmented model's weights are not finite; a smaller augmented.lr may help")
         if omega_fl is not None:
             omega_fl = server_step(self.moments, omega_t, omega_fl, parameters, self.config.algorithm)
-        kappa2 = 0.0 if omega_a is None else 1.0
+        kappa2, self.asked = 0.0 if omega_a is None else 1.0, None
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
         if omega_a is not None and omega_fl is not None:
-            kappa2 = float(self.kappa(self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)))
+            self.asked = self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)
+            kappa2 = float(self.kappa(self.asked))
             if not 0 <= kappa2 <= 1:
                 raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
             omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
@@ -316,10 +323,11 @@ class Server:
     def _before_kappa(self, omega_t, omega_fl, omega_a, parameters, judge):
         """The `ServerState` of which a kappa policy is asked."""
         images, forecast = sum(map(len, self.images)), self.state.forecast
-        if "world" in needed(self.kappa):
+        if forecast:
             forecast = replace(forecast, augmented_joules=self.around.augmented_joules(self.fresh, images))
-        return replace(self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
-                       parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
+        return replace(
+            self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
+            parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
 
     def _batches(self, state, counts=None):
         """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""

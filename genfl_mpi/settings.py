@@ -10,7 +10,7 @@ from genfl_mpi.world import World
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
 FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning",
-        "runtime.ranks_per_run"}
+        "runtime.ranks_per_run", "laboratory"}
 
 
 def is_free(key):
@@ -204,6 +204,14 @@ class Validation(Section):
     samples: Count = Field(500, description="most images of the pool, or generated ones, every so many")
 
 
+class Laboratory(Section):
+    """A look at the segment between a round's two models, on the test set; the run is the same with and without."""
+
+    every: Count | None = Field(None, description="rounds between two looks; none: never")
+    points: Annotated[int, Field(ge=2, strict=True)] = Field(11, description="models of the segment that are tried, with both ends")
+    policies: list[str] = Field([], description="kappa policies that are asked beside the run's own; none: all that this configuration can ask")
+
+
 class Evaluation(Section):
     batch_size: Count = Field(100, description="test samples in a chunk, which a cache holds; chunks are divided over the ranks")
 
@@ -264,6 +272,7 @@ class Config(Section):
     selecting: Selecting = Selecting()
     validation: Validation = Validation()
     world: World | None = Field(None, description="a simulated edge for policies that ask for times and energies: a YAML file, or a section as `price` knows it; none: there is none")
+    laboratory: Laboratory = Laboratory()
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")

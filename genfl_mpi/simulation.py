@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genfl_mpi import records, streams
+from genfl_mpi import laboratory, records, streams
 from genfl_mpi.clients import client_data, divide, load_once_a_node
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
@@ -74,7 +74,8 @@ class Simulation:
         self.round = 0
         self.pace = Pace(self.comm.size)
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
-        self.server = collectives.together(self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
+        self.server = collectives.together(
+            self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
         self.council = Council(self, policies["rho"])
 
     def restore(self, round, weights, state, tables):
@@ -132,13 +133,15 @@ class Simulation:
         self.council.weigh(self.up, self.sum)
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
-        columns, clients, ranks = {}, {}, {}
+        columns, clients, ranks, looked = {}, {}, {}, {}
         if self.is_server and self._is_whole():
             omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
             columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
+            if self.server.asked and laboratory.is_due(self.config, self.round + 1):
+                looked = laboratory.look(self.server.asked, self.server.kappa.__name__, kappa2, self.council.test)
             self.weights.copy_(omega)
             self.round += 1
         self.council.end()
@@ -150,8 +153,9 @@ class Simulation:
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
-            columns |= records.of_clocks(clock, waiting, self.down, self.up) | accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated)
+            columns |= records.of_clocks(clock, waiting, self.down, self.up)
+            columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""

@@ -68,9 +68,14 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
         == 0
     )
     said = capsys.readouterr().out
-    rows = {
-        tuple(line.split()[:2]): [float(x) for x in line.split()[2:]] for line in said.split("\naccuracy")[0].splitlines()[1:]
-    }
+    assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
+    rows, run = {}, None
+    for line in said.split("\naccuracy")[0].splitlines()[2:]:
+        if not line.startswith(" "):
+            run = line
+        else:
+            world, *numbers = line.split()
+            rows[run, world] = [float(number) for number in numbers]
     seconds = {key: row[2] for key, row in rows.items()}
     assert len(rows) == 9 and seconds["fedavg_seed1", "near"] < seconds["fedavg_seed1", "plain"] < seconds["fedavg_seed1", "far"]
     assert rows["aigc_seed1", "near"][3] == 0 and rows["genfl_seed1", "near"][3] == rows["fedavg_seed1", "near"][3]
@@ -113,6 +118,8 @@ def test_price_as_if_with_the_papers_model_and_generator(results, tmp_path, caps
         == 0
     )
     said = capsys.readouterr().out
+    assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
+    said = " ".join(said.split())
     assert "20 images of 34.7 TFLOP" in said and "a model of 44.7 MB" in said and "a generator of 2.13e+03 MB" in said
 
 
@@ -121,7 +128,7 @@ def test_a_target(results, tmp_path, capsys):
     with reader.open_results(results / "fedavg_seed1.h5") as file:
         reached = file["rounds/accuracy"][0]
     arguments = ["price", str(results / "fedavg_seed1.h5"), "-o", str(tmp_path / "price.png"), "--target"]
-    assert main([*arguments, str(reached)]) == 0 and "  default       1  " in capsys.readouterr().out
+    assert main([*arguments, str(reached)]) == 0 and "  default           1 " in capsys.readouterr().out
     assert main([*arguments, "1.0"]) == 0 and "never reaches 100 %" in capsys.readouterr().out
 
 
@@ -157,7 +164,7 @@ def test_a_run_on_which_a_world_acted_is_priced_in_its_own(tmp_path, tiny, capsy
     arguments = ["price", str(tmp_path / "results"), "-o", str(tmp_path / "price.png")]
     (tmp_path / "other.yaml").write_text("channel: {radius_m: 60}")
     capsys.readouterr()
-    assert main(arguments) == 0 and "fedavg_seed1  own " in capsys.readouterr().out
+    assert main(arguments) == 0 and "\n  own  " in capsys.readouterr().out
     assert main([*arguments, "--world", str(tmp_path / "other.yaml")]) == 2
     assert "a world acted on this run" in capsys.readouterr().err
 

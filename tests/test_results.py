@@ -37,7 +37,7 @@ def test_h5py(file):
         assert rounds["images"][:].tolist() == [10, 20, 20]
         assert b"digit" in b" ".join(generated["prompt"][:])
         resolved = yaml.safe_load(data["config"].attrs["resolved"])
-        assert resolved["runtime"] == {"threads": 1, "device": "cpu", "ranks_per_run": None} and resolved["generation"]["seed"] == 1
+        assert resolved["runtime"]["threads"] == 1 and resolved["runtime"]["device"] == "cpu" and resolved["generation"]["seed"] == 1
         assert "sweep:" in data["config"].attrs["given"] and "rounds=3" in data["config"].attrs["given"]
         assert "torch" in data["environment"].attrs["packages"]
 

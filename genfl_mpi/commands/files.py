@@ -127,6 +127,53 @@ def price(arguments):
     return launch.print_lines(lines())
 
 
+def incentive(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi incentive", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="What the server should pay the clients of a run for generating what their\n"
+        "labels lack: their best responses to a price, the price it prefers, and what\n"
+        "follows; and a figure over the price. Money is in joules. For example:\n"
+        "  python -m genfl_mpi incentive results/default/genfl_seed1.h5")
+    parser.add_argument("file")
+    parser.add_argument("--world", metavar="FILE", help="YAML file of a world, see configs/worlds; none: the default world")
+    parser.add_argument("--value", type=float, metavar="J",
+                        help="what a unit less of mean EMD is worth to the server; none: twice what repairing all would cost")
+    parser.add_argument("--base", type=float, metavar="J", help="pay for taking part; none: the median of what it costs")
+    parser.add_argument("--budget", type=float, metavar="J", help="most that the server pays; none: no limit")
+    parser.add_argument("-o", "--output", default="incentive.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi import incentives
+
+        yield from incentives.command(options)
+
+    return launch.print_lines(lines())
+
+
+def laboratory(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m genfl_mpi laboratory", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="What kappa would have been the best in hindsight, in a run that was made with\n"
+        "laboratory.every=1 or more: the loss along the segment between the round's two\n"
+        "models, its barrier, and each kappa policy's regret; and one figure. For example:\n"
+        "  python -m genfl_mpi method=genfl laboratory.every=1 output=results/lab\n"
+        "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5")
+    parser.add_argument("file")
+    parser.add_argument("-o", "--output", default="laboratory.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def lines():
+        from genfl_mpi.results import hindsight, plots
+
+        looks = hindsight.read(options.file)
+        plots.save(hindsight.draw(looks), options.output)
+        yield from hindsight.table(looks)
+        yield f"figure in {options.output}"
+
+    return launch.print_lines(lines())
+
+
 def scaling(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m genfl_mpi scaling", formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -84,3 +84,8 @@ def skew(histograms, population=None):
     mix = population / max(1, population.sum())
     distance = np.abs(histograms / np.maximum(totals, 1) - mix).sum(1)
     return np.where(totals[:, 0] > 0, distance, np.nan)
+
+
+def mixed(state, kappa2):
+    """The model on the segment from the clients' average to the augmented one: float32 (size,)."""
+    return ((1 - kappa2) * state.fl_weights.astype(np.float64) + kappa2 * state.augmented_weights).astype(np.float32)

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from genfl_mpi.policies import needs
+from genfl_mpi.policies import mixed, needs
+
+LEAST_JOULES = 1e-9  # a world's powers may be 0
 
 
 @needs("validation")
@@ -21,7 +23,7 @@ def softmax_loss(state):
 def line_search(state):
     """The kappa2 of kappa.grid at which the model on the segment from omega_fl to omega_a has the least loss."""
     grid = state.config.kappa.grid
-    return grid[int(np.argmin([state.judge(_mixed(state, kappa2))[0] for kappa2 in grid]))]
+    return grid[int(np.argmin([state.judge(mixed(state, kappa2))[0] for kappa2 in grid]))]
 
 
 @needs("validation", "memory")
@@ -52,8 +54,8 @@ def cost_aware(state):
     server's generating and training. The configured kappa2 if neither takes anything off."""
     before = state.judge(state.weights)[0]
     gain_fl, gain_a = (max(0.0, before - state.judge(weights)[0]) for weights in (state.fl_weights, state.augmented_weights))
-    fl = gain_fl / state.forecast.joules[state.cohort].sum()
-    augmented = gain_a / state.forecast.augmented_joules
+    fl = gain_fl / max(LEAST_JOULES, state.forecast.joules[state.cohort].sum())
+    augmented = gain_a / max(LEAST_JOULES, state.forecast.augmented_joules)
     return augmented / (fl + augmented) if fl + augmented else state.config.kappa.kappa2
 
 
@@ -63,17 +65,13 @@ def shapley(state):
     configured kappa2, which also decides if neither has a positive value."""
     nobody = state.judge(state.weights)[0]
     fl, augmented, both = (nobody - state.judge(weights)[0] for weights in (
-        state.fl_weights, state.augmented_weights, _mixed(state, state.config.kappa.kappa2)))
+        state.fl_weights, state.augmented_weights, mixed(state, state.config.kappa.kappa2)))
     value_fl, value_a = (max(0.0, (alone + both - other) / 2) for alone, other in ((fl, augmented), (augmented, fl)))
     return value_a / (value_fl + value_a) if value_fl + value_a else state.config.kappa.kappa2
 
 
 def _softmax(state, lead):
     return 1 / (1 + np.exp(np.clip(-lead / state.config.kappa.temperature, -700, 700)))
-
-
-def _mixed(state, kappa2):
-    return ((1 - kappa2) * state.fl_weights.astype(np.float64) + kappa2 * state.augmented_weights).astype(np.float32)
 
 
 KAPPA = {"softmax_accuracy": softmax_accuracy, "softmax_loss": softmax_loss, "line_search": line_search, "bandit": bandit,

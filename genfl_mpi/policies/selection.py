@@ -18,7 +18,7 @@ def random(state):
 
 def label_cover(state):
     """The first at random; then always the candidate with whom the pooled labels of the cohort come nearest to the population's,
-    by EMD, as far as they were shared. One that shared nothing changes nothing: it is chosen when nobody brings the pool nearer."""
+    by EMD, as far as they were shared. One that shared nothing changes nothing: it is chosen when nobody brings them nearer."""
     candidates, population = _candidates(state), state.shared_labels.sum(0)
     chosen, left = [candidates[0]], list(candidates[1:])
     pooled = state.shared_labels[chosen[0]].astype(np.int64)

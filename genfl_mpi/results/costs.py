@@ -85,5 +85,39 @@ def placements(costs, factors, measures, title):
     return figure
 
 
+@styled
+def incentive(prices, found, best, before, budget):
+    """What follows from the price of a whole repair: who generates, the server's objective, and the clients' gains and the
+    welfare, with the server's price.
+
+    prices: float64 (P,), J; found: an `Equilibrium` for each; best: that of the server's price; before: mean EMD without any
+    repair; budget: in J, or infinite.
+    """
+    figure = Figure((2 * WIDTH, 3.2), layout="constrained")  # both columns of a page
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(prices, [one.joins.mean() for one in found], linewidth=4, alpha=0.5, label="take part")
+    left.plot(prices, [(one.share > 0).mean() for one in found], label="generate")
+    left.plot(prices, [one.share.mean() for one in found], label="mean share of the gap repaired")
+    left.plot(prices, [one.emd / before for one in found], "k--", label="EMD left, of that before")
+    left.set(ylabel="share", title="what the clients do")
+    middle.plot(prices, [one.objective for one in found], "k", label="objective")
+    middle.plot(prices, [one.payments for one in found], label="payments")
+    middle.plot(prices, [one.objective - one.payments for one in found], label="value of the EMD left")
+    middle.plot(best.price, best.objective, "ko")
+    if budget < max(one.payments for one in found):
+        middle.axhline(budget, color="grey", linewidth=0.8, label="budget")
+    middle.set(ylabel="J", title="what the server weighs")
+    right.plot(prices, [one.welfare for one in found], "k", label="welfare")
+    right.plot(prices, [one.utility.sum() for one in found], label="all clients' gains")
+    right.plot(prices, [one.utility.max() for one in found], label="the largest gain")
+    right.set(ylabel="J", title="who gains")
+    for axes in (left, middle, right):
+        axes.axvline(best.price, color="grey", linestyle=":", linewidth=1)
+        axes.set(xlabel="price of a whole repair (J)")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, -0.24))
+        axes.grid()
+    return figure
+
+
 def _axis(measure, unit):
     return measure if measure == "seconds" else f"{measure} ({unit})"

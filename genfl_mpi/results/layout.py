@@ -79,6 +79,16 @@ GENERATED = {
     "batch": Column("S64", "", "SHA-256 of all that determines the batch it was made in: its name in the bank"),
 }
 
+LABORATORY = {
+    "look": Column("i8", "1", "a model of a round that was tried in hindsight"),
+    "round": Column("i8", "1", "the round"),
+    "policy": Column("S64", "", "kappa policy that would have chosen the model; none for a point of the segment between the round's two models"),
+    "kappa2": Column("f8", "1", "weight of the augmented model in it"),
+    "loss": Column("f8", "nat", "its mean cross-entropy on the test set"),
+    "accuracy": Column("f8", "1", "share of the test set that it classifies correctly"),
+    "regret": Column("f8", "nat", "its loss less the least of all that were tried in the round"),
+}
+
 PARTITION = {
     "pointers": Column("i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"),
     "label_histograms": Column("i4", "1", "samples of each label that the client holds"),
@@ -87,7 +97,7 @@ PARTITION = {
 }
 
 # Tables that grow, each along the dimension that its first column numbers.
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY}
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "image": ("channel", "height", "width"),

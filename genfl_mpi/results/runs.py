@@ -104,8 +104,8 @@ def _read(path):
 
 def _check_alike(one, other, sections):
     """Raise UserError if two runs differ in one of `sections`; without any, in whatever changes a result."""
-    for key, value in one.config.items():
-        section = key.partition(".")[0]
+    for key in {**one.config, **other.config}:  # a world's keys are only where there is one
+        section, value = key.partition(".")[0], one.config.get(key)
         if key in APART or section == "runtime" or (is_free(key) and key != "rounds") or (sections and section not in sections):
             continue
         if other.config.get(key) != value:

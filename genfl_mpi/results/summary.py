@@ -9,6 +9,7 @@ from genfl_mpi.config import flatten
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.settings import is_free
+from genfl_mpi.world import World
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
@@ -46,7 +47,7 @@ def groups(paths):
     runs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            runs.append((flatten(config_of(file)), columns_of(file, "rounds"), yaml.safe_load(file["config"].attrs["class_names"])))
+            runs.append((_flat(config_of(file)), columns_of(file, "rounds"), yaml.safe_load(file["config"].attrs["class_names"])))
         if not len(runs[-1][1]["round"]):
             raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
@@ -59,6 +60,14 @@ def groups(paths):
         group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings, classes))
         group.runs.append(columns)
     return list(found.values()), common
+
+
+def _flat(values):
+    """A configuration as a flat dict, with the world as one setting: what it has besides the default, as text."""
+    world, default = values.get("world"), flatten(World().model_dump(mode="json"))
+    if world:
+        world = ", ".join(f"{key}={value}" for key, value in flatten(world).items() if value != default.get(key)) or "default"
+    return flatten({**values, "world": world})
 
 
 def _follows(key, runs):

@@ -74,6 +74,8 @@ class Writer:
                 "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())})
         if record.clients:
             self._append("clients", record.clients)
+        if record.laboratory:
+            self._append("laboratory", record.laboratory)
         self._append("ranks", record.ranks)
         # The round's row comes last: a round that is there is there whole.
         self._append("rounds", {name: [value] for name, value in {

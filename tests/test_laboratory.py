@@ -1,0 +1,82 @@
+"""The kappa laboratory: it sees what it says, and changes nothing."""
+
+import numpy as np
+import pytest
+from conftest import mpirun
+
+from genfl_mpi.cli import main
+from genfl_mpi.results import hindsight, reader
+
+LOOK = ["laboratory.every=1", "laboratory.points=5"]
+
+
+@pytest.fixture
+def quick(tiny):
+    return [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=3"]
+
+
+@pytest.mark.parametrize("more", [[], ["kappa.policy=bandit", "validation.source=clients", "rho=similarity"]])
+def test_looking_does_not_change_the_run(quick, more, tmp_path):
+    for folder, look in (("without", []), ("with", LOOK)):
+        assert main([*quick, *more, *look, f"output={tmp_path}/{folder}"]) == 0
+    results = [tmp_path / folder / "genfl_seed1.h5" for folder in ("without", "with")]
+    assert reader.digests(results[0])[0] == reader.digests(results[1])[0]
+    with reader.open_results(results[0]) as one, reader.open_results(results[1]) as other:
+        assert np.array_equal(one["rounds/loss"], other["rounds/loss"]) and not len(one["laboratory/look"])
+
+
+def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
+    assert main([*quick, *LOOK, "kappa.kappa2=0.3", "world={}", "validation.source=clients"]) == 0
+    with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
+        rows = reader.columns_of(file, "laboratory")
+        own = rows["policy"] == b"fixed"
+        assert rows["loss"][own] == pytest.approx(file["rounds/loss"][:], rel=1e-5)
+        assert rows["accuracy"][own] == pytest.approx(file["rounds/accuracy"][:], abs=0.02)
+    looks = hindsight.read(tmp_path / "results/genfl_seed1.h5")
+    # All that can be asked are; the bandit cannot, which remembers.
+    assert set(looks.regret) == {"fixed", "linear", "cosine", "exponential", "step", "amount", "alignment", "bias_optimal", "softmax_accuracy",
+                                 "softmax_loss", "line_search", "cost_aware", "shapley"}
+    assert looks.kappa2["fixed"] == pytest.approx(0.3) and looks.segment.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert min(regret.min() for regret in looks.regret.values()) >= 0
+    for round in range(3):
+        assert looks.least[round] <= looks.loss[round].min()
+        assert looks.regret["fixed"][round] == pytest.approx(rows["loss"][own][round] - looks.least[round])
+
+
+def test_any_number_of_ranks_and_a_start_in_between(quick, tmp_path):
+    for ranks in (1, 2):
+        assert mpirun(ranks, "-m", "genfl_mpi", *quick, *LOOK, "rounds=2", f"output={tmp_path}/{ranks}").returncode == 0
+    assert main([*quick, *LOOK, "rounds=1", f"output={tmp_path}/cut"]) == main([*quick, *LOOK, "rounds=2", f"output={tmp_path}/cut"]) == 0
+    digests = [reader.digests(tmp_path / folder / "genfl_seed1.h5") for folder in ("1", "2", "cut")]
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_a_barrier_is_what_rises_above_the_straight_line():
+    segment = np.array([0, 0.5, 1])
+    loss = np.array([[1, 3, 2], [1, 1.5, 2], [1, 1.2, 2]])
+    assert hindsight.barrier(segment, loss).tolist() == [1.5, 0, 0]
+
+
+def test_the_command(quick, tmp_path, capsys):
+    assert main([*quick, *LOOK, "laboratory.policies=[linear,amount]"]) == 0
+    capsys.readouterr()
+    assert main(["laboratory", str(tmp_path / "results/genfl_seed1.h5"), "-o", str(tmp_path / "lab.png")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= 80 and (tmp_path / "lab.png").exists()
+    assert {line.split()[0] for line in said[1:6]} == {"fixed", "linear", "amount", "never", "always"}
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["laboratory.policies=[linaer]"], "laboratory.policies: there is no 'linaer'; did you mean 'linear'?"),
+    (["laboratory.policies=[line_search]"], "laboratory.policies: line_search needs validation"),
+    (["laboratory.policies=[bandit]", "validation.source=clients"], "bandit needs memory, which only the run's own policy has"),
+    (["laboratory.points=1"], "laboratory.points")])
+def test_bad_input(quick, overrides, message, capsys):
+    assert main([*quick, *LOOK, *overrides]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_to_see(quick, tmp_path, capsys):
+    assert main([*quick, "rounds=1"]) == 0
+    assert main(["laboratory", str(tmp_path / "results/genfl_seed1.h5")]) == 2
+    assert "nothing was looked at" in capsys.readouterr().err
