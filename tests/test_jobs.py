@@ -193,6 +193,7 @@ def test_what_gpu_jobs_ask_for_and_get(cluster):
     assert "the job was given GPU 0,1,2,3, and torch cannot use it" in cluster.wait(refused, "FAILED")
 
 
+@pytest.mark.slow
 def test_the_bank_first_and_then_training(cluster, default, tmp_path):
     job = cluster.submit("--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0", "jobs/bank.sh", *SHORT, "generation.bank=bank")
     text = cluster.wait(job)
@@ -200,12 +201,14 @@ def test_the_bank_first_and_then_training(cluster, default, tmp_path):
     check(cluster.folder / "results/default", default)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_one_allocation(cluster, default, bank):
     job = cluster.submit("--ntasks-per-node=1", "--cpus-per-task=1", "jobs/allocation.sh", *SHORT, f"generation.bank={bank}")
     assert "3 runs in" in cluster.wait(job)
     check(cluster.folder / "results/default", default)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("study", "folders"), [("strong", ["1", "2"]), ("weak", ["1", "2"]), ("clients", ["100", "1000", "10000", "100000"])])
 def test_scaling_studies(cluster, study, folders):
     job = cluster.submit("--ntasks=2", "jobs/scaling.sh", study, "rounds=1", "partition.samples=20", "data.name=synthetic", "data.size=8")

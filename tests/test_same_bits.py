@@ -126,6 +126,7 @@ def _is_rank(process, folder):
     return arguments.startswith(sys.executable) and folder in arguments
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing(tiny, tmp_path):
     """In its middle, with checkpoints every other round; and when a finished run is being extended."""
     run(1, [*tiny, "rounds=60", f"output={tmp_path}/whole"])
