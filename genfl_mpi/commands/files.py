@@ -156,7 +156,8 @@ def laboratory(arguments):
         prog="python -m genfl_mpi laboratory", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="What kappa would have been the best in hindsight, in a run that was made with\n"
         "laboratory.every=1 or more: the loss along the segment between the round's two\n"
-        "models, its barrier, and each kappa policy's regret; and one figure. For example:\n"
+        "models, its barrier, and each kappa policy's regret; and one figure.\n"
+        "For example:\n"
         "  python -m genfl_mpi method=genfl laboratory.every=1 output=results/lab\n"
         "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5")
     parser.add_argument("file")
