@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 
@@ -32,7 +33,7 @@ def exit_status(comm, function):
         if comm.rank == 0 or not error.on_all_ranks:
             _complain(str(error))
         if comm.size > 1 and not error.on_all_ranks:
-            comm.Abort(2)
+            _abort(comm, 2)
         if error.unclean:
             os._exit(2)
         return 2
@@ -43,8 +44,14 @@ def exit_status(comm, function):
         where = ", ".join([f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))])
         _complain(f"{where}: {type(error).__name__}: {error}")
         if comm.size > 1:
-            comm.Abort(status)
+            _abort(comm, status)
         return status
+
+
+def _abort(comm, status):
+    """End the job. A launcher that is told to may drop what it has not passed on yet: so it gets the time to."""
+    time.sleep(0.3)
+    comm.Abort(status)
 
 
 def _complain(text):
