@@ -12,8 +12,7 @@ from genfl_mpi import streams
 from genfl_mpi.clients import client_data
 from genfl_mpi.data import public
 from genfl_mpi.learning.aggregation import cosine
-from genfl_mpi.learning.evaluation import evaluate, summarise
-from genfl_mpi.learning.training import normalise
+from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
 from genfl_mpi.learning.weights import ExactSum, bound
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.messages import CLIENT_FIELDS
@@ -37,12 +36,12 @@ class Council:
         self.order = np.zeros(1, dtype=np.int64)
         self.weights = np.zeros(len(self.model.weights) if self.sits else 0, dtype=np.float32)
         self.coefficients = np.zeros(len(self.down.plan))
-        self.units = np.zeros(len(self.weights) if self.keeps else 0, dtype=np.int64)
+        self.total = ExactSum(np.zeros(len(self.weights) if self.keeps else 0, dtype=np.int64))
 
     def keep(self, place, weights, since):
         """Put a client's trained model aside, by its place in the cohort, for the exact sum; returns and raises what
         `ExactSum.add` does."""
-        measured = ExactSum(self.units).add(0.0, weights, since)
+        measured = self.total.add(0.0, weights, since)
         self.kept[place] = weights.to("cpu", copy=True)
         return measured
 
@@ -120,8 +119,9 @@ class Council:
         self.model.weights.copy_(torch.from_numpy(self.weights))
         classes = len(self.about.classes)
         totals = np.zeros(classes + 2, dtype=np.int64)
+        size, device = self.config.evaluation.batch_size, self.model.weights.device
         for images, labels in self._own_share("test" if order == TEST else self.config.validation.source):
-            totals[:-1] += evaluate(self.model, self._chunks(images, labels), classes, MOST_CHUNKS)
+            totals[:-1] += evaluate(self.model, chunks(images, labels, size, self.about, device), classes, MOST_CHUNKS)
             totals[-1] += len(labels)
         collectives.sum_everywhere(self.comm, totals)
         if not totals[-1]:
@@ -155,22 +155,14 @@ class Council:
         """Numbers below `count`, of at most validation.samples, in rising order."""
         return np.sort(streams.generator(self.config.seed, "validation").permutation(count)[: self.config.validation.samples])
 
-    def _chunks(self, images, labels):
-        size, device = self.config.evaluation.batch_size, self.model.weights.device
-        for start in range(0, len(labels), size):
-            part = slice(start, start + size)
-            yield (normalise(torch.from_numpy(np.array(images[part])), self.about.mean, self.about.std, device),
-                   torch.from_numpy(np.array(labels[part])).to(device))
-
     def _average(self):
         collectives.broadcast(self.comm, self.coefficients)
-        self.units[:] = 0
-        total = ExactSum(self.units)
+        self.total.units[:] = 0
         for place, weights in self.kept.items():
-            total.add(self.coefficients[place], weights)
+            self.total.add(self.coefficients[place], weights)
         collectives.arrive(self.comm)
-        collectives.reduce_sum(self.comm, self.units)
-        return total
+        collectives.reduce_sum(self.comm, self.total.units)
+        return self.total
 
     def _cosines(self):
         collectives.broadcast(self.comm, self.weights)

@@ -179,7 +179,7 @@ def command(comm, config, cluster, name):
     yield from textwrap.wrap(_assumed(cluster), 80, subsequent_indent="  ")
     own = predict(config, arrays, costs, cluster)
     yield ""
-    yield f"{_counted(cluster.ranks, 'rank')} on {_counted(cluster.nodes, 'node')}"
+    yield f"{devices.counted(cluster.ranks, 'rank')} on {devices.counted(cluster.nodes, 'node')}"
     yield f"  seconds   {own['round'].mean():.3g} a round, {total(own['round'], config):,.4g} in all, start and files aside"
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
@@ -192,24 +192,20 @@ def command(comm, config, cluster, name):
 
 
 def _measured(config, ranks, costs):
-    threads = _counted(config.runtime.threads, "thread")
+    threads = devices.counted(config.runtime.threads, "thread")
     images = f"{config.generation.batch_size} images in {costs.batch:.2f} s; " if config.generates else ""
-    return (f"measured by {_counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
+    return (f"measured by {devices.counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
             f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
             f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s; "
             f"memory copies {costs.copying / 1e9:.1f} GB/s")
 
 
 def _assumed(cluster):
-    crowded = (f"; {cluster.ranks_a_node} ranks of {_counted(cluster.threads, 'thread')} share {_counted(cluster.cores, 'core')}, so that "
+    crowded = (f"; {cluster.ranks_a_node} ranks of {devices.counted(cluster.threads, 'thread')} share {devices.counted(cluster.cores, 'core')}, so that "
                f"all takes {cluster.crowding:.3g} times as long" if cluster.crowding > 1 else "")
-    return (f"assumed: nodes like this one, of {_counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
+    return (f"assumed: nodes like this one, of {devices.counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
             f"{8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by "
             f"reduce-scatter and gather{crowded}")
-
-
-def _counted(number, what):
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _others(cluster, most):

@@ -62,11 +62,10 @@ def _run(path):
 
 
 def _group(group):
-    accuracy = 100 * group.of("accuracy")
-    final = accuracy[:, -1]
+    final, best, seconds = group.outcome()
     return {"method": group.method, "colour": plots.COLOURS[group.method], "settings": ", ".join(filter(None, (group.panel, group.settings))),
-            "final": final.mean(), "deviation": final.std(ddof=1) if len(final) > 1 else None, "mean": accuracy.mean(),
-            "best": accuracy.max(1).mean(), "seconds": np.mean([run["round_seconds"].sum() for run in group.runs]), "seeds": len(final)}
+            "final": final.mean(), "deviation": final.std(ddof=1) if len(final) > 1 else None,
+            "mean": 100 * group.of("accuracy").mean(), "best": best, "seconds": seconds, "seeds": len(final)}
 
 
 def _rounds(groups):

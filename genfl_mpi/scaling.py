@@ -7,7 +7,7 @@ import numpy as np
 from genfl_mpi.config import flatten
 from genfl_mpi.errors import UserError
 from genfl_mpi.prediction import Cluster, copying, exchange, loads
-from genfl_mpi.results import reader, scaling
+from genfl_mpi.results import plots, reader, scaling
 from genfl_mpi.settings import is_free
 
 # By these, and by the ranks, the runs of one study may differ.
@@ -61,7 +61,7 @@ def command(paths, out):
     if not drawn:
         raise UserError("nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, "
                         "and else in the seed alone")
-    scaling.draw(drawn, out)
+    plots.save(scaling.draw(drawn), out)
     yield f"figure in {out}"
 
 

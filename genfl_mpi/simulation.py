@@ -13,7 +13,7 @@ from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.evaluation import accuracy_over_clients, evaluate, summarise
+from genfl_mpi.learning.evaluation import accuracy_over_clients, chunks, evaluate, summarise
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
@@ -214,13 +214,10 @@ class Simulation:
 
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
-        size = self.config.evaluation.batch_size
-        images, labels = self.data["test_images"], self.data["test_labels"]
+        size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
         self.model.weights.copy_(self.weights)
-        chunks = ((normalise(torch.from_numpy(images[i : i + size].copy()), self.about.mean, self.about.std, self.device),
-                   torch.from_numpy(labels[i : i + size].copy()).to(self.device))
-                  for i in range(self.comm.rank * size, len(labels), self.comm.size * size))
-        totals = evaluate(self.model, chunks, len(self.about.classes), -(-len(labels) // size))
+        own = chunks(self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size)
+        totals = evaluate(self.model, own, len(self.about.classes), -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 

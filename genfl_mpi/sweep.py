@@ -8,7 +8,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.groups import Turns, split
-from genfl_mpi.results.view import Lines
+from genfl_mpi.view import Lines
 
 
 def busy_ranks(config):

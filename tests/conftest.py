@@ -31,6 +31,15 @@ def tiny(tmp_path, bank):
     return [*TINY, f"output={tmp_path}/results", f"generation.bank={bank}"]
 
 
+def small_sweep(folder, bank):
+    """FedAvg and GenFL, two seeds of two rounds each, in a folder, which is returned."""
+    from genfl_mpi.cli import main
+
+    overrides = [one for one in TINY if not one.startswith("method")]
+    assert main([*overrides, "sweep.method=[fedavg,genfl]", "sweep.seed=[1,2]", f"output={folder}", f"generation.bank={bank}"]) == 0
+    return folder
+
+
 def command(ranks, *arguments):
     """`python *arguments` under mpirun."""
     extra = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi() else []

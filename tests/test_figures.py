@@ -4,7 +4,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import small_sweep
 from matplotlib.colors import to_hex
 
 from genfl_mpi.cli import main
@@ -16,11 +16,7 @@ from genfl_mpi.settings import Data
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, bank):
-    """FedAvg and GenFL, two seeds of two rounds each."""
-    folder = tmp_path_factory.mktemp("runs")
-    overrides = [one for one in TINY if not one.startswith("method")]
-    assert main([*overrides, "sweep.method=[fedavg,genfl]", "sweep.seed=[1,2]", f"output={folder}", f"generation.bank={bank}"]) == 0
-    return folder
+    return small_sweep(tmp_path_factory.mktemp("runs"), bank)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import h5py
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import small_sweep
 from PIL import Image
 
 from genfl_mpi.cli import main
@@ -22,10 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, bank):
-    folder = tmp_path_factory.mktemp("<runs> & co")
-    overrides = [one for one in TINY if not one.startswith("method")]
-    assert main([*overrides, "sweep.method=[fedavg,genfl]", "sweep.seed=[1,2]", f"output={folder}", f"generation.bank={bank}"]) == 0
-    return folder
+    return small_sweep(tmp_path_factory.mktemp("<runs> & co"), bank)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import pytest
 from conftest import FAST, Job, command, until
 from rich.console import Console
 
+from genfl_mpi import view
 from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
-from genfl_mpi.results import progress, reader, status, view
+from genfl_mpi.results import progress, reader, status
 
 
 def in_terminal(arguments, when=None, keys=b""):

@@ -1,7 +1,5 @@
 """What results files say."""
 
-import argparse
-
 from genfl_mpi.commands import launch
 from genfl_mpi.errors import UserError
 
@@ -18,13 +16,11 @@ FIGURES = {
 
 
 def plot(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi plot", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Draw a figure from results files, for one column of a two-column paper:\n"
+    parser = launch.parser_of_results(
+        "plot", "Draw a figure from results files, for one column of a two-column paper:\n"
         + "\n".join(f"  {name:<11}{about}" for name, about in FIGURES.items())
         + "\nOf several runs the figures of a run show the first one of GenFL.\nFor example:\n  python -m genfl_mpi plot results/default\n"
         "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf")
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
     parser.add_argument("--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME")
     parser.add_argument("--round", type=int, metavar="N", help="the round of a timeline (default: the last one)")
     parser.add_argument("--world", action="append", metavar="FILE", help="costs in a simulated world, see configs/worlds; may be given several times")
@@ -56,9 +52,8 @@ def plot(arguments):
 
 
 def summary(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi summary", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Many runs at a glance, while some of them still run, were cut off or have not\n"
+    parser = launch.parser_of(
+        "summary", "Many runs at a glance, while some of them still run, were cut off or have not\n"
         "begun: how far each is, the final accuracies of those that are finished, and a\n"
         "figure of all rounds that there are. For example:\n"
         "  python -m genfl_mpi summary results/fig5")
@@ -80,12 +75,10 @@ def summary(arguments):
 
 
 def claims(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi claims", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Test the paper's claims on results files of several methods, alphas and seeds,\n"
+    parser = launch.parser_of_results(
+        "claims", "Test the paper's claims on results files of several methods, alphas and seeds,\n"
         "and write the ledger as a table. For example:\n"
         "  python -m genfl_mpi claims results/fig5-small results/fig6-small")
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
     parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s)")
     options = parser.parse_args(arguments)
 
@@ -104,11 +97,12 @@ def claims(arguments):
 
 
 def price(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi price", description="What finished runs take in seconds, joules and bytes in simulated worlds, "
-        "without training: a table, and accuracy against each of the three. A setting of model.* or of the generator, as key=value, "
-        "prices the run as if it had had that model or generator. For example: "
-        "python -m genfl_mpi price results/default --world configs/worlds/city.yaml")
+    parser = launch.parser_of(
+        "price", "What finished runs take in seconds, joules and bytes in simulated worlds,\n"
+        "without training: a table, and accuracy against each of the three. A setting of\n"
+        "model.* or of the generator, as key=value, prices the run as if it had had that\n"
+        "model or generator. For example:\n"
+        "  python -m genfl_mpi price results/default --world configs/worlds/city.yaml")
     parser.add_argument("results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them")
     parser.add_argument("--world", action="append", default=[], metavar="FILE",
                         help="YAML file of a world, see configs/worlds; may be given several times; none: the default world")
@@ -116,21 +110,17 @@ def price(arguments):
     parser.add_argument("--placements", action="store_true",
                         help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements")
     parser.add_argument("--csv", metavar="FILE", help="write seconds and joules of each client, round and entity")
-    parser.add_argument("-o", "--output", default="price.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    launch.add_figure(parser, "price.png")
     options = parser.parse_args(arguments)
 
-    def lines():
-        from genfl_mpi import pricing
+    from genfl_mpi import pricing
 
-        yield from pricing.command(options)
-
-    return launch.print_lines(lines())
+    return launch.print_lines(pricing.command(options))
 
 
 def incentive(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi incentive", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="What the server should pay the clients of a run for generating what their\n"
+    parser = launch.parser_of(
+        "incentive", "What the server should pay the clients of a run for generating what their\n"
         "labels lack: their best responses to a price, the price it prefers, and what\n"
         "follows; and a figure over the price. Money is in joules. For example:\n"
         "  python -m genfl_mpi incentive results/default/genfl_seed1.h5")
@@ -140,28 +130,24 @@ def incentive(arguments):
                         help="what a unit less of mean EMD is worth to the server; none: twice what repairing all would cost")
     parser.add_argument("--base", type=float, metavar="J", help="pay for taking part; none: the median of what it costs")
     parser.add_argument("--budget", type=float, metavar="J", help="most that the server pays; none: no limit")
-    parser.add_argument("-o", "--output", default="incentive.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    launch.add_figure(parser, "incentive.png")
     options = parser.parse_args(arguments)
 
-    def lines():
-        from genfl_mpi import incentives
+    from genfl_mpi import incentives
 
-        yield from incentives.command(options)
-
-    return launch.print_lines(lines())
+    return launch.print_lines(incentives.command(options))
 
 
 def laboratory(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi laboratory", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="What kappa would have been the best in hindsight, in a run that was made with\n"
+    parser = launch.parser_of(
+        "laboratory", "What kappa would have been the best in hindsight, in a run that was made with\n"
         "laboratory.every=1 or more: the loss along the segment between the round's two\n"
         "models, its barrier, and each kappa policy's regret; and one figure.\n"
         "For example:\n"
         "  python -m genfl_mpi method=genfl laboratory.every=1 output=results/lab\n"
         "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5")
     parser.add_argument("file")
-    parser.add_argument("-o", "--output", default="laboratory.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    launch.add_figure(parser, "laboratory.png")
     options = parser.parse_args(arguments)
 
     def lines():
@@ -176,15 +162,13 @@ def laboratory(arguments):
 
 
 def scaling(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi scaling", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Print and draw how runs scaled, from results files of the same configuration on\n"
+    parser = launch.parser_of_results(
+        "scaling", "Print and draw how runs scaled, from results files of the same configuration on\n"
         "different numbers of ranks: speed-up, efficiency and where the time went,\n"
         "against the prediction from the fewest ranks; and from runs that differ in\n"
         "clients or cohort: seconds of a round and accuracy. For example:\n"
         "  python -m genfl_mpi scaling results/1 results/2 results/4")
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
-    parser.add_argument("-o", "--output", default="scaling.png", help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    launch.add_figure(parser, "scaling.png")
     options = parser.parse_args(arguments)
 
     def lines():
@@ -197,8 +181,8 @@ def scaling(arguments):
 
 
 def show(arguments):
-    parser = argparse.ArgumentParser(prog="python -m genfl_mpi show", description="Print what is in a results file. For example: "
-                                     "python -m genfl_mpi show results/default/genfl_seed1.h5")
+    parser = launch.parser_of("show", "Print what is in a results file. For example:\n"
+                              "  python -m genfl_mpi show results/default/genfl_seed1.h5")
     parser.add_argument("file")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.show import show
@@ -207,9 +191,10 @@ def show(arguments):
 
 
 def digest(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi digest", description="Print the SHA-256 of the final weights and of the results without clocks, "
-        "hosts and bytes: equal for equal runs on any number of ranks. For example: python -m genfl_mpi digest results/default/*.h5")
+    parser = launch.parser_of(
+        "digest", "Print the SHA-256 of the final weights and of the results without clocks, hosts\n"
+        "and bytes: equal for equal runs on any number of ranks. For example:\n"
+        "  python -m genfl_mpi digest results/default/*.h5")
     parser.add_argument("file", nargs="+")
     options = parser.parse_args(arguments)
     from genfl_mpi.results.reader import digests
@@ -223,15 +208,14 @@ def digest(arguments):
 
 
 def watch(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi watch", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Follow runs that another shell or a batch job computes, until they are finished:\n"
+    parser = launch.parser_of_results(
+        "watch", "Follow runs that another shell or a batch job computes, until they are finished:\n"
         "on a terminal a view that is drawn again and again, else a line for each round.\n"
         "For example:\n  python -m genfl_mpi watch results/default")
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
     options = parser.parse_args(arguments)
 
-    from genfl_mpi.results import reader, view
+    from genfl_mpi import view
+    from genfl_mpi.results import reader
 
     def lines():
         yield from ()
@@ -245,13 +229,11 @@ def watch(arguments):
 
 
 def export(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi export", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write a table of results files for other tools: a CSV file with a row for each\n"
+    parser = launch.parser_of_results(
+        "export", "Write a table of results files for other tools: a CSV file with a row for each\n"
         "round, or logs for TensorBoard. For example:\n"
         "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
         "  python -m genfl_mpi export results/default --tensorboard results/logs")
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
     parser.add_argument("--table", choices=("rounds", "clients", "generated", "partition"), default="rounds", help="which (default: %(default)s)")
     parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv)")
     parser.add_argument("--tensorboard", metavar="FOLDER", help="write the rounds of each run as scalars into FOLDER/RUN instead")
@@ -273,12 +255,10 @@ def export(arguments):
 
 
 def report(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi report", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
+    parser = launch.parser_of_results(
+        "report", "Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
         "it: configuration, environment, figures, tables, claims, images. For example:\n"
         "  python -m genfl_mpi report results/default -o report.html")
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
     parser.add_argument("-o", "--output", default="report.html", help="the HTML file (default: %(default)s)")
     options = parser.parse_args(arguments)
 

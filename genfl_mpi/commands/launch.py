@@ -9,15 +9,32 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import launchers
 
 
-def parser_of(command, description, epilog=None, first=None):
+def parser_of(command, description, epilog=None):
+    """The parser of a command, without its arguments."""
+    return argparse.ArgumentParser(prog=f"python -m genfl_mpi {command}".strip(), description=description, epilog=epilog,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parser_of_config(command, description, epilog=None, first=None):
     """The parser of a command that reads a configuration."""
-    parser = argparse.ArgumentParser(prog=f"python -m genfl_mpi {command}".strip(), description=description, epilog=epilog,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(command, description, epilog)
     if first:
         parser.add_argument(first, metavar=first.upper())
     parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
     return parser
+
+
+def parser_of_results(command, description):
+    """The parser of a command that reads results files."""
+    parser = parser_of(command, description)
+    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    return parser
+
+
+def add_figure(parser, default):
+    """Let a command's figure be put elsewhere than into the file `default`."""
+    parser.add_argument("-o", "--output", default=default, help="the figure: .png, .pdf or .svg (default: %(default)s)")
 
 
 def options_of(parser, arguments):
@@ -39,6 +56,16 @@ def on_config(options, command):
 def with_config(parser, arguments, command):
     """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     return on_config(options_of(parser, arguments), command)
+
+
+def print_of_config(parser, arguments, lines):
+    """Parse, read the configuration, and print, on rank 0, what `lines(comm, options, runs)` gives, which every rank goes through."""
+    def command(comm, options, runs, say):
+        for line in lines(comm, options, runs):
+            say(line)
+        return 0
+
+    return with_config(parser, arguments, command)
 
 
 def on_all_ranks(load, command):

@@ -1,6 +1,5 @@
 """Runs, and forks of them."""
 
-import argparse
 import time
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def run(arguments):
     from genfl_mpi import config
     from genfl_mpi.settings import describe
 
-    parser = launch.parser_of(
+    parser = launch.parser_of_config(
         "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
         "three methods on real handwritten digits. Started again, it skips the runs that\n"
         "are finished and continues the others. Other commands, each with --help:\n"
@@ -71,10 +70,11 @@ def _member(runs, number):
 
 
 def fork(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m genfl_mpi fork", description="Go on from a checkpointed round of the run in FILE with other settings: a "
-        "counterfactual. The new results file begins with the rounds before, and records where it comes from. For example: "
-        "python -m genfl_mpi fork results/default/genfl_seed1.h5 --at 10 kappa.kappa2=0.5")
+    parser = launch.parser_of(
+        "fork", "Go on from a checkpointed round of the run in FILE with other settings: a\n"
+        "counterfactual. The new results file begins with the rounds before, and records\n"
+        "where it comes from. For example:\n"
+        "  python -m genfl_mpi fork FILE --at 10 kappa.kappa2=0.5")
     parser.add_argument("file", type=Path)
     parser.add_argument("--at", type=int, required=True, metavar="ROUND",
                         help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
@@ -99,11 +99,11 @@ def _verbosity(parser):
 
 
 def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="accuracy.png"):
+    from genfl_mpi import runner, sweep
+    from genfl_mpi import view as live
     from genfl_mpi.fork import move_aside
     from genfl_mpi.mpi import collectives, devices
     from genfl_mpi.mpi.signals import Signals
-    from genfl_mpi import runner, sweep
-    from genfl_mpi.results import view as live
 
     start = time.perf_counter()
     paths = [_results(one, name) for name, one in runs.items()]

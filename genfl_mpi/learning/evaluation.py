@@ -4,7 +4,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from genfl_mpi.learning.training import normalise
 from genfl_mpi.learning.weights import fixed_point, from_fixed_point
+
+
+def chunks(images, labels, size, about, device, first=0, every=1):
+    """Chunks of at most `size` samples for `evaluate`, on `device`: number `first` and each `every`-th after it.
+
+    images: uint8 (n, C, H, W), and labels: int64 (n,), read-only maybe; about: the data set's `Description`.
+    """
+    for start in range(first * size, len(labels), every * size):
+        part = slice(start, start + size)
+        yield (normalise(torch.from_numpy(np.array(images[part])), about.mean, about.std, device),
+               torch.from_numpy(np.array(labels[part])).to(device))
 
 
 @torch.inference_mode()

@@ -85,8 +85,10 @@ def is_finished(file):
 
 
 def columns_of(file, table, names=None):
-    """Columns of a table, {name: array}, by default all: the rows that are there whole. A run that was cut off while it wrote
-    may have left more of some columns."""
+    """Columns of a table, or of the partition, {name: array}, by default all: the rows that are there whole. A run that was cut off
+    while it wrote may have left more of some columns."""
+    if table == "partition":  # written at once
+        return {name: file[table][name][:] for name in names or PARTITION}
     rows = len(file[table][next(iter(TABLES[table]))])  # the numbering, which grows last
     return {name: file[table][name][:rows] for name in names or TABLES[table]}
 

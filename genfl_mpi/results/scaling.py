@@ -1,24 +1,22 @@
 """The figure of how runs scaled."""
 
-import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullLocator, ScalarFormatter  # noqa: E402
-
-from genfl_mpi.results.plots import save  # noqa: E402
+from genfl_mpi.results.plots import WIDTH, styled
 
 PART_COLOURS = ("#0072B2", "#009E73", "#E69F00", "#D55E00", "#56B4E9", "#999999")
 
 
-def draw(studies, out):
-    """Into the image file `out`, a row of two panels for each of `studies`: (title, rows), the rows as `over_ranks` or
-    `over_clients` of genfl_mpi.scaling give them. Raises UserError."""
-    figure, grid = plt.subplots(len(studies), 2, figsize=(8, 0.4 + 3.1 * len(studies)), layout="constrained", squeeze=False)
-    for axes, (title, rows) in zip(grid, studies):
+@styled
+def draw(studies):
+    """A row of two panels for each of `studies`: (title, rows), the rows as `over_ranks` or `over_clients` of genfl_mpi.scaling
+    give them."""
+    figure = Figure((2 * WIDTH, 0.4 + 2.6 * len(studies)), layout="constrained")  # both columns of a page
+    for axes, (title, rows) in zip(figure.subplots(len(studies), 2, squeeze=False), studies):
         (_ranks if isinstance(rows[0][-1], dict) else _clients)(axes, rows)
-        axes[0].set_title(title, loc="left", fontsize="medium")
-    save(figure, out)
+        axes[0].set_title(title, loc="left")
+    return figure
 
 
 def _ranks(axes, rows):
@@ -31,8 +29,8 @@ def _ranks(axes, rows):
     speed.set(xlabel="ranks", ylabel=f"speed-up over {ranks[0]} rank{'s' * (ranks[0] > 1)}", xscale="log", yscale="log")
     _mark(speed.xaxis, ranks)
     _mark(speed.yaxis, [one / ranks[0] for one in ranks])
-    speed.grid(alpha=0.3)
-    speed.legend(frameon=False, fontsize="small")
+    speed.grid()
+    speed.legend(frameon=False)
     bottom = [0.0] * len(rows)
     for part, colour in zip(rows[0][3], PART_COLOURS):
         shares = [row[3][part] * row[1] / 100 for row in rows]
@@ -40,7 +38,7 @@ def _ranks(axes, rows):
         bottom = [one + two for one, two in zip(bottom, shares)]
     where.set_xticks(range(len(rows)), ranks)
     where.set(xlabel="ranks", ylabel="seconds of the mean rank in a round")
-    where.legend(frameon=False, fontsize="small", ncols=2)
+    where.legend(frameon=False, ncols=2)
 
 
 def _clients(axes, rows):
@@ -54,9 +52,9 @@ def _clients(axes, rows):
     for panel, name in zip(axes, ("seconds of a round", "final test accuracy (%)")):
         panel.set(xlabel="clients", ylabel=name, xscale="log")
         _mark(panel.xaxis, sorted({row[0] for row in rows}))
-        panel.grid(alpha=0.3)
+        panel.grid()
     axes[0].set_ylim(bottom=0)
-    axes[1].legend(frameon=False, fontsize="small")
+    axes[1].legend(frameon=False)
 
 
 def _mark(axis, values):

@@ -37,6 +37,12 @@ class Group:
         """The column of the other runs, float64 (rounds, ...) each."""
         return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
 
+    def outcome(self):
+        """Of the runs that have the most rounds: final accuracies, float64 (runs,), and the means of the best ones, in percent,
+        and of the seconds."""
+        accuracy = 100 * self.of("accuracy")
+        return accuracy[:, -1], accuracy.max(1).mean(), self.of("round_seconds").sum(1).mean()
+
     def _rounds(self):
         return max(len(run["round"]) for run in self.runs)
 
@@ -90,8 +96,7 @@ def table(paths):
     width = max(map(len, names))
     yield f"{'method':<11} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
     for group, name in zip(found, names):
-        accuracy = 100 * group.of("accuracy")
-        final, best, seconds = accuracy[:, -1], accuracy.max(1).mean(), group.of("round_seconds").sum(1).mean()
+        final, best, seconds = group.outcome()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {seconds:7.1f}  {len(final):5d}")

@@ -74,7 +74,7 @@ def _columns(path, table):
     with open_results(path) as file, damage(path):
         names = yaml.safe_load(file["config"].attrs["class_names"])
         if table == "partition":
-            columns = {name: file["partition"][name][:] for name in PARTITION}
+            columns = columns_of(file, table)
             samples = np.diff(columns.pop("pointers"))
             return {"client": np.arange(len(samples)), "samples": samples, **columns}, names
         return columns_of(file, table, [name for name in TABLES[table] if name != "image"]), names
@@ -84,7 +84,7 @@ def _dataset(xarray, path, table):
     columns = PARTITION if table == "partition" else TABLES[table]
     with open_results(path) as file, damage(path):
         names = [name for name in columns if name != "image"]
-        values = {name: file[table][name][:] for name in names} if table == "partition" else columns_of(file, table, names)
+        values = columns_of(file, table, names)
     rows = () if table == "partition" else (next(iter(columns)),)
     return xarray.Dataset({_clear(table, name): ((*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows, values[name],
                                                  {"units": columns[name].unit, "long_name": columns[name].about}) for name in names})

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from genfl_mpi.mpi import launchers
 from genfl_mpi.results import progress, status
 
 PHASES = ("train", "generate", "augment", "wait", "reduce", "broadcast", "evaluate")
@@ -20,7 +21,6 @@ BARS = "▁▂▃▄▅▆▇█"
 MOST_RUNS = 12  # in the table of a live view
 REFRESH = 0.25  # seconds between two frames
 LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
-RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
 def view(say, total, level="normal", shown=True):
@@ -49,7 +49,7 @@ def terminal():
                 descriptor = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NOCTTY)
                 return descriptor if os.isatty(descriptor) and (holds or sys.stdout.isatty()) else None
             pid = int(rest.split()[1])
-    started_by_others = any(name in os.environ for name in RANK_VARIABLES)
+    started_by_others = any(name in os.environ for name in launchers.RANKS)
     return sys.stdout.fileno() if sys.stdout.isatty() and not started_by_others else None
 
 
