@@ -82,8 +82,11 @@ def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
     with h5py.File(path, "r+") as file:
         file["clients/rank"][:3], file["clients/start_seconds"][:3], file["clients/seconds"][:3] = [0, 0, 1], [0, 1, 0], [1, 2, 1]
         file["rounds/round_seconds"][0] = 4
+        for name, values in {"row": [0, 1, 2], "round": [1, 1, 2], "rank": [0, 1, 0], "wait_seconds": [0, 2.5, 0]}.items():
+            file["ranks"][name].resize(3, axis=0)
+            file["ranks"][name][:] = values
     found, _ = spans(path, 1)
-    assert [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")] == [(1, 3)]
+    assert [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")] == [(1, 3.5)], "as it was measured"
     assert not [span for span in found if (span.rank, span.phase) == (0, "wait")]
 
 

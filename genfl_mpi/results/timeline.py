@@ -28,32 +28,31 @@ class Span(NamedTuple):
 def spans(path, round):
     """The `Span`s of a round of a results file, and the number of the round; round: None for the last one.
 
-    Measured are the clients' training on every rank, and all phases of rank 0. The collectives begin and end together on all
-    ranks; a rank waits from its last piece of work to the first of them. Work that rank 0 did ahead while it waited is drawn as
-    one piece. Raises UserError.
+    Measured are the clients' training and the waiting on every rank, and all phases of rank 0. The collectives begin and end
+    together on all ranks. Work that rank 0 did ahead while it waited is drawn as one piece. Raises UserError.
     """
     with open_results(path) as file, damage(path):
         rounds, clients = columns_of(file, "rounds"), columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank"))
-        ranks = int(file["environment"].attrs["ranks"])
+        waits = columns_of(file, "ranks", ("round", "rank", "wait_seconds"))
     there = rounds["round"].tolist()
     if not there or (round or there[-1]) not in there:
         raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
     round = round or there[-1]
     row = {name: values[there.index(round)] for name, values in rounds.items()}
-    own = clients["round"] == round
-    ranks = max([ranks, *(clients["rank"][own] + 1)])  # the start that computed this round may have had more than the last one
+    own, waits = clients["round"] == round, waits["wait_seconds"][waits["round"] == round].tolist()  # one a rank, in their order
     found = [Span(int(rank), "train", start, start + seconds, int(client)) for client, start, seconds, rank in
              zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
     if np.isfinite(row["generate_start_seconds"]):
         start = row["generate_start_seconds"]
         found += _in_a_row(0, start, {"generate": row["generate_seconds"], "augment": row["augment_seconds"]})
-    free = [max([0.0, *(span.end for span in found if span.rank == rank)]) for rank in range(ranks)]
+    free = [max([0.0, *(span.end for span in found if span.rank == rank)]) for rank in range(len(waits))]
     ahead = row["generate_ahead_seconds"]
     found += _in_a_row(0, free[0], {"generate ahead": ahead})
     free[0] += ahead
     evaluate = row["round_seconds"] - row["evaluate_seconds"]
-    for rank in range(ranks):
-        found += _in_a_row(rank, free[rank], {"wait": max(free) - free[rank], "reduce": row["reduce_seconds"]})
+    arrived = max(start + wait for start, wait in zip(free, waits))
+    for rank, wait in enumerate(waits):
+        found += _in_a_row(rank, free[rank], {"wait": wait}) + _in_a_row(rank, arrived, {"reduce": row["reduce_seconds"]})
         found += _in_a_row(rank, evaluate - row["broadcast_seconds"], {name: row[f"{name}_seconds"] for name in ("broadcast", "evaluate")})
     return sorted(found), round
 
