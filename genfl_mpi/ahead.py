@@ -26,7 +26,7 @@ def prefetch(runs):
         datasets.download(data)
         yield f"data set {data.name}: " + (f"in {data.root}" if datasets.describe(data).folder else "installed with the package")
     for name in sorted({run.generation.checkpoint for run in runs if run.generates}):
-        yield f"checkpoint {name}: in {checkpoint.fetch(name)}"
+        yield f"generator {name}: " + ("a function" if checkpoint.is_function(name) else f"in {checkpoint.fetch(name)}")
 
 
 def partition(comm, config):

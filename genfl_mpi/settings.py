@@ -93,7 +93,7 @@ class LabelSharing(Section):
 
 
 class Generation(Section):
-    checkpoint: str = Field("digits", description="`digits` (shipped), a folder in diffusers' format, or a hub id")
+    checkpoint: str = Field("digits", description="`digits`, `cifar10`, `cifar100` (shipped), a text-to-image pipeline of diffusers as a folder or hub id, or module:function")
     adapter: str | None = Field(None, description="folder of a LoRA adapter for the checkpoint, as `finetune` makes it")
     prompts: str = Field("mnist", description="`mnist`, `fashion_mnist`, `emnist`, `cifar10`, `cifar100`, or a YAML file of templates and descriptions")
     negative_prompt: str = Field("", description="what the images should not show")

@@ -56,6 +56,7 @@ def finetune(comm, config, say):
 
     def ready():
         folder = checkpoint.locate(config.generation.checkpoint)
+        checkpoint.require_original(folder, "fine-tuning")
         checkpoint.check_public(folder, config.data)
         return folder, load_prompts(config.generation.prompts, about.classes)
 

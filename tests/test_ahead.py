@@ -64,7 +64,7 @@ def test_prompts_are_those_of_the_run(tiny, capsys):
 def test_prefetch_names_what_is_there_and_what_cannot_be_had(tiny, capsys, monkeypatch):
     assert main(["prefetch", *tiny]) == 0
     said = capsys.readouterr().out
-    assert "data set mnist5k: installed" in said and "checkpoint digits: in " in said
+    assert "data set mnist5k: installed" in said and "generator digits: in " in said
     import huggingface_hub
 
     def offline(*_, **options):

@@ -1,5 +1,6 @@
 """Prompts, plans, the bank, the pipeline."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,32 @@ from genfl_mpi.generation.planning import cohort_deficit, deficit, equal, invers
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.policies import ServerState
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    """A tiny checkpoint of Stable Diffusion XL's classes that has learned nothing."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from genfl_mpi.generation.pretraining import build_tokenizer
+
+    words = build_tokenizer(["the digit zero one two"])
+    text = CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, projection_dim=32,
+                          max_position_embeddings=16, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=64, attention_head_dim=(2, 4),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80, transformer_layers_per_block=(1, 1))
+        vae = AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                            norm_num_groups=8, sample_size=16)
+        pipeline = StableDiffusionXLPipeline(vae, CLIPTextModel(text), CLIPTextModelWithProjection(text), words, words, unet, EulerDiscreteScheduler(),
+                                             add_watermarker=False)
+    folder = tmp_path_factory.mktemp("sdxl")
+    pipeline.save_pretrained(folder)
+    return folder
+
 
 DIGITS = datasets.DESCRIPTIONS["mnist5k"].classes
 PROMPTS = load_prompts("mnist", DIGITS)
@@ -109,6 +136,64 @@ def test_the_pipelines_options_work(tmp_path, change):
 def test_options_that_the_pipeline_does_not_have(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         Generator(settings(tmp_path, **change), (1, 28, 28))
+
+
+def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
+    """Stable Diffusion XL's classes, with two text encoders; what knows one architecture alone says so."""
+    from genfl_mpi.generation.flops import of_configured
+
+    [batch] = batches_of_round([1, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 2)
+    one = settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2)
+    images = Generator(one, (1, 28, 28)).images(batch)
+    other = Generator(settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2, negative_prompt="zero"), (1, 28, 28)).images(batch)
+    assert images.shape == (2, 1, 28, 28) and images.std() > 1 and not np.array_equal(images, other)
+    with pytest.raises(UserError, match="StableDiffusionXLPipeline: .*divisible by 8|multiple of 8"):
+        Generator(settings(tmp_path, checkpoint=str(sdxl), size=12), (1, 28, 28)).images(batch)
+    with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, and pricing knows"):
+        of_configured(one.generation)
+
+
+def test_a_pipeline_that_draws_from_no_text(tmp_path, sdxl):
+    copy = shutil.copytree(sdxl, tmp_path / "copy")
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "AudioLDMPipeline"))
+    with pytest.raises(UserError, match="holds a AudioLDMPipeline, which is not among"):
+        Generator(settings(tmp_path, checkpoint=str(copy)), (1, 28, 28))
+
+
+FUNCTIONS = """
+import numpy as np
+
+def stripes(batch, shape):
+    return np.stack([np.random.default_rng(seed).integers(0, 20, shape) + 20 * label for seed, label in zip(batch.seed, batch.label)]).astype(np.uint8)
+
+def too_large(batch, shape):
+    return np.zeros((len(batch), 1, 64, 64), np.uint8)
+
+def pictures(batch, shape):
+    return "pictures"
+"""
+
+
+def test_a_generator_that_is_a_function(tmp_path, monkeypatch):
+    """It draws what it is asked, in batches filled up like any other; its file tells its images from those of another version."""
+    (tmp_path / "own_generator.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    [batch] = batches_of_round([2, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 5)
+    generator = Generator(settings(tmp_path / "bank", checkpoint="own_generator:stripes"), (1, 28, 28))
+    images = generator.images(batch)
+    assert images.shape == (3, 1, 28, 28) and [image.min() // 20 for image in images] == list(batch.label)
+    for name, got in (("too_large", r"uint8 \(5, 1, 64, 64\)"), ("pictures", "str")):
+        with pytest.raises(UserError, match=rf"{name} must return a NumPy array uint8 \(5, 1, 28, 28\), not {got}"):
+            Generator(settings(tmp_path / name, checkpoint=f"own_generator:{name}"), (1, 28, 28)).images(batch)
+    (tmp_path / "own_generator.py").write_text(FUNCTIONS + "\n# revised\n")
+    assert batch not in Generator(settings(tmp_path / "bank", checkpoint="own_generator:stripes"), (1, 28, 28)).bank
+
+
+@pytest.mark.parametrize(("name", "message"), [("own_generator:none", "own_generator:none cannot be imported"), ("math:sqrt", "file of math:sqrt cannot be read")])
+def test_a_generator_that_is_no_function(tmp_path, name, message):
+    with pytest.raises(UserError, match=f"generation.checkpoint: .*{message}"):
+        Generator(settings(tmp_path, checkpoint=name), (1, 28, 28))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-300], lambda data: data.replace(b"\x07", b"\x08"), lambda data: b"no HDF5"])

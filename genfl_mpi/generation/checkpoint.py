@@ -1,7 +1,10 @@
 """Text-to-image checkpoints in diffusers' format: where they are, whether they are whole, what identifies them."""
 
+import difflib
 import hashlib
+import importlib.util
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,10 +16,20 @@ from genfl_mpi.errors import UserError
 SHIPPED = Path(__file__).parent / "checkpoints"
 ADAPTER = "pytorch_lora_weights.safetensors"
 RECORD = "training.yaml"  # what `pretrain` and `finetune` write down beside what they made
+ORIGINAL = "StableDiffusionPipeline"
+UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # parts of a pipeline that drawing from text can do without
+WEIGHTLESS = re.compile(r"(Scheduler|Tokenizer|TokenizerFast|Processor|Extractor)$")
+
+
+def is_function(name):
+    """Whether generation.checkpoint names a function of the user's, module:function, in a checkpoint's place."""
+    return ":" in name
 
 
 def locate(name):
     """The folder of a checkpoint: one that we ship, a folder, or a hub id that is in the local cache. Raises UserError."""
+    if is_function(name):
+        raise UserError(f"generation.checkpoint: {name} is a function; this needs a checkpoint in diffusers' format")
     if (SHIPPED / name / "model_index.json").is_file() and "/" not in name:
         return _checked(SHIPPED / name)
     if Path(name).is_dir():
@@ -56,7 +69,7 @@ def fetch(name):
 
     try:
         # Folders of the pipeline only: no single-file copies of all weights, no half-precision twins, nothing pickled.
-        snapshot_download(name, allow_patterns=["model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "safetensors"))],
+        snapshot_download(name, allow_patterns=["model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors"))],
                           ignore_patterns=["*.fp16.safetensors", "*non_ema*", "safety_checker/*"])
     except Exception as error:  # a download fails in many ways
         raise UserError(f"generation.checkpoint: {name} cannot be fetched: {str(error).splitlines()[0]}") from error
@@ -77,19 +90,49 @@ def _record(folder):
     return yaml.safe_load(file.read_text()) if file.is_file() else None
 
 
-def _checked(folder):
+def kind(folder):
+    """The class of the pipeline in `folder`, by its name. Raises UserError."""
     try:
-        index = json.loads((folder / "model_index.json").read_text())
-        components = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    except (OSError, ValueError, AttributeError, IndexError):
+        return json.loads((folder / "model_index.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"generation.checkpoint: {folder} is not a diffusers pipeline: model_index.json is missing or unreadable") from None
-    if index.get("_class_name") != "StableDiffusionPipeline":
-        raise UserError(f"generation.checkpoint: {folder} holds a {index.get('_class_name')}, not a StableDiffusionPipeline")
-    for part in set(components) - {"safety_checker", "feature_extractor"}:
+
+
+def require_original(folder, who):
+    """Raise UserError if `folder` is no checkpoint of Stable Diffusion's first architecture, which `who` needs."""
+    if (name := kind(folder)) != ORIGINAL:
+        raise UserError(f"generation.checkpoint: {folder} holds a {name}, and {who} knows the architecture of a {ORIGINAL} alone")
+
+
+def check_scheduler(name):
+    """Raise UserError for a scheduler that diffusers does not have."""
+    known = set(re.findall(r'"(\w+Scheduler)"', _diffusers("__init__.py")))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {near}?")
+
+
+def _diffusers(file):
+    """A source file of diffusers: importing it takes seconds, and most ranks never do."""
+    return Path(importlib.util.find_spec("diffusers").submodule_search_locations[0], file).read_text()
+
+
+@lru_cache
+def _text_to_image():
+    """Names of the pipelines that diffusers makes images from text with."""
+    table = re.search(r"^AUTO_TEXT2IMAGE_PIPELINES_MAPPING = OrderedDict\((.*?)^\)", _diffusers("pipelines/auto_pipeline.py"), re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"\b\w+Pipeline\b", table[1]))
+
+
+def _checked(folder):
+    if (name := kind(folder)) not in _text_to_image():
+        raise UserError(f"generation.checkpoint: {folder} holds a {name}, which is not among diffusers' pipelines from text to image")
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {part: of[1] for part, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0] is not None}
+    for part in parts.keys() - UNUSED:
         if not any((folder / part).glob("*")):
             raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} is missing or empty")
-    for part in ("unet", "vae", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
+        if not WEIGHTLESS.search(parts[part]) and not any((folder / part).glob("*.safetensors")):
             raise UserError(f"generation.checkpoint: {folder} is incomplete: {part} has no safetensors file")
     _check_weights(folder)
     return folder
@@ -108,7 +151,7 @@ def _check_weights(folder):
 def digest(folder):
     """SHA-256 of the checkpoint's configuration and weight files and their names: what determines its images."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt")):
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
         with file.open("rb") as stream:
             total.update(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

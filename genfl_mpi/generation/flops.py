@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from genfl_mpi.generation.checkpoint import locate
+from genfl_mpi.generation.checkpoint import locate, require_original
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 # Stable Diffusion v1.5: what its configuration files say and is not diffusers' default.
@@ -40,7 +40,9 @@ def of_configured(settings):
 
 
 def of_pipeline(folder, settings):
-    """`Flops` of the pipeline in `folder`, in diffusers' format, with the steps, guidance and size of config.generation."""
+    """`Flops` of the pipeline in `folder`, in diffusers' format, with the steps, guidance and size of config.generation. Raises
+    UserError."""
+    require_original(folder, "pricing")
     parts = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae", "text_encoder"))
     return _count(*parts, settings)
 

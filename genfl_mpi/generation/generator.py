@@ -1,9 +1,17 @@
 """The generator of a run: batches of images from the bank, or made and put there."""
 
+import hashlib
+import inspect
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
 import torch
 
+from genfl_mpi.errors import UserError
 from genfl_mpi.generation import checkpoint, pipeline
-from genfl_mpi.generation.bank import Bank
+from genfl_mpi.generation.bank import Bank, Batch
+from genfl_mpi.naming import find
 
 
 class Generator:
@@ -15,15 +23,24 @@ class Generator:
     def __init__(self, config, shape):
         self.settings, self.shape = config.generation, shape
         settings = self.settings
-        self.folder = checkpoint.locate(settings.checkpoint)
-        self.adapter = settings.adapter and checkpoint.locate_adapter(settings.adapter, self.folder)
-        for folder in filter(None, (self.folder, self.adapter)):
-            checkpoint.check_public(folder, config.data)
-        pipeline.check(settings)
+        self.function = self.folder = self.adapter = None
+        if checkpoint.is_function(settings.checkpoint):
+            self.function = find(settings.checkpoint, {}, "generation.checkpoint")
+            identity = _source(settings.checkpoint, self.function)
+        else:
+            self.folder = checkpoint.locate(settings.checkpoint)
+            self.adapter = settings.adapter and checkpoint.locate_adapter(settings.adapter, self.folder)
+            for folder in filter(None, (self.folder, self.adapter)):
+                checkpoint.check_public(folder, config.data)
+            identity = checkpoint.digest(self.folder)
+        if settings.scheduler is not None:
+            checkpoint.check_scheduler(settings.scheduler)
+        if settings.size is not None and settings.size % 8:
+            raise UserError(f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need")
         # Everything but prompt and seed that an image's bits depend on.
         names = ("negative_prompt", "scheduler", "steps", "guidance", "size", "batch_size", "dtype", "device", "save_memory")
         self.bank = Bank(settings.bank, {
-            "checkpoint": checkpoint.digest(self.folder), "adapter": self.adapter and checkpoint.digest(self.adapter), "shape": list(shape), "resize": "bilinear, antialiased",
+            "checkpoint": identity, "adapter": self.adapter and checkpoint.digest(self.adapter), "shape": list(shape), "resize": "bilinear, antialiased",
             "threads": settings.threads if settings.device == "cpu" else None,
             **{name: getattr(settings, name) for name in names},
         })
@@ -38,16 +55,35 @@ class Generator:
         return self.bank.read(batch)
 
     def load(self):
-        """Load the pipeline now, which otherwise waits for the first image to be made."""
-        return pipeline.load(self.folder, self.adapter, self.settings)
+        """Load what draws now, which otherwise waits for the first image to be made: a function of (`Batch`, shape) that returns
+        uint8 (n, C, H, W)."""
+        if self.function:
+            return self._drawn_by_function
+        loaded = pipeline.load(self.folder, self.adapter, self.settings)
+        return lambda batch, shape: pipeline.draw(loaded, list(batch.prompt), batch.seed, self.settings, shape)
 
     def _draw(self, batch):
         # A short batch is filled up, so that every image is computed in a batch of the same size.
-        padding = self.settings.batch_size - len(batch)
-        prompts, seeds = [*batch.prompt, *batch.prompt[-1:] * padding], [*batch.seed, *batch.seed[-1:] * padding]
+        full = Batch(*(values + values[-1:] * (self.settings.batch_size - len(batch)) for values in astuple(batch)))
         threads = torch.get_num_threads()
         torch.set_num_threads(self.settings.threads)
         try:
-            return pipeline.draw(self.load(), prompts, seeds, self.settings, self.shape)[: len(batch)]
+            return self.load()(full, self.shape)[: len(batch)]
         finally:
             torch.set_num_threads(threads)
+
+    def _drawn_by_function(self, batch, shape):
+        images = self.function(batch, shape)
+        wanted = (len(batch), *shape)
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != wanted:
+            got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise UserError(f"generation.checkpoint: {self.settings.checkpoint} must return a NumPy array uint8 {wanted}, not {got}")
+        return images
+
+
+def _source(name, function):
+    """SHA-256 of the file that a function is in: what determines its images, as far as anybody can see."""
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(inspect.unwrap(function))).read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        raise UserError(f"generation.checkpoint: the file of {name} cannot be read; write a function of Python in a file of yours") from None

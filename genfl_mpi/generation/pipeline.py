@@ -1,10 +1,7 @@
-"""From prompts to images with diffusers' StableDiffusionPipeline."""
+"""From prompts to images with a text-to-image pipeline of diffusers."""
 
-import difflib
-import importlib.util
-import re
+import inspect
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +10,19 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.generation.checkpoint import ADAPTER
 
 
-def check(settings):
-    """Raise UserError for a scheduler that diffusers does not have, without importing diffusers, which takes seconds."""
-    name = settings.scheduler
-    if name is not None:
-        folder = importlib.util.find_spec("diffusers").submodule_search_locations[0]
-        known = set(re.findall(r'"(\w+Scheduler)"', Path(folder, "__init__.py").read_text()))
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {near}?")
-    if settings.size is not None and settings.size % 8:
-        raise UserError(f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need")
-
-
 def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
-    """The pipeline in `folder`, with the adapter in the folder `adapter`. Only safetensors are read. Raises UserError."""
+    """The pipeline in `folder`, with the adapter in the folder `adapter`. Only safetensors are read, and no code. Raises UserError."""
     import diffusers  # here, because it takes seconds and only a rank that generates needs it
 
     silence()
     try:
-        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        # Neither a filter nor a watermark, which would depend on what else is installed.
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
-            safety_checker=None, requires_safety_checker=False)
+            safety_checker=None, requires_safety_checker=False, add_watermarker=False)
         if adapter is not None:
             pipeline.load_lora_weights(adapter, weight_name=ADAPTER)
-            pipeline.fuse_lora(components=["unet"])  # added to the weights once, it costs an image nothing
+            pipeline.fuse_lora(components=[part for part in ("unet", "transformer") if part in pipeline.components])  # added to the weights once, it costs an image nothing
             pipeline.unload_lora_weights()
         if scheduler is not None:
             pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
@@ -83,9 +68,18 @@ def draw(pipeline, prompts, seeds, settings, shape):
     """
     # Noise is drawn on the CPU, whatever the device.
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    images = pipeline(prompts, negative_prompt=[settings.negative_prompt] * len(prompts), num_inference_steps=settings.steps,
-                      guidance_scale=settings.guidance, height=settings.size, width=settings.size, generator=noise,
-                      output_type="pt").images.float()
+    options = {"negative_prompt": [settings.negative_prompt] * len(prompts), "num_inference_steps": settings.steps,
+               "guidance_scale": settings.guidance, "height": settings.size, "width": settings.size, "generator": noise, "output_type": "pt"}
+    unknown = options.keys() - inspect.signature(pipeline.__call__).parameters
+    if "negative_prompt" in unknown and not settings.negative_prompt:
+        unknown.remove("negative_prompt")
+        del options["negative_prompt"]
+    if unknown:
+        raise UserError(f"generation.checkpoint: a {type(pipeline).__name__} takes no {unknown.pop()}")
+    try:
+        images = pipeline(prompts, **options).images.float()
+    except ValueError as error:  # a size that it cannot draw, say
+        raise UserError(f"generation: {type(pipeline).__name__}: {str(error).splitlines()[0]}") from error
     channels, *size = shape
     if channels == 1:
         images = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
