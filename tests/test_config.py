@@ -99,6 +99,8 @@ BAD = {
     "a key of the world": (["method=fedavg", "world={radius_m: 3}"], "unknown key world.radius_m; did you mean world.channel.radius_m?"),
     "negative power": (["method=fedavg", "world.server.watts=-1"], "world.server.watts: "),
     "no world's file": (["method=fedavg", "world=nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    "audit of corrected gradients": (["method=fedavg", "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
+    "pay without energies": (["method=fedavg", "incentive.base=1"], "incentive.base pays for energy: set world"),
     "too small a world": (["method=fedavg", "world.clients=3"], "world.clients (3) is less than clients (20)"),
     "no pool to judge by": (["method=genfl", "validation.source=pool"], "validation.source=pool needs data.public_pool"),
     "judged by what it learned": (["method=pool", "data.public_pool=50", "validation.source=pool"], "would judge the augmented model by what it learned from"),

@@ -1,4 +1,4 @@
-"""Clients with bad data: a stated share of them holds blurred, noisy or mislabelled samples."""
+"""Bad clients: a stated share of them holds blurred, noisy or mislabelled samples, or claims labels that it does not hold."""
 
 import numpy as np
 import torch
@@ -16,6 +16,12 @@ def bad_clients(clients, settings, seed):
 def mislabel(labels, classes, rng):
     """Every label replaced by another one, each other class being as likely."""
     return (labels + rng.integers(1, classes, labels.shape)) % classes
+
+
+def overclaim(histogram):
+    """What a client that overclaims tells in place of its label counts, int (classes,): as many samples of every label. Of
+    presence, all."""
+    return np.full_like(histogram, -(-int(histogram.sum()) // len(histogram)))
 
 
 def spoil(images, kind, rng):

@@ -40,7 +40,7 @@ def spans(path, round):
         raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
     round = round or there[-1]
     row = {name: values[there.index(round)] for name, values in rounds.items()}
-    own = clients["round"] == round
+    own = (clients["round"] == round) & (clients["rank"] >= 0)  # without those that nobody trained
     ranks = max([ranks, *(clients["rank"][own] + 1)])  # the start that computed this round may have had more than the last one
     found = [Span(int(rank), "train", start, start + seconds, int(client)) for client, start, seconds, rank in
              zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
