@@ -103,6 +103,24 @@ def test_nobody_is_heard(fast, tiny, capsys):
     assert "nobody is heard: the augmented model alone" in capsys.readouterr().out
 
 
+def test_kappa_is_of_who_was_heard(tiny):
+    tiny = [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=1", "kappa.policy=amount", "kappa.quality=50"]
+    made, [record] = run(*tiny, "cohort=6", world("dropout: 0.5"))
+    heard = record.clients["status"] == attendance.AGGREGATED
+    assert 0 < heard.sum() < 6
+    assert record.columns["kappa2"] == pytest.approx(500 / (500 + made.server.state.samples[heard].sum()))
+
+
+def test_policies_that_try_models_hear_who_is_heard(tiny, tmp_path):
+    """The council's votes and weights are of who was trained: with nothing to choose, its rho is the paper's."""
+    tiny = [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "cohort=6", world("dropout: 0.3")]
+    more = ["validation.source=clients", "kappa.policy=softmax_loss"]
+    one, records = run(*tiny, *more, "rho=loss", "weighting.power=0")
+    other, _ = run(*tiny, *more)
+    assert np.allclose(one.weights, other.weights, atol=1e-6)
+    assert all(record.clients["rho"].sum() == pytest.approx(1) for record in records)
+
+
 def test_the_share_of_dropouts_is_as_said(everybody):
     made, records = run(*everybody[:-1], "rounds=60", world("dropout: 0.3"))
     share = np.mean([np.array(one) == attendance.DROPOUT for one in statuses(records)])

@@ -59,6 +59,12 @@ def test_an_empty_section_is_a_section():
     assert config.single({"method": "genfl", "training": None}, ["training.lr=1e-4"]).training.lr == 1e-4
 
 
+def test_a_setting_of_a_world_from_a_file(tmp_path):
+    (tmp_path / "far.yaml").write_text("channel: {radius_m: 900}")
+    world = config.single(None, ["method=fedavg", f"world={tmp_path}/far.yaml", "world.channel.bandwidth_mhz=7"]).world
+    assert (world.channel.radius_m, world.channel.bandwidth_mhz) == (900, 7)
+
+
 def test_runs_that_would_share_a_name_are_refused():
     with pytest.raises(UserError, match="two runs of the sweep would be called"):
         config.load({"sweep": {"data.root": ["a/b", "a-b"]}})
