@@ -22,6 +22,7 @@ from genfl_mpi.results import reader
 
 WIDTH = 80  # of a terminal
 MOST = 40  # clients that are named
+FALLS, LEAST = 0.6, 0.4  # of `allowed`
 
 
 class Evidence(NamedTuple):
@@ -29,7 +30,7 @@ class Evidence(NamedTuple):
 
     length: of its change, over the longest of the cohort, at the least. balance: |sum of the changes of its biases| over the sum
     of their sizes, mean over rounds. unclaimed: share of all rises of its biases that is not of labels that it claimed; unseen:
-    share of the samples that it claimed whose label's bias never rose; NaN for who told nothing.
+    share of the samples that it claimed whose label's bias never rose; NaN for who told nothing. allowed: of that, by `allowed`.
     """
 
     client: np.ndarray
@@ -38,14 +39,26 @@ class Evidence(NamedTuple):
     balance: np.ndarray
     unclaimed: np.ndarray
     unseen: np.ndarray
+    allowed: np.ndarray
 
 
-# Who fails: by which of the `Evidence`, on which side of which bound, and what that says.
+# Who fails: by which of the `Evidence`, beyond which bound, and what that says.
 RULES = (
-    ("length", lambda value: value < 1e-3, "returned the global model as it was"),
-    ("balance", lambda value: value > 1e-2, "returned no trained model: its biases do not add up"),
-    ("unclaimed", lambda value: value > 0.05, "trained on labels that it did not claim"),
-    ("unseen", lambda value: value > 0.5, "did not train on most of what it claimed"))
+    ("length", lambda found: found.length < 1e-3, "returned the global model as it was"),
+    ("balance", lambda found: found.balance > 1e-2, "returned no trained model: its biases do not add up"),
+    ("unclaimed", lambda found: found.unclaimed > 0.05, "trained on labels that it did not claim"),
+    ("unseen", lambda found: found.unseen > found.allowed, "did not train on much of what it claimed"))
+
+
+def allowed(claims, rounds):
+    """How much may be unseen of clients with these claims, float64 (n, classes), that were heard in so many rounds, int (n,).
+
+    The bias of a label that a client holds falls in a round, too, if the model expects more of it than there is. FALLS bounds how
+    often: after t rounds a label is unseen with a probability of FALLS^t, and three standard deviations are allowed above that,
+    with LEAST for the labels of which a client holds so few that the model expects more in every round.
+    """
+    share, chance = claims / np.maximum(claims.sum(1, keepdims=True), 1e-300), FALLS**rounds
+    return np.maximum(LEAST, chance + 3 * np.sqrt(chance * (1 - chance) * (share**2).sum(1)))
 
 
 def evidence(clients, observed, claims):
@@ -66,12 +79,12 @@ def evidence(clients, observed, claims):
     claims, told = claims[who], np.where(claims[who].any(1), 1.0, np.nan)
     return Evidence(who, rounds, least, mean / rounds,
                     told * (rise * (claims == 0)).sum(1) / np.maximum(rise.sum(1), 1e-300),
-                    told * (claims * (rise == 0)).sum(1) / np.maximum(claims.sum(1), 1e-300))
+                    told * (claims * (rise == 0)).sum(1) / np.maximum(claims.sum(1), 1e-300), allowed(claims, rounds))
 
 
 def failures(found):
     """What each of the `Evidence`'s clients fails by: {rule's name: bool (n,)}."""
-    return {name: fails(getattr(found, name)) for name, fails, _ in RULES}
+    return {name: fails(found) for name, fails, _ in RULES}
 
 
 def read(path):

@@ -34,7 +34,7 @@ def test_honest_clients_pass(looked, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("kind", "rules", "more"), [
-    ("free_rider", {"length", "unseen"}, []), ("disguised", {"balance", "unclaimed"}, []), ("overclaiming", {"unseen"}, []),
+    ("free_rider", {"length"}, []), ("disguised", {"balance", "unclaimed"}, []), ("overclaiming", {"unseen"}, []),
     ("overclaiming", {"unseen"}, ["label_sharing.payload=presence"])])
 def test_who_does_not_do_what_it_claims_fails(kind, rules, more, looked, tmp_path, capsys):
     assert main([*looked, *more, "bad_clients.share=0.25", f"bad_clients.kind={kind}"]) == 0
