@@ -54,11 +54,10 @@ def divide(config, arrays):
             own = slice(pointers[client], pointers[client + 1])
             client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
     histograms = label_histograms(client_labels, pointers, classes)
-    claimed = histograms
+    claims = histograms
     if config.bad_clients.kind == "overclaiming":
-        claimed = histograms.copy()
-        claimed[bad] = [overclaim(own) for own in histograms[bad]]
-    shared = share(claimed, config.label_sharing, config.seed)
+        claims = np.where(bad[:, None], overclaim(histograms), histograms)
+    shared = share(claims, config.label_sharing, config.seed)
     shared[~tells(config.clients, config.incentive, config.seed)] = 0
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
     return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,

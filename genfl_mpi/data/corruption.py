@@ -18,10 +18,9 @@ def mislabel(labels, classes, rng):
     return (labels + rng.integers(1, classes, labels.shape)) % classes
 
 
-def overclaim(histogram):
-    """What a client that overclaims tells in place of its label counts, int (classes,): as many samples of every label. Of
-    presence, all."""
-    return np.full_like(histogram, -(-int(histogram.sum()) // len(histogram)))
+def overclaim(histograms):
+    """What clients that overclaim tell in place of their label counts, int (clients, classes): as many samples of every label."""
+    return np.broadcast_to(-(-histograms.sum(1, keepdims=True) // histograms.shape[1]), histograms.shape)
 
 
 def spoil(images, kind, rng):
