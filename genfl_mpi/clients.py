@@ -4,8 +4,8 @@ import numpy as np
 
 from genfl_mpi import streams
 from genfl_mpi.data import datasets, public
-from genfl_mpi.data.corruption import bad_clients, mislabel, spoil
-from genfl_mpi.data.labels import label_histograms, share
+from genfl_mpi.data.corruption import bad_clients, mislabel, overclaim, spoil
+from genfl_mpi.data.labels import label_histograms, share, tells
 from genfl_mpi.data.partition import blocks, partition
 from genfl_mpi.mpi import collectives
 
@@ -15,12 +15,18 @@ def client_data(data, client, config):
     and behind its own the shared ones of the public pool."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
     images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].astype(np.int64)
-    if data["bad"][client] and config.bad_clients.kind != "mislabelled":
+    if data["bad"][client] and config.bad_clients.kind in ("blurred", "noisy"):
         images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
     if config.data.shared:
         given = data["given"]
         images, labels = np.concatenate([images, data["train_images"][given]]), np.concatenate([labels, data["train_labels"][given]])
     return images, labels
+
+
+def noise_of_free_rider(data, client, config):
+    """Standard deviation of the noise under which a client returns the global model in place of training; None if it trains."""
+    kinds = {"free_rider": 0.0, "disguised": config.bad_clients.noise}
+    return kinds.get(config.bad_clients.kind) if data["bad"][client] else None
 
 
 def load_once_a_node(comm, data):
@@ -48,7 +54,11 @@ def divide(config, arrays):
             own = slice(pointers[client], pointers[client + 1])
             client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
     histograms = label_histograms(client_labels, pointers, classes)
-    shared = share(histograms, config.label_sharing, config.seed)
+    claims = histograms
+    if config.bad_clients.kind == "overclaiming":
+        claims = np.where(bad[:, None], overclaim(histograms), histograms)
+    shared = share(claims, config.label_sharing, config.seed)
+    shared[~tells(config.clients, config.incentive, config.seed)] = 0
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
     return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
             "label_histograms": histograms, "shared_labels": shared}

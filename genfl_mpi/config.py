@@ -178,6 +178,8 @@ def _split_override(text):
 
 def _set(values, key, value):
     *sections, leaf = str(key).split(".")
+    if sections[:1] == ["world"] and isinstance(values.get("world"), str):  # a file's world, and what is another in it
+        values["world"] = load_world(values["world"]).model_dump()
     for section in sections:
         if values.get(section) is None:
             values[section] = {}

@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from genfl_mpi import config as configuration
 from genfl_mpi.edge import incentive
-from genfl_mpi.edge.placements import bill, cohorts
 from genfl_mpi.errors import UserError
-from genfl_mpi.pricing import read
+from genfl_mpi.pricing import in_worlds, read, worlds_for
 from genfl_mpi.results import costs, plots, reader
-from genfl_mpi.world import World
 
 PRICES = 400  # points of the figure
 MOST_MISREPORTING = 20  # clients of which it is tried: each is an equilibrium for every report
@@ -19,8 +16,7 @@ def command(options):
     for name in ("value", "base", "budget"):
         if (number := getattr(options, name)) is not None and not 0 <= number < np.inf:
             raise UserError(f"--{name} must be a number of joules, at least 0, not {number:g}")
-    world = configuration.load_world(options.world) if options.world else World()
-    clients = clients_of(options.file, world)
+    clients = clients_of(options.file, [options.world] if options.world else [])
     whole = incentive.cost(clients, np.ones(len(clients.samples))) - clients.fixed
     before = float(clients.weight @ clients.emd)
     if not before:
@@ -41,16 +37,19 @@ def command(options):
     yield f"figure over the price: {options.output}"
 
 
-def clients_of(path, world):
-    """The `incentive.Clients` of a results file in a world: taking part costs a client the energy that the run took it, and an
-    image that of its accelerator. Raises UserError."""
+def clients_of(path, files):
+    """The `incentive.Clients` of a results file in a world, that of the YAML file if there is one in `files`: taking part costs a
+    client the energy that the run took it, and an image that of its accelerator. Raises UserError."""
     run = read(path, [])
+    worlds = worlds_for([run], files)
+    [world] = worlds[0].values()
     if not run.trace.image_flops:
         raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; "
                         "give a run with method=genfl or aigc")
     with reader.open_results(path) as file, reader.damage(path):
         histograms = file["partition/label_histograms"][:]
-    fixed = bill(run.trace, world, cohorts(run.trace, world)).client_joules
+    [priced] = in_worlds([run], worlds)
+    fixed = priced.bill.client_joules
     image = run.trace.image_flops / (world.devices.accelerator_tflops * 1e12) * world.devices.accelerator_watts
     return incentive.clients_of(histograms, fixed, image)
 

@@ -13,7 +13,7 @@ from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices
-from genfl_mpi.mpi.messages import Down
+from genfl_mpi.mpi.messages import NOBODY, Down
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.prediction import copying, exchange, loads
 from genfl_mpi.results import environment
@@ -129,7 +129,8 @@ def predict(config, arrays, costs, cluster):
 
     for round in range(min(config.rounds, MOST)):
         server.begin(round, plan, pace)
-        units = server.state.samples[plan["client"]] * plan["epochs"]
+        trained = plan[plan["rank"] != NOBODY]
+        units = server.state.samples[trained["client"]] * trained["epochs"]
         seconds, busy = train(units), 0.0
         if config.augments:
             batches = wanted[round] if round < len(wanted) else []
@@ -139,12 +140,12 @@ def predict(config, arrays, costs, cluster):
                 server.add_generated(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
             if images := sum(map(len, server.labels)):
                 busy += train(images * config.augmented.epochs)
-        load = np.bincount(plan["rank"], weights=seconds, minlength=cluster.ranks)
+        load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
         load[0] += busy
         ends = load.copy()
         while ends[0] < load[1:].max(initial=0.0) and (batch := next(later, None)):  # made ahead by a server that waits
             ends[0] += make([batch])[0]
-        pace.measure(units, seconds, plan["rank"])
+        pace.measure(units, seconds, trained["rank"])
         chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
         parts = (ends.max(), busy, (ends.max() - ends).mean(), exchange(costs.down, costs.up, cluster),
                  costs.test * slow * -(-chunks // cluster.ranks) / chunks, costs.rest)

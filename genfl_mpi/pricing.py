@@ -8,6 +8,7 @@ import numpy as np
 
 from genfl_mpi import config as configuration
 from genfl_mpi.data import datasets
+from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE
 from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
 from genfl_mpi.edge.trace import Trace, image_bytes, value_of_labels
 from genfl_mpi.errors import UserError
@@ -31,7 +32,7 @@ MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes"
 @dataclass(frozen=True)
 class Run:
     """What is priced of a results file. accuracy: float64 (rounds,); generates: whether clients trained and images were made;
-    world: in which policies of the run acted, or None."""
+    world: in which the run was made, or None; status: of each round, what became of its clients, STATUS (K,)."""
 
     name: str
     method: str
@@ -39,6 +40,7 @@ class Run:
     accuracy: np.ndarray
     trace: Trace
     world: World | None
+    status: list
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,26 @@ def worlds_for(runs, files, as_if=()):
     """The worlds of each of `runs`, {name: `World`}: those of the YAML files, or the default world; and for a run on which a world
     acted, its own. Raises UserError if another is wanted for that one, or it is to be priced as if it had been another."""
     worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
+    if acting := next((name for name, world in worlds.items() if world.acts), None):
+        raise UserError(f"world {acting} acts on runs (acts=true), and would have had another run of these: make one in it, with "
+                        "world=FILE, or price them with acts=false")
     for run in runs:
         if run.world is not None and (files or as_if):
-            raise UserError(f"{run.name}: a world acted on this run, in which policies chose clients or weights by times and "
-                            "energies; another world would have had another run: price it without --world and key=value, in its own")
+            raise UserError(f"{run.name}: a world acted on this run: by its times and energies clients or weights were chosen, "
+                            "or some not heard; another world would have had another run: price it without --world and "
+                            "key=value, in its own")
     return [worlds if run.world is None else {"own": run.world} for run in runs]
 
 
 def in_worlds(runs, worlds_of):
     """A `Priced` for each of `runs` in each of its worlds, {name: `World`}."""
-    return [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
-            for run, own in zip(runs, worlds_of) for name, world in own.items()]
+    priced = [Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
+              for run, own in zip(runs, worlds_of) for name, world in own.items()]
+    for one in priced:
+        if any((then != now).any() for then, now in zip(one.run.status, one.bill.status)):
+            raise UserError(f"{one.run.name}: other clients were heard in it than its world lets be heard: a fork of a run in "
+                            "another world, or in none, cannot be priced")
+    return priced
 
 
 def figure(priced):
@@ -103,6 +114,9 @@ def figure(priced):
 def _placements(runs, worlds_of, output):
     """Lines that compare the placements of AIGC in each world, and a figure of the first one."""
     generating = [(run, worlds) for run, worlds in zip(runs, worlds_of) if run.generates]
+    if any(world.acts for _, worlds in generating[:1] for world in worlds.values()):
+        raise UserError(f"--placements: in another placement other clients of {generating[0][0].name} would have been heard "
+                        "in its world, and it would have been another run")
     if not generating:
         raise UserError("--placements compares them on a run with clients and generated images, method=genfl, and there is none")
     (run, worlds), picture, drawn = generating[0], Path(output).with_stem(f"{Path(output).stem}_placements"), {}
@@ -213,8 +227,10 @@ def read(path, as_if=()):
         config = _as_if(path, reader.config_of(file), as_if)
         shape, classes = datasets.describe(config.data).shape, file["partition/label_histograms"].shape[1]
         model = FlatModel(models.build(config.model, classes, shape, 0))
-        rounds, columns = file["rounds/round"][:], reader.columns_of(file, "clients", ("round", "client", "samples"))
-        members, generated = [columns["round"] == round for round in rounds], reader.columns_of(file, "generated", ["round"])["round"]
+        rounds, columns = file["rounds/round"][:], reader.columns_of(file, "clients", ("round", "client", "samples", "status"))
+        asked = columns["status"] != DECLINED
+        members = [asked & (columns["round"] == round) for round in rounds]
+        generated = reader.columns_of(file, "generated", ["round"])["round"]
         maker = flops.of_configured(config.generation) if config.generates else flops.Flops(0, 0, 0, 0)
         trace = Trace(
             clients=config.clients,
@@ -227,7 +243,8 @@ def read(path, as_if=()):
             missing=(file["partition/label_histograms"][:] == 0).mean(1),
             value=value_of_labels(file["partition/shared_labels"][:]))
         accuracy = file["rounds/accuracy"][:]
-        return Run(Path(path).stem, METHODS[config.method], config.method == "genfl", accuracy, trace, config.world)
+        return Run(Path(path).stem, METHODS[config.method], config.method == "genfl", accuracy, trace, config.world,
+                   [np.where(columns["status"][rows] == NOT_FINITE, AGGREGATED, columns["status"][rows]) for rows in members])
 
 
 def _as_if(path, values, as_if):

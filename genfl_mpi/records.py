@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from genfl_mpi.cohorts import payments
+from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE, STATUS
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
 from genfl_mpi.mpi.messages import CLIENT_FIELDS
 
@@ -14,7 +16,7 @@ class Record:
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
-    round. laboratory: columns of /laboratory, empty if it did not look.
+    round. laboratory, audit: columns of /laboratory and /audit, empty if nobody looked.
     """
 
     round: int
@@ -26,13 +28,24 @@ class Record:
     ranks: dict
     generated: list
     laboratory: dict
+    audit: dict
 
 
-def of_clients(up, plan, round):
-    """Columns of /clients after a round, from the `Up` message as reduced and the plan of the `Down` message."""
+def of_clients(up, plan, round, status):
+    """Columns of /clients after a round, from the `Up` message as reduced, the plan of the `Down` message, and the status of who
+    was heard and who was not."""
     clients = dict(zip(CLIENT_FIELDS, up.clients.T.copy()))
     del clients["largest_weight"]
+    clients["status"] = np.where((status == AGGREGATED) & np.isnan(clients["update_norm"]), NOT_FINITE, status).astype(STATUS)
     return clients | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
+
+
+def of_audit(up, clients):
+    """Columns of /audit after a round, from the `Up` message as reduced and the columns of /clients: of who was heard."""
+    if not up.outputs.size:
+        return {}
+    heard = clients["status"] == AGGREGATED
+    return {name: clients[name][heard] for name in ("round", "client")} | {"bias_change": up.outputs[heard]}
 
 
 def of_ranks(up, round):
@@ -54,9 +67,17 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
         "update_cosine": mean_cosine(rho, norms, distance(omega_fl, omega_t, parameters)) if trained else np.nan,
         "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
         "clients_trained": len(clients["client"]),
+        "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
         **{name: rho @ clients[field][counted] / rho.sum() if trained else np.nan
            for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
     }
+
+
+def of_pay(config, status, round, state):
+    """Columns of /rounds on who takes part for the pay. status: of the cohort; state: the `ServerState` of the round."""
+    told = state.shared_labels.any(1).sum()
+    return {"clients_available": config.clients if state.available is None else state.available.sum(),
+            "payments": payments(config, status, round, told)}
 
 
 def of_clocks(clock, waiting, down, up):

@@ -243,7 +243,7 @@ def _open(path, simulation, given, hosts, earlier):
     texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin}
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
-    shapes = {"accuracy_per_class": (classes,), "image": simulation.about.shape}
+    shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
     if earlier.source and simulation.variates is not None:
         simulation.variates.take(earlier.source.with_suffix(".variates"), earlier.state["trained"])
     # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.

@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from genfl_mpi import laboratory, streams
+from genfl_mpi import cohorts, laboratory, streams
 from genfl_mpi.data import public
+from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation import planning
 from genfl_mpi.generation.bank import batches_of_round
@@ -19,6 +20,7 @@ from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import SERVER, normalised, server_step
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import bound
+from genfl_mpi.mpi.messages import NOBODY
 from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find
 from genfl_mpi.policies import ServerState, needed
@@ -83,7 +85,7 @@ class Server:
             0, config, np.diff(data["pointers"]) + config.data.shared, data["shared_labels"],
             generated=np.zeros(len(about.classes), dtype=np.int64), last=np.zeros(config.clients, dtype=np.int64),
             losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
-        self.around = Surroundings(config, about, self.state.samples) if config.world else None
+        self.around = Surroundings(config, about, self.state.samples, data["shared_labels"]) if config.world else None
         # What policies remember, by the policy's name: after the last whole round, and in the round at hand, which may not count.
         self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
         self.memories = {}
@@ -91,6 +93,7 @@ class Server:
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.shares = np.zeros(0)  # the rho policy's answer for the cohort
+        self.status, self.joules = np.empty(0, STATUS), np.zeros(0)  # what becomes of the cohort's clients, and what each spends
         self.asked = None  # the `ServerState` of which the kappa policy was asked, if it was
         self.fresh = 0  # images of this round
         self.interrupted = False  # whether this round's images were not all made, in order to leave
@@ -108,19 +111,21 @@ class Server:
         pace: a `Pace`, of the rounds before."""
         self.memories = deepcopy(self.remembered)
         forecast = self.around.forecast(round) if self.around else None
-        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, images=sum(map(len, self.images)))
+        available = self.around and self.around.available(forecast)
+        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, available=available,
+                             images=sum(map(len, self.images)))
         if not self.config.trains_clients:
             return
-        cohort = np.unique(self.select(replace(self.state, memory=self.memories.get("select"))))
-        if len(cohort) != self.config.cohort or cohort[0] < 0 or cohort[-1] >= self.config.clients:
-            raise UserError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
+        cohort, asked = cohorts.choose(self.select, replace(self.state, memory=self.memories.get("select")))
         self.state, self.epochs = replace(self.state, cohort=cohort), self._local_epochs(cohort)
-        plan["client"], plan["rho"], plan["epochs"] = cohort, 0.0, self.epochs
-        if "models" not in needed(self.rho):
-            self.weigh(plan, np.ones(len(cohort), dtype=bool))
+        plan["client"], plan["rho"], plan["epochs"], plan["rank"] = cohort, 0.0, self.epochs, NOBODY
+        self.status, self.joules = cohorts.attend(self.around, round, cohort, asked, forecast)
+        heard = self.status == AGGREGATED
+        if heard.any() and "models" not in needed(self.rho):
+            self.weigh(plan, heard)
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
-        rates = pace.rates()
-        plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]))
+        rates, costs = pace.rates(), self.state.samples[cohort[heard]] * self.epochs + pace.overhead
+        plan["rank"][heard] = assign(costs, rates, self._busy_seconds(rates[0]))
 
     def weigh(self, plan, counted, **known):
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the
@@ -136,22 +141,25 @@ class Server:
     def note(self, clients):
         """Remember a whole round: what its policies remember, and how its clients trained, columns of /clients."""
         self.remembered = self.memories
-        self._note_clients(clients, self.state.forecast)
+        self._note_clients(clients, self.joules)
 
     def note_earlier(self, clients):
         """Remember how the clients trained in all rounds before a continued run goes on."""
         for round in np.unique(clients["round"]):
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
-            self._note_clients(rows, self.around and self.around.forecast(round - 1))
+            forecast, asked = self.around and self.around.forecast(round - 1), rows["status"] != DECLINED
+            self._note_clients(rows, cohorts.attend(self.around, round - 1, rows["client"], asked, forecast)[1])
 
-    def _note_clients(self, clients, forecast):
-        """A client that was dropped has nothing to give: its loss and its change count as 0."""
+    def _note_clients(self, clients, joules):
+        """A client that was dropped has nothing to give: its loss and its change count as 0. Of one that was not heard they stay
+        what they were, or are 0 if it never was. joules: float64 (K,), that each spent."""
         who, kept = clients["client"], np.isfinite(clients["update_norm"])
+        heard = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
         self.state.last[who] = clients["round"]
-        self.state.losses[who] = np.where(kept, clients["loss_first_epoch"], 0.0)
-        self.state.norms[who] = np.where(kept, clients["update_norm"], 0.0)
+        for known, column in ((self.state.losses, "loss_first_epoch"), (self.state.norms, "update_norm")):
+            known[who] = np.where(kept, clients[column], np.where(heard, 0.0, np.nan_to_num(known[who])))
         if self.around:
-            self.around.spent[who] += forecast.joules[who]
+            self.around.spent[who] += joules
 
     def _local_epochs(self, cohort):
         """Passes of each client over its data. With method=matched the clients make up for the steps that genfl's server would
@@ -268,12 +276,15 @@ class Server:
         """The clients' average, float64 (size,): their weighted sum, and what FedNova leaves to omega^t.
 
         total: float64 (size,), the exact sum; plan: of the `Down` message; up: the `Up` message, as reduced. Where clients
-        were dropped, the others share their rho: the sum is scaled, and plan's rho replaced. Raises ArithmeticError if the sum
-        may have overflowed, or nobody is left.
+        were dropped, the others share their rho: the sum is scaled, and plan's rho replaced. None if nobody was heard. Raises
+        ArithmeticError if the sum may have overflowed, or nobody is left.
         """
+        heard = plan["rank"] != NOBODY
+        if not heard.any():
+            return None
         bound(plan["rho"], up.of_clients("largest_weight"))
         kept = np.isfinite(up.of_clients("update_norm"))
-        if not kept.all():
+        if not kept[heard].all():
             shares = np.where(kept, self.shares, 0)
             if not shares.any():
                 raise FloatingPointError("the loss or the weights of every client of the cohort are not finite; "
@@ -326,7 +337,8 @@ class Server:
         if forecast:
             forecast = replace(forecast, augmented_joules=self.around.augmented_joules(self.fresh, images))
         return replace(
-            self.state, weights=omega_t.numpy(), fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
+            self.state, cohort=self.state.cohort[self.status == AGGREGATED], weights=omega_t.numpy(),
+            fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
             parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
 
     def _batches(self, state, counts=None):

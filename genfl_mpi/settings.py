@@ -6,11 +6,11 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share, one_of
-from genfl_mpi.world import World
+from genfl_mpi.world import Incentive, World
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
 FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning",
-        "runtime.ranks_per_run", "laboratory"}
+        "runtime.ranks_per_run", "laboratory", "audit"}
 
 
 def is_free(key):
@@ -45,10 +45,12 @@ class Partition(Section):
 
 
 class BadClients(Section):
-    """Clients whose data are bad."""
+    """Clients whose data are bad, or who do not what they say."""
 
     share: Share = Field(0.0, description="share of the clients")
-    kind: Literal["blurred", "noisy", "mislabelled"] = "noisy"
+    kind: Literal["blurred", "noisy", "mislabelled", "free_rider", "disguised", "overclaiming"] = Field(
+        "noisy", description="data: blurred, noisy, mislabelled; a free_rider returns the global model as it is, a disguised one under noise; overclaiming tells of all labels alike")
+    noise: NonNegative = Field(1e-3, description="disguised: standard deviation of what is added to each weight")
 
 
 class Model(Section):
@@ -264,6 +266,7 @@ class Config(Section):
     algorithm: Algorithm = Algorithm()
     augmented: Training = Field(Training(), description="training of the augmented model; what is not given is taken from `training`")
     label_sharing: LabelSharing = LabelSharing()
+    incentive: Incentive = Incentive()
     generation: Generation = Generation()
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
@@ -273,6 +276,7 @@ class Config(Section):
     validation: Validation = Validation()
     world: World | None = Field(None, description="a simulated edge for policies that ask for times and energies: a YAML file, or a section as `price` knows it; none: there is none")
     laboratory: Laboratory = Laboratory()
+    audit: bool = Field(False, description="keep what each client's model tells of the labels that it learned from, for the command `audit`")
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
@@ -315,6 +319,10 @@ class Config(Section):
             raise ValueError(f"validation.source=generated needs generated images, and method={self.method} has none")
         if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
             raise ValueError(f"world.clients ({self.world.clients}) is less than clients ({self.clients})")
+        if self.audit and self.algorithm.name == "scaffold":
+            raise ValueError("audit reads the clients' gradients, which algorithm.name=scaffold corrects")
+        if self.incentive.base is not None and self.world is None:
+            raise ValueError("incentive.base pays for energy: set world, to configs/worlds/city.yaml say, or to {}")
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
         if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from genfl_mpi import laboratory, records, streams
-from genfl_mpi.clients import client_data, divide, load_once_a_node
+from genfl_mpi.clients import client_data, divide, load_once_a_node, noise_of_free_rider
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
 from genfl_mpi.council import Council
@@ -14,10 +14,11 @@ from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.evaluation import accuracy_over_clients, chunks, evaluate, summarise
+from genfl_mpi.learning.freeriding import free_ride
 from genfl_mpi.learning.training import at_round, local_batches, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
-from genfl_mpi.mpi.messages import Down, Up
+from genfl_mpi.mpi.messages import NOBODY, Down, Up
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.records import Record
 from genfl_mpi.results.variates import Variates
@@ -60,11 +61,15 @@ class Simulation:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
+        self.outputs = self.model.outputs(len(self.about.classes))
+        if config.audit and self.outputs is None:
+            raise UserError("audit looks at the biases of the model's last layer, and "
+                            f"model.name={config.model.name} does not end in them")
         cohort = config.cohort if config.trains_clients else 0
         scaffold = config.algorithm.name == "scaffold"
         variate = self.model.parameters if scaffold else 0
         self.down = Down(len(self.model.weights), cohort, variate)
-        self.up = Up(len(self.model.weights), cohort, self.comm.size, variate)
+        self.up = Up(len(self.model.weights), cohort, self.comm.size, variate, len(self.about.classes) if config.audit else 0)
         self.sum = ExactSum(self.up.units)
         self.variate_sum = ExactSum(self.up.variate_units)
         self.variates = Variates(folder or Path(config.output) / "variates", variate) if scaffold else None
@@ -119,7 +124,9 @@ class Simulation:
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.weights, self.leaving)
 
-        # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
+        # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own. Who will not be heard need not train.
+        if self.is_server:
+            self.up.excuse(self.down.plan["rank"] == NOBODY, self.server.state.samples[self.down.plan["client"]])
         with clock("train"):
             for place, (rho, client, rank, since, epochs) in enumerate(self.down.plan.tolist()):
                 if rank == self.comm.rank and not self.leaving():
@@ -133,13 +140,14 @@ class Simulation:
         self.council.weigh(self.up, self.sum)
         with clock("reduce"):
             collectives.reduce_sum(self.comm, self.up.buffer)
-        columns, clients, ranks, looked = {}, {}, {}, {}
+        columns, clients, ranks, looked, audited = {}, {}, {}, {}, {}
         if self.is_server and self._is_whole():
             omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
             columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
+            audited = records.of_audit(self.up, clients)
             if self.server.asked and laboratory.is_due(self.config, self.round + 1):
                 looked = laboratory.look(self.server.asked, self.server.kappa.__name__, kappa2, self.council.test)
             self.weights.copy_(omega)
@@ -155,7 +163,7 @@ class Simulation:
         if self.is_server:
             columns |= records.of_clocks(clock, waiting, self.down, self.up)
             columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked, audited)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
@@ -184,7 +192,11 @@ class Simulation:
             if self.variates is not None:  # SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n
                 common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
                 correction = (common - own).to(self.device)
-            report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
+            noise = noise_of_free_rider(self.data, client, self.config)
+            if noise is None:
+                report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
+            else:
+                report = free_ride(self.model, self.weights, images, labels, noise, rng)
             try:
                 report.check()
                 since = self.weights[: self.model.parameters]
@@ -199,6 +211,8 @@ class Simulation:
             else:
                 if self.variates is not None:
                     self._control(client, own, common, settings, len(images))
+        if self.config.audit:
+            self.up.outputs[place] = (self.model.weights[self.outputs].cpu() - self.weights[self.outputs]).numpy()
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
                                   update_norm, largest, start, clock.now() - start, self.comm.rank)
 
@@ -224,17 +238,20 @@ class Simulation:
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
         """Columns of /rounds, /clients and /ranks, on rank 0, after what the reduction brought besides weights was noted: control
         variates, how the clients trained, and the ranks' speeds."""
-        clients = records.of_clients(self.up, self.down.plan, self.round + 1)
+        clients = records.of_clients(self.up, self.down.plan, self.round + 1, self.server.status)
         if self.variates is not None:
             self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)
-        self.pace.measure(clients["samples"] * clients["epochs"], clients["seconds"], clients["rank"].astype(int))
+        trained = clients["rank"] != NOBODY
+        samples, seconds, rank = (clients[name][trained] for name in ("samples", "seconds", "rank"))
+        self.pace.measure(samples * clients["epochs"][trained], seconds, rank.astype(int))
         if augmented:  # by the same trainer on rank 0
             self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         return {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
             "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
+            **records.of_pay(self.config, clients["status"], self.round + 1, self.server.state),
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
         }, clients, records.of_ranks(self.up, self.round + 1)
 

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results import progress, status
 
@@ -199,9 +200,14 @@ def _took(record):
 
 
 def _dropped(record):
-    norms = record.clients.get("update_norm", np.zeros(0))
-    dropped = record.clients["client"][np.isnan(norms)].tolist() if len(norms) else []
-    return f"  dropped, not finite: client {', '.join(map(str, dropped))}" if dropped else ""
+    if not record.clients or record.columns["clients_aggregated"] == len(record.clients["client"]):
+        return ""
+    clients, status = record.clients["client"], record.clients["status"]
+    missing = [f"{one.decode()}: client {', '.join(map(str, clients[status == one]))}"
+               for one in np.unique(status) if one != AGGREGATED]
+    nobody = "" if record.columns["clients_aggregated"] else "; nobody is heard: " + (
+        "the augmented model alone" if record.columns["kappa2"] else "the weights stay")
+    return f"  dropped, {'; '.join(missing)}{nobody}"
 
 
 def watch(paths, say):

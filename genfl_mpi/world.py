@@ -1,10 +1,10 @@
-"""The simulated edge as a tree of settings, each with its unit; what is computed from them is in `edge/`."""
+"""The simulated edge as trees of settings, each with its unit: a world, and what is paid in it. `edge/` computes with them."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from genfl_mpi.fields import Count, NonNegative, Number, Positive, Range, Section, Seed
+from genfl_mpi.fields import Count, NonNegative, Number, Positive, Range, Section, Seed, Share
 
 
 class Devices(Section):
@@ -73,8 +73,27 @@ class World(Section):
     seed: Seed = Field(1, description="seed of the world's draws")
     clients: Count | None = Field(None, description="clients that there are; none: as many as a run has")
     deadline_s: Positive | None = Field(None, description="seconds from a round's begin by which the clients must be done: allocation=least_energy needs it")
+    dropout: Share = Field(0.0, description="acts=true: share of the clients that fall silent in a round, at a moment drawn uniformly from their way")
+    acts: bool = Field(False, description="whether a run in this world goes without the clients that are later than deadline_s, whose message is lost most_tries times, whose battery is empty, or that drop out")
     devices: Devices = Devices()
     channel: Channel = Channel()
     server: Server = Server()
     helper: Helper = Helper()
     images: Images = Images()
+
+    @model_validator(mode="after")
+    def consistent(self):
+        if self.dropout and not self.acts:
+            raise ValueError("dropout is for a world that acts on runs; set acts=true")
+        if self.acts and self.channel.allocation == "least_energy":
+            raise ValueError("channel.allocation=least_energy lets nobody be late, and acts=true is for who is; "
+                             "take another allocation")
+        return self
+
+
+class Incentive(Section):
+    """What the server pays for, in joules, at which a client values its energy; who would lose stays away."""
+
+    base: NonNegative | None = Field(None, description="pay for a round, J: a client whose round takes more energy in the `world` cannot be selected in it; none: all take part")
+    labels: NonNegative | None = Field(None, description="pay for telling one's labels, J; none: all tell them, but who is refusing by label_sharing")
+    label_cost: Range = Field((1.0, 10.0), description="what telling them costs a client in privacy, J, drawn uniformly for each")

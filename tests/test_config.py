@@ -59,6 +59,12 @@ def test_an_empty_section_is_a_section():
     assert config.single({"method": "genfl", "training": None}, ["training.lr=1e-4"]).training.lr == 1e-4
 
 
+def test_a_setting_of_a_world_from_a_file(tmp_path):
+    (tmp_path / "far.yaml").write_text("channel: {radius_m: 900}")
+    world = config.single(None, ["method=fedavg", f"world={tmp_path}/far.yaml", "world.channel.bandwidth_mhz=7"]).world
+    assert (world.channel.radius_m, world.channel.bandwidth_mhz) == (900, 7)
+
+
 def test_runs_that_would_share_a_name_are_refused():
     with pytest.raises(UserError, match="two runs of the sweep would be called"):
         config.load({"sweep": {"data.root": ["a/b", "a-b"]}})
@@ -99,6 +105,8 @@ BAD = {
     "a key of the world": (["method=fedavg", "world={radius_m: 3}"], "unknown key world.radius_m; did you mean world.channel.radius_m?"),
     "negative power": (["method=fedavg", "world.server.watts=-1"], "world.server.watts: "),
     "no world's file": (["method=fedavg", "world=nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    "audit of corrected gradients": (["method=fedavg", "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
+    "pay without energies": (["method=fedavg", "incentive.base=1"], "incentive.base pays for energy: set world"),
     "too small a world": (["method=fedavg", "world.clients=3"], "world.clients (3) is less than clients (20)"),
     "no pool to judge by": (["method=genfl", "validation.source=pool"], "validation.source=pool needs data.public_pool"),
     "judged by what it learned": (["method=pool", "data.public_pool=50", "validation.source=pool"], "would judge the augmented model by what it learned from"),

@@ -138,6 +138,22 @@ def incentive(arguments):
     return launch.print_lines(incentives.command(options))
 
 
+def audit(arguments):
+    parser = launch.parser_of(
+        "audit", "Whether the clients of a run that was made with audit=true did what they claim:\n"
+        "who returned the global model, or a model that was not trained, and who holds\n"
+        "other labels than it told. For example:\n"
+        "  python -m genfl_mpi audit=true bad_clients.share=0.2 \\\n"
+        "      bad_clients.kind=free_rider method=fedavg output=results/audit\n"
+        "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5")
+    parser.add_argument("file")
+    options = parser.parse_args(arguments)
+
+    from genfl_mpi import audit
+
+    return launch.print_lines(audit.lines(options.file))
+
+
 def laboratory(arguments):
     parser = launch.parser_of(
         "laboratory", "What kappa would have been the best in hindsight, in a run that was made with\n"

@@ -1,4 +1,4 @@
-"""Clients with bad data: a stated share of them holds blurred, noisy or mislabelled samples."""
+"""Bad clients: a stated share of them holds blurred, noisy or mislabelled samples, or claims labels that it does not hold."""
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ def bad_clients(clients, settings, seed):
 def mislabel(labels, classes, rng):
     """Every label replaced by another one, each other class being as likely."""
     return (labels + rng.integers(1, classes, labels.shape)) % classes
+
+
+def overclaim(histograms):
+    """What clients that overclaim tell in place of their label counts, int (clients, classes): as many samples of every label."""
+    return np.broadcast_to(-(-histograms.sum(1, keepdims=True) // histograms.shape[1]), histograms.shape)
 
 
 def spoil(images, kind, rng):

@@ -46,3 +46,10 @@ def share(histograms, settings, seed):
     shared = shared.astype(np.int32)
     shared[refusing] = 0
     return shared
+
+
+def tells(clients, settings, seed):
+    """Who tells its labels for the pay, bool (clients,): whom it costs no more. settings: config.incentive."""
+    if settings.labels is None:
+        return np.ones(clients, dtype=bool)
+    return streams.generator(seed, "label cost").uniform(*settings.label_cost, clients) <= settings.labels

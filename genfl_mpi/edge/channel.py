@@ -76,3 +76,8 @@ def transmissions(luck, error, most):
     """
     with np.errstate(divide="ignore"):
         return np.clip(1 + np.floor(np.log1p(-luck) / np.log(error)), 1, most)
+
+
+def never_arrives(luck, error, most):
+    """Whether each message is lost `most` times, bool (K,), with the same luck."""
+    return 1 - luck <= error**most

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from genfl_mpi.edge import channel, devices
+from genfl_mpi.edge.attendance import attend
 from genfl_mpi.edge.rounds import Work, meet, price
 from genfl_mpi.edge.trace import image_bytes
 
@@ -24,13 +25,15 @@ PLACEMENTS = {
 @dataclass(frozen=True)
 class Bill:
     """seconds: float64 (rounds,). joules: float64 (rounds,) by entity (clients, server, helper). bytes: float64 (rounds,) by
-    way (down, up, wire). client_joules: float64 (N,), of each client in all rounds. prices: the `Price` of each round."""
+    way (down, up, wire). client_joules: float64 (N,), of each client in all rounds. prices: the `Price` of each round. status: of
+    each round, what became of its clients, as `attend` has it; empty in a world that does not act."""
 
     seconds: np.ndarray
     joules: dict
     bytes: dict
     client_joules: np.ndarray
     prices: list
+    status: list
 
 
 def cohorts(trace, world):
@@ -47,10 +50,14 @@ def bill(trace, world, met, placement="P1"):
     """
     holds = np.zeros(trace.clients)  # images that each client has, of the pool so far
     has_generator = np.full(trace.clients, world.images.installed)
-    prices, per_client = [], np.zeros(trace.clients)
+    prices, status, per_client = [], [], np.zeros(trace.clients)
+    battery = devices.draw(world, trace.clients).battery
     for round, cohort in enumerate(met):
         work = replace(_work(trace, round), **WORK[placement](trace, world, round, cohort, holds, has_generator))
         prices.append(price(world, cohort, work))
+        if world.acts:
+            heard, prices[-1] = attend(world, battery, round, prices[-1], per_client)
+            status.append(heard)
         per_client[cohort.clients] += sum(prices[-1].client_joules.values())
     gpu = [{name: one.server_joules[name] for name in one.server_joules if name != "helper"} for one in prices]
     return Bill(
@@ -58,7 +65,7 @@ def bill(trace, world, met, placement="P1"):
         {"clients": np.array([sum(joules.sum() for joules in one.client_joules.values()) for one in prices]),
          "server": np.array([sum(joules.values()) for joules in gpu]),
          "helper": np.array([one.server_joules["helper"] for one in prices])},
-        {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")}, per_client, prices)
+        {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")}, per_client, prices, status)
 
 
 def _work(trace, round):

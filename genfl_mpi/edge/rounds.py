@@ -3,7 +3,7 @@
     T_round = max(max_n(t_down + t_make + t_compute + t_up), t_generate + t_augment) + t_aggregate
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,8 @@ class Work:
 class Price:
     """clients: int (K,). seconds: of the round. client_seconds, client_joules: float64 (K,) by phase (wait, down, receive, make,
     compute, up). server_seconds, server_joules: by phase (send, generate, augment, aggregate, link, helper).
-    bytes: by way (down, up, wire)."""
+    bytes: by way (down, up, wire). sent: float64 (K,), bytes that each client sent. lost: bool (K,), whose message would not have
+    arrived the last time either."""
 
     clients: np.ndarray
     seconds: float
@@ -53,6 +54,8 @@ class Price:
     server_seconds: dict
     server_joules: dict
     bytes: dict
+    sent: np.ndarray
+    lost: np.ndarray
 
 
 class Cohort(NamedTuple):
@@ -110,13 +113,14 @@ def price(world, cohort, work):
     cycles = work.flops / world.devices.flops_per_cycle * each
     compute = computing_seconds(cycles, frequency)
     ready = wait + broadcast + receive + make + compute
-    upload, tries = np.zeros(count), each
+    upload, tries, lost = np.zeros(count), each, each < 1
     if count:
         reach = power * cohort.up / noise
         uplink = Uplink(8 * work.weights_bytes, ready, power, reach, band, world.deadline_s, work.value * each)
         bandwidth = ALLOCATIONS[settings.allocation](uplink)
         error = channel.packet_error(bandwidth, power, cohort.up, noise, settings.waterfall)
         tries = channel.transmissions(cohort.luck, error, settings.most_tries)
+        lost = channel.never_arrives(cohort.luck, error, settings.most_tries)
         upload = seconds(uplink, bandwidth) * tries
     if settings.allocation == "least_energy":  # what the deadline leaves, a slower clock uses
         left = world.deadline_s - upload - (ready - compute)
@@ -126,7 +130,7 @@ def price(world, cohort, work):
 
     return Price(
         clients=cohort.clients,
-        seconds=max(done.max(initial=0), generate + augment, helper + link + augment) + aggregate,
+        seconds=_whole(done.max(initial=0), generate, augment, helper, link, aggregate),
         client_seconds={"wait": wait, "down": broadcast, "receive": receive, "make": make, "compute": compute, "up": upload},
         client_joules={
             "wait": 0 * each, "down": world.devices.receive_watts * broadcast, "receive": world.devices.receive_watts * receive,
@@ -139,4 +143,22 @@ def price(world, cohort, work):
                        "helper": world.helper.watts * helper, "link": 0.0},
         bytes={"down": work.weights_bytes * (count > 0) + sent, "up": work.weights_bytes * tries.sum(),
                "wire": work.helper_bytes},
+        sent=work.weights_bytes * tries, lost=lost,
     )
+
+
+def until(price, parts, waited):
+    """The `Price` of a round in which each client did these parts of its phases, float64 (phases, K) in [0, 1], and the server
+    waited so many seconds for the clients."""
+    phases = dict(zip(price.client_seconds, parts))
+    server, sent = price.server_seconds, price.sent * phases["up"]
+    return replace(
+        price, sent=sent, bytes=price.bytes | {"up": sent.sum()},
+        seconds=_whole(waited, *(server[phase] for phase in ("generate", "augment", "helper", "link", "aggregate"))),
+        client_seconds={phase: seconds * phases[phase] for phase, seconds in price.client_seconds.items()},
+        client_joules={phase: joules * phases[phase] for phase, joules in price.client_joules.items()})
+
+
+def _whole(waited, generate, augment, helper, link, aggregate):
+    """T_round, from the time that the clients take and those of the server's phases."""
+    return max(waited, generate + augment, helper + link + augment) + aggregate

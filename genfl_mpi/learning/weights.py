@@ -44,6 +44,11 @@ class FlatModel:
         parts = vector.split([shape.numel() for shape in self._shapes])
         return [_shaped(part, shape) for part, shape in zip(parts, self._shapes)]
 
+    def outputs(self, classes):
+        """The slice of the weights with the biases of the last layer, one for each of the classes; None if the module ends
+        otherwise."""
+        return slice(self.parameters - classes, self.parameters) if self._shapes[-1] == (classes,) else None
+
     def gradient(self):
         """The parameters' gradients as one vector (parameters,) on their device, taken away from them."""
         vector = torch.zeros_like(self.weights[: self.parameters])

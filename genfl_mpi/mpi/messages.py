@@ -11,13 +11,14 @@ import numpy as np
 
 CLIENT_FIELDS = ("samples", "loss_first_epoch", "loss_last_epoch", "accuracy_last_epoch", "update_norm", "largest_weight",
                  "start_seconds", "seconds", "rank")
+NOBODY = -1  # the rank that trains a client which is not heard
 RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
 
 
 class Down:
-    """weights: float32 (size,). variate: float32 (variate,). plan: a record (rho, client, rank, since, epochs) for each member
-    of the cohort; since: the round in which it trained last, 0 for never; epochs: of its local training. head: a record of the
-    rounds finished, and of the exit status with which all leave, or 0."""
+    """weights: float32 (size,). variate: float32 (variate,). plan: a record (rho, client, rank, since, epochs) for each
+    member of the cohort, the rank being NOBODY for who is not heard; since: the round in which it trained last, 0 for never;
+    epochs: of its local training. head: a record of the rounds finished, and of the exit status with which all leave, or 0."""
 
     def __init__(self, size, cohort, variate=0):
         plan = np.dtype([("rho", np.float64), ("client", np.int32), ("rank", np.int32), ("since", np.int32), ("epochs", np.int32)])
@@ -33,14 +34,18 @@ class Down:
 
 
 class Up:
-    """units: int64 (size,), variate_units: int64 (variate,). clients: float64 (cohort, fields), ranks: float64 (ranks, fields)."""
+    """units: int64 (size,), variate_units: int64 (variate,). clients: float64 (cohort, fields), ranks: float64 (ranks, fields).
+    outputs: float64 (cohort, outputs), of which the rows ride like those of clients: how the biases of its model's last layer
+    changed, where that is asked."""
 
-    def __init__(self, size, cohort, ranks, variate=0):
+    def __init__(self, size, cohort, ranks, variate=0, outputs=0):
         clients, per_rank, both = cohort * len(CLIENT_FIELDS), ranks * len(RANK_FIELDS), size + variate
-        self.buffer = np.zeros(both + clients + per_rank, dtype=np.int64)
+        self.buffer = np.zeros(both + clients + per_rank + cohort * outputs, dtype=np.int64)
         self.units, self.variate_units = self.buffer[:size], self.buffer[size:both]
         self.clients = self.buffer[both : both + clients].view(np.float64).reshape(cohort, len(CLIENT_FIELDS))
-        self.ranks = self.buffer[both + clients :].view(np.float64).reshape(ranks, len(RANK_FIELDS))
+        both += clients
+        self.ranks = self.buffer[both : both + per_rank].view(np.float64).reshape(ranks, len(RANK_FIELDS))
+        self.outputs = self.buffer[both + per_rank :].view(np.float64).reshape(cohort, outputs)
 
     def of_clients(self, field):
         """float64 (cohort,): one of CLIENT_FIELDS."""
@@ -53,6 +58,12 @@ class Up:
     def complete(self):
         """Whether every client of the cohort was trained, as far as the rows of all ranks are here: who was has samples."""
         return self.of_clients("samples").all()
+
+    def excuse(self, absent, samples):
+        """Fill the rows of clients that nobody trains. absent: bool (cohort,); samples: int (cohort,), of each client."""
+        self.clients[absent] = np.nan
+        for name, values in (("samples", samples[absent]), ("largest_weight", 0.0), ("seconds", 0.0), ("rank", NOBODY)):
+            self.of_clients(name)[absent] = values
 
     def clear(self):
         self.buffer[:] = 0

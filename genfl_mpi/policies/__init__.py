@@ -24,6 +24,8 @@ class ServerState:
     left, in the configured world; else None. memory: for a policy that needs it, a dict of arrays, its own, that it may change:
     it is kept from round to round, and in the checkpoint.
 
+    available: bool (clients,), who takes part in this round for the pay; None if all do. A selection policy must keep to these,
+    and is not asked if they are no more than the cohort.
     cohort: int64 (K,), client ids; None while they are not chosen. A rho policy after training is not asked of clients that
     were dropped.
     reports: what the cohort's training reported, columns of /clients by name, float64 (K,); for policies after training.
@@ -45,6 +47,7 @@ class ServerState:
     last: np.ndarray | None = None
     forecast: Any = None
     memory: dict | None = None
+    available: np.ndarray | None = None
     cohort: np.ndarray | None = None
     reports: dict | None = None
     parameters: int = 0

@@ -12,8 +12,8 @@ from genfl_mpi.policies import needs, skew
 
 def random(state):
     """Uniformly, without replacement."""
-    rng = streams.generator(state.config.seed, "cohort", state.round)
-    return rng.choice(state.config.clients, state.config.cohort, replace=False, shuffle=False)
+    rng, available = streams.generator(state.config.seed, "cohort", state.round), np.flatnonzero(_available(state))
+    return available[rng.choice(len(available), state.config.cohort, replace=False, shuffle=False)]
 
 
 def label_cover(state):
@@ -43,7 +43,8 @@ def power_of_choice(state):
     """Of candidates drawn in proportion to |D_n| those with the largest loss when they trained last; who never did is first (Cho
     et al. 2020, the variant that needs no extra messages)."""
     rng = streams.generator(state.config.seed, "candidates", state.round)
-    candidates = rng.choice(state.config.clients, _count(state), replace=False, p=state.samples / state.samples.sum())
+    weights = state.samples * _available(state)
+    candidates = rng.choice(state.config.clients, _count(state), replace=False, p=weights / weights.sum())
     return candidates[np.argsort(-np.nan_to_num(state.losses[candidates], nan=np.inf), kind="stable")][: state.config.cohort]
 
 
@@ -85,19 +86,26 @@ def importance(state):
     """At random in proportion to |D_n| |Delta_n|, the importance of a client's data being the length of its last change (optimal
     client sampling, Chen et al. 2022); who never trained counts as the mean of the others."""
     norms = np.where(np.isnan(state.norms), np.nanmean(state.norms) if (state.last > 0).any() else 1.0, state.norms)
-    weights = state.samples * np.maximum(norms, 1e-12)
+    weights = state.samples * np.maximum(norms, 1e-12) * _available(state)
     rng = streams.generator(state.config.seed, "candidates", state.round)
     return rng.choice(state.config.clients, state.config.cohort, replace=False, p=weights / weights.sum())
 
 
+def _available(state):
+    """Who takes part in the round: bool (clients,)."""
+    return np.ones(state.config.clients, dtype=bool) if state.available is None else state.available
+
+
 def _count(state):
-    return max(state.config.cohort, min(state.config.clients, state.config.selecting.candidates or state.config.clients))
+    available = int(_available(state).sum())
+    return max(state.config.cohort, min(available, state.config.selecting.candidates or available))
 
 
 def _candidates(state):
     """int (candidates,), in random order."""
     rng = streams.generator(state.config.seed, "candidates", state.round)
-    return rng.permutation(state.config.clients)[: _count(state)]
+    order = rng.permutation(state.config.clients)
+    return order[_available(state)[order]][: _count(state)]
 
 
 SELECTION = {"random": random, "label_cover": label_cover, "deadline": deadline, "power_of_choice": power_of_choice, "oort": oort,

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 6
+VERSION = 7
 
 
 class Column(NamedTuple):
@@ -19,7 +19,10 @@ ROUNDS = {
     "accuracy_per_class": Column("f8", "1", "accuracy on the test samples of each class"),
     "kappa1": Column("f8", "1", "weight of the federated model in Eq. (1)"),
     "kappa2": Column("f8", "1", "weight of the augmented model in Eq. (1)"),
+    "clients_available": Column("i8", "1", "clients that took part for the pay: all where nobody is paid"),
+    "payments": Column("f8", "J", "what the server paid: incentive.base for each aggregated model; in the first round also incentive.labels to who told theirs"),
     "clients_trained": Column("i8", "1", "clients in the cohort"),
+    "clients_aggregated": Column("i8", "1", "of them, those whose models were aggregated"),
     "train_loss": Column("f8", "nat", "loss over the clients' last local epochs, weighted by rho"),
     "train_accuracy": Column("f8", "1", "accuracy during the clients' last local epochs, weighted by rho"),
     "update_cosine": Column("f8", "1", "mean cosine between the changes of two clients, weighted by rho and their lengths"),
@@ -47,6 +50,7 @@ CLIENTS = {
     "row": Column("i8", "1", "a client and round"),
     "round": Column("i8", "1", "round in which the client trained"),
     "client": Column("i8", "1", "client"),
+    "status": Column("S16", "", "what became of it: aggregated; late, outage, dropout or battery, in a world that acts; declined, for the pay; not finite"),
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
     "samples": Column("i8", "1", "training samples it holds"),
     "epochs": Column("i8", "1", "passes over them in the round"),
@@ -89,6 +93,13 @@ LABORATORY = {
     "regret": Column("f8", "nat", "its loss less the least of all that were tried in the round"),
 }
 
+AUDIT = {
+    "observation": Column("i8", "1", "a client and round whose model was looked at"),
+    "round": Column("i8", "1", "the round"),
+    "client": Column("i8", "1", "the client"),
+    "bias_change": Column("f8", "1", "change of the bias of each class in the last layer of its model"),
+}
+
 PARTITION = {
     "pointers": Column("i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"),
     "label_histograms": Column("i4", "1", "samples of each label that the client holds"),
@@ -97,9 +108,9 @@ PARTITION = {
 }
 
 # Tables that grow, each along the dimension that its first column numbers.
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY, "audit": AUDIT}
 # Names of a column's other dimensions.
 DIMENSIONS = {
-    "accuracy_per_class": ("class",), "image": ("channel", "height", "width"),
+    "accuracy_per_class": ("class",), "bias_change": ("class",), "image": ("channel", "height", "width"),
     "pointers": ("pointer",), "label_histograms": ("client", "class"), "shared_labels": ("client", "class"), "emd": ("client",),
 }

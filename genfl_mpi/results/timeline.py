@@ -39,7 +39,8 @@ def spans(path, round):
         raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
     round = round or there[-1]
     row = {name: values[there.index(round)] for name, values in rounds.items()}
-    own, waits = clients["round"] == round, waits["wait_seconds"][waits["round"] == round].tolist()  # one a rank, in their order
+    own = (clients["round"] == round) & (clients["rank"] >= 0)  # without those that nobody trained
+    waits = waits["wait_seconds"][waits["round"] == round].tolist()  # one a rank, in their order
     found = [Span(int(rank), "train", start, start + seconds, int(client)) for client, start, seconds, rank in
              zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
     if np.isfinite(row["generate_start_seconds"]):

@@ -1,0 +1,43 @@
+"""The cohort of a round: who is chosen, who of them declines, and who will be heard."""
+
+import numpy as np
+
+from genfl_mpi.edge.attendance import AGGREGATED, STATUS
+from genfl_mpi.errors import UserError
+
+
+def choose(select, state):
+    """The clients of the round that begins, int (cohort,), in rising order, and who of them does not decline, bool (cohort,).
+
+    select: the selection policy; state: the `ServerState` of which it is asked. If too few take part for the pay, others are
+    asked in vain. Raises UserError if the policy's answer is no cohort.
+    """
+    size, clients, available = state.config.cohort, state.config.clients, state.available
+    if available is not None and available.sum() <= size:
+        cohort = np.sort(np.argsort(~available, kind="stable")[:size])
+        return cohort, available[cohort]
+    cohort = np.unique(select(state))
+    if len(cohort) != size or cohort[0] < 0 or cohort[-1] >= clients:
+        raise UserError(f"the selection policy must return {size} distinct clients of {clients}, not {cohort}")
+    if available is not None and not available[cohort].all():
+        raise UserError(f"the selection policy chose client {cohort[~available[cohort]][0]}, which does not take part for the "
+                        "pay: it must keep to state.available")
+    return cohort, np.ones(size, dtype=bool)
+
+
+def attend(around, round, cohort, asked, forecast):
+    """What becomes of a cohort in a round, STATUS (cohort,), and the joules that each spends, float64 (cohort,).
+
+    around: the run's `Surroundings`, or None without a world; asked: bool (cohort,), who does not decline; forecast: of the
+    round, if there is a world.
+    """
+    if around is None:
+        return np.full(len(cohort), AGGREGATED, STATUS), np.zeros(len(cohort))
+    return around.attend(round, cohort, asked, forecast)
+
+
+def payments(config, status, round, told):
+    """What the server pays for a round, in J: config.incentive.base to each client whose model was aggregated, and in the first
+    one, round 1, config.incentive.labels to each of so many that told their labels. status: STATUS (cohort,)."""
+    settings = config.incentive
+    return (settings.base or 0.0) * (status == AGGREGATED).sum() + (settings.labels or 0.0) * told * (round == 1)
