@@ -17,7 +17,8 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import SERVER, normalised, server_step
-from genfl_mpi.learning.training import at_round, local_batches, normalise, train
+from genfl_mpi.learning.batches import local_batches
+from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find

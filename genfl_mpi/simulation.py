@@ -13,8 +13,9 @@ from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
+from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.evaluation import accuracy_over_clients, chunks, evaluate, summarise
-from genfl_mpi.learning.training import at_round, local_batches, normalise, train
+from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import Down, Up

@@ -20,10 +20,11 @@ class FlatModel:
 
     weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's
     counters) stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
+    kept: the `steps.Steps` of its last trainings.
     """
 
     def __init__(self, module, device="cpu"):
-        self.module = quicken(module.to(device))
+        self.module, self.kept = quicken(module.to(device)), []
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
                    if tensor.is_floating_point()]
