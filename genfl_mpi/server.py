@@ -121,7 +121,8 @@ class Server:
             self.weigh(plan, np.ones(len(cohort), dtype=bool))
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         rates = pace.rates()
-        plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]))
+        plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]),
+                              self.config.training.together)
 
     def weigh(self, plan, counted, **known):
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the

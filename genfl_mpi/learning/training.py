@@ -44,11 +44,16 @@ def at_round(settings, round):
     return settings.model_copy(update={"lr": settings.lr * factor})
 
 
+def stream_of(device):
+    """The device's global `torch.Generator`."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+
+
 @contextmanager
 def lent(seed, device):
     """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
     kind of device and, where there is no GPU, write down the stack each time: as long as a step of a small network.)"""
-    stream = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    stream = stream_of(device)
     before = stream.get_state()
     stream.manual_seed(seed)
     try:
