@@ -59,6 +59,6 @@ def lines(config, arrays, ranks, gpus):
     rank, server = of_rank(config, arrays), of_rank(config, arrays, serves=True)
     total = of_node(sum(rank.values()), sum(server.values()), ranks, gpus)
     yield (f"GPU       {sum(rank.values()) / 1e6:,.0f} MB a rank, {sum(server.values()) / 1e6:,.0f} MB rank 0; at most {max(total) / 1e6:,.0f} MB "
-           f"on one of {devices.counted(gpus, 'GPU')} of a node")
+           f"on one of {devices.counted(gpus, 'GPU')}")
     parts = ", ".join(f"{name} {size / 1e6:,.3g}" for name, size in server.items() if size)
     yield f"{'':10}of rank 0's MB: {parts}"
