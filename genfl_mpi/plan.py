@@ -54,7 +54,8 @@ def calibrate(config):
     with tempfile.TemporaryDirectory() as folder:
         training = config.training.model_copy(update={"epochs": 1})
         few = config.model_copy(update={
-            "method": "fedavg", "rounds": 20, "cohort": min(config.cohort, CLIENTS), "training": training})
+            "method": "fedavg", "rounds": 20, "cohort": min(config.cohort, max(CLIENTS, training.together)),
+            "training": training})
         simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
         pace, rounds, start = Pace(1), [], None
         for record in simulation:

@@ -7,10 +7,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genfl_mpi.learning import models, steps
+from genfl_mpi.learning.evaluation import evaluate
 from genfl_mpi.learning.steps import Steps, is_static, steps_of
+from genfl_mpi.learning.together import Twin
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.settings import Model, Training
+from genfl_mpi.settings import LocalTraining, Model, Training
 
 IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
 LABELS = torch.arange(27) % 10
@@ -120,9 +122,9 @@ class Recorder(TorchDispatchMode):
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "equal", "unique", "bincount")
 
 
-def waits(names):
-    """Operations for which the host waits for a GPU, from the first loss to the last step."""
-    losses = [index for index, name in enumerate(names) if "nll_loss_backward" in name]
+def waits(names, of="nll_loss_backward"):
+    """Operations for which the host waits for a GPU, from the first to the last operation with `of` in its name."""
+    losses = [index for index, name in enumerate(names) if of in name]
     assert len(losses) > 2
     return [name for name in names[losses[0] : losses[-1]] if any(word in name for word in WAITING)]
 
@@ -146,3 +148,22 @@ def test_what_waits_is_noticed():
     with Recorder() as recorder:
         train(FlatModel(module), FlatModel(module).weights.clone(), IMAGES, LABELS, Training(epochs=2, batch_size=8), np.random.default_rng(0))
     assert waits(recorder.names)
+
+
+def test_no_step_of_clients_trained_together_waits_either():
+    model, settings = FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)), LocalTraining(epochs=1, batch_size=8, together=2)
+    twin = Twin(model, (3, 32, 32), settings)
+    with Recorder() as recorder:
+        twin.train(model.weights.clone(), [(IMAGES, LABELS)] * 2, [settings] * 2, [np.random.default_rng(key) for key in range(2)])
+    assert waits(recorder.names, of="convolution_backward") == []
+
+
+def test_no_chunk_of_the_test_set_waits_either():
+    model = FlatModel(models.build(Model(name="cnn"), 10, (3, 32, 32), seed=1))
+    parts = [(IMAGES[start : start + 9], LABELS[start : start + 9]) for start in (0, 9, 18)]
+    with Recorder() as recorder:
+        totals = evaluate(model, iter(parts), 10, 3)
+    assert waits(recorder.names, of="cross_entropy") == []
+    guesses = model.module(IMAGES).argmax(1)
+    assert totals[:-1].tolist() == [((guesses == one) & (LABELS == one)).sum() for one in range(10)]
+    assert evaluate(model, iter(()), 10, 3).tolist() == [0] * 11
