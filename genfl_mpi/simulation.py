@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from genfl_mpi import grouped, laboratory, records, streams
-from genfl_mpi.clients import client_data, divide, load_once_a_node
+from genfl_mpi.clients import divide, load_once_a_node
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
 from genfl_mpi.council import Council

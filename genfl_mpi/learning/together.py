@@ -95,7 +95,8 @@ class Twin:
             module(images[:2].clone())
         for hook in noting:
             hook.remove()
-        self._refuse([masked.dropout[0] for masked in self.masks.values() if len(masked.seen) != 1], "a layer is used more than once, or not at all")
+        self._refuse([masked.dropout[0] for masked in self.masks.values() if len(masked.seen) != 1],
+                     "a layer is used more than once, or not at all")
         weights = self.model.weights.repeat(2, 1)
         masks = {name: masked.draw(2).new_ones(2, 2, *masked.seen[0][0]) for name, masked in self.masks.items()}
         labels, share = torch.zeros(2, 2, dtype=torch.int64, device=device), torch.tensor([[1.0, 0.0]] * 2, device=device)
