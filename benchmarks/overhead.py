@@ -12,13 +12,13 @@ import statistics
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from genfl_mpi import Simulation
+from genfl_mpi.clients import client_data
 from genfl_mpi.clock import Clock
-from genfl_mpi.learning.training import normalise, sgd
-from genfl_mpi.simulation import client_data
+from genfl_mpi.learning.steps import Steps
+from genfl_mpi.learning.training import normalise
 
 
 def small(classes, shape):
@@ -58,11 +58,10 @@ def main():
         images, labels = client_data(simulation.data, 0, simulation.config)
         images = normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, simulation.device)
         labels = torch.from_numpy(labels)
-        update, clock = sgd(simulation.model.module.parameters(), simulation.config.training), Clock(lambda *_: None)
+        steps, clock = Steps(simulation.model, simulation.config.training), Clock(lambda *_: None)
 
         def step():
-            F.cross_entropy(simulation.model.module(images), labels).backward()
-            update()
+            steps.compute(images, labels)
 
         def client():
             simulation._train_client(0, 0, 0.01, 0, 1, clock)

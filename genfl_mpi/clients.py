@@ -13,14 +13,27 @@ from genfl_mpi.mpi import collectives
 def client_data(data, client, config):
     """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
     and behind its own the shared ones of the public pool."""
+    samples, labels = client_samples(data, client, config)
+    images = data["train_images"][samples]
+    if is_spoiled(data, client, config):
+        own = len(images) - config.data.shared
+        images[:own] = spoil(images[:own], config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
+    return images, labels
+
+
+def client_samples(data, client, config):
+    """Where a client's images are in the training set, int (n,), and their labels, int64 (n,)."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
-    images, labels = data["train_images"][data["indices"][own]], data["client_labels"][own].astype(np.int64)
-    if data["bad"][client] and config.bad_clients.kind in ("blurred", "noisy"):
-        images = spoil(images, config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
+    samples, labels = data["indices"][own], data["client_labels"][own].astype(np.int64)
     if config.data.shared:
         given = data["given"]
-        images, labels = np.concatenate([images, data["train_images"][given]]), np.concatenate([labels, data["train_labels"][given]])
-    return images, labels
+        samples, labels = np.concatenate([samples, given]), np.concatenate([labels, data["train_labels"][given]])
+    return samples, labels
+
+
+def is_spoiled(data, client, config):
+    """Whether a client's own images are other than those of the training set."""
+    return data["bad"][client] and config.bad_clients.kind in ("blurred", "noisy")
 
 
 def noise_of_free_rider(data, client, config):

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from genfl_mpi import gpu_memory
 from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets
 from genfl_mpi.generation.generator import Generator
@@ -52,7 +54,8 @@ def calibrate(config):
     with tempfile.TemporaryDirectory() as folder:
         training = config.training.model_copy(update={"epochs": 1})
         few = config.model_copy(update={
-            "method": "fedavg", "rounds": 20, "cohort": min(config.cohort, CLIENTS), "training": training})
+            "method": "fedavg", "rounds": 20, "cohort": min(config.cohort, max(CLIENTS, training.together)),
+            "training": training})
         simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
         pace, rounds, start = Pace(1), [], None
         for record in simulation:
@@ -160,9 +163,10 @@ def total(rounds, config):
     return rounds.sum() + (config.rounds - len(rounds)) * rounds[len(rounds) // 2 :].mean()
 
 
-def command(comm, config, cluster, name):
+def command(comm, config, cluster, name, gpus=None):
     """Lines of the `plan` command. Collective: every rank of `comm` measures, at the same time. cluster: a `Cluster`, of
-    which the run's threads and the copying are not known yet."""
+    which the run's threads and the copying are not known yet. gpus: of a node, by default this one's if the run is on them."""
+    asked = config
     config = config.model_copy(update={"runtime": config.runtime.model_copy(update={
         "threads": config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)})})
     config = resolve(config, comm)
@@ -186,6 +190,9 @@ def command(comm, config, cluster, name):
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield (f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node "
            "for the data")
+    if gpus or config.runtime.device == "cuda":
+        for line in gpu_memory.lines(asked, arrays, cluster.ranks_a_node, gpus or torch.cuda.device_count()):
+            yield from textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 12)
     yield f"  bytes     {costs.down / 1e6:,.3g} MB to every rank and {costs.up / 1e6:,.3g} MB from every rank in a round"
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:

@@ -18,7 +18,8 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import SERVER, normalised, server_step
-from genfl_mpi.learning.training import at_round, local_batches, normalise, train
+from genfl_mpi.learning.batches import local_batches
+from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.messages import NOBODY
 from genfl_mpi.mpi.schedule import Speed, assign
@@ -125,7 +126,7 @@ class Server:
             self.weigh(plan, heard)
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         rates, costs = pace.rates(), self.state.samples[cohort[heard]] * self.epochs + pace.overhead
-        plan["rank"][heard] = assign(costs, rates, self._busy_seconds(rates[0]))
+        plan["rank"][heard] = assign(costs, rates, self._busy_seconds(rates[0]), self.config.training.together)
 
     def weigh(self, plan, counted, **known):
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the

@@ -74,6 +74,10 @@ class Training(Section):
     flip: bool = Field(False, description="augmentation: every other image mirrored, at random")
 
 
+class LocalTraining(Training):
+    together: Count = Field(1, description="clients of the cohort that are trained as one batched computation, for small networks on a GPU; the result differs in its last digits")
+
+
 class Algorithm(Section):
     """How the clients' models become one."""
 
@@ -262,7 +266,7 @@ class Config(Section):
     partition: Partition = Partition()
     bad_clients: BadClients = BadClients()
     model: Model = Model()
-    training: Training = Training()
+    training: LocalTraining = LocalTraining()
     algorithm: Algorithm = Algorithm()
     augmented: Training = Field(Training(), description="training of the augmented model; what is not given is taken from `training`")
     label_sharing: LabelSharing = LabelSharing()
@@ -292,7 +296,8 @@ class Config(Section):
         if isinstance(values, dict) and isinstance(values.get("training"), dict):
             augmented = values.get("augmented") or {}
             if isinstance(augmented, dict):
-                values = {**values, "augmented": {**values["training"], **augmented}}
+                inherited = {key: value for key, value in values["training"].items() if key != "together"}
+                values = {**values, "augmented": {**inherited, **augmented}}
         return values
 
     @model_validator(mode="after")
@@ -305,6 +310,10 @@ class Config(Section):
             raise ValueError("generation.plan=cohort_deficit cannot tell ahead how many images there will be, which method=matched asks")
         if self.algorithm.name == "scaffold" and self.training.momentum:
             raise ValueError("algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients")
+        if self.algorithm.name == "scaffold" and self.training.together > 1:
+            raise ValueError("algorithm.name=scaffold needs training.together=1: each client's gradients are corrected by its own control variate")
+        if self.bad_clients.kind in ("free_rider", "disguised") and self.training.together > 1:
+            raise ValueError(f"bad_clients.kind={self.bad_clients.kind} needs training.together=1: who does not train is not trained with others")
         if self.method == "pool" and not self.data.public_pool:
             raise ValueError("method=pool needs data.public_pool, the images that take the place of generated ones")
         if self.data.shared > self.data.public_pool:

@@ -1,26 +1,29 @@
 """The round of generative federated learning (GenFL), with the paper's steps in the paper's order."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from genfl_mpi import laboratory, records, streams
-from genfl_mpi.clients import client_data, divide, load_once_a_node, noise_of_free_rider
+from genfl_mpi import grouped, laboratory, records, streams
+from genfl_mpi.clients import divide, load_once_a_node, noise_of_free_rider
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
 from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
+from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.evaluation import accuracy_over_clients, chunks, evaluate, summarise
 from genfl_mpi.learning.freeriding import free_ride
-from genfl_mpi.learning.training import at_round, local_batches, normalise, train
+from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
-from genfl_mpi.mpi import collectives, devices, failing
+from genfl_mpi.mpi import collectives, devices, failing, staging
 from genfl_mpi.mpi.messages import NOBODY, Down, Up
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.records import Record
+from genfl_mpi.resident import Resident
 from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server, find_policies
 from genfl_mpi.settings import Config
@@ -68,13 +71,16 @@ class Simulation:
         cohort = config.cohort if config.trains_clients else 0
         scaffold = config.algorithm.name == "scaffold"
         variate = self.model.parameters if scaffold else 0
-        self.down = Down(len(self.model.weights), cohort, variate)
-        self.up = Up(len(self.model.weights), cohort, self.comm.size, variate, len(self.about.classes) if config.audit else 0)
+        zeros = partial(staging.zeros, device=self.device)
+        self.down = Down(len(self.model.weights), cohort, variate, zeros)
+        self.up = Up(len(self.model.weights), cohort, self.comm.size, variate, len(self.about.classes) if config.audit else 0, zeros)
         self.sum = ExactSum(self.up.units)
         self.variate_sum = ExactSum(self.up.variate_units)
         self.variates = Variates(folder or Path(config.output) / "variates", variate) if scaffold else None
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
+        self.there = Resident(self.comm, self.device, self.weights, self.up, self.sum, self.data["train_images"])
+        self.twin = collectives.together(self.comm, lambda: grouped.twin(config, self.model, self.about))
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
         self.pace = Pace(self.comm.size)
@@ -116,20 +122,23 @@ class Simulation:
         or None if the ranks were asked to leave before all of it was done: then nothing of it counts."""
         generated, omega_a, augmented, round = [], None, None, self.round
         self.up.clear()
+        self.there.clear()
 
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
         if self.is_server and self.config.augments:
             with clock("generate"):
                 generated = self.server.generate(self.leaving)
             with clock("augment"):
-                omega_a, augmented = self.server.train_augmented(self.model, self.weights, self.leaving)
+                omega_a, augmented = self.server.train_augmented(self.model, self.there.start, self.leaving)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own. Who will not be heard need not train.
         if self.is_server:
             self.up.excuse(self.down.plan["rank"] == NOBODY, self.server.state.samples[self.down.plan["client"]])
         with clock("train"):
+            if self.twin:
+                grouped.train(self, clock)
             for place, (rho, client, rank, since, epochs) in enumerate(self.down.plan.tolist()):
-                if rank == self.comm.rank and not self.leaving():
+                if rank == self.comm.rank and not self.twin and not self.leaving():
                     self._train_client(place, client, rho, since, epochs, clock)
         ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
         self.note("wait")
@@ -137,9 +146,9 @@ class Simulation:
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds, self.leaving()
 
         # Aggregation (III-D), Eq. (1), once policies that try models have been heard.
-        self.council.weigh(self.up, self.sum)
+        self.council.weigh(self.up, self.there.partial)
         with clock("reduce"):
-            collectives.reduce_sum(self.comm, self.up.buffer)
+            self.there.reduce(self.comm, self.up)
         columns, clients, ranks, looked, audited = {}, {}, {}, {}, {}
         if self.is_server and self._is_whole():
             omega_fl = None
@@ -172,6 +181,7 @@ class Simulation:
             if self.round < self.config.rounds:
                 self.server.begin(self.round, self.down.plan, self.pace)
         collectives.broadcast(self.comm, self.down.buffer)
+        self.there.received()
         self.round, self.left = int(self.down.head["round"]), int(self.down.head["leave"])
 
     def _is_whole(self):
@@ -179,13 +189,10 @@ class Simulation:
         return self.up.complete() and not self.server.interrupted
 
     def _train_client(self, place, client, rho, since, epochs, clock):
-        """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went. A client whose loss or weights
-        are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
+        """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
         self.note("train", client)
         start = clock.now()
-        images, labels = client_data(self.data, client, self.config)
-        images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
-        labels = torch.from_numpy(labels).to(self.device)
+        images, labels = self.there.data(self.data, client, self.config, self.about)
         settings, correction = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs}), None
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
@@ -194,27 +201,32 @@ class Simulation:
                 correction = (common - own).to(self.device)
             noise = noise_of_free_rider(self.data, client, self.config)
             if noise is None:
-                report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
+                report = train(self.model, self.there.start, images, labels, settings, rng, self.mu, correction)
             else:
-                report = free_ride(self.model, self.weights, images, labels, noise, rng)
-            try:
-                report.check()
-                since = self.weights[: self.model.parameters]
-                if self.council.keeps:
-                    largest, update_norm = self.council.keep(place, self.model.weights, since)
-                else:
-                    largest, update_norm = self.sum.add(rho, self.model.weights, since)
-            except ArithmeticError:
-                if self.config.faults.nonfinite == "stop":
-                    raise
-                largest, update_norm = 0.0, np.nan
-            else:
-                if self.variates is not None:
-                    self._control(client, own, common, settings, len(images))
+                report = free_ride(self.model, self.there.start, images, labels, noise, rng)
+            largest, update_norm = self._add(place, rho, self.model.weights, report)
+            if self.variates is not None and np.isfinite(update_norm):
+                self._control(client, own, common, settings, len(images))
+        self._note(place, report, largest, update_norm, start, clock.now() - start)
+
+    def _add(self, place, rho, weights, report):
+        """Add rho_n omega_n to the exact sum. Returns the largest weight's size and the length of the update. A client whose loss or
+        weights are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
         if self.config.audit:
-            self.up.outputs[place] = (self.model.weights[self.outputs].cpu() - self.weights[self.outputs]).numpy()
+            self.up.outputs[place] = (weights[self.outputs].cpu() - self.weights[self.outputs]).numpy()
+        try:
+            report.check()
+            if self.council.keeps:
+                return self.council.keep(place, weights, self.weights[: self.model.parameters])
+            return self.there.partial.add(rho, weights, self.there.start[: self.model.parameters])
+        except ArithmeticError:
+            if self.config.faults.nonfinite == "stop":
+                raise
+            return 0.0, np.nan
+
+    def _note(self, place, report, largest, update_norm, start, seconds):
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
-                                  update_norm, largest, start, clock.now() - start, self.comm.rank)
+                                  update_norm, largest, start, seconds, self.comm.rank)
 
     def _control(self, client, own, common, settings, samples):
         """SCAFFOLD's new variate of a client that has trained, by option II:
@@ -229,7 +241,7 @@ class Simulation:
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
-        self.model.weights.copy_(self.weights)
+        self.model.weights.copy_(self.there.start)
         own = chunks(self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size)
         totals = evaluate(self.model, own, len(self.about.classes), -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)

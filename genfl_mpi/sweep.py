@@ -6,7 +6,7 @@ from genfl_mpi import runner
 from genfl_mpi.clients import load_once_a_node
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
-from genfl_mpi.mpi import collectives, failing
+from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.groups import Turns, split
 from genfl_mpi.view import Lines
 
@@ -33,6 +33,7 @@ def run(comm, paths, configs, given, view, say, signals, fork=None):
         return next(filter(None, (runner.run(comm, *one, given, view, signals, fork) for one in runs)), 0)
     view.say(f"{len(configs)} runs on {count} groups of {comm.size // count} to {-(-comm.size // count)} ranks")
     group = split(comm, count)
+    devices.survey(comm, serves=group.rank == 0)
     view = Lines(say if group.rank == 0 else lambda line: None, view.level)
     data = {datasets.source(config.data): config.data for config in configs}  # of all runs, once a node
     shared = {source: load_once_a_node(comm, one) for source, one in data.items()}

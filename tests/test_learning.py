@@ -7,7 +7,9 @@ import torch
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.evaluation import accuracy_over_clients
-from genfl_mpi.learning.training import at_round, augment, batches, sgd, train
+from genfl_mpi.learning.batches import augment, batches, draw
+from genfl_mpi.learning.steps import descend
+from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import BLOCK, LIMIT, ExactSum, FlatModel
 from genfl_mpi.settings import Model, Training
 
@@ -97,15 +99,12 @@ def test_batches_cover_the_data_and_are_equally_large(count, sizes):
 
 @pytest.mark.parametrize("settings", [Training(), Training(momentum=0.9), Training(momentum=0.9, weight_decay=0.01)])
 def test_sgd_is_torchs(settings):
-    ours = torch.randn(50)
+    ours, velocity = torch.randn(50), torch.zeros(50)
     theirs = ours.clone().requires_grad_()
-    step = sgd([ours], settings)
     reference = torch.optim.SGD([theirs], settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     for _ in range(4):
-        ours.grad = torch.randn(50)
-        theirs.grad = ours.grad.clone()
-        step()
-        assert ours.grad is None
+        theirs.grad = torch.randn(50)
+        descend([ours], [theirs.grad.clone()], settings, [velocity])
         reference.step()
     assert torch.allclose(ours, theirs)
 
@@ -165,14 +164,19 @@ def test_dropout_is_keyed_and_leaves_the_global_stream_alone():
 
 def test_augmentation_shifts_and_mirrors():
     images = torch.arange(2 * 3 * 6 * 5, dtype=torch.float32).view(2, 3, 6, 5).repeat(200, 1, 1, 1)
-    rng = np.random.default_rng(0)
-    assert augment(images, Training(), rng) is images
-    mirrored = (augment(images, Training(flip=True), rng) == images.flip(3)).flatten(1).all(1)
-    kept = (augment(images, Training(flip=True), np.random.default_rng(0)) == images).flatten(1).all(1)
-    assert 120 < mirrored.sum() < 280 and 120 < kept.sum() < 280
+
+    def augmented(**settings):
+        settings = Training(batch_size=400, epochs=1, **settings)
+        moves = draw(400, settings, np.random.default_rng(0)).moves
+        return augment(images, settings, None if moves is None else torch.from_numpy(moves))
+
+    assert augmented() is images
+    mirrored = (augmented(flip=True) == images.flip(3)).flatten(1).all(1)
+    kept = (augmented(flip=True) == images).flatten(1).all(1)
+    assert 120 < mirrored.sum() < 280 and torch.equal(kept, ~mirrored)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
     seen = set()
-    for before, after in zip(padded, augment(images, Training(crop=2), rng)):
+    for before, after in zip(padded, augmented(crop=2)):
         [place] = [(y, x) for y in range(5) for x in range(5) if torch.equal(before[:, y : y + 6, x : x + 5], after)]
         seen.add(place)
     assert len(seen) == 25

@@ -51,6 +51,48 @@ def test_rank_0_has_a_gpu_for_itself_when_there_are_several():
     assert devices.gpus_of(node(6, found=4, first=8)) == [0, 1, 2, 3, 0, 1], "a node without rank 0 shares evenly"
 
 
+def test_groups_of_ranks_share_the_gpus_of_their_node():
+    """Eight ranks in groups, each with a server: (rank, whether it serves) of all, on some GPUs."""
+    def of(servers, found):
+        return devices.gpus_of([devices.place(rank, "node", range(64), ALL, {}, found, rank in servers) for rank in range(8)])
+
+    assert of({0, 4}, 4) == [0, 2, 3, 2, 1, 3, 2, 3], "a GPU for each server, and two for the six others"
+    assert of({0, 2, 4, 6}, 4) == [0, 0, 1, 1, 2, 2, 3, 3], "as many servers as GPUs: two ranks each, servers apart"
+    assert of({0, 2, 4, 6}, 2) == [0, 0, 1, 1, 0, 0, 1, 1] and of({0, 2, 4, 6}, 1) == [0] * 8
+    assert of(set(range(8)), 4) == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_a_rank_knows_how_many_share_its_gpu():
+    assert [devices.sharers(node(7, found=4), own) for own in range(7)] == [1, 2, 2, 2, 2, 2, 2]
+    apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)
+    assert [devices.sharers(apart, own) for own in range(4)] == [1, 1, 1, 1]
+
+
+GROUPS = """
+import sys
+import torch
+from genfl_mpi import runner
+from genfl_mpi.cli import main
+from genfl_mpi.mpi import collectives, devices
+torch.cuda.device_count, torch.cuda.set_device = lambda: 2, lambda device: None
+run = runner.run
+def told(comm, *arguments):
+    print(f"{collectives.world().rank} takes {devices.use(comm, 1, 'cuda').index}\\n", end="", flush=True)
+    torch.use_deterministic_algorithms(False)
+    return run(comm, *arguments)
+runner.run = told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_group_takes_the_gpus_that_are_its_ranks_among_all_of_the_node(tmp_path):
+    (tmp_path / "groups.py").write_text(GROUPS)
+    done = mpirun(4, tmp_path / "groups.py", *FAST, "rounds=1", "sweep.seed=[1,2]", "runtime.ranks_per_run=2", "runtime.device=cpu",
+                  f"output={tmp_path}/results", CUDA_VISIBLE_DEVICES="0,1")
+    assert done.returncode == 0, done.stderr
+    assert {line for line in done.stdout.splitlines() if " takes " in line} == {"0 takes 0", "1 takes 0", "2 takes 1", "3 takes 1"}
+
+
 def test_ranks_that_see_other_gpus_are_no_rivals():
     """As after srun --gpus-per-task."""
     apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)

@@ -92,6 +92,7 @@ def plan(arguments):
     parser.add_argument("-n", "--ranks", type=int, required=True, help="ranks of the run")
     parser.add_argument("--nodes", type=int, default=1, help="nodes that they are on (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="cores of a node (default: this one's, %(default)s)")
+    parser.add_argument("--gpus", type=int, help="GPUs of a node, of which to predict the memory, here or not (default: this one's, if the run is on them)")
     parser.add_argument("--latency", type=float, default=2.0, help="of a message between nodes, microseconds (default: %(default)s)")
     parser.add_argument("--bandwidth", type=float, default=100.0, help="of a node's network, Gbit/s (default: %(default)s)")
 
@@ -99,13 +100,13 @@ def plan(arguments):
         from genfl_mpi import plan as planning
         from genfl_mpi.prediction import Cluster
 
-        for name in ("ranks", "nodes", "cores", "latency", "bandwidth"):
-            if not getattr(options, name) > 0:
+        for name in ("ranks", "nodes", "cores", "latency", "bandwidth", "gpus"):
+            if getattr(options, name) is not None and not getattr(options, name) > 0:
                 raise UserError(f"--{name} {getattr(options, name)}: must be above 0")
         if options.nodes > options.ranks:
             raise UserError(f"--nodes {options.nodes}: there are fewer ranks, {options.ranks}")
         cluster = Cluster(options.ranks, options.nodes, options.cores, 1, options.latency / 1e6, options.bandwidth * 1e9 / 8, 0.0)
         name, config = next(iter(runs.items()))
-        yield from planning.command(comm, config, cluster, name)
+        yield from planning.command(comm, config, cluster, name, options.gpus)
 
     return launch.print_of_config(parser, arguments, lines)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
-from genfl_mpi.learning.training import batches
+from genfl_mpi.learning.batches import batches
 from genfl_mpi.learning.weights import FlatModel
 
 ATTENTION = r"to_q|to_k|to_v|to_out\.0"

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from genfl_mpi.learning.training import local_batches
+from genfl_mpi.learning.batches import local_batches
 
 
 def fedavgm(state, delta, settings):

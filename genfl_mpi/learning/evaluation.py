@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from genfl_mpi.learning.batches import on_device
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.learning.weights import fixed_point, from_fixed_point
 
@@ -15,8 +16,8 @@ def chunks(images, labels, size, about, device, first=0, every=1):
     """
     for start in range(first * size, len(labels), every * size):
         part = slice(start, start + size)
-        yield (normalise(torch.from_numpy(np.array(images[part])), about.mean, about.std, device),
-               torch.from_numpy(np.array(labels[part])).to(device))
+        yield (normalise(on_device(np.array(images[part]), device), about.mean, about.std, device),
+               on_device(np.array(labels[part]), device))
 
 
 @torch.inference_mode()
@@ -28,11 +29,13 @@ def evaluate(model, chunks, classes, total):
     """
     model.module.eval()
     totals = np.zeros(classes + 1, dtype=np.int64)
+    correct, losses = torch.zeros(classes, dtype=torch.int64, device=model.weights.device), []
     for images, labels in chunks:
         logits = model.module(images)
-        correct = labels[logits.argmax(1) == labels]
-        totals[:-1] += torch.bincount(correct, minlength=classes).cpu().numpy()
-        totals[-1] += fixed_point(F.cross_entropy(logits, labels, reduction="sum").item(), total)
+        correct.index_add_(0, labels, (logits.argmax(1) == labels).long())
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+    totals[:-1] = correct.cpu().numpy()  # looked at after the last chunk, so that none waits for the device
+    totals[-1] = sum(fixed_point(loss, total) for loss in torch.stack(losses).tolist()) if losses else 0
     return totals
 
 

@@ -17,6 +17,14 @@ def quicken(module):
     return module
 
 
+def plain(module):
+    """Undo `quicken`, in place."""
+    back = {quick: theirs for theirs, quick in QUICK.items()}
+    for layer in module.modules():
+        layer.__class__ = back.get(type(layer), type(layer))
+    return module
+
+
 class Dropout(nn.Dropout):
     """Dropout with 16 random bits a value, so that p is off by 2^-17 at most, where torch draws with more effort."""
 

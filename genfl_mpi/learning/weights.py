@@ -20,10 +20,11 @@ class FlatModel:
 
     weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's
     counters) stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
+    kept: the `steps.Steps` of its last trainings.
     """
 
     def __init__(self, module, device="cpu"):
-        self.module = quicken(module.to(device))
+        self.module, self.kept = quicken(module.to(device)), []
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
                    if tensor.is_floating_point()]
@@ -40,8 +41,8 @@ class FlatModel:
             start += value.numel()
 
     def split(self, vector):
-        """A vector (parameters,) as a list of tensors like the module's parameters."""
-        parts = vector.split([shape.numel() for shape in self._shapes])
+        """A vector (parameters,) as a list of tensors like the module's parameters; or several, (k, parameters), as (k, ...)."""
+        parts = vector.split([shape.numel() for shape in self._shapes], -1)
         return [_shaped(part, shape) for part, shape in zip(parts, self._shapes)]
 
     def outputs(self, classes):
@@ -61,10 +62,11 @@ class FlatModel:
 
 def _shaped(view, shape):
     """A vector as a tensor of `shape`; kernels of convolutions with their channels last, which CPUs and GPUs like best."""
+    several = view.shape[:-1]
     if len(shape) != 4:
-        return view.view(shape)
+        return view.view(*several, *shape)
     outputs, inputs, height, width = shape
-    return view.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+    return view.view(*several, outputs, height, width, inputs).movedim(-1, -3)
 
 
 class ExactSum:
@@ -88,8 +90,7 @@ class ExactSum:
         since = np.empty(0, dtype=np.float32) if since is None else since.numpy()
         blocks = [slice(start, start + BLOCK) for start in range(0, len(weights), BLOCK)]
         largest = float(np.max([(weights[block].max(), -weights[block].min()) for block in blocks]))
-        if not max(1, rho) * largest < LIMIT:  # also true of NaN, which NumPy's extremes pass on
-            raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+        check_size(rho, largest)
         square, scale = 0.0, rho * 2.0**FRACTION_BITS
         for block in blocks:
             values, change = (row[: len(weights[block])] for row in self.scratch.numpy())
@@ -109,6 +110,13 @@ class ExactSum:
     def value(self):
         """The sum as float64 (size,)."""
         return torch.from_numpy(self.units).double().mul_(2.0**-FRACTION_BITS)
+
+
+def check_size(rho, largest):
+    """The size of the largest weight of a summand, if the exact sum can hold it; else raise ArithmeticError."""
+    if not max(1, rho) * largest < LIMIT:  # also true of NaN, which extremes pass on
+        raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+    return largest
 
 
 def bound(rho, largest):

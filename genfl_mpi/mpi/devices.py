@@ -17,7 +17,8 @@ class Place:
 
     cores: numbers in its affinity mask. group, quota: its control group, and the cores whose time that may take (None: all).
     granted: cores that Slurm gave the job on the node (None: no Slurm). gpus: names of the GPUs that it may use, of which torch
-    can use `usable`. withheld: GPUs that torch finds, but that Slurm did not give to the job.
+    can use `usable`. withheld: GPUs that torch finds, but that Slurm did not give to the job. serves: whether the rank is the
+    server of its run.
     """
 
     rank: int
@@ -29,16 +30,17 @@ class Place:
     gpus: tuple = ()
     usable: int = 0
     withheld: int = 0
+    serves: bool = False
 
 
-def place(rank, host, cores, quota, environ, found):
+def place(rank, host, cores, quota, environ, found, serves=None):
     """`Place` from an affinity mask, (control group, its quota), a dict of environment variables and the number of GPUs that
-    torch finds."""
+    torch finds. The server is rank 0, unless it is said who is."""
     gpus = launchers.granted_gpus(environ)
     if gpus is None:
         gpus = tuple(map(str, range(found)))
     return Place(rank, host, frozenset(cores), *quota, launchers.granted_cores(environ), gpus, usable=min(found, len(gpus)),
-                 withheld=0 if gpus else found)
+                 withheld=0 if gpus else found, serves=rank == 0 if serves is None else serves)
 
 
 def cores_of(places):
@@ -56,17 +58,19 @@ def gpus_of(places):
     """Which of its `gpus` each rank of one node takes, as a list of indices, None where a rank has none. (Where torch can use
     none of them, which one it would be.)
 
-    Ranks that see the same GPUs take them in turn. Rank 0, which generates images too, keeps the first for itself where there
-    are more than one, however many ranks share the others.
+    Ranks that see the same GPUs take them in turn, first those that serve, which generate images too. They keep a GPU for
+    themselves where there are more GPUs than servers, however many ranks share the others. All ranks of the node count, whatever
+    runs they work on.
     """
     taken = []
     for one in places:
-        alike = [other.rank for other in places if other.gpus == one.gpus]
-        position, count = alike.index(one.rank), one.usable or len(one.gpus)
+        alike, count = [other for other in places if other.gpus == one.gpus], one.usable or len(one.gpus)
+        servers = sum(other.serves for other in alike)
+        position = sorted(alike, key=lambda other: not other.serves).index(one)
         if count == 0:
             taken.append(None)
-        elif 0 in alike and 1 < count < len(alike):
-            taken.append(1 + (position - 1) % (count - 1) if position else 0)
+        elif position >= servers and servers < count < len(alike):
+            taken.append(servers + (position - servers) % (count - servers))
         else:
             taken.append(position % count)
     return taken
@@ -96,10 +100,11 @@ def unused_gpus(places, kind):
 _surveyed = None  # what `neighbours` returns, when all ranks of the job were asked
 
 
-def survey(comm):
-    """Ask all ranks of the job where they are, before they part into groups that share a node without knowing. Collective."""
+def survey(comm, serves=None):
+    """Ask all ranks of the job where they are, before they part into groups that share a node without knowing, and again when it
+    is known which of them will serve a group. Collective."""
     global _surveyed
-    _surveyed = _ask(comm)
+    _surveyed = _ask(comm, serves)
 
 
 def neighbours(comm):
@@ -148,6 +153,12 @@ def use(comm, threads, kind):
     return device
 
 
+def sharers(places, own):
+    """How many ranks of a node have the same GPU as the one at index `own`, itself among them."""
+    names = [None if number is None else one.gpus[number] for one, number in zip(places, gpus_of(places))]
+    return names.count(names[own])
+
+
 def cpu_quota(environment="/proc/self/cgroup", root="/sys/fs/cgroup"):
     """(control group, cores): the tightest limit of CPU time on this process and the group that it is set for, or ("", None).
 
@@ -177,10 +188,10 @@ def _read(path):
         return ""
 
 
-def _ask(comm):
+def _ask(comm, serves=None):
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
     places = node.allgather(place(comm.rank, os.uname().nodename, os.sched_getaffinity(0), cpu_quota(), os.environ,
-                                  torch.cuda.device_count()))
+                                  torch.cuda.device_count(), serves))
     own = node.rank
     node.Free()
     return places, own

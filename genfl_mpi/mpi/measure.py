@@ -8,17 +8,23 @@ import numpy as np
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.collectives import MPI
 
+GPU_OF_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA of MPICH
 SMALL, LARGE = 8, 4 << 20  # bytes of a ping's messages
 REPEATS = {SMALL: 100, LARGE: 5}
 
 
 def is_gpu_aware():
-    """Whether the MPI library says that it sends from a GPU's memory; None if it does not say. MPICH and Open MPI do."""
+    """Whether the MPI library says that it sends from the memory of Nvidia's GPUs; None if it does not say. MPICH says it by
+    MPIX_GPU_query_support, which knows whether it was switched on, and Open MPI by MPIX_Query_cuda_support."""
     try:
-        query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
-    except (OSError, AttributeError):
+        library = ctypes.CDLL(MPI.__file__)
+    except OSError:
         return None
-    return bool(query())
+    if hasattr(library, "MPIX_GPU_query_support"):
+        answer = ctypes.c_int(0)
+        failed = library.MPIX_GPU_query_support(GPU_OF_CUDA, ctypes.byref(answer))
+        return None if failed else bool(answer.value)
+    return bool(library.MPIX_Query_cuda_support()) if hasattr(library, "MPIX_Query_cuda_support") else None
 
 
 def ping(comm, partner):

@@ -18,13 +18,14 @@ RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
 class Down:
     """weights: float32 (size,). variate: float32 (variate,). plan: a record (rho, client, rank, since, epochs) for each
     member of the cohort, the rank being NOBODY for who is not heard; since: the round in which it trained last, 0 for never;
-    epochs: of its local training. head: a record of the rounds finished, and of the exit status with which all leave, or 0."""
+    epochs: of its local training. head: a record of the rounds finished, and of the exit status with which all leave, or 0.
+    zeros: makes the memory."""
 
-    def __init__(self, size, cohort, variate=0):
+    def __init__(self, size, cohort, variate=0, zeros=np.zeros):
         plan = np.dtype([("rho", np.float64), ("client", np.int32), ("rank", np.int32), ("since", np.int32), ("epochs", np.int32)])
         both = size + variate
         head = np.dtype([("round", np.int64), ("leave", np.int64)])
-        self.buffer = np.zeros(both * 4 + cohort * plan.itemsize + head.itemsize + 8, dtype=np.uint8)
+        self.buffer = zeros(both * 4 + cohort * plan.itemsize + head.itemsize + 8, np.uint8)
         split = -(-both * 4 // 8) * 8  # the plan's float64 want an address divisible by 8
         self.weights = self.buffer[: size * 4].view(np.float32)
         self.variate = self.buffer[size * 4 : both * 4].view(np.float32)
@@ -36,11 +37,11 @@ class Down:
 class Up:
     """units: int64 (size,), variate_units: int64 (variate,). clients: float64 (cohort, fields), ranks: float64 (ranks, fields).
     outputs: float64 (cohort, outputs), of which the rows ride like those of clients: how the biases of its model's last layer
-    changed, where that is asked."""
+    changed, where that is asked. zeros: makes the memory."""
 
-    def __init__(self, size, cohort, ranks, variate=0, outputs=0):
+    def __init__(self, size, cohort, ranks, variate=0, outputs=0, zeros=np.zeros):
         clients, per_rank, both = cohort * len(CLIENT_FIELDS), ranks * len(RANK_FIELDS), size + variate
-        self.buffer = np.zeros(both + clients + per_rank + cohort * outputs, dtype=np.int64)
+        self.buffer = zeros(both + clients + per_rank + cohort * outputs, np.int64)
         self.units, self.variate_units = self.buffer[:size], self.buffer[size:both]
         self.clients = self.buffer[both : both + clients].view(np.float64).reshape(cohort, len(CLIENT_FIELDS))
         both += clients

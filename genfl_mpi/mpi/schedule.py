@@ -54,18 +54,20 @@ class Pace:
         return np.array([speed.rate or np.mean(known or [1.0]) for speed in self.speeds])
 
 
-def assign(costs, rates, busy):
+def assign(costs, rates, busy, together=1):
     """Longest processing time first (Graham 1969): the next largest client goes to the rank that finishes it first.
 
     costs: float (cohort,), work of each client; rates: float (ranks,), work a second; busy: float, the seconds that
-    rank 0 works as the server before it is free (infinite: it gets clients only if it is alone).
+    rank 0 works as the server before it is free (infinite: it gets clients only if it is alone); together: clients, in
+    their order, that are trained as one and go to one rank.
     Returns int (cohort,), the rank of each client.
     """
+    count, costs = len(costs), np.add.reduceat(costs, np.arange(0, len(costs), together))
     finish = np.zeros(len(rates))
     finish[0] = busy
     ranks = np.empty(len(costs), dtype=np.int64)
-    for client in np.argsort(-np.asarray(costs), kind="stable"):
+    for client in np.argsort(-costs, kind="stable"):
         ends = finish + costs[client] / rates
         ranks[client] = ends.argmin()
         finish[ranks[client]] = ends[ranks[client]]
-    return ranks
+    return np.repeat(ranks, together)[:count]

@@ -1,0 +1,148 @@
+"""What is on a GPU, with a CPU's memory in its place: the sum, the messages, the data, and how much of it there will be."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, mpirun
+from torch import nn
+
+from genfl_mpi import gpu_memory
+from genfl_mpi.cli import main
+from genfl_mpi.clients import client_data, load_and_divide
+from genfl_mpi.config import single
+from genfl_mpi.data import datasets
+from genfl_mpi.learning import device_sum
+from genfl_mpi.learning.device_sum import DeviceSum
+from genfl_mpi.learning.memory import of_activations, of_weights
+from genfl_mpi.learning.weights import LIMIT, ExactSum
+from genfl_mpi.mpi import collectives, devices
+from genfl_mpi.mpi.messages import Up
+from genfl_mpi.resident import Resident, fits
+from genfl_mpi.settings import Training
+
+CPU = torch.device("cpu")
+
+
+def test_the_sum_on_a_device_has_the_bits_of_the_exact_sum(monkeypatch):
+    monkeypatch.setattr(device_sum, "BLOCK", 999)
+    units, there = np.zeros(5000, dtype=np.int64), torch.zeros(5000, dtype=torch.int64)
+    random = torch.Generator().manual_seed(0)
+    for rho in np.random.default_rng(0).dirichlet(np.ones(20)):
+        weights, since = torch.randn(5000, generator=random) * 100, torch.randn(4900, generator=random)
+        largest, distance = ExactSum(units).add(rho, weights, since)
+        found = DeviceSum(there).add(rho, weights, since)
+        assert found == (largest, pytest.approx(distance, rel=1e-12))
+    assert np.array_equal(there.numpy(), units) and units.any()
+    halves = torch.tensor([0.5, 1.5, -0.5, -2.5]) * 2.0**-40  # rounded to the even neighbour on both
+    units, there = np.zeros(4, dtype=np.int64), torch.zeros(4, dtype=torch.int64)
+    ExactSum(units).add(1.0, halves)
+    DeviceSum(there).add(1.0, halves)
+    assert units.tolist() == there.tolist() == [0, 2, 0, -2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), LIMIT, -LIMIT])
+def test_what_the_sum_cannot_hold_is_refused_on_a_device_too(bad):
+    weights, there = torch.ones(50), torch.zeros(50, dtype=torch.int64)
+    weights[7] = bad
+    with pytest.raises(ArithmeticError, match="not finite or too large"):
+        DeviceSum(there).add(0.1, weights)
+    assert not there.any()
+
+
+# A run as on a GPU, but in the CPU's memory: what is in the messages lies there, too, and the training images.
+ON_DEVICE = """
+import sys
+from genfl_mpi import resident
+from genfl_mpi.cli import main
+import torch
+make = resident.Resident.__init__
+def moved(self, comm, device, weights, up, total, images):
+    make(self, comm, device, weights, up, total, images)
+    self._move(up, sys.argv[1] == "aware")
+    self.images = torch.from_numpy(images.copy())
+resident.Resident.__init__ = moved
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("ranks", "how", "more"), [
+    (2, "aware", ["algorithm.name=scaffold"]), (2, "staged", ["training.together=2", "method=fedavg"]),
+    (2, "staged", ["rho=shapley", "validation.source=clients", "data.public_pool=20", "data.shared=10", "bad_clients.share=0.5"])])
+def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, more, tmp_path):
+    (tmp_path / "device.py").write_text(ON_DEVICE)
+    overrides = [*FAST, "rounds=2", *more]
+    done = mpirun(ranks, tmp_path / "device.py", how, *overrides, f"output={tmp_path}/device")
+    assert done.returncode == 0, done.stderr
+    assert main([*overrides, f"output={tmp_path}/plain"]) == 0
+    from genfl_mpi.results import reader
+
+    weights = [reader.digests(tmp_path / f"{folder}/fedavg_seed1.h5")[0] for folder in ("device", "plain")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("more", [[], ["data.public_pool=20", "data.shared=10"], ["bad_clients.share=1", "bad_clients.kind=blurred"],
+                                  ["bad_clients.share=1", "bad_clients.kind=mislabelled"]])
+def test_a_client_cut_out_of_resident_images_is_the_client(more):
+    config = single(None, [*FAST, *more])
+    arrays, about = load_and_divide(config), datasets.describe(config.data)
+    up = Up(5, 3, 1)
+    sent, held = (Resident(collectives.alone(), CPU, torch.zeros(5), up, ExactSum(up.units), arrays["train_images"]) for _ in range(2))
+    held.images = torch.from_numpy(arrays["train_images"])
+    for client in range(config.clients):
+        for one, other in zip(sent.data(arrays, client, config, about), held.data(arrays, client, config, about)):
+            assert torch.equal(one, other) and len(one) == len(client_data(arrays, client, config)[1])
+
+
+def test_images_stay_on_a_gpu_if_there_is_room():
+    assert fits(150e6, 16e9, 4) and fits(1e9, 16e9, 4) and not fits(1.1e9, 16e9, 4) and not fits(5e9, 16e9, 1)
+
+
+def test_a_messages_memory_is_zeros_and_counts_its_bytes():
+    from genfl_mpi.mpi import staging
+
+    assert staging.zeros(7, np.int64, CPU).tolist() == [0] * 7
+
+
+def test_activations_by_hand():
+    """Of two dense layers: the images, what ReLU lets through, the logits' log-softmax, the labels and their number."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU(inplace=True), nn.Linear(20, 10))
+    assert of_activations(module, (3, 4, 4), 8) == pytest.approx(4 * 8 * (48 + 20 + 10) + 8 * 8, abs=8)
+    frozen = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+    assert of_activations(frozen, (3, 4, 4), 16) == pytest.approx(2 * of_activations(frozen, (3, 4, 4), 8), abs=16)
+    in_half = of_activations(module, (3, 4, 4), 8, "bfloat16")
+    assert in_half == pytest.approx(2 * 8 * (48 + 20) + 4 * 8 * 10 + 8 * 8 + 2 * (48 * 20 + 20 + 20 * 10 + 10), abs=8)
+
+
+def test_weights_by_hand():
+    plain = of_weights(100, 90, Training(), 0)
+    assert plain == {"weights": 800, "gradients": 360, "optimizer": 0, "exact sum": 800}
+    assert of_weights(100, 90, Training(momentum=0.9), 1, together=5) == {
+        "weights": 7 * 400, "gradients": 5 * 360, "optimizer": 6 * 360, "exact sum": 800}
+
+
+def test_a_node_adds_up_the_ranks_of_each_gpu():
+    assert gpu_memory.of_node(2, 7, 1, 2) == [7, 0]
+    assert gpu_memory.of_node(2, 7, 4, 1) == [7 + 3 * 2]
+    assert gpu_memory.of_node(2, 7, 7, 4) == [7, 4, 4, 4], "rank 0 has one for itself"
+    assert devices.gpus_of([]) == []
+
+
+def test_the_memory_of_a_rank_and_of_the_server():
+    config = single(None, ["method=genfl", "training.batch_size=16", "augmented.momentum=0.9", "generation.cap=20"])
+    arrays = load_and_divide(config)
+    rank, server = (gpu_memory.of_rank(config, arrays, serves) for serves in (False, True))
+    assert "generator's weights" not in rank and server["generator's weights"] > 100_000
+    assert server["generated images"] == 20 * 10 * 784 * 5 and server["optimizer"] == 4 * 105866 and not rank["optimizer"]
+    largest = np.diff(arrays["pointers"]).max()
+    assert rank["a client's images"] == largest * 784 * 5 and rank["training images"] == arrays["train_images"].nbytes
+    together = gpu_memory.of_rank(single(None, ["method=genfl", "training.batch_size=16", "training.together=3"]), arrays)
+    assert together["activations"] == 3 * rank["activations"] and together["a client's images"] == 3 * rank["a client's images"]
+
+
+def test_plan_tells_of_gpus_where_there_are_some(fast, capsys):
+    assert main(["plan", *fast, "-n", "3", "--gpus", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "2 GPUs" in said and "exact sum" in said and max(map(len, said.splitlines())) <= 80
+    assert main(["plan", *fast, "-n", "3"]) == 0
+    assert "GPU" not in capsys.readouterr().out
+    assert main(["plan", *fast, "-n", "3", "--gpus", "0"]) == 2

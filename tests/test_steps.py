@@ -1,0 +1,169 @@
+"""Steps of training over fixed buffers, as a GPU repeats them; and that no step waits for the device."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from genfl_mpi.learning import models, steps
+from genfl_mpi.learning.evaluation import evaluate
+from genfl_mpi.learning.steps import Steps, is_static, steps_of
+from genfl_mpi.learning.together import Twin
+from genfl_mpi.learning.training import train
+from genfl_mpi.learning.weights import FlatModel
+from genfl_mpi.settings import LocalTraining, Model, Training
+
+IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+LABELS = torch.arange(27) % 10
+
+
+def captured(monkeypatch, spoil=lambda results: None):
+    """Let a processor repeat steps over fixed buffers as a graph does: the function again, its results where they first lay.
+    Returns a list that gets a number for each repetition."""
+    repeated = []
+
+    def capture(self, function):
+        results = function()
+
+        def replay():
+            for buffer, value in zip(results, function()):
+                buffer.copy_(value)
+            spoil(results)
+            repeated.append(1)
+
+        return replay, results
+
+    begin = Steps.begin
+
+    def fixed(self, *arguments):
+        self.fixed = self.fixed or not self.graphs
+        begin(self, *arguments)
+
+    monkeypatch.setattr(Steps, "_capture", capture)
+    monkeypatch.setattr(Steps, "begin", fixed)
+    return repeated
+
+
+def trained(name, settings, mu=0.0, corrected=False, times=2):
+    """Weights and reports of two trainings one after the other, of which the second finds what the first has prepared."""
+    model = FlatModel(models.build(Model(name=name), 10, (3, 32, 32), seed=1))
+    start, found = model.weights.clone(), []
+    correction = torch.linspace(-1e-3, 1e-3, model.parameters) if corrected else None
+    for key in range(times):
+        found += [train(model, start, IMAGES, LABELS, settings, np.random.default_rng(key), mu, correction), model.weights.clone()]
+    return found
+
+
+@pytest.mark.parametrize(("name", "settings", "more"), [
+    ("pfl_cnn", Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, crop=2, flip=True), {}),
+    ("resnet18", Training(epochs=1, batch_size=14), {"mu": 0.1}),
+    ("cnn", Training(epochs=2, batch_size=8, dtype="bfloat16"), {"corrected": True})])
+def test_a_step_over_fixed_buffers_is_the_step(name, settings, more, monkeypatch):
+    expected = trained(name, settings, **more)
+    repeated = captured(monkeypatch)
+    found = trained(name, settings, **more)
+    count = -(-27 // settings.batch_size)
+    assert len(repeated) >= 2 * settings.epochs * count, "every step should have been a repetition"
+    for one, other in zip(expected, found):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def wrong(results):
+    results[0].add_(1)
+
+
+def fails(results):
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(wrong, "other bits"), (fails, "operation not permitted when stream is capturing$")])
+def test_a_graph_that_fails_or_computes_something_else_is_not_used(spoil, said, monkeypatch):
+    settings = Training(epochs=1, batch_size=8, momentum=0.9)
+    expected = trained("pfl_cnn", settings, times=1)
+    captured(monkeypatch, spoil)
+    with pytest.warns(UserWarning, match=said):
+        found = trained("pfl_cnn", settings, times=1)
+    assert found[0] == expected[0] and torch.equal(found[1], expected[1])
+
+
+class Branching(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :10] if images.sum() > 0 else images.flatten(1)[:, -10:]
+
+
+def test_only_layers_that_cannot_branch_are_static():
+    assert all(is_static(models.build(Model(name=name), 10, (3, 32, 32), seed=1)) for name in models.MODELS)
+    assert not is_static(nn.Sequential(nn.Conv2d(3, 3, 1), Branching()))
+
+
+def test_steps_are_kept_for_clients_and_augmented_model_alike():
+    model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
+    clients = steps_of(model, Training(epochs=1))
+    assert steps_of(model, Training(epochs=7)) is clients
+    augmented = steps_of(model, Training(lr=1))
+    assert steps_of(model, Training()) is clients and steps_of(model, Training(lr=1)) is augmented
+    steps_of(model, Training(lr=2))
+    assert len(model.kept) == 2 and steps_of(model, Training(lr=1)) is augmented and steps_of(model, Training()) is not clients
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operations of torch, in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.names.append(function.name())
+        return function(*arguments, **(keywords or {}))
+
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "equal", "unique", "bincount")
+
+
+def waits(names, of="nll_loss_backward"):
+    """Operations for which the host waits for a GPU, from the first to the last operation with `of` in its name."""
+    losses = [index for index, name in enumerate(names) if of in name]
+    assert len(losses) > 2
+    return [name for name in names[losses[0] : losses[-1]] if any(word in name for word in WAITING)]
+
+
+@pytest.mark.parametrize(("name", "settings", "more"), [
+    ("pfl_cnn", Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, crop=2, flip=True), {"mu": 0.1}),
+    ("resnet18", Training(epochs=2, batch_size=14), {"corrected": True}),
+    ("lenet5", Training(epochs=2, batch_size=8, dtype="bfloat16"), {})])
+def test_no_step_waits_for_the_device(name, settings, more):
+    with Recorder() as recorder:
+        trained(name, settings, times=1, **more)
+    assert waits(recorder.names) == []
+
+
+def test_what_waits_is_noticed():
+    class Waiting(nn.Module):
+        def forward(self, images):
+            return images * float(images.mean() > 0)
+
+    module = nn.Sequential(Waiting(), nn.Flatten(), nn.Linear(3072, 10))
+    with Recorder() as recorder:
+        train(FlatModel(module), FlatModel(module).weights.clone(), IMAGES, LABELS, Training(epochs=2, batch_size=8), np.random.default_rng(0))
+    assert waits(recorder.names)
+
+
+def test_no_step_of_clients_trained_together_waits_either():
+    model, settings = FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)), LocalTraining(epochs=1, batch_size=8, together=2)
+    twin = Twin(model, (3, 32, 32), settings)
+    with Recorder() as recorder:
+        twin.train(model.weights.clone(), [(IMAGES, LABELS)] * 2, [settings] * 2, [np.random.default_rng(key) for key in range(2)])
+    assert waits(recorder.names, of="convolution_backward") == []
+
+
+def test_no_chunk_of_the_test_set_waits_either():
+    model = FlatModel(models.build(Model(name="cnn"), 10, (3, 32, 32), seed=1))
+    parts = [(IMAGES[start : start + 9], LABELS[start : start + 9]) for start in (0, 9, 18)]
+    with Recorder() as recorder:
+        totals = evaluate(model, iter(parts), 10, 3)
+    assert waits(recorder.names, of="cross_entropy") == []
+    guesses = model.module(IMAGES).argmax(1)
+    assert totals[:-1].tolist() == [((guesses == one) & (LABELS == one)).sum() for one in range(10)]
+    assert evaluate(model, iter(()), 10, 3).tolist() == [0] * 11
