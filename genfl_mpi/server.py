@@ -21,6 +21,7 @@ from genfl_mpi.learning.training import at_round, local_batches, normalise, trai
 from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find
+from genfl_mpi.placement import Placement
 from genfl_mpi.policies import ServerState, needed
 from genfl_mpi.policies.kappa import KAPPA
 from genfl_mpi.policies.rho import RHO
@@ -79,8 +80,9 @@ class Server:
         self.config, self.about, self.data, self.device = config, about, data, device
         policies = find_policies(config, policies)
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
+        self.samples = np.diff(data["pointers"]) + config.data.shared  # of each client, without generated images
         self.state = ServerState(
-            0, config, np.diff(data["pointers"]) + config.data.shared, data["shared_labels"],
+            0, config, self.samples, data["shared_labels"],
             generated=np.zeros(len(about.classes), dtype=np.int64), last=np.zeros(config.clients, dtype=np.int64),
             losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
         self.around = Surroundings(config, about, self.state.samples) if config.world else None
@@ -102,13 +104,18 @@ class Server:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
+        if config.fills:
+            each, most = Placement(config, about, data).demand()
+            self.state = replace(self.state, samples=self.samples + each)
+            self.plan = lambda state: np.maximum(most - state.generated, 0)  # all in the first round
 
     def begin(self, round, plan, pace):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
         pace: a `Pace`, of the rounds before."""
         self.memories = deepcopy(self.remembered)
         forecast = self.around.forecast(round) if self.around else None
-        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, images=sum(map(len, self.images)))
+        self.state = replace(self.state, round=round, cohort=None, forecast=forecast)
+        self._count_images()
         if not self.config.trains_clients:
             return
         cohort = np.unique(self.select(replace(self.state, memory=self.memories.get("select"))))
@@ -116,11 +123,22 @@ class Server:
             raise UserError(f"the selection policy must return {self.config.cohort} distinct clients of {self.config.clients}, not {cohort}")
         self.state, self.epochs = replace(self.state, cohort=cohort), self._local_epochs(cohort)
         plan["client"], plan["rho"], plan["epochs"] = cohort, 0.0, self.epochs
-        if "models" not in needed(self.rho):
+        if "models" not in needed(self.rho) and not self.config.sends:
             self.weigh(plan, np.ones(len(cohort), dtype=bool))
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         rates = pace.rates()
         plan["rank"] = assign(self.state.samples[cohort] * self.epochs + pace.overhead, rates, self._busy_seconds(rates[0]))
+
+    def send(self, plan):
+        """All clients are sent the round's images, which count as their samples: write into `plan` their weights with that."""
+        self._count_images()
+        if "models" not in needed(self.rho):
+            self.weigh(plan, np.ones(len(plan), dtype=bool))
+
+    def _count_images(self):
+        """Bring up to date in the state how many images there are, and what clients train on who are sent them."""
+        images = sum(map(len, self.images))
+        self.state = replace(self.state, images=images, samples=self.samples + images if self.config.sends else self.state.samples)
 
     def weigh(self, plan, counted, **known):
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the

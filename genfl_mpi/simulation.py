@@ -19,6 +19,7 @@ from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import Down, Up
 from genfl_mpi.mpi.schedule import Pace
+from genfl_mpi.placement import Placement
 from genfl_mpi.records import Record
 from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server, find_policies
@@ -70,6 +71,7 @@ class Simulation:
         self.variates = Variates(folder or Path(config.output) / "variates", variate) if scaffold else None
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
+        self.placement = Placement(config, self.about, self.data)
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
         self.pace = Pace(self.comm.size)
@@ -112,12 +114,18 @@ class Simulation:
         generated, omega_a, augmented, round = [], None, None, self.round
         self.up.clear()
 
-        # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
-        if self.is_server and self.config.augments:
+        # Data augmentation (III-B): the server generates, and trains omega_a on what it generated; or the clients get the images ...
+        if self.is_server and self.config.generates:
             with clock("generate"):
                 generated = self.server.generate(self.leaving)
+        if self.is_server and self.config.augments:
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.weights, self.leaving)
+        if self.config.sends or self.config.fills:
+            with clock("send"):
+                if self.is_server and self.config.sends:
+                    self.server.send(self.down.plan)
+                self.placement.spread(self.comm, self.server, self.down.plan)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own.
         with clock("train"):
@@ -153,7 +161,7 @@ class Simulation:
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
         if self.is_server:
-            columns |= records.of_clocks(clock, waiting, self.down, self.up)
+            columns |= records.of_clocks(clock, waiting, self.down, self.up, self.placement.bytes)
             columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
         return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked)
 
@@ -175,7 +183,7 @@ class Simulation:
         are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
         self.note("train", client)
         start = clock.now()
-        images, labels = client_data(self.data, client, self.config)
+        images, labels = self.placement.beside(client, *client_data(self.data, client, self.config))
         images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
         labels = torch.from_numpy(labels).to(self.device)
         settings, correction = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs}), None
@@ -225,6 +233,8 @@ class Simulation:
         """Columns of /rounds, /clients and /ranks, on rank 0, after what the reduction brought besides weights was noted: control
         variates, how the clients trained, and the ranks' speeds."""
         clients = records.of_clients(self.up, self.down.plan, self.round + 1)
+        made = self.placement.generated(clients["client"])
+        clients["images"] = made.sum(1)
         if self.variates is not None:
             self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)
@@ -235,6 +245,7 @@ class Simulation:
             "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
             "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
+            **records.of_cohort(self.placement.own(clients["client"]) + made, self.data["label_histograms"]),
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
         }, clients, records.of_ranks(self.up, self.round + 1)
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 6
+VERSION = 7
 
 
 class Column(NamedTuple):
@@ -20,13 +20,17 @@ ROUNDS = {
     "kappa1": Column("f8", "1", "weight of the federated model in Eq. (1)"),
     "kappa2": Column("f8", "1", "weight of the augmented model in Eq. (1)"),
     "clients_trained": Column("i8", "1", "clients in the cohort"),
+    "cohort_emd": Column("f8", "1", "earth mover's distance of the labels on which the cohort trains, pooled, to all clients' own"),
+    "clients_emd": Column("f8", "1", "the same of each client's, mean over the cohort by samples"),
+    "cohort_labels": Column("i8", "1", "different labels in the cohort"),
     "train_loss": Column("f8", "nat", "loss over the clients' last local epochs, weighted by rho"),
     "train_accuracy": Column("f8", "1", "accuracy during the clients' last local epochs, weighted by rho"),
     "update_cosine": Column("f8", "1", "mean cosine between the changes of two clients, weighted by rho and their lengths"),
+    "update_alignment": Column("f8", "1", "length of the clients' average change over the mean length of their changes: 1 if all are alike, less if they cancel"),
     "augmented_cosine": Column("f8", "1", "cosine between the change of the clients' average and that of the augmented model"),
     "clients_accuracy": Column("f8", "1", "test accuracy under each client's own mix of labels, mean over clients"),
     "clients_accuracy_worst_tenth": Column("f8", "1", "the same, mean over the tenth of the clients for whom it is lowest"),
-    "images": Column("i8", "1", "generated images at the server"),
+    "images": Column("i8", "1", "generated images, of all that there are for the server or the clients"),
     "images_used": Column("i8", "1", "of them, those that passed the filter"),
     "augmented_loss": Column("f8", "nat", "loss over the last epoch of the augmented model on generated images"),
     "round_seconds": Column("f8", "s", "the whole round, on rank 0", True),
@@ -36,10 +40,11 @@ ROUNDS = {
     "generate_seconds": Column("f8", "s", "making this round's images, or reading them from the bank", True),
     "generate_ahead_seconds": Column("f8", "s", "making later rounds' images while waiting", True),
     "augment_seconds": Column("f8", "s", "training the augmented model", True),
+    "send_seconds": Column("f8", "s", "bringing images that clients train on to all ranks", True),
     "reduce_seconds": Column("f8", "s", "summing the clients' weights over ranks", True),
     "broadcast_seconds": Column("f8", "s", "sending the new weights and the next cohort", True),
     "evaluate_seconds": Column("f8", "s", "testing the global model", True),
-    "broadcast_bytes": Column("i8", "B", "size of the message from rank 0 to every rank", True),
+    "broadcast_bytes": Column("i8", "B", "size of the message from rank 0 to every rank, and of the images that clients train on", True),
     "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
 }
 
@@ -48,7 +53,8 @@ CLIENTS = {
     "round": Column("i8", "1", "round in which the client trained"),
     "client": Column("i8", "1", "client"),
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
-    "samples": Column("i8", "1", "training samples it holds"),
+    "samples": Column("i8", "1", "training samples, with the generated ones that it has"),
+    "images": Column("i8", "1", "generated images among those that it trains on"),
     "epochs": Column("i8", "1", "passes over them in the round"),
     "loss_first_epoch": Column("f8", "nat", "mean loss over its first local epoch"),
     "loss_last_epoch": Column("f8", "nat", "mean loss over its last local epoch"),

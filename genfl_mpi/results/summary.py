@@ -11,7 +11,7 @@ from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.settings import is_free
 from genfl_mpi.world import World
 
-METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
+METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "images sent", "filled": "clients fill", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # Where these vary, and methods are to be compared, a figure has a panel for each value.
