@@ -47,7 +47,7 @@ def clients_of(path, world):
     run = read(path, [])
     if not run.trace.image_flops:
         raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; "
-                        "give a run with method=genfl or aigc")
+                        "give a run with method=genfl, sent or filled")
     with reader.open_results(path) as file, reader.damage(path):
         histograms = file["partition/label_histograms"][:]
     fixed = bill(run.trace, world, cohorts(run.trace, world)).client_joules

@@ -15,7 +15,8 @@ class Record:
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
-    round. laboratory: columns of /laboratory, empty if it did not look.
+    round. laboratory: columns of /laboratory, empty if it did not look. probes: columns of /probes and /probed_clients by table,
+    empty if there was no probe.
     """
 
     round: int
@@ -27,6 +28,7 @@ class Record:
     ranks: dict
     generated: list
     laboratory: dict
+    probes: dict
 
 
 def of_clients(up, plan, round):

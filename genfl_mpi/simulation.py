@@ -20,6 +20,7 @@ from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.messages import Down, Up
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.placement import Placement
+from genfl_mpi.probing import Probes
 from genfl_mpi.records import Record
 from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server, find_policies
@@ -78,7 +79,7 @@ class Simulation:
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.server = collectives.together(
             self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
-        self.council = Council(self, policies["rho"])
+        self.council, self.probes = Council(self, policies["rho"]), Probes(self)
 
     def restore(self, round, weights, state, tables):
         """Continue after `round` finished rounds. On rank 0 alone: the weights, what the server remembers, and the tables of the
@@ -111,8 +112,9 @@ class Simulation:
     def _advance(self, clock):
         """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end. Returns its `Record`,
         or None if the ranks were asked to leave before all of it was done: then nothing of it counts."""
-        generated, omega_a, augmented, round = [], None, None, self.round
+        generated, omega_a, omega_fl, augmented, round = [], None, None, None, self.round
         self.up.clear()
+        self.probes.begin(round)
 
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated; or the clients get the images ...
         if self.is_server and self.config.generates:
@@ -143,7 +145,6 @@ class Simulation:
             collectives.reduce_sum(self.comm, self.up.buffer)
         columns, clients, ranks, looked = {}, {}, {}, {}
         if self.is_server and self._is_whole():
-            omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
@@ -160,10 +161,11 @@ class Simulation:
 
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
+        probed = self.probes.look(self.round, omega_fl)
         if self.is_server:
             columns |= records.of_clocks(clock, waiting, self.down, self.up, self.placement.bytes)
             columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked, probed)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
@@ -183,9 +185,7 @@ class Simulation:
         are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
         self.note("train", client)
         start = clock.now()
-        images, labels = self.placement.beside(client, *client_data(self.data, client, self.config))
-        images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
-        labels = torch.from_numpy(labels).to(self.device)
+        images, labels = self.samples_of(client)
         settings, correction = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs}), None
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
@@ -195,6 +195,7 @@ class Simulation:
             report = train(self.model, self.weights, images, labels, settings, rng, self.mu, correction)
             try:
                 report.check()
+                self.probes.keep(place, self.model.weights)
                 since = self.weights[: self.model.parameters]
                 if self.council.keeps:
                     largest, update_norm = self.council.keep(place, self.model.weights, since)
@@ -209,6 +210,12 @@ class Simulation:
                     self._control(client, own, common, settings, len(images))
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
                                   update_norm, largest, start, clock.now() - start, self.comm.rank)
+
+    def samples_of(self, client):
+        """What a client trains on, on the device: float32 images (n, C, H, W) and int64 labels (n,)."""
+        images, labels = self.placement.beside(client, *client_data(self.data, client, self.config))
+        images = normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device)
+        return images, torch.from_numpy(labels).to(self.device)
 
     def _control(self, client, own, common, settings, samples):
         """SCAFFOLD's new variate of a client that has trained, by option II:

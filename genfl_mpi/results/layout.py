@@ -95,6 +95,25 @@ LABORATORY = {
     "regret": Column("f8", "nat", "its loss less the least of all that were tried in the round"),
 }
 
+PROBES = {
+    "probe": Column("i8", "1", "a round that was probed"),
+    "round": Column("i8", "1", "the round"),
+    "gradient_norm": Column("f8", "1", "length of the gradient of the probed clients' common loss F, at the weights before the round"),
+    "weight_divergence": Column("f8", "1", "distance of the clients' average from the model trained on the cohort's data in one place, over its length"),
+    "seconds": Column("f8", "s", "the probe, on rank 0; part of round_seconds", True),
+}
+
+PROBED_CLIENTS = {
+    "probed_client": Column("i8", "1", "a client in a round that was probed"),
+    "round": Column("i8", "1", "the round"),
+    "client": Column("i8", "1", "the client, of the probed ones or of the cohort"),
+    "samples": Column("i8", "1", "on which it trains, with generated ones"),
+    "label_emd": Column("f8", "1", "earth mover's distance of their labels to all clients' own"),
+    "labels": Column("i8", "1", "different labels among them"),
+    "gradient_difference": Column("f8", "1", "length of the gradient of its loss F_n less that of F, at the weights before the round"),
+    "local_error": Column("f8", "nat", "loss of the model that it trained on what it trained on, less the least; NaN for a client that did not train"),
+}
+
 PARTITION = {
     "pointers": Column("i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"),
     "label_histograms": Column("i4", "1", "samples of each label that the client holds"),
@@ -103,7 +122,8 @@ PARTITION = {
 }
 
 # Tables that grow, each along the dimension that its first column numbers.
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY, "probes": PROBES,
+          "probed_clients": PROBED_CLIENTS}
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "image": ("channel", "height", "width"),

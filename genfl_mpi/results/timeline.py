@@ -10,8 +10,8 @@ from genfl_mpi.results.plots import WIDTH, column, styled
 from genfl_mpi.results.reader import columns_of, damage, open_results
 
 # Paul Tol's light colours, made for areas with dark text on them.
-PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4", "reduce": "#44BB99",
-          "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
+PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4",
+          "reduce": "#44BB99", "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
 MOST_RANKS = 32  # of which bars are drawn
 
 

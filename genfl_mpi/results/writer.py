@@ -76,6 +76,8 @@ class Writer:
             self._append("clients", record.clients)
         if record.laboratory:
             self._append("laboratory", record.laboratory)
+        for table, columns in record.probes.items():
+            self._append(table, columns)
         self._append("ranks", record.ranks)
         # The round's row comes last: a round that is there is there whole.
         self._append("rounds", {name: [value] for name, value in {
