@@ -106,7 +106,7 @@ def test_clients_train_on_their_own_images_and_labels(quick):
     made = np.concatenate([images for _, _, images, _ in record.generated])
     labels = np.concatenate([batch.label for _, batch, _, _ in record.generated])
     client = int(record.clients["client"][0])
-    own = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.zeros(2, dtype=np.int64)
+    own = np.zeros((2, 3, 8, 8), dtype=np.uint8), np.zeros(2, dtype=np.int64)
     images, with_labels = simulation.placement.beside(client, *own)
     assert np.array_equal(images[2:], made) and np.array_equal(with_labels[2:], labels)
     simulation = Simulation(overrides=[*quick, "method=filled", "rounds=1"])
@@ -127,7 +127,7 @@ def test_a_run_is_priced_by_where_its_images_were(quick, tmp_path):
         run = read(tmp_path / f"results/{method}_seed1.h5")
         bills[method] = (one,) = in_worlds([run], [{"default": World()}])
         bills[method] = one.bill
-    weights, images = bills["fedavg"].bytes["down"], 8 * 8  # of one channel of a byte
+    weights, images = bills["fedavg"].bytes["down"], 3 * 8 * 8  # of three channels of a byte
     with reader.open_results(tmp_path / "results/sent_seed1.h5") as file:
         newest = file["rounds/images"][:]
         clients, rounds = file["clients/client"][:], file["clients/round"][:]
