@@ -11,9 +11,10 @@ class Filling(Section):
     """method=filled: what each client generates, for at most generation.cap images."""
 
     labels: Literal["rare", "missing"] = Field(
-        "rare", description="rare: every label, up to as many samples as the client has of its most frequent one (Gen-FedSD, FAug); missing: only "
-        "labels of which it has none")
-    share: Share = Field(1.0, description="share u of the gap that is filled: with rare labels, a client's EMD to an even mix falls to 1 - u of what it was")
+        "rare", description="rare: every label, up to as many samples as the client has of its most frequent one (Gen-FedSD, "
+        "FAug); missing: only labels of which it has none")
+    share: Share = Field(
+        1.0, description="share u of the gap that is filled: with rare labels, a client's EMD to an even mix falls to 1 - u of it")
 
 
 class Probes(Section):

@@ -1,6 +1,7 @@
 """How the clients of runs differ, round by round: what the cohorts hold, and what probes saw."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, styled
@@ -45,6 +46,8 @@ def heterogeneity(paths):
         axes.set(ylabel=label, ylim=(0, None))
         axes.grid()
     axes.set(xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
     handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
