@@ -38,7 +38,7 @@ def _train_group(simulation, places, clock):
     with failing.named(f"clients {', '.join(map(str, clients))}"):
         trained = simulation.twin.train(
             simulation.there.start,
-            [simulation.there.data(simulation.data, client, config, simulation.about) for client in clients],
+            [simulation.samples_of(client) for client in clients],
             [training.model_copy(update={"epochs": passes}) for passes in epochs],
             [streams.generator(config.seed, "client", simulation.round, client) for client in clients], simulation.mu)
     for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):

@@ -45,7 +45,7 @@ def clients_of(path, files):
     [world] = worlds[0].values()
     if not run.trace.image_flops:
         raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; "
-                        "give a run with method=genfl or aigc")
+                        "give a run with method=genfl, sent or filled")
     with reader.open_results(path) as file, reader.damage(path):
         histograms = file["partition/label_histograms"][:]
     [priced] = in_worlds([run], worlds)

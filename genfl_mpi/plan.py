@@ -130,17 +130,25 @@ def predict(config, arrays, costs, cluster):
         made.update(missing)
         return len(missing) * costs.batch * slow, sum(map(len, missing))
 
+    def make_now(batches):
+        seconds, images = make(batches)
+        server.generation_speed.measure(images, seconds)
+        for batch in batches:
+            server.add_generated(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
+        return seconds
+
     for round in range(min(config.rounds, MOST)):
         server.begin(round, plan, pace)
+        batches, early = wanted[round] if round < len(wanted) else [], 0.0
+        if config.generates and not config.augments:  # all wait for the images, on which the clients train
+            early = make_now(batches)
+            if config.sends:
+                server.send(plan)
         trained = plan[plan["rank"] != NOBODY]
         units = server.state.samples[trained["client"]] * trained["epochs"]
         seconds, busy = train(units), 0.0
         if config.augments:
-            batches = wanted[round] if round < len(wanted) else []
-            busy, images = make(batches)
-            server.generation_speed.measure(images, busy)
-            for batch in batches:
-                server.add_generated(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
+            busy = make_now(batches)
             if images := sum(map(len, server.labels)):
                 busy += train(images * config.augmented.epochs)
         load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
@@ -150,7 +158,7 @@ def predict(config, arrays, costs, cluster):
             ends[0] += make([batch])[0]
         pace.measure(units, seconds, trained["rank"])
         chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
-        parts = (ends.max(), busy, (ends.max() - ends).mean(), exchange(costs.down, costs.up, cluster),
+        parts = (early + ends.max(), early + busy, (ends.max() - ends).mean(), exchange(costs.down, costs.up, cluster),
                  costs.test * slow * -(-chunks // cluster.ranks) / chunks, costs.rest)
         for part, value in zip(PARTS, parts):
             found[part].append(value)

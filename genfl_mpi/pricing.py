@@ -25,6 +25,7 @@ AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint
 WIDTH = 80  # of a terminal
 HALF = 2  # bytes of a generator's weight, which is sent in half precision
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
+OWN = {"sent": "P2", "filled": "P3"}  # placements of methods that have them in the learning; P1 is of the others
 CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
 MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes": "B"}
 
@@ -118,7 +119,7 @@ def _placements(runs, worlds_of, output):
         raise UserError(f"--placements: in another placement other clients of {generating[0][0].name} would have been heard "
                         "in its world, and it would have been another run")
     if not generating:
-        raise UserError("--placements compares them on a run with clients and generated images, method=genfl, and there is none")
+        raise UserError("--placements compares them on a run with clients and generated images, method=genfl or sent, and there is none")
     (run, worlds), picture, drawn = generating[0], Path(output).with_stem(f"{Path(output).stem}_placements"), {}
     for name, world in worlds.items():
         met, drawn[name] = cohorts(run.trace, world), curves(run.trace, world)
@@ -227,23 +228,24 @@ def read(path, as_if=()):
         config = _as_if(path, reader.config_of(file), as_if)
         shape, classes = datasets.describe(config.data).shape, file["partition/label_histograms"].shape[1]
         model = FlatModel(models.build(config.model, classes, shape, 0))
-        rounds, columns = file["rounds/round"][:], reader.columns_of(file, "clients", ("round", "client", "samples", "status"))
+        rounds, columns = file["rounds/round"][:], reader.columns_of(file, "clients", ("round", "client", "samples", "images", "status"))
         asked = columns["status"] != DECLINED
         members = [asked & (columns["round"] == round) for round in rounds]
-        generated = reader.columns_of(file, "generated", ["round"])["round"]
+        generated, images = reader.columns_of(file, "generated", ["round"])["round"], [columns["images"][rows] for rows in members]
         maker = flops.of_configured(config.generation) if config.generates else flops.Flops(0, 0, 0, 0)
         trace = Trace(
             clients=config.clients,
-            cohorts=[columns["client"][rows] for rows in members], samples=[columns["samples"][rows] for rows in members],
+            cohorts=[columns["client"][rows] for rows in members], samples=[(columns["samples"] - columns["images"])[rows] for rows in members],
             sample_flops=of_training(model.module, shape),
             epochs=config.training.epochs, augmented_epochs=config.augmented.epochs,
             weights_bytes=model.weights.numel() * model.weights.element_size(),
             new_images=np.array([(generated == round).sum() for round in rounds]), pool=file["rounds/images_used"][:],
             shape=shape, image_flops=maker.image, generator_bytes=HALF * maker.weights,
             missing=(file["partition/label_histograms"][:] == 0).mean(1),
-            value=value_of_labels(file["partition/shared_labels"][:]))
+            value=value_of_labels(file["partition/shared_labels"][:]),
+            placement=OWN.get(config.method, "P1"), made=images if config.fills else None)
         accuracy = file["rounds/accuracy"][:]
-        return Run(Path(path).stem, METHODS[config.method], config.method == "genfl", accuracy, trace, config.world,
+        return Run(Path(path).stem, METHODS[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
                    [np.where(columns["status"][rows] == NOT_FINITE, AGGREGATED, columns["status"][rows]) for rows in members])
 
 

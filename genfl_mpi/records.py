@@ -8,6 +8,7 @@ from genfl_mpi.cohorts import payments
 from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE, STATUS
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
 from genfl_mpi.mpi.messages import CLIENT_FIELDS
+from genfl_mpi.policies import skew
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Record:
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
-    round. laboratory, audit: columns of /laboratory and /audit, empty if nobody looked.
+    round. laboratory, audit: columns of /laboratory and /audit, empty if nobody looked. probes: columns of /probes and
+    /probed_clients by table, empty if there was no probe.
     """
 
     round: int
@@ -29,6 +31,7 @@ class Record:
     generated: list
     laboratory: dict
     audit: dict
+    probes: dict
 
 
 def of_clients(up, plan, round, status):
@@ -54,6 +57,18 @@ def of_ranks(up, round):
     return {"round": np.full(len(up.ranks), round), "rank": np.arange(len(up.ranks)), **seconds}
 
 
+def of_cohort(held, histograms):
+    """Columns of /rounds on how the data differ on which the cohort trains. held: int (K, classes), samples of each label with
+    generated ones; histograms: int (clients, classes), of all clients' own."""
+    if not len(held):
+        return {"cohort_emd": np.nan, "clients_emd": np.nan, "cohort_labels": 0}
+    pooled, population = held.sum(0), histograms.sum(0)
+    return {
+        "cohort_emd": skew(pooled[None], population)[0], "cohort_labels": np.count_nonzero(pooled),
+        "clients_emd": np.average(skew(held, population), weights=held.sum(1)),
+    }
+
+
 def of_models(clients, omega_t, omega_fl, omega_a, parameters):
     """Columns of /rounds on how the clients trained, and how their models' changes and the augmented one's agree.
 
@@ -63,8 +78,10 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
     counted = clients["rho"] > 0  # without those that were dropped
     rho, norms, both = clients["rho"][counted], clients["update_norm"][counted], omega_fl is not None and omega_a is not None
     trained = omega_fl is not None
+    change = distance(omega_fl, omega_t, parameters) if trained else np.nan
     return {
-        "update_cosine": mean_cosine(rho, norms, distance(omega_fl, omega_t, parameters)) if trained else np.nan,
+        "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,
+        "update_alignment": change / (rho @ norms) if trained and rho @ norms > 0 else np.nan,
         "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
         "clients_trained": len(clients["client"]),
         "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
@@ -80,14 +97,15 @@ def of_pay(config, status, round, state):
             "payments": payments(config, status, round, told)}
 
 
-def of_clocks(clock, waiting, down, up):
-    """Columns of /rounds: rank 0's clock, and the ranks' times and the bytes of the two messages."""
+def of_clocks(clock, waiting, down, up, sent):
+    """Columns of /rounds: rank 0's clock, and the ranks' times and the bytes of the two messages. sent: bytes of images from rank 0
+    to every rank."""
     return {
         "round_seconds": clock.now(),
         "generate_start_seconds": clock.starts.get("generate", np.nan),
         **{f"{phase}_seconds": clock.seconds.get(phase, 0.0)
-           for phase in ("generate", "augment", "reduce", "broadcast", "evaluate")},
+           for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")},
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": up.of_ranks("train_seconds").max(), "wait_seconds": up.of_ranks("wait_seconds").mean(),
-        "broadcast_bytes": down.buffer.nbytes, "reduce_bytes": up.buffer.nbytes,
+        "broadcast_bytes": down.buffer.nbytes + sent, "reduce_bytes": up.buffer.nbytes,
     }

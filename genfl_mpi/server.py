@@ -24,6 +24,7 @@ from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.messages import NOBODY
 from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.naming import find
+from genfl_mpi.placement import Placement
 from genfl_mpi.policies import ServerState, needed
 from genfl_mpi.policies.kappa import KAPPA
 from genfl_mpi.policies.rho import RHO
@@ -82,8 +83,9 @@ class Server:
         self.config, self.about, self.data, self.device = config, about, data, device
         policies = find_policies(config, policies)
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
+        self.samples = np.diff(data["pointers"]) + config.data.shared  # of each client, without generated images
         self.state = ServerState(
-            0, config, np.diff(data["pointers"]) + config.data.shared, data["shared_labels"],
+            0, config, self.samples, data["shared_labels"],
             generated=np.zeros(len(about.classes), dtype=np.int64), last=np.zeros(config.clients, dtype=np.int64),
             losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
         self.around = Surroundings(config, about, self.state.samples, data["shared_labels"]) if config.world else None
@@ -106,6 +108,10 @@ class Server:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
+        if config.fills:
+            each, most = Placement(config, about, data).demand()
+            self.state = replace(self.state, samples=self.samples + each)
+            self.plan = lambda state: np.maximum(most - state.generated, 0)  # all in the first round
 
     def begin(self, round, plan, pace):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
@@ -113,8 +119,8 @@ class Server:
         self.memories = deepcopy(self.remembered)
         forecast = self.around.forecast(round) if self.around else None
         available = self.around and self.around.available(forecast)
-        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, available=available,
-                             images=sum(map(len, self.images)))
+        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, available=available)
+        self._count_images()
         if not self.config.trains_clients:
             return
         cohort, asked = cohorts.choose(self.select, replace(self.state, memory=self.memories.get("select")))
@@ -122,11 +128,22 @@ class Server:
         plan["client"], plan["rho"], plan["epochs"], plan["rank"] = cohort, 0.0, self.epochs, NOBODY
         self.status, self.joules = cohorts.attend(self.around, round, cohort, asked, forecast)
         heard = self.status == AGGREGATED
-        if heard.any() and "models" not in needed(self.rho):
+        if heard.any() and "models" not in needed(self.rho) and not self.config.sends:
             self.weigh(plan, heard)
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         rates, costs = pace.rates(), self.state.samples[cohort[heard]] * self.epochs + pace.overhead
         plan["rank"][heard] = assign(costs, rates, self._busy_seconds(rates[0]), self.config.training.together)
+
+    def send(self, plan):
+        """All clients are sent the round's images, which count as their samples: write into `plan` their weights with that."""
+        self._count_images()
+        if "models" not in needed(self.rho):
+            self.weigh(plan, plan["rank"] != NOBODY)
+
+    def _count_images(self):
+        """Bring up to date in the state how many images there are, and what clients train on who are sent them."""
+        images = sum(map(len, self.images))
+        self.state = replace(self.state, images=images, samples=self.samples + images if self.config.sends else self.state.samples)
 
     def weigh(self, plan, counted, **known):
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the

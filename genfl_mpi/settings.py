@@ -6,11 +6,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share, one_of
+from genfl_mpi.sections import Filling, Probes
 from genfl_mpi.world import Incentive, World
 
 # Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
 FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.download", "pretraining", "finetuning",
-        "runtime.ranks_per_run", "laboratory", "audit"}
+        "runtime.ranks_per_run", "laboratory", "probes", "audit"}
 
 
 def is_free(key):
@@ -253,8 +254,9 @@ PRESETS = {
 
 class Config(Section):
     preset: Literal["paper", "practical"] | None = Field(None, description="values for `training`, where it does not give its own: paper (plain SGD, lr 1e-4) or practical (momentum 0.9, lr 0.02, weight decay, crop and flip)")
-    method: Literal["fedavg", "aigc", "genfl", "pool", "matched"] = Field(
-        "genfl", description="the paper's three: local data only, generated data only, both; and two controls: genfl with the public pool in place of "
+    method: Literal["fedavg", "aigc", "genfl", "sent", "filled", "pool", "matched"] = Field(
+        "genfl", description="the paper's three: local data only, generated data only, both; the images elsewhere than at the server: sent to the clients, "
+        "who train on them too, or made by the clients to fill what their labels lack; and two controls: genfl with the public pool in place of "
         "generated data, and fedavg with as many local steps more as genfl's server makes")
     seed: Seed = Field(1, description="the seed of everything random")
     rounds: Count = Field(30, description="rounds T")
@@ -272,6 +274,7 @@ class Config(Section):
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Generation = Generation()
+    filling: Filling = Filling()
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
     kappa: Kappa = Kappa()
@@ -281,6 +284,7 @@ class Config(Section):
     world: World | None = Field(None, description="a simulated edge for policies that ask for times and energies: a YAML file, or a section as `price` knows it; none: there is none")
     laboratory: Laboratory = Laboratory()
     audit: bool = Field(False, description="keep what each client's model tells of the labels that it learned from, for the command `audit`")
+    probes: Probes = Probes()
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
@@ -324,12 +328,19 @@ class Config(Section):
             raise ValueError("validation.source=pool with method=pool would judge the augmented model by what it learned from")
         if self.validation.source == "clients" and self.method == "aigc":
             raise ValueError("validation.source=clients needs clients, and method=aigc has none")
-        if self.validation.source == "generated" and not self.generates:
-            raise ValueError(f"validation.source=generated needs generated images, and method={self.method} has none")
+        if self.world is not None and (self.sends or self.fills):
+            raise ValueError(f"policies ask a world what training takes, and not yet what the images of method={self.method} do: leave world out, and "
+                             "`price` the run afterwards")
+        if self.fills and self.generation.min_fidelity:
+            raise ValueError("generation.min_fidelity judges images at the server, and with method=filled the clients make them")
+        if self.validation.source == "generated" and (self.fills or not self.generates):
+            raise ValueError(f"validation.source=generated needs generated images, and method={self.method} has none at the server")
         if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
             raise ValueError(f"world.clients ({self.world.clients}) is less than clients ({self.clients})")
         if self.audit and self.algorithm.name == "scaffold":
             raise ValueError("audit reads the clients' gradients, which algorithm.name=scaffold corrects")
+        if self.audit and (self.sends or self.fills):
+            raise ValueError(f"audit compares what clients learned from with what they hold, and with method={self.method} they learn from generated images too")
         if self.incentive.base is not None and self.world is None:
             raise ValueError("incentive.base pays for energy: set world, to configs/worlds/city.yaml say, or to {}")
         if self.generation.min_fidelity and not self.data.public_pool:
@@ -344,11 +355,21 @@ class Config(Section):
 
     @property
     def augments(self):
-        return self.method not in ("fedavg", "matched")
+        return self.method in ("genfl", "aigc", "pool")
 
     @property
     def generates(self):
-        return self.method in ("genfl", "aigc")
+        return self.method in ("genfl", "aigc", "sent", "filled")
+
+    @property
+    def sends(self):
+        """Whether the server sends its images to the clients (placement P2)."""
+        return self.method == "sent"
+
+    @property
+    def fills(self):
+        """Whether the clients generate what they lack (placement P3)."""
+        return self.method == "filled"
 
 
 def keys(section=Config, prefix=""):

@@ -22,6 +22,8 @@ from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing, staging
 from genfl_mpi.mpi.messages import NOBODY, Down, Up
 from genfl_mpi.mpi.schedule import Pace
+from genfl_mpi.placement import Placement
+from genfl_mpi.probing import Probes
 from genfl_mpi.records import Record
 from genfl_mpi.resident import Resident
 from genfl_mpi.results.variates import Variates
@@ -80,6 +82,7 @@ class Simulation:
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
         self.there = Resident(self.comm, self.device, self.weights, self.up, self.sum, self.data["train_images"])
+        self.placement = Placement(config, self.about, self.data)
         self.twin = collectives.together(self.comm, lambda: grouped.twin(config, self.model, self.about))
         self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
         self.round = 0
@@ -87,7 +90,7 @@ class Simulation:
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.server = collectives.together(
             self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
-        self.council = Council(self, policies["rho"])
+        self.council, self.probes = Council(self, policies["rho"]), Probes(self)
 
     def restore(self, round, weights, state, tables):
         """Continue after `round` finished rounds. On rank 0 alone: the weights, what the server remembers, and the tables of the
@@ -120,16 +123,23 @@ class Simulation:
     def _advance(self, clock):
         """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end. Returns its `Record`,
         or None if the ranks were asked to leave before all of it was done: then nothing of it counts."""
-        generated, omega_a, augmented, round = [], None, None, self.round
+        generated, omega_a, omega_fl, augmented, round = [], None, None, None, self.round
         self.up.clear()
         self.there.clear()
+        self.probes.begin(round)
 
-        # Data augmentation (III-B): the server generates, and trains omega_a on what it generated ...
-        if self.is_server and self.config.augments:
+        # Data augmentation (III-B): the server generates, and trains omega_a on what it generated; or the clients get the images ...
+        if self.is_server and (self.config.generates or self.config.augments):
             with clock("generate"):
                 generated = self.server.generate(self.leaving)
+        if self.is_server and self.config.augments:
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.there.start, self.leaving)
+        if self.config.sends or self.config.fills:
+            with clock("send"):
+                if self.is_server and self.config.sends:
+                    self.server.send(self.down.plan)
+                self.placement.spread(self.comm, self.server, self.down.plan)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own. Who will not be heard need not train.
         if self.is_server:
@@ -151,7 +161,6 @@ class Simulation:
             self.there.reduce(self.comm, self.up)
         columns, clients, ranks, looked, audited = {}, {}, {}, {}, {}
         if self.is_server and self._is_whole():
-            omega_fl = None
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
@@ -169,10 +178,11 @@ class Simulation:
 
         with clock("evaluate"):
             accuracy, loss, accuracy_per_class = self._evaluate()
+        probed = self.probes.look(self.round, omega_fl)
         if self.is_server:
-            columns |= records.of_clocks(clock, waiting, self.down, self.up)
+            columns |= records.of_clocks(clock, waiting, self.down, self.up, self.placement.bytes)
             columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked, audited)
+        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked, audited, probed)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
@@ -192,7 +202,7 @@ class Simulation:
         """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
         self.note("train", client)
         start = clock.now()
-        images, labels = self.there.data(self.data, client, self.config, self.about)
+        images, labels = self.samples_of(client)
         settings, correction = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs}), None
         rng = streams.generator(self.config.seed, "client", self.round, client)
         with failing.named(f"client {client}"):
@@ -216,6 +226,7 @@ class Simulation:
             self.up.outputs[place] = (weights[self.outputs].cpu() - self.weights[self.outputs]).numpy()
         try:
             report.check()
+            self.probes.keep(place, weights)
             if self.council.keeps:
                 return self.council.keep(place, weights, self.weights[: self.model.parameters])
             return self.there.partial.add(rho, weights, self.there.start[: self.model.parameters])
@@ -227,6 +238,11 @@ class Simulation:
     def _note(self, place, report, largest, update_norm, start, seconds):
         self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
                                   update_norm, largest, start, seconds, self.comm.rank)
+
+    def samples_of(self, client):
+        """What a client trains on, on the device: float32 images (n, C, H, W) and int64 labels (n,)."""
+        images, labels = self.there.data(self.data, client, self.config, self.about)
+        return self.placement.beside(client, images, labels)
 
     def _control(self, client, own, common, settings, samples):
         """SCAFFOLD's new variate of a client that has trained, by option II:
@@ -251,6 +267,8 @@ class Simulation:
         """Columns of /rounds, /clients and /ranks, on rank 0, after what the reduction brought besides weights was noted: control
         variates, how the clients trained, and the ranks' speeds."""
         clients = records.of_clients(self.up, self.down.plan, self.round + 1, self.server.status)
+        made = self.placement.generated(clients["client"])
+        clients["images"] = made.sum(1)
         if self.variates is not None:
             self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)
@@ -264,6 +282,7 @@ class Simulation:
             "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             **records.of_pay(self.config, clients["status"], self.round + 1, self.server.state),
+            **records.of_cohort(self.placement.own(clients["client"]) + made, self.data["label_histograms"]),
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
         }, clients, records.of_ranks(self.up, self.round + 1)
 

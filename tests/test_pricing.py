@@ -143,7 +143,7 @@ BAD = {
     ),
     "another setting": (["rounds=3"], "", "rounds=3: a run is priced as if"),
     "a misspelt setting": (["model.nam=cnn"], "", "did you mean model.name?"),
-    "placements of nothing": (["--placements"], "", "method=genfl, and there is none"),
+    "placements of nothing": (["--placements"], "", "method=genfl or sent, and there is none"),
     "a figure": (["-o", "price.xyz"], "", "the figure cannot be written"),
     "a table": (["--csv", "/nowhere/all.csv"], "", "/nowhere/all.csv: cannot be written"),
 }

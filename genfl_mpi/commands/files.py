@@ -10,6 +10,7 @@ FIGURES = {
     "partition": "samples of each class that each client holds, of a run",
     "timeline": "what each rank did in a round of a run",
     "images": "generated images beside real ones, of a run",
+    "heterogeneity": "how the clients differ, of probed runs",
     "costs": "seconds of each phase and bytes of each message; with --world\n"
              "             accuracy against simulated seconds, joules and bytes",
 }
@@ -18,7 +19,7 @@ FIGURES = {
 def plot(arguments):
     parser = launch.parser_of_results(
         "plot", "Draw a figure from results files, for one column of a two-column paper:\n"
-        + "\n".join(f"  {name:<11}{about}" for name, about in FIGURES.items())
+        + "\n".join(f"  {name:<15}{about}" for name, about in FIGURES.items())
         + "\nOf several runs the figures of a run show the first one of GenFL.\nFor example:\n  python -m genfl_mpi plot results/default\n"
         "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf")
     parser.add_argument("--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME")

@@ -43,8 +43,9 @@ def cohorts(trace, world):
     return [meet(world, owned, round, clients) for round, clients in enumerate(trace.cohorts)]
 
 
-def bill(trace, world, met, placement="P1"):
-    """What all rounds of a `Trace` take in a world with a placement of AIGC. A run that generated nothing has P1 = P0.
+def bill(trace, world, met, placement=None):
+    """What all rounds of a `Trace` take in a world with a placement of AIGC, by default its own. A run that generated nothing has
+    P1 = P0.
 
     met: the `cohorts` of the trace in this world. Raises UserError.
     """
@@ -53,7 +54,7 @@ def bill(trace, world, met, placement="P1"):
     prices, status, per_client = [], [], np.zeros(trace.clients)
     battery = devices.draw(world, trace.clients).battery
     for round, cohort in enumerate(met):
-        work = replace(_work(trace, round), **WORK[placement](trace, world, round, cohort, holds, has_generator))
+        work = replace(_work(trace, round), **WORK[placement or trace.placement](trace, world, round, cohort, holds, has_generator))
         prices.append(price(world, cohort, work))
         if world.acts:
             heard, prices[-1] = attend(world, battery, round, prices[-1], per_client)
@@ -94,7 +95,8 @@ def _sent(trace, world, round, cohort, holds, has_generator):
 def _at_clients(trace, world, round, cohort, holds, has_generator):
     """Each client of the cohort generates its share of the pool, the labels that it lacks, and trains on them too."""
     clients = cohort.clients
-    made = np.ceil(trace.pool[round] * trace.missing[clients]) - holds[clients]
+    wanted = np.ceil(trace.pool[round] * trace.missing[clients]) if trace.made is None else trace.made[round]
+    made = wanted - holds[clients]
     fetches = ~has_generator[clients] & (made > 0)
     holds[clients] += made
     has_generator[clients] |= fetches

@@ -12,7 +12,8 @@ class Trace:
     new_images: int (rounds,), generated in each; pool: int (rounds,), on which the augmented model trained. shape: (C, H, W)
     of an image; image_size: times as many bytes to send as this needs. image_flops: of generating one; generator_bytes: of
     sending the generator. missing: float64 (N,), the share of the labels that each client lacks. value: float64 (N,), of its
-    labels and data for the cohort, in [0, 1].
+    labels and data for the cohort, in [0, 1]. placement: where the run's images were, one of `placements.PLACEMENTS`. made: with P3,
+    int arrays (K,), how many images each client of a round trained on; None: those of the pool whose labels it lacks.
     """
 
     clients: int
@@ -30,6 +31,8 @@ class Trace:
     missing: np.ndarray
     value: np.ndarray
     image_size: float = 1.0
+    placement: str = "P1"
+    made: list | None = None
 
 
 def value_of_labels(histograms):

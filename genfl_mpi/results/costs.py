@@ -10,7 +10,7 @@ from genfl_mpi.results.summary import groups
 
 PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
                     "P4": ("#E69F00", "--"), "P5": ("#CC79A7", "-.")}
-PHASES = ("round", "train", "generate", "generate_ahead", "augment", "wait", "reduce", "broadcast", "evaluate")
+PHASES = ("round", "train", "generate", "generate_ahead", "augment", "send", "wait", "reduce", "broadcast", "evaluate")
 MESSAGES = ("broadcast", "reduce")
 
 

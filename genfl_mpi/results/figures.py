@@ -7,10 +7,12 @@ from genfl_mpi.config import validate
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import costs, curves, plots
+from genfl_mpi.results.heterogeneity import heterogeneity
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.results.timeline import timeline
 
-OF_RUNS = {"accuracy": curves.accuracy, "loss": curves.loss, "classes": curves.classes, "costs": costs.measured}
+OF_RUNS = {"accuracy": curves.accuracy, "loss": curves.loss, "classes": curves.classes, "costs": costs.measured,
+           "heterogeneity": heterogeneity}
 IMAGES = 6  # of each class, generated and real
 
 
@@ -21,7 +23,7 @@ def draw(name, paths, round=None):
         return OF_RUNS[name](paths), paths
     of_run = {"partition": partition, "timeline": lambda path: timeline(path, round), "images": images}[name]
     method_of = {path: _method(path) for path in paths}
-    telling = ("genfl", "aigc") if name == "images" else ("genfl",)
+    telling = ("genfl", "aigc", "sent", "filled") if name == "images" else ("genfl",)
     path = next((path for method in telling for path in paths if method_of[path] == method), paths[0])
     return of_run(path), [path]
 
@@ -44,7 +46,7 @@ def images(path):
         config, names = config_of(file), yaml.safe_load(file["config"].attrs["class_names"])
         labels = columns_of(file, "generated", ["label"])["label"]
         if not len(labels):
-            raise UserError(f"{path}: there are no generated images; runs of method=genfl and method=aigc have some")
+            raise UserError(f"{path}: there are no generated images; runs of method=genfl, aigc, sent and filled have some")
         first = np.sort(np.concatenate([np.flatnonzero(labels == c)[:IMAGES] for c in range(len(names))]))
         sets = {"generated": (file["generated/image"][first], labels[first])}
     try:

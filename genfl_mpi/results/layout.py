@@ -23,13 +23,17 @@ ROUNDS = {
     "payments": Column("f8", "J", "what the server paid: incentive.base for each aggregated model; in the first round also incentive.labels to who told theirs"),
     "clients_trained": Column("i8", "1", "clients in the cohort"),
     "clients_aggregated": Column("i8", "1", "of them, those whose models were aggregated"),
+    "cohort_emd": Column("f8", "1", "earth mover's distance of the labels on which the cohort trains, pooled, to all clients' own"),
+    "clients_emd": Column("f8", "1", "the same of each client's, mean over the cohort by samples"),
+    "cohort_labels": Column("i8", "1", "different labels in the cohort"),
     "train_loss": Column("f8", "nat", "loss over the clients' last local epochs, weighted by rho"),
     "train_accuracy": Column("f8", "1", "accuracy during the clients' last local epochs, weighted by rho"),
     "update_cosine": Column("f8", "1", "mean cosine between the changes of two clients, weighted by rho and their lengths"),
+    "update_alignment": Column("f8", "1", "length of the clients' average change over the mean length of their changes: 1 if all are alike, less if they cancel"),
     "augmented_cosine": Column("f8", "1", "cosine between the change of the clients' average and that of the augmented model"),
     "clients_accuracy": Column("f8", "1", "test accuracy under each client's own mix of labels, mean over clients"),
     "clients_accuracy_worst_tenth": Column("f8", "1", "the same, mean over the tenth of the clients for whom it is lowest"),
-    "images": Column("i8", "1", "generated images at the server"),
+    "images": Column("i8", "1", "generated images, of all that there are for the server or the clients"),
     "images_used": Column("i8", "1", "of them, those that passed the filter"),
     "augmented_loss": Column("f8", "nat", "loss over the last epoch of the augmented model on generated images"),
     "round_seconds": Column("f8", "s", "the whole round, on rank 0", True),
@@ -39,10 +43,11 @@ ROUNDS = {
     "generate_seconds": Column("f8", "s", "making this round's images, or reading them from the bank", True),
     "generate_ahead_seconds": Column("f8", "s", "making later rounds' images while waiting", True),
     "augment_seconds": Column("f8", "s", "training the augmented model", True),
+    "send_seconds": Column("f8", "s", "bringing images that clients train on to all ranks", True),
     "reduce_seconds": Column("f8", "s", "summing the clients' weights over ranks", True),
     "broadcast_seconds": Column("f8", "s", "sending the new weights and the next cohort", True),
     "evaluate_seconds": Column("f8", "s", "testing the global model", True),
-    "broadcast_bytes": Column("i8", "B", "size of the message from rank 0 to every rank", True),
+    "broadcast_bytes": Column("i8", "B", "size of the message from rank 0 to every rank, and of the images that clients train on", True),
     "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
 }
 
@@ -52,7 +57,8 @@ CLIENTS = {
     "client": Column("i8", "1", "client"),
     "status": Column("S16", "", "what became of it: aggregated; late, outage, dropout or battery, in a world that acts; declined, for the pay; not finite"),
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
-    "samples": Column("i8", "1", "training samples it holds"),
+    "samples": Column("i8", "1", "training samples, with the generated ones that it has"),
+    "images": Column("i8", "1", "generated images among those that it trains on"),
     "epochs": Column("i8", "1", "passes over them in the round"),
     "loss_first_epoch": Column("f8", "nat", "mean loss over its first local epoch"),
     "loss_last_epoch": Column("f8", "nat", "mean loss over its last local epoch"),
@@ -100,6 +106,25 @@ AUDIT = {
     "bias_change": Column("f8", "1", "change of the bias of each class in the last layer of its model"),
 }
 
+PROBES = {
+    "probe": Column("i8", "1", "a round that was probed"),
+    "round": Column("i8", "1", "the round"),
+    "gradient_norm": Column("f8", "1", "length of the gradient of the probed clients' common loss F, at the weights before the round"),
+    "weight_divergence": Column("f8", "1", "distance of the clients' average from the model trained on the cohort's data in one place, over its length"),
+    "seconds": Column("f8", "s", "the probe, on rank 0; part of round_seconds", True),
+}
+
+PROBED_CLIENTS = {
+    "probed_client": Column("i8", "1", "a client in a round that was probed"),
+    "round": Column("i8", "1", "the round"),
+    "client": Column("i8", "1", "the client, of the probed ones or of the cohort"),
+    "samples": Column("i8", "1", "on which it trains, with generated ones"),
+    "label_emd": Column("f8", "1", "earth mover's distance of their labels to all clients' own"),
+    "labels": Column("i8", "1", "different labels among them"),
+    "gradient_difference": Column("f8", "1", "length of the gradient of its loss F_n less that of F, at the weights before the round"),
+    "local_error": Column("f8", "nat", "loss of the model that it trained on what it trained on, less the least; NaN for a client that did not train"),
+}
+
 PARTITION = {
     "pointers": Column("i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"),
     "label_histograms": Column("i4", "1", "samples of each label that the client holds"),
@@ -108,7 +133,8 @@ PARTITION = {
 }
 
 # Tables that grow, each along the dimension that its first column numbers.
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY, "audit": AUDIT}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY, "audit": AUDIT,
+          "probes": PROBES, "probed_clients": PROBED_CLIENTS}
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "bias_change": ("class",), "image": ("channel", "height", "width"),

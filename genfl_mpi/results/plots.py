@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.errors import UserError
 
-# Okabe and Ito's colours, which the colour-blind tell apart: a method has the same one in every figure.
-COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9"}
+# Okabe and Ito's colours and a wine of Tol's, which the colour-blind tell apart: a method has the same one in every figure.
+COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9",
+           "images sent": "#882255", "clients fill": "#D55E00"}
 LINE_STYLES = ("-", "--", ":", "-.")
 WIDTH = 3.5  # inches: one column of a two-column paper
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,

@@ -17,8 +17,9 @@ from genfl_mpi.errors import UserError
 
 LENGTH = 256  # bytes of a file
 PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images",
-          "augment": "training the augmented model", "train": "training", "wait": "waiting for the others",
-          "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing",
+          "augment": "training the augmented model", "send": "sending images", "train": "training",
+          "wait": "waiting for the others",
+          "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing", "probe": "probing",
           "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
 MOST = 8  # ranks that are told of
 TRIES = 3  # at a lock, which somebody who only looks may hold for a moment

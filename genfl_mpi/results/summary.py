@@ -11,7 +11,7 @@ from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.settings import is_free
 from genfl_mpi.world import World
 
-METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "pool": "public pool", "matched": "FedAvg, more steps"}
+METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "images sent", "filled": "clients fill", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # Where these vary, and methods are to be compared, a figure has a panel for each value.
@@ -47,13 +47,16 @@ class Group:
         return max(len(run["round"]) for run in self.runs)
 
 
-def groups(paths):
-    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict.
-    Raises UserError, also for a run without a finished round."""
+def groups(paths, tables=()):
+    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict. tables: others than
+    /rounds, whose columns the runs have too, as "table/column". Raises UserError, also for a run without a finished round."""
     runs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            runs.append((_flat(config_of(file)), columns_of(file, "rounds"), yaml.safe_load(file["config"].attrs["class_names"])))
+            columns = columns_of(file, "rounds")
+            for table in tables:
+                columns |= {f"{table}/{name}": values for name, values in columns_of(file, table).items()}
+            runs.append((_flat(config_of(file)), columns, yaml.safe_load(file["config"].attrs["class_names"])))
         if not len(runs[-1][1]["round"]):
             raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
     common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}

@@ -10,8 +10,8 @@ from genfl_mpi.results.plots import WIDTH, column, styled
 from genfl_mpi.results.reader import columns_of, damage, open_results
 
 # Paul Tol's light colours, made for areas with dark text on them.
-PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "wait": "#E4E4E4", "reduce": "#44BB99",
-          "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
+PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4",
+          "reduce": "#44BB99", "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
 MOST_RANKS = 32  # of which bars are drawn
 
 
@@ -45,7 +45,7 @@ def spans(path, round):
              zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
     if np.isfinite(row["generate_start_seconds"]):
         start = row["generate_start_seconds"]
-        found += _in_a_row(0, start, {"generate": row["generate_seconds"], "augment": row["augment_seconds"]})
+        found += _in_a_row(0, start, {"generate": row["generate_seconds"], "augment": row["augment_seconds"], "send": row["send_seconds"]})
     free = [max([0.0, *(span.end for span in found if span.rank == rank)]) for rank in range(len(waits))]
     ahead = row["generate_ahead_seconds"]
     found += _in_a_row(0, free[0], {"generate ahead": ahead})

@@ -78,6 +78,8 @@ class Writer:
             self._append("laboratory", record.laboratory)
         if record.audit:
             self._append("audit", record.audit)
+        for table, columns in record.probes.items():
+            self._append(table, columns)
         self._append("ranks", record.ranks)
         # The round's row comes last: a round that is there is there whole.
         self._append("rounds", {name: [value] for name, value in {

@@ -1,0 +1,98 @@
+"""Generated images at the clients: what the server sends them (method=sent), or what they make themselves (method=filled).
+
+Image j of a label is the same in all placements: a function of the seed, the label and j. In a simulation one rank makes it, once,
+for all clients that have it, and each rank gets it by broadcast: 1 byte a pixel and channel, once a run, whatever the clients.
+"""
+
+import numpy as np
+import torch
+
+from genfl_mpi.data.partition import blocks
+from genfl_mpi.learning.training import normalise
+from genfl_mpi.mpi import collectives
+
+
+def lacking(held, config):
+    """How many images of each label clients make, int64 (n, classes). held: int (n, classes), samples that each has.
+
+    With u = filling.share and m samples of its most frequent label, m C of an even mix, which is R = m C / |D_n| times as many as
+    it has, a client makes (m - m_c) u / (u + (1 - u) R) of label c: its mix is then (1 - u) its own and u even. With
+    filling.labels=missing u m of each label that it lacks. generation.cap is of a label, or with count=total of all.
+    """
+    settings, cap = config.filling, config.generation.cap
+    held = np.asarray(held, dtype=np.int64)
+    most, total = held.max(1, keepdims=True), held.sum(1, keepdims=True)
+    if settings.labels == "missing":
+        wanted = settings.share * most * (held == 0)
+    else:
+        ratio = most * held.shape[1] / np.maximum(total, 1)
+        wanted = (most - held) * (settings.share / (settings.share + (1 - settings.share) * ratio))
+    wanted = np.floor(wanted + 0.5).astype(np.int64)
+    if config.generation.count == "class":
+        return np.minimum(wanted, cap)
+    whole = wanted.sum(1, keepdims=True)
+    return np.where(whole > cap, wanted * cap // np.maximum(whole, 1), wanted)
+
+
+class Placement:
+    """What each client has beside its own data. config: `Config`; about: the data set's `Description`; data: the arrays of
+    `load_and_divide`."""
+
+    def __init__(self, config, about, data):
+        self.config, self.about, self.data, self.classes = config, about, data, len(about.classes)
+        # Of all images that were made so far: pixels, labels, and how many of the label there are before it.
+        self.images, self.labels, self.place = np.zeros((0, *about.shape), dtype=np.uint8), *np.zeros((2, 0), dtype=np.int64)
+        self.bytes = 0  # of images and labels, in the last round's message
+
+    def own(self, clients=slice(None)):
+        """Real samples of each label, with the shared ones: int (n, classes)."""
+        held = self.data["label_histograms"][clients]
+        if self.config.data.shared:
+            held = held + np.bincount(self.data["train_labels"][self.data["given"]], minlength=self.classes)
+        return held
+
+    def generated(self, clients):
+        """Images of each label that each of `clients` trains on, as far as they are made: int64 (n, classes)."""
+        there = np.bincount(self.labels, minlength=self.classes)
+        if self.config.fills:
+            return np.minimum(lacking(self.own(clients), self.config), there)
+        return np.tile(there if self.config.sends else 0 * there, (len(clients), 1))
+
+    def demand(self):
+        """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each label)."""
+        clients = self.config.clients
+        each, most = np.zeros(clients, dtype=np.int64), np.zeros(self.classes, dtype=np.int64)
+        for block in blocks(clients):
+            wanted = lacking(self.own(block), self.config)
+            each[block] = wanted.sum(1)
+            most = np.maximum(most, wanted.max(0))
+        return each, most
+
+    def beside(self, client, images, labels):
+        """A client's data, normalised float32 (n, C, H, W) and int64 (n,) on a device, with its generated images behind."""
+        count = self.generated(np.array([client]))[0]
+        if not count.any():
+            return images, labels
+        chosen = self.place < count[self.labels]
+        own = normalise(torch.from_numpy(self.images[chosen]), self.about.mean, self.about.std, images.device)
+        return torch.cat([images, own]), torch.cat([labels, torch.from_numpy(self.labels[chosen]).to(labels.device)])
+
+    def spread(self, comm, server, plan):
+        """What the `server` of rank 0 has made since the last round to every rank, with the `plan` of the `Down` message, whose rho
+        may count it. Collective."""
+        images, labels, count = self.images[:0], self.labels[:0], np.zeros(1, dtype=np.int64)
+        if comm.rank == 0:
+            images = np.concatenate([images, *server.images])[len(self.labels) :]
+            labels = np.concatenate([labels, *server.labels])[len(self.labels) :]
+            count[0] = len(labels)
+        collectives.broadcast(comm, count)
+        if comm.rank:
+            images, labels = np.empty((count[0], *images.shape[1:]), dtype=np.uint8), np.empty(count[0], dtype=np.int64)
+        for array in (images.reshape(-1), labels, plan):
+            collectives.broadcast(comm, array)
+        self.images, self.labels = np.concatenate([self.images, images]), np.concatenate([self.labels, labels])
+        self.place = np.empty_like(self.labels)
+        for label in range(self.classes):
+            mine = self.labels == label
+            self.place[mine] = np.arange(mine.sum())
+        self.bytes = images.nbytes + labels.nbytes + plan.nbytes

@@ -1,0 +1,53 @@
+"""How the clients of runs differ, round by round: what the cohorts hold, and what probes saw."""
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from genfl_mpi.errors import UserError
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, styled
+from genfl_mpi.results.summary import groups
+
+
+def _mean(run, name):
+    """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value."""
+    rounds, values = run["probed_clients/round"], run[f"probed_clients/{name}"]
+    there = np.unique(rounds)
+    return there, np.array([np.nanmean(values[rounds == round]) for round in there])
+
+
+PANELS = {
+    "EMD of the cohort": lambda run: (run["round"], run["cohort_emd"]),
+    "weight divergence": lambda run: (run["probes/round"], run["probes/weight_divergence"]),
+    "gradient difference": lambda run: _mean(run, "gradient_difference"),
+    "local error (nat)": lambda run: _mean(run, "local_error"),
+}
+
+
+@styled
+def heterogeneity(paths):
+    """Four panels over the rounds, a line a method, mean over seeds: the EMD of the labels on which the cohort trains, pooled; and where
+    the runs were probed, weight divergence, and the mean gradient difference and local error of the probed clients. Raises
+    UserError, also for runs that were not probed."""
+    found, _ = groups(paths, ("probes", "probed_clients"))
+    if not any(len(run["probes/round"]) for group in found for run in group.runs):
+        raise UserError(f"{paths[0]}: nothing was probed; make the run with probes.every=1, which changes nothing else of it")
+    kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
+    figure, grid = column(len(PANELS), 1.35, sharex=True)
+    for [axes], (label, read) in zip(grid, PANELS.items()):
+        for group in found:
+            runs = [read(run) for run in group.runs if len(run["probes/round"])]
+            if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
+                rounds = max((rounds for rounds, _ in runs), key=len)
+                mean = np.mean([values for _, values in runs if len(values) == len(rounds)], axis=0)
+                style = LINE_STYLES[kinds.index((group.panel, group.settings)) % len(LINE_STYLES)]
+                marker = "." if len(rounds) < 30 else None
+                axes.plot(rounds, mean, style, color=COLOURS[group.method], marker=marker, markersize=3,
+                          label=", ".join(filter(None, (group.method, group.panel, group.settings))))
+        axes.set(ylabel=label, ylim=(0, None))
+        axes.grid()
+    axes.set(xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure

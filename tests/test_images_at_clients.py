@@ -1,0 +1,171 @@
+"""Generated images at the clients, sent or made by them: who trains on what, and what that costs."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, TINY, Job, mpirun
+
+from genfl_mpi import Simulation
+from genfl_mpi.cli import main
+from genfl_mpi.config import single
+from genfl_mpi.learning.training import normalise
+from genfl_mpi.placement import lacking
+from genfl_mpi.pricing import in_worlds, read
+from genfl_mpi.results import reader
+from genfl_mpi.world import World
+
+QUICK = [*TINY, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=3"]
+HELD = np.array([[40, 10, 0, 0], [7, 7, 7, 7], [0, 5, 0, 1]])
+
+
+@pytest.fixture
+def quick(tmp_path, bank):
+    return [*QUICK, f"output={tmp_path}/results", f"generation.bank={bank}"]
+
+
+def emd(held):
+    """To an even mix."""
+    return np.abs(held / held.sum(1, keepdims=True) - 1 / held.shape[1]).sum(1)
+
+
+def config(*overrides):
+    return single(None, ["method=filled", "generation.cap=100000", *overrides])
+
+
+def test_rare_labels_are_filled_to_an_even_mix_or_a_share_of_it():
+    wanted = lacking(HELD, config())
+    assert wanted.tolist() == [[0, 30, 40, 40], [0, 0, 0, 0], [5, 0, 5, 4]]
+    assert not emd(HELD + wanted).any()
+    many = 1000 * HELD  # so that rounding does not count
+    for share in (0.0, 0.25, 0.6, 0.9):
+        filled = lacking(many, config(f"filling.share={share}"))
+        assert emd(many + filled) == pytest.approx((1 - share) * emd(HELD), abs=1e-3)
+        assert not filled[HELD == HELD.max(1, keepdims=True)].any(), "the most frequent label is filled"
+
+
+def test_missing_labels_alone():
+    assert lacking(HELD, config("filling.labels=missing")).tolist() == [[0, 0, 40, 40], [0, 0, 0, 0], [5, 0, 5, 0]]
+    assert lacking(HELD, config("filling.labels=missing", "filling.share=0.5")).tolist()[0] == [0, 0, 20, 20]
+
+
+def test_the_cap_is_of_a_label_or_of_all():
+    assert lacking(HELD, config("generation.cap=3")).tolist() == [[0, 3, 3, 3], [0, 0, 0, 0], [3, 0, 3, 3]]
+    total = lacking(HELD, config("generation.cap=11", "generation.count=total"))
+    assert total.tolist() == [[0, 3, 4, 4], [0, 0, 0, 0], [3, 0, 3, 3]]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
+def test_nothing_to_send_or_to_fill_is_federated_learning_alone(quick, algorithm):
+    def losses(method, *more, **policies):
+        simulation = Simulation(overrides=[*quick, f"method={method}", f"algorithm.name={algorithm}", *more], **policies)
+        records = list(simulation)
+        return [record.loss for record in records], simulation.weights.numpy().tobytes()
+
+    alone = losses("fedavg")
+    assert losses("filled", "filling.share=0") == alone
+    assert losses("sent", plan=lambda state: np.zeros(10, dtype=int)) == alone
+    assert losses("filled") != alone and losses("sent") != alone
+
+
+@pytest.mark.parametrize("method", ["sent", "filled"])
+def test_any_number_of_ranks_and_a_kill_in_between(method, bank, tmp_path):
+    run = [*QUICK, f"method={method}", f"generation.bank={bank}", "generation.cap=5", "selection=power_of_choice"]
+    cut = tmp_path / f"cut/{method}_seed1.h5"
+    job = Job(2, [*run, "rounds=5000", f"output={tmp_path}/cut"], cut, tmp_path / "log")
+    job.after_round(2)
+    os.kill(job.rank(0)["pid"], signal.SIGKILL)
+    assert job.end() != 0
+    with reader.open_results(cut) as file:
+        rounds = len(file["rounds/round"])
+    assert main([*run, f"rounds={rounds + 2}", f"output={tmp_path}/cut"]) == 0
+    assert mpirun(3, "-m", "genfl_mpi", *run, f"rounds={rounds + 2}", f"output={tmp_path}/whole").returncode == 0
+    assert main([*run, f"rounds={rounds + 2}", f"output={tmp_path}/alone"]) == 0
+    assert len({reader.digests(tmp_path / f"{folder}/{method}_seed1.h5") for folder in ("cut", "whole", "alone")}) == 1
+
+
+def test_filled_clients_see_an_even_mix(quick):
+    columns = {}
+    for method in ("fedavg", "filled"):
+        simulation = Simulation(overrides=[*quick, f"method={method}", "generation.cap=60", "rounds=1"])
+        record, = simulation
+        columns[method] = record.columns
+        cohort = record.clients["client"]
+        held = simulation.placement.own(cohort) + simulation.placement.generated(cohort)
+        assert held.sum(1).tolist() == record.clients["samples"].tolist()
+        if method == "filled":
+            capped = lacking(simulation.placement.own(cohort), simulation.config).max(1) == 60
+            assert not capped.all() and not emd(held[~capped]).any()
+            assert record.clients["rho"] == pytest.approx(held.sum(1) / held.sum())
+    assert columns["filled"]["clients_emd"] < 0.5 * columns["fedavg"]["clients_emd"]
+
+
+def test_clients_train_on_their_own_images_and_labels(quick):
+    simulation = Simulation(overrides=[*quick, "method=sent", "rounds=1"])
+    record, = simulation
+    made = np.concatenate([images for _, _, images, _ in record.generated])
+    labels = np.concatenate([batch.label for _, batch, _, _ in record.generated])
+    client = int(record.clients["client"][0])
+    own = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+
+    def normalised(images):
+        return normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, own[0].device)
+
+    images, with_labels = simulation.placement.beside(client, *own)
+    assert torch.equal(images[2:], normalised(made)) and with_labels[2:].tolist() == labels.tolist()
+    simulation = Simulation(overrides=[*quick, "method=filled", "rounds=1"])
+    record, = simulation
+    images, with_labels = simulation.placement.beside(client, *own)
+    wanted = lacking(simulation.placement.own(np.array([client])), simulation.config)[0]
+    assert np.bincount(with_labels[2:], minlength=10).tolist() == wanted.tolist()
+    made = np.concatenate([images for _, _, images, _ in record.generated])
+    labels = np.concatenate([batch.label for _, batch, _, _ in record.generated])
+    for label in range(10):
+        assert torch.equal(images[2:][with_labels[2:] == label], normalised(made[labels == label][: wanted[label]]))
+
+
+def test_a_run_is_priced_by_where_its_images_were(quick, tmp_path):
+    assert main([*quick[1:], "sweep.method=[fedavg,genfl,sent,filled]"]) == 0
+    bills = {}
+    for method in ("fedavg", "genfl", "sent", "filled"):
+        run = read(tmp_path / f"results/{method}_seed1.h5")
+        bills[method] = (one,) = in_worlds([run], [{"default": World()}])
+        bills[method] = one.bill
+    weights, images = bills["fedavg"].bytes["down"], 3 * 8 * 8  # of three channels of a byte
+    with reader.open_results(tmp_path / "results/sent_seed1.h5") as file:
+        newest = file["rounds/images"][:]
+        clients, rounds = file["clients/client"][:], file["clients/round"][:]
+    has, expected = dict.fromkeys(clients.tolist(), 0), []
+    for round, there in enumerate(newest, 1):
+        cohort = clients[rounds == round].tolist()
+        expected.append(max(there - has[client] for client in cohort) * images)  # a broadcast lasts as long as the longest
+        has |= dict.fromkeys(cohort, there)
+    assert (bills["sent"].bytes["down"] - weights).tolist() == pytest.approx(expected)
+    assert not sum(price.client_joules["make"].sum() for price in bills["sent"].prices)
+    making = [price.client_joules["make"] for price in bills["filled"].prices]
+    with reader.open_results(tmp_path / "results/filled_seed1.h5") as file:
+        counts, clients, rounds = (file[f"clients/{name}"][:] for name in ("images", "client", "round"))
+    first = np.array([client not in clients[:row] for row, client in enumerate(clients)])
+    assert counts.all() and [joules > 0 for joules in np.concatenate(making)] == first.tolist()
+    per_image = np.concatenate(making)[first] / counts[first]
+    assert per_image == pytest.approx(per_image[0])
+    assert bills["filled"].joules["clients"].sum() > bills["sent"].joules["clients"].sum() > bills["fedavg"].joules["clients"].sum()
+    assert bills["genfl"].joules["clients"].sum() == pytest.approx(bills["fedavg"].joules["clients"].sum())
+    assert main(["price", str(tmp_path / "results/sent_seed1.h5"), "--placements", "-o", str(tmp_path / "price.png")]) == 0
+
+
+BAD = {
+    "a filter at nobody's": ("method=filled generation.min_fidelity=0.5 data.public_pool=100", "with method=filled the clients make them"),
+    "images at nobody's": ("method=filled validation.source=generated", "method=filled has none at the server"),
+    "times that nobody knows": ("method=sent world={}", "`price` the run afterwards"),
+    "a share": ("method=filled filling.share=2", "filling.share"),
+    "labels": ("method=filled filling.labels=all", "filling.labels"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD)
+def test_bad_input(overrides, message, capsys, tmp_path):
+    assert main([*FAST[1:], *overrides.split(), f"output={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
