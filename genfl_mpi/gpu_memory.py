@@ -44,8 +44,8 @@ def of_rank(config, arrays, serves=False):
 
 
 def of_node(rank, server, ranks, gpus):
-    """Bytes on each of so many GPUs, a list, of a node with so many ranks, of which the first is the server; rank, server: bytes of a
-    rank, and of the server."""
+    """Bytes on each of so many GPUs, a list, of a node with so many ranks, of which the first is the server; rank, server: bytes
+    of a rank, and of the server."""
     names = tuple(map(str, range(gpus)))
     places = [devices.Place(number, "", frozenset(), gpus=names, usable=gpus, serves=number == 0) for number in range(ranks)]
     total = [0] * gpus
@@ -58,7 +58,7 @@ def lines(config, arrays, ranks, gpus):
     """What `plan` says of it, for a node of so many ranks and GPUs."""
     rank, server = of_rank(config, arrays), of_rank(config, arrays, serves=True)
     total = of_node(sum(rank.values()), sum(server.values()), ranks, gpus)
-    yield (f"GPU       {sum(rank.values()) / 1e6:,.0f} MB a rank, {sum(server.values()) / 1e6:,.0f} MB rank 0; at most {max(total) / 1e6:,.0f} MB "
-           f"on one of {devices.counted(gpus, 'GPU')}")
+    yield (f"GPU       {sum(rank.values()) / 1e6:,.0f} MB a rank, {sum(server.values()) / 1e6:,.0f} MB rank 0; at most "
+           f"{max(total) / 1e6:,.0f} MB on one of {devices.counted(gpus, 'GPU')}")
     parts = ", ".join(f"{name} {size / 1e6:,.3g}" for name, size in server.items() if size)
     yield f"{'':10}of rank 0's MB: {parts}"

@@ -1,5 +1,5 @@
-"""Clients of a cohort that are trained as one batched computation: so many, in their order in the cohort, as training.together says,
-on whatever rank that has been given to."""
+"""Clients of a cohort that are trained as one batched computation: so many, in their order in the cohort, as training.together
+says, on whatever rank they have been given to."""
 
 from itertools import accumulate
 

@@ -1,5 +1,5 @@
-"""What is on a rank's device besides its model: omega^t, the rank's part of the sum, and the training images. On a CPU the first two
-are in the messages, and the images are those of the node."""
+"""What is on a rank's device besides its model: omega^t, the rank's part of the sum, and the training images. On a CPU the first
+two are in the messages, and the images are those of the node."""
 
 import numpy as np
 import torch

@@ -220,8 +220,8 @@ class Simulation:
         self._note(place, report, largest, update_norm, start, clock.now() - start)
 
     def _add(self, place, rho, weights, report):
-        """Add rho_n omega_n to the exact sum. Returns the largest weight's size and the length of the update. A client whose loss or
-        weights are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
+        """Add rho_n omega_n to the exact sum. Returns the largest weight's size and the length of the update. A client whose loss
+        or weights are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
         if self.config.audit:
             self.up.outputs[place] = (weights[self.outputs].cpu() - self.weights[self.outputs]).numpy()
         try:

@@ -92,7 +92,8 @@ def plan(arguments):
     parser.add_argument("-n", "--ranks", type=int, required=True, help="ranks of the run")
     parser.add_argument("--nodes", type=int, default=1, help="nodes that they are on (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="cores of a node (default: this one's, %(default)s)")
-    parser.add_argument("--gpus", type=int, help="GPUs of a node, of which to predict the memory, here or not (default: this one's, if the run is on them)")
+    parser.add_argument("--gpus", type=int,
+                        help="GPUs of a node, of which to predict the memory, here or not (default: this one's, if the run is on them)")
     parser.add_argument("--latency", type=float, default=2.0, help="of a message between nodes, microseconds (default: %(default)s)")
     parser.add_argument("--bandwidth", type=float, default=100.0, help="of a node's network, Gbit/s (default: %(default)s)")
 

@@ -61,7 +61,8 @@ def augment(images, settings, moves):
         images = torch.where(moves[0].bool()[:, None, None, None], images.flip(3), images)
     if settings.crop:
         padded = F.pad(images, (settings.crop,) * 4, mode="reflect")
-        rows, columns = (shift[:, None] + torch.arange(size, device=images.device) for shift, size in zip(moves[1:], (height, width)))
+        rows, columns = (shift[:, None] + torch.arange(size, device=images.device)
+                         for shift, size in zip(moves[1:], (height, width)))
         which, channel = (torch.arange(size, device=images.device) for size in (count, channels))
         images = padded[which[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
     return images

@@ -34,8 +34,8 @@ class Steps:
     """Steps of a model with the same settings: `begin` a training, then call it with each batch.
 
     model: `FlatModel`; settings: config.training; mu: of FedProx; corrected: whether gradients are corrected (SCAFFOLD).
-    On a GPU a batch of a shape seen before is copied to where the last one lay, and the whole step (forwards, backwards, update) is
-    one launch of a CUDA graph. A graph is used only if its first step has the same bits as the step by itself.
+    On a GPU a batch of a shape seen before is copied to where the last one lay, and the whole step (forwards, backwards, update)
+    is one launch of a CUDA graph. A graph is used only if its first step has the same bits as the step by itself.
     """
 
     def __init__(self, model, settings, mu=0.0, corrected=False):
@@ -76,7 +76,7 @@ class Steps:
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         with torch.no_grad():
-            direction = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self.parameters]
+            direction = [torch.zeros_like(weights) if weights.grad is None else weights.grad for weights in self.parameters]
             descend(self.parameters, direction, self.settings, mu=self.mu, **self.split)
         for parameter in self.parameters:
             parameter.grad = None  # the next backward pass then writes its own, and nothing need be zeroed or added up

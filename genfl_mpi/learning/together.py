@@ -47,8 +47,8 @@ class Masked(nn.Module):
 
 
 class Batch(NamedTuple):
-    """A step of k clients, of which the smaller batches are filled up to the largest, b. index: int64 (k, b), samples of all clients'
-    images; share: float32 (k, b), what each counts in its client's loss: 1 over the samples, or 0 for what fills up; moves: int64
+    """A step of k clients, of which the smaller batches are filled up to the largest, b. index: int64 (k, b), samples of all
+    clients' images; share: float32 (k, b), what each counts in its client's loss: 1 over the samples, or 0 for what fills up; moves: int64
     (3, k, b), how it is augmented, or None; sizes: samples of each."""
 
     index: np.ndarray
@@ -65,8 +65,8 @@ class Twin:
         self.model, self.settings = model, settings
         self._refuse([layer for layer in model.module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)],
                      "BatchNorm's statistics are those of one client's batch; model.norm=group has none")
-        self._refuse([layer for layer in model.module.modules() if isinstance(layer, RANDOM) and not isinstance(layer, nn.Dropout)],
-                     "only Dropout's draws can be kept apart")
+        drawing = [layer for layer in model.module.modules() if isinstance(layer, RANDOM) and not isinstance(layer, nn.Dropout)]
+        self._refuse(drawing, "only Dropout's draws can be kept apart")
         self.module = plain(copy.deepcopy(model.module)).train()
         self.masks = {}
         for (name, layer), own in zip(list(self.module.named_modules()), model.module.modules()):
@@ -83,13 +83,15 @@ class Twin:
 
     def _refuse(self, found, why):
         if found:
-            raise UserError(f"training.together={self.settings.together} is not for this network ({type(found[0]).__name__}): {why}")
+            where = f"training.together={self.settings.together} is not for this network ({type(found[0]).__name__})"
+            raise UserError(f"{where}: {why}")
 
     def _try(self, shape):
         """See what the dropout layers see, and whether a sample's part in the gradients depends on others of its batch, which may
         be there to fill it up."""
         device, module = self.model.weights.device, self.model.module.train()
-        images = torch.linspace(-1, 1, 4 * int(np.prod(shape)), device=device).view(4, *shape).contiguous(memory_format=torch.channels_last)
+        images = torch.linspace(-1, 1, 4 * int(np.prod(shape)), device=device).view(4, *shape)
+        images = images.contiguous(memory_format=torch.channels_last)
         noting = [masked.dropout[0].register_forward_pre_hook(masked.note) for masked in self.masks.values()]
         with torch.no_grad(), lent(0, device), self._autocast(device):
             module(images[:2].clone())
@@ -177,7 +179,8 @@ class Twin:
 
 
 def _batches(drawn, starts):
-    """Yields the `Batch` of each step. drawn: `Draws` of each client, those with more steps first; starts: of its images among all."""
+    """Yields the `Batch` of each step. drawn: `Draws` of each client, those with more steps first; starts: of its images
+    among all."""
     places = [np.cumsum([0, *one.sizes]) for one in drawn]
     for step in range(len(drawn[0].sizes)):
         going = [one for one in drawn if len(one.sizes) > step]
