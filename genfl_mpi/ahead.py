@@ -115,4 +115,4 @@ def generate(comm, configs, say, signals):
 def _server(config):
     """The server's knowledge before a run: what the clients share, and the plan."""
     arrays = load_and_divide(config)
-    return Server(config, datasets.describe(config.data), arrays, None, {})
+    return Server(config, datasets.describe(config.data), arrays, None)

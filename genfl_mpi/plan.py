@@ -84,7 +84,7 @@ def _batch_seconds(config, folder):
     def batch_of(steps, number):
         generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
         few = config.model_copy(update={"generation": generation})
-        server = Server(few, datasets.describe(few.data), load_and_divide(few), None, {})
+        server = Server(few, datasets.describe(few.data), load_and_divide(few), None)
         batch = next(batch for batches in server.batches_from(0) for batch in batches)
         generator = Generator(few, datasets.describe(few.data).shape)
         generator.load()
@@ -112,7 +112,7 @@ def predict(config, arrays, costs, cluster):
     if config.generation.plan == "cohort_deficit":  # its images are known too late, and are as many as of this one
         config = config.model_copy(update={"generation": config.generation.model_copy(update={"plan": "deficit"})})
     about = datasets.describe(config.data)
-    server, pace = Server(config, about, arrays, None, {}), Pace(cluster.ranks)
+    server, pace = Server(config, about, arrays, None), Pace(cluster.ranks)
     plan = Down(0, config.cohort if config.trains_clients else 0).plan
     made, wanted = set(), []
     if config.generates:

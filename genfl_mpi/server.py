@@ -76,12 +76,12 @@ class Server:
     """config: `Config`; about: the data set's `Description`; data: the arrays of `load_and_divide`, of which the server
     takes the clients' sizes, what they tell of their labels, and the public pool.
 
-    policies: functions by name (select, rho, kappa, plan) that take the place of the configured ones.
+    policies: all of `find_policies`; by default the configured ones.
     """
 
-    def __init__(self, config, about, data, device, policies):
+    def __init__(self, config, about, data, device, policies=None):
         self.config, self.about, self.data, self.device = config, about, data, device
-        policies = find_policies(config, policies)
+        policies = policies or find_policies(config)
         self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
         self.samples = np.diff(data["pointers"]) + config.data.shared  # of each client, without generated images
         self.state = ServerState(

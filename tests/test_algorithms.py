@@ -10,9 +10,9 @@ from torch import nn
 
 from genfl_mpi.cli import main
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine, normalised, server_step
-from genfl_mpi.learning.training import batches, local_batches
+from genfl_mpi.learning.batches import batches, local_batches
 from genfl_mpi.results import checkpoint, reader
-from genfl_mpi.settings import Algorithm, Training
+from genfl_mpi.sections import Algorithm, Training
 
 
 def weights_of(folder, method="fedavg"):

@@ -16,7 +16,7 @@ from genfl_mpi.data.corruption import spoil
 from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share
 from genfl_mpi.data.partition import partition
 from genfl_mpi.errors import UserError
-from genfl_mpi.settings import Data, LabelSharing, Partition
+from genfl_mpi.sections import Data, LabelSharing, Partition
 
 LABELS = np.repeat(np.arange(10), 400)
 

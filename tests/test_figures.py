@@ -11,7 +11,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.data import datasets
 from genfl_mpi.results import costs, curves, figures, plots
 from genfl_mpi.results.timeline import spans, timeline
-from genfl_mpi.settings import Data
+from genfl_mpi.sections import Data
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,7 @@ def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     from genfl_mpi.data.public import uci_digits
     from genfl_mpi.learning import models
     from genfl_mpi.learning.weights import FlatModel
-    from genfl_mpi.settings import Model, Training
+    from genfl_mpi.sections import Model, Training
 
     [batch] = batches_of_round([2] * 10, [0] * 10, PROMPTS, 1, 20)
     drawn = Generator(settings(tmp_path, steps=20, batch_size=20), (1, 28, 28)).images(batch)

@@ -18,7 +18,7 @@ from genfl_mpi.learning.weights import LIMIT, ExactSum
 from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.mpi.messages import Up
 from genfl_mpi.resident import Resident, fits
-from genfl_mpi.settings import Training
+from genfl_mpi.sections import Training
 
 CPU = torch.device("cpu")
 

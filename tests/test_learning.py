@@ -11,7 +11,7 @@ from genfl_mpi.learning.batches import augment, batches, draw
 from genfl_mpi.learning.steps import descend
 from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import BLOCK, LIMIT, ExactSum, FlatModel
-from genfl_mpi.settings import Model, Training
+from genfl_mpi.sections import Model, Training
 
 RNG = np.random.default_rng(0)
 

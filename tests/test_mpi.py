@@ -11,7 +11,7 @@ from genfl_mpi.data.partition import partition
 from genfl_mpi.mpi.messages import Down, Up
 from genfl_mpi.mpi.schedule import Pace, Speed, assign
 from genfl_mpi.results import reader
-from genfl_mpi.settings import Partition
+from genfl_mpi.sections import Partition
 
 
 def test_longest_first_balances():

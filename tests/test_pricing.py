@@ -10,7 +10,7 @@ from genfl_mpi.generation import checkpoint, flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import of_training
 from genfl_mpi.results import reader
-from genfl_mpi.settings import Generation, Model
+from genfl_mpi.sections import Generation, Model
 
 
 @pytest.fixture(scope="module")

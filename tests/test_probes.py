@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, mpirun
+from conftest import mpirun
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main

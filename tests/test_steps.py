@@ -12,7 +12,7 @@ from genfl_mpi.learning.steps import Steps, is_static, steps_of
 from genfl_mpi.learning.together import Twin
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.settings import LocalTraining, Model, Training
+from genfl_mpi.sections import LocalTraining, Model, Training
 
 IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
 LABELS = torch.arange(27) % 10

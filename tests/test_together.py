@@ -17,7 +17,7 @@ from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.results import reader
-from genfl_mpi.settings import LocalTraining, Model
+from genfl_mpi.sections import LocalTraining, Model
 
 TOLERANCE = 1e-6  # of weights, after some steps in float32; as docs/scale.md says
 SAMPLES, EPOCHS = (9, 20, 7, 33), (2, 1, 2, 2)
