@@ -16,7 +16,10 @@ def choose(select, state):
     if available is not None and available.sum() <= size:
         cohort = np.sort(np.argsort(~available, kind="stable")[:size])
         return cohort, available[cohort]
-    cohort = np.unique(select(state))
+    chosen = np.asarray(select(state))
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+        raise UserError(f"the selection policy must return {size} client ids, integers, not {chosen}")
+    cohort = np.unique(chosen)
     if len(cohort) != size or cohort[0] < 0 or cohort[-1] >= clients:
         raise UserError(f"the selection policy must return {size} distinct clients of {clients}, not {cohort}")
     if available is not None and not available[cohort].all():

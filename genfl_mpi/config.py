@@ -108,7 +108,7 @@ def to_yaml(config):
 def _read(source):
     if isinstance(source, dict):
         return "configuration", _copied(source, "configuration")
-    where = str(source or "default.yaml")
+    where = str(source or "the settings given")  # what is wrong is not in our default
     values = parse(text_of(source), where)
     if values is None:
         values = {}
@@ -235,4 +235,5 @@ def text_of(source=None):
     try:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}") from None
+        hint = f"; a setting is written {source}=value" if str(source) in keys() else ""
+        raise UserError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}") from None

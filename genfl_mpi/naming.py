@@ -1,9 +1,30 @@
 """What a configuration names: one of ours, or module:function of the user's."""
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+from pathlib import Path
 
 from genfl_mpi.errors import UserError
+
+
+# Settings that may name a function of the user's.
+OWN = ("selection", "rho", "kappa.policy", "generation.plan", "generation.checkpoint", "data.name", "model.name", "partition.scheme")
+
+
+def sources(settings):
+    """SHA-256 of the file of each function of the user's that is named in a dict of dotted settings, by the setting. What such a file
+    imports is not seen."""
+    found = {}
+    for key in OWN:
+        module, colon, _ = str(settings.get(key, "")).partition(":")
+        if colon:
+            try:
+                found[key] = hashlib.sha256(Path(importlib.util.find_spec(module).origin).read_bytes()).hexdigest()
+            except (ImportError, AttributeError, TypeError, ValueError, OSError):
+                pass  # `find` says what is wrong with it
+    return found
 
 
 def find(name, known, key):

@@ -16,6 +16,7 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives
+from genfl_mpi.naming import sources
 from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.server import find_policies, remembering
@@ -197,13 +198,17 @@ def _kept_rounds(path, file, config, fork, say):
     stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump(mode="json"))
     differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
                    if not is_free(key) and stored.get(key) != wanted[key]]
+    before = yaml.safe_load(file["config"].attrs.get("sources", "{}"))
+    differences += [f"{key}: the file of {wanted[key]} has changed" for key, digest in sources(wanted).items() if before.get(key, digest) != digest]
+    rows, finished = len(file["rounds/round"]), reader.is_finished(file)
+    if differences and not rows:
+        return Earlier()
     if differences:
         raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
                         "Set another `output`, or start over with --fresh, which moves the old files aside")
     origin = file["config"].attrs.get("origin", "")
     if fork and origin != origin_of(*fork):
         raise UserError(f"{path} is there already, and no fork of {origin_of(*fork)}; set another `output`")
-    rows, finished = len(file["rounds/round"]), reader.is_finished(file)
     rounds, weights, state = checkpoint.load(path, say)
     if finished and rounds != rows:
         rounds, weights, state = rows, file["weights"][:], {}
@@ -240,7 +245,8 @@ def _open(path, simulation, given, hosts, earlier):
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
     names = yaml.safe_dump(list(simulation.about.classes))
-    texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin}
+    texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin,
+             "sources": yaml.safe_dump(sources(flatten(config.model_dump())))}
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}

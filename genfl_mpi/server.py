@@ -329,9 +329,10 @@ class Server:
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
         if omega_a is not None and omega_fl is not None:
             self.asked = self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)
-            kappa2 = float(self.kappa(self.asked))
-            if not 0 <= kappa2 <= 1:
-                raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1]")
+            kappa2 = np.asarray(self.kappa(self.asked))
+            if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
+                raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1], as a number")
+            kappa2 = float(kappa2)
             omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
         if not omega.isfinite().all():
             raise FloatingPointError("the new global weights are not finite; a smaller learning rate may help")

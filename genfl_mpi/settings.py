@@ -1,7 +1,7 @@
 """All settings of a run, and what must fit together."""
 
 import textwrap
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 from pydantic import Field, model_validator
 
@@ -167,7 +167,10 @@ def describe():
             if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
                 add(info.annotation, f"{prefix}{name}.")
             else:
-                about = f"  ({info.description})" if info.description else ""
+                choices = [value for kind in (info.annotation, *get_args(info.annotation)) if get_origin(kind) is Literal for value in get_args(kind)]
+                told = all(str(value) in (info.description or "") for value in choices)
+                about = "; ".join(filter(None, (info.description, "" if told else f"one of {', '.join(map(str, choices))}")))
+                about = f"  ({about})" if about else ""
                 lines.extend(textwrap.wrap(f"{prefix}{name}: {info.default}{about}", 80, initial_indent="  ", subsequent_indent=" " * 8))
 
     add(Config, "")

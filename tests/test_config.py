@@ -94,7 +94,7 @@ BAD = {
     "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "there is no folder"),
     "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "python -m genfl_mpi prefetch generation.checkpoint=nobody/nothing"),
     "prompts": (["method=genfl", "generation.prompts=nowhere.yaml"], "generation.prompts: "),
-    "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no text for class '0'"),
+    "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no description of class '0'"),
     "a filter without a pool": (["method=genfl", "generation.min_fidelity=0.5"], "generation.min_fidelity needs data.public_pool"),
     "replacement by classes": (["method=fedavg", "partition.replacement=true"], "partition.replacement goes with the schemes"),
     "too large a pool": (["method=fedavg", "data.public_pool=3900"], "besides the public pool of 3900"),

@@ -190,7 +190,7 @@ def test_a_generator_that_is_a_function(tmp_path, monkeypatch):
     assert batch not in Generator(settings(tmp_path / "bank", checkpoint="own_generator:stripes"), (1, 28, 28)).bank
 
 
-@pytest.mark.parametrize(("name", "message"), [("own_generator:none", "own_generator:none cannot be imported"), ("math:sqrt", "file of math:sqrt cannot be read")])
+@pytest.mark.parametrize(("name", "message"), [("own_generator:none", "own_generator:none cannot be imported"), ("builtins:print", "file of builtins:print cannot be read")])
 def test_a_generator_that_is_no_function(tmp_path, name, message):
     with pytest.raises(UserError, match=f"generation.checkpoint: .*{message}"):
         Generator(settings(tmp_path, checkpoint=name), (1, 28, 28))
@@ -256,7 +256,7 @@ def test_every_class_has_a_description(name):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("templates: [a photo]\ndescriptions: {}", "placeholder"), ("templates: []\ndescriptions: {}", "list of texts"),
-    ("- 1", "must be YAML"), ("templates: ['{}']\ndescriptions: {'0': zero}", "no text for class '1'"),
+    ("- 1", "must be YAML"), ("templates: ['{}']\ndescriptions: {'0': zero}", "no description of class '1'"),
     ("templates: ['{}']\ndescriptions: {'0': zero, '10': ten}", "'10', which is no class")])
 def test_bad_prompt_files(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import genfl_mpi
+from genfl_mpi import streams
 
 ROOT = Path(genfl_mpi.__file__).parent
 ROOMS = {"mpi", "data", "learning", "generation", "policies", "edge", "results"}
@@ -38,6 +39,14 @@ def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
         for name in imports(file):
             owner = owners.get(name.split(".")[0])
             assert owner is None or file.relative_to(ROOT).parts[0] == owner, f"{file} imports {name}"
+
+
+def test_every_purpose_of_a_random_draw_is_known():
+    """A misspelt one would be a stream of its own, unnoticed."""
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("streams.generator", "streams.integer"):
+                assert not isinstance(node.args[1], ast.Constant) or node.args[1].value in streams.PURPOSES, (file, node.args[1].value)
 
 
 def test_edge_is_numpy_and_scipy_alone():

@@ -276,7 +276,7 @@ def report(arguments):
         "report", "Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
         "it: configuration, environment, figures, tables, claims, images. For example:\n"
         "  python -m genfl_mpi report results/default -o report.html")
-    parser.add_argument("-o", "--output", default="report.html", help="the HTML file (default: %(default)s)")
+    parser.add_argument("-o", "--output", help="the HTML file (default: report.html beside the first results file)")
     options = parser.parse_args(arguments)
 
     def lines():
@@ -284,7 +284,8 @@ def report(arguments):
         from genfl_mpi.results import reader
 
         paths = reader.find(options.results)
-        report.write(paths, options.output)
-        yield f"{len(paths)} runs; report in {options.output}"
+        output = options.output or paths[0].parent / "report.html"
+        report.write(paths, output)
+        yield f"{len(paths)} runs; report in {output}"
 
     return launch.print_lines(lines())

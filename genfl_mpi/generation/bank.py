@@ -104,8 +104,8 @@ class Bank:
             if ours in found:
                 return None
         if found:
-            return (f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, and none of {ours}, which this configuration "
-                    "names: new ones are made, the others stay")
+            return (f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, and none of {ours}, this run's generator: "
+                    "new ones are made, the others stay")
         return None
 
 

@@ -1,9 +1,6 @@
 """The generator of a run: batches of images from the bank, or made and put there."""
 
-import hashlib
-import inspect
 from dataclasses import astuple
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +8,7 @@ import torch
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation import checkpoint, pipeline
 from genfl_mpi.generation.bank import Bank, Batch
-from genfl_mpi.naming import find
+from genfl_mpi.naming import find, sources
 
 
 class Generator:
@@ -26,7 +23,10 @@ class Generator:
         self.function = self.folder = self.adapter = None
         if checkpoint.is_function(settings.checkpoint):
             self.function = find(settings.checkpoint, {}, "generation.checkpoint")
-            identity = _source(settings.checkpoint, self.function)
+            # The function's file determines its images, as far as anybody can see.
+            identity = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
+            if identity is None:
+                raise UserError(f"generation.checkpoint: the file of {settings.checkpoint} cannot be read; write a function of Python in a file of yours")
         else:
             self.folder = checkpoint.locate(settings.checkpoint)
             self.adapter = settings.adapter and checkpoint.locate_adapter(settings.adapter, self.folder)
@@ -79,11 +79,3 @@ class Generator:
             got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             raise UserError(f"generation.checkpoint: {self.settings.checkpoint} must return a NumPy array uint8 {wanted}, not {got}")
         return images
-
-
-def _source(name, function):
-    """SHA-256 of the file that a function is in: what determines its images, as far as anybody can see."""
-    try:
-        return hashlib.sha256(Path(inspect.getsourcefile(inspect.unwrap(function))).read_bytes()).hexdigest()
-    except (TypeError, OSError):
-        raise UserError(f"generation.checkpoint: the file of {name} cannot be read; write a function of Python in a file of yours") from None

@@ -21,10 +21,27 @@ def build(settings, classes, shape, seed):
     make = find(settings.name, MODELS, "model.name")
     with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream: lend it
         torch.manual_seed(seed)
-        module = make(classes, shape, settings) if settings.name in MODELS else make(classes, shape)
-    if not isinstance(module, nn.Module):
-        raise UserError(f"model.name: {settings.name} must return a torch.nn.Module, not {type(module).__name__}")
+        if settings.name in MODELS:
+            return make(classes, shape, settings)
+        module = make(classes, shape)
+        _try(module, classes, shape, settings.name)
     return module
+
+
+def _try(module, classes, shape, name):
+    """Raise UserError if a module of the user's does not make `classes` logits of an image."""
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model.name: {name} must return a torch.nn.Module, not {type(module).__name__}")
+    module.eval()
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(2, *shape))
+    except Exception as error:  # whatever a wrong layer raises
+        raise UserError(f"model.name: {name} fails on images of {shape}: {str(error).splitlines()[0]}") from error
+    module.train()
+    if getattr(logits, "shape", None) != (2, classes):
+        raise UserError(f"model.name: {name} must return logits (n, {classes}), and of 2 images returns "
+                        f"{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}")
 
 
 def _cnn(classes, shape, settings):

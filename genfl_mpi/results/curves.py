@@ -1,6 +1,7 @@
 """Figures of many runs over the rounds: mean and standard deviation over seeds."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, label_classes, styled
 from genfl_mpi.results.summary import groups
@@ -52,6 +53,7 @@ def _over_rounds(paths, name, label, unit):
                 deviation = curves.std(0, ddof=1)
                 axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
         axes.set(ylabel=label, title=panel or _title(common))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()
     axes.set(xlabel="round")
     all_axes[0, 0].legend(frameon=False)

@@ -55,8 +55,10 @@ def _markdown(judged, note):
 
 
 def effect(row):
-    """The mean over seeds with its interval; or the one value."""
+    """The mean over seeds with its interval, if there is more than one; or the one value."""
     if not row.rounds:
         return f"{row.values[0]:.3g}"
+    if len(row.values) == 1:
+        return f"{row.values[0]:+.3f} [one seed]"
     low, high = row.interval
     return f"{row.values.mean():+.3f} [{low:+.3f}, {high:+.3f}]"

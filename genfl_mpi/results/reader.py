@@ -16,6 +16,9 @@ from genfl_mpi.results.layout import PARTITION, TABLES, VERSION
 def open_results(path):
     """An open h5py.File, also of a run that is still growing or was killed. Raises UserError."""
     path = Path(path)
+    if path.is_dir():
+        one = next((file.name for file in sorted(path.glob("*.h5"))), "NAME.h5")
+        raise UserError(f"{path}: a folder; give one of its results files, {path / one} say")
     if not path.is_file():
         raise UserError(f"{path}: there is no such results file")
     try:

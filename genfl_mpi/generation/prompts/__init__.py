@@ -39,7 +39,7 @@ def load_prompts(name, classes):
         raise UserError(f"{path}: descriptions has {unknown[0]!r}, which is no class of the data set")
     for label in classes:
         if not isinstance(descriptions.get(label), str):
-            raise UserError(f"{path}: descriptions has no text for class {label!r}")
+            raise UserError(f"generation.prompts: {name} has no description of class {label!r}; give a file that has one for each class")
     return Prompts(templates, [descriptions[label] for label in classes])
 
 

@@ -1,0 +1,88 @@
+"""Functions of the user's: what is wrong with them is one line, and a changed file is another run."""
+
+import pytest
+
+from genfl_mpi import Simulation, UserError, streams
+from genfl_mpi.cli import main
+from genfl_mpi.naming import OWN
+from genfl_mpi.settings import keys
+
+OWN_CODE = """
+import numpy as np
+import torch
+from torch import nn
+
+def share(state):
+    return 0.5
+
+def floats(state):
+    return np.arange(state.config.cohort) + 0.5
+
+def names(state):
+    return ["client 1", "client 2", "client 3"]
+
+def two(state):
+    return np.array([0.1, 0.2])
+
+def word(state):
+    return "much"
+
+def many_classes(classes, shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes + 1))
+
+def wrong_size(classes, shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(7, classes))
+
+def pair(classes, shape):
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images, images
+    return Pair()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    path = tmp_path / "own_code.py"
+    path.write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "own_code", raising=False)
+    return path
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("selection=own_code:floats", "must return 3 client ids, integers"), ("selection=own_code:names", "must return 3 client ids, integers"),
+    ("kappa.policy=own_code:two", "as a number"), ("kappa.policy=own_code:word", "as a number"),
+    ("model.name=own_code:many_classes", r"must return logits \(n, 10\), and of 2 images returns \(2, 11\)"),
+    ("model.name=own_code:wrong_size", r"fails on images of \(1, 28, 28\): mat1 and mat2"), ("model.name=own_code:pair", "returns tuple")])
+def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
+    with pytest.raises(UserError, match=message):
+        list(Simulation(overrides=[*tiny, setting]))
+
+
+def test_a_changed_function_is_another_run(tiny, mine, capsys):
+    """Finished or not, its results are of the file as it was; a start without a round binds nobody."""
+    run = [*tiny, "kappa.policy=own_code:share"]
+    assert main([*run, "method=genfl", "rounds=1"]) == 0
+    assert main([*run, "method=genfl", "rounds=1"]) == 0 and "finished before" in capsys.readouterr().out
+    mine.write_text(OWN_CODE.replace("0.5", "0.25"))
+    for rounds in ("rounds=1", "rounds=2"):
+        assert main([*run, "method=genfl", rounds]) == 2
+        assert "kappa.policy: the file of own_code:share has changed. Set another `output`" in capsys.readouterr().err
+
+
+def test_a_start_that_came_to_nothing_binds_nobody(tiny, mine, capsys):
+    assert main([*tiny, "method=genfl", "kappa.policy=own_code:word"]) == 2
+    assert main([*tiny, "method=genfl", "kappa.policy=own_code:share", "rounds=1"]) == 0
+
+
+def test_every_setting_that_names_a_function_is_watched():
+    assert set(OWN) <= set(keys())
+
+
+def test_purposes_of_ones_own():
+    def draw(purpose, *position):
+        return streams.generator(1, purpose, *position).random()
+
+    assert draw("turns", 3) == draw("turns", 3)
+    assert len({draw("turns"), draw("turns", 3), draw("turn", 3), *(draw(purpose) for purpose in streams.PURPOSES)}) == 3 + len(streams.PURPOSES)
