@@ -24,6 +24,7 @@ def failed(path):
     return audit.failures(found), bad_clients(8, config.bad_clients, config.seed)
 
 
+@pytest.mark.slow
 def test_honest_clients_pass(looked, tmp_path, capsys):
     for more in ([], ["partition.alpha=1"], ["partition.scheme=iid"], ["label_sharing.payload=presence"],
                  ["label_sharing.refusing=0.5"], ["training.momentum=0.9", "training.weight_decay=5e-4"],

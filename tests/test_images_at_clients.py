@@ -70,7 +70,7 @@ def test_nothing_to_send_or_to_fill_is_federated_learning_alone(quick, algorithm
     assert losses("filled") != alone and losses("sent") != alone
 
 
-@pytest.mark.parametrize("method", ["sent", "filled"])
+@pytest.mark.parametrize("method", [pytest.param("sent", marks=pytest.mark.slow), "filled"])
 def test_any_number_of_ranks_and_a_kill_in_between(method, bank, tmp_path):
     run = [*QUICK, f"method={method}", f"generation.bank={bank}", "generation.cap=5", "selection=power_of_choice"]
     cut = tmp_path / f"cut/{method}_seed1.h5"

@@ -1,6 +1,5 @@
 """Policies: each changes a real run as its source predicts, and is another one's equal where it should be."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from genfl_mpi.policies.rho import RHO
 from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.results import reader
 
+JUDGES = ("softmax_accuracy", "softmax_loss", "shapley", "cost_aware")
 JUDGED = ["data.public_pool=200", "validation.source=pool"]
 # Without fading and with a small cell, the world's clients differ by their devices alone.
 WORLD = "world={devices: {frequency_ghz: [0.5, 2]}, channel: {radius_m: 50, fading: none, shadowing_db: 0}}"
@@ -90,7 +90,7 @@ def lying(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("policy", "source"), [
-    *itertools.product(["softmax_accuracy", "softmax_loss", "shapley", "cost_aware"], ["pool", "clients"]),
+    *((policy, "pool") for policy in JUDGES), *(pytest.param(policy, "clients", marks=pytest.mark.slow) for policy in JUDGES),
     ("line_search", "pool")])  # the cohort's own data praise its own model: a search on them stays at 0
 def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
     # A line search finds no use for good images either where the clients' data are even.

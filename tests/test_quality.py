@@ -81,7 +81,8 @@ def test_copies_of_public_images_are_seen(real, monkeypatch):
         100 * (50 + judge.copies(fresh).sum()) / 550)
 
 
-def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real):
+def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real, monkeypatch):
+    monkeypatch.setattr(reading, "STEPS", 300)
     settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[-12:] for c in range(10)])
     labels = real["train_labels"][chosen].copy()
@@ -99,7 +100,8 @@ def batch(labels):
     return Batch(tuple(labels), (0,) * len(labels), tuple(range(len(labels))), ("a",) * len(labels))
 
 
-def test_the_command(tmp_path, tiny, capsys, real):
+def test_the_command(tmp_path, tiny, capsys, real, monkeypatch):
+    monkeypatch.setattr(reading, "STEPS", 100)
     settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:12] for c in range(10)])
     Bank(tmp_path / "bank", settings).write(batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen])

@@ -57,6 +57,7 @@ def test_another_seed_gives_other_bits(tiny, tmp_path):
     assert one[0] != two[0] and one[1] != two[1]
 
 
+@pytest.mark.slow
 def test_a_filtered_run_continues_with_the_images_that_passed(tiny, tmp_path):
     tiny = [*tiny, "data.public_pool=500", "generation.min_fidelity=0.6", "generation.per_round=3", "generation.cap=9", "generation.steps=8"]
     run(2, [*tiny, "rounds=3", f"output={tmp_path}/whole"])
@@ -187,7 +188,7 @@ def test_kappa_at_its_ends_is_a_baseline(tiny, tmp_path, kappa, method):
 
 
 @pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
 def test_the_papers_configurations_on_real_cifar(name, tiny, tmp_path):
     config = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     # A small network instead of ResNet-18, and the generator of digits instead of Stable Diffusion.

@@ -49,7 +49,7 @@ def patched(tmp_path):
     return tmp_path / "patched.py"
 
 
-@pytest.mark.parametrize(("ranks", "each"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "each"), [pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)])
 def test_groups_compute_what_one_after_another_would(ranks, each, tmp_path, patched):
     assert main([*THREE, "rounds=3", f"output={tmp_path}/one"]) == 0
     done = mpirun(ranks, patched, *THREE, "rounds=3", f"output={tmp_path}/groups", f"runtime.ranks_per_run={each}")

@@ -128,7 +128,8 @@ def test_a_group_goes_to_one_rank():
     assert assign(np.array([1.0, 3, 2]), np.ones(2), 0.0, together=9).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("more", [["algorithm.name=fedprox", "rho=loss"], ["model.name=pfl_cnn", "data.size=16", "training.momentum=0.5"]])
+@pytest.mark.parametrize("more", [["algorithm.name=fedprox", "rho=loss"], pytest.param(
+    ["model.name=pfl_cnn", "data.size=16", "training.momentum=0.5"], marks=pytest.mark.slow)])
 def test_the_same_bits_on_any_number_of_ranks(more, fast, tmp_path):
     overrides = [*fast, "cohort=5", "training.together=2", "training.batch_size=8", "rounds=2", *more]
     for ranks in (1, 2, 3):
