@@ -90,17 +90,19 @@ def _record(folder):
     return yaml.safe_load(file.read_text()) if file.is_file() else None
 
 
-def kind(folder):
-    """The class of the pipeline in `folder`, by its name. Raises UserError."""
+def _index(folder):
+    """What the pipeline in `folder` is made of, and the name of its class. Raises UserError."""
     try:
-        return json.loads((folder / "model_index.json").read_text())["_class_name"]
+        index = json.loads((folder / "model_index.json").read_text())
+        return index, index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"generation.checkpoint: {folder} is not a diffusers pipeline: model_index.json is missing or unreadable") from None
 
 
 def require_original(folder, who):
     """Raise UserError if `folder` is no checkpoint of Stable Diffusion's first architecture, which `who` needs."""
-    if (name := kind(folder)) != ORIGINAL:
+    _, name = _index(folder)
+    if name != ORIGINAL:
         raise UserError(f"generation.checkpoint: {folder} holds a {name}, and {who} knows the architecture of a {ORIGINAL} alone")
 
 
@@ -125,9 +127,9 @@ def _text_to_image():
 
 
 def _checked(folder):
-    if (name := kind(folder)) not in _text_to_image():
+    index, name = _index(folder)
+    if name not in _text_to_image():
         raise UserError(f"generation.checkpoint: {folder} holds a {name}, which is not among diffusers' pipelines from text to image")
-    index = json.loads((folder / "model_index.json").read_text())
     parts = {part: of[1] for part, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0] is not None}
     for part in parts.keys() - UNUSED:
         if not any((folder / part).glob("*")):

@@ -12,7 +12,10 @@ from genfl_mpi.policies import needs, skew
 
 def random(state):
     """Uniformly, without replacement."""
-    rng, available = streams.generator(state.config.seed, "cohort", state.round), np.flatnonzero(_available(state))
+    rng = streams.generator(state.config.seed, "cohort", state.round)
+    if state.available is None:  # a million clients are not looked at one by one
+        return rng.choice(state.config.clients, state.config.cohort, replace=False, shuffle=False)
+    available = np.flatnonzero(state.available)
     return available[rng.choice(len(available), state.config.cohort, replace=False, shuffle=False)]
 
 
