@@ -17,7 +17,7 @@ from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results import progress, status
 
-PHASES = ("train", "generate", "augment", "wait", "reduce", "broadcast", "evaluate")
+PHASES = ("train", "generate", "augment", "send", "wait", "reduce", "broadcast", "evaluate")
 BARS = "▁▂▃▄▅▆▇█"
 MOST_RUNS = 12  # in the table of a live view
 REFRESH = 0.25  # seconds between two frames

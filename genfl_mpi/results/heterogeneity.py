@@ -43,7 +43,7 @@ def heterogeneity(paths):
                 marker = "." if len(rounds) < 30 else None
                 axes.plot(rounds, mean, style, color=COLOURS[group.method], marker=marker, markersize=3,
                           label=", ".join(filter(None, (group.method, group.panel, group.settings))))
-        axes.set(ylabel=label, ylim=(0, None))
+        axes.set(ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
         axes.grid()
     axes.set(xlabel="round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
