@@ -1,5 +1,6 @@
 """What travels between ranks: buffer collectives that everyone enters together, and memory shared on a node."""
 
+import os
 import time
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ from mpi4py import MPI
 
 from genfl_mpi.errors import UserError
 
-LONGEST_NAP = 2e-3  # seconds between two looks at MPI while a rank waits
+EAGER = 1e-3  # seconds for which a rank that waits looks at MPI again and again, only giving way to others on its core
+LONGEST_NAP = 2e-3  # seconds between two looks later on
 
 
 def world():
@@ -33,9 +35,9 @@ def arrive(comm, meanwhile=None, leaving=lambda: 0):
     """Wait until every rank has come here. Returns a `Waiting`: how long it took, and how much of that was put to use.
 
     A blocking collective would spin on a core that another rank's work may need, and would not serve signals. So ranks
-    meet in a non-blocking barrier first, looking at it less and less often up to LONGEST_NAP. `meanwhile` is work for
-    that time: a function that does one piece and returns False when there is none left. `leaving`, a function, is asked
-    while it takes, and no more work is begun when it returns a status to leave with.
+    meet in a non-blocking barrier first, looking at it all the time while EAGER, then less and less often up to LONGEST_NAP.
+    `meanwhile` is work for that time: a function that does one piece and returns False when there is none left. `leaving`,
+    a function, is asked while it takes, and no more work is begun when it returns a status to leave with.
     """
     start = time.perf_counter()
     request = comm.Ibarrier()
@@ -52,6 +54,8 @@ def arrive(comm, meanwhile=None, leaving=lambda: 0):
             looked_since = time.perf_counter()
             worked += looked_since - before
             nap = 5e-5
+        elif time.perf_counter() - start < EAGER:
+            os.sched_yield()
         else:
             time.sleep(nap)
             nap = min(2 * nap, LONGEST_NAP)
