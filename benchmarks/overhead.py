@@ -64,7 +64,7 @@ def main():
             steps.compute(images, labels)
 
         def client():
-            simulation._train_client(0, 0, 0.01, 0, 1, clock)
+            simulation.host._train_client(0, 0.01, 0, 0, 0, 1, clock)
 
         def exact_sum():
             simulation.sum.add(0.01, simulation.model.weights, simulation.weights[: simulation.model.parameters])

@@ -71,7 +71,7 @@ class Probes:
         gradients = {}
         for row in own:
             with failing.named(f"the probe of client {clients[row]}"):
-                gradients[row] = self._gradient(*self.simulation.samples_of(int(clients[row])))
+                gradients[row] = self._gradient(*self.simulation.host.samples_of(int(clients[row])))
                 total.add(shares[row], gradients[row])
         collectives.sum_everywhere(self.comm, total.units)
         whole = total.value()
@@ -118,7 +118,7 @@ class Probes:
                    for part, target in zip(images.split(CHUNK), labels.split(CHUNK))) / len(labels)
 
     def _local_error(self, client, omega_n, round):
-        images, labels = self.simulation.samples_of(client)
+        images, labels = self.simulation.host.samples_of(client)
         before = self._loss(omega_n, images, labels)
         settings = at_round(self.config.training, round - 1).model_copy(update={"epochs": self.config.probes.epochs})
         train(self.simulation.model, omega_n, images, labels, settings, streams.generator(self.config.seed, "probe", round, client))
@@ -128,7 +128,7 @@ class Probes:
     def _divergence(self, omega_fl, round):
         """On rank 0."""
         model, cohort = self.simulation.model, self.plan["client"][self.plan["rank"] != NOBODY].tolist()
-        images, labels = (torch.cat(parts) for parts in zip(*(self.simulation.samples_of(client) for client in cohort)))
+        images, labels = (torch.cat(parts) for parts in zip(*(self.simulation.host.samples_of(client) for client in cohort)))
         settings = at_round(self.config.training, round - 1)
         settings = settings.model_copy(update={"batch_size": settings.batch_size * len(cohort)})
         train(model, self.omega_t, images, labels, settings, streams.generator(self.config.seed, "probe", round))

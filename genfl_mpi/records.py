@@ -1,6 +1,6 @@
 """What a round leaves behind: its record, of which the results file gets its rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,13 +25,13 @@ class Record:
     accuracy: float
     loss: float
     accuracy_per_class: np.ndarray
-    columns: dict
-    clients: dict
-    ranks: dict
-    generated: list
-    laboratory: dict
-    audit: dict
-    probes: dict
+    columns: dict = field(default_factory=dict)
+    clients: dict = field(default_factory=dict)
+    ranks: dict = field(default_factory=dict)
+    generated: list = field(default_factory=list)
+    laboratory: dict = field(default_factory=dict)
+    audit: dict = field(default_factory=dict)
+    probes: dict = field(default_factory=dict)
 
 
 def of_clients(up, plan, round, status):
@@ -85,8 +85,8 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
         "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
         "clients_trained": len(clients["client"]),
         "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
-        **{name: rho @ clients[field][counted] / rho.sum() if trained else np.nan
-           for name, field in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
+        **{name: rho @ clients[column][counted] / rho.sum() if trained else np.nan
+           for name, column in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
     }
 
 

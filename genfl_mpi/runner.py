@@ -152,8 +152,8 @@ def _save(path, simulation, writer, note):
     writer.flush()
     keep = simulation.config.checkpoint.keep
     checkpoint.save(path, simulation.round, simulation.down.weights, simulation.server.memory(), keep)
-    if simulation.variates is not None:
-        simulation.variates.prune(checkpoint.trained(path))
+    if simulation.host.variates is not None:
+        simulation.host.variates.prune(checkpoint.trained(path))
 
 
 def _with_first_runtime(path, config):
@@ -250,8 +250,8 @@ def _open(path, simulation, given, hosts, earlier):
     about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
-    if earlier.source and simulation.variates is not None:
-        simulation.variates.take(earlier.source.with_suffix(".variates"), earlier.state["trained"])
+    if earlier.source and simulation.host.variates is not None:
+        simulation.host.variates.take(earlier.source.with_suffix(".variates"), earlier.state["trained"])
     # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
     if earlier.rounds:
         checkpoint.save(path, earlier.rounds, earlier.weights, earlier.state, config.checkpoint.keep)

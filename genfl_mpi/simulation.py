@@ -6,18 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genfl_mpi import grouped, laboratory, records, streams
-from genfl_mpi.clients import divide, load_once_a_node, noise_of_free_rider
+from genfl_mpi import laboratory, records, streams
+from genfl_mpi.clients import divide, load_once_a_node
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
 from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
+from genfl_mpi.hosting import Host
 from genfl_mpi.learning import models
-from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.evaluation import accuracy_over_clients, chunks, evaluate, summarise
-from genfl_mpi.learning.freeriding import free_ride
-from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing, staging
 from genfl_mpi.mpi.messages import NOBODY, Down, Up
@@ -26,7 +24,6 @@ from genfl_mpi.placement import Placement
 from genfl_mpi.probing import Probes
 from genfl_mpi.records import Record
 from genfl_mpi.resident import Resident
-from genfl_mpi.results.variates import Variates
 from genfl_mpi.server import Server, find_policies
 from genfl_mpi.settings import Config
 
@@ -71,20 +68,16 @@ class Simulation:
             raise UserError("audit looks at the biases of the model's last layer, and "
                             f"model.name={config.model.name} does not end in them")
         cohort = config.cohort if config.trains_clients else 0
-        scaffold = config.algorithm.name == "scaffold"
-        variate = self.model.parameters if scaffold else 0
+        variate = self.model.parameters if config.algorithm.name == "scaffold" else 0
         zeros = partial(staging.zeros, device=self.device)
         self.down = Down(len(self.model.weights), cohort, variate, zeros)
         self.up = Up(len(self.model.weights), cohort, self.comm.size, variate, len(self.about.classes) if config.audit else 0, zeros)
         self.sum = ExactSum(self.up.units)
-        self.variate_sum = ExactSum(self.up.variate_units)
-        self.variates = Variates(folder or Path(config.output) / "variates", variate) if scaffold else None
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
         self.there = Resident(self.comm, self.device, self.weights, self.up, self.sum, self.data["train_images"])
         self.placement = Placement(config, self.about, self.data)
-        self.twin = collectives.together(self.comm, lambda: grouped.twin(config, self.model, self.about))
-        self.mu = config.algorithm.mu if config.algorithm.name == "fedprox" else 0.0
+        self.host = Host(self, folder or Path(config.output) / "variates")
         self.round = 0
         self.pace = Pace(self.comm.size)
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
@@ -145,11 +138,7 @@ class Simulation:
         if self.is_server:
             self.up.excuse(self.down.plan["rank"] == NOBODY, self.server.state.samples[self.down.plan["client"]])
         with clock("train"):
-            if self.twin:
-                grouped.train(self, clock)
-            for place, (rho, client, rank, since, epochs) in enumerate(self.down.plan.tolist()):
-                if rank == self.comm.rank and not self.twin and not self.leaving():
-                    self._train_client(place, client, rho, since, epochs, clock)
+            self.host.train(clock)
         ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
         self.note("wait")
         waiting = collectives.arrive(self.comm, ahead, self.leaving)
@@ -159,15 +148,12 @@ class Simulation:
         self.council.weigh(self.up, self.there.partial)
         with clock("reduce"):
             self.there.reduce(self.comm, self.up)
-        columns, clients, ranks, looked, audited = {}, {}, {}, {}, {}
+        told = {}
         if self.is_server and self._is_whole():
             if self.config.trains_clients:
                 omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
-            columns, clients, ranks = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
-            audited = records.of_audit(self.up, clients)
-            if self.server.asked and laboratory.is_due(self.config, self.round + 1):
-                looked = laboratory.look(self.server.asked, self.server.kappa.__name__, kappa2, self.council.test)
+            told = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)
             self.round += 1
         self.council.end()
@@ -180,9 +166,9 @@ class Simulation:
             accuracy, loss, accuracy_per_class = self._evaluate()
         probed = self.probes.look(self.round, omega_fl)
         if self.is_server:
-            columns |= records.of_clocks(clock, waiting, self.down, self.up, self.placement.bytes)
-            columns |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
-        return Record(self.round, accuracy, loss, accuracy_per_class, columns, clients, ranks, generated, looked, audited, probed)
+            told["columns"] |= records.of_clocks(clock, waiting, self.down, self.up, self.placement.bytes)
+            told["columns"] |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
+        return Record(self.round, accuracy, loss, accuracy_per_class, generated=generated, probes=probed, **told)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""
@@ -198,62 +184,6 @@ class Simulation:
         """On rank 0, after the reduction: whether every part of the round was done, and nothing skipped in order to leave."""
         return self.up.complete() and not self.server.interrupted
 
-    def _train_client(self, place, client, rho, since, epochs, clock):
-        """Train one client from omega^t, add rho_n omega_n to the exact sum, and note how it went."""
-        self.note("train", client)
-        start = clock.now()
-        images, labels = self.samples_of(client)
-        settings, correction = at_round(self.config.training, self.round).model_copy(update={"epochs": epochs}), None
-        rng = streams.generator(self.config.seed, "client", self.round, client)
-        with failing.named(f"client {client}"):
-            if self.variates is not None:  # SCAFFOLD (Karimireddy et al. 2020): every gradient is corrected by c - c_n
-                common, own = torch.from_numpy(self.down.variate), torch.from_numpy(self.variates.read(client, since))
-                correction = (common - own).to(self.device)
-            noise = noise_of_free_rider(self.data, client, self.config)
-            if noise is None:
-                report = train(self.model, self.there.start, images, labels, settings, rng, self.mu, correction)
-            else:
-                report = free_ride(self.model, self.there.start, images, labels, noise, rng)
-            largest, update_norm = self._add(place, rho, self.model.weights, report)
-            if self.variates is not None and np.isfinite(update_norm):
-                self._control(client, own, common, settings, len(images))
-        self._note(place, report, largest, update_norm, start, clock.now() - start)
-
-    def _add(self, place, rho, weights, report):
-        """Add rho_n omega_n to the exact sum. Returns the largest weight's size and the length of the update. A client whose loss
-        or weights are not finite is an ArithmeticError, or stays outside the sum, with an update of length NaN."""
-        if self.config.audit:
-            self.up.outputs[place] = (weights[self.outputs].cpu() - self.weights[self.outputs]).numpy()
-        try:
-            report.check()
-            self.probes.keep(place, weights)
-            if self.council.keeps:
-                return self.council.keep(place, weights, self.weights[: self.model.parameters])
-            return self.there.partial.add(rho, weights, self.there.start[: self.model.parameters])
-        except ArithmeticError:
-            if self.config.faults.nonfinite == "stop":
-                raise
-            return 0.0, np.nan
-
-    def _note(self, place, report, largest, update_norm, start, seconds):
-        self.up.clients[place] = (report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch,
-                                  update_norm, largest, start, seconds, self.comm.rank)
-
-    def samples_of(self, client):
-        """What a client trains on, on the device: float32 images (n, C, H, W) and int64 labels (n,)."""
-        images, labels = self.there.data(self.data, client, self.config, self.about)
-        return self.placement.beside(client, images, labels)
-
-    def _control(self, client, own, common, settings, samples):
-        """SCAFFOLD's new variate of a client that has trained, by option II:
-        c_n <- c_n - c + (omega^t - omega_n) / (steps lr)."""
-        size = self.model.parameters
-        steps = settings.epochs * local_batches(samples, settings.batch_size)
-        moved = self.weights[:size] - self.model.weights[:size].cpu()
-        new = own - common + moved / (steps * settings.lr)
-        self.variates.write(client, self.round + 1, new.numpy())
-        self.variate_sum.add(1 / self.config.clients, new - own)
-
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
@@ -264,27 +194,32 @@ class Simulation:
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
 
     def _collect(self, clock, kappa2, augmented, omega_fl, omega_a):
-        """Columns of /rounds, /clients and /ranks, on rank 0, after what the reduction brought besides weights was noted: control
-        variates, how the clients trained, and the ranks' speeds."""
+        """What the round's `Record` gets of rank 0, after what the reduction brought besides weights was noted: control variates,
+        how the clients trained, and the ranks' speeds."""
         clients = records.of_clients(self.up, self.down.plan, self.round + 1, self.server.status)
         made = self.placement.generated(clients["client"])
         clients["images"] = made.sum(1)
-        if self.variates is not None:
-            self.server.control(self.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
+        if self.host.variates is not None:
+            self.server.control(self.host.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)
         trained = clients["rank"] != NOBODY
         samples, seconds, rank = (clients[name][trained] for name in ("samples", "seconds", "rank"))
         self.pace.measure(samples * clients["epochs"][trained], seconds, rank.astype(int))
         if augmented:  # by the same trainer on rank 0
             self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
-        return {
+        columns = {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
             "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             **records.of_pay(self.config, clients["status"], self.round + 1, self.server.state),
             **records.of_cohort(self.placement.own(clients["client"]) + made, self.data["label_histograms"]),
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
-        }, clients, records.of_ranks(self.up, self.round + 1)
+        }
+        looked = {}
+        if self.server.asked and laboratory.is_due(self.config, self.round + 1):
+            looked = laboratory.look(self.server.asked, self.server.kappa.__name__, kappa2, self.council.test)
+        return {"columns": columns, "clients": clients, "ranks": records.of_ranks(self.up, self.round + 1), "laboratory": looked,
+                "audit": records.of_audit(self.up, clients)}
 
 
 def resolve(config, comm):

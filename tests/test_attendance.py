@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi import Simulation, pricing, simulation
+from genfl_mpi import Simulation, hosting, pricing
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.edge import attendance
@@ -59,11 +59,11 @@ def test_an_endless_deadline_is_no_world(fast, algorithm, more, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
 def test_a_late_client_is_as_if_it_had_not_been_chosen(everybody, algorithm, monkeypatch):
-    everybody, train, trained = [*everybody, "rounds=1", f"algorithm.name={algorithm}"], simulation.train, []
+    everybody, train, trained = [*everybody, "rounds=1", f"algorithm.name={algorithm}"], hosting.train, []
     free = Simulation(overrides=[*everybody, world("dropout: 0")])
     seconds = done(free, 0, np.arange(6))
     limit = float(np.sort(seconds)[3:5].mean())
-    monkeypatch.setattr(simulation, "train", lambda *given: trained.append(len(given[2])) or train(*given))
+    monkeypatch.setattr(hosting, "train", lambda *given: trained.append(len(given[2])) or train(*given))
     made, [record] = run(*everybody, world(f"deadline_s: {limit}"))
     late, clients = seconds > limit, record.clients
     assert late.sum() == 2 and np.array_equal(clients["status"] == attendance.LATE, late)

@@ -142,9 +142,9 @@ def test_a_failing_client_ends_all_ranks_and_leaves_the_finished_rounds(tiny, tm
     script = tmp_path / "failing_run.py"
     script.write_text("""
 import sys, time
-from genfl_mpi import simulation
+from genfl_mpi import hosting, simulation
 from genfl_mpi.cli import main
-train = simulation.train
+train = hosting.train
 def poisoned(model, *rest):
     report = train(model, *rest)
     if poisoned.simulation.round == 1:
@@ -156,7 +156,7 @@ def remember(self, *args, **kwargs):
     init(self, *args, **kwargs)
     poisoned.simulation = self
 simulation.Simulation.__init__ = remember
-simulation.train = poisoned
+hosting.train = poisoned
 sys.exit(main(sys.argv[1:]))
 """)
     done = mpirun(3, script, *tiny, "method=fedavg", "rounds=500", timeout=120)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import mpirun
 
-from genfl_mpi import Simulation, server, simulation
+from genfl_mpi import Simulation, hosting, server
 from genfl_mpi.cli import main
 from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
 from genfl_mpi.results import reader
@@ -17,11 +17,11 @@ ROUND, BAD = 2, 3  # the third round, in which clients 1, 3 and 4 are trained
 @pytest.fixture
 def poisoned(monkeypatch):
     """One client's weights become NaN in the third round."""
-    train_client, train = Simulation._train_client, simulation.train
+    train_client, train = hosting.Host._train_client, hosting.train
 
-    def remember(self, place, client, *rest):
-        poison.active = self.round == ROUND and client in poison.clients
-        return train_client(self, place, client, *rest)
+    def remember(self, place, rho, client, *rest):
+        poison.active = self.simulation.round == ROUND and client in poison.clients
+        return train_client(self, place, rho, client, *rest)
 
     def poison(model, *rest):
         report = train(model, *rest)
@@ -30,8 +30,8 @@ def poisoned(monkeypatch):
         return report
 
     poison.clients = {BAD}
-    monkeypatch.setattr(Simulation, "_train_client", remember)
-    monkeypatch.setattr(simulation, "train", poison)
+    monkeypatch.setattr(hosting.Host, "_train_client", remember)
+    monkeypatch.setattr(hosting, "train", poison)
     return poison
 
 
@@ -74,20 +74,20 @@ def test_drop_does_not_depend_on_the_ranks_and_is_said(fast, tmp_path):
     script = tmp_path / "poison.py"
     script.write_text("""
 import sys
-from genfl_mpi import simulation
+from genfl_mpi import hosting
 from genfl_mpi.cli import main
-train_client = simulation.Simulation._train_client
-train = simulation.train
+train_client = hosting.Host._train_client
+train = hosting.train
 state = []
-def remember(self, place, client, *rest):
-    state[:] = [self.round, client]
-    return train_client(self, place, client, *rest)
+def remember(self, place, rho, client, *rest):
+    state[:] = [self.simulation.round, client]
+    return train_client(self, place, rho, client, *rest)
 def poison(model, *rest):
     report = train(model, *rest)
     if state[0] == 1 and state[1] % 2:
         model.weights[7] = float("inf")
     return report
-simulation.Simulation._train_client, simulation.train = remember, poison
+hosting.Host._train_client, hosting.train = remember, poison
 sys.exit(main(sys.argv[1:]))
 """)
     for ranks in (1, 3):
@@ -117,14 +117,14 @@ def test_an_overflow_of_the_exact_sum_is_noticed(fast, monkeypatch):
         bound(np.array([0.9, 0.9]), np.array(largest))
     with pytest.raises(ArithmeticError, match="too large"):
         total.add(2.0, large)
-    train = simulation.train
+    train = hosting.train
 
     def huge(model, *rest):
         report = train(model, *rest)
         model.weights[0] = LIMIT * 0.4
         return report
 
-    monkeypatch.setattr(simulation, "train", huge)
+    monkeypatch.setattr(hosting, "train", huge)
     assert len(list(Simulation(overrides=[*fast, "rounds=1"]))) == 1
     monkeypatch.setattr(server, "normalised", lambda rho, *_: 3 * rho)
     with pytest.raises(ArithmeticError, match="too large to be summed") as caught:

@@ -40,13 +40,13 @@ import time
 from genfl_mpi.policies.selection import random
 def slow(state):
     return random(state)
-import genfl_mpi.simulation as simulation
-train = simulation.train
+import genfl_mpi.hosting as hosting
+train = hosting.train
 def wait(*arguments):
     report = train(*arguments)
     time.sleep(3600)
     return report
-simulation.train = wait
+hosting.train = wait
 """
 
 
