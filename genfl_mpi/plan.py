@@ -14,10 +14,10 @@ from genfl_mpi import gpu_memory
 from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets
 from genfl_mpi.generation.generator import Generator
-from genfl_mpi.mpi import collectives, devices
+from genfl_mpi.mpi import collectives, devices, measure
 from genfl_mpi.mpi.messages import NOBODY, Down
 from genfl_mpi.mpi.schedule import Pace
-from genfl_mpi.prediction import copying, exchange, loads
+from genfl_mpi.prediction import Cluster, copying, exchange, loads
 from genfl_mpi.results import environment
 from genfl_mpi.server import Server
 from genfl_mpi.simulation import Simulation, resolve
@@ -32,14 +32,17 @@ PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
 @dataclass(frozen=True)
 class Costs:
     """Of one rank here. rate: samples/s; overhead: of a client, in samples; batch: s of a batch of images; test: s of the test
-    set; rest: s of a round beside training, generating, testing and waiting; copying: B/s in memory; down, up: bytes of the
-    messages; own, server: bytes of memory of a rank, and of rank 0; shared: of the data, once a node."""
+    set; rest: s of a round beside training, generating, testing and waiting; first: s by which a rank's first round is longer;
+    load: s until the generator can begin; copying: B/s in memory; down, up: bytes of the messages; own, server: bytes of memory
+    of a rank, and of rank 0; shared: of the data, once a node."""
 
     rate: float
     overhead: float
     batch: float
     test: float
     rest: float
+    first: float
+    load: float
     copying: float
     down: int
     up: int
@@ -63,7 +66,8 @@ def calibrate(config):
                 clients = record.clients
                 pace.measure(clients["samples"], clients["seconds"], np.zeros(len(clients["samples"]), dtype=int))
                 rounds.append(record.columns)
-            start = start or time.perf_counter()
+            else:
+                first, start = record, time.perf_counter()
             if rounds and time.perf_counter() - start > SECONDS:
                 break
         shared = sum(array.nbytes for array in simulation.data.values())
@@ -71,32 +75,34 @@ def calibrate(config):
         own = _resident() - shared
         rest = [one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate")) for one in rounds]
         simulation.close()
-        batch = _batch_seconds(config, folder) if config.generates else 0.0
-    test, peak = np.median([one["evaluate_seconds"] for one in rounds]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Costs(pace.rates()[0], pace.overhead, batch, test, max(0.0, np.median(rest)), copying(), *messages, own,
-                 max(own, peak - shared), shared)
+        load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
+    test, rest, rate = np.median([one["evaluate_seconds"] for one in rounds]), max(0.0, np.median(rest)), pace.rates()[0]
+    usual = (first.clients["samples"] + pace.overhead).sum() / rate + test + rest
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Costs(rate, pace.overhead, batch, test, rest, max(0.0, first.columns["round_seconds"] - usual), load, copying(), *messages,
+                 own, max(own, peak - shared), shared)
 
 
 def _batch_seconds(config, folder):
-    """Seconds of a batch of images: with the configured steps if that takes no more than SECONDS, or else by the straight line
-    through two smaller numbers of them."""
+    """Seconds until the generator is loaded, and of a batch of images: with the configured steps if that takes no more than
+    SECONDS, or else by the straight line through two smaller numbers of them."""
 
     def batch_of(steps, number):
         generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
         few = config.model_copy(update={"generation": generation})
         server = Server(few, datasets.describe(few.data), load_and_divide(few), None)
         batch = next(batch for batches in server.batches_from(0) for batch in batches)
-        generator = Generator(few, datasets.describe(few.data).shape)
+        generator, start = Generator(few, datasets.describe(few.data).shape), time.perf_counter()
         generator.load()
-        start = time.perf_counter()
+        loaded = time.perf_counter()
         generator.images(batch)
-        return time.perf_counter() - start
+        return loaded - start, time.perf_counter() - loaded
 
-    batch_of(FEWEST_STEPS, 0)  # warms up
-    short, wanted = batch_of(FEWEST_STEPS, 1), config.generation.steps
+    load, _ = batch_of(FEWEST_STEPS, 0)  # warms up
+    (_, short), wanted = batch_of(FEWEST_STEPS, 1), config.generation.steps
     steps = min(wanted, max(2 * FEWEST_STEPS, int(SECONDS * FEWEST_STEPS / short)))
-    long = batch_of(steps, 2)
-    return long if steps == wanted else long + max(0.0, long - short) * (wanted - steps) / (steps - FEWEST_STEPS)
+    _, long = batch_of(steps, 2)
+    return load, long + max(0.0, long - short) * (wanted - steps) / (steps - FEWEST_STEPS)
 
 
 def _resident():
@@ -127,15 +133,16 @@ def predict(config, arrays, costs, cluster):
 
     def make(batches):
         missing = [batch for batch in batches if not server.generator.ready(batch)]
+        load = costs.load * slow if missing and not made else 0.0
         made.update(missing)
-        return len(missing) * costs.batch * slow, sum(map(len, missing))
+        return load, len(missing) * costs.batch * slow, sum(map(len, missing))
 
     def make_now(batches):
-        seconds, images = make(batches)
+        load, seconds, images = make(batches)
         server.generation_speed.measure(images, seconds)
         for batch in batches:
             server.add_generated(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
-        return seconds
+        return load + seconds
 
     for round in range(min(config.rounds, MOST)):
         server.begin(round, plan, pace)
@@ -153,9 +160,9 @@ def predict(config, arrays, costs, cluster):
                 busy += train(images * config.augmented.epochs)
         load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
         load[0] += busy
-        ends = load.copy()
-        while ends[0] < load[1:].max(initial=0.0) and (batch := next(later, None)):  # made ahead by a server that waits
-            ends[0] += make([batch])[0]
+        ends = load + (costs.first * slow if round == 0 else 0.0)
+        while ends[0] < ends[1:].max(initial=0.0) and (batch := next(later, None)):  # made ahead by a server that waits
+            ends[0] += sum(make([batch])[:2])
         pace.measure(units, seconds, trained["rank"])
         chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
         parts = (early + ends.max(), early + busy, (ends.max() - ends).mean(), exchange(costs.down, costs.up, cluster),
@@ -179,11 +186,15 @@ def command(comm, config, cluster, name, gpus=None):
         "threads": config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)})})
     config = resolve(config, comm)
     devices.use(comm, config.runtime.threads, config.runtime.device)
-    each = comm.gather(calibrate(config))
+    costs = calibrate(config)
+    each, (neighbours, seconds) = comm.gather(costs), measure.reduction_in_node(comm, costs.up // 8)
     if comm.rank:
         return
-    measured = ("rate", "overhead", "batch", "test", "rest", "copying")
+    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copying")
     costs = replace(each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured})
+    if neighbours > 1:  # then what messages in memory really take is known
+        here = Cluster(neighbours, 1, cluster.cores, config.runtime.threads, cluster.latency, cluster.bandwidth, 1.0)
+        costs = replace(costs, copying=exchange(0, costs.up, here) / seconds)
     cluster = replace(cluster, threads=config.runtime.threads, copying=costs.copying)
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
@@ -209,11 +220,13 @@ def command(comm, config, cluster, name, gpus=None):
 
 def _measured(config, ranks, costs):
     threads = devices.counted(config.runtime.threads, "thread")
-    images = f"{config.generation.batch_size} images in {costs.batch:.2f} s; " if config.generates else ""
+    images = (f"{config.generation.batch_size} images in {costs.batch:.2f} s, after {costs.load:.2f} s until the generator is loaded; "
+              if config.generates else "")
     return (f"measured by {devices.counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
             f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
-            f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s; "
-            f"memory copies {costs.copying / 1e9:.1f} GB/s")
+            f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s, and {costs.first:.2f} s more "
+            f"in the first one; "
+            f"messages in memory {costs.copying / 1e9:.1f} GB/s")
 
 
 def _assumed(cluster):

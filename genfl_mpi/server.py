@@ -367,7 +367,10 @@ class Server:
         return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
 
     def _images(self, batch):
-        start, missing = time.perf_counter(), not self.generator.ready(batch)
+        missing = not self.generator.ready(batch)
+        if missing:
+            self.generator.load()  # once, which says nothing of the speed
+        start = time.perf_counter()
         images = self.generator.images(batch)
         if missing:
             self.generation_speed.measure(len(batch), time.perf_counter() - start)

@@ -13,7 +13,7 @@ from genfl_mpi.results import reader
 from genfl_mpi.clients import load_and_divide
 from genfl_mpi.simulation import Simulation, resolve
 
-COSTS = plan.Costs(rate=100.0, overhead=5.0, batch=2.0, test=1.0, rest=0.25, copying=1e9, down=1000, up=2000, own=0, server=0, shared=0)
+COSTS = plan.Costs(rate=100.0, overhead=5.0, batch=2.0, test=1.0, rest=0.25, first=0.0, load=0.0, copying=1e9, down=1000, up=2000, own=0, server=0, shared=0)
 
 
 def cluster(ranks, nodes=1, cores=64):

@@ -48,6 +48,14 @@ def ping(comm, partner):
     return (seconds[SMALL], LARGE / seconds[LARGE]) if comm.rank == 0 else None
 
 
+def reduction_in_node(comm, units):
+    """(ranks, seconds): the `reduction` among the ranks on the node of this one. Collective."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
+    ranks, seconds = node.size, reduction(node, units)
+    node.Free()
+    return ranks, seconds
+
+
 def reduction(comm, units, repeats=5):
     """Median seconds of a round's reduction of so many int64 `units` to rank 0. Collective."""
     buffer, times = np.zeros(units, np.int64), []
