@@ -10,6 +10,8 @@ import torch
 
 from genfl_mpi.learning.batches import local_batches
 
+BLOCK = 32768  # weights of which a cache holds what is computed with them
+
 
 def fedavgm(state, delta, settings):
     """Server momentum (Hsu et al. 2019)."""
@@ -68,14 +70,24 @@ def normalised(rho, samples, training):
 
 def distance(one, other, parameters):
     """Euclidean distance of two models' parameters, in float64."""
-    return (one[:parameters].double() - other[:parameters].double()).norm().item()
+    return math.sqrt(_dot(one, one, other, parameters))
 
 
 def cosine(one, other, before, parameters):
     """Cosine of the angle between two models' changes from `before`; NaN if one has not changed."""
-    one, other = (model[:parameters].double() - before[:parameters].double() for model in (one, other))
-    product = (one.norm() * other.norm()).item()
-    return (one @ other).item() / product if product else math.nan
+    product = math.sqrt(_dot(one, one, before, parameters) * _dot(other, other, before, parameters))
+    return _dot(one, other, before, parameters) / product if product else math.nan
+
+
+def _dot(one, other, before, parameters):
+    """The product of two models' changes, in float64. Block by block: of whole vectors the memory would take most of the time."""
+    total = 0.0
+    for start in range(0, parameters, BLOCK):
+        block = slice(start, min(start + BLOCK, parameters))
+        since = before[block].double()
+        change = one[block].double() - since
+        total += torch.dot(change, change if other is one else other[block].double() - since).item()
+    return total
 
 
 def mean_cosine(rho, norms, norm_of_sum):

@@ -109,7 +109,7 @@ class ExactSum:
 
     def value(self):
         """The sum as float64 (size,)."""
-        return torch.from_numpy(self.units).double().mul_(2.0**-FRACTION_BITS)
+        return torch.from_numpy(np.multiply(self.units, 2.0**-FRACTION_BITS))
 
 
 def check_size(rho, largest):
