@@ -8,7 +8,6 @@ import yaml
 from conftest import mpirun
 
 from genfl_mpi import Simulation
-from genfl_mpi import simulation as simulation_module
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.generation.prompts import load_prompts
@@ -304,7 +303,7 @@ def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(qui
 
 
 def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
-    train = simulation_module.train
+    train = hosting.train
 
     def poisoned(model, start, images, *rest):
         report = train(model, start, images, *rest)
@@ -312,7 +311,7 @@ def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
             model.weights[0] = float("nan")
         return report
 
-    monkeypatch.setattr(simulation_module, "train", poisoned)
+    monkeypatch.setattr(hosting, "train", poisoned)
     fast = [*fast, "faults.nonfinite=drop", "cohort=5", "rounds=2"]
     poisoned.samples = int(Simulation(overrides=fast).server.state.samples.max())
     dropped, records = run(*fast, "rho=loss", "weighting.power=0")
