@@ -28,15 +28,12 @@ def choose(select, state):
     return cohort, np.ones(size, dtype=bool)
 
 
-def attend(around, round, cohort, asked, forecast):
-    """What becomes of a cohort in a round, STATUS (cohort,), and the joules that each spends, float64 (cohort,).
-
-    around: the run's `Surroundings`, or None without a world; asked: bool (cohort,), who does not decline; forecast: of the
-    round, if there is a world.
-    """
+def attend(around, round, cohort, *known, **images):
+    """What becomes of a cohort in a round, STATUS (cohort,). around: the run's `Surroundings`, or None without a world; the rest as
+    in its `attend`."""
     if around is None:
-        return np.full(len(cohort), AGGREGATED, STATUS), np.zeros(len(cohort))
-    return around.attend(round, cohort, asked, forecast)
+        return np.full(len(cohort), AGGREGATED, STATUS)
+    return around.attend(round, cohort, *known, **images)
 
 
 def payments(config, status, round, told):

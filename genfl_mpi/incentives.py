@@ -3,6 +3,7 @@
 import numpy as np
 
 from genfl_mpi.edge import incentive
+from genfl_mpi.edge.rounds import image_joules
 from genfl_mpi.errors import UserError
 from genfl_mpi.pricing import in_worlds, read, worlds_for
 from genfl_mpi.results import costs, plots, reader
@@ -50,8 +51,7 @@ def clients_of(path, files):
         histograms = file["partition/label_histograms"][:]
     [priced] = in_worlds([run], worlds)
     fixed = priced.bill.client_joules
-    image = run.trace.image_flops / (world.devices.accelerator_tflops * 1e12) * world.devices.accelerator_watts
-    return incentive.clients_of(histograms, fixed, image)
+    return incentive.clients_of(histograms, fixed, image_joules(world.devices, run.trace.image_flops))
 
 
 def table(best, clients, base, value, budget):

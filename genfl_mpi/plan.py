@@ -150,7 +150,9 @@ def predict(config, arrays, costs, cluster):
         if config.generates and not config.augments:  # all wait for the images, on which the clients train
             early = make_now(batches)
             if config.sends:
-                server.send(plan)
+                server.send(plan, pace)
+        if server.around and config.trains_clients:
+            server.around.note()
         trained = plan[plan["rank"] != NOBODY]
         units = server.state.samples[trained["client"]] * trained["epochs"]
         seconds, busy = train(units), 0.0

@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from genfl_mpi import config as configuration
-from genfl_mpi.data import datasets
-from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE
+from genfl_mpi import traces
+from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
 from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
-from genfl_mpi.edge.trace import Trace, image_bytes, value_of_labels
+from genfl_mpi.edge.trace import Trace, image_bytes
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation import flops
-from genfl_mpi.learning import models
-from genfl_mpi.learning.flops import of_training
-from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.results import costs, plots, reader, tables
 from genfl_mpi.results.summary import METHODS
 from genfl_mpi.world import World
@@ -23,9 +19,7 @@ from genfl_mpi.world import World
 AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint",
          "generation.steps", "generation.guidance", "generation.size")
 WIDTH = 80  # of a terminal
-HALF = 2  # bytes of a generator's weight, which is sent in half precision
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
-OWN = {"sent": "P2", "filled": "P3"}  # placements of methods that have them in the learning; P1 is of the others
 CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
 MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes": "B"}
 
@@ -226,27 +220,10 @@ def read(path, as_if=()):
     """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
     with reader.open_results(path) as file:
         config = _as_if(path, reader.config_of(file), as_if)
-        shape, classes = datasets.describe(config.data).shape, file["partition/label_histograms"].shape[1]
-        model = FlatModel(models.build(config.model, classes, shape, 0))
-        rounds, columns = file["rounds/round"][:], reader.columns_of(file, "clients", ("round", "client", "samples", "images", "status"))
-        asked = columns["status"] != DECLINED
-        members = [asked & (columns["round"] == round) for round in rounds]
-        generated, images = reader.columns_of(file, "generated", ["round"])["round"], [columns["images"][rows] for rows in members]
-        maker = flops.of_configured(config.generation) if config.generates else flops.Flops(0, 0, 0, 0)
-        trace = Trace(
-            clients=config.clients,
-            cohorts=[columns["client"][rows] for rows in members], samples=[(columns["samples"] - columns["images"])[rows] for rows in members],
-            sample_flops=of_training(model.module, shape),
-            epochs=config.training.epochs, augmented_epochs=config.augmented.epochs,
-            weights_bytes=model.weights.numel() * model.weights.element_size(),
-            new_images=np.array([(generated == round).sum() for round in rounds]), pool=file["rounds/images_used"][:],
-            shape=shape, image_flops=maker.image, generator_bytes=HALF * maker.weights,
-            missing=(file["partition/label_histograms"][:] == 0).mean(1),
-            value=value_of_labels(file["partition/shared_labels"][:]),
-            placement=OWN.get(config.method, "P1"), made=images if config.fills else None)
-        accuracy = file["rounds/accuracy"][:]
+        trace, members = traces.of_file(file, config)
+        status, accuracy = reader.columns_of(file, "clients", ["status"])["status"], file["rounds/accuracy"][:]
         return Run(Path(path).stem, METHODS[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
-                   [np.where(columns["status"][rows] == NOT_FINITE, AGGREGATED, columns["status"][rows]) for rows in members])
+                   [np.where(status[rows] == NOT_FINITE, AGGREGATED, status[rows]) for rows in members])
 
 
 def _as_if(path, values, as_if):

@@ -88,7 +88,6 @@ class Server:
             0, config, self.samples, data["shared_labels"],
             generated=np.zeros(len(about.classes), dtype=np.int64), last=np.zeros(config.clients, dtype=np.int64),
             losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
-        self.around = Surroundings(config, about, self.state.samples, data["shared_labels"]) if config.world else None
         # What policies remember, by the policy's name: after the last whole round, and in the round at hand, which may not count.
         self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
         self.memories = {}
@@ -96,7 +95,8 @@ class Server:
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.shares = np.zeros(0)  # the rho policy's answer for the cohort
-        self.status, self.joules = np.empty(0, STATUS), np.zeros(0)  # what becomes of the cohort's clients, and what each spends
+        self.willing = np.ones(0, dtype=bool)  # who of the cohort does not decline
+        self.status = np.empty(0, STATUS)  # what becomes of its clients
         self.asked = None  # the `ServerState` of which the kappa policy was asked, if it was
         self.fresh = 0  # images of this round
         self.interrupted = False  # whether this round's images were not all made, in order to leave
@@ -108,37 +108,54 @@ class Server:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
+        wanted = None
         if config.fills:
-            each, most = Placement(config, about, data).demand()
-            self.state = replace(self.state, samples=self.samples + each)
+            wanted, most = Placement(config, about, data).demand()
+            self.state = replace(self.state, samples=self.samples + wanted)
             self.plan = lambda state: np.maximum(most - state.generated, 0)  # all in the first round
+        self.around = Surroundings(config, about, self.samples, data["shared_labels"], wanted) if config.world else None
 
     def begin(self, round, plan, pace):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
-        pace: a `Pace`, of the rounds before."""
+        pace: a `Pace`, of the rounds before. Clients who are sent images are only chosen: who is heard depends on these."""
         self.memories = deepcopy(self.remembered)
-        forecast = self.around.forecast(round) if self.around else None
-        available = self.around and self.around.available(forecast)
-        self.state = replace(self.state, round=round, cohort=None, forecast=forecast, available=available)
+        self.state = replace(self.state, round=round, cohort=None, forecast=None, available=None)
         self._count_images()
+        if self.around:
+            forecast = self.around.forecast(round, self._local_epochs(), **self._expected())
+            self.state = replace(self.state, forecast=forecast, available=self.around.available(forecast))
         if not self.config.trains_clients:
             return
-        cohort, asked = cohorts.choose(self.select, replace(self.state, memory=self.memories.get("select")))
+        cohort, self.willing = cohorts.choose(self.select, replace(self.state, memory=self.memories.get("select")))
         self.state, self.epochs = replace(self.state, cohort=cohort), self._local_epochs(cohort)
         plan["client"], plan["rho"], plan["epochs"], plan["rank"] = cohort, 0.0, self.epochs, NOBODY
-        self.status, self.joules = cohorts.attend(self.around, round, cohort, asked, forecast)
-        heard = self.status == AGGREGATED
-        if heard.any() and "models" not in needed(self.rho) and not self.config.sends:
-            self.weigh(plan, heard)
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
+        if not self.config.sends:
+            self._admit(plan, pace)
+
+    def send(self, plan, pace):
+        """All clients are sent the round's images, which count as their samples: write into `plan` what `begin` left open."""
+        self._count_images()
+        self._admit(plan, pace, pool=self.state.images, new=self.fresh)
+
+    def _admit(self, plan, pace, **images):
+        """Who of the cohort will be heard, with which weight, and on which rank it is trained. images: that they are sent."""
+        cohort = self.state.cohort
+        self.status = cohorts.attend(self.around, self.state.round, cohort, self.willing, plan["epochs"], **images)
+        heard = self.status == AGGREGATED
+        if heard.any() and "models" not in needed(self.rho):
+            self.weigh(plan, heard)
         rates, costs = pace.rates(), self.state.samples[cohort[heard]] * self.epochs + pace.overhead
         plan["rank"][heard] = assign(costs, rates, self._busy_seconds(rates[0]), self.config.training.together)
 
-    def send(self, plan):
-        """All clients are sent the round's images, which count as their samples: write into `plan` their weights with that."""
-        self._count_images()
-        if "models" not in needed(self.rho):
-            self.weigh(plan, plan["rank"] != NOBODY)
+    def _expected(self):
+        """With method=sent, how many images there will be in the round that begins, and how many of them are new, if all pass; where
+        its plan waits for the cohort, as many as the deficit of all has."""
+        if not self.config.sends:
+            return {}
+        counts = self._counts(self.state)
+        new = (planning.deficit(self.state) if counts is None else counts).sum()
+        return {"pool": self.state.images + new, "new": new}
 
     def _count_images(self):
         """Bring up to date in the state how many images there are, and what clients train on who are sent them."""
@@ -159,28 +176,33 @@ class Server:
     def note(self, clients):
         """Remember a whole round: what its policies remember, and how its clients trained, columns of /clients."""
         self.remembered = self.memories
-        self._note_clients(clients, self.joules)
+        self._note_clients(clients)
 
-    def note_earlier(self, clients):
-        """Remember how the clients trained in all rounds before a continued run goes on."""
+    def note_earlier(self, clients, generated):
+        """Remember how the clients trained in all rounds before a continued run goes on, and what they got in them: columns of
+        /clients and /generated."""
         for round in np.unique(clients["round"]):
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
-            forecast, asked = self.around and self.around.forecast(round - 1), rows["status"] != DECLINED
-            self._note_clients(rows, cohorts.attend(self.around, round - 1, rows["client"], asked, forecast)[1])
+            images = {}
+            if self.around and self.config.sends:
+                used = self._passes(generated["fidelity"])
+                images = {"pool": (used & (generated["round"] <= round)).sum(), "new": (generated["round"] == round).sum()}
+            cohorts.attend(self.around, round - 1, rows["client"], rows["status"] != DECLINED, rows["epochs"], **images)
+            self._note_clients(rows)
 
-    def _note_clients(self, clients, joules):
+    def _note_clients(self, clients):
         """A client that was dropped has nothing to give: its loss and its change count as 0. Of one that was not heard they stay
-        what they were, or are 0 if it never was. joules: float64 (K,), that each spent."""
+        what they were, or are 0 if it never was."""
         who, kept = clients["client"], np.isfinite(clients["update_norm"])
         heard = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
         self.state.last[who] = clients["round"]
         for known, column in ((self.state.losses, "loss_first_epoch"), (self.state.norms, "update_norm")):
             known[who] = np.where(kept, clients[column], np.where(heard, 0.0, np.nan_to_num(known[who])))
-        if self.around:
-            self.around.spent[who] += joules
+        if self.around and len(who):
+            self.around.note()
 
-    def _local_epochs(self, cohort):
-        """Passes of each client over its data. With method=matched the clients make up for the steps that genfl's server would
+    def _local_epochs(self, cohort=None):
+        """Passes of each client over its data, of a cohort or, before it is chosen, of one of mean size. With method=matched the clients make up for the steps that genfl's server would
         make on its images: in whole epochs, so rather more steps than fewer."""
         training, augmented = self.config.training, self.config.augmented
         if self.config.method != "matched":
@@ -192,7 +214,8 @@ class Server:
                 raise UserError("method=matched needs a generation.plan that can tell before the cohort is chosen")
             state = replace(state, generated=state.generated + counts)
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
-        return training.epochs + int(np.ceil(steps / local_batches(self.state.samples[cohort], training.batch_size).sum()))
+        samples, share = (self.samples, self.config.cohort / self.config.clients) if cohort is None else (self.samples[cohort], 1)
+        return training.epochs + int(np.ceil(steps / (share * local_batches(samples, training.batch_size).sum())))
 
     def _weights(self, rho):
         """What the clients' models are weighted by in the sum, float64 (cohort,): rho, or what FedNova makes of it."""
@@ -247,11 +270,14 @@ class Server:
     def add_generated(self, labels, images, fidelity):
         """labels: int (n,); images: uint8 (n, C, H, W); fidelity: float64 (n,), NaN without a filter. All of them count as
         generated; the augmented model learns from those that pass."""
-        used = ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
+        used = self._passes(fidelity)
         self.images.append(np.asarray(images)[used])
         self.labels.append(np.asarray(labels, dtype=np.int64)[used])
         generated = self.state.generated + np.bincount(labels, minlength=len(self.about.classes))
         self.state = replace(self.state, generated=generated)
+
+    def _passes(self, fidelity):
+        return ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
 
     def train_augmented(self, model, start, leaving):
         """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`. Returns it

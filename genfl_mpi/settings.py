@@ -104,9 +104,6 @@ class Config(Section):
             raise ValueError("validation.source=pool with method=pool would judge the augmented model by what it learned from")
         if self.validation.source == "clients" and self.method == "aigc":
             raise ValueError("validation.source=clients needs clients, and method=aigc has none")
-        if self.world is not None and (self.sends or self.fills):
-            raise ValueError(f"policies ask a world what training takes, and not yet what the images of method={self.method} do: leave world out, and "
-                             "`price` the run afterwards")
         if self.fills and self.generation.min_fidelity:
             raise ValueError("generation.min_fidelity judges images at the server, and with method=filled the clients make them")
         if self.validation.source == "generated" and (self.fills or not self.generates):

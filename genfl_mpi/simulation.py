@@ -93,7 +93,7 @@ class Simulation:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.remember(state, self.down)
             self.server.add_generated(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
-            self.server.note_earlier(tables["clients"])
+            self.server.note_earlier(tables["clients"], tables["generated"])
 
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
@@ -119,7 +119,6 @@ class Simulation:
         generated, omega_a, omega_fl, augmented, round = [], None, None, None, self.round
         self.up.clear()
         self.there.clear()
-        self.probes.begin(round)
 
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated; or the clients get the images ...
         if self.is_server and (self.config.generates or self.config.augments):
@@ -131,8 +130,9 @@ class Simulation:
         if self.config.sends or self.config.fills:
             with clock("send"):
                 if self.is_server and self.config.sends:
-                    self.server.send(self.down.plan)
+                    self.server.send(self.down.plan, self.pace)
                 self.placement.spread(self.comm, self.server, self.down.plan)
+        self.probes.begin(round)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own. Who will not be heard need not train.
         if self.is_server:

@@ -1,36 +1,45 @@
 """The configured world around a run: what the server's policies know of times, energies and batteries in it, and who is heard."""
 
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, STATUS, attend
 from genfl_mpi.edge.devices import draw
 from genfl_mpi.edge.forecast import forecast
+from genfl_mpi.edge.placements import Holdings, asked
 from genfl_mpi.edge.rounds import Work, image_seconds, meet, price
-from genfl_mpi.edge.trace import value_of_labels
+from genfl_mpi.edge.trace import Trace, value_of_labels
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.flops import of_configured
-from genfl_mpi.learning import models
-from genfl_mpi.learning.flops import of_training
-from genfl_mpi.learning.weights import FlatModel
+from genfl_mpi.traces import of_generator, of_model
+
+ALL = slice(None)  # clients
 
 
 class Surroundings:
-    """config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), of each client; shared: int
-    (clients, classes), what they told of their labels. Raises UserError if the world has fewer clients, or acts on the run and
-    lets nobody be done by its deadline."""
+    """config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), of each client's own; shared: int
+    (clients, classes), what they told of their labels; wanted: with method=filled, int (clients,), the images that each makes. Raises
+    UserError if the world has fewer clients, or acts on the run and lets nobody be done by its deadline.
 
-    def __init__(self, config, about, samples, shared):
-        self.config, self.world, self.about, self.samples = config, config.world, about, samples
-        self.devices, self.value = draw(config.world, config.clients), value_of_labels(shared)
-        self.spent = np.zeros(config.clients)  # joules of each client so far
+    spent: float64 (clients,), joules of each client so far; holdings: the `Holdings` of all.
+    """
+
+    def __init__(self, config, about, samples, shared, wanted=None):
+        self.config, self.world, self.samples, self.wanted = config, config.world, samples, wanted
+        self.devices, self.spent = draw(config.world, config.clients), np.zeros(config.clients)
+        self.holdings, self.begun = Holdings(config.clients, config.world), None
+        generator = of_generator(config) if config.sends or config.fills else {}
+        self.trace = Trace(**of_model(config, about), **generator, cohorts=[], samples=[], epochs=[], new_images=np.zeros(1),
+                           pool=np.zeros(1), value=value_of_labels(shared))  # what all rounds have in common
         if self.world.acts and self.world.deadline_s and config.trains_clients:
             self._check_deadline()
 
-    def forecast(self, round, cohort=None):
-        """The `Forecast` of a round, of which the first is 0, for a cohort of so many, by default the configured one."""
-        return forecast(self.world, self.devices, round, cohort or self.config.cohort, self._flops, self._costs[1], self.spent)
+    def forecast(self, round, epochs=None, pool=0, new=0):
+        """The `Forecast` of a round, of which the first is 0. epochs: of the clients, by default the configured ones; pool, new: with
+        method=sent, how many images there will be for the clients, and how many the server will make before they train."""
+        work = self._work(ALL, epochs or self.config.training.epochs, pool, new)
+        return forecast(self.world, self.devices, round, self.config.cohort, work, self.spent)
 
     def available(self, forecast):
         """Who takes part in a round for the pay, bool (clients,): whom it would not cost more; None if nobody is paid, and all
@@ -38,23 +47,39 @@ class Surroundings:
         base = self.config.incentive.base
         return None if base is None else forecast.joules <= base
 
-    def attend(self, round, cohort, asked, forecast):
-        """What becomes of a cohort, int (K,), in a round: status, STATUS (K,), AGGREGATED for who is heard, and the joules that
-        each spends, float64 (K,), which are those of the `forecast` in a world that does not act. asked: bool (K,), who does not
-        decline."""
-        status, joules = np.where(asked, AGGREGATED, DECLINED).astype(STATUS), np.where(asked, forecast.joules[cohort], 0.0)
+    def attend(self, round, cohort, willing, epochs, pool=0, new=0):
+        """What becomes of a cohort, int (K,), in a round: status, STATUS (K,), AGGREGATED for who is heard. willing: bool (K,), who
+        does not decline; epochs: int (K,), of each; pool, new: as in `forecast`, and now known. What each spends, and then holds, is
+        what `price` counts in a world that acts, and that of a forecast in one that does not; `note` takes it down."""
+        status, who = np.where(willing, AGGREGATED, DECLINED).astype(STATUS), cohort[willing]
+        work = self._work(who, epochs[willing], pool, new)
         if self.world.acts:
-            who = cohort[asked]
-            work = Work(self._flops[who], self._costs[1], value=self.value[who])
             undisturbed = price(self.world, meet(self.world, self.devices, round, who), work)
-            status[asked], spent = attend(self.world, self.devices.battery, round, undisturbed, self.spent)
-            joules[asked] = sum(spent.client_joules.values())
-        return status, joules
+            status[willing], found = attend(self.world, self.devices.battery, round, undisturbed, self.spent)
+            self.begun = who, work, sum(found.client_joules.values()), found.parts
+        else:
+            found = forecast(self.world, self.devices, round, self.config.cohort, work, self.spent, who)
+            self.begun = who, work, found.joules, None
+        return status
+
+    def note(self):
+        """The round of the last `attend` was a whole one: its clients have spent what it took, and hold what they got."""
+        who, work, joules, parts = self.begun
+        self.spent[who] += joules
+        self.holdings.add(who, work, parts)
+
+    def _work(self, clients, epochs, pool, new):
+        made = None if self.wanted is None else [self.wanted[clients]]
+        return asked(replace(self.trace, cohorts=[clients], samples=[self.samples[clients]], epochs=[epochs], made=made,
+                             pool=[pool], new_images=[new]), self.world, 0, self.holdings)
 
     def _check_deadline(self):
+        """Of training alone: images that one round has no time for may be made, or sent, in several."""
+        samples = self.samples if self.wanted is None else self.samples + self.wanted
+        least = Work(self.trace.sample_flops * self.config.training.epochs * samples, self.trace.weights_bytes)
         quickest = np.inf
         for round in range(self.config.rounds):  # of which the first one settles it, as a rule
-            quickest = min(quickest, self.forecast(round, cohort=1).seconds.min())
+            quickest = min(quickest, forecast(self.world, self.devices, round, 1, least, self.spent).seconds.min())
             if quickest <= self.world.deadline_s:
                 return
         raise UserError(f"world.deadline_s={self.world.deadline_s:g} cannot be met: in no round is anybody done by then; the "
@@ -65,15 +90,5 @@ class Surroundings:
         server, seconds = self.world.server, 0.0
         if made:
             seconds = made * image_seconds(server, of_configured(self.config.generation).image)
-        return server.watts * (seconds + self._costs[0] * self.config.augmented.epochs * images / (server.tflops * 1e12))
-
-    @cached_property
-    def _flops(self):
-        """Of each client's local training, float64 (clients,)."""
-        return self._costs[0] * self.config.training.epochs * self.samples
-
-    @cached_property
-    def _costs(self):
-        """FLOPs of training on a sample once, and bytes of a model."""
-        model = FlatModel(models.build(self.config.model, len(self.about.classes), self.about.shape, 0))
-        return of_training(model.module, self.about.shape), model.weights.numel() * model.weights.element_size()
+        flops = self.trace.sample_flops * self.trace.augmented_epochs * images
+        return server.watts * (seconds + flops / (server.tflops * 1e12))

@@ -37,7 +37,7 @@ def done(made, round, cohort):
     """Seconds until each client of a cohort would be done if nothing came in between."""
     around = made.server.around
     met = meet(around.world, around.devices, round, cohort)
-    found = price(around.world, met, Work(around._flops[cohort], around._costs[1], value=around.value[cohort]))
+    found = price(around.world, met, around._work(cohort, 1, 0, 0))
     return sum(found.client_seconds.values())
 
 

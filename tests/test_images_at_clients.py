@@ -159,7 +159,6 @@ def test_a_run_is_priced_by_where_its_images_were(quick, tmp_path):
 BAD = {
     "a filter at nobody's": ("method=filled generation.min_fidelity=0.5 data.public_pool=100", "with method=filled the clients make them"),
     "images at nobody's": ("method=filled validation.source=generated", "method=filled has none at the server"),
-    "times that nobody knows": ("method=sent world={}", "`price` the run afterwards"),
     "a share": ("method=filled filling.share=2", "filling.share"),
     "labels": ("method=filled filling.labels=all", "filling.labels"),
 }

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from genfl_mpi.edge import channel
-from genfl_mpi.edge.devices import computing_joules, computing_seconds
+from genfl_mpi.edge.devices import Devices, computing_joules, computing_seconds
+from genfl_mpi.edge.rounds import making, waiting
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,21 @@ class Forecast:
     augmented_joules: float = 0.0
 
 
-def forecast(world, devices, round, cohort, flops, weights_bytes, spent):
+def forecast(world, devices, round, cohort, work, spent, clients=slice(None)):
     """The `Forecast` of round `round`, of which the first is 0, for a cohort of so many.
 
-    devices: of all clients; flops: float64 (clients,), of each one's local training; weights_bytes: of a model; spent:
-    float64 (clients,), joules of the rounds before. The channel is known before the choice; the weights arrive at each client's own rate.
+    devices: of all clients; work: the `Work` of each one that is asked for, `clients`, by default all; spent: float64 (N,), joules of
+    all in the rounds before. The channel is known before the choice; what is sent arrives at each client's own rate.
     """
-    clients, settings, noise = len(flops), world.channel, channel.noise(world.channel)
-    up, down = (channel.gains(world, clients, round, way) for way in (channel.UP, channel.DOWN))
-    band = settings.bandwidth_mhz * 1e6
-    receive = 8 * weights_bytes / channel.rate(band, world.server.transmit_watts, down, noise)
-    send = 8 * weights_bytes / channel.rate(band / cohort, devices.power, up, noise)
-    cycles = flops / world.devices.flops_per_cycle
-    joules = (world.devices.receive_watts * receive + computing_joules(cycles, devices.frequency, world.devices.capacitance)
-              + devices.power * send)
-    seconds = receive + computing_seconds(cycles, devices.frequency) + send
-    return Forecast(seconds, joules, devices.battery, devices.battery - spent)
+    settings, noise, have = world.channel, channel.noise(world.channel), Devices(*(array[clients] for array in devices))
+    up, down = (channel.gains(world, len(spent), round, way)[clients] for way in (channel.UP, channel.DOWN))
+    band, watts = settings.bandwidth_mhz * 1e6, world.server.transmit_watts
+    part = 1 if work.all_receive else cohort
+    receive = (8 * work.weights_bytes / channel.rate(band, watts, down, noise)
+               + 8 * work.received_bytes / channel.rate(band / part, watts / part, down, noise))
+    send = 8 * work.weights_bytes / channel.rate(band / cohort, have.power, up, noise)
+    make, cycles = making(world.devices, work), work.flops / world.devices.flops_per_cycle
+    joules = (world.devices.receive_watts * receive + computing_joules(cycles, have.frequency, world.devices.capacitance)
+              + have.power * send + world.devices.accelerator_watts * make)
+    seconds = waiting(world.server, work) + receive + make + computing_seconds(cycles, have.frequency) + send
+    return Forecast(seconds, joules, have.battery, have.battery - spent[clients])

@@ -9,7 +9,7 @@ import numpy as np
 
 from genfl_mpi.edge import channel, devices
 from genfl_mpi.edge.attendance import attend
-from genfl_mpi.edge.rounds import Work, meet, price
+from genfl_mpi.edge.rounds import Work, image_joules, meet, price
 from genfl_mpi.edge.trace import image_bytes
 
 PLACEMENTS = {
@@ -49,16 +49,16 @@ def bill(trace, world, met, placement=None):
 
     met: the `cohorts` of the trace in this world. Raises UserError.
     """
-    holds = np.zeros(trace.clients)  # images that each client has, of the pool so far
-    has_generator = np.full(trace.clients, world.images.installed)
+    holdings = Holdings(trace.clients, world)
     prices, status, per_client = [], [], np.zeros(trace.clients)
     battery = devices.draw(world, trace.clients).battery
     for round, cohort in enumerate(met):
-        work = replace(_work(trace, round), **WORK[placement or trace.placement](trace, world, round, cohort, holds, has_generator))
+        work = asked(trace, world, round, holdings, placement, cohort.down)
         prices.append(price(world, cohort, work))
         if world.acts:
             heard, prices[-1] = attend(world, battery, round, prices[-1], per_client)
             status.append(heard)
+        holdings.add(cohort.clients, work, prices[-1].parts)
         per_client[cohort.clients] += sum(prices[-1].client_joules.values())
     gpu = [{name: one.server_joules[name] for name in one.server_joules if name != "helper"} for one in prices]
     return Bill(
@@ -69,64 +69,82 @@ def bill(trace, world, met, placement=None):
         {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")}, per_client, prices, status)
 
 
-def _work(trace, round):
-    """What every placement asks: the cohort trains on its samples and sends the weights."""
-    return Work(trace.sample_flops * trace.epochs * trace.samples[round], trace.weights_bytes,
+class Holdings:
+    """What clients hold of the rounds before. images: float64 (N,), of the pool or of their own making; generator: bool (N,), whether
+    each has that."""
+
+    def __init__(self, clients, world):
+        self.images, self.generator = np.zeros(clients), np.full(clients, world.images.installed)
+
+    def add(self, clients, work, parts=None):
+        """A round is over in which `clients`, int (K,), had this `Work`, and did these parts of their phases, as a `Price` has them, or
+        else all. Who was stopped holds the images that were whole by then, and the generator if all of it had come."""
+        received, made = (parts[phase] if parts else np.ones(len(clients)) for phase in ("receive", "make"))
+        self.images[clients] += _whole(work.received_images, received) + _whole(work.made_images, made)
+        self.generator[clients] |= work.fetches & (received == 1)
+
+
+def _whole(images, part):
+    """How many of the images there are when a part of them is, float64 (K,). All of them may be a fraction, in a `scaled` trace."""
+    return np.where(part < 1, np.floor(images * part), images)
+
+
+def asked(trace, world, round, holdings, placement=None, down=None):
+    """The `Work` of a round of a `Trace`, with a placement, by default its own. holdings: `Holdings`, which stay as they are. down:
+    float64 (K,), gains of the cohort's channels, for P5. The round's cohort may be any index of the N clients."""
+    work = Work(trace.sample_flops * trace.epochs[round] * trace.samples[round], trace.weights_bytes,
                 value=trace.value[trace.cohorts[round]], image_flops=trace.image_flops)
+    return replace(work, **WORK[placement or trace.placement](trace, world, round, holdings, down))
 
 
-def _none(trace, world, round, cohort, holds, has_generator):
+def _none(trace, world, round, holdings, down):
     return {}
 
 
-def _server(trace, world, round, cohort, holds, has_generator):
+def _server(trace, world, round, holdings, down):
     return {"server_images": trace.new_images[round], "augment_flops": _augment_flops(trace, round)}
 
 
-def _sent(trace, world, round, cohort, holds, has_generator):
+def _sent(trace, world, round, holdings, down):
     """Each client of the cohort is sent the images that it does not have yet, and trains on all of them."""
-    lacking = trace.pool[round] - holds[cohort.clients]
-    holds[cohort.clients] = trace.pool[round]
+    lacking = trace.pool[round] - holdings.images[trace.cohorts[round]]
     return {"server_images": trace.new_images[round], "they_wait": True,
-            "received_bytes": lacking * image_bytes(trace, world.images),
-            "all_receive": world.images.delivery == "broadcast", "flops": _flops_with(trace, round, holds[cohort.clients])}
+            "received_images": lacking, "received_bytes": lacking * image_bytes(trace, world.images),
+            "all_receive": world.images.delivery == "broadcast", "flops": _flops_with(trace, round, trace.pool[round])}
 
 
-def _at_clients(trace, world, round, cohort, holds, has_generator):
+def _at_clients(trace, world, round, holdings, down):
     """Each client of the cohort generates its share of the pool, the labels that it lacks, and trains on them too."""
-    clients = cohort.clients
+    clients = trace.cohorts[round]
     wanted = np.ceil(trace.pool[round] * trace.missing[clients]) if trace.made is None else trace.made[round]
-    made = wanted - holds[clients]
-    fetches = ~has_generator[clients] & (made > 0)
-    holds[clients] += made
-    has_generator[clients] |= fetches
-    return {"made_images": made, "received_bytes": fetches * trace.generator_bytes,
-            "flops": _flops_with(trace, round, holds[clients])}
+    made = wanted - holdings.images[clients]
+    fetches = ~holdings.generator[clients] & (made > 0)
+    return {"made_images": made, "fetches": fetches, "received_bytes": fetches * trace.generator_bytes,
+            "flops": _flops_with(trace, round, wanted)}
 
 
-def _helper(trace, world, round, cohort, holds, has_generator):
+def _helper(trace, world, round, holdings, down):
     images = trace.new_images[round]
     return {"helper_images": images, "helper_bytes": images * image_bytes(trace, world.images),
             "augment_flops": _augment_flops(trace, round)}
 
 
-def _hybrid(trace, world, round, cohort, holds, has_generator):
+def _hybrid(trace, world, round, holdings, down):
     """As P3, but a client that is sent what it lacks with less energy than making it takes is sent it by the server, which
     generates as in P1; what a fetched generator would save later is not foreseen."""
-    clients, part = cohort.clients, max(len(cohort.clients), 1)
-    wanted = np.ceil(trace.pool[round] * trace.missing[clients]) - holds[clients]
+    clients, part = trace.cohorts[round], max(len(trace.cohorts[round]), 1)
+    share = np.ceil(trace.pool[round] * trace.missing[clients])
+    wanted = share - holdings.images[clients]
     noise, size = channel.noise(world.channel), image_bytes(trace, world.images)
-    rate = channel.rate(world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, cohort.down, noise)
+    rate = channel.rate(world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, down, noise)
     joules_a_byte = 8 * world.devices.receive_watts / rate
-    making = wanted * trace.image_flops / (world.devices.accelerator_tflops * 1e12) * world.devices.accelerator_watts
-    fetches = ~has_generator[clients]
-    sent = (wanted > 0) & (wanted * size * joules_a_byte <= making + fetches * trace.generator_bytes * joules_a_byte)
+    fetches = ~holdings.generator[clients]
+    sent = (wanted > 0) & (wanted * size * joules_a_byte <= wanted * image_joules(world.devices, trace.image_flops)
+                           + fetches * trace.generator_bytes * joules_a_byte)
     fetches &= ~sent & (wanted > 0)
-    holds[clients] += wanted
-    has_generator[clients] |= fetches
     return {"server_images": trace.new_images[round], "they_wait": bool(sent.any()), "made_images": wanted * ~sent,
-            "received_bytes": wanted * sent * size + fetches * trace.generator_bytes,
-            "flops": _flops_with(trace, round, holds[clients])}
+            "received_images": wanted * sent, "fetches": fetches,
+            "received_bytes": wanted * sent * size + fetches * trace.generator_bytes, "flops": _flops_with(trace, round, share)}
 
 
 def _augment_flops(trace, round):
@@ -134,7 +152,7 @@ def _augment_flops(trace, round):
 
 
 def _flops_with(trace, round, images):
-    return trace.sample_flops * trace.epochs * (trace.samples[round] + images)
+    return trace.sample_flops * trace.epochs[round] * (trace.samples[round] + images)
 
 
 WORK = {"P0": _none, "P1": _server, "P2": _sent, "P3": _at_clients, "P4": _helper, "P5": _hybrid}

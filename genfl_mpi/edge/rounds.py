@@ -20,7 +20,8 @@ class Work:
 
     flops: of each client's local training. weights_bytes: of a model, down and up.
     received_bytes: of images, or a generator, sent to each client; all_receive: whether these are broadcast, which takes as
-    long as the largest does at the worst receiver. made_images: that each makes itself. value: of each one's data, in [0, 1].
+    long as the largest does at the worst receiver; received_images: how many images these are; fetches: bool, whether a generator is
+    among them. made_images: that each makes itself. value: of each one's data, in [0, 1].
     server_images: that the server makes in this round; they_wait: whether the clients have to wait for these. augment_flops:
     of training the augmented model. helper_images, helper_bytes: made by the helper, and sent to the server by wire.
     image_flops: of making an image.
@@ -30,6 +31,8 @@ class Work:
     weights_bytes: float = 0.0
     received_bytes: np.ndarray | float = 0.0
     all_receive: bool = False
+    received_images: np.ndarray | float = 0.0
+    fetches: np.ndarray | bool = False
     made_images: np.ndarray | float = 0.0
     value: np.ndarray | float = 1.0
     server_images: float = 0.0
@@ -44,7 +47,8 @@ class Work:
 class Price:
     """clients: int (K,). seconds: of the round. client_seconds, client_joules: float64 (K,) by phase (wait, down, receive, make,
     compute, up). server_seconds, server_joules: by phase (send, generate, augment, aggregate, link, helper).
-    bytes: by way (down, up, wire). sent: float64 (K,), bytes that each client sent. lost: bool (K,), whose message would not have
+    bytes: by way (down, up, wire). parts: float64 (K,) by phase, how much of it each client did. sent: float64 (K,), bytes that each
+    client sent. lost: bool (K,), whose message would not have
     arrived the last time either."""
 
     clients: np.ndarray
@@ -54,6 +58,7 @@ class Price:
     server_seconds: dict
     server_joules: dict
     bytes: dict
+    parts: dict
     sent: np.ndarray
     lost: np.ndarray
 
@@ -83,6 +88,21 @@ def image_seconds(gpu, flops):
     return gpu.image_seconds or flops / (gpu.tflops * 1e12)
 
 
+def waiting(server, work):
+    """Seconds for which the clients wait until the server has made images. server: world.server."""
+    return work.server_images * image_seconds(server, work.image_flops) if work.they_wait else 0.0
+
+
+def making(settings, work):
+    """Seconds in which each client makes its images. settings: world.devices."""
+    return work.made_images * work.image_flops / (settings.accelerator_tflops * 1e12)
+
+
+def image_joules(settings, flops):
+    """What an image of `flops` takes a client. settings: world.devices."""
+    return flops / (settings.accelerator_tflops * 1e12) * settings.accelerator_watts
+
+
 def price(world, cohort, work):
     """The `Price` of `work` for a `Cohort`. Raises UserError."""
     settings, server, power, frequency = world.channel, world.server, cohort.power, cohort.frequency
@@ -97,7 +117,7 @@ def price(world, cohort, work):
     aggregate = 2 * (count + 1) * work.weights_bytes / 4 / (server.tflops * 1e12)  # a product and a sum for each weight
 
     # Down: the weights to all at the rate of the worst receiver, then what else each is sent.
-    wait = (generate if work.they_wait else 0.0) * each
+    wait = waiting(server, work) * each
     worst = channel.rate(band, server.transmit_watts, cohort.down.min(initial=np.inf), noise) if count else np.inf
     broadcast = 8 * work.weights_bytes / worst * each
     received = work.received_bytes * each
@@ -109,7 +129,7 @@ def price(world, cohort, work):
         sent, sending = received.sum(), receive.max(initial=0)
 
     # The clients make images, train, and send their weights.
-    make = work.made_images * work.image_flops / (world.devices.accelerator_tflops * 1e12) * each
+    make = making(world.devices, work) * each
     cycles = work.flops / world.devices.flops_per_cycle * each
     compute = computing_seconds(cycles, frequency)
     ready = wait + broadcast + receive + make + compute
@@ -128,10 +148,11 @@ def price(world, cohort, work):
         compute = computing_seconds(cycles, frequency)
     done = wait + broadcast + receive + make + compute + upload
 
+    client_seconds = {"wait": wait, "down": broadcast, "receive": receive, "make": make, "compute": compute, "up": upload}
     return Price(
         clients=cohort.clients,
         seconds=_whole(done.max(initial=0), generate, augment, helper, link, aggregate),
-        client_seconds={"wait": wait, "down": broadcast, "receive": receive, "make": make, "compute": compute, "up": upload},
+        client_seconds=client_seconds,
         client_joules={
             "wait": 0 * each, "down": world.devices.receive_watts * broadcast, "receive": world.devices.receive_watts * receive,
             "make": world.devices.accelerator_watts * make,
@@ -143,7 +164,7 @@ def price(world, cohort, work):
                        "helper": world.helper.watts * helper, "link": 0.0},
         bytes={"down": work.weights_bytes * (count > 0) + sent, "up": work.weights_bytes * tries.sum(),
                "wire": work.helper_bytes},
-        sent=work.weights_bytes * tries, lost=lost,
+        parts=dict.fromkeys(client_seconds, each), sent=work.weights_bytes * tries, lost=lost,
     )
 
 
@@ -153,7 +174,7 @@ def until(price, parts, waited):
     phases = dict(zip(price.client_seconds, parts))
     server, sent = price.server_seconds, price.sent * phases["up"]
     return replace(
-        price, sent=sent, bytes=price.bytes | {"up": sent.sum()},
+        price, parts=phases, sent=sent, bytes=price.bytes | {"up": sent.sum()},
         seconds=_whole(waited, *(server[phase] for phase in ("generate", "augment", "helper", "link", "aggregate"))),
         client_seconds={phase: seconds * phases[phase] for phase, seconds in price.client_seconds.items()},
         client_joules={phase: joules * phases[phase] for phase, joules in price.client_joules.items()})

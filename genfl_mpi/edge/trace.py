@@ -8,28 +8,29 @@ import numpy as np
 @dataclass(frozen=True)
 class Trace:
     """clients: N. cohorts: int arrays (K,), of each round. samples: int arrays (K,), on which these trained.
-    sample_flops: of training on a sample once; epochs, augmented_epochs: passes in a round. weights_bytes: of a model.
+    epochs: int arrays (K,), how often over them. sample_flops: of training on a sample once; augmented_epochs: passes of the
+    augmented model in a round. weights_bytes: of a model.
     new_images: int (rounds,), generated in each; pool: int (rounds,), on which the augmented model trained. shape: (C, H, W)
     of an image; image_size: times as many bytes to send as this needs. image_flops: of generating one; generator_bytes: of
-    sending the generator. missing: float64 (N,), the share of the labels that each client lacks. value: float64 (N,), of its
-    labels and data for the cohort, in [0, 1]. placement: where the run's images were, one of `placements.PLACEMENTS`. made: with P3,
+    sending the generator. value: float64 (N,), of each client's labels and data for the cohort, in [0, 1]. missing: float64 (N,), the
+    share of the labels that each client lacks, of which P5 asks, and P3 without `made`. placement: where the run's images were, one of `placements.PLACEMENTS`. made: with P3,
     int arrays (K,), how many images each client of a round trained on; None: those of the pool whose labels it lacks.
     """
 
     clients: int
     cohorts: list
     samples: list
+    epochs: list
     sample_flops: float
-    epochs: int
     augmented_epochs: int
     weights_bytes: float
     new_images: np.ndarray
     pool: np.ndarray
     shape: tuple
-    image_flops: float
-    generator_bytes: float
-    missing: np.ndarray
     value: np.ndarray
+    image_flops: float = 0.0
+    generator_bytes: float = 0.0
+    missing: np.ndarray | None = None
     image_size: float = 1.0
     placement: str = "P1"
     made: list | None = None
