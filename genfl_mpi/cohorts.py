@@ -29,8 +29,8 @@ def choose(select, state):
 
 
 def attend(around, round, cohort, *known, **images):
-    """What becomes of a cohort in a round, STATUS (cohort,). around: the run's `Surroundings`, or None without a world; the rest as
-    in its `attend`."""
+    """What becomes of a cohort in a round, STATUS (cohort,). around: the run's `Surroundings`, or None without a world; the
+    rest as in its `attend`."""
     if around is None:
         return np.full(len(cohort), AGGREGATED, STATUS)
     return around.attend(round, cohort, *known, **images)

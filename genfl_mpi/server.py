@@ -202,8 +202,9 @@ class Server:
             self.around.note()
 
     def _local_epochs(self, cohort=None):
-        """Passes of each client over its data, of a cohort or, before it is chosen, of one of mean size. With method=matched the clients make up for the steps that genfl's server would
-        make on its images: in whole epochs, so rather more steps than fewer."""
+        """Passes of each client over its data, of a cohort or, before it is chosen, of one of mean size. With method=matched
+        the clients make up for the steps that genfl's server would make on its images: in whole epochs, so rather more steps
+        than fewer."""
         training, augmented = self.config.training, self.config.augmented
         if self.config.method != "matched":
             return training.epochs

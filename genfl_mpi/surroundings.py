@@ -18,9 +18,9 @@ ALL = slice(None)  # clients
 
 
 class Surroundings:
-    """config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), of each client's own; shared: int
-    (clients, classes), what they told of their labels; wanted: with method=filled, int (clients,), the images that each makes. Raises
-    UserError if the world has fewer clients, or acts on the run and lets nobody be done by its deadline.
+    """config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), of each client's own;
+    shared: int (clients, classes), what they told of their labels; wanted: with method=filled, int (clients,), the images that
+    each makes. Raises UserError if the world has fewer clients, or acts on the run and lets nobody be done by its deadline.
 
     spent: float64 (clients,), joules of each client so far; holdings: the `Holdings` of all.
     """
@@ -36,8 +36,9 @@ class Surroundings:
             self._check_deadline()
 
     def forecast(self, round, epochs=None, pool=0, new=0):
-        """The `Forecast` of a round, of which the first is 0. epochs: of the clients, by default the configured ones; pool, new: with
-        method=sent, how many images there will be for the clients, and how many the server will make before they train."""
+        """The `Forecast` of a round, of which the first is 0. epochs: of the clients, by default the configured ones; pool,
+        new: with method=sent, how many images there will be for the clients, and how many the server will make before they
+        train."""
         work = self._work(ALL, epochs or self.config.training.epochs, pool, new)
         return forecast(self.world, self.devices, round, self.config.cohort, work, self.spent)
 
@@ -48,9 +49,10 @@ class Surroundings:
         return None if base is None else forecast.joules <= base
 
     def attend(self, round, cohort, willing, epochs, pool=0, new=0):
-        """What becomes of a cohort, int (K,), in a round: status, STATUS (K,), AGGREGATED for who is heard. willing: bool (K,), who
-        does not decline; epochs: int (K,), of each; pool, new: as in `forecast`, and now known. What each spends, and then holds, is
-        what `price` counts in a world that acts, and that of a forecast in one that does not; `note` takes it down."""
+        """What becomes of a cohort, int (K,), in a round: status, STATUS (K,), AGGREGATED for who is heard. willing: bool (K,),
+        who does not decline; epochs: int (K,), of each; pool, new: as in `forecast`, and now known. What each spends, and then
+        holds, is what `price` counts in a world that acts, and that of a forecast in one that does not; `note` takes it
+        down."""
         status, who = np.where(willing, AGGREGATED, DECLINED).astype(STATUS), cohort[willing]
         work = self._work(who, epochs[willing], pool, new)
         if self.world.acts:

@@ -24,8 +24,8 @@ class Forecast:
 def forecast(world, devices, round, cohort, work, spent, clients=slice(None)):
     """The `Forecast` of round `round`, of which the first is 0, for a cohort of so many.
 
-    devices: of all clients; work: the `Work` of each one that is asked for, `clients`, by default all; spent: float64 (N,), joules of
-    all in the rounds before. The channel is known before the choice; what is sent arrives at each client's own rate.
+    devices: of all clients; work: the `Work` of each one that is asked for, `clients`, by default all; spent: float64 (N,),
+    joules of all in the rounds before. The channel is known before the choice; what is sent arrives at each client's own rate.
     """
     settings, noise, have = world.channel, channel.noise(world.channel), Devices(*(array[clients] for array in devices))
     up, down = (channel.gains(world, len(spent), round, way)[clients] for way in (channel.UP, channel.DOWN))

@@ -70,15 +70,15 @@ def bill(trace, world, met, placement=None):
 
 
 class Holdings:
-    """What clients hold of the rounds before. images: float64 (N,), of the pool or of their own making; generator: bool (N,), whether
-    each has that."""
+    """What clients hold of the rounds before. images: float64 (N,), of the pool or of their own making; generator: bool (N,),
+    whether each has that."""
 
     def __init__(self, clients, world):
         self.images, self.generator = np.zeros(clients), np.full(clients, world.images.installed)
 
     def add(self, clients, work, parts=None):
-        """A round is over in which `clients`, int (K,), had this `Work`, and did these parts of their phases, as a `Price` has them, or
-        else all. Who was stopped holds the images that were whole by then, and the generator if all of it had come."""
+        """A round is over in which `clients`, int (K,), had this `Work`, and did these parts of their phases, as a `Price` has
+        them, or else all. Who was stopped holds the images that were whole by then, and the generator if all of it had come."""
         received, made = (parts[phase] if parts else np.ones(len(clients)) for phase in ("receive", "make"))
         self.images[clients] += _whole(work.received_images, received) + _whole(work.made_images, made)
         self.generator[clients] |= work.fetches & (received == 1)
@@ -90,8 +90,8 @@ def _whole(images, part):
 
 
 def asked(trace, world, round, holdings, placement=None, down=None):
-    """The `Work` of a round of a `Trace`, with a placement, by default its own. holdings: `Holdings`, which stay as they are. down:
-    float64 (K,), gains of the cohort's channels, for P5. The round's cohort may be any index of the N clients."""
+    """The `Work` of a round of a `Trace`, with a placement, by default its own. holdings: `Holdings`, which stay as they are.
+    down: float64 (K,), gains of the cohort's channels, for P5. The round's cohort may be any index of the N clients."""
     work = Work(trace.sample_flops * trace.epochs[round] * trace.samples[round], trace.weights_bytes,
                 value=trace.value[trace.cohorts[round]], image_flops=trace.image_flops)
     return replace(work, **WORK[placement or trace.placement](trace, world, round, holdings, down))

@@ -18,13 +18,12 @@ from genfl_mpi.edge.devices import computing_joules, computing_seconds, slowest_
 class Work:
     """What a round asks of a cohort and its server. What is each client's is float64 (K,), or a number for all.
 
-    flops: of each client's local training. weights_bytes: of a model, down and up.
-    received_bytes: of images, or a generator, sent to each client; all_receive: whether these are broadcast, which takes as
-    long as the largest does at the worst receiver; received_images: how many images these are; fetches: bool, whether a generator is
-    among them. made_images: that each makes itself. value: of each one's data, in [0, 1].
-    server_images: that the server makes in this round; they_wait: whether the clients have to wait for these. augment_flops:
-    of training the augmented model. helper_images, helper_bytes: made by the helper, and sent to the server by wire.
-    image_flops: of making an image.
+    flops: of each client's local training. weights_bytes: of a model, down and up. received_bytes: of images, or a generator,
+    sent to each client; all_receive: whether these are broadcast, which takes as long as the largest does at the worst
+    receiver; received_images: how many images these are; fetches: bool, whether a generator is among them. made_images: that
+    each makes itself. value: of each one's data, in [0, 1]. server_images: that the server makes in this round; they_wait:
+    whether the clients have to wait for these. augment_flops: of training the augmented model. helper_images, helper_bytes:
+    made by the helper, and sent to the server by wire. image_flops: of making an image.
     """
 
     flops: np.ndarray | float = 0.0
@@ -45,11 +44,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Price:
-    """clients: int (K,). seconds: of the round. client_seconds, client_joules: float64 (K,) by phase (wait, down, receive, make,
-    compute, up). server_seconds, server_joules: by phase (send, generate, augment, aggregate, link, helper).
-    bytes: by way (down, up, wire). parts: float64 (K,) by phase, how much of it each client did. sent: float64 (K,), bytes that each
-    client sent. lost: bool (K,), whose message would not have
-    arrived the last time either."""
+    """clients: int (K,). seconds: of the round. client_seconds, client_joules: float64 (K,) by phase (wait, down, receive,
+    make, compute, up). server_seconds, server_joules: by phase (send, generate, augment, aggregate, link, helper). bytes: by
+    way (down, up, wire). parts: float64 (K,) by phase, how much of it each client did. sent: float64 (K,), bytes that each
+    client sent. lost: bool (K,), whose message would not have arrived the last time either."""
 
     clients: np.ndarray
     seconds: float

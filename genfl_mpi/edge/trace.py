@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Trace:
-    """clients: N. cohorts: int arrays (K,), of each round. samples: int arrays (K,), on which these trained.
-    epochs: int arrays (K,), how often over them. sample_flops: of training on a sample once; augmented_epochs: passes of the
-    augmented model in a round. weights_bytes: of a model.
-    new_images: int (rounds,), generated in each; pool: int (rounds,), on which the augmented model trained. shape: (C, H, W)
-    of an image; image_size: times as many bytes to send as this needs. image_flops: of generating one; generator_bytes: of
-    sending the generator. value: float64 (N,), of each client's labels and data for the cohort, in [0, 1]. missing: float64 (N,), the
-    share of the labels that each client lacks, of which P5 asks, and P3 without `made`. placement: where the run's images were, one of `placements.PLACEMENTS`. made: with P3,
-    int arrays (K,), how many images each client of a round trained on; None: those of the pool whose labels it lacks.
+    """clients: N. cohorts: int arrays (K,), of each round. samples: int arrays (K,), on which these trained. epochs: int arrays
+    (K,), how often over them. sample_flops: of training on a sample once; augmented_epochs: passes of the augmented model in a
+    round. weights_bytes: of a model. new_images: int (rounds,), generated in each; pool: int (rounds,), on which the augmented
+    model trained. shape: (C, H, W) of an image; image_size: times as many bytes to send as this needs. image_flops: of
+    generating one; generator_bytes: of sending the generator. value: float64 (N,), of each client's labels and data for the
+    cohort, in [0, 1]. missing: float64 (N,), the share of the labels that each client lacks, of which P5 asks, and P3 without
+    `made`. placement: where the run's images were, one of `placements.PLACEMENTS`. made: with P3, int arrays (K,), how many
+    images each client of a round trained on; None: those of the pool whose labels it lacks.
     """
 
     clients: int
