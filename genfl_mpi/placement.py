@@ -8,25 +8,29 @@ import numpy as np
 import torch
 
 from genfl_mpi.data.partition import blocks
+from genfl_mpi.edge import incentive
+from genfl_mpi.errors import UserError
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.mpi import collectives
 
 
-def lacking(held, config):
-    """How many images of each label clients make, int64 (n, classes). held: int (n, classes), samples that each has.
+def lacking(held, config, share=None):
+    """How many images of each label clients make, int64 (n, classes). held: int (n, classes), samples that each has; share: float64
+    (n,), of each, by default filling.share.
 
-    With u = filling.share and m samples of its most frequent label, m C of an even mix, which is R = m C / |D_n| times as many as
+    With a share u and m samples of its most frequent label, m C of an even mix, which is R = m C / |D_n| times as many as
     it has, a client makes (m - m_c) u / (u + (1 - u) R) of label c: its mix is then (1 - u) its own and u even. With
     filling.labels=missing u m of each label that it lacks. generation.cap is of a label, or with count=total of all.
     """
     settings, cap = config.filling, config.generation.cap
     held = np.asarray(held, dtype=np.int64)
     most, total = held.max(1, keepdims=True), held.sum(1, keepdims=True)
+    share = settings.share if share is None else share[:, None]
     if settings.labels == "missing":
-        wanted = settings.share * most * (held == 0)
+        wanted = share * most * (held == 0)
     else:
         ratio = most * held.shape[1] / np.maximum(total, 1)
-        wanted = (most - held) * (settings.share / (settings.share + (1 - settings.share) * ratio))
+        wanted = (most - held) * (share / (share + (1 - share) * ratio))
     wanted = np.floor(wanted + 0.5).astype(np.int64)
     if config.generation.count == "class":
         return np.minimum(wanted, cap)
@@ -36,10 +40,11 @@ def lacking(held, config):
 
 class Placement:
     """What each client has beside its own data. config: `Config`; about: the data set's `Description`; data: the arrays of
-    `load_and_divide`."""
+    `load_and_divide`; image_joules: what an image takes the client that makes it, if its price decides how many these are."""
 
-    def __init__(self, config, about, data):
+    def __init__(self, config, about, data, image_joules=None):
         self.config, self.about, self.data, self.classes = config, about, data, len(about.classes)
+        self.image_joules = image_joules
         # Of all images that were made so far: pixels, labels, and how many of the label there are before it.
         self.images, self.labels, self.place = np.zeros((0, *about.shape), dtype=np.uint8), *np.zeros((2, 0), dtype=np.int64)
         self.bytes = 0  # of images and labels, in the last round's message
@@ -51,22 +56,39 @@ class Placement:
             held = held + np.bincount(self.data["train_labels"][self.data["given"]], minlength=self.classes)
         return held
 
+    def share(self, clients):
+        """Which share of the gap between its labels and an even mix each client fills, float64 (n,): its best response to the price,
+        or filling.share; 0 with other methods."""
+        if self.config.fills and self.config.incentive.price is not None:
+            told = incentive.clients_of(self.own(clients), 0.0, self.image_joules)
+            return incentive.best_response(told, self.config.incentive.price)
+        return np.full(len(self.own(clients)), self.config.filling.share if self.config.fills else 0.0)
+
     def generated(self, clients):
         """Images of each label that each of `clients` trains on, as far as they are made: int64 (n, classes)."""
         there = np.bincount(self.labels, minlength=self.classes)
         if self.config.fills:
-            return np.minimum(lacking(self.own(clients), self.config), there)
+            return np.minimum(lacking(self.own(clients), self.config, self.share(clients)), there)
         return np.tile(there if self.config.sends else 0 * there, (len(clients), 1))
 
     def demand(self):
-        """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each label)."""
+        """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each label;
+        float64 (clients,), the share of its gap that each fills). Raises UserError if generation.cap keeps a client from what it is
+        paid for."""
         clients = self.config.clients
-        each, most = np.zeros(clients, dtype=np.int64), np.zeros(self.classes, dtype=np.int64)
+        each, most, share = np.zeros(clients, dtype=np.int64), np.zeros(self.classes, dtype=np.int64), np.zeros(clients)
         for block in blocks(clients):
-            wanted = lacking(self.own(block), self.config)
+            share[block] = self.share(block)
+            wanted = lacking(self.own(block), self.config, share[block])
             each[block] = wanted.sum(1)
             most = np.maximum(most, wanted.max(0))
-        return each, most
+        if self.config.incentive.price is not None and self._is_capped(each, most):
+            raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays for: raise it")
+        return each, most, share
+
+    def _is_capped(self, each, most):
+        """Whether a client may have made fewer images than it wanted."""
+        return (most if self.config.generation.count == "class" else each).max() >= self.config.generation.cap
 
     def beside(self, client, images, labels):
         """A client's data, normalised float32 (n, C, H, W) and int64 (n,) on a device, with its generated images behind."""

@@ -152,7 +152,7 @@ def predict(config, arrays, costs, cluster):
             if config.sends:
                 server.send(plan, pace)
         if server.around and config.trains_clients:
-            server.around.note()
+            server.around.note(server.status)
         trained = plan[plan["rank"] != NOBODY]
         units = server.state.samples[trained["client"]] * trained["epochs"]
         seconds, busy = train(units), 0.0

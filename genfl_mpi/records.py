@@ -90,11 +90,12 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
     }
 
 
-def of_pay(config, status, round, state):
-    """Columns of /rounds on who takes part for the pay. status: of the cohort; state: the `ServerState` of the round."""
+def of_pay(config, status, round, state, owed):
+    """Columns of /rounds on who takes part for the pay. status: of the cohort; state: the `ServerState` of the round; owed: as in
+    `payments`."""
     told = state.shared_labels.any(1).sum()
     return {"clients_available": config.clients if state.available is None else state.available.sum(),
-            "payments": payments(config, status, round, told)}
+            "payments": payments(config, status, round, told, owed)}
 
 
 def of_clocks(clock, waiting, down, up, sent):

@@ -108,12 +108,18 @@ class Server:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
-        wanted = None
+        self.around = Surroundings(config, about, self.samples, data["shared_labels"]) if config.world else None
         if config.fills:
-            wanted, most = Placement(config, about, data).demand()
+            wanted, most, share = Placement(config, about, data, self.image_joules).demand()
             self.state = replace(self.state, samples=self.samples + wanted)
             self.plan = lambda state: np.maximum(most - state.generated, 0)  # all in the first round
-        self.around = Surroundings(config, about, self.samples, data["shared_labels"], wanted) if config.world else None
+            if self.around:
+                self.around.fill(wanted, share)
+
+    @property
+    def image_joules(self):
+        """What an image takes the client that makes it, in J; None without a world."""
+        return self.around and self.around.image_joules
 
     def begin(self, round, plan, pace):
         """Choose the cohort of a round, its rho and its ranks: written into `plan`, the records of a `Down` message.
@@ -199,7 +205,7 @@ class Server:
         for known, column in ((self.state.losses, "loss_first_epoch"), (self.state.norms, "update_norm")):
             known[who] = np.where(kept, clients[column], np.where(heard, 0.0, np.nan_to_num(known[who])))
         if self.around and len(who):
-            self.around.note()
+            self.around.note(clients["status"])
 
     def _local_epochs(self, cohort=None):
         """Passes of each client over its data, of a cohort or, before it is chosen, of one of mean size. With method=matched

@@ -116,6 +116,12 @@ class Config(Section):
             raise ValueError(f"audit compares what clients learned from with what they hold, and with method={self.method} they learn from generated images too")
         if self.incentive.base is not None and self.world is None:
             raise ValueError("incentive.base pays for energy: set world, to configs/worlds/city.yaml say, or to {}")
+        if self.incentive.price is not None and not self.fills:
+            raise ValueError(f"incentive.price pays clients for the images that they make with method=filled, and method={self.method} has none")
+        if self.incentive.price is not None and self.world is None:
+            raise ValueError("incentive.price pays for energy: set world, to configs/worlds/city.yaml say, or to {}")
+        if self.incentive.price is not None and (self.filling.labels != "rare" or self.filling.share != 1):
+            raise ValueError("incentive.price lets each client choose which share of the gap to an even mix it fills: leave filling.labels and filling.share out")
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError("generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier")
         if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):

@@ -76,13 +76,14 @@ class Simulation:
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
         self.there = Resident(self.comm, self.device, self.weights, self.up, self.sum, self.data["train_images"])
-        self.placement = Placement(config, self.about, self.data)
         self.host = Host(self, folder or Path(config.output) / "variates")
         self.round = 0
         self.pace = Pace(self.comm.size)
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.server = collectives.together(
             self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
+        image_joules = collectives.from_rank0(self.comm, lambda: self.server.image_joules) if config.incentive.price is not None else None
+        self.placement = Placement(config, self.about, self.data, image_joules)
         self.council, self.probes = Council(self, policies["rho"]), Probes(self)
 
     def restore(self, round, weights, state, tables):
@@ -198,7 +199,9 @@ class Simulation:
         how the clients trained, and the ranks' speeds."""
         clients = records.of_clients(self.up, self.down.plan, self.round + 1, self.server.status)
         made = self.placement.generated(clients["client"])
-        clients["images"] = made.sum(1)
+        clients["images"], clients["share"] = made.sum(1), self.placement.share(clients["client"])
+        owed = self.server.around.owed[clients["client"]] if self.server.around else 0.0
+        pay = records.of_pay(self.config, clients["status"], self.round + 1, self.server.state, owed)
         if self.host.variates is not None:
             self.server.control(self.host.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)
@@ -211,8 +214,7 @@ class Simulation:
             "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
             "images_used": sum(map(len, self.server.labels)),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
-            **records.of_pay(self.config, clients["status"], self.round + 1, self.server.state),
-            **records.of_cohort(self.placement.own(clients["client"]) + made, self.data["label_histograms"]),
+            **pay, **records.of_cohort(self.placement.own(clients["client"]) + made, self.data["label_histograms"]),
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),
         }
         looked = {}

@@ -95,5 +95,6 @@ class Incentive(Section):
     """What the server pays for, in joules, at which a client values its energy; who would lose stays away."""
 
     base: NonNegative | None = Field(None, description="pay for a round, J: a client whose round takes more energy in the `world` cannot be selected in it; none: all take part")
+    price: NonNegative | None = Field(None, description="method=filled: pay for filling the whole gap of its labels, J, and in proportion for a share of it, which each client chooses as is best for it; none: all fill filling.share for nothing")
     labels: NonNegative | None = Field(None, description="pay for telling one's labels, J; none: all tell them, but who is refusing by label_sharing")
     label_cost: Range = Field((1.0, 10.0), description="what telling them costs a client in privacy, J, drawn uniformly for each")

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VERSION = 7
+VERSION = 8
 
 
 class Column(NamedTuple):
@@ -20,7 +20,7 @@ ROUNDS = {
     "kappa1": Column("f8", "1", "weight of the federated model in Eq. (1)"),
     "kappa2": Column("f8", "1", "weight of the augmented model in Eq. (1)"),
     "clients_available": Column("i8", "1", "clients that took part for the pay: all where nobody is paid"),
-    "payments": Column("f8", "J", "what the server paid: incentive.base for each aggregated model; in the first round also incentive.labels to who told theirs"),
+    "payments": Column("f8", "J", "what the server paid: incentive.base for each aggregated model, and once for the images that its client makes; in the first round also incentive.labels to who told theirs"),
     "clients_trained": Column("i8", "1", "clients in the cohort"),
     "clients_aggregated": Column("i8", "1", "of them, those whose models were aggregated"),
     "cohort_emd": Column("f8", "1", "earth mover's distance of the labels on which the cohort trains, pooled, to all clients' own"),
@@ -59,7 +59,8 @@ CLIENTS = {
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
     "samples": Column("i8", "1", "training samples, with the generated ones that it has"),
     "images": Column("i8", "1", "generated images among those that it trains on"),
-    "epochs": Column("i8", "1", "passes over them in the round"),
+    "share": Column("f8", "1", "share of the gap between its labels and an even mix that they fill, with method=filled; else 0"),
+    "epochs": Column("i8", "1", "passes over them all in the round"),
     "loss_first_epoch": Column("f8", "nat", "mean loss over its first local epoch"),
     "loss_last_epoch": Column("f8", "nat", "mean loss over its last local epoch"),
     "accuracy_last_epoch": Column("f8", "1", "accuracy during its last local epoch"),
