@@ -1,7 +1,8 @@
 """What finished runs take in seconds, joules and bytes in simulated worlds: the `price` command. Nothing is trained."""
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
 from genfl_mpi.edge.trace import Trace, image_bytes
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import costs, plots, reader, tables
-from genfl_mpi.results.summary import METHODS
+from genfl_mpi.results.summary import METHODS, distinguished
 from genfl_mpi.world import World
 
 AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint",
@@ -27,7 +28,8 @@ MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes"
 @dataclass(frozen=True)
 class Run:
     """What is priced of a results file. accuracy: float64 (rounds,); generates: whether clients trained and images were made;
-    world: in which the run was made, or None; status: of each round, what became of its clients, STATUS (K,)."""
+    world: in which the run was made, or None; status: of each round, what became of its clients, STATUS (K,); settings: what
+    tells it from the others that are priced, besides method and seed."""
 
     name: str
     method: str
@@ -36,6 +38,11 @@ class Run:
     trace: Trace
     world: World | None
     status: list
+    settings: str = ""
+
+    @property
+    def title(self):
+        return ": ".join(filter(None, (self.name, self.settings)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def command(options):
     """Lines of the `price` command. options: its parsed arguments. Raises UserError."""
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
-    runs = [read(path, as_if) for path in paths]
+    runs = read_all(paths, as_if)
     worlds_of = worlds_for(runs, options.world, as_if)
     priced = in_worlds(runs, worlds_of)
     yield from table(priced, options.target)
@@ -102,8 +109,8 @@ def in_worlds(runs, worlds_of):
 
 def figure(priced):
     """Accuracy against what the `Priced` spent."""
-    return costs.accuracy([(one.run.method, one.world, one.run.accuracy, {measure: one.until(measure) for measure in MEASURES})
-                           for one in priced], MEASURES)
+    return costs.accuracy([(one.run.method, one.run.settings, one.world, one.run.accuracy,
+                            {measure: one.until(measure) for measure in MEASURES}) for one in priced], MEASURES)
 
 
 def _placements(runs, worlds_of, output):
@@ -133,9 +140,10 @@ def table(priced, target):
     `target`."""
     yield f"{'':15}{'rounds':>6}{'accuracy':>9}{'time':>10}{'clients':>10}{'server':>10}{'up':>10}{'down':>10}"
     yield f"{'':21}{'(%)':>9}{'(s)':>10}{'(kJ)':>10}{'(kJ)':>10}{'(MB)':>10}{'(MB)':>10}"
-    for run in dict.fromkeys(one.run.name for one in priced):
-        yield from textwrap.wrap(run, WIDTH)
-        for one in (one for one in priced if one.run.name == run):
+    for run, own in groupby(priced, lambda one: id(one.run)):
+        for number, one in enumerate(own):
+            if not number:
+                yield from textwrap.wrap(one.run.title, WIDTH)
             accuracy, name = one.run.accuracy, f"  {one.world:<13}"
             reached = np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
             if len(name) > 15:
@@ -210,10 +218,19 @@ def rows(priced):
         for round, price in enumerate(one.bill.prices, 1):
             for phase, seconds in price.client_seconds.items():
                 for client, *spent in zip(price.clients, seconds, price.client_joules[phase]):
-                    yield one.run.name, one.world, round, f"client {client}", phase, *spent
+                    yield one.run.title, one.world, round, f"client {client}", phase, *spent
             for phase, seconds in price.server_seconds.items():
                 entity = "helper" if phase == "helper" else "server"
-                yield one.run.name, one.world, round, entity, phase, seconds, price.server_joules[phase]
+                yield one.run.title, one.world, round, entity, phase, seconds, price.server_joules[phase]
+
+
+def read_all(paths, as_if=()):
+    """The `Run`s in results files, told apart. Raises UserError."""
+    configs, runs = [], [read(path, as_if) for path in paths]
+    for path in paths:
+        with reader.open_results(path) as file, reader.damage(path):
+            configs.append(reader.config_of(file))
+    return [replace(run, settings=", ".join(filter(None, told))) for run, told in zip(runs, distinguished(configs)[0])]
 
 
 def read(path, as_if=()):

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from genfl_mpi import pricing
 from genfl_mpi.cli import main
 from genfl_mpi.generation import checkpoint, flops
 from genfl_mpi.learning import models
@@ -174,3 +175,19 @@ def test_where_curves_cross():
 
     assert crossing(FACTORS, np.full(len(FACTORS), 7.0)) == pytest.approx(7.0)
     assert np.isnan(crossing(FACTORS, 2 * FACTORS)) and np.isnan(crossing(FACTORS, FACTORS))
+
+
+def test_runs_that_differ_in_settings_are_told_apart(fast, tmp_path, capsys):
+    for alpha in (0.5, 1.0):
+        assert main([*fast, "sweep.seed=[1,2]", "rounds=1", f"partition.alpha={alpha}", f"output={tmp_path}/{alpha}"]) == 0
+    arguments = [f"{tmp_path}/{alpha}" for alpha in (0.5, 1.0)]
+    capsys.readouterr()
+    assert main(["price", *arguments, "-o", str(tmp_path / "price.png"), "--csv", str(tmp_path / "all.csv")]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fedavg")]
+    assert rows == [f"fedavg_seed{seed}: α = {alpha:g}" for alpha in (0.5, 1) for seed in (1, 2)]
+    with open(tmp_path / "all.csv") as file:
+        assert {line["run"] for line in csv.DictReader(file)} == set(rows)
+    runs = pricing.read_all(reader.find(arguments))
+    axes = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, []))).axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["FedAvg, α = 0.5", "FedAvg, α = 1"]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]

@@ -39,7 +39,7 @@ def plot(arguments):
         if options.world:
             from genfl_mpi import pricing
 
-            runs, shown = list(map(pricing.read, paths)), paths
+            runs, shown = pricing.read_all(paths), paths
             figure = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, options.world)))
         else:
             figure, shown = figures.draw(options.figure, paths, options.round)

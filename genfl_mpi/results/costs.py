@@ -43,15 +43,15 @@ def measured(paths):
 def accuracy(runs, measures):
     """Test accuracy against what has been spent, a panel for each measure.
 
-    runs: tuples (method, world, accuracy (rounds,), {measure: spent (rounds,)}); measures: their units by name.
+    runs: tuples (method, settings, world, accuracy (rounds,), {measure: spent (rounds,)}); measures: their units by name.
     """
-    worlds = list(dict.fromkeys(world for _, world, _, _ in runs))
+    worlds, kinds = (list(dict.fromkeys(kind)) for kind in ([run[2] for run in runs], [run[1:3] for run in runs]))
     figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
     named = set()
     for axes, (measure, unit) in zip(grid.flat, measures.items()):
-        for method, world, reached, spent in runs:
-            label = ", ".join([method] + [f"world {world}"] * (len(worlds) > 1))
-            style = LINE_STYLES[worlds.index(world) % len(LINE_STYLES)]
+        for method, settings, world, reached, spent in runs:
+            label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
+            style = LINE_STYLES[kinds.index((settings, world)) % len(LINE_STYLES)]
             axes.plot(spent[measure], 100 * reached, style, color=COLOURS[method], label=None if (measure, label) in named else label)
             named.add((measure, label))
         axes.set(xlabel=_axis(measure, unit), xscale="log")

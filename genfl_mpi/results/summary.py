@@ -56,19 +56,28 @@ def groups(paths, tables=()):
             columns = columns_of(file, "rounds")
             for table in tables:
                 columns |= {f"{table}/{name}": values for name, values in columns_of(file, table).items()}
-            runs.append((_flat(config_of(file)), columns, yaml.safe_load(file["config"].attrs["class_names"])))
+            runs.append((config_of(file), columns, yaml.safe_load(file["config"].attrs["class_names"])))
         if not len(runs[-1][1]["round"]):
             raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
-    common = {key: value for key, value in runs[0][0].items() if all(config.get(key) == value for config, _, _ in runs)}
-    varied = [key for key in runs[0][0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, runs)
-              and (key in PANELS or not _is_methods_own(key, runs))]
-    panels, found = PANELS if "method" not in common else {}, {}
-    for config, columns, classes in runs:
-        panel = ", ".join(text.format(config[key]) for key, text in panels.items() if key in varied)
-        settings = ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels)
+    told, common = distinguished([config for config, _, _ in runs])
+    found = {}
+    for (config, columns, classes), (panel, settings) in zip(runs, told):
         group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings, classes))
         group.runs.append(columns)
     return list(found.values()), common
+
+
+def distinguished(configs):
+    """What tells runs apart besides method and seed: (panel, settings) of each, as text, as a `Group` has them; and the settings common
+    to all, as a flat dict. configs: their configurations, as nested dicts."""
+    configs = [_flat(config) for config in configs]
+    common = {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
+    varied = [key for key in configs[0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, configs)
+              and (key in PANELS or not _is_methods_own(key, configs))]
+    panels = PANELS if "method" not in common else {}
+    return [(", ".join(text.format(config[key]) for key, text in panels.items() if key in varied),
+             ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels))
+            for config in configs], common
 
 
 def _flat(values):
@@ -79,14 +88,14 @@ def _flat(values):
     return flatten({**values, "world": world})
 
 
-def _follows(key, runs):
+def _follows(key, configs):
     """Whether `augmented.x` is `training.x` in all runs, as it is unless it was set."""
-    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config, _, _ in runs)
+    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config in configs)
 
 
-def _is_methods_own(key, runs):
+def _is_methods_own(key, configs):
     """Whether every method has a value of its own, where there are several: what it was given for being that method."""
-    values = {(config["method"], str(config[key])) for config, _, _ in runs}
+    values = {(config["method"], str(config[key])) for config in configs}
     methods = {method for method, _ in values}
     return 1 < len(methods) == len(values)
 
