@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from genfl_mpi import cohorts, laboratory, streams
+from genfl_mpi import cohorts, streams
+from genfl_mpi.configured import POLICIES, find_policies
 from genfl_mpi.data import public
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
 from genfl_mpi.errors import UserError
@@ -17,53 +18,17 @@ from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
-from genfl_mpi.learning.aggregation import SERVER, normalised, server_step
+from genfl_mpi.learning.aggregation import normalised, server_step
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.messages import NOBODY
 from genfl_mpi.mpi.schedule import Speed, assign
-from genfl_mpi.naming import find
 from genfl_mpi.placement import Placement
 from genfl_mpi.policies import ServerState, needed
-from genfl_mpi.policies.kappa import KAPPA
-from genfl_mpi.policies.rho import RHO
-from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.surroundings import Surroundings
 
-# Policies, and where they are configured.
-POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}
 POLICY = "policy."  # before the names of what policies remember, in the checkpoint
-
-
-def find_policies(config, given=None):
-    """The configured select, rho, kappa and plan, or those `given` in their place, as functions by name. Raises UserError, also
-    if one needs what the configuration does not have."""
-    found = {
-        "select": find(config.selection, SELECTION, "selection"), "rho": find(config.rho, RHO, "rho"),
-        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"),
-        "plan": find(config.generation.plan, planning.PLANS, "generation.plan"),
-    } | (given or {})
-    for name, policy in found.items():
-        what = f"{POLICIES[name]}: {getattr(policy, '__name__', policy)}"
-        if "validation" in needed(policy) and config.validation.source == "none":
-            raise UserError(f"{what} tries models on validation data: set validation.source to pool, clients or generated")
-        if "world" in needed(policy) and config.world is None:
-            raise UserError(f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}")
-    if found["select"] is SELECTION["deadline"] and config.world.deadline_s is None:
-        raise UserError("selection: deadline needs world.deadline_s")
-    if config.laboratory.every:
-        laboratory.policies(config)
-    return found
-
-
-def remembering(config):
-    """What in this configuration remembers things from round to round, without which a run cannot go on: its name, or None."""
-    if config.algorithm.name in {*SERVER, "scaffold"}:
-        return f"the server of {config.algorithm.name}"
-    asked = {"select": config.trains_clients, "rho": config.trains_clients, "kappa": config.trains_clients and config.augments}
-    policies = find_policies(config)
-    return next((f"the policy of {POLICIES[name]}" for name in asked if asked[name] and "memory" in needed(policies[name])), None)
 
 
 def read_pool(config, about, data, device):

@@ -10,6 +10,7 @@ from genfl_mpi import laboratory, records, streams
 from genfl_mpi.clients import divide, load_once_a_node
 from genfl_mpi.clock import Clock
 from genfl_mpi.config import single
+from genfl_mpi.configured import find_policies
 from genfl_mpi.council import Council
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
@@ -24,7 +25,7 @@ from genfl_mpi.placement import Placement
 from genfl_mpi.probing import Probes
 from genfl_mpi.records import Record
 from genfl_mpi.resident import Resident
-from genfl_mpi.server import Server, find_policies
+from genfl_mpi.server import Server
 from genfl_mpi.settings import Config
 
 
