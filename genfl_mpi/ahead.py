@@ -54,7 +54,7 @@ def partition(comm, config):
 
 def prompts(comm, config):
     """What the generator would be asked: yields a line for each image of the first round, then the counts of all rounds."""
-    plans = list(_server(resolve(config, comm)).batches_from(0))
+    plans = list(_batches(resolve(config, comm)))
     if not plans:
         yield f"generation.plan={config.generation.plan} depends on each round's cohort and cannot tell ahead"
         return
@@ -78,7 +78,7 @@ def generate(comm, configs, say, signals):
         devices.use(comm, config.runtime.threads, config.generation.device)
         generator = collectives.together(comm, lambda: Generator(config, datasets.describe(config.data).shape))
         missing = collectives.from_rank0(comm, lambda: [
-            batch for batches in _server(config).batches_from(0) for batch in batches if not generator.ready(batch)])
+            batch for batches in _batches(config) for batch in batches if not generator.ready(batch)])
         if comm.rank == 0 and (others := generator.bank.made_by_others()):
             say(others)
         own = missing[comm.rank :: comm.size]
@@ -116,3 +116,9 @@ def _server(config):
     """The server's knowledge before a run: what the clients share, and the plan."""
     arrays = load_and_divide(config)
     return Server(config, datasets.describe(config.data), arrays, None)
+
+
+def _batches(config):
+    """The batches of each round, as far as the plan can tell."""
+    server = _server(config)
+    return server.generated.batches_from(server.state, 0)

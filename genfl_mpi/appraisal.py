@@ -7,11 +7,11 @@ import numpy as np
 
 from genfl_mpi.data import datasets, public
 from genfl_mpi.errors import UserError
+from genfl_mpi.generating import read_pool
 from genfl_mpi.generation import bank
 from genfl_mpi.generation.quality import MEASURES, Judge
 from genfl_mpi.mpi import devices
 from genfl_mpi.results import plots
-from genfl_mpi.server import read_pool
 from genfl_mpi.simulation import resolve
 
 FORMATS = {"cas": "8.1f", "fidelity": "8.1f", "frechet": "8.2f", "diversity": "9.2f", "auc": "6.3f", "theta": "6.3f", "copies": "6.1f"}

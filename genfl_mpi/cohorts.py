@@ -37,8 +37,8 @@ def attend(around, round, cohort, *known, **images):
 
 
 def payments(config, status, round, told, owed):
-    """What the server pays for a round, in J: config.incentive.base to each client whose model was aggregated, and what it was owed
-    for its images; in the first one, round 1, config.incentive.labels to each of so many that told their labels. status: STATUS
-    (cohort,); owed: float64 (cohort,), or 0."""
+    """What the server pays for a round, in J: config.incentive.base to each client whose model was aggregated, and what it was
+    owed for its images; in the first one, round 1, config.incentive.labels to each of so many that told their labels. status:
+    STATUS (cohort,); owed: float64 (cohort,), or 0."""
     settings = config.incentive
     return ((status == AGGREGATED) * ((settings.base or 0.0) + owed)).sum() + (settings.labels or 0.0) * told * (round == 1)

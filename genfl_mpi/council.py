@@ -59,7 +59,7 @@ class Council:
         if self.comm.rank == 0:
             reports = dict(zip(CLIENT_FIELDS, rows.T))
             counted = np.isfinite(reports["update_norm"])
-            if reports["samples"].all() and counted.any() and not self.simulation.server.interrupted:
+            if reports["samples"].all() and counted.any() and not self.simulation.server.generated.interrupted:
                 self._ask(counted, reports)
         self.end()
         self.coefficients[:] = self.down.plan["rho"]  # of rank 0, which are 0 if nobody was asked
@@ -138,7 +138,7 @@ class Council:
                     yield client_data(data, client, self.config)
         elif source == "generated":
             if self.comm.rank == 0:
-                images, labels = (np.concatenate(parts) for parts in (server.images, server.labels))
+                images, labels = (np.concatenate(parts) for parts in (server.generated.images, server.generated.labels))
                 chosen = self._some(len(labels))
                 yield images[chosen], labels[chosen]
         else:

@@ -15,8 +15,8 @@ from genfl_mpi.mpi import collectives
 
 
 def lacking(held, config, share=None):
-    """How many images of each label clients make, int64 (n, classes). held: int (n, classes), samples that each has; share: float64
-    (n,), of each, by default filling.share.
+    """How many images of each label clients make, int64 (n, classes). held: int (n, classes), samples that each has; share:
+    float64 (n,), of each, by default filling.share.
 
     With a share u and m samples of its most frequent label, m C of an even mix, which is R = m C / |D_n| times as many as
     it has, a client makes (m - m_c) u / (u + (1 - u) R) of label c: its mix is then (1 - u) its own and u even. With
@@ -47,7 +47,8 @@ class Placement:
         self.image_joules = image_joules
         # Of all images that were made so far: pixels, labels, and how many of the label there are before it.
         self.images, self.labels, self.place = np.zeros((0, *about.shape), dtype=np.uint8), *np.zeros((2, 0), dtype=np.int64)
-        self.bytes = 0  # of images and labels, in the last round's message
+        self.sent = None  # with method=sent, what every client has beside its own data, normalised
+        self.bytes = 0  # of the last round's messages
 
     def own(self, clients=slice(None)):
         """Real samples of each label, with the shared ones: int (n, classes)."""
@@ -57,8 +58,8 @@ class Placement:
         return held
 
     def share(self, clients):
-        """Which share of the gap between its labels and an even mix each client fills, float64 (n,): its best response to the price,
-        or filling.share; 0 with other methods."""
+        """Which share of the gap between its labels and an even mix each client fills, float64 (n,): its best response to the
+        price, or filling.share; 0 with other methods."""
         if self.config.fills and self.config.incentive.price is not None:
             told = incentive.clients_of(self.own(clients), 0.0, self.image_joules)
             return incentive.best_response(told, self.config.incentive.price)
@@ -72,9 +73,9 @@ class Placement:
         return np.tile(there if self.config.sends else 0 * there, (len(clients), 1))
 
     def demand(self):
-        """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each label;
-        float64 (clients,), the share of its gap that each fills). Raises UserError if generation.cap keeps a client from what it is
-        paid for."""
+        """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each
+        label; float64 (clients,), the share of its gap that each fills). Raises UserError if generation.cap keeps a client from
+        what it is paid for."""
         clients = self.config.clients
         each, most, share = np.zeros(clients, dtype=np.int64), np.zeros(self.classes, dtype=np.int64), np.zeros(clients)
         for block in blocks(clients):
@@ -83,7 +84,8 @@ class Placement:
             each[block] = wanted.sum(1)
             most = np.maximum(most, wanted.max(0))
         if self.config.incentive.price is not None and self._is_capped(each, most):
-            raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays for: raise it")
+            raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays "
+                            "for: raise it")
         return each, most, share
 
     def _is_capped(self, each, most):
@@ -95,26 +97,39 @@ class Placement:
         count = self.generated(np.array([client]))[0]
         if not count.any():
             return images, labels
-        chosen = self.place < count[self.labels]
-        own = normalise(torch.from_numpy(self.images[chosen]), self.about.mean, self.about.std, images.device)
-        return torch.cat([images, own]), torch.cat([labels, torch.from_numpy(self.labels[chosen]).to(labels.device)])
+        if self.config.fills:
+            own, theirs = self._normalised(self.place < count[self.labels], images.device)
+        else:  # all have the same
+            own, theirs = self.sent = self.sent or self._normalised(slice(None), images.device)
+        return torch.cat([images, own]), torch.cat([labels, theirs])
 
-    def spread(self, comm, server, plan):
-        """What the `server` of rank 0 has made since the last round to every rank, with the `plan` of the `Down` message, whose rho
-        may count it. Collective."""
+    def _normalised(self, chosen, device):
+        own = normalise(torch.from_numpy(self.images[chosen]), self.about.mean, self.about.std, device)
+        return own, torch.from_numpy(self.labels[chosen]).to(device)
+
+    def spread(self, comm, generated, plan):
+        """What rank 0 has `Generated` since the last round to every rank, and with method=sent the `plan` of the `Down`
+        message, which waited for it. Collective."""
         images, labels, count = self.images[:0], self.labels[:0], np.zeros(1, dtype=np.int64)
         if comm.rank == 0:
-            images = np.concatenate([images, *server.images])[len(self.labels) :]
-            labels = np.concatenate([labels, *server.labels])[len(self.labels) :]
+            images = np.concatenate([images, *generated.images])[len(self.labels) :]
+            labels = np.concatenate([labels, *generated.labels])[len(self.labels) :]
             count[0] = len(labels)
         collectives.broadcast(comm, count)
-        if comm.rank:
-            images, labels = np.empty((count[0], *images.shape[1:]), dtype=np.uint8), np.empty(count[0], dtype=np.int64)
-        for array in (images.reshape(-1), labels, plan):
+        self.bytes = 0
+        if count[0]:
+            if comm.rank:
+                images, labels = np.empty((count[0], *images.shape[1:]), dtype=np.uint8), np.empty(count[0], dtype=np.int64)
+            self._broadcast(comm, images.reshape(-1), labels)
+            self.images, self.labels = np.concatenate([self.images, images]), np.concatenate([self.labels, labels])
+            self.place, self.sent = np.empty_like(self.labels), None
+            for label in range(self.classes):
+                mine = self.labels == label
+                self.place[mine] = np.arange(mine.sum())
+        if self.config.sends:
+            self._broadcast(comm, plan)
+
+    def _broadcast(self, comm, *arrays):
+        for array in arrays:
             collectives.broadcast(comm, array)
-        self.images, self.labels = np.concatenate([self.images, images]), np.concatenate([self.labels, labels])
-        self.place = np.empty_like(self.labels)
-        for label in range(self.classes):
-            mine = self.labels == label
-            self.place[mine] = np.arange(mine.sum())
-        self.bytes = images.nbytes + labels.nbytes + plan.nbytes
+            self.bytes += array.nbytes

@@ -91,7 +91,7 @@ def _batch_seconds(config, folder):
         generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
         few = config.model_copy(update={"generation": generation})
         server = Server(few, datasets.describe(few.data), load_and_divide(few), None)
-        batch = next(batch for batches in server.batches_from(0) for batch in batches)
+        batch = next(batch for batches in server.generated.batches_from(server.state, 0) for batch in batches)
         generator, start = Generator(few, datasets.describe(few.data).shape), time.perf_counter()
         generator.load()
         loaded = time.perf_counter()
@@ -122,9 +122,9 @@ def predict(config, arrays, costs, cluster):
     plan = Down(0, config.cohort if config.trains_clients else 0).plan
     made, wanted = set(), []
     if config.generates:
-        in_bank = server.generator.ready
-        server.generator.ready = lambda batch: batch in made or in_bank(batch)
-        wanted = list(server.batches_from(0))
+        in_bank = server.generated.generator.ready
+        server.generated.generator.ready = lambda batch: batch in made or in_bank(batch)
+        wanted = list(server.generated.batches_from(server.state, 0))
     later = iter([batch for batches in wanted for batch in batches])
     slow, found = cluster.crowding, {part: [] for part in PARTS}
 
@@ -132,16 +132,16 @@ def predict(config, arrays, costs, cluster):
         return (units + costs.overhead) * slow / costs.rate
 
     def make(batches):
-        missing = [batch for batch in batches if not server.generator.ready(batch)]
+        missing = [batch for batch in batches if not server.generated.generator.ready(batch)]
         load = costs.load * slow if missing and not made else 0.0
         made.update(missing)
         return load, len(missing) * costs.batch * slow, sum(map(len, missing))
 
     def make_now(batches):
         load, seconds, images = make(batches)
-        server.generation_speed.measure(images, seconds)
+        server.generated.speed.measure(images, seconds)
         for batch in batches:
-            server.add_generated(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
+            server.generated.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
         return load + seconds
 
     for round in range(min(config.rounds, MOST)):
@@ -158,7 +158,7 @@ def predict(config, arrays, costs, cluster):
         seconds, busy = train(units), 0.0
         if config.augments:
             busy = make_now(batches)
-            if images := sum(map(len, server.labels)):
+            if images := len(server.generated):
                 busy += train(images * config.augmented.epochs)
         load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
         load[0] += busy

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi.config import flatten, to_yaml, validate
+from genfl_mpi.configured import find_policies, remembering
 from genfl_mpi.data import datasets
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.errors import UserError
@@ -19,7 +20,6 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.naming import sources
 from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
-from genfl_mpi.server import find_policies, remembering
 from genfl_mpi.settings import is_free
 from genfl_mpi.simulation import Simulation, resolve
 
@@ -107,7 +107,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
         say(f"{path.stem}: continues after round {rounds}")
         simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))
     hosts = comm.gather(os.uname().nodename)
-    if comm.rank == 0 and config.generates and (others := simulation.server.generator.bank.made_by_others()):
+    if comm.rank == 0 and config.generates and (others := simulation.server.generated.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
     writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, earlier))
     if comm.rank == 0:

@@ -1,40 +1,28 @@
-"""What rank 0 does as the server, besides training clients: select, generate, train omega_a, aggregate."""
+"""What rank 0 does as the server, besides training clients: select, train omega_a, aggregate; it has the generated images."""
 
-import time
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
 
 from genfl_mpi import cohorts, streams
 from genfl_mpi.configured import POLICIES, find_policies
-from genfl_mpi.data import public
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
 from genfl_mpi.errors import UserError
+from genfl_mpi.generating import Generated
 from genfl_mpi.generation import planning
-from genfl_mpi.generation.bank import batches_of_round
-from genfl_mpi.generation.generator import Generator
-from genfl_mpi.generation.prompts import load_prompts
-from genfl_mpi.generation.reading import Reader
 from genfl_mpi.learning.aggregation import normalised, server_step
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import bound
 from genfl_mpi.mpi.messages import NOBODY
-from genfl_mpi.mpi.schedule import Speed, assign
+from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.placement import Placement
 from genfl_mpi.policies import ServerState, needed
 from genfl_mpi.surroundings import Surroundings
 
 POLICY = "policy."  # before the names of what policies remember, in the checkpoint
-
-
-def read_pool(config, about, data, device):
-    """The filter's classifier: a `Reader` of the public pool, the only real images that the server has."""
-    chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
-    return Reader(data["train_images"][chosen], data["train_labels"][chosen], about, config, device)
 
 
 class Server:
@@ -47,37 +35,27 @@ class Server:
     def __init__(self, config, about, data, device, policies=None):
         self.config, self.about, self.data, self.device = config, about, data, device
         policies = policies or find_policies(config)
-        self.select, self.rho, self.kappa, self.plan = (policies[name] for name in ("select", "rho", "kappa", "plan"))
+        self.select, self.rho, self.kappa = (policies[name] for name in ("select", "rho", "kappa"))
+        self.generated = Generated(config, about, data, device, policies["plan"])
         self.samples = np.diff(data["pointers"]) + config.data.shared  # of each client, without generated images
         self.state = ServerState(
             0, config, self.samples, data["shared_labels"],
-            generated=np.zeros(len(about.classes), dtype=np.int64), last=np.zeros(config.clients, dtype=np.int64),
+            generated=self.generated.of_label, last=np.zeros(config.clients, dtype=np.int64),
             losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
         # What policies remember, by the policy's name: after the last whole round, and in the round at hand, which may not count.
         self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
         self.memories = {}
-        self.images, self.labels = [], []
         self.moments = {}  # of the server's optimizer, by name: float64 (parameters,)
         self.trained = np.zeros(config.clients if config.algorithm.name == "scaffold" else 0, dtype=np.int64)  # round of each client's last training
         self.shares = np.zeros(0)  # the rho policy's answer for the cohort
         self.willing = np.ones(0, dtype=bool)  # who of the cohort does not decline
         self.status = np.empty(0, STATUS)  # what becomes of its clients
         self.asked = None  # the `ServerState` of which the kappa policy was asked, if it was
-        self.fresh = 0  # images of this round
-        self.interrupted = False  # whether this round's images were not all made, in order to leave
-        self.generation_speed = Speed()
-        self._ahead = self._generate_later_rounds()
-        if config.method == "pool":
-            chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
-            self.images, self.labels = [data["train_images"][chosen]], [data["train_labels"][chosen]]
-        if config.generates:
-            self.prompts = load_prompts(config.generation.prompts, about.classes)
-            self.generator = Generator(config, about.shape)
         self.around = Surroundings(config, about, self.samples, data["shared_labels"]) if config.world else None
         if config.fills:
             wanted, most, share = Placement(config, about, data, self.image_joules).demand()
             self.state = replace(self.state, samples=self.samples + wanted)
-            self.plan = lambda state: np.maximum(most - state.generated, 0)  # all in the first round
+            self.generated.plan = lambda state: np.maximum(most - state.generated, 0)  # all in the first round
             if self.around:
                 self.around.fill(wanted, share)
 
@@ -107,7 +85,7 @@ class Server:
     def send(self, plan, pace):
         """All clients are sent the round's images, which count as their samples: write into `plan` what `begin` left open."""
         self._count_images()
-        self._admit(plan, pace, pool=self.state.images, new=self.fresh)
+        self._admit(plan, pace, pool=self.state.images, new=self.generated.fresh)
 
     def _admit(self, plan, pace, **images):
         """Who of the cohort will be heard, with which weight, and on which rank it is trained. images: that they are sent."""
@@ -117,20 +95,21 @@ class Server:
         if heard.any() and "models" not in needed(self.rho):
             self.weigh(plan, heard)
         rates, costs = pace.rates(), self.state.samples[cohort[heard]] * self.epochs + pace.overhead
-        plan["rank"][heard] = assign(costs, rates, self._busy_seconds(rates[0]), self.config.training.together)
+        busy = self.generated.busy_seconds(self.state, rates[0])
+        plan["rank"][heard] = assign(costs, rates, busy, self.config.training.together)
 
     def _expected(self):
-        """With method=sent, how many images there will be in the round that begins, and how many of them are new, if all pass; where
-        its plan waits for the cohort, as many as the deficit of all has."""
+        """With method=sent, how many images there will be in the round that begins, and how many of them are new, if all pass;
+        where its plan waits for the cohort, as many as the deficit of all has."""
         if not self.config.sends:
             return {}
-        counts = self._counts(self.state)
+        counts = self.generated.counts(self.state)
         new = (planning.deficit(self.state) if counts is None else counts).sum()
         return {"pool": self.state.images + new, "new": new}
 
     def _count_images(self):
         """Bring up to date in the state how many images there are, and what clients train on who are sent them."""
-        images = sum(map(len, self.images))
+        images = len(self.generated)
         self.state = replace(self.state, images=images, samples=self.samples + images if self.config.sends else self.state.samples)
 
     def weigh(self, plan, counted, **known):
@@ -156,7 +135,7 @@ class Server:
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
             images = {}
             if self.around and self.config.sends:
-                used = self._passes(generated["fidelity"])
+                used = self.generated.passes(generated["fidelity"])
                 images = {"pool": (used & (generated["round"] <= round)).sum(), "new": (generated["round"] == round).sum()}
             cohorts.attend(self.around, round - 1, rows["client"], rows["status"] != DECLINED, rows["epochs"], **images)
             self._note_clients(rows)
@@ -182,7 +161,7 @@ class Server:
         state = replace(self.state, cohort=None)
         for round in range(self.state.round + 1):
             state = replace(state, round=round)
-            if (counts := self._counts(state)) is None:
+            if (counts := self.generated.counts(state)) is None:
                 raise UserError("method=matched needs a generation.plan that can tell before the cohort is chosen")
             state = replace(state, generated=state.generated + counts)
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
@@ -195,71 +174,16 @@ class Server:
         training = self.config.training.model_copy(update={"epochs": self.epochs})
         return normalised(rho, self.state.samples[self.state.cohort], training) if fednova else rho
 
-    def generate(self, leaving):
-        """Images of this round, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each batch; no more
-        of them once the function `leaving` is true."""
-        made = []
-        for batch in self._batches(self.state) if self.config.generates else []:
-            if leaving():
-                self.interrupted = True
-                return made
-            images = self._images(batch)
-            fidelity = self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
-            made.append((self.generator.bank.key(batch), batch, images, fidelity))
-        for _, batch, images, fidelity in made:
-            self.add_generated(batch.label, images, fidelity)
-        self.fresh = sum(len(batch) for _, batch, _, _ in made)
-        return made
-
-    @cached_property
-    def _filter(self):
-        return read_pool(self.config, self.about, self.data, self.device) if self.config.generation.min_fidelity else None
-
-    def generate_ahead(self):
-        """A piece of work for later rounds, at most one batch. Returns False when there is none left."""
-        return next(self._ahead, False)
-
-    def _generate_later_rounds(self):
-        """Make the batches of all later rounds; yields True after each batch, and after each round looked at."""
-        for batches in self.batches_from(self.state.round + 1):
-            for batch in batches:
-                if not self.generator.ready(batch):
-                    self._images(batch)
-                    yield True
-            yield True
-
-    def batches_from(self, first):
-        """Yields the batches of round `first` (0 is the first of all) and of each later one, as long as the plan can tell."""
-        state = self.state
-        for round in range(first, self.config.rounds):
-            state = replace(state, round=round, cohort=None)
-            counts = self._counts(state)
-            if counts is None:
-                return
-            yield self._batches(state, counts)
-            state = replace(state, generated=state.generated + counts)
-
-    def add_generated(self, labels, images, fidelity):
-        """labels: int (n,); images: uint8 (n, C, H, W); fidelity: float64 (n,), NaN without a filter. All of them count as
-        generated; the augmented model learns from those that pass."""
-        used = self._passes(fidelity)
-        self.images.append(np.asarray(images)[used])
-        self.labels.append(np.asarray(labels, dtype=np.int64)[used])
-        generated = self.state.generated + np.bincount(labels, minlength=len(self.about.classes))
-        self.state = replace(self.state, generated=generated)
-
-    def _passes(self, fidelity):
-        return ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
-
     def train_augmented(self, model, start, leaving):
         """omega_a: the trainer of the clients, on all images generated so far, from the global weights `start`. Returns it
         with the trainer's `Report`, or (None, None) while there is none, or once the function `leaving` is true."""
+        generated = self.generated
         if leaving():
-            self.interrupted = True
-        if self.interrupted or not any(map(len, self.labels)):
+            generated.interrupted = True
+        if generated.interrupted or not len(generated):
             return None, None
-        images = normalise(torch.from_numpy(np.concatenate(self.images)), self.about.mean, self.about.std, self.device)
-        labels = torch.from_numpy(np.concatenate(self.labels)).to(self.device)
+        images = normalise(torch.from_numpy(np.concatenate(generated.images)), self.about.mean, self.about.std, self.device)
+        labels = torch.from_numpy(np.concatenate(generated.labels)).to(self.device)
         rng = streams.generator(self.config.seed, "augmented", self.state.round)
         report = train(model, start, images, labels, at_round(self.config.augmented, self.state.round), rng)
         return model.weights.to("cpu", copy=True), report
@@ -336,51 +260,12 @@ class Server:
             raise FloatingPointError("the new global weights are not finite; a smaller learning rate may help")
         return omega, kappa2
 
-    def _counts(self, state):
-        """What the plan asks for in the round of `state`: int (classes,), images of each class; None if it cannot tell before the
-        cohort is chosen."""
-        counts = self.plan(state)
-        if counts is None and state.cohort is None and self.config.trains_clients:
-            return None
-        counts, classes = np.asarray(counts), len(self.about.classes)
-        if counts.shape != (classes,) or counts.dtype.kind not in "iu" or counts.min() < 0:
-            raise UserError(f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
-                            f"classes, as integers, not {counts}")
-        return counts
-
     def _before_kappa(self, omega_t, omega_fl, omega_a, parameters, judge):
         """The `ServerState` of which a kappa policy is asked."""
-        images, forecast = sum(map(len, self.images)), self.state.forecast
+        images, forecast = len(self.generated), self.state.forecast
         if forecast:
-            forecast = replace(forecast, augmented_joules=self.around.augmented_joules(self.fresh, images))
+            forecast = replace(forecast, augmented_joules=self.around.augmented_joules(self.generated.fresh, images))
         return replace(
             self.state, cohort=self.state.cohort[self.status == AGGREGATED], weights=omega_t.numpy(),
             fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(),
             parameters=parameters, judge=judge, images=images, forecast=forecast, memory=self.memories.get("kappa"))
-
-    def _batches(self, state, counts=None):
-        """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""
-        counts = self._counts(state) if counts is None else counts
-        settings = self.config.generation
-        return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
-
-    def _images(self, batch):
-        missing = not self.generator.ready(batch)
-        if missing:
-            self.generator.load()  # once, which says nothing of the speed
-        start = time.perf_counter()
-        images = self.generator.images(batch)
-        if missing:
-            self.generation_speed.measure(len(batch), time.perf_counter() - start)
-        return images
-
-    def _busy_seconds(self, speed):
-        """Predicted seconds of generation and augmented training in the round that begins; infinite as long as nobody
-        knows how long an image takes. speed: samples a second that rank 0 trains."""
-        if not self.config.augments:
-            return 0.0
-        batches = self._batches(self.state) if self.config.generates else []
-        missing = sum(len(batch) for batch in batches if not self.generator.ready(batch))
-        samples = sum(map(len, self.labels)) + sum(map(len, batches))
-        return self.generation_speed.seconds(missing) + samples * self.config.augmented.epochs / speed
-

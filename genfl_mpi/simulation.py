@@ -83,7 +83,7 @@ class Simulation:
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.server = collectives.together(
             self.comm, lambda: self.is_server and Server(config, self.about, self.data, self.device, policies))
-        image_joules = collectives.from_rank0(self.comm, lambda: self.server.image_joules) if config.incentive.price is not None else None
+        image_joules = collectives.from_rank0(self.comm, lambda: self.server.image_joules) if config.fills else None
         self.placement = Placement(config, self.about, self.data, image_joules)
         self.council, self.probes = Council(self, policies["rho"]), Probes(self)
 
@@ -94,7 +94,7 @@ class Simulation:
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.remember(state, self.down)
-            self.server.add_generated(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
+            self.server.generated.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
             self.server.note_earlier(tables["clients"], tables["generated"])
 
     def close(self):
@@ -125,7 +125,7 @@ class Simulation:
         # Data augmentation (III-B): the server generates, and trains omega_a on what it generated; or the clients get the images ...
         if self.is_server and (self.config.generates or self.config.augments):
             with clock("generate"):
-                generated = self.server.generate(self.leaving)
+                generated = self.server.generated.make(self.server.state, self.leaving)
         if self.is_server and self.config.augments:
             with clock("augment"):
                 omega_a, augmented = self.server.train_augmented(self.model, self.there.start, self.leaving)
@@ -133,7 +133,7 @@ class Simulation:
             with clock("send"):
                 if self.is_server and self.config.sends:
                     self.server.send(self.down.plan, self.pace)
-                self.placement.spread(self.comm, self.server, self.down.plan)
+                self.placement.spread(self.comm, self.server and self.server.generated, self.down.plan)
         self.probes.begin(round)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own. Who will not be heard need not train.
@@ -141,7 +141,7 @@ class Simulation:
             self.up.excuse(self.down.plan["rank"] == NOBODY, self.server.state.samples[self.down.plan["client"]])
         with clock("train"):
             self.host.train(clock)
-        ahead = self.server.generate_ahead if self.is_server and self.config.generates else None
+        ahead = partial(self.server.generated.ahead, self.server.state) if self.is_server and self.config.generates else None
         self.note("wait")
         waiting = collectives.arrive(self.comm, ahead, self.leaving)
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds, self.leaving()
@@ -184,7 +184,7 @@ class Simulation:
 
     def _is_whole(self):
         """On rank 0, after the reduction: whether every part of the round was done, and nothing skipped in order to leave."""
-        return self.up.complete() and not self.server.interrupted
+        return self.up.complete() and not self.server.generated.interrupted
 
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
@@ -213,7 +213,7 @@ class Simulation:
             self.pace.speeds[0].measure(augmented.samples * self.config.augmented.epochs, clock.seconds["augment"])
         columns = {
             "kappa1": 1 - kappa2, "kappa2": kappa2, "images": self.server.state.generated.sum(),
-            "images_used": sum(map(len, self.server.labels)),
+            "images_used": len(self.server.generated),
             "augmented_loss": augmented.loss_last_epoch if augmented else np.nan,
             **pay, **records.of_cohort(self.placement.own(clients["client"]) + made, self.data["label_histograms"]),
             **records.of_models(clients, self.weights, omega_fl, omega_a, self.model.parameters),

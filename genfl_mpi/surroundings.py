@@ -22,8 +22,8 @@ class Surroundings:
     shared: int (clients, classes), what they told of their labels. Raises UserError if the world has fewer clients, or acts on
     the run and lets nobody be done by its deadline.
 
-    spent: float64 (clients,), joules of each client so far; holdings: the `Holdings` of all; owed: float64 (clients,), J that each
-    will be paid for the images that it makes, once its model is aggregated.
+    spent: float64 (clients,), joules of each client so far; holdings: the `Holdings` of all; owed: float64 (clients,), J that
+    each will be paid for the images that it makes, once its model is aggregated.
     """
 
     def __init__(self, config, about, samples, shared):
@@ -42,7 +42,8 @@ class Surroundings:
         return image_joules(self.world.devices, self.trace.image_flops)
 
     def fill(self, wanted, share):
-        """With method=filled: how many images each client makes, int (clients,), and for which share of its gap, float64 (clients,)."""
+        """With method=filled: how many images each client makes, int (clients,), and for which share of its gap, float64
+        (clients,)."""
         self.wanted, self.owed = wanted, (self.config.incentive.price or 0.0) * share
 
     def forecast(self, round, epochs=None, pool=0, new=0):
@@ -75,8 +76,8 @@ class Surroundings:
         return status
 
     def note(self, status):
-        """The round of the last `attend` was a whole one: its clients have spent what it took, hold what they got, and were paid for
-        their images if they were aggregated. status: STATUS (K,), what became of its cohort at last."""
+        """The round of the last `attend` was a whole one: its clients have spent what it took, hold what they got, and were
+        paid for their images if they were aggregated. status: STATUS (K,), what became of its cohort at last."""
         cohort, who, work, joules, parts = self.begun
         self.owed[cohort[status == AGGREGATED]] = 0.0
         self.spent[who] += joules

@@ -18,9 +18,9 @@ OWN = {"sent": "P2", "filled": "P3"}  # placements of methods that have them in 
 def of_model(config, about):
     """What a `Trace` has of the model, whatever the rounds. about: the data set's `Description`."""
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
-    return {"clients": config.clients, "sample_flops": of_training(model.module, about.shape), "augmented_epochs": config.augmented.epochs,
-            "weights_bytes": model.weights.numel() * model.weights.element_size(), "shape": about.shape,
-            "placement": OWN.get(config.method, "P1")}
+    return {"clients": config.clients, "augmented_epochs": config.augmented.epochs, "shape": about.shape,
+            "sample_flops": of_training(model.module, about.shape), "placement": OWN.get(config.method, "P1"),
+            "weights_bytes": model.weights.numel() * model.weights.element_size()}
 
 
 def of_generator(config):

@@ -233,7 +233,7 @@ def test_the_pool_in_place_of_generated_data(tiny, tmp_path, capsys):
     one = Simulation(overrides=[*run, "kappa.kappa2=1"])
     for record in one:
         assert record.generated == [] and record.columns["images_used"] == 300
-    assert one.server.labels[0].tolist() == np.repeat(np.arange(10), 30).tolist()
+    assert one.server.generated.labels[0].tolist() == np.repeat(np.arange(10), 30).tolist()
     capsys.readouterr()
     assert main([*tiny, "method=pool"]) == 2
     assert "method=pool needs data.public_pool" in capsys.readouterr().err

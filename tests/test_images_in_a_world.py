@@ -75,8 +75,9 @@ def late(quick):
 
 @METHODS
 def test_an_endless_deadline_is_no_world(method, quick):
-    weights = [Simulation(overrides=[*quick, f"method={method}", *more]) for more in ([], [world(method, ", acts: true, deadline_s: 1.0e+9")])]
-    assert all(len(list(one)) == 4 for one in weights) and np.array_equal(*(one.weights for one in weights))
+    runs = [Simulation(overrides=[*quick, f"method={method}", *more])
+            for more in ([], [world(method, ", acts: true, deadline_s: 1.0e+9")])]
+    assert all(len(list(one)) == 4 for one in runs) and np.array_equal(*(one.weights for one in runs))
 
 
 @METHODS
@@ -120,7 +121,8 @@ def test_what_clients_hold_and_spent_comes_back(method, quick, tmp_path):
 def test_a_forecast_counts_what_a_client_lacks(quick):
     """A client that makes images also fetches the generator, once."""
     bare = f"{CELL}, devices: {{accelerator_tflops: 0.5, receive_watts: 3}}"
-    made, plain = (Simulation(overrides=[*quick, f"method={method}", "rounds=1", f"world={{{bare}}}"]) for method in ("filled", "fedavg"))
+    made, plain = (Simulation(overrides=[*quick, f"method={method}", "rounds=1", f"world={{{bare}}}"])
+                   for method in ("filled", "fedavg"))
     around, other = made.server.around, plain.server.around
     wanted, down = around.wanted, gains(around.world, 6, 0, DOWN)
     fetching = 8 * around.trace.generator_bytes / rate(20e6 / 4, 20.0 / 4, down, noise(around.world.channel))

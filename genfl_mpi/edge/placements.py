@@ -85,7 +85,8 @@ class Holdings:
 
 
 def _whole(images, part):
-    """How many of the images there are when a part of them is, float64 (K,). All of them may be a fraction, in a `scaled` trace."""
+    """How many of the images there are when a part of them is, float64 (K,). All of them may be a fraction, in a `scaled`
+    trace."""
     return np.where(part < 1, np.floor(images * part), images)
 
 

@@ -68,12 +68,12 @@ def groups(paths, tables=()):
 
 
 def distinguished(configs):
-    """What tells runs apart besides method and seed: (panel, settings) of each, as text, as a `Group` has them; and the settings common
-    to all, as a flat dict. configs: their configurations, as nested dicts."""
+    """What tells runs apart besides method and seed: (panel, settings) of each, as text, as a `Group` has them; and the
+    settings common to all, as a flat dict. configs: their configurations, as nested dicts."""
     configs = [_flat(config) for config in configs]
     common = {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
-    varied = [key for key in configs[0] if key not in common and not is_free(key) and key not in SET_ASIDE and not _follows(key, configs)
-              and (key in PANELS or not _is_methods_own(key, configs))]
+    varied = [key for key in configs[0] if key not in common and not is_free(key) and key not in SET_ASIDE
+              and not _follows(key, configs) and (key in PANELS or not _is_methods_own(key, configs))]
     panels = PANELS if "method" not in common else {}
     return [(", ".join(text.format(config[key]) for key, text in panels.items() if key in varied),
              ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels))
