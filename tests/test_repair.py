@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import TINY, mpirun
 
-from genfl_mpi import Simulation
+from genfl_mpi import Simulation, pricing
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, LATE
@@ -44,9 +44,10 @@ def middle(quick):
 def test_a_share_by_hand():
     # Of 50 samples, and 4 * 40 in an even mix, gamma is 11/16. At r = 4 c n gamma the best share is (1 - 1/2) / gamma = 8/11, for
     # which n gamma u / (1 - gamma u) = 50 images are made.
-    config = single(None, ["method=filled", "generation.cap=1000", "world={}", "incentive.price=137.5"])
-    about, data = SimpleNamespace(classes=range(4), shape=(3, 8, 8)), {"label_histograms": np.array([[40, 10, 0, 0], [7, 7, 7, 7]])}
-    placement = Placement(config, about, data, image_joules=1.0)
+    config = single(None, ["method=filled", "clients=2", "cohort=1", "generation.cap=1000", "world={}", "incentive.price=137.5"])
+    held = np.array([[40, 10, 0, 0], [7, 7, 7, 7]])
+    about = SimpleNamespace(classes=range(4), shape=(3, 8, 8))
+    placement = Placement(config, about, {"label_histograms": held}, image_joules=1.0)
     assert placement.share(np.arange(2)) == pytest.approx([8 / 11, 0])
     each, most, share = placement.demand()
     assert each.tolist() == [50, 0] and most.tolist() == [0, 14, 18, 18] and share == pytest.approx([8 / 11, 0])
@@ -97,7 +98,7 @@ def test_who_would_lose_declines(quick):
 
 def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(quick, tmp_path):
     limit = float(np.median(Simulation(overrides=quick).server.around.forecast(0).seconds))
-    late = [*quick, f"incentive.price={middle(quick)}", f"world={{acts: true, deadline_s: {limit}, {CELL}, {DEVICES}}}", "rounds=4"]
+    late = [*quick, f"incentive.price={middle(quick)}", "rounds=4", f"world={{acts: true, deadline_s: {limit}, {CELL}, {DEVICES}}}"]
     assert main([*late, "rounds=2"]) == 0 and main(late) == 0
     done = mpirun(2, "-m", "genfl_mpi", *late, f"output={tmp_path}/two")
     assert done.returncode == 0, done.stderr
@@ -108,6 +109,8 @@ def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(qu
     heard = columns["status"] == AGGREGATED
     assert set(columns["status"].tolist()) == {AGGREGATED, LATE}
     share = dict(zip(columns["client"][heard].tolist(), columns["share"][heard]))
+    priced = pricing.read(path)
+    pricing.in_worlds([priced], pricing.worlds_for([priced], []))  # and finds the same clients heard
     assert payments.sum() == pytest.approx(middle(quick) * sum(share.values()))
 
 
