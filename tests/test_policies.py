@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import mpirun
 
-from genfl_mpi import Simulation
+from genfl_mpi import Simulation, hosting
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.generation.prompts import load_prompts
