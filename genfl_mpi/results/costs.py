@@ -12,6 +12,9 @@ PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#007
                     "P4": ("#E69F00", "--"), "P5": ("#CC79A7", "-.")}
 PHASES = ("round", "train", "generate", "generate_ahead", "augment", "send", "wait", "reduce", "broadcast", "evaluate")
 MESSAGES = ("broadcast", "reduce")
+# Of runs in several worlds, or of several settings.
+STYLES = (*LINE_STYLES, (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (8, 2, 1, 2, 1, 2)))
+LINE = 90  # letters of a legend's line
 
 
 @styled
@@ -51,15 +54,17 @@ def accuracy(runs, measures):
     for axes, (measure, unit) in zip(grid.flat, measures.items()):
         for method, settings, world, reached, spent in runs:
             label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
-            style = LINE_STYLES[kinds.index((settings, world)) % len(LINE_STYLES)]
-            axes.plot(spent[measure], 100 * reached, style, color=COLOURS[method], label=None if (measure, label) in named else label)
+            style = STYLES[kinds.index((settings, world)) % len(STYLES)]
+            axes.plot(spent[measure], 100 * reached, linestyle=style, color=COLOURS[method],
+                      label=None if (measure, label) in named else label)
             named.add((measure, label))
         axes.set(xlabel=_axis(measure, unit), xscale="log")
         axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))  # within a decade there is no other label
         axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
         axes.grid()
     figure.supylabel("test accuracy (%)", fontsize=8)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    columns = LINE // (9 + max(len(label) for _, label in named)) if named else 1
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=max(1, min(3, columns)), frameon=False)
     return figure
 
 
