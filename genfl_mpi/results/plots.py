@@ -102,7 +102,7 @@ def label_classes(axes, names):
 @styled
 def sheet(sets, names, columns):
     """The first `columns` images of each class in each of `sets`, side by side: a row a class with its name, of at most MOST_CLASSES
-    classes.
+    classes, and a word where it has no image.
 
     sets: {title: (uint8 images (n, C, H, W), int labels (n,))}; names: of all classes.
     """
@@ -112,17 +112,20 @@ def sheet(sets, names, columns):
         axes.imshow(_tiles(images, labels, classes, columns), interpolation="nearest")
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    height = images.shape[2] + 2
+        height, width = images.shape[2] + 2, images.shape[3] + 2
+        for line in np.flatnonzero(~np.isin(classes, labels)):
+            axes.text(columns * width / 2, (line + 0.5) * height, "none", ha="center", va="center", fontsize=6, color="grey")
     row[0].set_yticks((np.arange(len(classes)) + 0.5) * height, [names[c] for c in classes])
     row[0].tick_params(length=0)
     return figure
 
 
 def _tiles(images, labels, classes, columns):
-    """uint8 RGB: a row of tiles for each class, white where there is no image."""
+    """uint8 RGBA: a row of tiles for each class, transparent where there is no image."""
     _, channels, height, width = images.shape
-    tiles = np.full((len(classes), columns, height + 2, width + 2, 3), 255, dtype=np.uint8)
+    tiles = np.zeros((len(classes), columns, height + 2, width + 2, 4), dtype=np.uint8)
     for row, c in enumerate(classes):
         own = images[labels == c][:columns].transpose(0, 2, 3, 1)
-        tiles[row, : len(own), 1:-1, 1:-1] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(len(classes) * (height + 2), columns * (width + 2), 3)
+        tiles[row, : len(own), 1:-1, 1:-1, :3] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
+        tiles[row, : len(own), 1:-1, 1:-1, 3] = 255
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(len(classes) * (height + 2), columns * (width + 2), 4)

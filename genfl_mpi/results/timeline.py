@@ -11,7 +11,7 @@ from genfl_mpi.results.reader import columns_of, damage, open_results
 
 # Paul Tol's light colours, made for areas with dark text on them.
 PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4",
-          "reduce": "#44BB99", "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
+          "reduce": "#44BB99", "aggregate": "#C3B1E1", "broadcast": "#BBCC33", "evaluate": "#99DDFF", "probe": "#D2B48C"}
 MOST_RANKS = 32  # of which bars are drawn
 
 
@@ -28,12 +28,14 @@ class Span(NamedTuple):
 def spans(path, round):
     """The `Span`s of a round of a results file, and the number of the round; round: None for the last one.
 
-    Measured are the clients' training and the waiting on every rank, and all phases of rank 0. The collectives begin and end
-    together on all ranks. Work that rank 0 did ahead while it waited is drawn as one piece. Raises UserError.
+    Measured are the clients' training and the waiting on every rank, and all phases of rank 0 but one: what it does between reduction
+    and broadcast, with the other ranks waiting, is Eq. (1), with what the policies ask for it, and the round's rows; it is called
+    aggregate. The collectives begin and end together on all ranks. Work that rank 0 did ahead while it waited is drawn as one piece.
+    Raises UserError.
     """
     with open_results(path) as file, damage(path):
         rounds, clients = columns_of(file, "rounds"), columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank"))
-        waits = columns_of(file, "ranks", ("round", "rank", "wait_seconds"))
+        waits, probes = columns_of(file, "ranks", ("round", "rank", "wait_seconds")), columns_of(file, "probes", ("round", "seconds"))
     there = rounds["round"].tolist()
     if not there or (round or there[-1]) not in there:
         raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
@@ -50,11 +52,13 @@ def spans(path, round):
     ahead = row["generate_ahead_seconds"]
     found += _in_a_row(0, free[0], {"generate ahead": ahead})
     free[0] += ahead
-    evaluate = row["round_seconds"] - row["evaluate_seconds"]
+    probe = float(probes["seconds"][probes["round"] == round].sum())
+    together = {"broadcast": row["broadcast_seconds"], "evaluate": row["evaluate_seconds"], "probe": probe}
     arrived = max(start + wait for start, wait in zip(free, waits))
+    reduced, announced = arrived + row["reduce_seconds"], row["round_seconds"] - sum(together.values())
     for rank, wait in enumerate(waits):
         found += _in_a_row(rank, free[rank], {"wait": wait}) + _in_a_row(rank, arrived, {"reduce": row["reduce_seconds"]})
-        found += _in_a_row(rank, evaluate - row["broadcast_seconds"], {name: row[f"{name}_seconds"] for name in ("broadcast", "evaluate")})
+        found += _in_a_row(rank, reduced, {"wait" if rank else "aggregate": announced - reduced}) + _in_a_row(rank, announced, together)
     return sorted(found), round
 
 
