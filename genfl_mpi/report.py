@@ -14,7 +14,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.results import figures, ledger, plots, reader, summary, tables
 from genfl_mpi.results.runs import Runs
 
-# Of each figure, what it shows and, where there are several seeds, what becomes of them.
+# Of each figure, what it shows, {of} which run if of one alone; and, where there are several seeds, what becomes of them.
 TITLES = {
     "accuracy": ("Test accuracy against rounds", ": mean over seeds, in a band of a standard deviation"),
     "loss": ("Test loss against rounds", ": mean over seeds, in a band of a standard deviation"),
@@ -22,10 +22,10 @@ TITLES = {
     "costs": ("Seconds of each phase, mean over rounds; phases of different ranks go on at the same time. Size of the two messages of a round",
               "; the thin lines are the standard deviation over seeds"),
     "heterogeneity": ("How the clients differ, in the rounds that were probed", ": mean over seeds"),
-    "partition": ("Samples of each class that each client holds", ""),
-    "timeline": ("What each rank did in the last round; the numbers are clients. Aggregate: Eq. (1) and the round's rows of the results, for which the "
-                 "other ranks wait", ""),
-    "images": ("Generated images of each class, and real ones", ""),
+    "partition": ("Samples of each class that each client holds{of}", ""),
+    "timeline": ("What each rank did in the last round{of}; the numbers are clients. Rank 0 first writes what the round before came to; "
+                 "aggregate: it applies Eq. (1), and the others wait", ""),
+    "images": ("Generated images of each class{of}, and real ones", ""),
 }
 MOST_ROWS = 10  # of the table of rounds
 
@@ -87,11 +87,10 @@ def _figures(paths, groups):
                 dark = plots.svg(dark)
         except UserError:  # no images, say
             continue
-        title += of_seeds if summary.several(groups) else ""
+        title = title.format(of=f" of {Path(shown[0]).stem}" if len(paths) > 1 and len(shown) == 1 else "") + (of_seeds if summary.several(groups) else "")
         if name in ("accuracy", "loss") and any(group.behind("round") for group in groups):
             title += "; thin lines: runs with fewer rounds"
-        whose = f" ({Path(shown[0]).stem})" if len(paths) > 1 and len(shown) == 1 else ""
-        yield {"name": name, "title": f"{title}{whose}.", "light": _embedded(plots.svg(light)), "dark": _embedded(dark)}
+        yield {"name": name, "title": f"{title}.", "light": _embedded(plots.svg(light)), "dark": _embedded(dark)}
 
 
 def _embedded(svg):
@@ -102,6 +101,8 @@ def _environments(runs):
     """(what, {value: how many runs have it}) of each entry of /environment."""
     for key in runs[0]["environment"]:
         values = [str(run["environment"].get(key, "")) for run in runs]
+        if key == "started" and len(set(values)) > 1:
+            values = [f"{min(values)} to {max(values)}"] * len(values)
         yield key.replace("_", " "), {value: values.count(value) for value in dict.fromkeys(values)}
 
 

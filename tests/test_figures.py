@@ -70,6 +70,7 @@ def test_timeline_has_every_client_and_phase_of_a_round(paths):
             [span] = [span for span in found if (span.rank, span.phase) == (0, phase)]
             assert span.end - span.start == pytest.approx(file[f"rounds/{phase}_seconds"][round - 1])
         assert max(span.end for span in found) == pytest.approx(file["rounds/round_seconds"][round - 1])
+        assert [span.start for span in found if span.phase == "write"] == [0.0] * (round > 1), "what the round before came to"
         served = {span.phase: span for span in found if span.rank == 0}
         for before, after in (("reduce", "aggregate"), ("aggregate", "broadcast"), ("broadcast", "evaluate")):
             assert served[before].end == pytest.approx(served[after].start), "no gap"

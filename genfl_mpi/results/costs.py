@@ -5,7 +5,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
 
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, WIDTH, column, styled
+from genfl_mpi.results.plots import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled
 from genfl_mpi.results.summary import groups
 
 PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
@@ -19,8 +19,8 @@ def measured(paths):
     """Seconds of each phase of a round, and bytes of its two messages: means over rounds, with the standard deviation over seeds; a
     bar for each method. Raises UserError."""
     found, _ = groups(paths)
+    kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
     figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
-    figure.set_figheight(1.2 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)))
     for axes, names, unit, label in ((above, PHASES, "seconds", "seconds a round"), (below, MESSAGES, "bytes", "size of a message")):
         thick = 0.8 / len(found)
         for i, group in enumerate(found):
@@ -28,14 +28,16 @@ def measured(paths):
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
             whose = ", ".join(filter(None, (group.method, group.panel, group.settings)))
             axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread, color=COLOURS[group.method],
+                      hatch=HATCHES[kinds.index((group.panel, group.settings)) % len(HATCHES)], edgecolor="white", linewidth=0,
                       error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))
         axes.grid(axis="x")
         axes.set_axisbelow(True)
     below.xaxis.set_major_formatter(EngFormatter("B"))
     below.locator_params(axis="x", nbins=5)
-    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    lines = legend_below(figure, *above.get_legend_handles_labels())
+    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)) + 0.15 * lines)
     return figure
 
 
@@ -59,7 +61,7 @@ def accuracy(runs, measures):
         axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
         axes.grid()
     figure.supylabel("test accuracy (%)", fontsize=8)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, *grid[0, 0].get_legend_handles_labels())
     return figure
 
 

@@ -4,15 +4,15 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, styled
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, legend_below, styled
 from genfl_mpi.results.summary import groups
 
 
 def _mean(run, name):
-    """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value."""
+    """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value; NaN where none has."""
     rounds, values = run["probed_clients/round"], run[f"probed_clients/{name}"]
-    there = np.unique(rounds)
-    return there, np.array([np.nanmean(values[rounds == round]) for round in there])
+    there, known = np.unique(rounds), np.isfinite(values)
+    return there, np.array([values[known & (rounds == round)].mean() if known[rounds == round].any() else np.nan for round in there])
 
 
 PANELS = {
@@ -49,5 +49,5 @@ def heterogeneity(paths):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, handles.values(), handles)
     return figure

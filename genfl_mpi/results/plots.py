@@ -2,6 +2,7 @@
 
 import io
 import os
+import textwrap
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -17,6 +18,8 @@ from genfl_mpi.errors import UserError
 COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9",
            "images sent": "#882255", "clients fill": "#D55E00"}
 LINE_STYLES = ("-", "--", ":", "-.")
+HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, for the same
+LONGEST = 54  # letters of a legend's line
 WIDTH = 3.5  # inches: one column of a two-column paper
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,
          "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.alpha": 0.3, "pdf.fonttype": 42, "svg.hashsalt": "genfl_mpi"}
@@ -55,6 +58,16 @@ def column(rows, height, columns=1, **more):
     """A figure as wide as a column, with a grid of axes, each row of which is `height` inches high."""
     figure = Figure((WIDTH, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def legend_below(figure, handles, labels, columns=3):
+    """A legend at the foot of a figure, in as many columns as fit their longest label, at most `columns`. Returns how many lines of text
+    it has."""
+    labels = [textwrap.fill(label, LONGEST) for label in labels]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    fit = max(1, min(columns, int(WIDTH / (0.05 * longest + 0.5))))  # inches: of a letter, and of a handle with the gaps beside it
+    figure.legend(handles, labels, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
+    return sum(max(label.count("\n") + 1 for label in labels[row::rows]) for rows in [-(-len(labels) // fit)] for row in range(rows))
 
 
 @styled
