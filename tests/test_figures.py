@@ -4,7 +4,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
-from conftest import small_sweep
+from conftest import FAST, small_sweep
 from matplotlib.colors import to_hex
 
 from genfl_mpi.cli import main
@@ -38,6 +38,18 @@ def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
         deviation = values.std(0, ddof=1)
         assert (low, high) == pytest.approx((min(values.mean(0) - deviation), max(values.mean(0) + deviation)))
     assert [line.get_color() for line in axes.lines] == [plots.COLOURS["FedAvg"], plots.COLOURS["GenFL"]]
+
+
+def test_many_kinds_of_runs_can_be_told_apart(tmp_path):
+    """Of one method with more settings than line styles; the legend, which would cover the curves, is below them and fits."""
+    assert main([*FAST, "rounds=2", "sweep.training.lr=[0.01,0.02,0.03,0.05,0.1]", "sweep.algorithm.name=[fedavg,fedprox]", f"output={tmp_path}"]) == 0
+    figure = curves.accuracy(sorted(tmp_path.glob("*.h5")))
+    [axes] = figure.axes
+    assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}) == len(axes.lines) == 10
+    assert axes.get_legend() is None and "FedAvg, lr 0.05, algorithm fedprox" in [text.get_text() for text in figure.legends[0].get_texts()]
+    figure.draw_without_rendering()
+    inside, box = figure.bbox, figure.legends[0].get_window_extent()
+    assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= axes.get_window_extent().y0
 
 
 def test_accuracy_of_each_class(paths):

@@ -5,7 +5,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
 
-from genfl_mpi.results.plots import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled
+from genfl_mpi.results.plots import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
 from genfl_mpi.results.summary import groups
 
 PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
@@ -26,9 +26,9 @@ def measured(paths):
         for i, group in enumerate(found):
             a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
-            whose = ", ".join(filter(None, (group.method, group.panel, group.settings)))
-            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread, color=COLOURS[group.method],
-                      hatch=HATCHES[kinds.index((group.panel, group.settings)) % len(HATCHES)], edgecolor="white", linewidth=0,
+            whose, kind = ", ".join(filter(None, (group.method, group.panel, group.settings))), kinds.index((group.panel, group.settings))
+            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread,
+                      color=tinted(COLOURS[group.method], kind), hatch=HATCHES[kind % len(HATCHES)], edgecolor="white", linewidth=0,
                       error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, legend_below, styled
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, legend_below, styled, tinted
 from genfl_mpi.results.summary import groups
 
 
@@ -39,9 +39,9 @@ def heterogeneity(paths):
             if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
                 rounds = max((rounds for rounds, _ in runs), key=len)
                 mean = np.mean([values for _, values in runs if len(values) == len(rounds)], axis=0)
-                style = LINE_STYLES[kinds.index((group.panel, group.settings)) % len(LINE_STYLES)]
+                kind = kinds.index((group.panel, group.settings))
                 marker = "." if len(rounds) < 30 else None
-                axes.plot(rounds, mean, style, color=COLOURS[group.method], marker=marker, markersize=3,
+                axes.plot(rounds, mean, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[group.method], kind), marker=marker, markersize=3,
                           label=", ".join(filter(None, (group.method, group.panel, group.settings))))
         axes.set(ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
         axes.grid()
@@ -49,5 +49,5 @@ def heterogeneity(paths):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
-    legend_below(figure, handles.values(), handles)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (legend_below(figure, handles.values(), handles) - 1))
     return figure

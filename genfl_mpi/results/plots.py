@@ -9,6 +9,7 @@ from functools import wraps
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -58,6 +59,13 @@ def column(rows, height, columns=1, **more):
     """A figure as wide as a column, with a grid of axes, each row of which is `height` inches high."""
     figure = Figure((WIDTH, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def tinted(colour, number):
+    """A colour for the kind of runs of this number, of which every so many have a line style or hatch of their own: itself, then lighter,
+    then darker."""
+    towards, share = ((0, 0), (1, 0.55), (0, 0.5))[number // len(LINE_STYLES) % 3]
+    return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
 
 
 def legend_below(figure, handles, labels, columns=3):

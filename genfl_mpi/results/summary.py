@@ -64,10 +64,16 @@ def groups(paths, tables=()):
     panels, found = PANELS if "method" not in common else {}, {}
     for flat, columns, classes in runs:
         panel = ", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied)
-        settings = ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(flat[key]) for key in varied if key not in panels)
+        settings = ", ".join(PANELS.get(key, f"{_short(key)} {{}}").format(flat[key]) for key in varied if key not in panels)
         group = found.setdefault((flat["method"], panel, settings), Group(METHODS[flat["method"]], panel, settings, classes))
         group.runs.append(columns)
     return list(found.values()), common
+
+
+def _short(key):
+    """A setting's own name, or its section's where that tells more: algorithm, of algorithm.name."""
+    section, _, name = key.rpartition(".")
+    return section.rpartition(".")[2] if section and name in ("name", "policy") else name
 
 
 def several(found):
