@@ -23,7 +23,7 @@ from pathlib import Path
 
 from jobs import JOBS
 
-from genfl_mpi.mpi import collectives
+from genfl_mpi.mpi import collectives, launchers
 from genfl_mpi.results import environment
 
 HERE = Path(__file__).parent
@@ -198,7 +198,7 @@ def main():
         parser.error(f"there is no job {unknown.pop()}; jobs are {', '.join(JOBS)}")
     cores, python = len(os.sched_getaffinity(0)), peers_python(options.peers)
     about = {
-        **environment.describe(collectives.library(), [platform.node()] * cores, 1, "cpu"),
+        **environment.describe(launchers.command(1, os.environ), collectives.library(), [platform.node()] * cores, 1, "cpu"),
         "peers": versions(python),
         "load": os.getloadavg(),
     }

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.fields import Section
-from genfl_mpi.settings import Config, keys
+from genfl_mpi.settings import MACHINES, Config, filled_in, is_free, keys
 from genfl_mpi.world import World
 
 # Bounds on what is read: a YAML file of a few lines may stand for gigabytes, and a sweep of a few lists for years.
@@ -226,6 +226,64 @@ def flatten(values, prefix=""):
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def nested(flat):
+    """Dotted keys as nested dicts again."""
+    values = {}
+    for key, value in flat.items():
+        _set(values, key, value)
+    return values
+
+
+def decided(values, keys=None):
+    """What somebody decided of a resolved configuration, nested dicts: the fewest settings from which all others follow, as defaults, by
+    a preset, from another setting or from the machine. A flat dict in the order of the settings; a world of defaults is {}.
+
+    keys: the dotted keys of which to ask, by default all.
+    """
+    flat, left, found = flatten(values), values, {}
+    try:
+        wanted = _resolved(left, values)
+    except ValidationError:  # of a version with other settings
+        defaults = flatten(Config().model_dump(mode="json"))
+        return {key: flat[key] for key in keys or flat if key in flat and flat[key] != defaults.get(key)}
+    for key in keys or flat:
+        if key not in flat:
+            continue
+        try:
+            without = _without(left, *key.split("."))
+            follows = _resolved(without, values) == wanted
+        except ValidationError:
+            follows = False
+        if follows:
+            left = without
+        else:
+            found[key] = flat[key]
+    if values.get("world") is not None and (not keys or "world" in keys) and not any(key.startswith("world.") for key in found):
+        found["world"] = {}
+    return found
+
+
+def varied(configs):
+    """The dotted keys in which resolved configurations, nested dicts, differ because somebody decided so, or ran them on other machines;
+    without those that no round depends on."""
+    flats = [flatten(config) | {"world": config.get("world") is not None} for config in configs]
+    keys = [key for key in dict.fromkeys(itertools.chain(*flats)) if not is_free(key) and any(flat.get(key) != flats[0].get(key) for flat in flats)]
+    wanted = {key for config in configs for key in decided(config, keys)} if keys else set()
+    return [key for key in keys if key in wanted or key in MACHINES]
+
+
+def _resolved(values, whole):
+    """`Config`, from a part of a resolved configuration that ran on the machine of the `whole`."""
+    return filled_in(Config.model_validate(values), whole["runtime"]["threads"], whole["runtime"]["device"])
+
+
+def _without(values, key, *inner):
+    """Nested dicts without a key, or without one in the section `key`."""
+    if inner:
+        return {**values, key: _without(values[key], *inner)}
+    return {name: value for name, value in values.items() if name != key}
 
 
 def text_of(source=None):

@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from genfl_mpi.config import flatten, load
+from genfl_mpi.config import decided, flatten, load, nested
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import checkpoint, progress, reader
 
@@ -39,8 +39,7 @@ def runs(path, round, overrides):
     if not 1 <= round <= rows:
         raise UserError(f"--at {round}: {path} has rounds 1 to {rows}")
     before = flatten(stored)
-    # What the augmented model's training has in common with the clients', it takes from there again.
-    stored["augmented"] = {key: value for key, value in stored["augmented"].items() if value != stored["training"][key]}
+    stored = nested(decided(stored)) | {"runtime": stored["runtime"]}  # what follows from other settings, follows them again
     stored["output"] = str(path.with_suffix("")) + f"_fork{round}"
     found = load(stored, overrides)
     for name, config in found.items():

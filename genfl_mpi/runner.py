@@ -16,7 +16,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
-from genfl_mpi.mpi import collectives
+from genfl_mpi.mpi import collectives, launchers
 from genfl_mpi.naming import sources
 from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
@@ -177,8 +177,9 @@ def _begin(path, config, fork, comm, say):
     if earlier.finished and earlier.rounds == config.rounds:
         progress.clear(path)
         return earlier, None
+    became = "failed" if progress.state(path) == "failed" else "was cut off"
     for line in progress.lines(path):
-        say(f"{path.stem}: the start before was cut off: {line}")
+        say(f"{path.stem}: the start before {became}: {line}")
     progress.clear(path)
     return earlier, progress.Progress(path, 0, comm.size)
 
@@ -247,7 +248,7 @@ def _open(path, simulation, given, hosts, earlier):
     names = yaml.safe_dump(list(simulation.about.classes))
     texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin,
              "sources": yaml.safe_dump(sources(flatten(config.model_dump())))}
-    about = environment.describe(collectives.library(), hosts, config.runtime.threads, config.runtime.device)
+    about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
     if earlier.source and simulation.host.variates is not None:

@@ -16,6 +16,10 @@ FREE = {"rounds", "output", "checkpoint", "generation.bank", "data.root", "data.
         "runtime.ranks_per_run", "laboratory", "probes", "audit"}
 
 
+# Settings that a run's first start fills in, and that its /environment tells.
+MACHINES = {"runtime.threads", "runtime.device"}
+
+
 def is_free(key):
     """Whether the dotted `key`, or its section, is one of FREE."""
     return not FREE.isdisjoint({key, key.partition(".")[0]})
@@ -149,6 +153,22 @@ class Config(Section):
     def fills(self):
         """Whether the clients generate what they lack (placement P3)."""
         return self.method == "filled"
+
+
+def filled_in(config, threads, device):
+    """`config` with what another setting decides, once it is known on how many threads and what kind of device it runs."""
+    generation = config.generation
+    where = device if generation.device == "auto" else generation.device
+    filled = {
+        "device": where,
+        "dtype": generation.dtype if generation.dtype != "auto" else ("float32" if where == "cpu" else "float16"),
+        "seed": config.seed if generation.seed is None else generation.seed,
+        "threads": generation.threads or threads,
+    }
+    return config.model_copy(update={
+        "runtime": config.runtime.model_copy(update={"threads": threads, "device": device}),
+        "generation": generation.model_copy(update=filled),
+    })
 
 
 def keys(section=Config, prefix=""):

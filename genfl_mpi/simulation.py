@@ -26,7 +26,7 @@ from genfl_mpi.probing import Probes
 from genfl_mpi.records import Record
 from genfl_mpi.resident import Resident
 from genfl_mpi.server import Server
-from genfl_mpi.settings import Config
+from genfl_mpi.settings import Config, filled_in
 
 
 class Simulation:
@@ -227,16 +227,4 @@ class Simulation:
 
 def resolve(config, comm):
     """`config` with everything filled in that the machine or another setting decides. Collective."""
-    threads, device = devices.resolve(comm, config.runtime)
-    generation = config.generation
-    where = device if generation.device == "auto" else generation.device
-    filled_in = {
-        "device": where,
-        "dtype": generation.dtype if generation.dtype != "auto" else ("float32" if where == "cpu" else "float16"),
-        "seed": config.seed if generation.seed is None else generation.seed,
-        "threads": generation.threads or threads,
-    }
-    return config.model_copy(update={
-        "runtime": config.runtime.model_copy(update={"threads": threads, "device": device}),
-        "generation": generation.model_copy(update=filled_in),
-    })
+    return filled_in(config, *devices.resolve(comm, config.runtime))

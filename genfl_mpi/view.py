@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console, Group
@@ -21,7 +20,6 @@ PHASES = ("train", "generate", "augment", "send", "wait", "reduce", "broadcast",
 BARS = "▁▂▃▄▅▆▇█"
 MOST_RUNS = 12  # in the table of a live view
 REFRESH = 0.25  # seconds between two frames
-LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
 
 
 def view(say, total, level="normal", shown=True):
@@ -40,16 +38,14 @@ def terminal():
     """
     if os.environ.get("TERM", "dumb") == "dumb":
         return None
-    pid, mine = os.getppid(), _link("self", 1)
+    mine = _link("self", 1)
     holds = False  # whether somebody on the way to the launcher reads what is printed here
     with suppress(OSError, ValueError, IndexError):
-        while pid > 1:
-            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        for pid, name in launchers.parents():
             holds = holds or any(_link(pid, entry) == mine for entry in os.listdir(f"/proc/{pid}/fd"))
-            if name.startswith(LAUNCHERS):
+            if name.startswith(launchers.LAUNCHERS):
                 descriptor = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NOCTTY)
                 return descriptor if os.isatty(descriptor) and (holds or sys.stdout.isatty()) else None
-            pid = int(rest.split()[1])
     started_by_others = any(name in os.environ for name in launchers.RANKS)
     return sys.stdout.fileno() if sys.stdout.isatty() and not started_by_others else None
 
@@ -133,13 +129,15 @@ def _fit(console, descriptor):
     console.size = size if all(size) else (80, 24)
 
 
-def frame(runs, total):
+def frame(runs, total, ended=None):
     """What is known of runs, as something that rich can draw. runs: `Status`es, of which the last one is computed now, or those
-    whose ranks say so; total: how many there are to be."""
+    whose ranks say so; total: how many there are to be; ended: {path: what became of it} of those that nobody computes."""
     parts = []
     for known in runs:
-        ranks = [] if known.finished else progress.read(known.path)
-        if ranks or (known is runs[-1] and not known.finished):
+        ranks, end = [] if known.finished else progress.read(known.path), (ended or {}).get(known.path)
+        if ranks and end:
+            parts += [_bar(known), *(Text(f"  {end}: {line}") for line in progress.lines(known.path))]
+        elif ranks or (known is runs[-1] and not known.finished):
             parts += [_bar(known), *_ranks(ranks)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run" if total == len(runs) else f"run {len(runs)} of {total}", no_wrap=True, overflow="ellipsis")
@@ -225,8 +223,9 @@ def watch(paths, say):
             goes_on = _look(paths, shown, lambda line: None)
             _fit(console, descriptor)
             if shown:
-                runs = sorted(shown.values(), key=lambda known: (progress.is_running(known.path), known.name))
-                display.update(frame(runs, len(runs)), refresh=True)
+                words = {path: progress.state(path) for path in shown}
+                runs = sorted(shown.values(), key=lambda known: (words[known.path] == "running", known.name))
+                display.update(frame(runs, len(runs), {path: word for path, word in words.items() if word != "running"}), refresh=True)
             if not goes_on:
                 return
             time.sleep(REFRESH)

@@ -251,5 +251,5 @@ def test_an_exception_is_in_the_progress(tmp_path, capsys):
                   PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert done.returncode == 1
     assert main(["show", str(tmp_path / "results/fedavg_seed1.h5")]) == 0
-    assert "cut off:" in (said := capsys.readouterr().out) and "which raised ValueError" in said.replace("\n      ", " ")
+    assert "failed:" in (said := capsys.readouterr().out) and "which raised ValueError: no" in said.replace("\n      ", " ")
     assert Path(tmp_path / "results/fedavg_seed1.progress").is_dir()

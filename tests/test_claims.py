@@ -71,7 +71,7 @@ def test_a_claim_holds_where_it_holds_everywhere():
     good, bad, open_ = (Row("", "", np.array([value] * 6) + np.arange(6) * 0.1, 20) for value in (1.0, -2.0, -0.25))
     claim = claims.Claim("", "", "", None)
     assert claims.verdict(claim, [good, good]) == "supported" and claims.verdict(claim, [good, bad, open_]) == "refuted"
-    assert claims.verdict(claim, [good, open_]) == "undecided" and claims.verdict(claim, []) == "undecided"
+    assert claims.verdict(claim, [good, open_]) == "undecided" and claims.verdict(claim, []) == "skipped"
     both = claims.Claim("", "", "", None, parts=2)
     assert claims.verdict(both, [good, good]) == "undecided" and claims.verdict(both, [good, replace(good, statistic="other")]) == "supported"
 
@@ -91,7 +91,7 @@ def test_claims_on_curves_that_are_known(runs):
     assert words["C8"][0] == "undecided", "of many classes nothing is known"
     assert words["C8"][1][0].values.tolist() == [1] * 6
     assert [row.values.mean() for row in words["C9"][1]] == pytest.approx([np.cos(np.deg2rad(80)) - 0.05, 0.45])
-    assert words["K1"] == ("undecided", [])
+    assert words["K1"] == ("skipped", [])
 
 
 def test_costs_by_hand(runs, monkeypatch):
@@ -113,7 +113,7 @@ def test_many_classes_are_not_covered(runs):
 def test_only_pairs_are_compared(runs):
     """Seeds that one of the methods lacks do not count."""
     some = runs(*(made("fedavg", seed) for seed in (1, 2, 3)), *(made("aigc", seed) for seed in (2, 3, 4)))
-    [row] = claims.differences(some, "fedavg", "aigc", claims.final, "final accuracy")
+    [row] = claims.differences(some, "fedavg", "aigc", claims.final, claims.AT_THE_END)
     assert len(row.values) == 2 and row.verdict == ("undecided", "6 seeds")
 
 
@@ -142,9 +142,10 @@ def test_the_command(tiny, tmp_path, capsys):
     assert main(["claims", str(tmp_path / "results"), "-o", str(out)]) == 0
     said = capsys.readouterr().out
     assert "needs 20 rounds" in said and "mnist5k α 0.1 to 1" in said and "8 runs: 4 of mnist5k α 0.1" in said
-    assert max(map(len, said.splitlines()[:-1])) <= 80
+    assert (longest := max(said.splitlines()[:-1], key=len)) and len(longest) <= 80, longest
     text = out.read_text()
-    assert text.count("| C1 |") == 4 and "| K1 | needs runs of genfl and pool |" in text
+    assert text.count("| C1 |") == 4 and "| K1 | needs runs of genfl and pool |" in text and "in place of images | skipped: needs runs" in text
+    assert "skipped" in said and "a part of it needs runs of fedavg, on data sets of few and of many classes" in " ".join(said.split())
     assert len({line.count("|") for line in text.splitlines() if line.startswith("| C")}) == 1, "every row has all cells"
 
 

@@ -10,6 +10,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.commands import COMMANDS
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.runs import PAIRED
+from genfl_mpi.settings import filled_in
 
 
 def test_the_default_is_a_sweep_over_the_papers_methods():
@@ -40,6 +41,27 @@ def test_a_preset_fills_what_training_leaves_open():
     assert (one.training.lr, one.training.momentum, one.training.flip) == (0.5, 0.9, True)
     assert (one.augmented.lr, one.augmented.momentum, one.augmented.epochs) == (0.5, 0.9, 1)
     assert config.single({"method": "genfl", "preset": "paper"}).training.lr == 1e-4
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"rounds": 3}, {"preset": "practical", "training.epochs": 1}, {"kappa.kappa2": 0.7}, {"augmented.lr": 0.3}, {"generation.seed": 7}, {"world": {}},
+    {"training.lr": 0.2, "world.deadline_s": 3.0}, {"preset": "paper", "augmented.lr": 0.5, "clients": 3, "cohort": 2, "seed": 4}])
+def test_what_was_decided_is_what_was_given(given):
+    """What follows from it is left out, and comes back of itself."""
+    def resolved(values):
+        return filled_in(config.validate(config.nested(values)), 2, "cpu").model_dump(mode="json")
+
+    assert config.decided(resolved(given)) == given and resolved(config.decided(resolved(given))) == resolved(given)
+
+
+@pytest.mark.parametrize("one, other, keys", [
+    ({"seed": 2}, {}, ["seed"]), ({"preset": "practical"}, {"preset": "paper"}, ["preset"]), ({"training.lr": 0.2}, {}, ["training.lr"]),
+    ({"training.lr": 0.2, "augmented.lr": 0.3}, {}, ["training.lr", "augmented.lr"]), ({"kappa.kappa1": 0.5}, {}, ["kappa.kappa2"]),
+    ({"rounds": 9}, {}, []), ({"world": {}}, {}, ["world"]), ({"world.deadline_s": 3}, {"world": {}}, ["world.deadline_s"])])
+def test_what_varies_is_what_was_decided(one, other, keys):
+    found = [filled_in(config.validate(config.nested(values)), 2, "cpu").model_dump(mode="json") for values in (one, other)]
+    assert config.varied(found) == config.varied(found[::-1]) == keys
+    assert config.varied([found[0], found[0]]) == []
 
 
 def test_a_kappa_alone_fixes_the_other():

@@ -4,7 +4,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
-from conftest import small_sweep
+from conftest import FAST, small_sweep
 from matplotlib.colors import to_hex
 
 from genfl_mpi.cli import main
@@ -40,6 +40,18 @@ def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
     assert [line.get_color() for line in axes.lines] == [plots.COLOURS["FedAvg"], plots.COLOURS["GenFL"]]
 
 
+def test_many_kinds_of_runs_can_be_told_apart(tmp_path):
+    """Of one method with more settings than line styles; the legend, which would cover the curves, is below them and fits."""
+    assert main([*FAST, "rounds=2", "sweep.training.lr=[0.01,0.02,0.03,0.05,0.1]", "sweep.algorithm.name=[fedavg,fedprox]", f"output={tmp_path}"]) == 0
+    figure = curves.accuracy(sorted(tmp_path.glob("*.h5")))
+    [axes] = figure.axes
+    assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}) == len(axes.lines) == 10
+    assert axes.get_legend() is None and "FedAvg, lr 0.05, algorithm fedprox" in [text.get_text() for text in figure.legends[0].get_texts()]
+    figure.draw_without_rendering()
+    inside, box = figure.bbox, figure.legends[0].get_window_extent()
+    assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= axes.get_window_extent().y0
+
+
 def test_accuracy_of_each_class(paths):
     shown = [axes.images[0].get_array() for axes in curves.classes(paths).axes if axes.images]
     assert len(shown) == 2
@@ -70,6 +82,10 @@ def test_timeline_has_every_client_and_phase_of_a_round(paths):
             [span] = [span for span in found if (span.rank, span.phase) == (0, phase)]
             assert span.end - span.start == pytest.approx(file[f"rounds/{phase}_seconds"][round - 1])
         assert max(span.end for span in found) == pytest.approx(file["rounds/round_seconds"][round - 1])
+        assert [span.start for span in found if span.phase == "write"] == [0.0] * (round > 1), "what the round before came to"
+        served = {span.phase: span for span in found if span.rank == 0}
+        for before, after in (("reduce", "aggregate"), ("aggregate", "broadcast"), ("broadcast", "evaluate")):
+            assert served[before].end == pytest.approx(served[after].start), "no gap"
         assert max(starts + seconds) <= next(span.start for span in found if span.phase == "reduce")
         bars = timeline(path, wanted).axes[0].patches
         assert sorted((bar.get_x(), bar.get_width()) for bar in bars) == pytest.approx(np.array(sorted((span.start, span.end - span.start) for span in found)))
@@ -86,7 +102,9 @@ def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
             file["ranks"][name].resize(3, axis=0)
             file["ranks"][name][:] = values
     found, _ = spans(path, 1)
-    assert [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")] == [(1, 3.5)], "as it was measured"
+    first, then = [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")]
+    assert first == (1, 3.5), "as it was measured"
+    assert [then] == [(span.start, span.end) for span in found if span.phase == "aggregate"], "rank 1 waits for rank 0"
     assert not [span for span in found if (span.rank, span.phase) == (0, "wait")]
 
 
@@ -99,6 +117,15 @@ def test_generated_images_beside_real_ones(paths):
     for picture, images, labels in ((generated, file["generated/image"][:], file["generated/label"][:]), (real, arrays["test_images"], arrays["test_labels"])):
         first = images[labels == 3][0, 0]
         assert np.array_equal(picture[3 * 30 + 1 : 4 * 30 - 1, 1:29, 0], first)
+
+
+def test_a_class_without_images_says_so():
+    some, labels = np.full((3, 1, 28, 28), 200, np.uint8), np.array([0, 0, 2])
+    figure = plots.sheet({"generated": (some, labels), "real": (some, np.arange(3))}, ["a", "b", "c"], 2)
+    generated, real = figure.axes
+    [word] = generated.texts
+    assert word.get_text() == "none" and word.get_position() == (30, 45) and not real.texts
+    assert (generated.images[0].get_array()[30:60, :, 3] == 0).all(), "the ground shines through"
 
 
 def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):

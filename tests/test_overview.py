@@ -1,5 +1,8 @@
 """Many runs at a glance: finished, running, cut off, waiting, unreadable."""
 
+import os
+import sys
+
 import pytest
 from conftest import FAST, Job
 
@@ -37,6 +40,38 @@ def test_runs_in_every_state(finished, tmp_path, capsys):
     assert row.split()[-1] == "2", "the means are those of the finished runs alone"
     assert "fedavg_seed3  cut off   " in said and " of 100000 rounds, accuracy " in said
     assert (finished / "summary.png").stat().st_size > 10000
+
+
+@pytest.mark.parametrize("fault", ["training.lr=0.2", "selection=whose:choice"])
+def test_a_refused_start_leaves_everything_as_it_was(fault, tmp_path, monkeypatch, capsys):
+    """Of a finished run and of one that was interrupted."""
+    (tmp_path / "whose.py").write_text("from genfl_mpi.policies.selection import random as choice\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = [*FAST, *(["selection=whose:choice"] if "whose" in fault else []), f"output={tmp_path}/runs"]
+    assert main([*run, "rounds=2"]) == 0
+    cut = Job(1, [*run, "rounds=100000", "seed=2"], tmp_path / "runs/fedavg_seed2.h5", tmp_path / "log", PYTHONPATH=os.pathsep.join(sys.path))
+    cut.after_round(1)
+    cut.process.kill()
+    cut.end()
+    (tmp_path / "whose.py").write_text("from genfl_mpi.policies.selection import random as choice  # changed\n")
+    files = sorted((tmp_path / "runs").glob("*.h5"))
+    before = [(overview.state(path), progress.read(path)) for path in files]
+    for seed, rounds in ((1, 2), (1, 3), (2, 100000)):
+        assert main([*run, fault, f"rounds={rounds}", f"seed={seed}"]) == 2
+    assert [(overview.state(path), progress.read(path)) for path in files] == before
+    assert [state.word for state, _ in before] == ["finished", "cut off"] and not progress.path_for(files[0]).exists()
+
+
+def test_a_start_that_failed_says_why(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nobody.py").write_text("def chosen(state):\n    return ['all of them']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run, path = [*FAST, "rounds=2", f"output={tmp_path}/runs"], tmp_path / "runs/fedavg_seed1.h5"
+    assert main([*run, "selection=nobody:chosen"]) == 2
+    capsys.readouterr()
+    assert main(["summary", str(path)]) == 0
+    assert "fedavg_seed1  failed" in (said := capsys.readouterr().out) and "UserError: the selection policy must return" in said
+    assert main(run) == 0
+    assert "the start before failed: rank 0" in capsys.readouterr().out and overview.state(path).word == "finished"
 
 
 def test_nothing_has_begun(tmp_path, capsys):

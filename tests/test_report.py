@@ -87,6 +87,26 @@ def test_of_one_run_without_images(folder, tmp_path):
     assert main(["report", str(folder / "fedavg_seed1.h5"), "-o", str(tmp_path / "one.html")]) == 0
     page = Page((tmp_path / "one.html").read_text())
     assert "claims" not in page.ids and "images" not in page.ids and "timeline" in page.ids
+    said = " ".join(" ".join(page.text).split())
+    assert "over seeds" not in said and "deviation" not in said and "±" not in said, "of one seed"
+
+
+def test_captions_say_what_is_drawn(report):
+    said = " ".join(" ".join(Page(report.read_text()).text).split())
+    assert "mean over seeds, in a band of a standard deviation" in said and "± their standard deviation" in said
+    assert "What each rank did in the last round of genfl_seed1;" in said and "thin lines: runs" not in said
+
+
+def test_only_what_was_decided_is_listed(report):
+    text = report.read_text()
+    listed = re.findall(r"<tr><td><code>([\w.]+)</code>", text)
+    assert {"rounds", "clients", "training.epochs", "generation.steps"} <= set(listed)
+    assert not {"augmented.lr", "augmented.epochs", "generation.seed", "generation.threads", "runtime.threads", "kappa.kappa1", "method"} & set(listed)
+
+
+def test_claims_that_these_runs_do_not_touch_are_listed_as_skipped(report):
+    said = " ".join(" ".join(Page(report.read_text()).text).split())
+    assert "needs runs of genfl and pool skipped" in said and "a part of it needs runs of genfl, fedavg and aigc undecided" in said
 
 
 def test_what_cannot_be_written_or_read(folder, tmp_path, capsys):

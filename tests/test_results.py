@@ -1,15 +1,20 @@
 """The results file: for h5py, for xarray, for `show`, and while it grows."""
 
+import shlex
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from conftest import mpirun
+from conftest import FAST, command, mpirun
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
+from genfl_mpi.mpi import launchers
 from genfl_mpi.results.layout import CLIENTS, GENERATED, ROUNDS
 from genfl_mpi.results.reader import digests, open_results
 from genfl_mpi.results.writer import Writer
@@ -62,7 +67,36 @@ def test_show(file, capsys):
     assert main(["show", str(file)]) == 0
     said = capsys.readouterr().out
     assert "finished: 3 of 3 rounds, method genfl, seed 1" in said and "20 generated images" in said
+    assert "policies: selection random, rho size, kappa fixed (kappa2 0.2), plan equal, algorithm fedavg" in " ".join(said.split())
+    assert "settings that are no default: rounds=3, clients=6" in said and "augmented" not in said and "generation.seed" not in said
     assert max(map(len, said.splitlines()[1:])) <= 80
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("method=aigc", "policies: plan equal\n"), ("method=fedavg", "policies: selection random, rho size, algorithm fedavg\n"),
+    ("algorithm.name=fedadam", "checkpoints in genfl_seed1.checkpoint/ of round 1: for more rounds, and for forks\n")])
+def test_show_names_who_decides_and_what_is_kept(tiny, tmp_path, setting, said, capsys):
+    assert main([*tiny, setting, "rounds=1"]) == 0
+    capsys.readouterr()
+    assert main(["show", str(*(tmp_path / "results").glob("*.h5"))]) == 0
+    assert said in capsys.readouterr().out.replace("\n    ", " ")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_command_can_be_pasted(ranks, tmp_path):
+    started = command(ranks, "-m", "genfl_mpi", *FAST, "rounds=1", f"output={tmp_path}/it's $HOME \\ here")
+    assert subprocess.run(started, capture_output=True).returncode == 0
+    with open_results(*tmp_path.glob("*/*.h5")) as file:
+        line = file["environment"].attrs["command"]
+    assert shlex.split(line)[1:] == started[1:]
+    again = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert again.returncode == 0 and "finished before" in again.stdout
+
+
+def test_a_command_without_a_launcher():
+    assert launchers.command(1, {}) == shlex.join(sys.orig_argv)
+    assert launchers.command(3, {}) == "mpirun -n 3 " + shlex.join(sys.orig_argv)
+    assert launchers.command(3, {"SLURM_STEP_ID": "0"}).startswith("srun -n 3 ")
 
 
 @pytest.mark.parametrize("command", ["show", "digest"])

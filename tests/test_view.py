@@ -155,6 +155,20 @@ def test_a_frame_fits_a_narrow_terminal(tmp_path):
     assert len(text.splitlines()) <= view.MOST_RUNS + 4 and max(map(len, text.splitlines())) <= 80
 
 
+def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
+    run = status.Status(tmp_path / "genfl_seed1.h5", "GenFL", 9, [status.Round(1, 0.5, 20, 1.5)])
+    note = progress.Progress(run.path, 0, 1)
+    note("train", 5, 2)
+    words = [progress.state(run.path)]
+    note.raised(ValueError("no"))
+    note.close()
+    words.append(progress.state(run.path))
+    assert words == ["running", "failed"]
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))
+    console.print(view.frame([run], 1, {run.path: words[1]}))
+    assert "failed: rank 0 of 1" in (text := console.export_text()) and "training client 5 in round 2, which raised ValueError: no" in text
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (float("nan"), "?")])
 def test_durations(seconds, text):
     assert view.duration(seconds) == text

@@ -13,7 +13,7 @@ COMMANDS = {
     "quality": ("generators", "judge the images of a bank"),
     "pretrain": ("generators", "train a small generator on public images"),
     "finetune": ("generators", "train a LoRA adapter for a generator"),
-    "plot": ("files", "draw accuracy against rounds, from results files"),
+    "plot": ("files", "draw accuracy and other figures from results files"),
     "summary": ("files", "many runs at a glance, while some still run"),
     "report": ("files", "write all about runs into one HTML file"),
     "claims": ("files", "test the paper's claims on results files"),

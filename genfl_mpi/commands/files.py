@@ -4,7 +4,7 @@ from genfl_mpi.commands import launch
 from genfl_mpi.errors import UserError
 
 FIGURES = {
-    "accuracy": "test accuracy against rounds, mean and deviation over seeds",
+    "accuracy": "test accuracy against rounds; of seeds, mean and deviation",
     "loss": "test loss, likewise",
     "classes": "test accuracy of each class",
     "partition": "samples of each class that each client holds, of a run",
@@ -25,7 +25,7 @@ def plot(arguments):
     parser.add_argument("--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME")
     parser.add_argument("--round", type=int, metavar="N", help="the round of a timeline (default: the last one)")
     parser.add_argument("--world", action="append", metavar="FILE", help="costs in a simulated world, see configs/worlds; may be given several times")
-    parser.add_argument("-o", "--output", help="the image file: .png, .svg or .pdf (default: NAME.png)")
+    parser.add_argument("-o", "--output", help="the image file: .png, .svg or .pdf (default: NAME.png in the folder where you are)")
     options = parser.parse_args(arguments)
 
     def lines():
@@ -80,7 +80,7 @@ def claims(arguments):
         "claims", "Test the paper's claims on results files of several methods, alphas and seeds,\n"
         "and write the ledger as a table. For example:\n"
         "  python -m genfl_mpi claims results/fig5-small results/fig6-small")
-    parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s)")
+    parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s in the folder where you are)")
     options = parser.parse_args(arguments)
 
     def lines():
@@ -252,7 +252,7 @@ def export(arguments):
         "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
         "  python -m genfl_mpi export results/default --tensorboard results/logs")
     parser.add_argument("--table", choices=("rounds", "clients", "generated", "partition"), default="rounds", help="which (default: %(default)s)")
-    parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv)")
+    parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv in the folder where you are)")
     parser.add_argument("--tensorboard", metavar="FOLDER", help="write the rounds of each run as scalars into FOLDER/RUN instead")
     options = parser.parse_args(arguments)
 

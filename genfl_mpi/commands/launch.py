@@ -34,7 +34,7 @@ def parser_of_results(command, description):
 
 def add_figure(parser, default):
     """Let a command's figure be put elsewhere than into the file `default`."""
-    parser.add_argument("-o", "--output", default=default, help="the figure: .png, .pdf or .svg (default: %(default)s)")
+    parser.add_argument("-o", "--output", default=default, help="the figure: .png, .pdf or .svg (default: %(default)s in the folder where you are)")
 
 
 def options_of(parser, arguments):

@@ -27,7 +27,9 @@ def run(arguments):
     parser = launch.parser_of_config(
         "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
         "three methods on real handwritten digits. Started again, it skips the runs that\n"
-        "are finished and continues the others. Other commands, each with --help:\n"
+        "are finished and continues the others. Their files and the closing figure, named\n"
+        "after CONFIG.yaml or else accuracy.png, are in the folder `output`.\n"
+        "Other commands, each with --help:\n"
         + "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items() if about),
         epilog=EXAMPLES + describe())
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")

@@ -1,16 +1,46 @@
-"""What the launchers and Slurm tell a process of itself, in its environment: known before MPI is started."""
+"""What the launchers and Slurm tell a process of itself, in its environment, and by their own command: known before MPI is started."""
+
+import os
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 from genfl_mpi.errors import UserError
 
 # A launcher's own words, for the rank of a process and for how many there are.
 RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "SLURM_PROCID")
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
 GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 def is_first(environ):
     """Whether the process is rank 0, or no launcher has started it."""
     return all(environ.get(name, "0") == "0" for name in RANKS)
+
+
+def parents():
+    """(process, name) of this process's parents, the nearest first. Raises OSError or ValueError where the system does not tell."""
+    pid = os.getppid()
+    while pid > 1:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        yield pid, name
+        pid = int(rest.split()[1])
+
+
+def command(size, environ):
+    """The line for a shell by which this process and the others of `size` ranks were started: as the launcher was called, if it is
+    one of the parents, and else as one would be."""
+    own = list(sys.orig_argv)
+    if any(name in environ for name in RANKS):
+        with suppress(OSError, ValueError, IndexError):
+            for pid, name in parents():
+                if name.startswith(LAUNCHERS):
+                    return shlex.join(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1])
+    if size > 1:
+        own = ["srun" if "SLURM_STEP_ID" in environ else "mpirun", "-n", str(size), *own]
+    return shlex.join(own).encode(errors="replace").decode()
 
 
 def granted_cores(environ):

@@ -5,7 +5,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
 
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, WIDTH, column, styled
+from genfl_mpi.results.plots import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
 from genfl_mpi.results.summary import groups
 
 PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
@@ -19,23 +19,25 @@ def measured(paths):
     """Seconds of each phase of a round, and bytes of its two messages: means over rounds, with the standard deviation over seeds; a
     bar for each method. Raises UserError."""
     found, _ = groups(paths)
+    kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
     figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
-    figure.set_figheight(1.2 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)))
     for axes, names, unit, label in ((above, PHASES, "seconds", "seconds a round"), (below, MESSAGES, "bytes", "size of a message")):
         thick = 0.8 / len(found)
         for i, group in enumerate(found):
             a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
-            whose = ", ".join(filter(None, (group.method, group.panel, group.settings)))
-            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread, color=COLOURS[group.method],
+            whose, kind = ", ".join(filter(None, (group.method, group.panel, group.settings))), kinds.index((group.panel, group.settings))
+            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread,
+                      color=tinted(COLOURS[group.method], kind), hatch=HATCHES[kind % len(HATCHES)], edgecolor="white", linewidth=0,
                       error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))
         axes.grid(axis="x")
         axes.set_axisbelow(True)
     below.xaxis.set_major_formatter(EngFormatter("B"))
     below.locator_params(axis="x", nbins=5)
-    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    lines = legend_below(figure, *above.get_legend_handles_labels())
+    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)) + 0.15 * lines)
     return figure
 
 
@@ -51,15 +53,16 @@ def accuracy(runs, measures):
     for axes, (measure, unit) in zip(grid.flat, measures.items()):
         for method, settings, world, reached, spent in runs:
             label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
-            style = LINE_STYLES[kinds.index((settings, world)) % len(LINE_STYLES)]
-            axes.plot(spent[measure], 100 * reached, style, color=COLOURS[method], label=None if (measure, label) in named else label)
+            kind = kinds.index((settings, world))
+            axes.plot(spent[measure], 100 * reached, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[method], kind),
+                      label=None if (measure, label) in named else label)
             named.add((measure, label))
         axes.set(xlabel=_axis(measure, unit), xscale="log")
         axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))  # within a decade there is no other label
         axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
         axes.grid()
     figure.supylabel("test accuracy (%)", fontsize=8)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, *grid[0, 0].get_legend_handles_labels())
     return figure
 
 

@@ -1,10 +1,15 @@
 """Figures of many runs over the rounds: mean and standard deviation over seeds."""
 
+import textwrap
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, label_classes, styled
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, label_classes, legend_below, styled, tinted
 from genfl_mpi.results.summary import groups
+
+# A legend with more lines, or longer ones, is put below the curves, which it would cover.
+MOST_INSIDE, LONGEST_INSIDE = 5, 22
 
 
 def accuracy(paths):
@@ -22,13 +27,15 @@ def loss(paths):
 def classes(paths):
     """Test accuracy of each class against rounds, mean over seeds: a panel for each method. Raises UserError."""
     found, _ = groups(paths)
-    figure, all_axes = column(len(found), 0.55 + min(2.4, 0.12 * max(len(group.classes) for group in found)), sharex=True)
-    for group, [axes] in zip(found, all_axes):
+    titles = [textwrap.fill(", ".join(filter(None, (group.method, group.panel, group.settings))), 36) for group in found]
+    lines = 1 + max(title.count("\n") for title in titles)
+    figure, all_axes = column(len(found), 0.42 + 0.13 * lines + min(2.4, 0.12 * max(len(group.classes) for group in found)), sharex=True)
+    for group, title, [axes] in zip(found, titles, all_axes):
         names = group.classes
         mean = 100 * group.of("accuracy_per_class").mean(0)
         image = axes.imshow(mean.T, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0, vmax=100,
                             extent=(0.5, len(mean) + 0.5, len(names) - 0.5, -0.5))
-        axes.set(title=", ".join(filter(None, (group.method, group.panel, group.settings))), ylabel="class")
+        axes.set(title=title, ylabel="class")
         label_classes(axes, names)
     axes.set(xlabel="round")
     figure.colorbar(image, ax=all_axes, label="test accuracy (%)")
@@ -44,8 +51,8 @@ def _over_rounds(paths, name, label, unit):
     for panel, [axes] in zip(panels, all_axes):
         for group in (group for group in found if group.panel == panel):
             curves = unit * group.of(name)
-            mean, colour, x = curves.mean(0), COLOURS[group.method], np.arange(1, curves.shape[1] + 1)
-            style = LINE_STYLES[settings.index(group.settings) % len(LINE_STYLES)]
+            kind, mean, x = settings.index(group.settings), curves.mean(0), np.arange(1, curves.shape[1] + 1)
+            colour, style = tinted(COLOURS[group.method], kind), LINE_STYLES[kind % len(LINE_STYLES)]
             axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
             for curve in group.behind(name):
                 axes.plot(np.arange(1, len(curve) + 1), unit * curve, style, color=colour, linewidth=0.5)
@@ -56,7 +63,11 @@ def _over_rounds(paths, name, label, unit):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()
     axes.set(xlabel="round")
-    all_axes[0, 0].legend(frameon=False)
+    handles = {name: handle for [axes] in all_axes for handle, name in zip(*axes.get_legend_handles_labels())}
+    if len(handles) > MOST_INSIDE or max(map(len, handles)) > LONGEST_INSIDE:
+        figure.set_figheight(figure.get_figheight() + 0.15 * legend_below(figure, handles.values(), handles))
+    else:
+        all_axes[0, 0].legend(handles.values(), handles, frameon=False)
     if panels != [""]:
         figure.suptitle(_title(common))
     return figure

@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 PACKAGES = ("genfl_mpi", "numpy", "torch", "torchvision", "diffusers", "transformers", "h5py", "mpi4py")
 
 
-def describe(mpi_library, hosts, threads, device):
-    """Attributes of /environment. hosts: the host of each rank."""
+def describe(command, mpi_library, hosts, threads, device):
+    """Attributes of /environment. command: the line that started all ranks; hosts: the host of each rank."""
     return {
-        "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(), "system": platform.platform(), "processor": processor(),
         "packages": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "git_commit": git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),

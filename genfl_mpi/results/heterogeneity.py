@@ -4,15 +4,15 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, styled
+from genfl_mpi.results.plots import COLOURS, LINE_STYLES, column, legend_below, styled, tinted
 from genfl_mpi.results.summary import groups
 
 
 def _mean(run, name):
-    """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value."""
+    """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value; NaN where none has."""
     rounds, values = run["probed_clients/round"], run[f"probed_clients/{name}"]
-    there = np.unique(rounds)
-    return there, np.array([np.nanmean(values[rounds == round]) for round in there])
+    there, known = np.unique(rounds), np.isfinite(values)
+    return there, np.array([values[known & (rounds == round)].mean() if known[rounds == round].any() else np.nan for round in there])
 
 
 PANELS = {
@@ -39,9 +39,9 @@ def heterogeneity(paths):
             if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
                 rounds = max((rounds for rounds, _ in runs), key=len)
                 mean = np.mean([values for _, values in runs if len(values) == len(rounds)], axis=0)
-                style = LINE_STYLES[kinds.index((group.panel, group.settings)) % len(LINE_STYLES)]
+                kind = kinds.index((group.panel, group.settings))
                 marker = "." if len(rounds) < 30 else None
-                axes.plot(rounds, mean, style, color=COLOURS[group.method], marker=marker, markersize=3,
+                axes.plot(rounds, mean, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[group.method], kind), marker=marker, markersize=3,
                           label=", ".join(filter(None, (group.method, group.panel, group.settings))))
         axes.set(ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
         axes.grid()
@@ -49,5 +49,5 @@ def heterogeneity(paths):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (legend_below(figure, handles.values(), handles) - 1))
     return figure

@@ -15,7 +15,7 @@ def text(judged, note):
         yield f"{first:<{WIDTH - 11}}{word:>11}"
         yield from rest
         if claim.lacks(rows):
-            yield f"      needs runs of {claim.needs}"
+            yield from textwrap.wrap(lacking(claim, rows), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
         what = None
         for row in rows:
             if row.statistic != what:
@@ -41,17 +41,22 @@ def write(judged, note, out):
 def _markdown(judged, note):
     yield "# The paper's claims\n"
     yield "| claim | verdict |\n|---|---|"
-    for claim, _, word in judged:
-        yield f"| **{claim.name}** {claim.statement} | {word} |"
+    for claim, rows, word in judged:
+        yield f"| **{claim.name}** {claim.statement} | {word}{'' if rows else f': {lacking(claim, rows)}'} |"
     yield "\n| claim | statistic | above | setting | effect [95 % interval] | seeds | rounds | verdict |\n|---|---|---|---|---|---|---|---|"
-    for claim, rows, _ in judged:
+    for claim, rows, word in judged:
         for row in rows:
-            word, needs = row.verdict
+            verdict, needs = row.verdict
             yield (f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values) if row.rounds else ''} | {row.rounds or ''} | "
-                   f"{word}{f': needs {needs}' if needs else ''} |")
+                   f"{verdict}{f': needs {needs}' if needs else ''} |")
         if claim.lacks(rows):
-            yield f"| {claim.name} | needs runs of {claim.needs} | | | | | | undecided |"
+            yield f"| {claim.name} | {lacking(claim, rows)} | | | | | | {'undecided' if rows else word} |"
     yield "\n" + "\n".join(textwrap.wrap(note, 120))
+
+
+def lacking(claim, rows):
+    """What a claim without any row needs, or one of which a part has none."""
+    return f"{'a part of it ' if rows else ''}needs runs of {claim.needs}"
 
 
 def effect(row):

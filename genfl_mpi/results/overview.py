@@ -9,8 +9,8 @@ from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished,
 
 
 class State(NamedTuple):
-    """Of one run. word: finished, running, cut off, waiting (without a file yet) or unreadable; rounds: done, of how many (0:
-    unknown); accuracy: after the last of them, NaN without one; remark: what is wrong."""
+    """Of one run. word: finished, running, failed, cut off, waiting (without a start yet) or unreadable; rounds: done, of how many
+    (0: unknown); accuracy: after the last of them, NaN without one; remark: what is wrong."""
 
     path: Path
     word: str
@@ -24,17 +24,20 @@ def state(path):
     """The `State` of the run with the results file `path`. Raises UserError if that is no name of one."""
     if not path.exists() and path.suffix != ".h5":
         raise UserError(f"{path}: there is no such folder, and results files end in .h5")
-    running = progress.is_running(path)
+    word = progress.state(path)
+    remark = next((about["raised"] for about in progress.read(path) if "raised" in about), "") if word == "failed" else ""
     if not path.exists():
-        return State(path, "running" if running else "waiting")
+        return State(path, word or "waiting", remark=remark)
     try:
         with open_results(path) as file, damage(path):
             accuracy = columns_of(file, "rounds", ["accuracy"])["accuracy"]
-            word = "finished" if is_finished(file) else "running" if running else "cut off"
-            return State(path, word, len(accuracy), config_of(file)["rounds"], accuracy[-1] if len(accuracy) else float("nan"))
+            done, last = len(accuracy), accuracy[-1] if len(accuracy) else float("nan")
+            if is_finished(file):
+                return State(path, "finished", done, config_of(file)["rounds"], last)
+            return State(path, word or "cut off", done, config_of(file)["rounds"], last, remark)
     except UserError as error:
         # A run that is just beginning has written only a part of its file.
-        return State(path, "running") if running else State(path, "unreadable", remark=str(error))
+        return State(path, "running") if word == "running" else State(path, "unreadable", remark=str(error))
 
 
 def lines(states):
@@ -47,8 +50,8 @@ def lines(states):
         width = max(len(one.path.stem) for one in unfinished)
         for one in unfinished:
             accuracy = f", accuracy {100 * one.accuracy:.2f} %" if one.rounds else ""
-            done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else one.remark
-            yield f"{one.path.stem:<{width}}  {one.word:<8}  {done}".rstrip()
+            done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else ""
+            yield f"{one.path.stem:<{width}}  {one.word:<8}  {'; '.join(filter(None, (done, one.remark)))}".rstrip()
     words = [one.word for one in states]
     yield f"\n{len(states)} runs: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 

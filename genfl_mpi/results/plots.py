@@ -2,12 +2,14 @@
 
 import io
 import os
+import textwrap
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,6 +19,8 @@ from genfl_mpi.errors import UserError
 COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9",
            "images sent": "#882255", "clients fill": "#D55E00"}
 LINE_STYLES = ("-", "--", ":", "-.")
+HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, for the same
+LONGEST = 54  # letters of a legend's line
 WIDTH = 3.5  # inches: one column of a two-column paper
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,
          "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.alpha": 0.3, "pdf.fonttype": 42, "svg.hashsalt": "genfl_mpi"}
@@ -55,6 +59,23 @@ def column(rows, height, columns=1, **more):
     """A figure as wide as a column, with a grid of axes, each row of which is `height` inches high."""
     figure = Figure((WIDTH, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def tinted(colour, number):
+    """A colour for the kind of runs of this number, of which every so many have a line style or hatch of their own: itself, then lighter,
+    then darker."""
+    towards, share = ((0, 0), (1, 0.55), (0, 0.5))[number // len(LINE_STYLES) % 3]
+    return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
+
+
+def legend_below(figure, handles, labels, columns=3):
+    """A legend at the foot of a figure, in as many columns as fit their longest label, at most `columns`. Returns how many lines of text
+    it has."""
+    labels = [textwrap.fill(label, LONGEST) for label in labels]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    fit = max(1, min(columns, int(WIDTH / (0.05 * longest + 0.5))))  # inches: of a letter, and of a handle with the gaps beside it
+    figure.legend(handles, labels, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
+    return sum(max(label.count("\n") + 1 for label in labels[row::rows]) for rows in [-(-len(labels) // fit)] for row in range(rows))
 
 
 @styled
@@ -102,7 +123,7 @@ def label_classes(axes, names):
 @styled
 def sheet(sets, names, columns):
     """The first `columns` images of each class in each of `sets`, side by side: a row a class with its name, of at most MOST_CLASSES
-    classes.
+    classes, and a word where it has no image.
 
     sets: {title: (uint8 images (n, C, H, W), int labels (n,))}; names: of all classes.
     """
@@ -112,17 +133,20 @@ def sheet(sets, names, columns):
         axes.imshow(_tiles(images, labels, classes, columns), interpolation="nearest")
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    height = images.shape[2] + 2
+        height, width = images.shape[2] + 2, images.shape[3] + 2
+        for line in np.flatnonzero(~np.isin(classes, labels)):
+            axes.text(columns * width / 2, (line + 0.5) * height, "none", ha="center", va="center", fontsize=6, color="grey")
     row[0].set_yticks((np.arange(len(classes)) + 0.5) * height, [names[c] for c in classes])
     row[0].tick_params(length=0)
     return figure
 
 
 def _tiles(images, labels, classes, columns):
-    """uint8 RGB: a row of tiles for each class, white where there is no image."""
+    """uint8 RGBA: a row of tiles for each class, transparent where there is no image."""
     _, channels, height, width = images.shape
-    tiles = np.full((len(classes), columns, height + 2, width + 2, 3), 255, dtype=np.uint8)
+    tiles = np.zeros((len(classes), columns, height + 2, width + 2, 4), dtype=np.uint8)
     for row, c in enumerate(classes):
         own = images[labels == c][:columns].transpose(0, 2, 3, 1)
-        tiles[row, : len(own), 1:-1, 1:-1] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(len(classes) * (height + 2), columns * (width + 2), 3)
+        tiles[row, : len(own), 1:-1, 1:-1, :3] = np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
+        tiles[row, : len(own), 1:-1, 1:-1, 3] = 255
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(len(classes) * (height + 2), columns * (width + 2), 4)

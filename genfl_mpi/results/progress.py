@@ -22,6 +22,7 @@ PHASES = {"start": "starting", "begin": "beginning", "generate": "generating ima
           "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing", "probe": "probing",
           "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
 MOST = 8  # ranks that are told of
+MOST_SAID = 200  # characters of what an error says
 TRIES = 3  # at a lock, which somebody who only looks may hold for a moment
 ROUNDS = "rounds"  # the file of finished rounds: a line of JSON about the run, then one for each round
 
@@ -61,8 +62,8 @@ class Progress:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
     def raised(self, error):
-        """Note that what the rank was doing has failed."""
-        self.about["raised"] = type(error).__name__
+        """Note that what the rank was doing has failed. It is the rank's last word, and may be longer than others."""
+        self.about["raised"] = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split())[:MOST_SAID])))
         self(self.about["phase"], self.about["client"])
 
     def doing(self):
@@ -110,6 +111,13 @@ def is_running(results):
         return not _locked(descriptor)
     finally:
         os.close(descriptor)
+
+
+def state(results):
+    """Of the start that left its progress here, in a word: running; failed, with an error of which a rank still told; cut off, of which
+    none could; or nothing, where no start left any, or it ended well."""
+    known = read(results)
+    return "running" if is_running(results) else "" if not known else "failed" if any("raised" in about for about in known) else "cut off"
 
 
 def refuse_second(results):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from genfl_mpi.results import progress
+from genfl_mpi.config import decided
+from genfl_mpi.results import checkpoint, progress
 from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
+from genfl_mpi.settings import Config
 
 
 def show(path):
@@ -20,10 +22,13 @@ def show(path):
         if origin := file["config"].attrs.get("origin"):
             yield f"  fork of {origin}"
         yield from _ranks(Path(path))
-        yield from textwrap.wrap(environment["packages"], 80, initial_indent="  ", subsequent_indent="  ")
+        yield from _checkpoints(Path(path), is_finished(file))
+        yield from _wrapped(f"policies: {', '.join(_policies(config))}")
+        yield from _wrapped("settings that are no default: " + ", ".join(f"{key}={value}" for key, value in decided(config).items()))
+        yield from _wrapped(environment["packages"])
         where = (f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, "
                  f"{environment['processor']}, {environment['started']}")
-        yield from textwrap.wrap(where, 80, initial_indent="  ", subsequent_indent="  ")
+        yield from _wrapped(where)
         emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
         how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
@@ -34,11 +39,41 @@ def show(path):
 
 
 def _ranks(path):
-    """What the ranks are doing, or were doing when they were cut off."""
-    if progress.read(path):
-        yield "  running:" if progress.is_running(path) else "  cut off:"
+    """What the ranks are doing, or were doing when they failed or were cut off."""
+    if word := progress.state(path):
+        yield f"  {word}:"
         for line in progress.lines(path):
             yield from textwrap.wrap(line, 80, initial_indent="    ", subsequent_indent="      ")
+
+
+def _wrapped(text):
+    return textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="    ")
+
+
+def _policies(config):
+    """Who decides in the run: its policies, as far as its method asks them, and the algorithm."""
+    method = Config.model_construct(method=config["method"])
+    if method.trains_clients:
+        yield from (f"selection {config['selection']}", f"rho {config['rho']}")
+    if method.trains_clients and method.augments:
+        kappa = config["kappa"]
+        yield f"kappa {kappa['policy']}" + (f" (kappa2 {kappa['kappa2']:g})" if kappa["policy"] == "fixed" else "")
+    if method.generates and not method.fills:
+        yield f"plan {config['generation']['plan']}"
+    if method.trains_clients:
+        yield f"algorithm {config['algorithm']['name']}"
+
+
+def _checkpoints(path, finished):
+    """Of which rounds there are checkpoints, and what for."""
+    if there := checkpoint.rounds(path):
+        use = "for more rounds, and for forks" if finished else "the same command continues from the last"
+        yield from _wrapped(f"checkpoints in {checkpoint.path_for(path).name}/ of {_rounds(there)}: {use}")
+
+
+def _rounds(numbers, most=6):
+    """Numbers of rounds as text, of many the last ones."""
+    return f"round{'s' if len(numbers) > 1 else ''} {'..., ' if len(numbers) > most else ''}{', '.join(map(str, numbers[-most:]))}"
 
 
 def _table(rounds):

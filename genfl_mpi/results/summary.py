@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import yaml
 
-from genfl_mpi.config import flatten
+from genfl_mpi import config
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
-from genfl_mpi.settings import is_free
-from genfl_mpi.world import World
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "images sent", "filled": "clients fill", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
@@ -50,59 +48,67 @@ class Group:
 def groups(paths, tables=()):
     """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict. tables: others than
     /rounds, whose columns the runs have too, as "table/column". Raises UserError, also for a run without a finished round."""
-    runs = []
+    runs, configs = [], []
     for path in paths:
         with open_results(path) as file, damage(path):
+            configs.append(config_of(file))
             columns = columns_of(file, "rounds")
             for table in tables:
                 columns |= {f"{table}/{name}": values for name, values in columns_of(file, table).items()}
-            runs.append((config_of(file), columns, yaml.safe_load(file["config"].attrs["class_names"])))
-        if not len(runs[-1][1]["round"]):
+            runs.append((columns, yaml.safe_load(file["config"].attrs["class_names"])))
+        if not len(columns["round"]):
             raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
-    told, common = distinguished([config for config, _, _ in runs])
+    told, common = distinguished(configs)
     found = {}
-    for (config, columns, classes), (panel, settings) in zip(runs, told):
-        group = found.setdefault((config["method"], panel, settings), Group(METHODS[config["method"]], panel, settings, classes))
+    for values, (columns, classes), (panel, settings) in zip(configs, runs, told):
+        group = found.setdefault((values["method"], panel, settings), Group(METHODS[values["method"]], panel, settings, classes))
         group.runs.append(columns)
     return list(found.values()), common
 
 
 def distinguished(configs):
     """What tells runs apart besides method and seed: (panel, settings) of each, as text, as a `Group` has them; and the
-    settings common to all, as a flat dict. configs: their configurations, as nested dicts."""
-    configs = [_flat(config) for config in configs]
-    common = {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
-    varied = [key for key in configs[0] if key not in common and not is_free(key) and key not in SET_ASIDE
-              and not _follows(key, configs) and (key in PANELS or not _is_methods_own(key, configs))]
+    settings common to all, as a flat dict. configs: their resolved configurations, as nested dicts."""
+    flats = [_flat(values) for values in configs]
+    common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
+    keys = dict.fromkeys("world" if key.startswith("world.") else key for key in config.varied(configs))
+    varied = [key for key in keys if key not in SET_ASIDE and (key in PANELS or not _is_methods_own(key, flats))]
     panels = PANELS if "method" not in common else {}
-    return [(", ".join(text.format(config[key]) for key, text in panels.items() if key in varied),
-             ", ".join(PANELS.get(key, f"{key.rpartition('.')[2]} {{}}").format(config[key]) for key in varied if key not in panels))
-            for config in configs], common
+    return [(", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied),
+             ", ".join(PANELS.get(key, f"{_short(key)} {{}}").format(flat[key]) for key in varied if key not in panels))
+            for flat in flats], common
+
+
+def _short(key):
+    """A setting's own name, or its section's where that tells more: algorithm, of algorithm.name."""
+    section, _, name = key.rpartition(".")
+    return section.rpartition(".")[2] if section and name in ("name", "policy") else name
+
+
+def several(found):
+    """Whether one of the groups has several seeds, over which there is a mean and a deviation."""
+    return any(len(group.of("round")) > 1 for group in found)
 
 
 def _flat(values):
     """A configuration as a flat dict, with the world as one setting: what it has besides the default, as text."""
-    world, default = values.get("world"), flatten(World().model_dump(mode="json"))
-    if world:
-        world = ", ".join(f"{key}={value}" for key, value in flatten(world).items() if value != default.get(key)) or "default"
-    return flatten({**values, "world": world})
+    world = values.get("world")
+    if world is not None:
+        own = config.decided(values, [f"world.{key}" for key in config.flatten(world)])
+        world = ", ".join(f"{key.removeprefix('world.')}={value}" for key, value in own.items()) or "default"
+    return config.flatten({**values, "world": world})
 
 
-def _follows(key, configs):
-    """Whether `augmented.x` is `training.x` in all runs, as it is unless it was set."""
-    return key.startswith("augmented.") and all(config[key] == config[key.replace("augmented", "training")] for config in configs)
-
-
-def _is_methods_own(key, configs):
+def _is_methods_own(key, flats):
     """Whether every method has a value of its own, where there are several: what it was given for being that method."""
-    values = {(config["method"], str(config[key])) for config in configs}
+    values = {(flat["method"], str(flat[key])) for flat in flats}
     methods = {method for method, _ in values}
     return 1 < len(methods) == len(values)
 
 
 def table(paths):
     """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one, of the runs that have
-    the most rounds."""
+    the most rounds; and what the columns are."""
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     width = max(map(len, names))
@@ -112,3 +118,7 @@ def table(paths):
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {seconds:7.1f}  {len(final):5d}")
+    if several(found):
+        yield "final: last round, mean ± standard deviation over seeds; best: mean of the best"
+    else:
+        yield "final: after the last round; best: in the best round"

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from genfl_mpi.config import flatten
+from genfl_mpi import config
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES
 from genfl_mpi.results.reader import columns_of, config_of, damage, find, open_results
-from genfl_mpi.settings import is_free
 
 ALL = (*TABLES, "partition")
 TAGS = {"accuracy": "test/accuracy", "loss": "test/loss", "train_accuracy": "train/accuracy", "train_loss": "train/loss",
@@ -46,14 +45,11 @@ def varied(paths):
     configs = []
     for path in paths:
         with open_results(path) as file, damage(path):
-            configs.append(flatten(config_of(file)))
-    if all(config["generation.seed"] == config["seed"] for config in configs):  # as it is unless it was set
-        for config in configs:
-            del config["generation.seed"]
-    differing = [key for key in configs[0] if key not in ("method", "seed") and not is_free(key)
-                 and any(config.get(key) != configs[0][key] for config in configs)]
-    return [{"run": path.stem, "method": config["method"], "seed": config["seed"]} | {key: config.get(key) for key in differing}
-            for path, config in zip(paths, configs)]
+            configs.append(config_of(file))
+    differing = [key for key in config.varied(configs) if key not in ("method", "seed")]
+    flats = [config.flatten(one) | ({} if one.get("world") is None else {"world": "default"}) for one in configs]
+    return [{"run": path.stem, "method": flat["method"], "seed": flat["seed"]} | {key: flat.get(key) for key in differing}
+            for path, flat in zip(paths, flats)]
 
 
 def tidy(paths, table):

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.plots import WIDTH, column, styled
+from genfl_mpi.results.plots import WIDTH, column, legend_below, styled
 from genfl_mpi.results.reader import columns_of, damage, open_results
 
 # Paul Tol's light colours, made for areas with dark text on them.
-PHASES = {"train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4",
-          "reduce": "#44BB99", "broadcast": "#BBCC33", "evaluate": "#99DDFF"}
+PHASES = {"write": "#B0B7C3", "train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4",
+          "reduce": "#44BB99", "aggregate": "#C3B1E1", "broadcast": "#BBCC33", "evaluate": "#99DDFF", "probe": "#D2B48C"}
 MOST_RANKS = 32  # of which bars are drawn
 
 
@@ -28,12 +28,14 @@ class Span(NamedTuple):
 def spans(path, round):
     """The `Span`s of a round of a results file, and the number of the round; round: None for the last one.
 
-    Measured are the clients' training and the waiting on every rank, and all phases of rank 0. The collectives begin and end
-    together on all ranks. Work that rank 0 did ahead while it waited is drawn as one piece. Raises UserError.
+    Measured are the clients' training and the waiting on every rank, and all phases of rank 0 but two. What it does first, write, is to
+    bring the round before to the results file; what it does between reduction and broadcast, aggregate, with the other ranks waiting,
+    is Eq. (1), with what the policies ask for it, and the round's rows. The collectives begin and end together on all ranks. Work
+    that rank 0 did ahead while it waited is drawn as one piece. Raises UserError.
     """
     with open_results(path) as file, damage(path):
         rounds, clients = columns_of(file, "rounds"), columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank"))
-        waits = columns_of(file, "ranks", ("round", "rank", "wait_seconds"))
+        waits, probes = columns_of(file, "ranks", ("round", "rank", "wait_seconds")), columns_of(file, "probes", ("round", "seconds"))
     there = rounds["round"].tolist()
     if not there or (round or there[-1]) not in there:
         raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
@@ -46,15 +48,20 @@ def spans(path, round):
     if np.isfinite(row["generate_start_seconds"]):
         start = row["generate_start_seconds"]
         found += _in_a_row(0, start, {"generate": row["generate_seconds"], "augment": row["augment_seconds"], "send": row["send_seconds"]})
+    busy = [span.start for span in found if span.rank == 0]
+    if busy and round > there[0]:
+        found += _in_a_row(0, 0.0, {"write": min(busy)})
     free = [max([0.0, *(span.end for span in found if span.rank == rank)]) for rank in range(len(waits))]
     ahead = row["generate_ahead_seconds"]
     found += _in_a_row(0, free[0], {"generate ahead": ahead})
     free[0] += ahead
-    evaluate = row["round_seconds"] - row["evaluate_seconds"]
+    probe = float(probes["seconds"][probes["round"] == round].sum())
+    together = {"broadcast": row["broadcast_seconds"], "evaluate": row["evaluate_seconds"], "probe": probe}
     arrived = max(start + wait for start, wait in zip(free, waits))
+    reduced, announced = arrived + row["reduce_seconds"], row["round_seconds"] - sum(together.values())
     for rank, wait in enumerate(waits):
         found += _in_a_row(rank, free[rank], {"wait": wait}) + _in_a_row(rank, arrived, {"reduce": row["reduce_seconds"]})
-        found += _in_a_row(rank, evaluate - row["broadcast_seconds"], {name: row[f"{name}_seconds"] for name in ("broadcast", "evaluate")})
+        found += _in_a_row(rank, reduced, {"wait" if rank else "aggregate": announced - reduced}) + _in_a_row(rank, announced, together)
     return sorted(found), round
 
 
@@ -72,7 +79,7 @@ def timeline(path, round=None):
     """The `spans` of a round as bars, a row a rank, with the numbers of the clients where there is room. Raises UserError."""
     found, round = spans(path, round)
     ranks = min(MOST_RANKS, max(span.rank for span in found) + 1)
-    figure, [[axes]] = column(1, 1.15 + 0.26 * ranks)
+    figure, [[axes]] = column(1, 1)
     end = max(span.end for span in found)
     for span in found:
         if span.rank < ranks:
@@ -82,7 +89,8 @@ def timeline(path, round=None):
                 axes.text((span.start + span.end) / 2, span.rank, span.client, ha="center", va="center", fontsize=6, color="black")
     seen = {span.phase for span in found}
     handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, handlelength=1)
+    lines = legend_below(figure, handles, [handle.get_label() for handle in handles])
+    figure.set_figheight(0.75 + 0.26 * ranks + 0.15 * lines)
     axes.set(xlabel="seconds since the round began", ylabel="rank", title=f"round {round}", yticks=range(ranks), xlim=(0, end),
              ylim=(ranks - 0.5, -0.5))
     return figure
