@@ -228,6 +228,11 @@ def flatten(values, prefix=""):
     return flat
 
 
+def settings_of(values):
+    """A configuration, nested dicts, as a flat one, in which `world` says whether there is one: None, or else default."""
+    return flatten(values) | ({"world": "default"} if values.get("world") is not None else {})
+
+
 def nested(flat):
     """Dotted keys as nested dicts again."""
     values = {}
@@ -268,7 +273,7 @@ def decided(values, keys=None):
 def varied(configs):
     """The dotted keys in which resolved configurations, nested dicts, differ because somebody decided so, or ran them on other machines;
     without those that no round depends on."""
-    flats = [flatten(config) | {"world": config.get("world") is not None} for config in configs]
+    flats = list(map(settings_of, configs))
     keys = [key for key in dict.fromkeys(itertools.chain(*flats)) if not is_free(key) and any(flat.get(key) != flats[0].get(key) for flat in flats)]
     wanted = {key for config in configs for key in decided(config, keys)} if keys else set()
     return [key for key in keys if key in wanted or key in MACHINES]

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi import __version__, claims
-from genfl_mpi.config import decided, flatten
+from genfl_mpi.config import decided, settings_of
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import figures, ledger, plots, reader, summary, tables
 from genfl_mpi.results.runs import Runs
@@ -34,7 +34,7 @@ def write(paths, out):
     """The report of results files, into the HTML file `out`. Raises UserError."""
     groups, _ = summary.groups(paths)  # complains of a run without a finished round
     runs = [_run(path) | {"told": told} for path, told in zip(paths, tables.varied(paths))]
-    settings = [flatten(run["config"]) for run in runs]
+    settings = [settings_of(run["config"]) for run in runs]
     common = {key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)}
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).from_string(
         files("genfl_mpi").joinpath("results/report.html").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from genfl_mpi.config import flatten, to_yaml, validate
+from genfl_mpi.config import flatten, settings_of, to_yaml, validate, varied
 from genfl_mpi.configured import find_policies, remembering
 from genfl_mpi.data import datasets
 from genfl_mpi.data.labels import earth_movers_distance
@@ -196,9 +196,11 @@ def _earlier(path, config, fork, say):
 
 def _kept_rounds(path, file, config, fork, say):
     """`Earlier`, without tables, from an open results file that `config` continues. Raises UserError if it cannot."""
-    stored, wanted = flatten(reader.config_of(file)), flatten(config.model_dump(mode="json"))
-    differences = [f"{key} was {stored.get(key)} and is {wanted[key]}" for key in wanted
-                   if not is_free(key) and stored.get(key) != wanted[key]]
+    both = reader.config_of(file), config.model_dump(mode="json")
+    stored, wanted = map(settings_of, both)
+    differing = [key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)]
+    told = set(varied(both)) if differing else set()  # without what follows from the others
+    differences = [f"{key} was {stored.get(key)} and is {wanted.get(key)}" for key in ([key for key in differing if key in told] or differing)]
     before = yaml.safe_load(file["config"].attrs.get("sources", "{}"))
     differences += [f"{key}: the file of {wanted[key]} has changed" for key, digest in sources(wanted).items() if before.get(key, digest) != digest]
     rows, finished = len(file["rounds/round"]), reader.is_finished(file)

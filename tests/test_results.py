@@ -125,7 +125,7 @@ def test_another_configuration_is_not_written_over(file, tiny, capsys):
     before = file.read_bytes()
     assert main([*tiny, "rounds=3", "training.lr=0.2"]) == 2
     said = capsys.readouterr().err
-    assert "training.lr was 0.1 and is 0.2" in said and "output" in said
+    assert "training.lr was 0.1 and is 0.2. Set another `output`" in said, "and not what follows from it"
     assert file.read_bytes() == before
 
 

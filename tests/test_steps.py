@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genfl_mpi.learning import models, steps
+from genfl_mpi.learning import models
 from genfl_mpi.learning.evaluation import evaluate
 from genfl_mpi.learning.steps import Steps, is_static, steps_of
 from genfl_mpi.learning.together import Twin

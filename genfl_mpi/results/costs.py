@@ -28,7 +28,7 @@ def measured(paths):
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
             whose, kind = ", ".join(filter(None, (group.method, group.panel, group.settings))), kinds.index((group.panel, group.settings))
             axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread,
-                      color=tinted(COLOURS[group.method], kind), hatch=HATCHES[kind % len(HATCHES)], edgecolor="white", linewidth=0,
+                      color=tinted(COLOURS[group.method], kind), hatch=HATCHES[kind % len(HATCHES)], edgecolor=rcParams["figure.facecolor"], linewidth=0,
                       error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))

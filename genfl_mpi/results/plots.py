@@ -19,12 +19,12 @@ from genfl_mpi.errors import UserError
 COLOURS = {"FedAvg": "#0072B2", "AIGC-only": "#E69F00", "GenFL": "#009E73", "public pool": "#CC79A7", "FedAvg, more steps": "#56B4E9",
            "images sent": "#882255", "clients fill": "#D55E00"}
 LINE_STYLES = ("-", "--", ":", "-.")
-HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, for the same
+HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, for the same, in the ground's colour
 LONGEST = 54  # letters of a legend's line
 WIDTH = 3.5  # inches: one column of a two-column paper
 STYLE = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.2,
          "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.alpha": 0.3, "pdf.fonttype": 42, "svg.hashsalt": "genfl_mpi"}
-DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), "#e4e6ea")
+DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), "#e4e6ea") | {"figure.facecolor": "#1f2229"}
 # Files by their ending, with what they are to say of themselves: no dates, so that the same figure is the same file.
 FORMATS = {".png": None, ".svg": {"Creator": None, "Date": None}, ".pdf": {"CreationDate": None}}
 MOST_CLIENTS = 200  # in a picture of the partition
@@ -63,8 +63,8 @@ def column(rows, height, columns=1, **more):
 
 def tinted(colour, number):
     """A colour for the kind of runs of this number, of which every so many have a line style or hatch of their own: itself, then lighter,
-    then darker."""
-    towards, share = ((0, 0), (1, 0.55), (0, 0.5))[number // len(LINE_STYLES) % 3]
+    then what stands out more from the ground."""
+    towards, share = ((0, 0), (1, 0.55), (1, 0.85) if ground.get() else (0, 0.5))[number // len(LINE_STYLES) % 3]
     return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
 
 

@@ -47,9 +47,8 @@ def varied(paths):
         with open_results(path) as file, damage(path):
             configs.append(config_of(file))
     differing = [key for key in config.varied(configs) if key not in ("method", "seed")]
-    flats = [config.flatten(one) | ({} if one.get("world") is None else {"world": "default"}) for one in configs]
     return [{"run": path.stem, "method": flat["method"], "seed": flat["seed"]} | {key: flat.get(key) for key in differing}
-            for path, flat in zip(paths, flats)]
+            for path, flat in zip(paths, map(config.settings_of, configs))]
 
 
 def tidy(paths, table):
