@@ -103,21 +103,8 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
 
 def test_price_as_if_with_the_papers_model_and_generator(results, tmp_path, capsys):
     capsys.readouterr()
-    assert (
-        main(
-            [
-                "price",
-                str(results / "genfl_seed1.h5"),
-                "model.name=resnet18",
-                "generation.checkpoint=stable-diffusion-v1-5/stable-diffusion-v1-5",
-                "generation.steps=20",
-                "--placements",
-                "-o",
-                str(tmp_path / "price.pdf"),
-            ]
-        )
-        == 0
-    )
+    as_if = ["model.name=resnet18", "generation.checkpoint=stable-diffusion-v1-5/stable-diffusion-v1-5", "generation.steps=20"]
+    assert main(["price", str(results / "genfl_seed1.h5"), "--placements", *as_if, "-o", str(tmp_path / "price.pdf")]) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
     said = " ".join(said.split())
