@@ -127,6 +127,7 @@ def slow(state):
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkeypatch):
     """A minute is the shortest limit that Slurm has; the signal comes in the second half of it."""
     (cluster.folder / "pace.py").write_text(SLOW_AT_FIRST)
