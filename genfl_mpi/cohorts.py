@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from genfl_mpi import naming
 from genfl_mpi.edge.attendance import AGGREGATED, STATUS
 from genfl_mpi.errors import UserError
 
@@ -16,14 +17,14 @@ def choose(select, state):
     if available is not None and available.sum() <= size:
         cohort = np.sort(np.argsort(~available, kind="stable")[:size])
         return cohort, available[cohort]
-    chosen = np.asarray(select(state))
+    chosen, name = np.asarray(select(state)), f"the selection policy {naming.of(select)}"
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-        raise UserError(f"the selection policy must return {size} client ids, integers, not {chosen}")
+        raise UserError(f"{name} must return {size} client ids, integers, not {chosen}")
     cohort = np.unique(chosen)
-    if len(cohort) != size or cohort[0] < 0 or cohort[-1] >= clients:
-        raise UserError(f"the selection policy must return {size} distinct clients of {clients}, not {cohort}")
+    if len(cohort) != size or len(chosen) != size or cohort[0] < 0 or cohort[-1] >= clients:
+        raise UserError(f"{name} must return {size} distinct clients of {clients}, not {chosen}")
     if available is not None and not available[cohort].all():
-        raise UserError(f"the selection policy chose client {cohort[~available[cohort]][0]}, which does not take part for the "
+        raise UserError(f"{name} chose client {cohort[~available[cohort]][0]}, which does not take part for the "
                         "pay: it must keep to state.available")
     return cohort, np.ones(size, dtype=bool)
 

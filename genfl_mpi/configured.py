@@ -1,10 +1,9 @@
 """The policies that a configuration names, and what they need of it."""
 
-from genfl_mpi import laboratory
+from genfl_mpi import laboratory, naming
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.planning import PLANS
 from genfl_mpi.learning.aggregation import SERVER
-from genfl_mpi.naming import find
 from genfl_mpi.policies import needed
 from genfl_mpi.policies.kappa import KAPPA
 from genfl_mpi.policies.rho import RHO
@@ -18,12 +17,12 @@ def find_policies(config, given=None):
     """The configured select, rho, kappa and plan, or those `given` in their place, as functions by name. Raises UserError, also
     if one needs what the configuration does not have."""
     found = {
-        "select": find(config.selection, SELECTION, "selection"), "rho": find(config.rho, RHO, "rho"),
-        "kappa": find(config.kappa.policy, KAPPA, "kappa.policy"),
-        "plan": find(config.generation.plan, PLANS, "generation.plan"),
+        "select": naming.find(config.selection, SELECTION, "selection"), "rho": naming.find(config.rho, RHO, "rho"),
+        "kappa": naming.find(config.kappa.policy, KAPPA, "kappa.policy"),
+        "plan": naming.find(config.generation.plan, PLANS, "generation.plan"),
     } | (given or {})
     for name, policy in found.items():
-        what = f"{POLICIES[name]}: {getattr(policy, '__name__', policy)}"
+        what = f"{POLICIES[name]}: {naming.of(policy)}"
         if "validation" in needed(policy) and config.validation.source == "none":
             raise UserError(f"{what} tries models on validation data: set validation.source to pool, clients or generated")
         if "world" in needed(policy) and config.world is None:

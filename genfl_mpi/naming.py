@@ -45,3 +45,8 @@ def find(name, known, key):
     if not callable(found):
         raise UserError(f"{key}: {name} is not a function")
     return found
+
+
+def of(function):
+    """What to call a function in a message."""
+    return getattr(function, "__name__", function)

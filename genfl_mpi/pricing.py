@@ -132,7 +132,7 @@ def _placements(runs, worlds_of, output):
         yield from textwrap.wrap(f"{name}  {about}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     name = next(iter(worlds))
     plots.save(costs.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture)
-    yield f"\ncosts over the number and the size of the images: {picture}"
+    yield f"\ncosts over the images' number and size, world {name}: {picture}"
 
 
 def table(priced, target):

@@ -28,7 +28,7 @@ from genfl_mpi.simulation import Simulation, resolve
 class Earlier:
     """What an earlier start of the run left, or the run that it is a fork of: rounds to keep, the weights after them, what the
     server remembered, the rows of the results, and of which file and round it is a fork; source: that file, as long as the fork
-    has none of its own."""
+    has none of its own; data: the fingerprint of the data set it was made with."""
 
     finished: bool = False
     rounds: int = 0
@@ -37,6 +37,7 @@ class Earlier:
     tables: dict = field(default_factory=dict)
     origin: str = ""
     source: Path | None = None
+    data: str = ""
 
 
 def prepare(comm, path, config, fresh=False, fork=None):
@@ -222,7 +223,7 @@ def _kept_rounds(path, file, config, fork, say):
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
     if rounds > config.rounds:
         raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-    return Earlier(finished, rounds, weights, state, origin=origin)
+    return Earlier(finished, rounds, weights, state, origin=origin, data=file["config"].attrs.get("data", ""))
 
 
 def from_file(path, round, say):
@@ -236,7 +237,8 @@ def from_file(path, round, say):
             there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
             raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); "
                             "a run with checkpoint.keep=1 keeps all")
-        return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path)
+        return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path,
+                       file["config"].attrs.get("data", ""))
 
 
 def origin_of(path, round):
@@ -245,11 +247,15 @@ def origin_of(path, round):
 
 def _open(path, simulation, given, hosts, earlier):
     config, data = simulation.config, simulation.data
+    fingerprint = datasets.fingerprint(data)
+    if earlier.rounds and earlier.data not in ("", fingerprint):
+        raise UserError(f"{earlier.source or path} is of a run on other data: what data.name={config.data.name} reads has changed since. "
+                        "Set another `output`, or start over with --fresh, which moves the old files aside")
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
     names = yaml.safe_dump(list(simulation.about.classes))
     texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin,
-             "sources": yaml.safe_dump(sources(flatten(config.model_dump())))}
+             "sources": yaml.safe_dump(sources(flatten(config.model_dump()))), "data": fingerprint}
     about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, config.runtime.threads, config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}

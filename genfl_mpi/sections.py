@@ -244,7 +244,7 @@ class Faults(Section):
 
 
 class Runtime(Section):
-    threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores. Fixed at a run's first start")
+    threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores, whatever OMP_NUM_THREADS says. Fixed at a run's first start")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
     ranks_per_run: Count | None = Field(None, description="on so many ranks, or more, a sweep computes several runs at once, each on a group of ranks of its own; "
                                         "none: as many as a run keeps busy, one for each client of the cohort and one for the server")

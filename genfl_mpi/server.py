@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from genfl_mpi import cohorts, streams
+from genfl_mpi import cohorts, naming, streams
 from genfl_mpi.configured import POLICIES, find_policies
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
 from genfl_mpi.errors import UserError
@@ -118,7 +118,7 @@ class Server:
         state = replace(self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known)
         rho = np.asarray(self.rho(state), dtype=np.float64)
         if rho.shape != state.cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
-            raise UserError(f"the rho policy must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
+            raise UserError(f"the rho policy {naming.of(self.rho)} must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
         self.shares = np.zeros(len(counted))
         self.shares[counted] = rho
         plan["rho"] = self._weights(self.shares)
@@ -253,7 +253,7 @@ class Server:
             self.asked = self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)
             kappa2 = np.asarray(self.kappa(self.asked))
             if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
-                raise UserError(f"the kappa policy returned {kappa2}; kappa2 must lie in [0, 1], as a number")
+                raise UserError(f"the kappa policy {naming.of(self.kappa)} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
             kappa2 = float(kappa2)
             omega = (1 - kappa2) * omega_fl + kappa2 * omega_a.double()
         if not omega.sum().isfinite():  # as of the whole vector, and ten times as quick

@@ -201,8 +201,8 @@ def _dropped(record):
     if not record.clients or record.columns["clients_aggregated"] == len(record.clients["client"]):
         return ""
     clients, status = record.clients["client"], record.clients["status"]
-    missing = [f"{one.decode()}: client {', '.join(map(str, clients[status == one]))}"
-               for one in np.unique(status) if one != AGGREGATED]
+    missing = [f"{one.decode()}: client{'s' * (len(who) > 1)} {', '.join(map(str, who))}"
+               for one in np.unique(status) if one != AGGREGATED for who in [clients[status == one]]]
     nobody = "" if record.columns["clients_aggregated"] else "; nobody is heard: " + (
         "the augmented model alone" if record.columns["kappa2"] else "the weights stay")
     return f"  dropped, {'; '.join(missing)}{nobody}"

@@ -69,7 +69,7 @@ def test_a_start_that_failed_says_why(tmp_path, monkeypatch, capsys):
     assert main([*run, "selection=nobody:chosen"]) == 2
     capsys.readouterr()
     assert main(["summary", str(path)]) == 0
-    assert "fedavg_seed1  failed" in (said := capsys.readouterr().out) and "UserError: the selection policy must return" in said
+    assert "fedavg_seed1  failed" in (said := capsys.readouterr().out) and "UserError: the selection policy chosen must return" in said
     assert main(run) == 0
     assert "the start before failed: rank 0" in capsys.readouterr().out and overview.state(path).word == "finished"
 

@@ -1,5 +1,6 @@
 """Functions of the user's: what is wrong with them is one line, and a changed file is another run."""
 
+import numpy as np
 import pytest
 
 from genfl_mpi import Simulation, UserError, streams
@@ -69,6 +70,34 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
     for rounds in ("rounds=1", "rounds=2"):
         assert main([*run, "method=genfl", rounds]) == 2
         assert "kappa.policy: the file of own_code:share has changed. Set another `output`" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(fast, tmp_path, monkeypatch, capsys):
+    """Neither it nor a fork of it; its function's file is as it was."""
+    (tmp_path / "own_images.py").write_text("""
+from pathlib import Path
+import numpy as np
+from genfl_mpi.data.datasets import Description
+def stored(data):
+    def read():
+        with np.load(data.root) as arrays:
+            return dict(arrays)
+    return Description(("even", "odd"), (1, 8, 8), 60, (0.5,), (0.5,)), read
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    arrays = {f"{part}_{kind}": values for part in ("train", "test") for kind, values in (
+        ("images", np.arange(60 * 64, dtype=np.uint8).reshape(60, 1, 8, 8)), ("labels", np.arange(60) % 2))}
+    np.savez(tmp_path / "own.npz", **arrays)
+    run = [*fast, "data.name=own_images:stored", f"data.root={tmp_path}/own.npz", "partition.scheme=iid", "checkpoint.keep=1"]
+    results = tmp_path / "results/fedavg_seed1.h5"
+    assert main([*run, "rounds=1"]) == 0 and main([*run, "rounds=2"]) == 0
+    arrays["test_images"][0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "own.npz", **arrays)
+    capsys.readouterr()
+    assert main([*run, "rounds=3"]) == 2
+    assert f"{results} is of a run on other data: what data.name=own_images:stored reads has changed since" in capsys.readouterr().err
+    assert main(["fork", str(results), "--at", "1", "training.lr=0.01"]) == 2
+    assert f"{results} is of a run on other data" in capsys.readouterr().err
 
 
 def test_a_start_that_came_to_nothing_binds_nobody(tiny, mine, capsys):

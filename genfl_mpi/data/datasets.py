@@ -1,5 +1,7 @@
 """Data sets as plain arrays: uint8 images (n, C, H, W), int64 labels (n,), class names."""
 
+import hashlib
+import itertools
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -99,6 +101,16 @@ def load(data):
         arrays[f"{part}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
         arrays[f"{part}_labels"] = labels
     return arrays
+
+
+def fingerprint(arrays):
+    """SHA-256 of a data set, the arrays of `load`."""
+    found = hashlib.sha256()
+    for part, kind in itertools.product(("train", "test"), ("images", "labels")):
+        array = np.ascontiguousarray(arrays[f"{part}_{kind}"])
+        found.update(f"{part} {kind} {array.dtype.str} {array.shape}\n".encode())
+        found.update(array.view(np.uint8).reshape(-1))
+    return found.hexdigest()
 
 
 def _own(data):

@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.plots import LINE_STYLES, WIDTH, styled
@@ -82,7 +83,7 @@ def draw(looks):
     left.set(xlabel="κ2: from ω_fl (0) to ω_a (1)", ylabel="loss above the least (nat)")
     left.set_yscale("symlog", linthresh=0.1)
     scale = ScalarMappable(Normalize(looks.rounds[0], looks.rounds[-1]), "viridis")
-    figure.colorbar(scale, ax=left, label="round", location="top", shrink=0.7)
+    figure.colorbar(scale, ax=left, label="round", location="top", shrink=0.7, ticks=MaxNLocator(4, integer=True))
     order = sorted(looks.regret, key=lambda name: looks.regret[name].sum())
     for number, name in enumerate(order):
         line = {"color": colormaps["tab10"](number % 10), "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
@@ -92,6 +93,8 @@ def draw(looks):
     middle.plot(looks.rounds, looks.best, "k.", label="best in hindsight")
     middle.set(xlabel="round", ylabel="κ2", title="what each policy chose", ylim=(-0.03, 1.03))
     right.set(xlabel="round", ylabel="nat", title="regret, added up")
+    for axes in (middle, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, middle, right):
         axes.grid()
     handles, names = ([*one, *other] for one, other in zip(middle.get_legend_handles_labels(), right.get_legend_handles_labels()))
