@@ -6,12 +6,14 @@ from functools import cached_property
 
 import numpy as np
 
+from genfl_mpi import naming
 from genfl_mpi.data import public
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.bank import batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.generation.reading import Reader
+from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Speed
 
 
@@ -103,7 +105,8 @@ class Generated:
     def counts(self, state):
         """What the plan asks for in the round of `state`: int (classes,), images of each class; None if it cannot tell before the
         cohort is chosen."""
-        counts = self.plan(state)
+        with failing.named(f"generation.plan {naming.of(self.plan)}"):
+            counts = self.plan(state)
         if counts is None and state.cohort is None and self.config.trains_clients:
             return None
         counts, classes = np.asarray(counts), len(self.about.classes)

@@ -16,6 +16,7 @@ from genfl_mpi.learning.aggregation import normalised, server_step
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import bound
+from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.messages import NOBODY
 from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.placement import Placement
@@ -75,7 +76,8 @@ class Server:
             self.state = replace(self.state, forecast=forecast, available=self.around.available(forecast))
         if not self.config.trains_clients:
             return
-        cohort, self.willing = cohorts.choose(self.select, replace(self.state, memory=self.memories.get("select")))
+        with failing.named(f"the selection policy {naming.of(self.select)}"):
+            cohort, self.willing = cohorts.choose(self.select, replace(self.state, memory=self.memories.get("select")))
         self.state, self.epochs = replace(self.state, cohort=cohort), self._local_epochs(cohort)
         plan["client"], plan["rho"], plan["epochs"], plan["rank"] = cohort, 0.0, self.epochs, NOBODY
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
@@ -116,7 +118,8 @@ class Server:
         """Write the weights of the cohort's models into `plan`. counted: bool (cohort,), of whom the rho policy is asked: the
         others have none. known: what it is told besides, after training."""
         state = replace(self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known)
-        rho = np.asarray(self.rho(state), dtype=np.float64)
+        with failing.named(f"the rho policy {naming.of(self.rho)}"):
+            rho = np.asarray(self.rho(state), dtype=np.float64)
         if rho.shape != state.cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise UserError(f"the rho policy {naming.of(self.rho)} must return a weight >= 0 for each client of the cohort, with sum 1, not {rho}")
         self.shares = np.zeros(len(counted))
@@ -251,7 +254,8 @@ class Server:
         omega = next((weights for weights in (omega_a, omega_fl) if weights is not None), omega_t)
         if omega_a is not None and omega_fl is not None:
             self.asked = self._before_kappa(omega_t, omega_fl, omega_a, parameters, judge)
-            kappa2 = np.asarray(self.kappa(self.asked))
+            with failing.named(f"the kappa policy {naming.of(self.kappa)}"):
+                kappa2 = np.asarray(self.kappa(self.asked))
             if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
                 raise UserError(f"the kappa policy {naming.of(self.kappa)} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
             kappa2 = float(kappa2)

@@ -72,6 +72,16 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
         assert "kappa.policy: the file of own_code:share has changed. Set another `output`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("setting", "named"), [
+    ("selection=own_code:crash", "the selection policy crash"), ("rho=own_code:crash", "the rho policy crash"),
+    ("kappa.policy=own_code:crash", "the kappa policy crash"), ("generation.plan=own_code:crash", "generation.plan crash")])
+def test_a_policy_that_raises_is_named(setting, named, tiny, mine, capsys):
+    mine.write_text(OWN_CODE + "def crash(state):\n    return state.nothing_of_this_name\n")
+    assert main([*tiny, "method=genfl", setting]) == 1
+    said = capsys.readouterr().err
+    assert f"{named}: AttributeError: 'ServerState' object has no attribute 'nothing_of_this_name'" in said and "own_code.py" in said
+
+
 def test_a_run_does_not_go_on_with_other_data(fast, tmp_path, monkeypatch, capsys):
     """Neither it nor a fork of it; its function's file is as it was."""
     (tmp_path / "own_images.py").write_text("""
