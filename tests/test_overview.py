@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from conftest import FAST, Job
+from conftest import FAST, Job, until
 
 from genfl_mpi.cli import main
 from genfl_mpi.results import overview, progress
@@ -53,6 +53,7 @@ def test_a_refused_start_leaves_everything_as_it_was(fault, tmp_path, monkeypatc
     cut.after_round(1)
     cut.process.kill()
     cut.end()
+    until(lambda: not progress.is_running(cut.results))  # a launcher that is killed ends before its ranks
     (tmp_path / "whose.py").write_text("from genfl_mpi.policies.selection import random as choice  # changed\n")
     files = sorted((tmp_path / "runs").glob("*.h5"))
     before = [(overview.state(path), progress.read(path)) for path in files]
