@@ -17,10 +17,15 @@ from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Speed
 
 
-def read_pool(config, about, data, device):
-    """The filter's classifier: a `Reader` of the public pool, the only real images that the server has."""
+def _pool(config, about, data):
+    """(images, labels) of the public pool, the only real images that the server has."""
     chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
-    return Reader(data["train_images"][chosen], data["train_labels"][chosen], about, config, device)
+    return data["train_images"][chosen], data["train_labels"][chosen]
+
+
+def read_pool(config, about, data, device):
+    """The filter's classifier: a `Reader` of the public pool."""
+    return Reader(*_pool(config, about, data), about, config, device)
 
 
 class Generated:
@@ -36,8 +41,7 @@ class Generated:
         self.images, self.labels, self.of_label = [], [], np.zeros(len(about.classes), dtype=np.int64)
         self.fresh, self.interrupted, self.speed, self._ahead = 0, False, Speed(), None
         if config.method == "pool":
-            chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
-            self.images, self.labels = [data["train_images"][chosen]], [data["train_labels"][chosen]]
+            self.images, self.labels = ([part] for part in _pool(config, about, data))
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)

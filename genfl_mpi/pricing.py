@@ -226,20 +226,22 @@ def rows(priced):
 
 def read_all(paths, as_if=()):
     """The `Run`s in results files, told apart. Raises UserError."""
-    configs, runs = [], [read(path, as_if) for path in paths]
-    for path in paths:
-        with reader.open_results(path) as file, reader.damage(path):
-            configs.append(reader.config_of(file))
+    configs, runs = zip(*(_read(path, as_if) for path in paths))
     return [replace(run, settings=", ".join(filter(None, told))) for run, told in zip(runs, distinguished(configs)[0])]
 
 
 def read(path, as_if=()):
     """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
+    return _read(path, as_if)[1]
+
+
+def _read(path, as_if):
+    """The configuration in a results file, nested dicts, and the `Run` as if it had had other settings."""
     with reader.open_results(path) as file:
-        config = _as_if(path, reader.config_of(file), as_if)
+        config = _as_if(path, values := reader.config_of(file), as_if)
         trace, members = traces.of_file(file, config)
         status, accuracy = reader.columns_of(file, "clients", ["status"])["status"], file["rounds/accuracy"][:]
-        return Run(Path(path).stem, METHODS[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
+        return values, Run(Path(path).stem, METHODS[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
                    [np.where(status[rows] == NOT_FINITE, AGGREGATED, status[rows]) for rows in members])
 
 

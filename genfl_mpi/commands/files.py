@@ -26,7 +26,7 @@ def plot(arguments):
     parser.add_argument("--round", type=int, metavar="N", help="the round of a timeline (default: the last one)")
     parser.add_argument("--world", action="append", metavar="FILE", help="costs in a simulated world, see configs/worlds; may be given several times")
     parser.add_argument("-o", "--output", help="the image file: .png, .svg or .pdf (default: NAME.png in the folder where you are)")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi.results import figures, plots, reader, summary
@@ -60,7 +60,7 @@ def summary(arguments):
         "  python -m genfl_mpi summary results/fig5")
     parser.add_argument("results", nargs="+", help="results files, whether they are there or not, or folders of them")
     parser.add_argument("-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the results)")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi.results import curves, overview, plots, reader
@@ -81,7 +81,7 @@ def claims(arguments):
         "and write the ledger as a table. For example:\n"
         "  python -m genfl_mpi claims results/fig5-small results/fig6-small")
     parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s in the folder where you are)")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi import claims
@@ -112,7 +112,7 @@ def price(arguments):
                         help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements")
     parser.add_argument("--csv", metavar="FILE", help="write seconds and joules of each client, round and entity")
     launch.add_figure(parser, "price.png")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     from genfl_mpi import pricing
 
@@ -132,7 +132,7 @@ def incentive(arguments):
     parser.add_argument("--base", type=float, metavar="J", help="pay for taking part; none: the median of what it costs")
     parser.add_argument("--budget", type=float, metavar="J", help="most that the server pays; none: no limit")
     launch.add_figure(parser, "incentive.png")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     from genfl_mpi import incentives
 
@@ -148,7 +148,7 @@ def audit(arguments):
         "      bad_clients.kind=free_rider method=fedavg output=results/audit\n"
         "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5")
     parser.add_argument("file")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     from genfl_mpi import audit
 
@@ -165,7 +165,7 @@ def laboratory(arguments):
         "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5")
     parser.add_argument("file")
     launch.add_figure(parser, "laboratory.png")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi.results import hindsight, plots
@@ -186,7 +186,7 @@ def scaling(arguments):
         "clients or cohort: seconds of a round and accuracy. For example:\n"
         "  python -m genfl_mpi scaling results/1 results/2 results/4")
     launch.add_figure(parser, "scaling.png")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi import scaling
@@ -201,7 +201,7 @@ def show(arguments):
     parser = launch.parser_of("show", "Print what is in a results file. For example:\n"
                               "  python -m genfl_mpi show results/default/genfl_seed1.h5")
     parser.add_argument("file")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
     from genfl_mpi.results.show import show
 
     return launch.print_lines(show(options.file))
@@ -213,7 +213,7 @@ def digest(arguments):
         "and bytes: equal for equal runs on any number of ranks. For example:\n"
         "  python -m genfl_mpi digest results/default/*.h5")
     parser.add_argument("file", nargs="+")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
     from genfl_mpi.results.reader import digests
 
     def lines():
@@ -229,7 +229,7 @@ def watch(arguments):
         "watch", "Follow runs that another shell or a batch job computes, until they are finished:\n"
         "on a terminal a view that is drawn again and again, else a line for each round.\n"
         "For example:\n  python -m genfl_mpi watch results/default")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     from genfl_mpi import view
     from genfl_mpi.results import reader
@@ -254,7 +254,7 @@ def export(arguments):
     parser.add_argument("--table", choices=("rounds", "clients", "generated", "partition"), default="rounds", help="which (default: %(default)s)")
     parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv in the folder where you are)")
     parser.add_argument("--tensorboard", metavar="FOLDER", help="write the rounds of each run as scalars into FOLDER/RUN instead")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi.results import reader, tables
@@ -277,7 +277,7 @@ def report(arguments):
         "it: configuration, environment, figures, tables, claims, images. For example:\n"
         "  python -m genfl_mpi report results/default -o report.html")
     parser.add_argument("-o", "--output", help="the HTML file (default: report.html beside the first results file)")
-    options = parser.parse_intermixed_args(arguments)
+    options = launch.parse_once(parser, arguments)
 
     def lines():
         from genfl_mpi import report
