@@ -37,7 +37,7 @@ def small_disk(tmp_path):
         return folder
 
     yield mount
-    while subprocess.run(["umount", folder], capture_output=True).returncode == 0:
+    while subprocess.run(["umount", "--lazy", folder], capture_output=True).returncode == 0:
         pass
 
 
