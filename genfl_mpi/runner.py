@@ -127,12 +127,12 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
             note.finished(known.done[-1])
     done = simulation.round == config.rounds
     if comm.rank == 0:
-        if saved < simulation.round and (simulation.left or simulation.server.memory()):
+        if saved < simulation.round and (simulation.left or remembering(config)):
             _save(path, simulation, writer, note)
         if done:
             note("finish")
             writer.finish(simulation.down.weights)
-            if not simulation.server.memory():  # else the last one stays, so that the run may be extended by more rounds
+            if not remembering(config):  # else the last one stays, so that the run may be extended by more rounds
                 checkpoint.remove(path, config.checkpoint.keep)
         writer.close()
         if not done:

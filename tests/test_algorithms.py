@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from genfl_mpi.cli import main
+from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine, normalised, server_step
 from genfl_mpi.learning.batches import batches, local_batches
 from genfl_mpi.results import checkpoint, reader
@@ -97,6 +98,18 @@ def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
     checkpoint.remove(tmp_path / "results/genfl_seed1.h5")
     assert main([*tiny, "algorithm.name=fedavgm", "rounds=3"]) == 2
     assert "what the server of fedavgm remembers is missing" in capsys.readouterr().err
+
+
+def test_a_server_that_heard_nobody_yet_remembers_that(fast, tmp_path):
+    """Its moments are none, which is not the same as lost."""
+    fast = [*fast, "algorithm.name=fedavgm", "cohort=1", "world={acts: true, dropout: 0.5, seed: 4}"]
+    assert main([*fast, "rounds=4", f"output={tmp_path}/whole"]) == 0
+    with reader.open_results(tmp_path / "whole/fedavg_seed1.h5") as file:
+        status = file["clients/status"][:].tolist()
+    assert status[0] != AGGREGATED and AGGREGATED in status
+    assert main([*fast, "rounds=1"]) == 0
+    assert main([*fast, "rounds=4"]) == 0
+    assert reader.digests(tmp_path / "results/fedavg_seed1.h5") == reader.digests(tmp_path / "whole/fedavg_seed1.h5")
 
 
 def test_scaffold_with_zero_variates_is_fedavg(tiny, tmp_path):
