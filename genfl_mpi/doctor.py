@@ -17,6 +17,7 @@ from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, measure
 from genfl_mpi.results import environment, space
 from genfl_mpi.simulation import resolve
+from genfl_mpi.wording import counted
 
 SLOW_START = 60.0  # seconds until a process has imported everything
 SLOW_FILE = 0.1  # seconds to write a file of 4 KB and bring it to the disk
@@ -65,7 +66,7 @@ def _mpi(comm, configs):
 def _ranks(comm, configs):
     nodes = _by_node(comm)
     hosts = {places[0].host for places in nodes}
-    lines = [f"{comm.size} on {devices.counted(len(hosts), 'host')}"]
+    lines = [f"{comm.size} on {counted(len(hosts), 'host')}"]
     if len(nodes) > len(hosts) and nodes:
         lines.append(f"which MPI takes for {len(nodes)} nodes: the data set is in memory as often")
     return lines, []
@@ -80,7 +81,7 @@ def _cores(comm, configs):
         limits += [f"Slurm's grant {one.granted}"] if one.granted is not None else []
         limits += [f"quota {one.quota:g}"] if one.quota is not None else []
         lines.append(f"{one.host}: rank{'s' * (len(places) > 1)} {_spans(place.rank for place in places)} on "
-                     f"{devices.counted(cores, 'core')} ({', '.join(limits)}), {devices.counted(threads, 'thread')} each")
+                     f"{counted(cores, 'core')} ({', '.join(limits)}), {counted(threads, 'thread')} each")
         all_cores = one.granted or os.cpu_count()
         if "OMPI_COMM_WORLD_RANK" in os.environ and cores <= len(places) and 2 * cores <= all_cores:
             problems.append(f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: mpirun --bind-to none, or "

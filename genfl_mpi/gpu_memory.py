@@ -8,6 +8,7 @@ from genfl_mpi.learning import models
 from genfl_mpi.learning.memory import FLOAT, of_activations, of_weights
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import devices
+from genfl_mpi.wording import counted
 
 CONTEXT = 500e6  # bytes of a process on a GPU before it does anything: driver, libraries, their workspaces; assumed, not measured
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
@@ -59,6 +60,6 @@ def lines(config, arrays, ranks, gpus):
     rank, server = of_rank(config, arrays), of_rank(config, arrays, serves=True)
     total = of_node(sum(rank.values()), sum(server.values()), ranks, gpus)
     yield (f"GPU       {sum(rank.values()) / 1e6:,.0f} MB a rank, {sum(server.values()) / 1e6:,.0f} MB rank 0; at most "
-           f"{max(total) / 1e6:,.0f} MB on one of {devices.counted(gpus, 'GPU')}")
+           f"{max(total) / 1e6:,.0f} MB on one of {counted(gpus, 'GPU')}")
     parts = ", ".join(f"{name} {size / 1e6:,.3g}" for name, size in server.items() if size)
     yield f"{'':10}of rank 0's MB: {parts}"

@@ -21,6 +21,7 @@ from genfl_mpi.prediction import Cluster, copying, exchange, loads
 from genfl_mpi.results import environment
 from genfl_mpi.server import Server
 from genfl_mpi.simulation import Simulation, resolve
+from genfl_mpi.wording import counted
 
 CLIENTS, SECONDS = 4, 8.0  # clients of a round, and time, that are enough to learn a client's cost
 FEWEST_STEPS = 2  # denoising steps of which the time is taken first
@@ -205,7 +206,7 @@ def command(comm, config, cluster, name, gpus=None):
     yield from textwrap.wrap(_assumed(cluster), 80, subsequent_indent="  ")
     own = predict(config, arrays, costs, cluster)
     yield ""
-    yield f"{devices.counted(cluster.ranks, 'rank')} on {devices.counted(cluster.nodes, 'node')}"
+    yield f"{counted(cluster.ranks, 'rank')} on {counted(cluster.nodes, 'node')}"
     yield f"  seconds   {own['round'].mean():.3g} a round, {total(own['round'], config):,.4g} in all, start and files aside"
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
@@ -221,10 +222,10 @@ def command(comm, config, cluster, name, gpus=None):
 
 
 def _measured(config, ranks, costs):
-    threads = devices.counted(config.runtime.threads, "thread")
+    threads = counted(config.runtime.threads, "thread")
     images = (f"{config.generation.batch_size} images in {costs.batch:.2f} s, after {costs.load:.2f} s until the generator is loaded; "
               if config.generates else "")
-    return (f"measured by {devices.counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
+    return (f"measured by {counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
             f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
             f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s, and {costs.first:.2f} s more "
             f"in the first one; "
@@ -232,9 +233,9 @@ def _measured(config, ranks, costs):
 
 
 def _assumed(cluster):
-    crowded = (f"; {cluster.ranks_a_node} ranks of {devices.counted(cluster.threads, 'thread')} share {devices.counted(cluster.cores, 'core')}, so that "
+    crowded = (f"; {cluster.ranks_a_node} ranks of {counted(cluster.threads, 'thread')} share {counted(cluster.cores, 'core')}, so that "
                f"all takes {cluster.crowding:.3g} times as long" if cluster.crowding > 1 else "")
-    return (f"assumed: nodes like this one, of {devices.counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
+    return (f"assumed: nodes like this one, of {counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
             f"{8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by "
             f"reduce-scatter and gather{crowded}")
 

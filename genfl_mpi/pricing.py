@@ -22,7 +22,7 @@ AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint
 WIDTH = 80  # of a terminal
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
 CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
-MEASURES = {"seconds": "s", "client joules": "J", "all joules": "J", "air bytes": "B"}
+MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air traffic": "MB"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Priced:
 
 
 def totals(one):
-    """A `Bill`'s MEASURES, float64 (rounds,) each."""
-    return {"seconds": one.seconds, "client joules": one.joules["clients"], "all joules": sum(one.joules.values()),
-            "air bytes": one.bytes["down"] + one.bytes["up"]}
+    """A `Bill`'s MEASURES, in their units, float64 (rounds,) each."""
+    return {"seconds": one.seconds, "client energy": one.joules["clients"] / 1e3, "total energy": sum(one.joules.values()) / 1e3,
+            "air traffic": (one.bytes["down"] + one.bytes["up"]) / 1e6}
 
 
 def command(options):

@@ -18,6 +18,7 @@ from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.simulation import resolve
+from genfl_mpi.wording import counted
 
 
 def pretrain(comm, config, say):
@@ -95,7 +96,7 @@ def finetune(comm, config, say):
         _record(out, config, {
             "data": config.data.name, "public_pool": int(sizes.sum()) if settings.at == "server" else 0, "checkpoint": checkpoint.digest(folder),
             "images": int(sizes.sum()), "holders": len(holders), "bytes": size, "bytes_sent": sent, "finetuning": settings.model_dump()}, start)
-        say(f"wrote {out}: an adapter of {size / 1e3:.0f} kB, from {sizes.sum()} images at {len(holders)} holder{'s' * (len(holders) > 1)}, "
+        say(f"wrote {out}: an adapter of {size / 1e3:.0f} kB, from {sizes.sum()} images at {counted(len(holders), 'holder')}, "
             f"in {seconds:.0f} s on {comm.size} ranks; up- and downlinks of the clients carried {sent / 1e6:.1f} MB")
     window.Free()
 

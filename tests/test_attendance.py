@@ -90,6 +90,7 @@ def test_nobody_is_heard(fast, tiny, capsys):
     assert main([*fast, "rounds=2", world("dropout: 1")]) == 0
     said = capsys.readouterr().out
     assert said.count("dropout: client") == 2 and said.count("nobody is heard: the weights stay") == 2
+    assert "FedAvg: no client was heard in any round" in said
     still = Simulation(overrides=fast).weights.numpy()
     made, records = run(*fast, "rounds=2", world("dropout: 1"))
     assert np.array_equal(made.weights, still) and [record.columns["clients_aggregated"] for record in records] == [0, 0]

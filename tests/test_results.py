@@ -184,6 +184,14 @@ def test_rank_0_trains_clients_too_once_the_images_are_made(tiny, tmp_path):
         assert set(file["clients/rank"][:][file["clients/round"][:] == 4]) == {0, 1}
 
 
+def test_a_folder_that_has_results_further_down(fast, tmp_path, capsys):
+    assert main([*fast, f"output={tmp_path}/all/runs"]) == 0
+    (tmp_path / "all/bank").mkdir()
+    h5py.File(tmp_path / "all/bank/digits.h5", "w").close()
+    assert main(["summary", str(tmp_path / "all")]) == 2
+    assert f"there are no results files in this folder, but in {tmp_path}/all/runs\n" in capsys.readouterr().err
+
+
 def test_a_missing_output_folder_that_cannot_be_made(tiny, tmp_path, capsys):
     (tmp_path / "results").write_text("a file")
     assert main([*tiny, "method=fedavg"]) == 2

@@ -10,7 +10,7 @@ from genfl_mpi import streams
 
 ROOT = Path(genfl_mpi.__file__).parent
 ROOMS = {"mpi", "data", "learning", "generation", "policies", "edge", "results"}
-FOUNDATION = {"__version__", "config", "settings", "fields", "world", "streams", "errors", "naming"}
+FOUNDATION = {"__version__", "config", "settings", "fields", "world", "streams", "errors", "naming", "wording"}
 ALSO = {("results", "data"), ("generation", "learning")}  # results read what data define; quality is judged by classifiers
 
 

@@ -2,6 +2,7 @@
 
 from genfl_mpi.commands import launch
 from genfl_mpi.errors import UserError
+from genfl_mpi.wording import counted
 
 FIGURES = {
     "accuracy": "test accuracy against rounds; of seeds, mean and deviation",
@@ -266,7 +267,7 @@ def export(arguments):
         else:
             output = options.output or f"{options.table}.csv"
             tables.write_csv(output, tables.rows(paths, options.table))
-            yield f"{options.table} of {len(paths)} runs in {output}"
+            yield f"{options.table} of {counted(len(paths), 'run')} in {output}"
 
     return launch.print_lines(lines())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from genfl_mpi import __version__
 from genfl_mpi.commands import COMMANDS, launch
 from genfl_mpi.errors import UserError
+from genfl_mpi.wording import counted
 
 EXAMPLES = """\
 examples:
@@ -128,5 +129,5 @@ def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="a
         say("")
         for line in summary.table(paths):
             say(line)
-        say(f"\n{len(paths)} runs in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
+        say(f"\n{counted(len(paths), 'run')} in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
     return 0

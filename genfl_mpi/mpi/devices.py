@@ -9,6 +9,7 @@ import torch
 from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import launchers
 from genfl_mpi.mpi.collectives import MPI
+from genfl_mpi.wording import counted
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,6 @@ def oversubscription(places, threads):
         return None
     return (f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on {counted(cores, 'core')}: "
             f"start at most {max(1, cores // threads)} there, or ask for more cores")
-
-
-def counted(number, noun):
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def unused_gpus(places, kind):

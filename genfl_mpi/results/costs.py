@@ -51,6 +51,8 @@ def accuracy(runs, measures):
     figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
     named = set()
     for axes, (measure, unit) in zip(grid.flat, measures.items()):
+        nothing = dict.fromkeys(method for method, *_, spent in runs if not spent[measure].any())  # and no place on its axis
+        axes.text(0.98, 0.03, "".join(f"{method}: none\n" for method in nothing).strip(), size="x-small", ha="right", transform=axes.transAxes)
         for method, settings, world, reached, spent in runs:
             label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
             kind = kinds.index((settings, world))

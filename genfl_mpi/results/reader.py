@@ -73,9 +73,18 @@ def find(names):
     for path in map(Path, names):
         inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"{path}: there are no results files in this folder")
+            below = next((f", but in {one.parent}" for one in sorted(path.glob("*/*.h5")) if _is_results(one)), "")
+            raise UserError(f"{path}: there are no results files in this folder{below}")
         found += inside
     return list(dict.fromkeys(found))
+
+
+def _is_results(path):
+    try:
+        open_results(path).close()
+    except UserError:
+        return False
+    return True
 
 
 def config_of(file):

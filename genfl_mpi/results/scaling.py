@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from genfl_mpi.results.plots import WIDTH, styled
+from genfl_mpi.wording import counted
 
 PART_COLOURS = ("#0072B2", "#009E73", "#E69F00", "#D55E00", "#56B4E9", "#999999")
 
@@ -26,7 +27,7 @@ def _ranks(axes, rows):
     speed.plot(ranks, [first / row[1] for row in rows], "o-", color="#0072B2", label="measured")
     speed.plot(ranks, [first / row[2] for row in rows], "x--", color="#D55E00", label="predicted")
     speed.plot(ranks, [one / ranks[0] for one in ranks], ":", color="black", linewidth=0.8, label="ideal")
-    speed.set(xlabel="ranks", ylabel=f"speed-up over {ranks[0]} rank{'s' * (ranks[0] > 1)}", xscale="log", yscale="log")
+    speed.set(xlabel="ranks", ylabel=f"speed-up over {counted(ranks[0], 'rank')}", xscale="log", yscale="log")
     _mark(speed.xaxis, ranks)
     _mark(speed.yaxis, [one / ranks[0] for one in ranks])
     speed.grid()

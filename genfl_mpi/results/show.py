@@ -9,6 +9,7 @@ from genfl_mpi.config import decided
 from genfl_mpi.results import checkpoint, progress
 from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
 from genfl_mpi.settings import Config
+from genfl_mpi.wording import counted
 
 
 def show(path):
@@ -26,7 +27,7 @@ def show(path):
         yield from _wrapped(f"policies: {', '.join(_policies(config))}")
         yield from _wrapped("settings that are no default: " + ", ".join(f"{key}={value}" for key, value in decided(config).items()))
         yield from _wrapped(environment["packages"])
-        where = (f"{environment['ranks']} ranks x {environment['threads']} threads on {environment['device']}, "
+        where = (f"{counted(environment['ranks'], 'rank')} x {counted(environment['threads'], 'thread')} on {environment['device']}, "
                  f"{environment['processor']}, {environment['started']}")
         yield from _wrapped(where)
         emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])

@@ -118,6 +118,9 @@ def table(paths):
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {seconds:7.1f}  {len(final):5d}")
+    for group, name in zip(found, names):
+        if group.method != METHODS["aigc"] and not group.of("clients_aggregated").any():
+            yield f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round"
     if several(found):
         yield "final: last round, mean ± standard deviation over seeds; best: mean of the best"
     else:
