@@ -8,7 +8,9 @@ from genfl_mpi.learning import models
 from genfl_mpi.learning.memory import FLOAT, of_activations, of_weights
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import devices
+from genfl_mpi.placement import Placement
 from genfl_mpi.wording import counted
+from genfl_mpi.world import Incentive
 
 CONTEXT = 500e6  # bytes of a process on a GPU before it does anything: driver, libraries, their workspaces; assumed, not measured
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
@@ -25,16 +27,15 @@ def of_rank(config, arrays, serves=False):
     of_step = config.algorithm.name in ("fedprox", "scaffold")
     found = of_weights(len(model.weights), model.parameters, training, of_step, together)
     samples = int(np.diff(arrays["pointers"]).max()) + config.data.shared if config.trains_clients else 0
-    pixels = int(np.prod(about.shape))
-    batch = min(training.batch_size, max(1, samples))
+    pixels, images = int(np.prod(about.shape)), _most_images(config, len(about.classes))
+    beside = images if config.sends else _most_filled(config, about, arrays) if config.fills else 0
+    batch = min(training.batch_size, max(1, samples + beside))
     found["activations"] = together * of_activations(model.module, about.shape, batch, training.dtype)
     found["training images"] = arrays["train_images"].nbytes
-    found["a client's images"] = together * samples * pixels * (FLOAT + 1)
+    found["a client's images"] = together * (samples + beside) * pixels * (FLOAT + 1)
+    if beside:  # before they are one array with the client's own; those that were sent stay
+        found["a client's images"] += (together * samples + beside) * pixels * FLOAT
     if serves and config.augments:
-        images = min(config.generation.cap, config.generation.per_round * config.rounds)
-        images *= len(about.classes) if config.generation.count == "class" else 1
-        if config.method == "pool":
-            images = config.data.public_pool
         found["generated images"] = images * pixels * (FLOAT + 1)
         found["optimizer"] += FLOAT * model.parameters * bool(config.augmented.momentum)
         batch = min(config.augmented.batch_size, images)
@@ -42,6 +43,20 @@ def of_rank(config, arrays, serves=False):
     if serves and config.generates and config.generation.device != "cpu":
         found["generator's weights"] = BYTES[config.generation.dtype] * flops.of_configured(config.generation).weights
     return found | {"context": int(CONTEXT)}
+
+
+def _most_images(config, classes):
+    """How many images the server has in the end, at most."""
+    if config.method == "pool":
+        return config.data.public_pool
+    images = min(config.generation.cap, config.generation.per_round * config.rounds)
+    return images * classes if config.generation.count == "class" else images
+
+
+def _most_filled(config, about, arrays):
+    """How many images a client makes for itself, at most: at any price its whole gap."""
+    unpriced = config.model_copy(update={"incentive": Incentive()})
+    return int(Placement(unpriced, about, arrays).demand()[0].max())
 
 
 def of_node(rank, server, ranks, gpus):

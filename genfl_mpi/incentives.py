@@ -28,7 +28,7 @@ def command(options):
     best = incentive.best_price(clients, base, value, budget)
     yield f"{len(clients.samples)} clients, of which taking part costs {clients.fixed.min():.4g} to {clients.fixed.max():.4g} J,"
     yield f"and an image {clients.image[0]:.4g} J; mean EMD to an even mix {before:.3f}"
-    yield f"the server pays {base:.4g} J for taking part; a unit of EMD is worth {value:.4g} J to it"
+    yield f"taking part is paid {base:.4g} J; to the server a unit of EMD is worth {value:.4g} J"
     yield from table(best, clients, base, value, budget)
     corners = clients.image * clients.samples * clients.gap / (1 - clients.gap) ** 2
     most = 1.2 * max(corners.max(), best.price)

@@ -139,6 +139,18 @@ def test_the_memory_of_a_rank_and_of_the_server():
     assert together["activations"] == 3 * rank["activations"] and together["a client's images"] == 3 * rank["a client's images"]
 
 
+def test_images_at_clients_take_room_on_a_gpu():
+    arrays = load_and_divide(single(None, ["method=filled"]))
+    held, pixels = arrays["label_histograms"], 784
+    largest, gap = held.sum(1).max(), (held.max(1, keepdims=True) - held).sum(1).max()
+    # A client's own images and its others as bytes and normalised, one array after another; and before that apart.
+    for more, beside in (("method=sent", 10 * 60), ("method=filled", gap)):
+        found = gpu_memory.of_rank(single(None, [more, "generation.cap=60000" if beside is gap else "generation.cap=60"]), arrays)
+        assert found["a client's images"] == (largest + beside) * pixels * (5 + 4)
+    priced = gpu_memory.of_rank(single(None, ["method=filled", "generation.cap=60000", "incentive.price=1", "world={}"]), arrays)
+    assert priced["a client's images"] == found["a client's images"], "at its price, a client may fill all"
+
+
 def test_plan_tells_of_gpus_where_there_are_some(fast, capsys):
     assert main(["plan", *fast, "-n", "3", "--gpus", "2"]) == 0
     said = capsys.readouterr().out

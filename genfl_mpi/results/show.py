@@ -82,7 +82,8 @@ def _table(rounds):
     yield "             (%)  (nat)                     (s)      (s)     (s)     (s)     (s)"
     for i in _some(len(rounds["round"])):
         row = {name: column[i] for name, column in rounds.items()}
-        yield (f"{row['round']:6d}  {100 * row['accuracy']:8.2f}  {row['loss']:5.2f}  {row['kappa2']:6.2f}  {row['images']:6d}"
+        loss = f"{row['loss']:5.2f}" if row["loss"] < 99 else f"{row['loss']:5.0e}"  # a run that diverges has 5 columns too
+        yield (f"{row['round']:6d}  {100 * row['accuracy']:8.2f}  {loss}  {row['kappa2']:6.2f}  {row['images']:6d}"
                f"  {row['train_seconds']:6.2f} {row['generate_seconds']:8.2f} {row['augment_seconds']:7.2f}"
                f"  {row['wait_seconds']:6.2f}  {row['round_seconds']:6.2f}")
 
