@@ -12,6 +12,7 @@ from genfl_mpi.clients import client_data
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.policies import skew
 from genfl_mpi.results import reader
+from genfl_mpi.results.heterogeneity import heterogeneity
 
 PROBED = ["probes.every=2", "probes.epochs=4", "rounds=4"]
 
@@ -105,6 +106,14 @@ def test_the_figure(fast, tmp_path, capsys):
     assert main([*fast, "rounds=1"]) == 0
     assert main(["plot", str(tmp_path / "results"), "--figure", "heterogeneity"]) == 2
     assert "nothing was probed; make the run with probes.every=1" in capsys.readouterr().err
+
+
+def test_the_figure_of_a_method_without_clients(tiny, tmp_path):
+    """It has gradient differences alone."""
+    assert main([*tiny, *PROBED, "method=aigc"]) == 0
+    picture = heterogeneity([tmp_path / "results/aigc_seed1.h5"])
+    assert [len(axes.lines) for axes in picture.axes] == [0, 0, 1, 0]
+    assert [text.get_text() for axes in picture.axes for text in axes.texts] == 3 * ["none of these runs has a value"]
 
 
 def test_bad_input(fast, capsys):

@@ -43,7 +43,10 @@ def heterogeneity(paths):
                 marker = "." if len(rounds) < 30 else None
                 axes.plot(rounds, mean, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[group.method], kind), marker=marker, markersize=3,
                           label=", ".join(filter(None, (group.method, group.panel, group.settings))))
-        axes.set(ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
+        if not axes.lines:
+            axes.text(0.5, 0.5, "none of these runs has a value", size="small", ha="center", va="center", transform=axes.transAxes)
+        top = axes.dataLim.y1  # -inf where nothing is drawn
+        axes.set(ylabel=label, ylim=(0, 1.05 * top if top > 0 else 1))
         axes.grid()
     axes.set(xlabel="round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
