@@ -17,6 +17,19 @@ def finished(tmp_path):
     return tmp_path / "runs"
 
 
+def test_settings_that_need_a_line_of_their_own(tmp_path, capsys):
+    long = ["clients=8", "cohort=4", "training.batch_size=8", "training.lr=0.03", "training.momentum=0.9", "algorithm.name=fednova", "rho=uniform"]
+    assert main([*FAST, "rounds=1", f"output={tmp_path}/runs"]) == 0
+    for method in ("fedavg", "matched"):
+        assert main([*FAST, *long, f"method={method}", "generation.cap=2", "rounds=1", f"output={tmp_path}/others"]) == 0
+    capsys.readouterr()
+    assert main(["summary", f"{tmp_path}/runs", f"{tmp_path}/others", "-o", f"{tmp_path}/a.png"]) == 0
+    table = capsys.readouterr().out.partition("final: ")[0].splitlines()
+    rows = [line for line in table if line.startswith(("method ", "FedAvg"))]
+    assert len(rows) == 4 and len({len(line) for line in rows}) == 1, "the columns stand below one another"
+    assert max(map(len, table)) <= 80 and "fednova" in " ".join(table)
+
+
 def test_runs_in_every_state(finished, tmp_path, capsys):
     cut = Job(1, [*FAST, "rounds=100000", "seed=3", f"output={finished}"], finished / "fedavg_seed3.h5", tmp_path / "log")
     cut.after_round(2)

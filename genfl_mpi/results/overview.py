@@ -6,6 +6,7 @@ from typing import NamedTuple
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import progress, summary
 from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
+from genfl_mpi.wording import counted
 
 
 class State(NamedTuple):
@@ -53,7 +54,7 @@ def lines(states):
             done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else ""
             yield f"{one.path.stem:<{width}}  {one.word:<8}  {'; '.join(filter(None, (done, one.remark)))}".rstrip()
     words = [one.word for one in states]
-    yield f"\n{len(states)} runs: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    yield f"\n{counted(len(states), 'run')}: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
 def with_rounds(states):

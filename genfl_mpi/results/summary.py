@@ -1,5 +1,6 @@
 """Runs that differ in nothing but the seed, taken together: for the closing table and the curves."""
 
+import textwrap
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,8 @@ METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "i
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # Where these vary, and methods are to be compared, a figure has a panel for each value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
+HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds  seeds"
+WIDTH = 80  # of a terminal
 
 
 @dataclass
@@ -111,16 +114,20 @@ def table(paths):
     the most rounds; and what the columns are."""
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
-    width = max(map(len, names))
-    yield f"{'method':<11} {'':<{width}} final accuracy (%)  best (%)  seconds  seeds"
-    for group, name in zip(found, names):
+    first, width = max(11, *(len(group.method) for group in found)), max(map(len, names))
+    apart = width > WIDTH - len(HEAD.format("method", first, "", 0))  # then a name has lines of its own, above its rows
+    width = 0 if apart else width
+    yield HEAD.format("method", first, "", width)
+    for group, name, above in zip(found, names, [None, *names]):
+        if apart and name != above:
+            yield from textwrap.wrap(name, WIDTH)
         final, best, seconds = group.outcome()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
-        yield (f"{group.method:<11} {name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
+        yield (f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {seconds:7.1f}  {len(final):5d}")
     for group, name in zip(found, names):
         if group.method != METHODS["aigc"] and not group.of("clients_aggregated").any():
-            yield f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round"
+            yield from textwrap.wrap(f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round", WIDTH)
     if several(found):
         yield "final: last round, mean ± standard deviation over seeds; best: mean of the best"
     else:
