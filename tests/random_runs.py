@@ -1,0 +1,90 @@
+"""Runs of random configurations: mpirun -n RANKS python random_runs.py FOLDER HOW FIRST LAST, which writes what came of each into
+FOLDER/results.json. HOW: whole, extended after their first round, or forked from it."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from genfl_mpi.cli import main
+from genfl_mpi.mpi import collectives
+from genfl_mpi.policies.kappa import KAPPA
+from genfl_mpi.policies.rho import RHO
+from genfl_mpi.policies.selection import SELECTION
+from genfl_mpi.results import reader
+
+QUICK = ["runtime.threads=1", "training.epochs=1", "training.lr=0.01", "augmented.epochs=1", "augmented.lr=0.01", "algorithm.server_lr=0.1",
+         "generation.steps=2", "generation.per_round=2", "generation.cap=9", "laboratory.points=3", "probes.clients=3", "probes.epochs=1"]
+WORLDS = ["{}", "{deadline_s: 5, channel: {allocation: least_energy}}", "{channel: {allocation: weighted}}", "{acts: true, dropout: 0.4}",
+          "{acts: true, deadline_s: 0.5}", "{acts: true, devices: {battery_kj: [0.001, 0.01]}}"]
+USUAL = 3  # times as often as another value: a setting's first one, which is its default or goes with all others
+SETTINGS = {
+    "method": ["genfl", "fedavg", "aigc", "sent", "filled", "pool", "matched"],
+    "rounds": [2, 3, 4],
+    "clients": [6, 3, 12],
+    "cohort": [3, 1, 2],
+    "selection": ["random", *sorted(SELECTION)],
+    "rho": ["size", *sorted(RHO)],
+    "data.name": ["synthetic", "mnist5k"],
+    "data.samples": [500],
+    "data.size": [8, 16],
+    "data.public_pool": [100],
+    "data.shared": [0, 20],
+    "partition.scheme": ["dirichlet", "dirichlet_client", "iid", "shards", "classes"],
+    "partition.alpha": [0.1, 10],
+    "partition.min_samples": [1],
+    "bad_clients.share": [0, 0.4],
+    "bad_clients.kind": ["noisy", "blurred", "mislabelled", "free_rider", "disguised", "overclaiming"],
+    "training.dtype": ["float32", "bfloat16"],
+    "training.schedule": ["constant", "exponential", "step", "cosine"],
+    "training.crop": [0, 2],
+    "training.together": [1, 2],
+    "algorithm.name": ["fedavg", "fedprox", "fednova", "fedavgm", "fedadam", "fedyogi", "scaffold"],
+    "label_sharing.payload": ["histogram", "presence"],
+    "label_sharing.epsilon": ["null", 1],
+    "label_sharing.refusing": [0, 0.5],
+    "generation.plan": ["equal", "inverse_frequency", "deficit", "cohort_deficit"],
+    "generation.count": ["class", "total"],
+    "generation.batch_size": [50, 3],
+    "generation.min_fidelity": [0, 0.3],
+    "filling.labels": ["rare", "missing"],
+    "kappa.policy": ["fixed", *sorted(KAPPA)],
+    "validation.source": ["pool", "clients", "generated"],
+    "incentive.base": ["null", 1],
+    "incentive.labels": ["null", 5],
+    "world": WORLDS,
+    "laboratory.every": ["null", 1],
+    "probes.every": ["null", 2],
+    "audit": ["false", "true"],
+    "evaluation.batch_size": [100, 7],
+    "faults.nonfinite": ["stop", "drop"],
+}
+
+
+def drawn(seed):
+    """The settings of a random configuration, some of which are refused because their parts do not go together."""
+    rng = random.Random(seed)
+    return [*QUICK, f"seed={seed}", *(f"{key}={rng.choice([values[0]] * USUAL + values)}" for key, values in SETTINGS.items())]
+
+
+def run(settings, how, folder):
+    """Exit status, and of the results the digests."""
+    settings = [*settings, f"generation.bank={folder}/bank"]
+    if how == "forked":
+        if status := main([*settings, "checkpoint.keep=1", f"output={folder}/origin"]):
+            return status, []
+        collectives.world().Barrier()
+        [origin] = Path(folder, "origin").glob("*.h5")
+        status = main(["fork", str(origin), "--at", "1", f"output={folder}"])
+    else:
+        if how == "extended" and (status := main([*settings, "rounds=1", f"output={folder}"])):
+            return status, []
+        status = main([*settings, f"output={folder}"])
+    return status, [reader.digests(path) for path in folder.glob("*.h5")]
+
+
+if __name__ == "__main__":
+    folder, how, first, last = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+    came = {seed: run(drawn(seed), how, folder / str(seed)) for seed in range(first, last + 1)}
+    if collectives.world().rank == 0:
+        (folder / "results.json").write_text(json.dumps(came))
