@@ -53,6 +53,9 @@ def test_packet_error_and_transmissions_by_hand():
     luck = np.array([0, 0.49, 0.51, 0.74, 0.76, 0.999999])
     assert channel.transmissions(luck, np.full(6, error), 10).tolist() == [1, 1, 2, 2, 3, 10]
     assert channel.transmissions(luck, np.zeros(6), 10).tolist() == [1] * 6
+    # A hopeless channel, whose error is rounded to 1.
+    assert channel.transmissions(luck, np.ones(6), 10).tolist() == [10] * 6 and channel.never_arrives(luck, np.ones(6), 10).all()
+    assert channel.packet_error(1e9, 1.0, 1.0, 1.0, 1.0) == 1
 
 
 def test_a_round_by_hand():

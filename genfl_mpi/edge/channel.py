@@ -74,8 +74,9 @@ def transmissions(luck, error, most):
 
     luck: float64 (K,), uniform in [0, 1): P(more than k) = error^k.
     """
-    with np.errstate(divide="ignore"):
-        return np.clip(1 + np.floor(np.log1p(-luck) / np.log(error)), 1, most)
+    with np.errstate(divide="ignore", invalid="ignore"):  # an error that is 0, or rounded to 1
+        tries = np.clip(1 + np.floor(np.log1p(-luck) / np.log(error)), 1, most)
+    return np.where(never_arrives(luck, error, most), most, tries)
 
 
 def never_arrives(luck, error, most):
