@@ -110,6 +110,23 @@ def test_a_bandit_learns_from_the_loss(tiny, lying):
     assert simulation.server.remembered["kappa"]["plays"].sum() == 11  # the last arm's reward is not known yet
 
 
+def test_a_bandit_credits_an_arm_with_its_own_round(quick):
+    """Not with what fell while there was nothing to choose, nor with another grid's rounds."""
+    memory, losses = {}, iter([3.0, 2.0, 1.5, 0.5, 0.25])
+
+    def ask(round, grid):
+        config = single(None, [*quick, *JUDGED, "kappa.policy=bandit", f"kappa.grid={grid}"])
+        return kappa.KAPPA["bandit"](ServerState(round, config, None, None, None, memory=memory, weights=None, judge=lambda _: (next(losses), 0)))
+
+    assert [ask(0, [0, 0.5]), ask(1, [0, 0.5])] == [0, 0.5]
+    assert memory["rewards"].tolist() == [1, 0] and memory["plays"].tolist() == [1, 0]
+    assert ask(4, [0, 0.5]) == 0.5, "of the rounds until then nobody asked"
+    assert memory["rewards"].tolist() == [1, 0] and memory["plays"].tolist() == [1, 0]
+    ask(5, [0, 0.5])
+    assert memory["rewards"].tolist() == [1, 1] and memory["plays"].tolist() == [1, 1]
+    assert ask(6, [1, 0.3]) == 1 and not memory["plays"].any()
+
+
 @pytest.mark.parametrize(("overrides", "fixed"), [
     (["kappa.policy=line_search", "kappa.grid=[0.3]"], 0.3), (["kappa.policy=bandit", "kappa.grid=[0.3]"], 0.3),
     (["kappa.policy=softmax_loss", "kappa.temperature=1e30"], 0.5), (["kappa.policy=softmax_accuracy", "kappa.temperature=1e30"], 0.5)])

@@ -29,11 +29,11 @@ def line_search(state):
 @needs("validation", "memory")
 def bandit(state):
     """An arm for each kappa2 of kappa.grid, by UCB1 (Auer et al. 2002): the reward of an arm is by how much the loss fell in
-    the round that it was used, over the largest change so far."""
-    grid, memory, loss = state.config.kappa.grid, state.memory, state.judge(state.weights)[0]
-    if len(memory.get("plays", ())) != len(grid):  # also where a run is forked with another grid
-        memory |= {"plays": np.zeros(len(grid)), "rewards": np.zeros(len(grid)), "largest": np.zeros(1), "last": np.zeros(2)}
-    else:
+    the round that it was used, over the largest change so far. A round before one in which there was nothing to choose does not count."""
+    grid, memory, loss = np.array(state.config.kappa.grid), state.memory, state.judge(state.weights)[0]
+    if not np.array_equal(memory.get("grid"), grid):  # also where a run is forked with another one
+        memory |= {"grid": grid, "plays": np.zeros(len(grid)), "rewards": np.zeros(len(grid)), "largest": np.zeros(1)}
+    elif memory["last"][2] == state.round - 1:
         arm, before = int(memory["last"][0]), memory["last"][1]
         memory["plays"][arm] += 1
         memory["rewards"][arm] += before - loss
@@ -44,7 +44,7 @@ def bandit(state):
     else:
         mean = memory["rewards"] / plays / (memory["largest"][0] or 1.0)
         arm = int(np.argmax(mean + np.sqrt(2 * np.log(plays.sum()) / plays)))
-    memory["last"] = np.array([arm, loss])
+    memory["last"] = np.array([arm, loss, state.round])
     return grid[arm]
 
 
