@@ -127,9 +127,10 @@ class Probes:
 
     def _divergence(self, omega_fl, round):
         """On rank 0."""
-        model, cohort = self.simulation.model, self.plan["client"][self.plan["rank"] != NOBODY].tolist()
+        model, plan = self.simulation.model, self.plan[self.plan["rank"] != NOBODY]
+        cohort = plan["client"].tolist()
         images, labels = (torch.cat(parts) for parts in zip(*(self.simulation.host.samples_of(client) for client in cohort)))
         settings = at_round(self.config.training, round - 1)
-        settings = settings.model_copy(update={"batch_size": settings.batch_size * len(cohort)})
+        settings = settings.model_copy(update={"batch_size": settings.batch_size * len(cohort), "epochs": int(plan["epochs"][0])})
         train(model, self.omega_t, images, labels, settings, streams.generator(self.config.seed, "probe", round))
         return distance(omega_fl, model.weights.cpu(), model.parameters) / model.weights[: model.parameters].double().norm().item()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import mpirun
 
-from genfl_mpi import Simulation
+from genfl_mpi import Simulation, probing
 from genfl_mpi.cli import main
 from genfl_mpi.clients import client_data
 from genfl_mpi.learning.training import normalise
@@ -90,6 +90,15 @@ def test_one_step_on_all_is_the_mean_of_one_step_on_each(fast):
     assert record.probes["probes"]["weight_divergence"][0] < 1e-5
     record, = Simulation(overrides=[*fast, *big, "training.epochs=8"])
     assert record.probes["probes"]["weight_divergence"][0] > 1e-5
+
+
+def test_one_model_is_trained_as_often_as_the_clients(tiny, monkeypatch):
+    train, passes = probing.train, []
+    monkeypatch.setattr(probing, "train", lambda model, start, images, labels, settings, rng: passes.append(settings.epochs) or train(
+        model, start, images, labels, settings, rng))
+    simulation = Simulation(overrides=[*tiny, "method=matched", "rounds=1", "probes.every=1", "probes.epochs=1"])
+    record, = simulation
+    assert set(record.clients["epochs"]) <= set(passes) and record.clients["epochs"][0] > simulation.config.training.epochs
 
 
 def test_a_local_error_is_what_more_training_takes_away(fast):
