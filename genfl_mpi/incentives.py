@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from genfl_mpi import traces
+from genfl_mpi.config import validate
 from genfl_mpi.edge import incentive
 from genfl_mpi.edge.rounds import image_joules
 from genfl_mpi.errors import UserError
@@ -48,10 +50,10 @@ def clients_of(path, files):
         raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; "
                         "give a run with method=genfl, sent or filled")
     with reader.open_results(path) as file, reader.damage(path):
-        histograms = file["partition/label_histograms"][:]
+        held = traces.held(file, validate(reader.config_of(file), str(path)))
     [priced] = in_worlds([run], worlds)
     fixed = priced.bill.client_joules
-    return incentive.clients_of(histograms, fixed, image_joules(world.devices, run.trace.image_flops))
+    return incentive.clients_of(held, fixed, image_joules(world.devices, run.trace.image_flops))
 
 
 def table(best, clients, base, value, budget):

@@ -7,6 +7,7 @@ for all clients that have it, and each rank gets it by broadcast: 1 byte a pixel
 import numpy as np
 import torch
 
+from genfl_mpi.data import public
 from genfl_mpi.data.partition import blocks
 from genfl_mpi.edge import incentive
 from genfl_mpi.errors import UserError
@@ -15,14 +16,14 @@ from genfl_mpi.mpi import collectives
 
 
 def lacking(held, config, share=None):
-    """How many images of each label clients make, int64 (n, classes). held: int (n, classes), samples that each has; share:
+    """How many images of each label clients lack, int64 (n, classes). held: int (n, classes), samples that each has; share:
     float64 (n,), of each, by default filling.share.
 
     With a share u and m samples of its most frequent label, m C of an even mix, which is R = m C / |D_n| times as many as
     it has, a client makes (m - m_c) u / (u + (1 - u) R) of label c: its mix is then (1 - u) its own and u even. With
-    filling.labels=missing u m of each label that it lacks. generation.cap is of a label, or with count=total of all.
+    filling.labels=missing u m of each label that it lacks.
     """
-    settings, cap = config.filling, config.generation.cap
+    settings = config.filling
     held = np.asarray(held, dtype=np.int64)
     most, total = held.max(1, keepdims=True), held.sum(1, keepdims=True)
     share = settings.share if share is None else share[:, None]
@@ -31,7 +32,13 @@ def lacking(held, config, share=None):
     else:
         ratio = most * held.shape[1] / np.maximum(total, 1)
         wanted = (most - held) * (share / (share + (1 - share) * ratio))
-    wanted = np.floor(wanted + 0.5).astype(np.int64)
+    return np.floor(wanted + 0.5).astype(np.int64)
+
+
+def capped(wanted, config):
+    """How many images of each label clients make who lack `wanted`, int (n, classes): generation.cap at most, of a label, or with
+    count=total of all."""
+    cap = config.generation.cap
     if config.generation.count == "class":
         return np.minimum(wanted, cap)
     whole = wanted.sum(1, keepdims=True)
@@ -52,10 +59,7 @@ class Placement:
 
     def own(self, clients=slice(None)):
         """Real samples of each label, with the shared ones: int (n, classes)."""
-        held = self.data["label_histograms"][clients]
-        if self.config.data.shared:
-            held = held + np.bincount(self.data["train_labels"][self.data["given"]], minlength=self.classes)
-        return held
+        return self.data["label_histograms"][clients] + public.counts(self.config.data.shared, self.classes)
 
     def share(self, clients):
         """Which share of the gap between its labels and an even mix each client fills, float64 (n,): its best response to the
@@ -69,28 +73,30 @@ class Placement:
         """Images of each label that each of `clients` trains on, as far as they are made: int64 (n, classes)."""
         there = np.bincount(self.labels, minlength=self.classes)
         if self.config.fills:
-            return np.minimum(lacking(self.own(clients), self.config, self.share(clients)), there)
+            return np.minimum(self.makes(clients, self.share(clients)), there)
         return np.tile(there if self.config.sends else 0 * there, (len(clients), 1))
+
+    def makes(self, clients, share):
+        """With method=filled, images of each label that each of `clients` makes who fills a share, float64 (n,), of its gap: int64
+        (n, classes). Raises UserError if generation.cap keeps one from what it is paid for."""
+        wanted = lacking(self.own(clients), self.config, share)
+        found = capped(wanted, self.config)
+        if self.config.incentive.price is not None and (found < wanted).any():
+            raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays "
+                            "for: raise it")
+        return found
 
     def demand(self):
         """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each
-        label; float64 (clients,), the share of its gap that each fills). Raises UserError if generation.cap keeps a client from
-        what it is paid for."""
+        label; float64 (clients,), the share of its gap that each fills). Raises UserError as `makes` does."""
         clients = self.config.clients
         each, most, share = np.zeros(clients, dtype=np.int64), np.zeros(self.classes, dtype=np.int64), np.zeros(clients)
         for block in blocks(clients):
             share[block] = self.share(block)
-            wanted = lacking(self.own(block), self.config, share[block])
-            each[block] = wanted.sum(1)
-            most = np.maximum(most, wanted.max(0))
-        if self.config.incentive.price is not None and self._is_capped(each, most):
-            raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays "
-                            "for: raise it")
+            made = self.makes(block, share[block])
+            each[block] = made.sum(1)
+            most = np.maximum(most, made.max(0))
         return each, most, share
-
-    def _is_capped(self, each, most):
-        """Whether a client may have made fewer images than it wanted."""
-        return (most if self.config.generation.count == "class" else each).max() >= self.config.generation.cap
 
     def beside(self, client, images, labels):
         """A client's data, normalised float32 (n, C, H, W) and int64 (n,) on a device, with its generated images behind."""

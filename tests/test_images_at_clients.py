@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import FAST, TINY, Job, mpirun
 
-from genfl_mpi import Simulation
+from genfl_mpi import Simulation, traces
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.learning.training import normalise
-from genfl_mpi.placement import lacking
+from genfl_mpi.placement import capped, lacking
 from genfl_mpi.pricing import in_worlds, read
 from genfl_mpi.results import reader
 from genfl_mpi.world import World
@@ -52,8 +52,8 @@ def test_missing_labels_alone():
 
 
 def test_the_cap_is_of_a_label_or_of_all():
-    assert lacking(HELD, config("generation.cap=3")).tolist() == [[0, 3, 3, 3], [0, 0, 0, 0], [3, 0, 3, 3]]
-    total = lacking(HELD, config("generation.cap=11", "generation.count=total"))
+    assert capped(lacking(HELD, config()), config("generation.cap=3")).tolist() == [[0, 3, 3, 3], [0, 0, 0, 0], [3, 0, 3, 3]]
+    total = capped(lacking(HELD, config()), config("generation.cap=11", "generation.count=total"))
     assert total.tolist() == [[0, 3, 4, 4], [0, 0, 0, 0], [3, 0, 3, 3]]
 
 
@@ -96,8 +96,8 @@ def test_filled_clients_see_an_even_mix(quick):
         held = simulation.placement.own(cohort) + simulation.placement.generated(cohort)
         assert held.sum(1).tolist() == record.clients["samples"].tolist()
         if method == "filled":
-            capped = lacking(simulation.placement.own(cohort), simulation.config).max(1) == 60
-            assert not capped.all() and not emd(held[~capped]).any()
+            whole = lacking(simulation.placement.own(cohort), simulation.config).max(1) <= 60
+            assert whole.any() and not emd(held[whole]).any()
             assert record.clients["rho"] == pytest.approx(held.sum(1) / held.sum())
     assert columns["filled"]["clients_emd"] < 0.5 * columns["fedavg"]["clients_emd"]
 
@@ -118,7 +118,7 @@ def test_clients_train_on_their_own_images_and_labels(quick):
     simulation = Simulation(overrides=[*quick, "method=filled", "rounds=1"])
     record, = simulation
     images, with_labels = simulation.placement.beside(client, *own)
-    wanted = lacking(simulation.placement.own(np.array([client])), simulation.config)[0]
+    wanted = capped(lacking(simulation.placement.own(np.array([client])), simulation.config), simulation.config)[0]
     assert np.bincount(with_labels[2:], minlength=10).tolist() == wanted.tolist()
     made = np.concatenate([images for _, _, images, _ in record.generated])
     labels = np.concatenate([batch.label for _, batch, _, _ in record.generated])
@@ -168,3 +168,23 @@ BAD = {
 def test_bad_input(overrides, message, capsys, tmp_path):
     assert main([*FAST[1:], *overrides.split(), f"output={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_shared_images_are_a_clients_own(quick, tmp_path):
+    """In the run, in its price and in what `incentive` pays: nobody lacks a label of which everybody was given a sample."""
+    shared = ["data.public_pool=100", "data.shared=27"]
+    assert main([*quick, *shared, "method=filled", "filling.labels=missing", "rounds=1", f"output={tmp_path}/runs"]) == 0
+    path = tmp_path / "runs/filled_seed1.h5"
+    with reader.open_results(path) as file:
+        histograms, samples, images = file["partition/label_histograms"][:], file["clients/samples"][:], file["clients/images"][:]
+        cohort = file["clients/client"][:]
+    assert (histograms == 0).any() and not images.any()
+    assert samples.tolist() == (histograms.sum(1) + 27)[cohort].tolist()
+    config = single(None, [*quick, *shared])
+    with reader.open_results(path) as file:
+        own = traces.held(file, config)
+        assert not traces.of_file(file, config)[0].missing.any()
+    simulation = Simulation(overrides=[*quick, *shared])
+    assert np.array_equal(own, simulation.placement.own())
+    given = np.bincount(simulation.data["train_labels"][simulation.data["given"]], minlength=10)
+    assert np.array_equal(own - histograms, np.tile(given, (len(own), 1))) and given.tolist() == [3] * 7 + [2] * 3

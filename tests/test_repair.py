@@ -10,6 +10,7 @@ from genfl_mpi import Simulation, pricing
 from genfl_mpi.cli import main
 from genfl_mpi.config import single
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, LATE
+from genfl_mpi.errors import UserError
 from genfl_mpi.placement import Placement
 from genfl_mpi.results import reader
 
@@ -51,6 +52,15 @@ def test_a_share_by_hand():
     assert placement.share(np.arange(2)) == pytest.approx([8 / 11, 0])
     each, most, share = placement.demand()
     assert each.tolist() == [50, 0] and most.tolist() == [0, 14, 18, 18] and share == pytest.approx([8 / 11, 0])
+    for count, enough in (("class", 18), ("total", 50)):
+        for cap in (enough, enough - 1):
+            generation = config.generation.model_copy(update={"count": count, "cap": cap})
+            placement.config = config.model_copy(update={"generation": generation})
+            if cap == enough:
+                assert placement.demand()[0].tolist() == [50, 0]
+            else:
+                with pytest.raises(UserError, match=f"generation.cap={cap} keeps clients from the images"):
+                    placement.demand()
 
 
 def test_a_price_that_is_enough_for_all_and_one_that_is_for_nobody(quick):

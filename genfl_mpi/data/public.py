@@ -10,6 +10,11 @@ from genfl_mpi import streams
 from genfl_mpi.errors import UserError
 
 
+def counts(size, classes):
+    """How many images of each label there are in a pool of so many: int64 (classes,), as alike as can be."""
+    return size // classes + (np.arange(classes) < size % classes)
+
+
 def pool(labels, size, classes):
     """Indices, int64 (size,) in rising order, of the training samples that no client holds: as many of each class.
 
@@ -17,8 +22,8 @@ def pool(labels, size, classes):
     for every run that withholds as much. Raises UserError if a class has too few samples.
     """
     chosen = []
-    for label in range(classes):
-        samples, share = np.flatnonzero(labels == label), size // classes + (label < size % classes)
+    for label, share in enumerate(counts(size, classes)):
+        samples = np.flatnonzero(labels == label)
         if share > len(samples):
             raise UserError(f"data.public_pool={size} needs {share} training samples of class {label}, and there are {len(samples)}")
         chosen.append(streams.generator(0, "pool", label).permutation(samples)[:share])
