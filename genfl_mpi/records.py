@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from genfl_mpi.cohorts import payments
-from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE, STATUS
+from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
 from genfl_mpi.mpi.messages import CLIENT_FIELDS
 from genfl_mpi.policies import skew
@@ -39,8 +39,7 @@ def of_clients(up, plan, round, status):
     was heard and who was not."""
     clients = dict(zip(CLIENT_FIELDS, up.clients.T.copy()))
     del clients["largest_weight"]
-    clients["status"] = np.where((status == AGGREGATED) & np.isnan(clients["update_norm"]), NOT_FINITE, status).astype(STATUS)
-    return clients | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
+    return clients | {"status": status} | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
 
 
 def of_audit(up, clients):

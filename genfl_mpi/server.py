@@ -12,7 +12,7 @@ from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
 from genfl_mpi.errors import UserError
 from genfl_mpi.generating import Generated
 from genfl_mpi.generation import planning
-from genfl_mpi.learning.aggregation import normalised, server_step
+from genfl_mpi.learning.aggregation import normalised, server_step, unnormalised
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.training import at_round, normalise, train
 from genfl_mpi.learning.weights import bound
@@ -145,12 +145,12 @@ class Server:
 
     def _note_clients(self, clients):
         """A client that was dropped has nothing to give: its loss and its change count as 0. Of one that was not heard they stay
-        what they were, or are 0 if it never was."""
+        what they were."""
         who, kept = clients["client"], np.isfinite(clients["update_norm"])
         heard = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
         self.state.last[who] = clients["round"]
         for known, column in ((self.state.losses, "loss_first_epoch"), (self.state.norms, "update_norm")):
-            known[who] = np.where(kept, clients[column], np.where(heard, 0.0, np.nan_to_num(known[who])))
+            known[who] = np.where(kept, clients[column], np.where(heard, 0.0, known[who]))
         if self.around and len(who):
             self.around.note(clients["status"])
 
@@ -215,12 +215,13 @@ class Server:
         down.variate[:] = self.moments["variate"].numpy()
         self.trained[down.plan["client"][kept]] = self.state.round + 1
 
-    def average(self, total, omega_t, plan, up):
+    def average(self, total, omega_t, parameters, plan, up):
         """The clients' average, float64 (size,): their weighted sum, and what FedNova leaves to omega^t.
 
-        total: float64 (size,), the exact sum; plan: of the `Down` message; up: the `Up` message, as reduced. Where clients
-        were dropped, the others share their rho: the sum is scaled, and plan's rho replaced. None if nobody was heard. Raises
-        ArithmeticError if the sum may have overflowed, or nobody is left.
+        total: float64 (size,), the exact sum; parameters: how many of the weights are parameters; plan: of the `Down` message; up:
+        the `Up` message, as reduced. Where clients were dropped, the others share their rho: the sum is scaled, plan's rho
+        replaced, and the status of the others noted. None if nobody was heard. Raises ArithmeticError if the sum may have
+        overflowed, or nobody is left.
         """
         heard = plan["rank"] != NOBODY
         if not heard.any():
@@ -235,8 +236,8 @@ class Server:
             weights = self._weights(shares / shares.sum())
             total = total * (weights.sum() / plan["rho"][kept].sum())  # both are in the same proportions
             plan["rho"] = weights
-        rest = 1 - plan["rho"].sum() if self.config.algorithm.name == "fednova" else 0.0
-        return total + rest * omega_t.double() if rest else total
+            self.status = np.where(heard & ~kept, NOT_FINITE, self.status).astype(STATUS)
+        return unnormalised(total, omega_t, parameters, plan["rho"].sum()) if self.config.algorithm.name == "fednova" else total
 
     def aggregate(self, omega_t, omega_fl, omega_a, parameters, judge):
         """Eq. (1): kappa1 sum rho_n omega_n + kappa2 omega_a, in float64. Returns it with kappa2.

@@ -153,7 +153,7 @@ class Simulation:
         told = {}
         if self.is_server and self._is_whole():
             if self.config.trains_clients:
-                omega_fl = self.server.average(self.sum.value(), self.weights, self.down.plan, self.up)
+                omega_fl = self.server.average(self.sum.value(), self.weights, self.model.parameters, self.down.plan, self.up)
             omega, kappa2 = self.server.aggregate(self.weights, omega_fl, omega_a, self.model.parameters, self.council.judge)
             told = self._collect(clock, kappa2, augmented, omega_fl, omega_a)
             self.weights.copy_(omega)

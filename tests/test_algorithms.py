@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.edge.attendance import AGGREGATED
+from genfl_mpi.hosting import Host
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine, normalised, server_step
 from genfl_mpi.learning.batches import batches, local_batches
 from genfl_mpi.results import checkpoint, reader
@@ -91,6 +93,31 @@ def test_continued_runs_remember_the_servers_moments(tiny, tmp_path, name):
     assert main([*tiny, *algorithm, "rounds=2"]) == 0
     assert main([*tiny, *algorithm, "rounds=3"]) == 0
     assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(tmp_path / "whole/genfl_seed1.h5")
+
+
+def network_with_statistics(classes, shape):
+    return nn.Sequential(nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, classes))
+
+
+def test_fednova_averages_statistics(fast, monkeypatch):
+    """Its weights have another sum than 1, and what is left has no meaning for a variance: it would become negative."""
+    add, seen = Host._add, []
+    monkeypatch.setattr(Host, "_add", lambda self, place, rho, weights, report: seen.append((rho, weights.double())) or add(
+        self, place, rho, weights, report))
+    simulation = Simulation(overrides=[
+        *fast, "algorithm.name=fednova", "cohort=6", "rounds=1", "rho=uniform", "training.batch_size=2", "partition.alpha=0.05",
+        "partition.min_samples=2", "model.name=test_algorithms:network_with_statistics"])
+    before, parameters = simulation.weights.double(), simulation.model.parameters
+    sizes = simulation.data["label_histograms"].sum(1)
+    assert sizes.max() > 3 * sizes.min()
+    list(simulation)
+    weight = sum(rho for rho, _ in seen)
+    total = sum(rho * weights for rho, weights in seen)
+    assert weight > 1.3 and len(simulation.weights) == parameters + 8
+    assert torch.allclose(simulation.weights[:parameters].double(), (total + (1 - weight) * before)[:parameters], atol=1e-6)
+    assert torch.allclose(simulation.weights[parameters:].double(), total[parameters:] / weight, atol=1e-6)
+    largest = torch.stack([weights for _, weights in seen]).amax(0)[parameters:]
+    assert (simulation.weights[parameters:] <= largest + 1e-6).all(), "between the clients' own"
 
 
 def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):

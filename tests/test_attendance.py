@@ -13,6 +13,7 @@ from genfl_mpi.config import single
 from genfl_mpi.edge import attendance
 from genfl_mpi.edge.rounds import Work, meet, price
 from genfl_mpi.errors import UserError
+from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.results import reader
 from genfl_mpi.world import World
 
@@ -76,14 +77,24 @@ def test_a_late_client_is_as_if_it_had_not_been_chosen(everybody, algorithm, mon
                                                 select=lambda state: np.flatnonzero(~late)))
 
 
-def test_who_was_never_heard_is_not_the_most_wanted(fast):
+def test_who_was_never_heard_is_like_the_others(fast):
+    """Not unknown, for then who can never be heard would be chosen first in every round; and not useless."""
     made, _ = run(*fast, "cohort=6", "rounds=1", world("dropout: 1"))
-    assert not made.server.state.losses.any() and (made.server.state.last == 1).all()
+    state = made.server.state
+    assert np.isnan(state.losses).all() and np.isnan(state.norms).all() and (state.last == 1).all()
     heard = run(*fast, "cohort=6", "rounds=1")[0].server.state.losses
     made, records = run(*fast, "cohort=6", "rounds=2", world("dropout: 0.5"))
     first = records[0].clients["status"] == attendance.AGGREGATED
     gone = first & (records[1].clients["status"] != attendance.AGGREGATED)
     assert gone.any() and np.array_equal(made.server.state.losses[gone], heard[gone]), "what was known of it stays known"
+    # Client 0 was never chosen, and 1 never heard; the others' losses and changes are known.
+    known = np.array([np.nan, np.nan, 1.0, 2.0, 3.0, 4.0])
+    state = replace(state, losses=known, norms=known, last=np.array([0, 1, 1, 1, 1, 1]), samples=np.full(6, 10), round=1)
+    config = state.config.model_copy(update={"cohort": 4})
+    assert SELECTION["power_of_choice"](replace(state, config=config)).tolist() == [0, 5, 4, 1]
+    one = state.config.model_copy(update={"cohort": 1})
+    drawn = [SELECTION["importance"](replace(state, config=one, round=round))[0] for round in range(2000)]
+    assert np.bincount(drawn, minlength=6) / 2000 == pytest.approx(np.array([2.5, 2.5, 1, 2, 3, 4]) / 15, abs=0.03)
 
 
 def test_nobody_is_heard(fast, tiny, capsys):

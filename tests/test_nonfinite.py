@@ -7,6 +7,7 @@ from conftest import mpirun
 
 from genfl_mpi import Simulation, hosting, server
 from genfl_mpi.cli import main
+from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
 from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
 from genfl_mpi.results import reader
 
@@ -68,6 +69,15 @@ def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path)
     assert dropped.down.weights == pytest.approx(without.down.weights, abs=1e-6)
     if algorithm == "scaffold":
         assert dropped.server.trained[BAD] == 2 and dropped.down.variate == pytest.approx(without.down.variate, abs=1e-6)
+
+
+def test_kappa_is_of_who_is_left(tiny, poisoned):
+    tiny = [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=3", "kappa.policy=amount", "kappa.quality=5"]
+    simulation = Simulation(overrides=[*tiny, "cohort=3", "faults.nonfinite=drop"], select=everybody)
+    *_, last = simulation
+    assert last.clients["status"].tolist() == [AGGREGATED, NOT_FINITE, AGGREGATED]
+    made, samples = 5 * last.columns["images_used"], simulation.server.state.samples[[1, 4]].sum()
+    assert last.columns["kappa2"] == pytest.approx(made / (made + samples))
 
 
 def test_drop_does_not_depend_on_the_ranks_and_is_said(fast, tmp_path):

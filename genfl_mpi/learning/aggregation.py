@@ -68,6 +68,15 @@ def normalised(rho, samples, training):
     return rho * (rho @ tau) / tau
 
 
+def unnormalised(total, omega_t, parameters, weight):
+    """FedNova's average, float64 (size,): what its weights lack of 1, or have above it, is the weight of omega^t. BatchNorm's
+    statistics, of which a difference would be no variance, are averaged by the same weights over their sum.
+
+    total: float64 (size,), the weighted sum; omega_t: float32 (size,); weight: the sum of the weights.
+    """
+    return torch.cat([total[:parameters] + (1 - weight) * omega_t[:parameters].double(), total[parameters:] / weight])
+
+
 def distance(one, other, parameters):
     """Euclidean distance of two models' parameters, in float64."""
     return math.sqrt(_dot(one, one, other, parameters))

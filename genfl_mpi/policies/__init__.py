@@ -17,9 +17,9 @@ class ServerState:
     told of their labels: counts, or 0 and 1, as config.label_sharing has it. generated: int64 (classes,), images so far;
     images: of them, and of the public pool, those that the augmented model learned from.
 
-    losses, norms: float64 (clients,), from each client's last training: its loss on the global model (mean over the first
-    local epoch), and the Euclidean length of its change; NaN before, and 0 if it was dropped. last: int64 (clients,), the round
-    in which that was, counted from 1; 0 before.
+    losses, norms: float64 (clients,), from each client's last training that was heard: its loss on the global model (mean over the
+    first local epoch), and the Euclidean length of its change; NaN before, and 0 if they were not finite. last: int64
+    (clients,), the round in which it was chosen last, heard or not, counted from 1; 0 before.
     forecast: `edge.forecast.Forecast`, what training would take each client in this round (seconds, joules) and its charge
     left, in the configured world; else None. memory: for a policy that needs it, a dict of arrays, its own, that it may change:
     it is kept from round to round, and in the checkpoint.

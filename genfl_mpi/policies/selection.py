@@ -43,23 +43,25 @@ def deadline(state):
 
 
 def power_of_choice(state):
-    """Of candidates drawn in proportion to |D_n| those with the largest loss when they trained last; who never did is first (Cho
-    et al. 2020, the variant that needs no extra messages)."""
+    """Of candidates drawn in proportion to |D_n| those with the largest loss when they trained last; who was never chosen is first
+    (Cho et al. 2020, the variant that needs no extra messages), and who never was heard counts as the mean of the others."""
     rng = streams.generator(state.config.seed, "candidates", state.round)
     weights = state.samples * _available(state)
     candidates = rng.choice(state.config.clients, _count(state), replace=False, p=weights / weights.sum())
-    return candidates[np.argsort(-np.nan_to_num(state.losses[candidates], nan=np.inf), kind="stable")][: state.config.cohort]
+    losses = np.where(state.last > 0, _filled(state.losses), np.inf)
+    return candidates[np.argsort(-losses[candidates], kind="stable")][: state.config.cohort]
 
 
 @needs("world")
 def oort(state):
     """Of those that have trained the most useful, |D_n| F_n plus a bonus for long absence, times (T / t_n)^selecting.penalty if
     the client needs longer than T, the deadline or else the median time; a share selecting.exploration of the cohort is drawn
-    from those that never have. (Lai et al. 2021; F_n stands for the root of the mean squared loss.)"""
+    from those that were never chosen; who never was heard counts as the mean of the others. (Lai et al. 2021; F_n stands for the
+    root of the mean squared loss.)"""
     order, settings = _candidates(state), state.config.selecting
     known, new = order[state.last[order] > 0], order[state.last[order] == 0]
     exploring = min(len(new), max(round(settings.exploration * state.config.cohort), state.config.cohort - len(known)))
-    utility = state.samples[known] * state.losses[known]
+    utility = state.samples[known] * _filled(state.losses)[known]
     utility = utility / max(1e-300, utility.max(initial=0)) + np.sqrt(0.1 * np.log(state.round + 1) / state.last[known])
     seconds = state.forecast.seconds[known]
     wanted = state.config.world.deadline_s or np.median(state.forecast.seconds)
@@ -87,11 +89,16 @@ def battery(state):
 
 def importance(state):
     """At random in proportion to |D_n| |Delta_n|, the importance of a client's data being the length of its last change (optimal
-    client sampling, Chen et al. 2022); who never trained counts as the mean of the others."""
-    norms = np.where(np.isnan(state.norms), np.nanmean(state.norms) if (state.last > 0).any() else 1.0, state.norms)
-    weights = state.samples * np.maximum(norms, 1e-12) * _available(state)
+    client sampling, Chen et al. 2022); who never was heard counts as the mean of the others."""
+    weights = state.samples * np.maximum(_filled(state.norms), 1e-12) * _available(state)
     rng = streams.generator(state.config.seed, "candidates", state.round)
     return rng.choice(state.config.clients, state.config.cohort, replace=False, p=weights / weights.sum())
+
+
+def _filled(known):
+    """What is known of the clients, float64 (clients,), with the mean of it in place of NaN; all alike if nothing is."""
+    there = np.isfinite(known)
+    return np.where(there, known, known[there].mean() if there.any() else 1.0)
 
 
 def _available(state):
