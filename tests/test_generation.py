@@ -83,6 +83,19 @@ def test_a_total_cap_is_for_all_classes_together():
     assert equal(replace(plan, generated=np.array([2, 2, 2]))).sum() == 0
 
 
+def test_what_a_division_leaves_goes_round():
+    """A few images of many labels: none is forgotten, whatever its number."""
+    def after(rounds, shared, plan, **more):
+        one = state(shared, count="total", **more)
+        for _ in range(rounds):
+            one = replace(one, generated=one.generated + plan(one))
+        return one.generated.tolist()
+
+    assert after(20, [[1] * 10], equal, per_round=15, cap=10_000) == [30] * 10
+    assert after(7, [[1] * 21], equal, per_round=3, cap=100) == [1] * 21
+    assert after(10, [[4, 1, 0]], deficit, per_round=1, cap=100) == [0, 4, 6]  # in proportion to 0, 3, 4
+
+
 def test_nothing_lacking_or_nothing_shared_is_no_division_by_zero():
     assert deficit(state([[4, 4, 4]])).tolist() == [3, 3, 3]
     assert equal(state([[0, 0, 0]])).tolist() == [3, 3, 3]

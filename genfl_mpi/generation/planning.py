@@ -33,7 +33,8 @@ def _lack(shared):
 
 
 def _divide(state, shares):
-    """The round's images in proportion to `shares`, by largest remainders; equally if all shares are zero.
+    """The round's images in proportion to `shares`; equally if all shares are zero. What the division leaves goes to the labels that
+    are the furthest behind their share of all images, with the round's.
 
     With count=class the round makes per_round images for each class with a share, and no class gets more than cap; with
     count=total per_round and cap are of all classes together.
@@ -50,7 +51,8 @@ def _divide(state, shares):
     exact = max(images, 0) * shares / shares.sum()
     counts = np.floor(exact).astype(np.int64)
     left = round(exact.sum()) - counts.sum()
-    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
+    behind = (state.generated.sum() + max(images, 0)) * shares / shares.sum() - state.generated - counts
+    counts[np.argsort(np.where(shares > 0, -behind, np.inf), kind="stable")[:left]] += 1
     return np.clip(counts, 0, np.maximum(room, 0))
 
 
