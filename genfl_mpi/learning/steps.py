@@ -1,6 +1,7 @@
 """Steps of SGD: one function over fixed buffers, which a GPU repeats as a CUDA graph."""
 
 import warnings
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -76,8 +77,10 @@ class Steps:
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         with torch.no_grad():
-            direction = [torch.zeros_like(weights) if weights.grad is None else weights.grad for weights in self.parameters]
-            descend(self.parameters, direction, self.settings, mu=self.mu, **self.split)
+            has = [weights.grad is not None for weights in self.parameters]  # what is frozen, or not used, stays as it is
+            own = {name: list(compress(parts, has)) for name, parts in self.split.items()}
+            learning = list(compress(self.parameters, has))
+            descend(learning, [weights.grad for weights in learning], self.settings, mu=self.mu, **own)
         for parameter in self.parameters:
             parameter.grad = None  # the next backward pass then writes its own, and nothing need be zeroed or added up
         return loss.detach(), logits.detach()

@@ -5,6 +5,7 @@ draws, as `training.train` would; only the order in which a product is summed di
 """
 
 import copy
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -152,8 +153,10 @@ class Twin:
                 parameters = self._named(weights[:count])
                 gradients, (_, figures) = self.gradients(parameters, masks, pixels.unflatten(0, index.shape), targets, share)
                 velocity = self._named(buffers["velocity"][:count]).values() if buffers else ()
+                learning = (list(compress(parts, self.trained.values())) for parts in (parameters.values(), gradients.values()))
                 with torch.no_grad():
-                    descend(list(parameters.values()), list(gradients.values()), settings[0], list(velocity), mu, begun)
+                    descend(*learning, settings[0], list(compress(velocity, self.trained.values())), mu,
+                            list(compress(begun, self.trained.values())))
                 told.append(figures)
         told = torch.stack([F.pad(one, (0, 0, 0, len(data) - len(one))) for one in told]).double().cpu().numpy()  # the one wait
         found = [None] * len(data)
