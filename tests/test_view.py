@@ -105,6 +105,29 @@ def test_watch_in_a_terminal(fast, tmp_path):
     assert code == 0 and "fedavg_seed1" in shown and "fedavg_seed2" in shown and "2/2" in shown
 
 
+def test_one_of_two_starts_at_the_same_moment_goes_on(tmp_path):
+    path = tmp_path / "run.h5"
+    first = progress.Progress(path, 0, 1)
+    with pytest.raises(UserError, match="being computed by another job"):  # it looked before the first had begun, and clears now
+        progress.clear(path)
+    assert progress.is_running(path)
+    first.close()
+    # It was just about to lock the file when the other one removed it.
+    locked, removed = progress._locked, []
+
+    def late(descriptor):
+        if not removed:
+            removed.append((progress.path_for(path) / "0").unlink())
+        return locked(descriptor)
+
+    progress._locked = late
+    try:
+        with pytest.raises(UserError, match="being computed by another job"):
+            progress.Progress(path, 0, 1)
+    finally:
+        progress._locked = locked
+
+
 def test_watch_says_what_it_cannot_read(tmp_path, capsys):
     (tmp_path / "other.h5").write_text("no HDF5")
     assert main(["watch", str(tmp_path)]) == 2

@@ -42,7 +42,7 @@ class Progress:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.descriptor = os.open(folder / str(rank), os.O_RDWR | os.O_CREAT, 0o666)
-            if rank == 0 and not _locked(self.descriptor):
+            if rank == 0 and not (_locked(self.descriptor) and _is_there(self.descriptor, folder / "0")):
                 refuse_second(results)
         except OSError as error:
             if rank == 0:
@@ -78,8 +78,19 @@ class Progress:
 
 
 def clear(results):
-    """Remove what an earlier start left, but never the file by which a running one is locked."""
-    shutil.rmtree(path_for(results), ignore_errors=True)
+    """Remove what an earlier start left. Raises UserError if another one has begun meanwhile."""
+    folder = path_for(results)
+    try:
+        descriptor = os.open(folder / "0", os.O_RDWR)
+    except OSError:
+        descriptor = None
+    try:
+        if descriptor is not None and not _locked(descriptor):
+            refuse_second(results)
+        shutil.rmtree(folder, ignore_errors=True)  # with the lock, which nobody else can have then
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def read(results):
@@ -153,6 +164,14 @@ def doing(about):
     what = PHASES.get(about["phase"], about["phase"]) + (f" client {about['client']}" if about["client"] is not None else "")
     where = f" in round {about['round']}" if about["round"] else ""
     return what + where + (f", which raised {about['raised']}" if "raised" in about else "")
+
+
+def _is_there(descriptor, path):
+    """Whether an open file still is the one of that name: another start may have removed it before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(descriptor):
