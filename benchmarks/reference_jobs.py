@@ -198,7 +198,7 @@ def main():
         parser.error(f"there is no job {unknown.pop()}; jobs are {', '.join(JOBS)}")
     cores, python = len(os.sched_getaffinity(0)), peers_python(options.peers)
     about = {
-        **environment.describe(launchers.command(1, os.environ), collectives.library(), [platform.node()] * cores, 1, "cpu"),
+        **environment.describe(launchers.command(1, os.environ), collectives.library(), [platform.node()] * cores, cores, 1, "cpu"),
         "peers": versions(python),
         "load": os.getloadavg(),
     }

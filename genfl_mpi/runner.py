@@ -16,7 +16,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
-from genfl_mpi.mpi import collectives, launchers
+from genfl_mpi.mpi import collectives, devices, launchers
 from genfl_mpi.naming import sources
 from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
@@ -107,10 +107,10 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))
-    hosts = comm.gather(os.uname().nodename)
+    hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
     if comm.rank == 0 and config.generates and (others := simulation.server.generated.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
-    writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, earlier))
+    writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, cores, earlier))
     if comm.rank == 0:
         known = status.begun(path, config, earlier.tables.get("rounds"))
         view.begin(known)
@@ -143,7 +143,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
 
 def _is_due(settings, round, seconds):
     """Whether config.checkpoint wants a checkpoint after a round, the last being so many seconds old."""
-    by_rounds = settings.every_rounds and round % settings.every_rounds == 0
+    by_rounds = any(every and round % every == 0 for every in (settings.every_rounds, settings.keep))
     return by_rounds or (settings.every_seconds and seconds >= settings.every_seconds)
 
 
@@ -245,7 +245,7 @@ def origin_of(path, round):
     return f"{path} at round {round}"
 
 
-def _open(path, simulation, given, hosts, earlier):
+def _open(path, simulation, given, hosts, cores, earlier):
     config, data = simulation.config, simulation.data
     fingerprint = datasets.fingerprint(data)
     if earlier.rounds and earlier.data not in ("", fingerprint):
@@ -256,7 +256,8 @@ def _open(path, simulation, given, hosts, earlier):
     names = yaml.safe_dump(list(simulation.about.classes))
     texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin,
              "sources": yaml.safe_dump(sources(flatten(config.model_dump()))), "data": fingerprint}
-    about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, config.runtime.threads, config.runtime.device)
+    about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, cores, config.runtime.threads,
+                                 config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
     if earlier.source and simulation.host.variates is not None:

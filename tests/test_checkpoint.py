@@ -120,6 +120,18 @@ def test_fresh_moves_the_old_files_aside(fast, tmp_path, cut, capsys):
     assert "finished before" in capsys.readouterr().out
 
 
+def test_scaffold_goes_on_beside_a_damaged_old_checkpoint(fast, cut, tmp_path):
+    scaffold = ["algorithm.name=scaffold", "checkpoint.keep=1"]
+    results = cut(3, *scaffold)
+    (checkpoint.path_for(results) / "1.safetensors").write_bytes(b"damaged")
+    assert main([*fast, *scaffold, "rounds=10"]) == 0
+    assert reader.digests(results) == whole(fast, tmp_path, *scaffold)
+
+
+def test_every_kept_round_has_a_checkpoint(cut):
+    assert checkpoint.rounds(cut(5, "checkpoint.every_rounds=3", "checkpoint.keep=2")) == [2, 3, 4]
+
+
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedyogi", "scaffold"])
 def test_a_fork_that_changes_nothing_is_the_run_itself(algorithm, fast, tmp_path, capsys):
     original = whole(fast, tmp_path, f"algorithm.name={algorithm}", "checkpoint.keep=4")
@@ -146,7 +158,8 @@ def test_a_fork_goes_another_way(fast, tmp_path, capsys):
     capsys.readouterr()
     for arguments, message in (
             (["--at", "5"], "has no checkpoint of round 5 (there are: 4, 8)"), (["--at", "11"], "has rounds 1 to 10"),
-            (["--at", "4", "model.name=lenet5"], "model.name cannot change in a fork"), (["--at", "8", "rounds=8"], "nothing would follow"),
+            (["--at", "4", "model.name=lenet5"], "model.name cannot change in a fork"), (["--at", "4", "clients=5"], "clients cannot change in a fork"),
+            (["--at", "4", "cohort=2"], "cohort cannot change in a fork"), (["--at", "8", "rounds=8"], "nothing would follow"),
             (["--at", "4", f"output={tmp_path}/whole"], "must not be written over"),
             (["--at", "8", "training.lr=0.01", f"output={tmp_path}/other"], "no fork of")):
         assert main(["fork", file, *arguments]) == 2

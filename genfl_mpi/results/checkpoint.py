@@ -8,6 +8,7 @@ that one is kept until there are two newer ones, in case the newest is damaged.
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -76,10 +77,11 @@ def load(results, say, at=None):
 
 
 def trained(results):
-    """Of each checkpoint, oldest first, the round in which each client trained last, int64 (clients,): SCAFFOLD's."""
+    """Of each checkpoint, oldest first, the round in which each client trained last, int64 (clients,): SCAFFOLD's. Without those that
+    cannot be read, which nothing can go on from."""
     found = []
     for round in rounds(results):
-        with safe_open(path_for(results) / f"{round}.safetensors", "np") as file:
+        with suppress(OSError, SafetensorError), safe_open(path_for(results) / f"{round}.safetensors", "np") as file:
             found.append(file.get_tensor("trained"))
     return found
 

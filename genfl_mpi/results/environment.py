@@ -1,6 +1,5 @@
 """What a run ran on: kept with its figures."""
 
-import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -12,14 +11,15 @@ import torch
 PACKAGES = ("genfl_mpi", "numpy", "torch", "torchvision", "diffusers", "transformers", "h5py", "mpi4py")
 
 
-def describe(command, mpi_library, hosts, threads, device):
-    """Attributes of /environment. command: the line that started all ranks; hosts: the host of each rank."""
+def describe(command, mpi_library, hosts, cores, threads, device):
+    """Attributes of /environment. command: the line that started all ranks; hosts: the host of each rank; cores: that the ranks on
+    rank 0's node may use together."""
     return {
         "command": command, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(), "system": platform.platform(), "processor": processor(),
         "packages": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "git_commit": git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),
-        "cores": len(os.sched_getaffinity(0)), "threads": threads, "device": device,
+        "cores": cores, "threads": threads, "device": device,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
     }
 
