@@ -106,6 +106,10 @@ def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
     assert first == (1, 3.5), "as it was measured"
     assert [then] == [(span.start, span.end) for span in found if span.phase == "aggregate"], "rank 1 waits for rank 0"
     assert not [span for span in found if (span.rank, span.phase) == (0, "wait")]
+    with h5py.File(path, "r+") as file:  # with method=sent for the images, too
+        for name, value in {"generate_start": 0.25, "generate": 0.5, "send": 0.25}.items():
+            file[f"rounds/{name}_seconds"][0] = value
+    assert [(span.start, span.end) for span in spans(path, 1)[0] if (span.rank, span.phase) == (1, "wait")][0] == (0, 1)
 
 
 def test_generated_images_beside_real_ones(paths):

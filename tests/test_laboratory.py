@@ -51,6 +51,13 @@ def test_any_number_of_ranks_and_a_start_in_between(quick, tmp_path):
     assert digests[0] == digests[1] == digests[2]
 
 
+def test_rounds_that_were_looked_at_in_another_way_are_not_mixed(quick, tmp_path, capsys):
+    assert main([*quick, *LOOK, "rounds=1"]) == main([*quick, *LOOK, "rounds=2", "laboratory.points=3"]) == 0
+    capsys.readouterr()
+    assert main(["laboratory", str(tmp_path / "results/genfl_seed1.h5")]) == 2
+    assert "from round 2 on other models or policies were looked at" in capsys.readouterr().err
+
+
 def test_a_barrier_is_what_rises_above_the_straight_line():
     segment = np.array([0, 0.5, 1])
     loss = np.array([[1, 3, 2], [1, 1.5, 2], [1, 1.2, 2]])

@@ -50,6 +50,22 @@ def test_an_images_seed_is_not_the_runs(tiny, tmp_path):
     assert set(read["seed"]) == {7} and len(set(read["generated.seed"])) == len(read) == 10 and "digit" in " ".join(read["prompt"])
 
 
+def test_a_setting_that_is_called_like_a_column(tmp_path):
+    assert main([*FAST, "sweep.rho=[size,uniform]", "rounds=1", f"output={tmp_path}"]) == 0
+    read, array = read_results(tmp_path, "clients"), read_results(tmp_path, "clients", to="xarray")
+    assert sorted(set(read["rho"])) == ["size", "uniform"] and set(read["clients.rho"][read["rho"] == "uniform"]) == {1 / 3}
+    assert array["rho"].values.tolist() == ["size", "uniform"] and (array["clients.rho"][1] == 1 / 3).all()
+
+
+def test_runs_that_have_no_common_array(tmp_path):
+    for clients in (6, 8):
+        assert main([*FAST, f"clients={clients}", "rounds=1", f"output={tmp_path}/{clients}"]) == 0
+    folders = [tmp_path / "6", tmp_path / "8"]
+    assert len(read_results(folders, "partition")) == 14
+    with pytest.raises(UserError, match="other numbers of clients or classes have no common array"):
+        read_results(folders, "partition", to="xarray")
+
+
 @pytest.mark.parametrize("table", ["rounds", "clients", "generated", "partition"])
 def test_xarray_is_along_the_runs(folder, table):
     read = read_results(folder, table, to="xarray")

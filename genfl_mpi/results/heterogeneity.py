@@ -37,8 +37,8 @@ def heterogeneity(paths):
         for group in found:
             runs = [read(run) for run in group.runs if len(run["probes/round"])]
             if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
-                rounds = max((rounds for rounds, _ in runs), key=len)
-                mean = np.mean([values for _, values in runs if len(values) == len(rounds)], axis=0)
+                rounds = max((rounds for rounds, _ in runs), key=len)  # seeds that were probed in others are not in the mean
+                mean = np.mean([values for others, values in runs if np.array_equal(others, rounds)], axis=0)
                 kind = kinds.index((group.panel, group.settings))
                 marker = "." if len(rounds) < 30 else None
                 axes.plot(rounds, mean, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[group.method], kind), marker=marker, markersize=3,

@@ -38,6 +38,7 @@ def read(path):
         rounds, own = np.unique(columns["round"]), config_of(file)["kappa"]["policy"].rpartition(":")[2]
     if not len(rounds):
         raise UserError(f"{path}: nothing was looked at; make the run with laboratory.every=1, and a method that has both models")
+    _refuse_changes(path, columns, rounds)
     names = [name.decode() for name in dict.fromkeys(columns["policy"].tolist())]
 
     def of(name, column):
@@ -49,6 +50,16 @@ def read(path):
     return Looks(rounds, segment, loss, losses.min(1), best, barrier(segment, loss),
                  {name: of(name, "kappa2")[:, 0] for name in names if name},
                  {name: of(name, "regret")[:, 0] for name in names if name}, own)
+
+
+def _refuse_changes(path, columns, rounds):
+    def looked(round):
+        rows = columns["round"] == round
+        return columns["policy"][rows].tolist(), columns["kappa2"][rows & (columns["policy"] == b"")].tolist()
+
+    if changed := next((round for round in rounds if looked(round) != looked(rounds[0])), None):
+        raise UserError(f"{path}: from round {changed} on other models or policies were looked at, because laboratory or kappa.policy "
+                        "changed there: the rounds cannot be taken together")
 
 
 def barrier(segment, loss):

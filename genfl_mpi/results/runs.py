@@ -11,7 +11,8 @@ from genfl_mpi.results.reader import config_of, damage, is_finished, open_result
 from genfl_mpi.settings import is_free
 
 # Runs of a data set must agree in these, or they had other clients, cohorts or models, and are no pairs.
-PAIRED = ("data", "partition", "bad_clients", "clients", "cohort", "rounds", "selection", "model", "evaluation")
+PAIRED = ("data", "partition", "bad_clients", "clients", "cohort", "rounds", "selection", "model", "evaluation",
+          "training.batch_size", "training.epochs", "algorithm", "world", "incentive")
 # In these the runs of a comparison may differ: they are what is compared, or the machine's.
 APART = {"seed", "generation.seed", "method", "partition.alpha", "generation.threads", "generation.device"}
 
@@ -106,7 +107,7 @@ def _check_alike(one, other, sections):
     """Raise UserError if two runs differ in one of `sections`; without any, in whatever changes a result."""
     for key in {**one.config, **other.config}:  # a world's keys are only where there is one
         section, value = key.partition(".")[0], one.config.get(key)
-        if key in APART or section == "runtime" or (is_free(key) and key != "rounds") or (sections and section not in sections):
+        if key in APART or section == "runtime" or (is_free(key) and key != "rounds") or (sections and not {section, key} & set(sections)):
             continue
         if other.config.get(key) != value:
             raise UserError(f"{one.path} and {other.path} cannot be compared: {key} is {value} in the one and {other.config.get(key)} in the "

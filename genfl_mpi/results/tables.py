@@ -35,8 +35,11 @@ def read_results(names, table="rounds", to="pandas"):
         raise UserError(f"there is no to={to!r}; results are read to pandas or to xarray")
     xarray = _needed("xarray", "tables")
     settings = varied(paths)
-    runs = [_dataset(xarray, path, table) for path in paths]
-    together = xarray.concat(runs, "run", data_vars="all", coords="minimal", compat="override", join="outer", combine_attrs="override")
+    runs = [_dataset(xarray, path, table, settings[0]) for path in paths]
+    try:
+        together = xarray.concat(runs, "run", data_vars="all", coords="minimal", compat="override", join="outer", combine_attrs="override")
+    except xarray.AlignmentError:
+        raise UserError(f"{table}: runs with other numbers of clients or classes have no common array; read them apart, or to pandas") from None
     return together.assign_coords({name: ("run", [one[name] for one in settings]) for name in settings[0]})
 
 
@@ -60,7 +63,7 @@ def tidy(paths, table):
         for name, values in columns.items():
             if values.dtype.kind == "S":
                 values = np.array([text.decode() for text in values], dtype=object)
-            found |= {_clear(table, name): values} if values.ndim == 1 else {f"{name}[{one}]": values[:, i] for i, one in enumerate(names)}
+            found |= {_clear(table, name, settings): values} if values.ndim == 1 else {f"{name}[{one}]": values[:, i] for i, one in enumerate(names)}
         yield found
 
 
@@ -75,19 +78,19 @@ def _columns(path, table):
         return columns_of(file, table, [name for name in TABLES[table] if name != "image"]), names
 
 
-def _dataset(xarray, path, table):
+def _dataset(xarray, path, table, settings):
     columns = PARTITION if table == "partition" else TABLES[table]
     with open_results(path) as file, damage(path):
         names = [name for name in columns if name != "image"]
         values = columns_of(file, table, names)
     rows = () if table == "partition" else (next(iter(columns)),)
-    return xarray.Dataset({_clear(table, name): ((*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows, values[name],
+    return xarray.Dataset({_clear(table, name, settings): ((*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows, values[name],
                                                  {"units": columns[name].unit, "long_name": columns[name].about}) for name in names})
 
 
-def _clear(table, name):
-    """A column's name beside the settings: an image's seed is not the run's."""
-    return f"{table}.{name}" if name in ("method", "seed") else name
+def _clear(table, name, settings):
+    """A column's name beside the settings that tell the runs apart: an image's seed is not the run's."""
+    return f"{table}.{name}" if name in settings else name
 
 
 def write_csv(path, rows):

@@ -37,17 +37,19 @@ def spans(path, round):
         rounds, clients = columns_of(file, "rounds"), columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank"))
         waits, probes = columns_of(file, "ranks", ("round", "rank", "wait_seconds")), columns_of(file, "probes", ("round", "seconds"))
     there = rounds["round"].tolist()
-    if not there or (round or there[-1]) not in there:
+    if not there or round not in (None, *there):
         raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
-    round = round or there[-1]
+    round = there[-1] if round is None else round
     row = {name: values[there.index(round)] for name, values in rounds.items()}
     own = (clients["round"] == round) & (clients["rank"] >= 0)  # without those that nobody trained
     waits = waits["wait_seconds"][waits["round"] == round].tolist()  # one a rank, in their order
     found = [Span(int(rank), "train", start, start + seconds, int(client)) for client, start, seconds, rank in
              zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
     if np.isfinite(row["generate_start_seconds"]):
-        start = row["generate_start_seconds"]
-        found += _in_a_row(0, start, {"generate": row["generate_seconds"], "augment": row["augment_seconds"], "send": row["send_seconds"]})
+        made = _in_a_row(0, row["generate_start_seconds"], {name: row[f"{name}_seconds"] for name in ("generate", "augment", "send")})
+        found += made
+        if row["send_seconds"]:  # then nobody trains before
+            found += [Span(rank, "wait", 0.0, made[-1].end) for rank in range(1, len(waits))]
     busy = [span.start for span in found if span.rank == 0]
     if busy and round > there[0]:
         found += _in_a_row(0, 0.0, {"write": min(busy)})
