@@ -15,6 +15,7 @@ from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.generation import checkpoint
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices
+from genfl_mpi.policies import needed
 from genfl_mpi.results import plots
 from genfl_mpi.server import Server
 from genfl_mpi.simulation import resolve
@@ -39,7 +40,9 @@ def partition(comm, config):
     yield f"samples a client: {sizes.min()} to {sizes.max()}, median {np.median(sizes):g}, mean {sizes.mean():.1f}"
     yield f"labels a client: {labels.min()} to {labels.max()} of {len(about.classes)}, mean {labels.mean():.1f}"
     yield f"EMD of a client: {emd.min():.2f} to {emd.max():.2f}, mean {emd.mean():.2f}, weighted by samples {emd @ sizes / sizes.sum():.2f}"
-    if config.trains_clients:
+    if config.trains_clients and ("world" in needed(server.select) or config.incentive.base is not None):
+        yield "the cohorts depend on the world: they are not told ahead"
+    elif config.trains_clients:
         cohorts = [server.select(replace(server.state, round=round)) for round in range(config.rounds)]
         pooled = np.array([histograms[cohort].sum(0) for cohort in cohorts])
         covered = (pooled > 0).sum(1)

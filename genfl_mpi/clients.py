@@ -70,11 +70,12 @@ def divide(config, arrays):
     claims = histograms
     if config.bad_clients.kind == "overclaiming":
         claims = np.where(bad[:, None], overclaim(histograms), histograms)
-    shared = share(claims, config.label_sharing, config.seed)
-    shared[~tells(config.clients, config.incentive, config.seed)] = 0
+    shared, told = share(claims, config.label_sharing, config.seed)
+    told &= tells(config.clients, config.incentive, config.seed)
+    shared[~told] = 0
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
     return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
-            "label_histograms": histograms, "shared_labels": shared}
+            "label_histograms": histograms, "shared_labels": shared, "told": told}
 
 
 def load_and_divide(config):

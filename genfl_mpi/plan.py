@@ -64,8 +64,8 @@ def calibrate(config):
         pace, rounds, start = Pace(1), [], None
         for record in simulation:
             if start is not None:  # the first round warms up
-                clients = record.clients
-                pace.measure(clients["samples"], clients["seconds"], np.zeros(len(clients["samples"]), dtype=int))
+                samples, seconds = _trained(record)
+                pace.measure(samples, seconds, np.zeros(len(samples), dtype=int))
                 rounds.append(record.columns)
             else:
                 first, start = record, time.perf_counter()
@@ -78,10 +78,16 @@ def calibrate(config):
         simulation.close()
         load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
     test, rest, rate = np.median([one["evaluate_seconds"] for one in rounds]), max(0.0, np.median(rest)), pace.rates()[0]
-    usual = (first.clients["samples"] + pace.overhead).sum() / rate + test + rest
+    usual = (_trained(first)[0] + pace.overhead).sum() / rate + test + rest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Costs(rate, pace.overhead, batch, test, rest, max(0.0, first.columns["round_seconds"] - usual), load, copying(), *messages,
                  own, max(own, peak - shared), shared)
+
+
+def _trained(record):
+    """(samples, seconds) of the clients of a round that were trained; in a world that acts some are not."""
+    trained = record.clients["rank"] != NOBODY
+    return record.clients["samples"][trained], record.clients["seconds"][trained]
 
 
 def _batch_seconds(config, folder):

@@ -89,11 +89,10 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
     }
 
 
-def of_pay(config, status, round, state, owed):
-    """Columns of /rounds on who takes part for the pay. status: of the cohort; state: the `ServerState` of the round; owed: as in
-    `payments`."""
-    told = state.shared_labels.any(1).sum()
-    return {"clients_available": config.clients if state.available is None else state.available.sum(),
+def of_pay(config, status, round, available, told, owed):
+    """Columns of /rounds on who takes part for the pay. status: of the cohort; available: bool (clients,), or None if all are; told,
+    owed: as in `payments`."""
+    return {"clients_available": config.clients if available is None else available.sum(),
             "payments": payments(config, status, round, told, owed)}
 
 

@@ -58,7 +58,7 @@ class Training(Section):
         "float32", description="of activations and products; with bfloat16, weights, steps of SGD, sums and testing stay in float32")
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field("constant", description="how the learning rate falls with the rounds")
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(0.99, description="exponential: factor of a round; step: factor of every `period` rounds")
-    period: Count = Field(100, description="step: rounds between two falls; cosine: rounds until it has fallen to nothing")
+    period: Count = Field(100, description="step: rounds between two falls; cosine: rounds in which it falls almost to nothing, and then stays")
     crop: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="augmentation: pixels by which images are shifted at most, mirrored at the border")
     flip: bool = Field(False, description="augmentation: every other image mirrored, at random")
 

@@ -65,9 +65,7 @@ class Simulation:
         module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
         self.model = FlatModel(module, self.device)
         self.outputs = self.model.outputs(len(self.about.classes))
-        if config.audit and self.outputs is None:
-            raise UserError("audit looks at the biases of the model's last layer, and "
-                            f"model.name={config.model.name} does not end in them")
+        collectives.together(self.comm, self._check)
         cohort = config.cohort if config.trains_clients else 0
         variate = self.model.parameters if config.algorithm.name == "scaffold" else 0
         zeros = partial(staging.zeros, device=self.device)
@@ -86,6 +84,16 @@ class Simulation:
         image_joules = collectives.from_rank0(self.comm, lambda: self.server.image_joules) if config.fills else None
         self.placement = Placement(config, self.about, self.data, image_joules)
         self.council, self.probes = Council(self, policies["rho"]), Probes(self)
+
+    def _check(self):
+        """Raise UserError for settings that do not go with the model or the data."""
+        config, side = self.config, min(self.about.shape[1:])
+        if config.audit and self.outputs is None:
+            raise UserError("audit looks at the biases of the model's last layer, and "
+                            f"model.name={config.model.name} does not end in them")
+        for section in ("training", "augmented"):
+            if (crop := getattr(config, section).crop) >= side:
+                raise UserError(f"{section}.crop={crop} must be less than the images' side, {side}")
 
     def restore(self, round, weights, state, tables):
         """Continue after `round` finished rounds. On rank 0 alone: the weights, what the server remembers, and the tables of the
@@ -202,7 +210,7 @@ class Simulation:
         made = self.placement.generated(clients["client"])
         clients["images"], clients["share"] = made.sum(1), self.placement.share(clients["client"])
         owed = self.server.around.owed[clients["client"]] if self.server.around else 0.0
-        pay = records.of_pay(self.config, clients["status"], self.round + 1, self.server.state, owed)
+        pay = records.of_pay(self.config, clients["status"], self.round + 1, self.server.state.available, self.data["told"].sum(), owed)
         if self.host.variates is not None:
             self.server.control(self.host.variate_sum.value(), self.down, np.isfinite(clients["update_norm"]))
         self.server.note(clients)

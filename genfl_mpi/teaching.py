@@ -110,14 +110,15 @@ def _holders(config, about, data):
             raise UserError(f"finetuning.per_class={settings.per_class} needs a public pool of {wanted} images at the server: set data.public_pool={wanted}")
         return [public.pool(labels, wanted, len(about.classes))]
     held = data["indices"]
-    chosen = np.zeros(len(labels), dtype=bool)
+    chosen = np.zeros(len(held), dtype=bool)  # with replacement several clients may hold a sample, and one of them gives it
     for label in range(len(about.classes)):
-        samples = np.sort(held[labels[held] == label])
-        if len(samples) < settings.per_class:
-            raise UserError(f"finetuning.per_class={settings.per_class}: the clients hold {len(samples)} images of {about.classes[label]}")
-        chosen[streams.generator(settings.seed, "finetune", label).permutation(samples)[: settings.per_class]] = True
-    clients = np.split(held, data["pointers"][1:-1])
-    return [samples[chosen[samples]] for samples in clients if chosen[samples].any()]
+        places = np.flatnonzero(labels[held] == label)
+        if len(places) < settings.per_class:
+            raise UserError(f"finetuning.per_class={settings.per_class}: the clients hold {len(places)} images of {about.classes[label]}")
+        places = places[np.argsort(held[places], kind="stable")]
+        chosen[streams.generator(settings.seed, "finetune", label).permutation(places)[: settings.per_class]] = True
+    clients = zip(*(np.split(part, data["pointers"][1:-1]) for part in (held, chosen)))
+    return [samples[own] for samples, own in clients if own.any()]
 
 
 def _new_folder(key, name):

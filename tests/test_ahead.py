@@ -52,6 +52,12 @@ def test_the_partition_is_printed_and_drawn(tiny, tmp_path, capsys):
     assert (tmp_path / "results/partition.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_cohorts_that_depend_on_a_world_are_not_told_ahead(tiny, capsys):
+    for more in (["selection=energy"], ["incentive.base=1"]):
+        assert main(["partition", *tiny, "world={}", *more]) == 0
+        assert "the cohorts depend on the world: they are not told ahead" in capsys.readouterr().out
+
+
 def test_prompts_are_those_of_the_run(tiny, capsys):
     assert main(["prompts", *tiny]) == 0
     said = capsys.readouterr().out

@@ -30,6 +30,19 @@ def test_every_sample_has_one_client_and_no_client_too_few(alpha, clients):
     assert np.diff(pointers).min() >= 10
 
 
+def test_a_class_that_nobody_has():
+    for clients in (1, 3):
+        pointers, indices = partition(LABELS, clients, 11, Partition(), seed=1)
+        assert sorted(indices) == list(range(len(LABELS)))
+
+
+def test_who_told_is_known_even_if_noise_made_it_nothing():
+    shared, told = share(np.eye(10, dtype=np.int32).repeat(100, 0), LabelSharing(payload="presence", epsilon=4.0, refusing=0.2), 1)
+    assert told.sum() == 800 and not shared[~told].any() and not shared[told].any(1).all()
+    shared, _ = share(HISTOGRAMS, LabelSharing(epsilon=1e-9), 1)
+    assert shared.min() >= 0
+
+
 def test_alpha_is_skew():
     def emd(alpha):
         pointers, indices = partition(LABELS, 20, 10, Partition(alpha=alpha), seed=0)
@@ -125,30 +138,30 @@ HISTOGRAMS = np.array([[2, 0, 5], [0, 0, 1]] * 500, dtype=np.int32)
 
 
 def test_sharing_presence_or_histogram():
-    assert np.array_equal(share(HISTOGRAMS, LabelSharing(), 1), HISTOGRAMS)
-    assert share(HISTOGRAMS[:2], LabelSharing(payload="presence"), 1).tolist() == [[1, 0, 1], [0, 0, 1]]
+    assert np.array_equal(share(HISTOGRAMS, LabelSharing(), 1)[0], HISTOGRAMS)
+    assert share(HISTOGRAMS[:2], LabelSharing(payload="presence"), 1)[0].tolist() == [[1, 0, 1], [0, 0, 1]]
 
 
 def test_clients_that_refuse_share_nothing():
-    shared = share(HISTOGRAMS, LabelSharing(refusing=0.3), 1)
+    shared = share(HISTOGRAMS, LabelSharing(refusing=0.3), 1)[0]
     silent = ~shared.any(1)
     assert silent.sum() == 300
     assert np.array_equal(shared[~silent], HISTOGRAMS[~silent])
-    assert np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 1))
-    assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 2))
+    assert np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 1)[0])
+    assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 2)[0])
 
 
 def test_randomised_response_lies_as_often_as_epsilon_allows():
-    shared = share(HISTOGRAMS, LabelSharing(payload="presence", epsilon=2.0), 1)
+    shared = share(HISTOGRAMS, LabelSharing(payload="presence", epsilon=2.0), 1)[0]
     lies = (shared != (HISTOGRAMS > 0)).mean()
     assert lies == pytest.approx(1 / (1 + np.e), abs=0.03)  # epsilon / 2 a bit: 1 / (1 + e^1) = 0.269
 
 
 def test_laplace_noise_has_the_scale_of_epsilon():
-    noise = share(np.full((1000, 10), 1000, dtype=np.int32), LabelSharing(epsilon=0.5), 1) - 1000
+    noise = share(np.full((1000, 10), 1000, dtype=np.int32), LabelSharing(epsilon=0.5), 1)[0] - 1000
     assert abs(noise.mean()) < 0.3
     assert np.abs(noise).mean() == pytest.approx(2 / 0.5, rel=0.05)  # the mean size of Laplace noise is its scale
-    assert share(HISTOGRAMS, LabelSharing(epsilon=0.1), 1).min() == 0
+    assert share(HISTOGRAMS, LabelSharing(epsilon=0.1), 1)[0].min() == 0
 
 
 def test_mnist5k_is_balanced_and_its_parts_are_disjoint():

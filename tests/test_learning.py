@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
-from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.batches import augment, batches, draw
+from genfl_mpi.learning.evaluation import accuracy_over_clients, summarise
 from genfl_mpi.learning.steps import descend
+from genfl_mpi.learning.together import Twin
 from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import BLOCK, LIMIT, ExactSum, FlatModel
-from genfl_mpi.sections import Model, Training
+from genfl_mpi.sections import LocalTraining, Model, Training
 
 RNG = np.random.default_rng(0)
 
@@ -194,6 +196,34 @@ def test_accuracy_over_clients_by_hand():
     histograms = np.array([[4, 0]] * 2 + [[3, 3]] * 18)
     seen = accuracy_over_clients(np.array([0.5, 0.9]), histograms)
     assert seen == pytest.approx({"clients_accuracy": (2 * 0.5 + 18 * 0.7) / 20, "clients_accuracy_worst_tenth": 0.5})
+
+
+def test_a_class_without_test_samples_has_no_accuracy():
+    _, _, accuracy = summarise(np.array([3, 0, 8, 0]), np.array([4, 0, 10]))
+    assert accuracy == pytest.approx([0.75, np.nan, 0.8], nan_ok=True)
+    seen = accuracy_over_clients(accuracy, np.array([[1, 5, 0], [0, 2, 0], [1, 0, 3]]))
+    assert seen["clients_accuracy"] == pytest.approx(np.mean([0.75, (0.75 + 3 * 0.8) / 4]))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_frozen_or_not_used_stays(together):
+    """Weight decay, too, is of what learns."""
+    def network():
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 3))
+        layers[1].requires_grad_(False)
+        return layers
+
+    torch.manual_seed(0)
+    model = FlatModel(network(), torch.device("cpu"))
+    start, frozen = model.weights.clone(), slice(0, 12 * 6 + 6)
+    data = torch.randn(20, 3, 2, 2), torch.arange(20) % 3
+    settings = LocalTraining(lr=0.1, momentum=0.9, weight_decay=0.1, batch_size=5, epochs=3, together=2)
+    if together:
+        [[weights, _], _] = Twin(model, (3, 2, 2), settings).train(start, [data] * 2, [settings] * 2, [np.random.default_rng(1) for _ in range(2)])
+    else:
+        train(model, start, *data, settings, np.random.default_rng(1))
+        weights = model.weights
+    assert torch.equal(weights[frozen], start[frozen]) and not torch.isclose(weights[frozen.stop:], start[frozen.stop:]).all()
 
 
 def test_a_report_counts_the_last_epoch():

@@ -192,6 +192,11 @@ def test_a_folder_that_has_results_further_down(fast, tmp_path, capsys):
     assert f"there are no results files in this folder, but in {tmp_path}/all/runs\n" in capsys.readouterr().err
 
 
+def test_crop_is_less_than_the_images(fast, capsys):
+    assert main([*fast, "training.crop=8"]) == 2
+    assert capsys.readouterr().err == "genfl_mpi: training.crop=8 must be less than the images' side, 8\n"
+
+
 def test_a_missing_output_folder_that_cannot_be_made(tiny, tmp_path, capsys):
     (tmp_path / "results").write_text("a file")
     assert main([*tiny, "method=fedavg"]) == 2

@@ -7,7 +7,11 @@ import pytest
 import yaml
 from conftest import mpirun
 
+from genfl_mpi import teaching
 from genfl_mpi.cli import main
+from genfl_mpi.clients import load_and_divide
+from genfl_mpi.config import single
+from genfl_mpi.data import datasets
 from genfl_mpi.generation import checkpoint
 from genfl_mpi.results import reader
 
@@ -63,6 +67,13 @@ def test_an_adapter_is_the_same_on_any_ranks(tiny, tmp_path, at):
     assert checkpoint.digest(tmp_path / "one") == checkpoint.digest(tmp_path / "two")
     record = yaml.safe_load((tmp_path / "two/training.yaml").read_text())
     assert record["images"] == 20 and (record["bytes_sent"] > 0) == (at == "clients") == (record["holders"] > 1)
+
+
+def test_a_sample_that_several_clients_hold_is_given_by_one():
+    config = single(None, ["partition.scheme=iid", "partition.replacement=true", "partition.samples=300", "clients=40", "method=genfl", "finetuning.at=clients", "finetuning.per_class=10"])
+    data, about = load_and_divide(config), datasets.describe(config.data)
+    given = np.concatenate(teaching._holders(config, about, data))
+    assert np.bincount(data["train_labels"][given]).tolist() == [10] * 10
 
 
 def test_a_run_with_an_adapter(tiny, tmp_path, capsys):

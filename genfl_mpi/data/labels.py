@@ -30,7 +30,7 @@ def share(histograms, settings, seed):
     A client shares its histogram, or 0/1 for the labels it holds. With `epsilon` a client's message is differentially
     private for one of its samples, whose replacement moves two counts by one, or changes two bits at most: Laplace noise
     of scale 2/epsilon on every count, rounded and cut at zero (Dwork et al. 2006), or randomised response with
-    epsilon/2 on every bit (Warner 1965). A client that refuses shares zeros.
+    epsilon/2 on every bit (Warner 1965). A client that refuses shares zeros. Returns int32 (clients, classes), and who told, bool (clients,).
     """
     rng = streams.generator(seed, "labels")
     shared = histograms
@@ -41,11 +41,12 @@ def share(histograms, settings, seed):
             shared = np.where(lie, 1 - shared, shared)
     elif settings.epsilon:
         noisy = shared + rng.laplace(scale=2 / settings.epsilon, size=shared.shape)
-        shared = np.maximum(np.rint(noisy), 0)
+        shared = np.clip(np.rint(noisy), 0, np.iinfo(np.int32).max)
     refusing = rng.permutation(len(histograms))[: round(settings.refusing * len(histograms))]
     shared = shared.astype(np.int32)
-    shared[refusing] = 0
-    return shared
+    told = np.ones(len(histograms), dtype=bool)
+    shared[refusing], told[refusing] = 0, False
+    return shared, told
 
 
 def tells(clients, settings, seed):

@@ -17,8 +17,9 @@ def partition(labels, clients, classes, settings, seed):
     """Divide samples over the clients.
 
     labels: int (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int32, which name
-    samples of `labels`, in rising order within a client. Every client holds at least settings.min_samples. Without
-    settings.replacement no sample has two clients, and every sample has one, unless scheme=groups leaves groups out.
+    samples of `labels`, in rising order within a client. Without settings.replacement every client holds at least
+    settings.min_samples, no sample has two clients, and every sample has one, but for groups that scheme=groups leaves out and
+    classes that with scheme=classes nobody holds.
     Raises UserError if that is impossible.
     """
     rng = streams.generator(seed, "partition")
@@ -74,6 +75,8 @@ def _draw_dirichlet(labels, clients, classes, alpha, rng):
     for label in range(classes):
         samples = rng.permutation(np.flatnonzero(labels == label))
         proportions = rng.dirichlet(np.full(clients, alpha)) * (sizes < len(labels) / clients)
+        if not len(samples):
+            continue
         if proportions.sum() == 0:  # every client with a share is full: one that is not takes the class
             proportions[rng.choice(np.flatnonzero(sizes < len(labels) / clients))] = 1
         ends = np.round(np.cumsum(proportions / proportions.sum()) * len(samples)).astype(np.int64)
