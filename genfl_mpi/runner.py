@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None):
     note.close()
     collectives.arrive(comm)
     if comm.rank == 0:
-        progress.clear(path)
+        with suppress(UserError):  # another start may go on with the run already
+            progress.clear(path)
     return result
 
 
