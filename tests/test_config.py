@@ -1,5 +1,6 @@
 """The configuration: what is accepted, what a sweep is, and what is said of everything else."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_a_small_twin_has_the_sweep_of_the_figure(small):
 
 
 def test_the_controls_are_pairs_of_the_figure():
-    seen = {tuple(getattr(run, section) for section in PAIRED if section != "partition")
+    seen = {tuple(attrgetter(section)(run) for section in PAIRED if section != "partition")
             for name in ("fig5-small", "controls-small") for run in config.load(CONFIGS / f"{name}.yaml").values()}
     assert len(seen) == 1
 
