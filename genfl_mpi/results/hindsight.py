@@ -53,11 +53,10 @@ def read(path):
 
 
 def _refuse_changes(path, columns, rounds):
-    def looked(round):
-        rows = columns["round"] == round
-        return columns["policy"][rows].tolist(), columns["kappa2"][rows & (columns["policy"] == b"")].tolist()
-
-    if changed := next((round for round in rounds if looked(round) != looked(rounds[0])), None):
+    ends = np.searchsorted(columns["round"], rounds[1:])
+    asked, tried = (np.split(columns[name], ends) for name in ("policy", "kappa2"))
+    looked = [(policies.tolist(), kappa2[policies == b""].tolist()) for policies, kappa2 in zip(asked, tried)]
+    if changed := next((round for round, one in zip(rounds, looked) if one != looked[0]), None):
         raise UserError(f"{path}: from round {changed} on other models or policies were looked at, because laboratory or kappa.policy "
                         "changed there: the rounds cannot be taken together")
 
