@@ -19,8 +19,8 @@ from genfl_mpi.config import validate
 from genfl_mpi.data.corruption import bad_clients
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import reader
+from genfl_mpi.wording import WIDTH
 
-WIDTH = 80  # of a terminal
 MOST = 40  # clients that are named
 FALLS, LEAST = 0.6, 0.4  # of `allowed`
 

@@ -15,11 +15,11 @@ from genfl_mpi.edge.trace import Trace, image_bytes
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import costs, plots, reader, tables
 from genfl_mpi.results.summary import METHODS, distinguished
+from genfl_mpi.wording import WIDTH
 from genfl_mpi.world import World
 
 AS_IF = ("model.", "training.epochs", "augmented.epochs", "generation.checkpoint",
          "generation.steps", "generation.guidance", "generation.size")
-WIDTH = 80  # of a terminal
 FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
 CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
 MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air traffic": "MB"}

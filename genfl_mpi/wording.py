@@ -1,5 +1,7 @@
 """Words of the messages that people read."""
 
+WIDTH = 80  # columns of a terminal, which tables keep to
+
 
 def counted(number, noun):
     """A number of things: "1 rank", "4 ranks"."""

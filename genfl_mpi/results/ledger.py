@@ -4,8 +4,7 @@ import textwrap
 from pathlib import Path
 
 from genfl_mpi.errors import UserError
-
-WIDTH = 80
+from genfl_mpi.wording import WIDTH
 
 
 def text(judged, note):

@@ -9,6 +9,7 @@ import yaml
 from genfl_mpi import config
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
+from genfl_mpi.wording import WIDTH
 
 METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "images sent", "filled": "clients fill", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
@@ -16,7 +17,6 @@ SET_ASIDE = {"seed", "generation.seed", "method"}
 # Where these vary, and methods are to be compared, a figure has a panel for each value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds  seeds"
-WIDTH = 80  # of a terminal
 
 
 @dataclass
