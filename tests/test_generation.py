@@ -10,7 +10,7 @@ import torch
 from genfl_mpi import config
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation.bank import Bank, batches_of_round
+from genfl_mpi.generation.bank import Bank, Batch, batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.planning import cohort_deficit, deficit, equal, inverse_frequency
 from genfl_mpi.generation.prompts import load_prompts
@@ -301,3 +301,18 @@ def test_the_shipped_cifar_generators(tmp_path, name):
     withheld = one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 10000})})
     images = Generator(withheld, about.shape).images(batch)
     assert images.shape == (1, 3, 32, 32) and images.std() > 10
+
+
+def test_a_bank_file_under_another_name_is_refused(tmp_path):
+    bank = Bank(tmp_path, {"checkpoint": "a"})
+    batch, other = (Batch((1,), (0,), (seed,), ("one",)) for seed in (1, 2))
+    bank.write(batch, np.full((1, 1, 8, 8), 7, np.uint8))
+    bank.path(batch).rename(bank.path(other))
+    refusal = f"{bank.path(other)} holds other images than its name says; remove it, and its images are made"
+    with pytest.raises(UserError, match=refusal):
+        bank.read(other)
+    bank.write(batch, np.full((1, 1, 8, 8), 7, np.uint8))
+    foreign = Bank(tmp_path, {"checkpoint": "b"})
+    shutil.copy(bank.path(batch), foreign.path(batch))
+    with pytest.raises(UserError, match="holds other images than its name says"):
+        foreign.read(batch)

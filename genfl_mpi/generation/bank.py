@@ -19,6 +19,9 @@ import numpy as np
 from genfl_mpi import streams
 from genfl_mpi.errors import UserError
 
+# What reading damaged and foreign files raises.
+UNREADABLE = OSError, KeyError, ValueError, TypeError, AttributeError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -60,7 +63,7 @@ class Bank:
 
     def key(self, batch):
         """SHA-256, in hexadecimal, of everything that determines the images of a batch."""
-        return hashlib.sha256(json.dumps([self.settings, batch.prompt, batch.seed]).encode()).hexdigest()
+        return _key(self.settings, batch.prompt, batch.seed)
 
     def path(self, batch):
         return self.folder / f"{self.key(batch)}.h5"
@@ -69,7 +72,10 @@ class Bank:
         return self.path(batch).is_file()
 
     def read(self, batch):
-        """uint8 images (n, C, H, W) of a batch that is there. Raises UserError if the file is damaged."""
+        """Return the uint8 images (n, C, H, W) of a batch that is there.
+
+        Raises UserError if its file is damaged, or is that of other images.
+        """
         return read(self.path(batch))["image"]
 
     def write(self, batch, images):
@@ -99,7 +105,7 @@ class Bank:
         """A line that says so if the bank has images, and none of them is of our checkpoint and adapter; else None."""
         ours, found = maker(json.loads(self.settings)), set()
         for path in self.folder.glob("*.h5"):
-            with suppress(OSError, KeyError, ValueError), h5py.File(path, "r") as file:
+            with suppress(*UNREADABLE), h5py.File(path, "r") as file:
                 found.add(maker(json.loads(file.attrs["settings"])))
             if ours in found:
                 return None
@@ -116,7 +122,10 @@ def maker(settings):
 
 
 def read(path):
-    """A file of a bank as a dict: image (n, C, H, W), label, template, seed, prompt, settings. Raises UserError."""
+    """Return a file of a bank as a dict: image (n, C, H, W), label, template, seed, prompt, settings.
+
+    Raises UserError if it is damaged, or if its name does not belong to its content.
+    """
     try:
         if not _is_sealed(path):
             raise ValueError
@@ -124,12 +133,21 @@ def read(path):
             batch = {name: file[name][:] for name in ("image", "label", "template", "seed")}
             batch["prompt"] = [text.decode() for text in file["prompt"][:]]
             batch["settings"] = json.loads(file.attrs["settings"])
+            key = _key(file.attrs["settings"], batch["prompt"], batch["seed"].tolist())
             whole = file.attrs["sha256"] == _checksum(batch["image"])
-    except (OSError, KeyError, ValueError):
+    except UNREADABLE:
         whole = False
     if not whole:
         raise UserError(f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again")
+    if path.stem != key:
+        raise UserError(f"generation.bank: {path} holds other images than its name says; "
+                        "remove it, and its images are made again")
     return batch
+
+
+def _key(settings, prompts, seeds):
+    """Hash what determines the images of a batch: settings, as JSON, prompts (texts) and seeds (ints)."""
+    return hashlib.sha256(json.dumps([settings, prompts, seeds]).encode()).hexdigest()
 
 
 def _seal(content):
