@@ -7,8 +7,9 @@ from genfl_mpi.config import decided, flatten, load, nested
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import checkpoint, progress, reader
 
-# Settings, and sections of them, by which weights, what the server remembers and the rows of the rounds would no longer fit.
-FIXED = {"model", "data.name", "data.size", "algorithm.name", "clients", "cohort"}
+# Settings, and sections of them, with which the weights, the server's state, the rows of the rounds or the
+# data would no longer fit.
+FIXED = {"model", "data.name", "data.size", "data.samples", "algorithm.name", "clients", "cohort"}
 
 
 def move_aside(paths, say):

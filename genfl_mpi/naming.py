@@ -1,7 +1,6 @@
 """What a configuration names: one of ours, or module:function of the user's."""
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
@@ -14,14 +13,18 @@ OWN = ("selection", "rho", "kappa.policy", "generation.plan", "generation.checkp
 
 
 def sources(settings):
-    """SHA-256 of the file of each function of the user's that is named in a dict of dotted settings, by the setting. What such a file
-    imports is not seen."""
+    """Find the files of the user's functions that a dict of dotted settings names: {setting: Path}.
+
+    What such a file imports is not seen, and a function without a file is left out.
+    """
     found = {}
     for key in OWN:
         module, colon, _ = str(settings.get(key, "")).partition(":")
         if colon:
             try:
-                found[key] = hashlib.sha256(Path(importlib.util.find_spec(module).origin).read_bytes()).hexdigest()
+                path = Path(importlib.util.find_spec(module).origin)
+                if path.is_file():
+                    found[key] = path
             except (ImportError, AttributeError, TypeError, ValueError, OSError):
                 pass  # `find` says what is wrong with it
     return found

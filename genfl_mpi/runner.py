@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from genfl_mpi.config import flatten, settings_of, to_yaml, validate, varied
+from genfl_mpi import inputs
+from genfl_mpi.config import settings_of, to_yaml, validate, varied
 from genfl_mpi.configured import find_policies, remembering
 from genfl_mpi.data import datasets
 from genfl_mpi.data.labels import earth_movers_distance
@@ -18,7 +19,6 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
-from genfl_mpi.naming import sources
 from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.settings import is_free
@@ -29,7 +29,7 @@ from genfl_mpi.simulation import Simulation, resolve
 class Earlier:
     """What an earlier start of the run left, or the run that it is a fork of: rounds to keep, the weights after them, what the
     server remembered, the rows of the results, and of which file and round it is a fork; source: that file, as long as the fork
-    has none of its own; data: the fingerprint of the data set it was made with."""
+    has none of its own; inputs: the digests of what it was made with."""
 
     finished: bool = False
     rounds: int = 0
@@ -38,7 +38,7 @@ class Earlier:
     tables: dict = field(default_factory=dict)
     origin: str = ""
     source: Path | None = None
-    data: str = ""
+    inputs: dict = field(default_factory=dict)
 
 
 def prepare(comm, path, config, fresh=False, fork=None):
@@ -64,9 +64,13 @@ def prepare(comm, path, config, fresh=False, fork=None):
                 Generator(config, datasets.describe(config.data).shape)
             if progress.is_running(path):
                 progress.refuse_second(path)
+            digests = inputs.digests(config)  # whatever cannot be read is refused now
             if exists:
                 with reader.open_results(path) as file, reader.damage(path):
                     _kept_rounds(path, file, config, fork, lambda line: None)
+            elif fork:
+                with reader.open_results(fork[0]) as file, reader.damage(fork[0]):
+                    inputs.check(fork[0], config, inputs.stored(file, config), digests)
         except OSError as error:  # a name that no file can have, say
             raise UserError(f"{str(error.filename)[:80]}: {error.strerror}") from None
 
@@ -106,13 +110,15 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None):
 def _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset):
     say, folder = view.say, path.with_suffix(".variates")
     simulation = Simulation(config, comm=comm, folder=folder, dataset=dataset, note=note, leaving=signals.asked)
+    digests = collectives.together(comm, lambda: comm.rank == 0 and _inputs(path, simulation, earlier))
     if rounds:
         say(f"{path.stem}: continues after round {rounds}")
         simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))
     hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
     if comm.rank == 0 and config.generates and (others := simulation.server.generated.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
-    writer = collectives.together(comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, cores, earlier))
+    writer = collectives.together(
+        comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, cores, earlier, digests))
     if comm.rank == 0:
         known = status.begun(path, config, earlier.tables.get("rounds"))
         view.begin(known)
@@ -190,7 +196,7 @@ def _begin(path, config, fork, comm, say):
 def _earlier(path, config, fork, say):
     """What `config` continues. Raises UserError if it cannot."""
     if not path.exists():
-        return from_file(*fork, say) if fork else Earlier()
+        return from_file(*fork, config, say) if fork else Earlier()
     with reader.open_results(path) as file, reader.damage(path):
         earlier = _kept_rounds(path, file, config, fork, say)
         goes_on = earlier.rounds and not (earlier.finished and earlier.rounds == config.rounds)
@@ -204,14 +210,15 @@ def _kept_rounds(path, file, config, fork, say):
     differing = [key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)]
     told = set(varied(both)) if differing else set()  # without what follows from the others
     differences = [f"{key} was {stored.get(key)} and is {wanted.get(key)}" for key in ([key for key in differing if key in told] or differing)]
-    before = yaml.safe_load(file["config"].attrs.get("sources", "{}"))
-    differences += [f"{key}: the file of {wanted[key]} has changed" for key, digest in sources(wanted).items() if before.get(key, digest) != digest]
     rows, finished = len(file["rounds/round"]), reader.is_finished(file)
     if differences and not rows:
         return Earlier()
     if differences:
         raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
                         "Set another `output`, or start over with --fresh, which moves the old files aside")
+    before = inputs.stored(file, config)
+    if rows:
+        inputs.check(path, config, before, inputs.digests(config))
     origin = file["config"].attrs.get("origin", "")
     if fork and origin != origin_of(*fork):
         raise UserError(f"{path} is there already, and no fork of {origin_of(*fork)}; set another `output`")
@@ -225,11 +232,14 @@ def _kept_rounds(path, file, config, fork, say):
         raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
     if rounds > config.rounds:
         raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-    return Earlier(finished, rounds, weights, state, origin=origin, data=file["config"].attrs.get("data", ""))
+    return Earlier(finished, rounds, weights, state, origin=origin, inputs=before)
 
 
-def from_file(path, round, say):
-    """`Earlier` from a round of another run, in the results file `path`. Raises UserError if there is no checkpoint of it."""
+def from_file(path, round, config, say):
+    """`Earlier` from a round of another run, in the results file `path`, for a fork with `config`.
+
+    Raises UserError if there is no checkpoint of it.
+    """
     with reader.open_results(path) as file, reader.damage(path):
         found, weights, state = checkpoint.load(path, say, at=round)
         remembers = remembering(validate(reader.config_of(file), str(path)))
@@ -240,24 +250,31 @@ def from_file(path, round, say):
             raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); "
                             "a run with checkpoint.keep=1 keeps all")
         return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path,
-                       file["config"].attrs.get("data", ""))
+                       inputs.stored(file, config))
 
 
 def origin_of(path, round):
     return f"{path} at round {round}"
 
 
-def _open(path, simulation, given, hosts, cores, earlier):
+def _inputs(path, simulation, earlier):
+    """Hash all that the run reads, now that its data set is loaded.
+
+    Raises UserError if the rounds to keep were computed from something else.
+    """
+    digests = inputs.digests(simulation.config, simulation.data)
+    if earlier.rounds:
+        inputs.check(earlier.source or path, simulation.config, earlier.inputs, digests)
+    return digests
+
+
+def _open(path, simulation, given, hosts, cores, earlier, digests):
     config, data = simulation.config, simulation.data
-    fingerprint = datasets.fingerprint(data)
-    if earlier.rounds and earlier.data not in ("", fingerprint):
-        raise UserError(f"{earlier.source or path} is of a run on other data: what data.name={config.data.name} reads has changed since. "
-                        "Set another `output`, or start over with --fresh, which moves the old files aside")
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
     names = yaml.safe_dump(list(simulation.about.classes))
     texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin,
-             "sources": yaml.safe_dump(sources(flatten(config.model_dump()))), "data": fingerprint}
+             "inputs": yaml.safe_dump(digests)}
     about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, cores, config.runtime.threads,
                                  config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}

@@ -10,6 +10,7 @@ import torch
 from genfl_mpi import config
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
+from genfl_mpi.generation import checkpoint
 from genfl_mpi.generation.bank import Bank, Batch, batches_of_round
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.planning import cohort_deficit, deficit, equal, inverse_frequency
@@ -301,6 +302,31 @@ def test_the_shipped_cifar_generators(tmp_path, name):
     withheld = one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 10000})})
     images = Generator(withheld, about.shape).images(batch)
     assert images.shape == (1, 3, 32, 32) and images.std() > 10
+
+
+def flip(file):
+    """Flip the lowest bit of the last byte of a file."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_linked_part_of_a_checkpoint_counts(tmp_path):
+    folder = shutil.copytree(checkpoint.SHIPPED / "digits", tmp_path / "linked")
+    digest = checkpoint.digest(folder)
+    (folder / "unet").rename(tmp_path / "unet")
+    (folder / "unet").symlink_to(tmp_path / "unet")
+    assert checkpoint.digest(folder) == digest
+    flip(tmp_path / "unet/diffusion_pytorch_model.safetensors")
+    assert checkpoint.digest(folder) != digest
+
+
+def test_a_checkpoint_that_changes_before_it_is_loaded_is_refused(tmp_path):
+    """Its images would be stored as those of the one before."""
+    folder = shutil.copytree(checkpoint.SHIPPED / "digits", tmp_path / "generator")
+    generator = Generator(settings(tmp_path / "bank", checkpoint=str(folder)), (1, 28, 28))
+    flip(folder / "unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match=f"generation.checkpoint: {folder} has changed since the run began"):
+        generator.load()
 
 
 def test_a_bank_file_under_another_name_is_refused(tmp_path):

@@ -69,7 +69,8 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
     mine.write_text(OWN_CODE.replace("0.5", "0.25"))
     for rounds in ("rounds=1", "rounds=2"):
         assert main([*run, "method=genfl", rounds]) == 2
-        assert "kappa.policy: the file of own_code:share has changed. Set another `output`" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"kappa.policy: {mine} has changed since the run began; restore it" in said
 
 
 @pytest.mark.parametrize(("setting", "named"), [
@@ -105,9 +106,11 @@ def stored(data):
     np.savez(tmp_path / "own.npz", **arrays)
     capsys.readouterr()
     assert main([*run, "rounds=3"]) == 2
-    assert f"{results} is of a run on other data: what data.name=own_images:stored reads has changed since" in capsys.readouterr().err
+    refusal = (f"{results}: data: what data.name=own_images:stored reads from data.root={tmp_path}/own.npz "
+               "has changed since the run began")
+    assert refusal in capsys.readouterr().err
     assert main(["fork", str(results), "--at", "1", "training.lr=0.01"]) == 2
-    assert f"{results} is of a run on other data" in capsys.readouterr().err
+    assert refusal in capsys.readouterr().err
 
 
 def test_a_start_that_came_to_nothing_binds_nobody(tiny, mine, capsys):

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import yaml
@@ -149,11 +149,19 @@ def _check_weights(folder):
             raise UserError(f"generation: {file} is damaged: {error}") from None
 
 
-@lru_cache
 def digest(folder):
-    """SHA-256 of the checkpoint's configuration and weight files and their names: what determines its images."""
+    """Hash a checkpoint's configuration and weight files and their names: what determines its images."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
-        with file.open("rb") as stream:
-            total.update(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    found = {*folder.rglob("*"), *folder.glob("*/*")}  # the second follows a part that is a link
+    for file in sorted(path for path in found if path.suffix in (".json", ".safetensors", ".txt", ".model")):
+        about = file.stat()
+        version = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+        total.update(f"{file.relative_to(folder)} {_digest_of_file(file, version)}\n".encode())
     return total.hexdigest()
+
+
+@cache
+def _digest_of_file(path, version):
+    """Hash a file, once a process for each `version`, of which every write changes the ctime."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """The generator of a run: batches of images from the bank, or made and put there."""
 
+import hashlib
 from dataclasses import astuple
 
 import numpy as np
@@ -23,16 +24,17 @@ class Generator:
         self.function = self.folder = self.adapter = None
         if checkpoint.is_function(settings.checkpoint):
             self.function = find(settings.checkpoint, {}, "generation.checkpoint")
-            # The function's file determines its images, as far as anybody can see.
-            identity = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
-            if identity is None:
+            path = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
+            if path is None:
                 raise UserError(f"generation.checkpoint: the file of {settings.checkpoint} cannot be read; write a function of Python in a file of yours")
+            # The function's file determines its images, as far as anybody can see.
+            self.identity = hashlib.sha256(path.read_bytes()).hexdigest(), None
         else:
             self.folder = checkpoint.locate(settings.checkpoint)
             self.adapter = settings.adapter and checkpoint.locate_adapter(settings.adapter, self.folder)
             for folder in filter(None, (self.folder, self.adapter)):
                 checkpoint.check_public(folder, config.data)
-            identity = checkpoint.digest(self.folder)
+            self.identity = checkpoint.digest(self.folder), self.adapter and checkpoint.digest(self.adapter)
         if settings.scheduler is not None:
             checkpoint.check_scheduler(settings.scheduler)
         if settings.size is not None and settings.size % 8:
@@ -40,7 +42,8 @@ class Generator:
         # Everything but prompt and seed that an image's bits depend on.
         names = ("negative_prompt", "scheduler", "steps", "guidance", "size", "batch_size", "dtype", "device", "save_memory")
         self.bank = Bank(settings.bank, {
-            "checkpoint": identity, "adapter": self.adapter and checkpoint.digest(self.adapter), "shape": list(shape), "resize": "bilinear, antialiased",
+            "checkpoint": self.identity[0], "adapter": self.identity[1], "shape": list(shape),
+            "resize": "bilinear, antialiased",
             "threads": settings.threads if settings.device == "cpu" else None,
             **{name: getattr(settings, name) for name in names},
         })
@@ -56,10 +59,11 @@ class Generator:
 
     def load(self):
         """Load what draws now, which otherwise waits for the first image to be made: a function of (`Batch`, shape) that returns
-        uint8 (n, C, H, W)."""
+        uint8 (n, C, H, W). Raises UserError if checkpoint or adapter have changed since this was constructed.
+        """
         if self.function:
             return self._drawn_by_function
-        loaded = pipeline.load(self.folder, self.adapter, self.settings)
+        loaded = pipeline.load(self.folder, self.adapter, self.settings, self.identity)
         return lambda batch, shape: pipeline.draw(loaded, list(batch.prompt), batch.seed, self.settings, shape)
 
     def _draw(self, batch):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation.checkpoint import ADAPTER
+from genfl_mpi.generation.checkpoint import ADAPTER, digest
 
 
 def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
@@ -52,12 +52,24 @@ def silence():
         library.utils.logging.disable_progress_bar()
 
 
-_read_once = lru_cache(maxsize=1)(read)
+@lru_cache(maxsize=1)
+def _read_once(identity, folder, adapter, *options):
+    loaded = read(folder, adapter, *options)
+    # Images are stored under the digests, so what was read must be what has them.
+    for setting, path, known in zip(("checkpoint", "adapter"), (folder, adapter), identity):
+        if path is not None and digest(path) != known:
+            raise UserError(f"generation.{setting}: {path} has changed since the run began; "
+                            "restore it, or start again")
+    return loaded
 
 
-def load(folder, adapter, settings):
-    """The pipeline in `folder` as config.generation wants it, read once; adapter: a folder or None."""
-    return _read_once(folder, adapter, settings.scheduler, settings.dtype, settings.device, tuple(settings.save_memory))
+def load(folder, adapter, settings, identity):
+    """Return the pipeline in `folder` as config.generation wants it, read once; adapter: a folder or None.
+
+    identity: `digest` of both, None without an adapter. Raises UserError if they have other digests now.
+    """
+    return _read_once(identity, folder, adapter, settings.scheduler, settings.dtype, settings.device,
+                      tuple(settings.save_memory))
 
 
 def draw(pipeline, prompts, seeds, settings, shape):

@@ -20,9 +20,14 @@ class Prompts:
         return self.templates[template].replace("{}", self.descriptions[label])
 
 
+def path_of(name):
+    """Return the YAML file of the prompts `name`, one of ours or a file."""
+    return FOLDER / f"{name}.yaml" if name in ours() else Path(name)
+
+
 def load_prompts(name, classes):
     """Read the prompts `name`, one of ours or a YAML file, for a data set with these class names. Raises UserError."""
-    path = FOLDER / f"{name}.yaml" if name in ours() else Path(name)
+    path = path_of(name)
     try:
         content = parse(path.read_text(), str(path))
         templates, descriptions = content["templates"], {str(k): v for k, v in content["descriptions"].items()}
