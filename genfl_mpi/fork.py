@@ -6,6 +6,7 @@ from pathlib import Path
 from genfl_mpi.config import decided, flatten, load, nested
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import checkpoint, progress, reader
+from genfl_mpi.results.lock import Lock
 
 # Settings, and sections of them, with which the weights, the server's state, the rows of the rounds or the
 # data would no longer fit.
@@ -13,7 +14,24 @@ FIXED = {"model", "data.name", "data.size", "data.samples", "algorithm.name", "c
 
 
 def move_aside(paths, say):
-    """Move what there is of the runs in the results files `paths` into a new folder beside them. Raises UserError."""
+    """Move what there is of the runs in the results files `paths` into a new folder beside them.
+
+    Returns the locks of the runs, {path: `Lock`}, taken before anything is moved, so that no other start
+    loses its files. Raises UserError, with no lock held, if a run is being computed or its files cannot be moved.
+    """
+    held = {}
+    try:
+        for path in paths:
+            held[path] = Lock(path)
+        _move_aside(paths, say)
+    except BaseException:
+        for lock in held.values():
+            lock.release()
+        raise
+    return held
+
+
+def _move_aside(paths, say):
     for folder in dict.fromkeys(path.parent for path in paths):
         old = [part for path in paths if path.parent == folder for part in _parts(path) if part.exists()]
         if not old:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
-from genfl_mpi.results import checkpoint, environment, progress, reader, space, status
+from genfl_mpi.results import checkpoint, environment, lock, progress, reader, space, status
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.settings import is_free
 from genfl_mpi.simulation import Simulation, resolve
@@ -62,8 +61,7 @@ def prepare(comm, path, config, fresh=False, fork=None):
             if config.generates:
                 load_prompts(config.generation.prompts, datasets.describe(config.data).classes)
                 Generator(config, datasets.describe(config.data).shape)
-            if progress.is_running(path):
-                progress.refuse_second(path)
+            lock.check_free(path)
             digests = inputs.digests(config)  # whatever cannot be read is refused now
             if exists:
                 with reader.open_results(path) as file, reader.damage(path):
@@ -78,15 +76,16 @@ def prepare(comm, path, config, fresh=False, fork=None):
     return config
 
 
-def run(comm, path, config, given, view, signals, fork=None, dataset=None):
+def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=None):
     """Bring the run of a prepared `config` in the results file `path` to its last round. Collective.
 
     given: the configuration as the user wrote it, for the record. view: told on rank 0 what a person should see, a `view.Lines`.
-    signals: `Signals` that may ask to leave before. fork: as in `prepare`. dataset: as a `Simulation` takes it. Returns 0 when the
-    run is finished, or else the exit status to leave with.
+    signals: `Signals` that may ask to leave before. fork: as in `prepare`. dataset: as a `Simulation` takes it.
+    held: on rank 0 the run's `Lock`, if this process has it already; it is released in any case. Returns 0 if
+    the run is finished, or else the exit status to leave with.
     """
     say = view.say
-    earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say))
+    earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say, held))
     rounds, finished = comm.bcast(earlier and (earlier.rounds, earlier.finished))
     if finished and rounds == config.rounds:
         say(f"{path.stem}: finished before")
@@ -99,11 +98,11 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None):
         note.raised(error)
         note.close()
         raise
-    note.close()
+    if comm.rank:
+        note.close()
     collectives.arrive(comm)
     if comm.rank == 0:
-        with suppress(UserError):  # another start may go on with the run already
-            progress.clear(path)
+        note.close(ended=True)
     return result
 
 
@@ -117,8 +116,13 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
     hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
     if comm.rank == 0 and config.generates and (others := simulation.server.generated.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
-    writer = collectives.together(
-        comm, lambda: comm.rank == 0 and _open(path, simulation, given, hosts, cores, earlier, digests))
+
+    def opened():
+        if comm.rank == 0:
+            note.lock.check()
+            return _open(path, simulation, given, hosts, cores, earlier, digests)
+
+    writer = collectives.together(comm, opened)
     if comm.rank == 0:
         known = status.begun(path, config, earlier.tables.get("rounds"))
         view.begin(known)
@@ -128,6 +132,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
         if comm.rank == 0:
             note("results")
             writer.append(record)
+            note.lock.check()  # before a checkpoint, which may be in another start's way
             if _is_due(config.checkpoint, record.round, time.monotonic() - when):
                 _save(path, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
@@ -175,22 +180,29 @@ def _with_first_runtime(path, config):
     return config.model_copy(update={"runtime": runtime})
 
 
-def _begin(path, config, fork, comm, say):
-    """On rank 0: what is there of the run, and the progress of this start, by which it is locked; None for a finished run. It
-    says what became of the start before. On other ranks (None, None)."""
+def _begin(path, config, fork, comm, say, held):
+    """Lock the run, and print what became of the start before.
+
+    Returns on rank 0 (`Earlier`, the `Progress` of this start, which owns the lock, or None if the run is
+    finished), on other ranks (None, None). Raises UserError, with the lock released, if the run cannot go on.
+    """
     if comm.rank:
         return None, None
-    if progress.is_running(path):
-        progress.refuse_second(path)
-    earlier = _earlier(path, config, fork, say)
-    if earlier.finished and earlier.rounds == config.rounds:
-        progress.clear(path)
-        return earlier, None
-    became = "failed" if progress.state(path) == "failed" else "was cut off"
-    for line in progress.lines(path):
-        say(f"{path.stem}: the start before {became}: {line}")
-    progress.clear(path)
-    return earlier, progress.Progress(path, 0, comm.size)
+    held, note = held or lock.Lock(path), None  # first, so that no other start changes what is read here
+    try:
+        held.check()  # --fresh took it before the runs whose turn came first
+        earlier = _earlier(path, config, fork, say)
+        if earlier.finished and earlier.rounds == config.rounds:
+            progress.clear(path)
+        else:
+            became = "failed" if progress.has_failed(path) else "was cut off"
+            for line in progress.lines(path):
+                say(f"{path.stem}: the start before {became}: {line}")
+            note = progress.Progress(path, 0, comm.size, held)
+        return earlier, note
+    finally:
+        if note is None:
+            held.release()
 
 
 def _earlier(path, config, fork, say):

@@ -22,15 +22,19 @@ def groups(ranks, configs):
     return max(1, min(len(configs), ranks // max(map(busy_ranks, configs))))
 
 
-def run(comm, paths, configs, given, view, say, signals, fork=None):
+def run(comm, paths, configs, given, view, say, signals, fork=None, held=None):
     """Bring the runs of prepared `configs`, in the results files `paths`, to their last rounds. Collective.
 
-    say: prints a line, on every rank; the rest as for `runner.run`. Returns 0, or the exit status to leave with.
+    say: prints a line, on every rank; held: on rank 0, locks of runs that it holds already, {path: `Lock`};
+    the rest as for `runner.run`. Returns 0, or the exit status to leave with.
     """
-    count, status = groups(comm.size, configs), 0
+    count, status, held = groups(comm.size, configs), 0, held or {}
     if count == 1:
-        runs = zip(paths, configs)
-        return next(filter(None, (runner.run(comm, *one, given, view, signals, fork) for one in runs)), 0)
+        runs = zip(paths, configs, map(held.get, paths))
+        return next(filter(None, (runner.run(comm, path, config, given, view, signals, fork, held=lock)
+                                  for path, config, lock in runs)), 0)
+    for lock in held.values():  # other processes take them, each when its group comes to the run
+        lock.release()
     view.say(f"{len(configs)} runs on {count} groups of {comm.size // count} to {-(-comm.size // count)} ranks")
     group = split(comm, count)
     devices.survey(comm, serves=group.rank == 0)

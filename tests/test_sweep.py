@@ -52,7 +52,8 @@ def patched(tmp_path):
 @pytest.mark.parametrize(("ranks", "each"), [pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)])
 def test_groups_compute_what_one_after_another_would(ranks, each, tmp_path, patched):
     assert main([*THREE, "rounds=3", f"output={tmp_path}/one"]) == 0
-    done = mpirun(ranks, patched, *THREE, "rounds=3", f"output={tmp_path}/groups", f"runtime.ranks_per_run={each}")
+    done = mpirun(ranks, patched, *THREE, "rounds=3", f"output={tmp_path}/groups", f"runtime.ranks_per_run={each}",
+                  "--fresh")
     assert done.returncode == 0, done.stderr
     assert f"3 runs on 2 groups of {each} to {each} ranks" in done.stdout and "3 runs in" in done.stdout and "±" in done.stdout
     assert done.stdout.count("data set read;") == 1, "once a node"

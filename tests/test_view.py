@@ -1,6 +1,5 @@
 """While it runs: the live view on a terminal, lines elsewhere, and following a run from another shell."""
 
-import fcntl
 import os
 import pty
 import re
@@ -105,29 +104,6 @@ def test_watch_in_a_terminal(fast, tmp_path):
     assert code == 0 and "fedavg_seed1" in shown and "fedavg_seed2" in shown and "2/2" in shown
 
 
-def test_one_of_two_starts_at_the_same_moment_goes_on(tmp_path):
-    path = tmp_path / "run.h5"
-    first = progress.Progress(path, 0, 1)
-    with pytest.raises(UserError, match="being computed by another job"):  # it looked before the first had begun, and clears now
-        progress.clear(path)
-    assert progress.is_running(path)
-    first.close()
-    # It was just about to lock the file when the other one removed it.
-    locked, removed = progress._locked, []
-
-    def late(descriptor):
-        if not removed:
-            removed.append((progress.path_for(path) / "0").unlink())
-        return locked(descriptor)
-
-    progress._locked = late
-    try:
-        with pytest.raises(UserError, match="being computed by another job"):
-            progress.Progress(path, 0, 1)
-    finally:
-        progress._locked = locked
-
-
 def test_watch_says_what_it_cannot_read(tmp_path, capsys):
     (tmp_path / "other.h5").write_text("no HDF5")
     assert main(["watch", str(tmp_path)]) == 2
@@ -149,21 +125,6 @@ def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
     progress.clear(path)
     with pytest.raises(UserError):
         status.of_run(path)
-
-
-def test_a_lock_that_is_looked_at_is_no_second_job(tmp_path, monkeypatch):
-    """Whoever looks whether a run is computed holds its lock for a moment."""
-    lock, tries = fcntl.flock, []
-
-    def busy(descriptor, how):
-        tries.append(how)
-        if len(tries) == 1:
-            raise BlockingIOError
-        lock(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", busy)
-    progress.Progress(tmp_path / "run.h5", 0, 1).close()
-    assert len(tries) == 2
 
 
 def test_a_frame_fits_a_narrow_terminal(tmp_path):

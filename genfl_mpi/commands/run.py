@@ -117,10 +117,15 @@ def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="a
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
         for line in devices.remarks(comm, max(one.runtime.threads for one in configs), configs[0].runtime.device):
             view.say(line)
+        held = {}
         if fresh:
-            collectives.together(comm, lambda: comm.rank == 0 and move_aside(paths, view.say))
-        if status := sweep.run(comm, paths, configs, given, view, launch.say, signals, fork):
-            return status
+            held = collectives.together(comm, lambda: move_aside(paths, view.say) if comm.rank == 0 else {})
+        try:
+            if status := sweep.run(comm, paths, configs, given, view, launch.say, signals, fork, held):
+                return status
+        finally:
+            for lock in held.values():  # of runs that were not begun
+                lock.release()
     if comm.rank == 0 and picture:
         from genfl_mpi.results import curves, plots, summary
 

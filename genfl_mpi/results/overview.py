@@ -26,9 +26,10 @@ def state(path):
     if not path.exists() and path.suffix != ".h5":
         raise UserError(f"{path}: there is no such folder, and results files end in .h5")
     word = progress.state(path)
-    remark = next((about["raised"] for about in progress.read(path) if "raised" in about), "") if word == "failed" else ""
-    if not path.exists():
-        return State(path, word or "waiting", remark=remark)
+    known = progress.read(path)
+    remark = next((about["raised"] for about in known if "raised" in about), "") if word == "failed" else ""
+    if not path.exists():  # --fresh locks all runs of a sweep, also those whose turn has not come
+        return State(path, word if known else "waiting", remark=remark)
     try:
         with open_results(path) as file, damage(path):
             accuracy = columns_of(file, "rounds", ["accuracy"])["accuracy"]

@@ -1,11 +1,10 @@
-"""What each rank is doing, in a folder beside the results: a rank that is killed cannot say it.
+"""What each rank is doing, in a folder beside the results file: a rank that is killed cannot report it.
 
-A rank's file is one line of JSON, overwritten in place whenever the rank begins something else; it stays in the system's memory,
-so that it costs microseconds and outlives the rank. Rank 0 holds a lock on its own file as long as it lives: nobody else can
-bring the same run on meanwhile. It also notes each finished round there, for readers of file systems on which HDF5's SWMR fails.
+A rank's file is one line of JSON, overwritten in place whenever the rank begins something else. It stays in
+the page cache, so that it costs microseconds and outlives the rank. Rank 0 also notes each finished round,
+for readers of file systems on which HDF5's SWMR fails, and holds the run's lock as long as it notes anything.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.results import lock
 
 LENGTH = 256  # bytes of a file
 PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images",
@@ -23,7 +23,6 @@ PHASES = {"start": "starting", "begin": "beginning", "generate": "generating ima
           "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
 MOST = 8  # ranks that are told of
 MOST_SAID = 200  # characters of what an error says
-TRIES = 3  # at a lock, which somebody who only looks may hold for a moment
 ROUNDS = "rounds"  # the file of finished rounds: a line of JSON about the run, then one for each round
 
 
@@ -32,21 +31,29 @@ def path_for(results):
 
 
 class Progress:
-    """Of one rank. results: the run's results file; rank, ranks: of the communicator. Raises UserError on rank 0 if the run is
-    already being computed, or nothing can be written; another rank that cannot write goes on without."""
+    """Of one rank of a start.
 
-    def __init__(self, results, rank, ranks):
+    results: the run's results file; rank, ranks: of the communicator; held: on rank 0 the run's `Lock`, taken
+    here if none is given.
+
+    Rank 0 replaces the record of the start before. Raises UserError on rank 0 if the run is being computed
+    already, or nothing can be written; another rank that cannot write goes on without.
+    """
+
+    def __init__(self, results, rank, ranks, held=None):
         self.about = {"rank": rank, "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid(), "round": 0}
-        self.descriptor, self.folder = None, path_for(results)
-        folder = self.folder
+        self.results, self.descriptor, self.folder = results, None, path_for(results)
+        self.lock = held or (lock.Lock(results) if rank == 0 else None)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.descriptor = os.open(folder / str(rank), os.O_RDWR | os.O_CREAT, 0o666)
-            if rank == 0 and not (_locked(self.descriptor) and _is_there(self.descriptor, folder / "0")):
-                refuse_second(results)
+            if rank == 0:
+                clear(results)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(self.folder / str(rank), os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             if rank == 0:
-                raise UserError(f"{folder}: cannot be written: {error.strerror}; set `output` to a folder that can") from None
+                self.lock.release()
+                raise UserError(f"{self.folder}: cannot be written: {error.strerror}; "
+                                "set `output` to a folder that can") from None
         self("start")
 
     def __call__(self, phase, client=None, round=None):
@@ -70,27 +77,20 @@ class Progress:
         """What the rank is doing, in words."""
         return doing(self.about)
 
-    def close(self):
-        """Let go of the file: the rank has nothing more to do for this run."""
+    def close(self, ended=False):
+        """Close the file; on rank 0 also release the run's lock. ended: well, so remove the record, too."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+        if self.lock:
+            if ended and not self.lock.is_lost():  # else the record is another start's
+                clear(self.results)
+            self.lock.release()
 
 
 def clear(results):
-    """Remove what an earlier start left. Raises UserError if another one has begun meanwhile."""
-    folder = path_for(results)
-    try:
-        descriptor = os.open(folder / "0", os.O_RDWR)
-    except OSError:
-        descriptor = None
-    try:
-        if descriptor is not None and not _locked(descriptor):
-            refuse_second(results)
-        shutil.rmtree(folder, ignore_errors=True)  # with the lock, which nobody else can have then
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+    """Remove the record of a run whose lock this process holds."""
+    shutil.rmtree(path_for(results), ignore_errors=True)
 
 
 def read(results):
@@ -114,28 +114,20 @@ def rounds(results):
 
 def is_running(results):
     """Whether rank 0 of some start is alive and at work on the run."""
-    try:
-        descriptor = os.open(path_for(results) / "0", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        return not _locked(descriptor)
-    finally:
-        os.close(descriptor)
+    return lock.is_held(results)
 
 
 def state(results):
-    """Of the start that left its progress here, in a word: running; failed, with an error of which a rank still told; cut off, of which
-    none could; or nothing, where no start left any, or it ended well."""
-    known = read(results)
-    return "running" if is_running(results) else "" if not known else "failed" if any("raised" in about for about in known) else "cut off"
+    """Of the start that left its progress here, in a word: running; failed, with an error that a rank could
+    still note; cut off, without; "" if no start left any, or it ended well."""
+    if is_running(results):
+        return "running"
+    return "failed" if has_failed(results) else "cut off" if read(results) else ""
 
 
-def refuse_second(results):
-    """Raise UserError because the run is being computed by somebody else."""
-    who = next(iter(read(results)), {"host": "another host", "pid": "?"})
-    raise UserError(f"{results}: this run is being computed by another job (rank 0: process {who['pid']} on {who['host']}); "
-                    "wait for its end, or set another `output`")
+def has_failed(results):
+    """Whether a rank of the start that left its progress here noted an error."""
+    return any("raised" in about for about in read(results))
 
 
 def seconds_since(about):
@@ -164,24 +156,3 @@ def doing(about):
     what = PHASES.get(about["phase"], about["phase"]) + (f" client {about['client']}" if about["client"] is not None else "")
     where = f" in round {about['round']}" if about["round"] else ""
     return what + where + (f", which raised {about['raised']}" if "raised" in about else "")
-
-
-def _is_there(descriptor, path):
-    """Whether an open file still is the one of that name: another start may have removed it before it was locked."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _locked(descriptor):
-    """Lock a file for this process until it ends; whether that was possible, or nobody can lock on this file system."""
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.01)
-        except OSError:
-            return True
-    return False
