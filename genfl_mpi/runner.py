@@ -95,8 +95,7 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=
     try:
         result = _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset)
     except BaseException as error:
-        note.raised(error)
-        note.close()
+        note.failed(error)
         raise
     if comm.rank:
         note.close()

@@ -36,14 +36,16 @@ class Progress:
     results: the run's results file; rank, ranks: of the communicator; held: on rank 0 the run's `Lock`, taken
     here if none is given.
 
-    Rank 0 replaces the record of the start before. Raises UserError on rank 0 if the run is being computed
-    already, or nothing can be written; another rank that cannot write goes on without.
+    Rank 0 replaces the record of the start before; `failed` puts it back if this start does not go on. Raises
+    UserError on rank 0 if the run is being computed already, or nothing can be written; another rank that
+    cannot write goes on without.
     """
 
     def __init__(self, results, rank, ranks, held=None):
         self.about = {"rank": rank, "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid(), "round": 0}
         self.results, self.descriptor, self.folder = results, None, path_for(results)
         self.lock = held or (lock.Lock(results) if rank == 0 else None)
+        self.replaced = _contents(self.folder) if rank == 0 else None
         try:
             if rank == 0:
                 clear(results)
@@ -64,7 +66,11 @@ class Progress:
                 os.pwrite(self.descriptor, f"{json.dumps(self.about):{LENGTH - 1}}\n".encode(), 0)
 
     def finished(self, *rows):
-        """Note finished rounds, or first of all what `status.of_run` needs to know of the run: a list each."""
+        """Note finished rounds, or first of all what `status.of_run` needs to know of the run: a list each.
+
+        The start goes on then, and the record of the one before is dropped.
+        """
+        self.replaced = None
         with suppress(OSError), open(self.folder / ROUNDS, "a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
@@ -72,6 +78,18 @@ class Progress:
         """Note that what the rank was doing has failed. It is the rank's last word, and may be longer than others."""
         self.about["raised"] = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split())[:MOST_SAID])))
         self(self.about["phase"], self.about["client"])
+
+    def failed(self, error):
+        """Note why the start ends, and close. One that is refused before it goes on puts back the record that
+        it replaced."""
+        self.raised(error)
+        if self.replaced is not None and isinstance(error, UserError) and not self.lock.is_lost():
+            clear(self.results)
+            with suppress(OSError):
+                for name, content in self.replaced.items():
+                    self.folder.mkdir(exist_ok=True)
+                    (self.folder / name).write_bytes(content)
+        self.close()
 
     def doing(self):
         """What the rank is doing, in words."""
@@ -144,6 +162,16 @@ def lines(results):
         yield f"{where}: {doing(about)}, since {about['time']}"
     if len(known) > MOST:
         yield f"and {len(known) - MOST} more ranks"
+
+
+def _contents(folder):
+    """The files of a folder, {name: bytes}; those that can be read."""
+    found = {}
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                found[path.name] = path.read_bytes()
+    return found
 
 
 def _now():
