@@ -166,7 +166,9 @@ def _bar(known):
 
 def _ranks(ranks):
     for about in ranks[: progress.MOST]:
-        yield Text(f"  rank {about['rank']}  {progress.doing(about)}  {progress.seconds_since(about):.1f} s", no_wrap=True, overflow="ellipsis")
+        since = f"  {progress.seconds_since(about):.1f} s" if about["time"] else ""
+        what = progress.doing(about)
+        yield Text(f"  rank {about['rank']}  {what}{since}", no_wrap=True, overflow="ellipsis")
     if len(ranks) > progress.MOST:
         yield Text(f"  and {len(ranks) - progress.MOST} more ranks")
 

@@ -1,13 +1,21 @@
-"""Progress records: what the ranks of a start note for those who come later."""
+"""Damaged progress records are unknown: no reader fails, and the results file is not blamed."""
 
+import io
+import json
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from genfl_mpi import Simulation
+from genfl_mpi import Simulation, view
 from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
-from genfl_mpi.results import progress
+from genfl_mpi.results import overview, progress, status
+
+OTHER_VALUES = [None, True, -1, 1.5, 10**400, float("nan"), "", "x", "\n", "\ud800", "\x1b[2J", [], [1], {},
+                {"a": 1}]
+NO_RECORDS = [b"{}", b"[]", b"null", b"0", b'"rank"', b"[[[", b"\xff\xfe", bytes(256), 8000 * b"[", b" "]
+UNREADABLE = "unreadable progress file"
 
 
 @pytest.fixture
@@ -24,6 +32,80 @@ def record(tmp_path):
     return SimpleNamespace(results=path, rank=folder / "1", rounds=folder / "rounds")
 
 
+def read_by_all(path):
+    """Read a run's record in every way. Returns the line about rank 1."""
+    zero, one = progress.lines(path)
+    assert zero.startswith("rank 0 of 2 on") and one.startswith("rank 1")
+    one.encode()
+    word = progress.state(path)
+    assert word == ("failed" if ", which raised " in one else "cut off") and overview.state(path).word == word
+    known = status.of_run(path) or status.Status(path, "FedAvg", 5)
+    known.seconds_left()
+    console = Console(width=200, file=io.StringIO())
+    for ended in ({}, {path: word}):
+        console.print(view.frame([known], 1, ended))
+    for row in known.done:
+        view.line(known, row)
+    return one
+
+
+def test_no_flipped_bit_is_an_error(record):
+    for file in (record.rank, record.rounds):
+        content = file.read_bytes()
+        for place in range(len(content)):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << place % 8
+            file.write_bytes(flipped)
+            read_by_all(record.results)
+            file.write_bytes(content[:place])
+            if place:  # a file without content says nothing yet
+                read_by_all(record.results)
+        file.write_bytes(content)
+    said = read_by_all(record.results)
+    assert "training client 5 in round 3, which raised ValueError: \U0001f600 of ?[2J, since" in said
+    assert len(status.of_run(record.results).done) == 2
+
+
+def test_no_other_type_is_an_error(record):
+    about = json.loads(record.rank.read_text())
+    for name in about:
+        for value in OTHER_VALUES:
+            record.rank.write_text(json.dumps(about | {name: value}))
+            said = read_by_all(record.results)
+            is_valid = value in ("", "x") or (name, value) == ("client", None)
+            assert is_valid or said == f"rank 1: {UNREADABLE}", (name, value)
+        record.rank.write_text(json.dumps({key: value for key, value in about.items() if key != name}))
+        assert name == "raised" or read_by_all(record.results) == f"rank 1: {UNREADABLE}", name
+    for content in NO_RECORDS:
+        record.rank.write_bytes(content)
+        assert read_by_all(record.results) == f"rank 1: {UNREADABLE}"
+    record.rank.unlink()
+    record.rank.mkdir()
+    assert read_by_all(record.results) == f"rank 1: {UNREADABLE}"
+    for name in ("1 (copy)", "01", "1.json", "\u0661"):  # none of ours
+        (record.rank.parent / name).write_text("{}")
+    assert len(progress.read(record.results)) == 2
+
+
+def test_rounds_of_other_types_are_none(record):
+    first, *rows = [["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0]]
+    for place in range(4):
+        for value in OTHER_VALUES:
+            other = [*rows[0][:place], value, *rows[0][place + 1 :]]
+            record.rounds.write_text("".join(f"{json.dumps(row)}\n" for row in (first, other, rows[1])))
+            read_by_all(record.results)
+            assert progress.rounds(record.results)[-1] == rows[1]
+            first_row = [*first[:place], value, *first[place + 1 :]]
+            record.rounds.write_text("".join(f"{json.dumps(row)}\n" for row in (first_row, *rows)))
+            read_by_all(record.results)
+    for content in (b"", b"\n", *NO_RECORDS):
+        record.rounds.write_bytes(content)
+        assert progress.rounds(record.results) == []
+        record.rounds.write_bytes(b'["FedAvg", 5]\n' + content + b"\n[2, 0.25, 0, 1.0]\n")
+        assert progress.rounds(record.results) == [first, rows[1]]
+        read_by_all(record.results)
+
+
 @pytest.fixture
 def cut(fast, tmp_path, monkeypatch):
     """The results file of a run that failed in round 3."""
@@ -38,6 +120,20 @@ def cut(fast, tmp_path, monkeypatch):
         patch.setattr(Simulation, "_advance", interrupted)
         assert main([*fast, "rounds=4"]) == 1
     return tmp_path / "results/fedavg_seed1.h5"
+
+
+def test_show_and_the_next_start_go_on_beside_a_damaged_record(fast, cut, capsys):
+    for content in (b"{}", b"[]", b"null", b"0"):
+        progress.path_for(cut).mkdir(exist_ok=True)
+        (progress.path_for(cut) / "0").write_bytes(content)
+        (progress.path_for(cut) / "rounds").write_bytes(content)
+        for command in (["show", str(cut)], ["summary", str(cut)]):
+            assert main(command) == 0
+        assert f"cut off:\n    rank 0: {UNREADABLE}" in capsys.readouterr().out
+        assert main([*fast, "rounds=4"]) == 0
+        out = capsys.readouterr().out
+        assert "the start before was cut off: rank 0: unreadable progress file" in out or content != b"{}"
+    assert not progress.path_for(cut).exists()
 
 
 def record_of(path):

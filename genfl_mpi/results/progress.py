@@ -3,9 +3,12 @@
 A rank's file is one line of JSON, overwritten in place whenever the rank begins something else. It stays in
 the page cache, so that it costs microseconds and outlives the rank. Rank 0 also notes each finished round,
 for readers of file systems on which HDF5's SWMR fails, and holds the run's lock as long as it notes anything.
+
+The record only informs: a file that is damaged is reported as unreadable, and is never an error.
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -16,6 +19,7 @@ from genfl_mpi.errors import UserError
 from genfl_mpi.results import lock
 
 LENGTH = 256  # bytes of a file
+MAX_BYTES = 8192  # that are read of one: an error's text makes it longer
 PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images",
           "augment": "training the augmented model", "send": "sending images", "train": "training",
           "wait": "waiting for the others",
@@ -76,7 +80,8 @@ class Progress:
 
     def raised(self, error):
         """Note that what the rank was doing has failed. It is the rank's last word, and may be longer than others."""
-        self.about["raised"] = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split())[:MOST_SAID])))
+        text = "".join(one if one.isprintable() else "?" for one in " ".join(str(error).split())[:MOST_SAID])
+        self.about["raised"] = ": ".join(filter(None, (type(error).__name__, text)))
         self(self.about["phase"], self.about["client"])
 
     def failed(self, error):
@@ -112,22 +117,89 @@ def clear(results):
 
 
 def read(results):
-    """What is known of each rank of the start that left its progress here, in their order: dicts."""
+    """What is known of each rank of the start that left its progress here, in their order: dicts. Of a rank
+    whose file is damaged, the other values are None."""
     found = []
     with suppress(OSError):  # the next start removes them, at any moment
-        for path in list(path_for(results).glob("[0-9]*")):
-            with suppress(OSError, ValueError):
-                found.append(json.loads(path.read_text()))
+        for path in list(path_for(results).iterdir()):
+            if path.name.isascii() and path.name.isdigit() and str(int(path.name)) == path.name:
+                found += _read(path)
     return sorted(found, key=lambda about: about["rank"])
 
 
+def _read(path):
+    """[What a rank's file says]; [] if it says nothing yet, or is gone."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES)
+    except FileNotFoundError:
+        return []
+    except OSError:
+        content = b"unreadable"
+    if not content:
+        return []
+    about = _parsed(content.partition(b"\n")[0])
+    if not _is_valid(about) or about["rank"] != int(path.name):
+        about = dict.fromkeys(("ranks", "host", "pid", "round", "phase", "client", "time"))
+        about["rank"] = int(path.name)
+    return [about]
+
+
+def _is_valid(about):
+    """Return whether a line of a rank's file says what `Progress` writes."""
+    if type(about) is not dict:
+        return False
+    texts = [about.get(name) for name in ("host", "phase", "time")] + [about.get("raised", "")]
+    numbers = [about.get(name) for name in ("rank", "ranks", "pid", "round")]
+    if about.get("client", "missing") is not None:
+        numbers.append(about.get("client"))
+    if not all(type(text) is str and text.isprintable() for text in texts):
+        return False
+    if not all(map(_is_count, numbers)):
+        return False
+    try:
+        seconds_since(about)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _is_count(number):
+    return type(number) is int and 0 <= number < 1 << 63
+
+
+def _is_number(number):
+    return type(number) is float or _is_count(number)
+
+
+def _parsed(line):
+    """What a line of JSON says, None if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 def rounds(results):
-    """What was noted of finished rounds: lists."""
-    found = []
-    with suppress(OSError, ValueError):  # it is not there, or its last line is half written
-        for line in (path_for(results) / ROUNDS).read_text().splitlines():
-            found.append(json.loads(line))
-    return found
+    """What was noted of finished rounds: [[method, rounds], [round, accuracy, images, seconds], ...], without
+    damaged lines; [] if the first one is damaged or missing."""
+    try:
+        with open(path_for(results) / ROUNDS, "rb") as file:
+            first, *others = [_parsed(line) for line in file.read().splitlines()] or [None]
+    except OSError:
+        return []
+    if type(first) is not list or len(first) != 2 or type(first[0]) is not str or not _is_count(first[1]):
+        return []
+    return [first, *filter(_is_round, others)]
+
+
+def _is_round(row):
+    if type(row) is not list or len(row) != 4:
+        return False
+    number, accuracy, images, seconds = row
+    if not (_is_count(number) and _is_count(images) and _is_number(accuracy) and _is_number(seconds)):
+        return False
+    return (0 <= accuracy <= 1 or math.isnan(accuracy)) and 0 <= seconds < math.inf
 
 
 def is_running(results):
@@ -149,7 +221,9 @@ def has_failed(results):
 
 
 def seconds_since(about):
-    """How long a rank has been doing what it does."""
+    """How long a rank has been doing what it does; NaN if that is unknown."""
+    if about["time"] is None:
+        return math.nan
     then = datetime.strptime(about["time"], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=timezone.utc)
     return max(0.0, time.time() - then.timestamp())
 
@@ -158,6 +232,9 @@ def lines(results):
     """Who is, or was, doing what: a line a rank."""
     known = read(results)
     for about in known[:MOST]:
+        if about["phase"] is None:
+            yield f"rank {about['rank']}: {doing(about)}"
+            continue
         where = f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']})"
         yield f"{where}: {doing(about)}, since {about['time']}"
     if len(known) > MOST:
@@ -181,6 +258,9 @@ def _now():
 
 def doing(about):
     """What a rank is doing, in words. about: as `read` gives it."""
-    what = PHASES.get(about["phase"], about["phase"]) + (f" client {about['client']}" if about["client"] is not None else "")
+    if about["phase"] is None:
+        return "unreadable progress file"
+    what = PHASES.get(about["phase"], about["phase"])
+    who = f" client {about['client']}" if about["client"] is not None else ""
     where = f" in round {about['round']}" if about["round"] else ""
-    return what + where + (f", which raised {about['raised']}" if "raised" in about else "")
+    return what + who + where + (f", which raised {about['raised']}" if "raised" in about else "")

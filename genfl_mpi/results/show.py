@@ -14,6 +14,7 @@ from genfl_mpi.wording import counted
 
 def show(path):
     """Lines that describe a results file."""
+    ranks = list(_ranks(Path(path)))  # no part of the file, which is not to blame for it
     with open_results(path) as file, damage(path):
         config, environment = config_of(file), file["environment"].attrs
         rounds = columns_of(file, "rounds")
@@ -22,7 +23,7 @@ def show(path):
         yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
         if origin := file["config"].attrs.get("origin"):
             yield f"  fork of {origin}"
-        yield from _ranks(Path(path))
+        yield from ranks
         yield from _checkpoints(Path(path), is_finished(file))
         yield from _wrapped(f"policies: {', '.join(_policies(config))}")
         yield from _wrapped("settings that are no default: " + ", ".join(f"{key}={value}" for key, value in decided(config).items()))
