@@ -6,8 +6,11 @@ import time
 import numpy as np
 import pytest
 from conftest import mpirun
+from mpi4py import MPI
 
 from genfl_mpi.data.partition import partition
+from genfl_mpi.mpi import collectives
+from genfl_mpi.mpi.groups import Turns
 from genfl_mpi.mpi.messages import Down, Up
 from genfl_mpi.mpi.schedule import Pace, Speed, assign
 from genfl_mpi.results import reader
@@ -114,6 +117,34 @@ except UserError as error:
     done = mpirun(3, script)
     assert done.returncode == 0, done.stderr
     assert all(f"rank {rank} no;" in done.stdout for rank in range(3))
+
+
+def test_stores_into_windows_are_synchronized(monkeypatch):
+    """Check only that the calls of MPI's memory model are made, in order: x86 computes the same without."""
+    calls = []
+
+    def noting(base, *names):
+        """A subclass of `base` that notes the calls of the methods `names`."""
+        def note(name):
+            return lambda self, *arguments: calls.append(name) or getattr(base, name)(self, *arguments)
+
+        return type(base.__name__, (base,), {name: note(name) for name in names})
+
+    class Comm(noting(MPI.Intracomm, "Barrier")):
+        def Split_type(self, *arguments, **keywords):
+            return Comm(super().Split_type(*arguments, **keywords))
+
+    noted = noting(MPI.Win, "Lock_all", "Sync", "Unlock_all", "Lock", "Unlock")
+    monkeypatch.setattr(collectives.MPI, "Win", noted)
+    comm = Comm(MPI.COMM_SELF)
+    shared, window = collectives.node_shared(comm, lambda: {"a": np.arange(3)})
+    assert shared["a"].tolist() == [0, 1, 2]
+    assert calls == ["Lock_all", "Sync", "Barrier", "Sync", "Unlock_all"]
+    window.Free()
+    calls.clear()
+    turns = Turns(comm, comm, 2)
+    assert calls == ["Lock", "Unlock", "Barrier"] and list(turns) == [0, 1]
+    turns.close(lambda: 0)
 
 
 def test_a_users_mistake_is_said_once(tmp_path):

@@ -125,9 +125,15 @@ def node_shared(comm, make):
     for (name, dtype, shape), size in zip(header, sizes):
         shared[name] = np.frombuffer(memory, np.dtype(dtype), int(np.prod(shape)), start).reshape(shape)
         start += size
+    # A barrier alone does not order loads and stores. In MPI's memory model the writer calls Win.Sync before
+    # the barrier and every reader after it, within an epoch of passive target synchronization.
+    window.Lock_all()
     for name in list(made):
         shared[name][...] = made.pop(name)  # no longer than needed is there a second copy
+    window.Sync()
     node.Barrier()
+    window.Sync()
+    window.Unlock_all()
     node.Free()
     for array in shared.values():
         array.flags.writeable = False

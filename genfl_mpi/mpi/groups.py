@@ -22,7 +22,9 @@ class Turns:
         self.comm, self.group, self.count = comm, group, count
         self.window = MPI.Win.Allocate(8 if comm.rank == 0 else 0, 8, comm=comm)
         if comm.rank == 0:
+            self.window.Lock(0)  # the end of the epoch makes the store visible to the others' RMA calls
             np.frombuffer(self.window, dtype=np.int64)[0] = 0
+            self.window.Unlock(0)
         comm.Barrier()
 
     def __iter__(self):
