@@ -33,13 +33,14 @@ class Generated:
 
     images, labels: uint8 (n, C, H, W) and int64 (n,) in pieces, those that pass the filter; with method=pool, its images.
     of_label: int64 (classes,), all that were made so far. fresh: images of this round; interrupted: whether they were not all
-    made, in order to leave.
+    made, in order to leave. speed: of generation, in batches a second (a short one takes as long).
     """
 
     def __init__(self, config, about, data, device, plan):
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
         self.images, self.labels, self.of_label = [], [], np.zeros(len(about.classes), dtype=np.int64)
-        self.fresh, self.interrupted, self.speed, self._ahead = 0, False, Speed(), None
+        self.fresh, self.interrupted, self.speed = 0, False, Speed()
+        self._ahead, self._is_loaded = None, False
         if config.method == "pool":
             self.images, self.labels = ([part] for part in _pool(config, about, data))
         if config.generates:
@@ -69,8 +70,14 @@ class Generated:
     def _filter(self):
         return read_pool(self.config, self.about, self.data, self.device) if self.config.generation.min_fidelity else None
 
-    def ahead(self, state):
-        """A piece of work for rounds later than that of `state`, at most one batch. Returns False when there is none left."""
+    def ahead(self, state, seconds):
+        """Make at most one batch of a later round than that of `state`, if it is predicted to fit.
+
+        seconds: that this rank is predicted to wait. Returns False if no batch fits or is left. Nothing
+        is made before the generator is loaded: nobody knows how long that takes.
+        """
+        if not self._is_loaded or self.speed.seconds(1) > seconds:
+            return False
         self._ahead = self._ahead or self._later(state)
         return next(self._ahead, False)
 
@@ -129,17 +136,18 @@ class Generated:
         missing = not self.generator.ready(batch)
         if missing:
             self.generator.load()  # once, which says nothing of the speed
+            self._is_loaded = True
         start = time.perf_counter()
         images = self.generator.images(batch)
         if missing:
-            self.speed.measure(len(batch), time.perf_counter() - start)
+            self.speed.measure(1, time.perf_counter() - start)
         return images
 
     def busy_seconds(self, state, speed):
         """Predicted seconds of making the images of the round of `state` and training the augmented model on all; infinite as
-        long as nobody knows how long an image takes. speed: samples a second that rank 0 trains."""
+        long as nobody knows how long a batch takes. speed: samples a second that rank 0 trains."""
         if not self.config.augments:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
-        missing = sum(len(batch) for batch in batches if not self.generator.ready(batch))
+        missing = sum(not self.generator.ready(batch) for batch in batches)
         return self.speed.seconds(missing) + (len(self) + sum(map(len, batches))) * self.config.augmented.epochs / speed

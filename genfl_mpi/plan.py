@@ -142,11 +142,11 @@ def predict(config, arrays, costs, cluster):
         missing = [batch for batch in batches if not server.generated.generator.ready(batch)]
         load = costs.load * slow if missing and not made else 0.0
         made.update(missing)
-        return load, len(missing) * costs.batch * slow, sum(map(len, missing))
+        return load, len(missing) * costs.batch * slow, len(missing)
 
     def make_now(batches):
-        load, seconds, images = make(batches)
-        server.generated.speed.measure(images, seconds)
+        load, seconds, missing = make(batches)
+        server.generated.speed.measure(missing, seconds)
         for batch in batches:
             server.generated.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
         return load + seconds
@@ -170,7 +170,8 @@ def predict(config, arrays, costs, cluster):
         load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
         load[0] += busy
         ends = load + (costs.first * slow if round == 0 else 0.0)
-        while ends[0] < ends[1:].max(initial=0.0) and (batch := next(later, None)):  # made ahead by a server that waits
+        others = server.seconds_of_others  # as long as a batch fits, a server that waits works ahead
+        while made and ends[0] + costs.batch * slow <= others and (batch := next(later, None)):
             ends[0] += sum(make([batch])[:2])
         pace.measure(units, seconds, trained["rank"])
         chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)

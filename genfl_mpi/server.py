@@ -51,6 +51,7 @@ class Server:
         self.shares = np.zeros(0)  # the rho policy's answer for the cohort
         self.willing = np.ones(0, dtype=bool)  # who of the cohort does not decline
         self.status = np.empty(0, STATUS)  # what becomes of its clients
+        self.seconds_of_others = 0.0  # predicted: how long the slowest other rank trains in this round
         self.asked = None  # the `ServerState` of which the kappa policy was asked, if it was
         self.around = Surroundings(config, about, self.samples, data["shared_labels"]) if config.world else None
         if config.fills:
@@ -98,7 +99,8 @@ class Server:
             self.weigh(plan, heard)
         rates, costs = pace.rates(), self.state.samples[cohort[heard]] * self.epochs + pace.overhead
         busy = self.generated.busy_seconds(self.state, rates[0])
-        plan["rank"][heard] = assign(costs, rates, busy, self.config.training.together)
+        plan["rank"][heard] = ranks = assign(costs, rates, busy, self.config.training.together)
+        self.seconds_of_others = pace.seconds_of_others(costs, ranks)
 
     def _expected(self):
         """With method=sent, how many images there will be in the round that begins, and how many of them are new, if all pass;

@@ -126,7 +126,7 @@ class Simulation:
     def _advance(self, clock):
         """Round t: from omega^t, which every rank has, to omega^(t+1), which every rank has at the end. Returns its `Record`,
         or None if the ranks were asked to leave before all of it was done: then nothing of it counts."""
-        generated, omega_a, omega_fl, augmented, round = [], None, None, None, self.round
+        generated, omega_a, omega_fl, augmented, round, begun = [], None, None, None, self.round, 0.0
         self.up.clear()
         self.there.clear()
 
@@ -142,6 +142,7 @@ class Simulation:
                 if self.is_server and self.config.sends:
                     self.server.send(self.down.plan, self.pace)
                 self.placement.spread(self.comm, self.server and self.server.generated, self.down.plan)
+            begun = clock.now()  # when the other ranks begin to train
         self.probes.begin(round)
 
         # ... while the clients train (III-C): each rank adds up rho_n omega_n of its own. Who will not be heard need not train.
@@ -149,7 +150,7 @@ class Simulation:
             self.up.excuse(self.down.plan["rank"] == NOBODY, self.server.state.samples[self.down.plan["client"]])
         with clock("train"):
             self.host.train(clock)
-        ahead = partial(self.server.generated.ahead, self.server.state) if self.is_server and self.config.generates else None
+        ahead = partial(self._ahead, begun, clock) if self.is_server and self.config.generates else None
         self.note("wait")
         waiting = collectives.arrive(self.comm, ahead, self.leaving)
         self.up.ranks[self.comm.rank] = clock.seconds["train"], waiting.idle_seconds, self.leaving()
@@ -179,6 +180,14 @@ class Simulation:
             told["columns"] |= records.of_clocks(clock, waiting, self.down, self.up, self.placement.bytes)
             told["columns"] |= accuracy_over_clients(accuracy_per_class, self.data["label_histograms"])
         return Record(self.round, accuracy, loss, accuracy_per_class, generated=generated, probes=probed, **told)
+
+    def _ahead(self, begun, clock):
+        """Make a batch of later rounds' images on rank 0, which waits, if predicted to end within the wait.
+
+        begun: when the other ranks began to train, on the round's clock. Returns False if none is made.
+        """
+        seconds = begun + self.server.seconds_of_others - clock.now()
+        return self.server.generated.ahead(self.server.state, seconds)
 
     def _announce(self):
         """omega^t and the round's plan (who trains, where, with which rho), from rank 0 to every rank; or that all leave."""

@@ -1,5 +1,7 @@
 """Predictions of a run's cost, by hand and against the runs' own records; how runs scaled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import mpirun
@@ -52,12 +54,16 @@ def test_a_plan_has_the_clients_of_the_run(fast, tmp_path):
 
 
 def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
-    tiny = [*tiny, "rounds=3", "generation.bank=" + tiny[-2].partition("=")[2] + "/own"]
+    tiny = [*tiny, "rounds=4", "cohort=2", "generation.cap=3",
+            "generation.bank=" + tiny[-2].partition("=")[2] + "/own"]
     config, arrays = resolved(tiny)
     alone, three = (plan.predict(config, arrays, COSTS, cluster(ranks)) for ranks in (1, 3))
-    learning = np.array([10 + 5, 20 + 5, 20 + 5]) / 100  # an image a class in the first two rounds
-    assert alone["server"] == pytest.approx(np.array([2, 2, 0]) + learning)
-    assert three["server"] == pytest.approx(np.array([2, 0, 0]) + learning), "rank 0 makes the second round's images while it waits"
+    learning = np.array([10 + 5, 20 + 5, 30 + 5, 30 + 5]) / 100  # an image a class in the first three rounds
+    assert alone["server"] == pytest.approx(np.array([2, 2, 2, 0]) + learning)
+    made = np.array([2, 2, 0, 0])  # the third round's while rank 0 waits in the second, when speeds are known
+    assert three["server"] == pytest.approx(made + learning)
+    slow = plan.predict(config, arrays, replace(COSTS, batch=60.0), cluster(3))
+    assert slow["server"] == pytest.approx(np.array([60, 60, 60, 0]) + learning), "none fits into a wait"
     assert main(tiny) == 0
     assert plan.predict(config, arrays, COSTS, cluster(1))["server"] == pytest.approx(learning)
 

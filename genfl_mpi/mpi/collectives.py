@@ -36,8 +36,8 @@ def arrive(comm, meanwhile=None, leaving=lambda: 0):
 
     A blocking collective would spin on a core that another rank's work may need, and would not serve signals. So ranks
     meet in a non-blocking barrier first, looking at it all the time while EAGER, then less and less often up to LONGEST_NAP.
-    `meanwhile` is work for that time: a function that does one piece and returns False when there is none left. `leaving`,
-    a function, is asked while it takes, and no more work is begun when it returns a status to leave with.
+    `meanwhile` is work for that time: a function that does one piece, or returns False to be called no more.
+    `leaving`, a function, is asked while it takes, and no more work is begun once it returns a status.
     """
     start = time.perf_counter()
     request = comm.Ibarrier()

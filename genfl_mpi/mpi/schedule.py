@@ -1,4 +1,4 @@
-"""Which rank trains which client. It never changes a result, so measured speed may steer it."""
+"""Which rank trains which client, and how long rank 0 waits, by measured speeds. No result depends on it."""
 
 import numpy as np
 
@@ -47,6 +47,16 @@ class Pace:
         for rank, speed in enumerate(self.speeds):
             own = ranks == rank
             speed.measure((units[own] + self.overhead).sum(), seconds[own].sum())
+
+    def seconds_of_others(self, costs, ranks):
+        """Predict the seconds that the slowest rank other than 0 trains: 0 as long as nothing was measured.
+
+        costs: float (clients,), as of `assign`; ranks: int (clients,), the rank of each client.
+        """
+        if all(speed.rate is None for speed in self.speeds):
+            return 0.0
+        seconds = np.bincount(ranks, costs / self.rates()[ranks], minlength=len(self.speeds))
+        return seconds[1:].max(initial=0.0)
 
     def rates(self):
         """A rate for each rank; one that was never measured is taken to be average, and all to be 1 when none was."""
