@@ -164,7 +164,7 @@ def _save(path, simulation, writer, note):
     note("checkpoint")
     writer.flush()
     keep = simulation.config.checkpoint.keep
-    checkpoint.save(path, simulation.round, simulation.down.weights, simulation.server.memory(), keep)
+    checkpoint.save(path, simulation.round, simulation.down.weights, simulation.memory(), keep)
     if simulation.host.variates is not None:
         simulation.host.variates.prune(checkpoint.trained(path))
 

@@ -28,6 +28,8 @@ from genfl_mpi.resident import Resident
 from genfl_mpi.server import Server
 from genfl_mpi.settings import Config, filled_in
 
+PACE = "pace."  # before the names of the measured speeds, in the checkpoint
+
 
 class Simulation:
     """One run; iterating over it computes its rounds. Every rank of `comm` must construct and iterate together.
@@ -96,14 +98,25 @@ class Simulation:
                 raise UserError(f"{section}.crop={crop} must be less than the images' side, {side}")
 
     def restore(self, round, weights, state, tables):
-        """Continue after `round` finished rounds. On rank 0 alone: the weights, what the server remembers, and the tables of the
-        results until then, {"clients": {column: array}, "generated": ...}."""
+        """Continue after `round` finished rounds. On rank 0 alone: the weights, what `memory` returned then,
+        and the tables of the results until then, {"clients": {column: array}, "generated": ...}."""
         self.round = round
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
-            self.server.remember(state, self.down)
+            speeds = {name.removeprefix(PACE): state[name] for name in state if name.startswith(PACE)}
+            self.pace.recall(speeds, self.server.generated.speed)
+            remembered = {name: array for name, array in state.items() if not name.startswith(PACE)}
+            self.server.remember(remembered, self.down)
             self.server.generated.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
             self.server.note_earlier(tables["clients"], tables["generated"])
+
+    def memory(self):
+        """Return the state that a checkpoint keeps beside the weights, on rank 0: NumPy arrays by name.
+
+        It has the measured speeds, on which no result depends, to balance the first round after a restart.
+        """
+        pace = self.pace.memory(self.server.generated.speed)
+        return self.server.memory() | {PACE + name: array for name, array in pace.items()}
 
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""

@@ -1,13 +1,15 @@
-"""Measured speeds steer work ahead in a wait."""
+"""Measured speeds steer work ahead in a wait and the schedule of the first round after a restart."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from genfl_mpi import Simulation
+from genfl_mpi import Simulation, simulation
+from genfl_mpi.cli import main
 from genfl_mpi.mpi import collectives
-from genfl_mpi.mpi.schedule import Pace
+from genfl_mpi.mpi.schedule import Pace, Speed
+from genfl_mpi.results import checkpoint, reader
 
 PICTURES = """
 import numpy as np
@@ -64,3 +66,66 @@ def test_a_round_makes_ahead_what_fits_into_its_wait(drawn, monkeypatch, seconds
     monkeypatch.setattr(collectives, "arrive", arrive)
     monkeypatch.setattr(Pace, "seconds_of_others", lambda *_: seconds)
     assert [made(drawn) for _ in Simulation(overrides=drawn)] == batches
+
+
+def test_speeds_are_recalled():
+    pace, generation, rng = Pace(3), Speed(), np.random.default_rng(0)
+    for _ in range(5):
+        samples, ranks = rng.integers(10, 500, 8), np.arange(8) % 2  # rank 2 is never measured
+        pace.measure(samples, (samples + 40) / np.array([100.0, 200])[ranks], ranks)
+    generation.measure(1, 4.0)
+    again, images = Pace(3), Speed()
+    again.recall(pace.memory(generation), images)
+    assert [speed.rate for speed in again.speeds] == [speed.rate for speed in pace.speeds]
+    assert images.rate == 0.25 and again.overhead == pace.overhead > 0
+    assert (again.moments == pace.moments).all()
+    fewer = Pace(2)
+    fewer.recall(pace.memory(generation), Speed())
+    assert fewer.rates() == pytest.approx(pace.rates()[:2].mean()) and fewer.overhead == pace.overhead
+    unmeasured = Pace(3)
+    unmeasured.recall(Pace(2).memory(Speed()), images)
+    assert unmeasured.rates().tolist() == [1, 1, 1] and images.rate is None
+
+
+@pytest.mark.parametrize(("name", "array"), [
+    ("rates", None), ("rates", np.array([1.0, np.nan])), ("rates", np.array([1.0, -1])),
+    ("rates", np.ones((1, 2))), ("rates", np.ones(2, dtype=np.float32)),
+    ("rates", np.array(["fast", "slow"])), ("overhead", np.array([np.inf])), ("overhead", np.zeros(0)),
+    ("moments", np.zeros((3, 2))),
+    ("generation", np.float64(1))])
+def test_malformed_speeds_are_ignored(name, array):
+    measured, pace, generation = Pace(2), Pace(2), Speed()
+    measured.measure(np.array([50, 50]), np.array([1.0, 0.5]), np.array([0, 1]))
+    memory = measured.memory(Speed()) | {name: array}
+    pace.recall({name: array for name, array in memory.items() if array is not None}, generation)
+    assert pace.rates().tolist() == [1, 1] and generation.rate is None
+    assert not pace.overhead and not pace.moments.any()
+
+
+def test_a_restart_is_scheduled_by_the_speeds_of_the_start_before(drawn, tmp_path, monkeypatch):
+    """Without speeds in the checkpoint, or with malformed ones, none is known. The digest is the same."""
+    assert main([*drawn, f"output={tmp_path}/whole", f"generation.bank={tmp_path}/whole/bank"]) == 0
+    begin, seen = simulation.Server.begin, []
+
+    def noted(self, round, plan, pace):
+        seen.append((round, pace.rates()[0], self.generated.speed.rate))
+        if round == stop:
+            raise RuntimeError("interrupted")
+        begin(self, round, plan, pace)
+
+    monkeypatch.setattr(simulation.Server, "begin", noted)
+    file, whole = tmp_path / "results/genfl_seed1.h5", reader.digests(tmp_path / "whole/genfl_seed1.h5")
+    stop = 2  # the checkpoint is of the round before
+    assert main(drawn) == 1
+    _, known, _ = seen
+    assert known[0] == 1 and known[1] != 1 and known[2] is not None
+    stop, (rounds, weights, state) = 1, checkpoint.load(file, print)
+    without = {name: array for name, array in state.items() if not name.startswith("pace.")}
+    malformed, unmeasured = state | {"pace.rates": np.ones((1, 1))}, (1, 1.0, None)
+    for stored, expected in ((state, known), (without, unmeasured), (malformed, unmeasured), (state, known)):
+        checkpoint.save(file, rounds, weights, stored)
+        seen.clear()
+        assert main(drawn) == 1 and seen == [expected]
+    stop = None
+    assert main(drawn) == 0
+    assert reader.digests(file) == whole

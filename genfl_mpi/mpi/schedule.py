@@ -58,10 +58,42 @@ class Pace:
         seconds = np.bincount(ranks, costs / self.rates()[ranks], minlength=len(self.speeds))
         return seconds[1:].max(initial=0.0)
 
+    def memory(self, generation):
+        """Return the measured speeds for a checkpoint: float64 arrays by name, 0 for a rate never measured.
+
+        generation: the `Speed` of generation, in batches a second.
+        """
+        rates = [speed.rate or 0.0 for speed in self.speeds]
+        return {"rates": np.array(rates), "overhead": np.array([self.overhead]), "moments": self.moments,
+                "generation": np.array([generation.rate or 0.0])}
+
+    def recall(self, memory, generation):
+        """Take back what `memory` returned; from another number of ranks, each rank gets the mean rate.
+
+        Ignores a memory that is incomplete or malformed: nothing but the schedule depends on it.
+        """
+        ranks = np.size(memory.get("rates"))
+        shapes = {"rates": (ranks,), "overhead": (1,), "moments": (2, 3), "generation": (1,)}
+        if not all(_is_measured(memory.get(name), shape) for name, shape in shapes.items()):
+            return
+        rates = memory["rates"]
+        if ranks != len(self.speeds):
+            known = rates[rates > 0]
+            rates = np.full(len(self.speeds), known.mean() if len(known) else 0.0)
+        for speed, rate in zip([*self.speeds, generation], [*rates, *memory["generation"]]):
+            speed.rate = float(rate) or None
+        self.overhead, self.moments = float(memory["overhead"][0]), memory["moments"]
+
     def rates(self):
         """A rate for each rank; one that was never measured is taken to be average, and all to be 1 when none was."""
         known = [speed.rate for speed in self.speeds if speed.rate is not None]
         return np.array([speed.rate or np.mean(known or [1.0]) for speed in self.speeds])
+
+
+def _is_measured(array, shape):
+    """Whether `array` is a float64 array of `shape` whose values are finite and not negative."""
+    return (isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.float64
+            and bool((np.isfinite(array) & (array >= 0)).all()))
 
 
 def assign(costs, rates, busy, together=1):
