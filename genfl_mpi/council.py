@@ -116,7 +116,7 @@ class Council:
 
     def _measure(self, order):
         collectives.broadcast(self.comm, self.weights)
-        self.model.weights.copy_(torch.from_numpy(self.weights))
+        self.model.load(torch.from_numpy(self.weights))
         classes = len(self.about.classes)
         totals = np.zeros(classes + 2, dtype=np.int64)
         size, device = self.config.evaluation.batch_size, self.model.weights.device

@@ -99,7 +99,7 @@ class Probes:
 
     def _load(self, weights):
         model = self.simulation.model
-        model.weights.copy_(weights)
+        model.load(weights)
         model.module.eval()
         return model
 

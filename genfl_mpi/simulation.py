@@ -219,7 +219,7 @@ class Simulation:
     def _evaluate(self):
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
-        self.model.weights.copy_(self.there.start)
+        self.model.load(self.there.start)
         own = chunks(self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size)
         totals = evaluate(self.model, own, len(self.about.classes), -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)

@@ -12,7 +12,7 @@ BATCH = 256  # samples that are looked at together
 def free_ride(model, start, images, labels, noise, rng):
     """Set model.weights to the weights `start`, with normal noise of deviation `noise` on each parameter. Returns the `Report` of
     a client that says of its training what the global model does on its data. Arguments as of `training.train`."""
-    model.weights.copy_(start)
+    model.load(start)
     model.module.eval()
     logits = torch.cat([model.module(part) for part in images.split(BATCH)])
     loss = F.cross_entropy(logits, labels).item()

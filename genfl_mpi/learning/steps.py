@@ -50,7 +50,7 @@ class Steps:
 
     def begin(self, start, correction=None):
         """start: float32 (size,); correction: float32 (parameters,)."""
-        self.model.weights.copy_(start, non_blocking=True)
+        self.model.load(start)
         self.model.module.train()
         for name, value in (("begun", start[: self.model.parameters]), ("correction", correction)):
             if name in self.buffers:
@@ -88,7 +88,7 @@ class Steps:
     def _prepare(self, images, labels):
         """(replay, inputs, results) of a graph of the step on batches of this shape. The model is left as it was. Where there can
         be none, or it computes something else, no step of these is fixed any more."""
-        inputs, state = (images.clone(), labels.clone()), (self.model.weights, *self.buffers.values())
+        inputs, state = (images.clone(), labels.clone()), (self.model.weights, *self.model.others, *self.buffers.values())
         stream = torch.cuda.default_generators[images.device.index] if images.device.type == "cuda" else torch.default_generator
         before, drawn = [tensor.clone() for tensor in state], stream.get_state()
 

@@ -19,6 +19,7 @@ from genfl_mpi.learning.batches import augment, draw, on_device
 from genfl_mpi.learning.layers import plain
 from genfl_mpi.learning.steps import descend
 from genfl_mpi.learning.training import lent, report, stream_of
+from genfl_mpi.learning.weights import buffers_of, restore, snapshot
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw in training
 
@@ -75,6 +76,7 @@ class Twin:
                 parent, _, child = name.rpartition(".")
                 self.masks[f"{name}.mask"] = masked = Masked(own).to(model.weights.device)
                 setattr(self.module.get_submodule(parent), child, masked)
+        self.initial = snapshot(buffers_of(self.module))
         self.trained = {name: parameter.requires_grad for name, parameter in self.module.named_parameters()}
         self.gradients = vmap(grad_and_value(self._loss, has_aux=True))
         try:
@@ -140,6 +142,7 @@ class Twin:
         begun = self.model.split(start.to(device)[: self.model.parameters]) if mu else ()
         stream, told, streams = stream_of(device), [], []
         self.model.module.train()
+        restore(self.initial)
         with lent(0, device):
             for client in order:
                 streams.append(stream.manual_seed(drawn[client].dropping).get_state())

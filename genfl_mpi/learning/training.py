@@ -85,6 +85,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
             if number >= last:
                 outputs.append(logits)
                 targets.append(target)
+    model.gather()
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
     *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait
     return report(losses, correct, drawn.sizes, settings.epochs)

@@ -18,16 +18,18 @@ BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as inte
 class FlatModel:
     """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
 
-    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Integer buffers (BatchNorm's
-    counters) stay outside: they are neither averaged nor sent. The module's layers become those of `layers.quicken`.
-    kept: the `steps.Steps` of its last trainings.
+    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Other buffers, such as BatchNorm's
+    counters, are neither sent nor averaged: `load` resets them. others: these tensors. The module's layers become those of
+    `layers.quicken`. kept: the `steps.Steps` of its last trainings.
     """
 
     def __init__(self, module, device="cpu"):
         self.module, self.kept = quicken(module.to(device)), []
         parameters = list(module.parameters())
-        buffers = [(owner, name) for owner in module.modules() for name, tensor in owner.named_buffers(recurse=False)
-                   if tensor.is_floating_point()]
+        buffers = [(owner, name) for owner, name, tensor in buffers_of(module) if tensor.is_floating_point()]
+        self._initial = snapshot(owned for owned in buffers_of(module) if not owned[2].is_floating_point())
+        self.others = [buffer for _, _, buffer, _ in self._initial]
+        self._views = []
         self._shapes = [p.shape for p in parameters]
         self.parameters = sum(p.numel() for p in parameters)
         size = self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers)
@@ -37,8 +39,27 @@ class FlatModel:
         start = self.parameters
         for owner, name in buffers:
             value = getattr(owner, name)
-            setattr(owner, name, self.weights[start : start + value.numel()].view_as(value).copy_(value))
+            view = self.weights[start : start + value.numel()].view_as(value).copy_(value)
+            setattr(owner, name, view)
+            self._views.append((owner, name, view))
             start += value.numel()
+
+    def load(self, weights):
+        """Set the weights to float32 (size,), and reset all other buffers to what they were when the model was built.
+
+        What a model computes then depends on these weights alone, not on what was trained or tested on this rank before.
+        """
+        for owner, name, view in self._views:
+            _bind(owner, name, view)
+        self.weights.copy_(weights, non_blocking=True)
+        restore(self._initial)
+
+    def gather(self):
+        """Copy buffers that a layer has replaced by new tensors, instead of changing them in place, back into the weights."""
+        for owner, name, view in self._views:
+            if (replaced := getattr(owner, name)) is not view:
+                view.copy_(replaced)
+                _bind(owner, name, view)
 
     def split(self, vector):
         """A vector (parameters,) as a list of tensors like the module's parameters; or several, (k, parameters), as (k, ...)."""
@@ -58,6 +79,30 @@ class FlatModel:
                 part.copy_(parameter.grad)
                 parameter.grad = None
         return vector
+
+
+def buffers_of(module):
+    """Yield (owner, name, tensor) for every buffer of a module, persistent or not."""
+    for owner in module.modules():
+        for name, tensor in owner.named_buffers(recurse=False):
+            yield owner, name, tensor
+
+
+def snapshot(buffers):
+    """Copy buffers, given as (owner, name, tensor), for `restore`."""
+    return [(owner, name, tensor, tensor.clone()) for owner, name, tensor in buffers]
+
+
+def restore(initial):
+    """Reset the buffers of a `snapshot`, in the same memory, because a CUDA graph keeps its addresses."""
+    for owner, name, buffer, value in initial:
+        buffer.copy_(value)
+        _bind(owner, name, buffer)
+
+
+def _bind(owner, name, buffer):
+    if getattr(owner, name) is not buffer:
+        setattr(owner, name, buffer)
 
 
 def _shaped(view, shape):
