@@ -240,7 +240,7 @@ class Checkpoint(Section):
 class Faults(Section):
     nonfinite: Literal["stop", "drop"] = Field(
         "stop", description="a client whose loss or weights are no longer finite: stop the run, or drop the client from the round, "
-        "whose other clients share its rho")
+        "whose other clients share its rho; without any left, the weights stay")
 
 
 class Runtime(Section):

@@ -218,12 +218,12 @@ class Server:
         self.trained[down.plan["client"][kept]] = self.state.round + 1
 
     def average(self, total, omega_t, parameters, plan, up):
-        """The clients' average, float64 (size,): their weighted sum, and what FedNova leaves to omega^t.
+        """Average the clients' models: float64 (size,), their weighted sum, and what FedNova leaves to omega^t.
 
         total: float64 (size,), the exact sum; parameters: how many of the weights are parameters; plan: of the `Down` message; up:
-        the `Up` message, as reduced. Where clients were dropped, the others share their rho: the sum is scaled, plan's rho
-        replaced, and the status of the others noted. None if nobody was heard. Raises ArithmeticError if the sum may have
-        overflowed, or nobody is left.
+        the `Up` message, as reduced. Where clients were dropped as not finite, their status is noted and the others share their
+        rho: the sum is scaled, and plan's rho replaced. Returns None if no client's update can be aggregated, because none was
+        trained or none of those with a weight is finite. Raises ArithmeticError if the sum may have overflowed.
         """
         heard = plan["rank"] != NOBODY
         if not heard.any():
@@ -231,14 +231,14 @@ class Server:
         bound(plan["rho"], up.of_clients("largest_weight"))
         kept = np.isfinite(up.of_clients("update_norm"))
         if not kept[heard].all():
+            self.status = np.where(heard & ~kept, NOT_FINITE, self.status).astype(STATUS)
+            if not plan["rho"][kept].any():
+                plan["rho"] = 0.0
+                return None
             shares = np.where(kept, self.shares, 0)
-            if not shares.any():
-                raise FloatingPointError("the loss or the weights of every client of the cohort are not finite; "
-                                      "a smaller learning rate may help")
             weights = self._weights(shares / shares.sum())
             total = total * (weights.sum() / plan["rho"][kept].sum())  # both are in the same proportions
             plan["rho"] = weights
-            self.status = np.where(heard & ~kept, NOT_FINITE, self.status).astype(STATUS)
         return unnormalised(total, omega_t, parameters, plan["rho"].sum()) if self.config.algorithm.name == "fednova" else total
 
     def aggregate(self, omega_t, omega_fl, omega_a, parameters, judge):

@@ -205,7 +205,7 @@ def _dropped(record):
     clients, status = record.clients["client"], record.clients["status"]
     missing = [f"{one.decode()}: client{'s' * (len(who) > 1)} {', '.join(map(str, who))}"
                for one in np.unique(status) if one != AGGREGATED for who in [clients[status == one]]]
-    nobody = "" if record.columns["clients_aggregated"] else "; nobody is heard: " + (
+    nobody = "" if record.clients["rho"].any() else "; nobody is heard: " + (
         "the augmented model alone" if record.columns["kappa2"] else "the weights stay")
     return f"  dropped, {'; '.join(missing)}{nobody}"
 

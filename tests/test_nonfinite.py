@@ -94,22 +94,51 @@ def remember(self, place, rho, client, *rest):
     return train_client(self, place, rho, client, *rest)
 def poison(model, *rest):
     report = train(model, *rest)
-    if state[0] == 1 and state[1] % 2:
+    if state[0] == 1 and state[1] % 2 or state[0] == 2:
         model.weights[7] = float("inf")
     return report
 hosting.Host._train_client, hosting.train = remember, poison
 sys.exit(main(sys.argv[1:]))
 """)
     for ranks in (1, 3):
-        done = mpirun(ranks, script, *fast, "faults.nonfinite=drop", "cohort=6", "rounds=3", f"output={tmp_path}/{ranks}")
+        done = mpirun(ranks, script, *fast, "faults.nonfinite=drop", "cohort=6", "rounds=4", f"output={tmp_path}/{ranks}")
         assert done.returncode == 0 and "dropped, not finite: clients 1, 3, 5" in done.stdout, done.stderr
+        assert "dropped, not finite: clients 0, 1, 2, 3, 4, 5; nobody is heard: the weights stay" in done.stdout
     assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "3/fedavg_seed1.h5")
 
 
-def test_nobody_left_is_an_end(fast, poisoned, capsys):
+@pytest.mark.parametrize("more", [
+    ["algorithm.name=fedavg"], ["algorithm.name=fednova"], ["algorithm.name=scaffold"], ["algorithm.name=fedadam"], ["rho=loss"]], ids=str)
+def test_nobody_left_keeps_the_weights(more, fast, poisoned, tmp_path):
+    """Nor does what the server remembers change, and the rounds after are as usual."""
+    poisoned.clients, seen = set(range(6)), []
+    simulation = Simulation(overrides=[*fast, "faults.nonfinite=drop", "rounds=4", *more], folder=tmp_path)
+    for record in simulation:
+        state = simulation.server.memory()
+        seen.append((record, simulation.weights.numpy().copy(), {name: array.copy() for name, array in state.items()}))
+    (_, before, memory), (lost, after, later), (last, end, _) = seen[1:]
+    assert np.array_equal(before, after) and not np.array_equal(after, end)
+    assert memory.keys() == later.keys() and all(np.array_equal(memory[name], later[name]) for name in memory)
+    assert (lost.clients["status"] == NOT_FINITE).all() and not lost.clients["rho"].any() and lost.columns["clients_aggregated"] == 0
+    assert lost.accuracy == seen[1][0].accuracy and np.isnan(lost.columns["train_loss"]) and lost.columns["kappa2"] == 0
+    assert (last.clients["status"] == AGGREGATED).all() and last.clients["rho"].sum() > 0
+
+
+def test_nobody_left_is_the_augmented_model_alone(fast, poisoned, monkeypatch, capsys):
+    """As in a world that keeps all clients away."""
+    monkeypatch.setattr("test_nonfinite.ROUND", 0)
     poisoned.clients = set(range(6))
-    assert main([*fast, "faults.nonfinite=drop", "rounds=4"]) == 1
-    assert f"round {ROUND + 1}: FloatingPointError: the loss or the weights of every client of the cohort are not finite" in capsys.readouterr().err
+    fast = [*fast, "method=pool", "data.public_pool=20", "rounds=1"]
+    found = Simulation(overrides=[*fast, "faults.nonfinite=drop"])
+    [record] = found
+    poisoned.clients = set()
+    expected = Simulation(overrides=[*fast, "world={acts: true, dropout: 1}"])
+    list(expected)
+    assert np.array_equal(found.weights, expected.weights) and record.columns["kappa2"] == 1
+    assert (record.clients["status"] == NOT_FINITE).all() and not record.clients["rho"].any()
+    poisoned.clients = set(range(6))
+    assert main([*fast, "faults.nonfinite=drop"]) == 0
+    assert "dropped, not finite: clients" in (said := capsys.readouterr().out) and "nobody is heard: the augmented model alone" in said
 
 
 def test_a_loss_that_is_not_finite_is_a_fault_too(fast, capsys):
