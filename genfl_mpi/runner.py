@@ -57,10 +57,11 @@ def prepare(comm, path, config, fresh=False, fork=None):
             split = config.partition
             datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
             find_policies(config)
-            models.check(config.model)
+            about = datasets.describe(config.data)
+            models.check(config.model, len(about.classes), about.shape)
             if config.generates:
-                load_prompts(config.generation.prompts, datasets.describe(config.data).classes)
-                Generator(config, datasets.describe(config.data).shape)
+                load_prompts(config.generation.prompts, about.classes)
+                Generator(config, about.shape)
             lock.check_free(path)
             digests = inputs.digests(config)  # whatever cannot be read is refused now
             if exists:

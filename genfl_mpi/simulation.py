@@ -16,6 +16,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.hosting import Host
 from genfl_mpi.learning import models
+from genfl_mpi.learning.batches import smallest_batch
 from genfl_mpi.learning.evaluation import accuracy_over_clients, chunks, evaluate, summarise
 from genfl_mpi.learning.weights import ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices, failing, staging
@@ -93,6 +94,10 @@ class Simulation:
         if config.audit and self.outputs is None:
             raise UserError("audit looks at the biases of the model's last layer, and "
                             f"model.name={config.model.name} does not end in them")
+        samples = np.diff(self.data["pointers"]) + config.data.shared
+        without_images = config.trains_clients and not (config.sends or config.fills)
+        if without_images and 1 in smallest_batch(samples, config.training.batch_size):
+            models.check(config.model, len(self.about.classes), self.about.shape, samples=1)
         for section in ("training", "augmented"):
             if (crop := getattr(config, section).crop) >= side:
                 raise UserError(f"{section}.crop={crop} must be less than the images' side, {side}")

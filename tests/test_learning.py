@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batches import augment, batches, draw
@@ -126,6 +127,50 @@ def test_models_have_the_sizes_of_their_sources(name, shape, parameters):
     module = models.build(Model(name=name), 10, shape, seed=1)
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert module(torch.zeros(2, *shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "fits"), [
+    ("cnn", range(4, 65)), ("pfl_cnn", range(6, 65)), ("lenet5", range(1, 33)), ("resnet18", range(1, 65))])
+def test_models_are_tried_on_images_of_every_size(name, fits):
+    """What passes the trial can be trained, and what does not is refused in one line; of ResNet-18, which is slow, some sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for size in range(1, 65) if name != "resnet18" else (1, 2, 3, 32, 33, 64):
+        try:
+            models.check(Model(name=name), 10, (1, size, size))
+        except UserError as error:
+            assert size not in fits and "\n" not in str(error)
+            assert str(error).startswith(f"model.name: {name} cannot be trained on images of 1 x {size} x {size} (channels, height, width): ")
+            assert str(error).endswith("; use images of another size, which data.size sets for folder and synthetic, or choose another model")
+        else:
+            assert size in fits
+    torch.set_num_threads(threads)
+
+
+def test_lenet5_gives_images_of_an_odd_side_a_margin():
+    model = FlatModel(models.build(Model(name="lenet5"), 10, (1, 27, 30), seed=1))
+    images, labels = torch.randn(60, 1, 27, 30, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
+    train(model, model.weights.clone(), images, labels, Training(epochs=1, batch_size=20), np.random.default_rng(0))
+    assert model.parameters == 61706
+
+
+@pytest.mark.parametrize("override", ["data.size=3", "model.name=pfl_cnn", "model.name=lenet5", "training.batch_size=1"])
+def test_a_model_that_does_not_fit_is_refused_before_the_start(override, fast, tmp_path, capsys):
+    sizes = {"model.name=pfl_cnn": "data.size=5", "model.name=lenet5": "data.size=33", "training.batch_size=1": "model.name=test_learning:batch_norm"}
+    assert main([*fast, override, *filter(None, [sizes.get(override)])]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be trained on images of 3 x" in said and said.count("\n") == 1
+    assert ("one by one" in said) == (override == "training.batch_size=1") and not list(tmp_path.glob("results/*.h5"))
+
+
+def batch_norm(classes, shape):
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3, classes))
+
+
+def test_a_batch_of_a_single_generated_image_is_said(fast, capsys):
+    run = [*fast, "method=pool", "data.public_pool=11", "augmented.batch_size=1", "model.name=test_learning:batch_norm"]
+    assert main(run) == 2
+    assert "the model cannot be trained on a batch of a single sample" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 def test_group_norm_has_no_running_statistics():

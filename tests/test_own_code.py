@@ -55,7 +55,7 @@ def mine(tmp_path, monkeypatch):
     ("selection=own_code:floats", "must return 3 client ids, integers"), ("selection=own_code:names", "must return 3 client ids, integers"),
     ("kappa.policy=own_code:two", "as a number"), ("kappa.policy=own_code:word", "as a number"),
     ("model.name=own_code:many_classes", r"must return logits \(n, 10\), and of 2 images returns \(2, 11\)"),
-    ("model.name=own_code:wrong_size", r"fails on images of \(1, 28, 28\): mat1 and mat2"), ("model.name=own_code:pair", "returns tuple")])
+    ("model.name=own_code:wrong_size", r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; mend its layers"), ("model.name=own_code:pair", "returns tuple")])
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
     with pytest.raises(UserError, match=message):
         list(Simulation(overrides=[*tiny, setting]))

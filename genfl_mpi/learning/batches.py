@@ -44,6 +44,11 @@ def local_batches(samples, batch_size):
     return -(-samples // batch_size)
 
 
+def smallest_batch(samples, batch_size):
+    """Samples of the smallest batch of an epoch over each number of samples."""
+    return samples // local_batches(samples, batch_size)
+
+
 def _moves(count, settings, rng):
     moves = np.zeros((3, count), dtype=np.int64)
     if settings.flip:

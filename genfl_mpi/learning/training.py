@@ -8,6 +8,7 @@ from itertools import repeat
 
 import torch
 
+from genfl_mpi.errors import UserError
 from genfl_mpi.learning.batches import augment, draw, on_device
 from genfl_mpi.learning.steps import steps_of
 
@@ -80,7 +81,13 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
         step.begin(start, correction)
         for number, (batch, move) in enumerate(zip(order, moves)):
             target = labels[batch]
-            loss, logits = step(augment(images[batch], settings, move), target)
+            try:
+                loss, logits = step(augment(images[batch], settings, move), target)
+            except ValueError as error:
+                if len(target) > 1:
+                    raise
+                raise UserError(f"the model cannot be trained on a batch of a single sample: {str(error).splitlines()[0]}; set another "
+                                "batch_size, of `training` or `augmented`, or let there be more images") from error
             losses.append(loss)
             if number >= last:
                 outputs.append(logits)
