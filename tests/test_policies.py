@@ -181,6 +181,16 @@ def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
     assert np.array_equal(weights(*quick), weights(*quick, "rho=size"))
 
 
+@pytest.mark.parametrize(("rho", "setting", "happens"), [
+    ("loss", "power=1e+30", "overflow"), ("loss", "power=-1e+30", "vanish"), ("quality", "gamma=1e+30", "vanish"),
+    ("similarity", "alpha=1e+30", "overflow")])
+def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting, happens):
+    """Not the policy, which is ours, and without NumPy's warnings."""
+    assert main([*fast, f"rho={rho}", f"weighting.{setting}"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"genfl_mpi: weighting.{setting} makes the weights of rho={rho} {happens} in float64; set it nearer to 0\n"
+
+
 # --- selection
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from genfl_mpi import streams
+from genfl_mpi.errors import UserError
 from genfl_mpi.policies import needs, skew
 
 
@@ -23,14 +24,14 @@ def quality(state):
     distance = skew(state.shared_labels)[state.cohort]
     known = distance[~np.isnan(distance)]
     distance = np.where(np.isnan(distance), known.mean() if len(known) else 0.0, distance)
-    return _proportional(state, (1 - distance / 2) ** state.config.weighting.gamma)
+    return _proportional(state, "gamma", lambda gamma: (1 - distance / 2) ** gamma)
 
 
 @needs("models")
 def loss(state):
     """rho_n ~ |D_n| F_n^power, with F_n the client's loss on the global model. power: weighting.power; above 0 it is q-FFL's
     fairness (Li et al. 2020), below 0 trust in who fits, at 0 the paper's."""
-    return _proportional(state, np.maximum(state.reports["loss_first_epoch"], 1e-12) ** state.config.weighting.power)
+    return _proportional(state, "power", lambda power: np.maximum(state.reports["loss_first_epoch"], 1e-12) ** power)
 
 
 @needs("models")
@@ -38,8 +39,8 @@ def similarity(state):
     """rho_n ~ |D_n| e^f(theta_n), with theta_n the angle between the client's change and the cohort's mean change, and f(theta)
     = a (1 - e^(-e^(-a (theta - 1)))), a Gompertz function (FedAdp, Wu and Wang 2021, without its smoothing over rounds). a:
     weighting.alpha, at 0 the paper's."""
-    angle, alpha = np.arccos(np.clip(state.cosines(state.average(size(state))), -1, 1)), state.config.weighting.alpha
-    return _proportional(state, np.exp(alpha * (1 - np.exp(-np.exp(-alpha * (angle - 1))))))
+    angle = np.arccos(np.clip(state.cosines(state.average(size(state))), -1, 1))
+    return _proportional(state, "alpha", lambda alpha: np.exp(alpha * (1 - np.exp(-np.exp(-alpha * (angle - 1))))))
 
 
 @needs("models", "validation")
@@ -81,9 +82,17 @@ def _share_of(state, values):
     return values / values.sum() if values.sum() > 0 else size(state)
 
 
-def _proportional(state, factors):
-    weights = state.samples[state.cohort] * factors
-    return weights / weights.sum()
+def _proportional(state, setting, factors):
+    """rho_n ~ |D_n| factors_n: float64 (K,). factors: a function of the value of weighting.`setting`. Raises UserError if the value
+    takes the weights out of the range of float64."""
+    value = getattr(state.config.weighting, setting)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        weights = state.samples[state.cohort] * factors(value)
+        total = weights.sum()
+    if not 0 < total < np.inf:
+        raise UserError(f"weighting.{setting}={value:g} makes the weights of rho={state.config.rho} {'vanish' if total == 0 else 'overflow'} "
+                        "in float64; set it nearer to 0")
+    return weights / total
 
 
 RHO = {"size": size, "uniform": uniform, "quality": quality, "loss": loss, "similarity": similarity,
