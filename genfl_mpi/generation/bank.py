@@ -99,7 +99,9 @@ class Bank:
         except OSError as error:
             with suppress(OSError):
                 unfinished.unlink()
-            raise UserError(f"generation.bank: {self.folder} cannot be written: {error.strerror}") from None
+            failed = UserError(f"generation.bank: {self.folder} cannot be written: {error.strerror}")
+            failed.unclean = True
+            raise failed from None
 
     def made_by_others(self):
         """A line that says so if the bank has images, and none of them is of our checkpoint and adapter; else None."""

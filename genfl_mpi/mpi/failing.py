@@ -7,6 +7,7 @@ import traceback
 from contextlib import contextmanager
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.mpi.collectives import MPI
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def exit_status(comm, function):
         if comm.size > 1 and not error.on_all_ranks:
             _abort(comm, 2)
         if error.unclean:
+            MPI.Finalize()
             os._exit(2)
         return 2
     except BaseException as error:  # also of an interrupt or an exit on one rank, for which the others would wait

@@ -40,11 +40,24 @@ def flush(path):
         os.close(descriptor)
 
 
+def flush_name(path):
+    """Bring the name of a file, and those of the folders it is in, to the disk. Raises OSError for the file's own."""
+    flush(path.parent)
+    for folder in path.absolute().parents[1:]:  # one of them may be new
+        with suppress(OSError):  # it is not ours, then
+            flush(folder)
+
+
 def failed(path, error):
     """The UserError for a file that could not be written, from an exception of the system, of HDF5 or of safetensors, of which
-    the last two hide the system's number in a long text."""
+    the last two hide the system's number in a long text.
+
+    It is unclean: HDF5 may crash when it closes the results file of the run on the same disk.
+    """
     number = getattr(error, "errno", None) or next(
         (code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
          if f"errno = {code}," in str(error) or f"os error {code})" in str(error)), None)
     reason = os.strerror(number) if number else str(error).splitlines()[0]
-    return UserError(f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can")
+    error = UserError(f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can")
+    error.unclean = True
+    return error

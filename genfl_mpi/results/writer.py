@@ -1,5 +1,6 @@
 """The results file of a run: created whole, then grown by a row a round, readable at any moment (HDF5 SWMR)."""
 
+import io
 import os
 from contextlib import contextmanager
 
@@ -27,8 +28,9 @@ class Writer:
         self.file, self.columns = None, {}
         space.ensure(path.parent, sum(array.nbytes for columns in (earlier or {}).values() for array in columns.values()) + 4 * size)
         with self._writing():
-            # Built under another name, so that a file to be continued stays whole until this one is.
-            self.file = h5py.File(unfinished, "w", libver="latest")
+            # Created in memory: HDF5 may crash when it cannot write while it names things in a file.
+            content = io.BytesIO()
+            self.file = h5py.File(content, "w", libver="latest")
             self.file.attrs["layout_version"] = VERSION
             self.file.create_group("config").attrs.update(texts)
             self.file.create_group("environment").attrs.update(environment)
@@ -44,7 +46,6 @@ class Writer:
                     chunk = max(1, 4096 // int(np.prod(shape)))
                     data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
                     _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
-                    # Held open: HDF5 writes when a data set is closed, too, and h5py could not say then that it failed.
                     self.columns[table, name] = data
             weights = self.file.create_dataset("weights", (size,), np.float32)
             weights.attrs["long_name"] = "global weights after the last round"
@@ -55,10 +56,19 @@ class Writer:
             self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
             for table, columns in (earlier or {}).items():
                 self._append(table, columns)
+            names = {key: data.name for key, data in self.columns.items()}
+            self.file.close()
+            # Written under another name, so that a file to be continued stays whole until this one is.
+            with unfinished.open("wb") as file:
+                file.write(content.getbuffer())
+            self.file = h5py.File(unfinished, "r+", libver="latest")
+            # Held open: HDF5 writes when a data set is closed, too, and h5py could only print then that it failed.
+            self.columns = {key: self.file[name] for key, name in names.items()}
+            self.weights, self.finished = self.file["weights"], self.file["finished"]
             self.file.swmr_mode = True  # from here on nothing new is named, data only grow
             space.flush(unfinished)
             os.replace(unfinished, path)
-            space.flush(path.parent)
+            space.flush_name(path)
 
     def append(self, record):
         """Add a simulation's `Record`."""
@@ -87,22 +97,24 @@ class Writer:
             "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()})
 
     def finish(self, weights):
-        """Add the final weights, float32 (size,), and declare the run finished."""
+        """Add the final weights, float32 (size,), and declare the run finished: on the disk, as its checkpoint may
+        be removed now."""
         space.ensure(self.folder, weights.nbytes)
         with self._writing():
-            self.file["weights"][:] = weights
-            self.file.flush()
-            self.file["finished"][()] = 1
+            self.weights[:] = weights
+            self._flush()
+            self.finished[()] = 1
+            self._flush()
 
     def flush(self):
         """Bring to the disk what was added."""
         with self._writing():
-            self.file.flush()
-            space.flush(self.path)
+            self._flush()
 
     def close(self):
         with self._writing():
             self.columns.clear()
+            self.weights = self.finished = None
             self.file.close()
 
     @contextmanager
@@ -115,8 +127,11 @@ class Writer:
                 # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is left. So
                 # it is not asked to, and what it tries at the end of the process goes nowhere.
                 os.dup2(os.memfd_create("nowhere"), self.file.id.get_vfd_handle())
-                failed.unclean = True
             raise failed from None
+
+    def _flush(self):
+        self.file.flush()
+        space.flush(self.path)
 
     def _append(self, table, columns):
         numbering = next(iter(TABLES[table]))
