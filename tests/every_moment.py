@@ -1,0 +1,431 @@
+"""Disturb a run at each system call that changes a file: kill it before the call, or let the call fail.
+
+Importing torch takes seconds, so a server does it once and forks for each start; in its children every_moment.c counts the calls
+and disturbs one. Several ranks are started by mpirun as small processes that hand over their
+descriptors, and with them their place in MPI, to children of the server, and end as those do.
+
+    python every_moment.py serve SOCKET    the server
+    python every_moment.py rank SOCKET     a rank, under mpirun, of the job in the variable JOB
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+LIMIT = 300  # seconds, after which a start counts as hanging; the first one of a kind imports much
+PAGE = 4096  # bytes that a process shares with the test: the number of calls, and names of shared memory
+
+
+class Fault(NamedTuple):
+    """call: to be disturbed, from 1; error: with which it fails, or 0 for SIGKILL; stays: whether everything that takes room fails
+    from then on; rank: of the process that is disturbed."""
+
+    call: int
+    error: int
+    stays: bool = False
+    rank: int = 0
+
+
+class Ended(NamedTuple):
+    """How a start ended. status: of a process that was killed negative, of one that hung None; calls: of each rank, those that were
+    counted; said, complaints: standard output and error."""
+
+    status: int | None
+    calls: list
+    said: str
+    complaints: str
+
+
+class Server:
+    """Starts commands of genfl_mpi in processes that have imported everything. folder: for its own files, outside the runs';
+    tracer: a command that runs another one, under its eyes."""
+
+    def __init__(self, folder, tracer=()):
+        self.folder, self.socket = Path(folder), f"{folder}/socket"
+        self.folder.mkdir()
+        subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", self.folder / "every_moment.so", Path(__file__).with_suffix(".c")], check=True)
+        self.process = subprocess.Popen([*tracer, sys.executable, __file__, "serve", self.socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def start(self, name, arguments, root, ranks=1, fault=None, **more):
+        """Run a command to its end. name: of the start, for its files; root: the folder below which calls count; more: of a job, as in
+        `become`. Returns `Ended`."""
+        out, err = (self.folder / f"{name}.{ending}" for ending in ("out", "err"))
+        pages = [self.folder / f"{name}.{rank}" for rank in range(ranks)]
+        for page in pages:
+            page.write_bytes(bytes(PAGE))
+        job = {"arguments": arguments, "root": os.path.realpath(root), "fault": fault, "pages": list(map(str, pages)), "out": str(out), "library": f"{self.folder}/every_moment.so", **more}
+        with open(out, "wb") as said, open(err, "wb") as complaints:
+            if ranks == 1:
+                status = _ask(self.socket, job, {1: said.fileno(), 2: complaints.fileno()})
+            else:
+                from conftest import command
+
+                process = subprocess.Popen(command(ranks, "-I", "-S", __file__, "rank", self.socket), stdin=subprocess.DEVNULL,
+                                           stdout=said, stderr=complaints, env={**os.environ, "JOB": json.dumps(job)})
+                try:
+                    status = process.wait(LIMIT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    status = process.wait() and None
+        content = [page.read_bytes() for page in pages]
+        for memory in b"".join(one[8:].rstrip(b"\0") for one in content).split():
+            Path(os.fsdecode(memory)).unlink(missing_ok=True)
+        ended = Ended(status, [int.from_bytes(one[:8], "little") for one in content], out.read_text(), err.read_text())
+        for path in (out, err, *pages):
+            path.unlink()
+        return ended
+
+
+def _ask(path, job, descriptors):
+    """The exit status of a job's process, which gets the `descriptors`, {number: descriptor}; None if it hangs."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(path)
+        connection.settimeout(LIMIT)
+        job = {"rank": 0, **job, "environment": dict(os.environ), "numbers": list(descriptors)}
+        socket.send_fds(connection, [json.dumps(job).encode()], list(descriptors.values()))
+        try:
+            return json.loads(connection.recv(PAGE))
+        except TimeoutError:
+            return None  # the server ends it when the connection is closed
+
+
+def rank(path):
+    """Be a rank for mpirun while a child of the server does its work."""
+    job, number = json.loads(os.environ.pop("JOB")), int(os.environ["PMI_RANK"])
+    links = [int(value) for name, value in os.environ.items() if name.endswith("_FD")]  # to the launcher
+    status = _ask(path, job | {"rank": number}, {one: one for one in (0, 1, 2, *links)})
+    if status is None or status < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(status)
+
+
+def serve(path):
+    """Fork for every job that comes to the socket `path`, until standard input ends. Returns the job, in the child."""
+    import gc
+    import selectors
+    from importlib import import_module
+
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    import mpi4py.MPI
+
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(64)
+    selector, children = selectors.DefaultSelector(), {}
+    selector.register(listener, selectors.EVENT_READ)
+    selector.register(sys.stdin, selectors.EVENT_READ)
+    print("ready", flush=True)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is sys.stdin:
+                for pid in children:
+                    os.kill(pid, signal.SIGKILL)
+                os._exit(0)
+            elif key.fileobj is listener:
+                connection, _ = listener.accept()
+                message, descriptors, _, _ = socket.recv_fds(connection, 1 << 17, 16)
+                job = json.loads(message)
+                gc.freeze()
+                if not (pid := os.fork()):
+                    selector.close()
+                    for one in (listener, connection, *(one for one, _, _ in children.values())):
+                        one.close()
+                    for _, ended, _ in children.values():
+                        os.close(ended)
+                    return job | {"descriptors": descriptors}
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                children[pid] = connection, os.pidfd_open(pid), job.get("modules")
+                for one in children[pid][:2]:
+                    selector.register(one, selectors.EVENT_READ, pid)
+            elif key.data in children:
+                connection, ended, modules = children.pop(key.data)
+                if key.fileobj is connection:  # who asked waits no longer
+                    os.kill(key.data, signal.SIGKILL)
+                status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
+                for one in (connection, ended):
+                    selector.unregister(one)
+                os.close(ended)
+                for name in json.loads(Path(modules).read_text()) if modules and os.path.exists(modules) else []:
+                    if name not in sys.modules:
+                        with suppress(Exception):  # some are only there while others are imported
+                            import_module(name)
+                with connection, suppress(OSError):
+                    connection.send(json.dumps(status).encode())
+
+
+def become(job):
+    """In the child: do the job, and return the exit status. Of the job: log: a file that gets each counted call; states: a folder for what
+    power cuts would leave (see `Disk`); clock: seconds by which the time of day is wrong; modules: a file that gets the names of all
+    that was imported; uncounted: do not count; quick: leave without the interpreter's own end, which takes longer than the run."""
+    import atexit
+    import ctypes
+    import fcntl
+    import time
+
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 500) for descriptor in job["descriptors"]]
+    for descriptor in job["descriptors"]:
+        os.close(descriptor)
+    for descriptor, number in zip(moved, job["numbers"]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    sys.stdout.reconfigure(line_buffering=True)
+
+    fault = Fault(*job["fault"]) if job["fault"] else Fault(0, 0)
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT, 0o666) if job.get("log") else -1
+    with open(job["pages"][job["rank"]], "r+b") as file:
+        page = ctypes.c_char.from_buffer(mmap.mmap(file.fileno(), PAGE))
+    look = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p)(Disk(job).look if job.get("states") else 0)
+    if not job.get("uncounted"):
+        call = ctypes.c_long(fault.call if fault.rank == job["rank"] else 0)
+        assert ctypes.CDLL(job["library"]).moments_start(job["root"].encode(), ctypes.byref(page), call, fault.error, fault.stays, log, look) == 0
+
+    from mpi4py import MPI
+
+    from genfl_mpi.cli import main
+
+    MPI.Init_thread()
+    atexit.register(MPI.Finalize)
+    if job.get("clock"):
+        now, now_ns = time.time, time.time_ns
+        time.time, time.time_ns = lambda: now() + job["clock"], lambda: now_ns() + job["clock"] * 10**9
+    status = main(job["arguments"])
+    if job.get("modules"):
+        Path(job["modules"]).write_text(json.dumps(list(sys.modules)))
+    if job.get("quick"):
+        MPI.Finalize()
+        os._exit(status)
+    return status
+
+
+class Disk:
+    """What a power cut would leave: files as they were when they were last synced, and of the names, in one state (`synced`), those that
+    were there when the folder was last synced, in another (`named`) those that there are, since a system may bring names to the disk
+    before it is asked to.
+
+    Told of each call before it is made, it describes the states after the one before in files of a folder: a line of JSON, [rounds
+    that were said to be finished, {path: a file with the content}]; folders are the paths that end in /.
+    """
+
+    def __init__(self, job):
+        self.root, self.folder, self.out, self.last = job["root"], Path(job["states"]), job["out"], None
+        self.folder.mkdir()
+        self.held, self.contents, self.names, self.known = {}, {}, {}, {}
+        for folder, entries in self._there().items():  # what is there before is on the disk
+            self.names[folder] = entries
+            for inode, path in entries.values():
+                self._sync(inode, path)
+
+    def look(self, call, path):
+        now = self._there()
+        if self.last:
+            call_before, path_before = self.last
+            if call_before in ("fsync", "fdatasync"):
+                if os.path.isdir(path_before):
+                    inode = os.stat(path_before).st_ino
+                    self.names[inode] = now[inode]
+                else:
+                    self._sync(os.stat(path_before).st_ino, path_before)
+        self._note(now)
+        self._note(self.names)
+        self.last = call.decode(), path.decode()
+
+    def _there(self):
+        """{inode of a folder: {name: (inode, path)}}, with every file held open, so that its inode is not used again."""
+        found, folders = {}, [self.root]
+        while folders:
+            folder = folders.pop()
+            entries = found[os.stat(folder).st_ino] = {}
+            for entry in os.scandir(folder):
+                inode = entry.inode()
+                entries[entry.name] = inode, entry.path
+                if inode not in self.held:
+                    self.held[inode] = os.open(entry.path, os.O_RDONLY)
+                if entry.is_dir():
+                    folders.append(entry.path)
+        return found
+
+    def _sync(self, inode, path):
+        if os.path.isfile(path):
+            content = Path(path).read_bytes()
+            self.contents[inode] = hashlib.sha256(content).hexdigest()
+            (self.folder / self.contents[inode]).write_bytes(content)
+
+    def _note(self, names):
+        state, folders = {}, [(os.stat(self.root).st_ino, "")]
+        while folders:
+            folder, path = folders.pop()
+            for name, (inode, _) in names.get(folder, {}).items():
+                if os.path.stat.S_ISDIR(os.fstat(self.held[inode]).st_mode):
+                    state[f"{path}{name}/"] = None
+                    folders.append((inode, f"{path}{name}/"))
+                else:
+                    state[f"{path}{name}"] = self.contents.get(inode)
+        rounds, key = rounds_said(Path(self.out).read_text()), json.dumps(state, sort_keys=True)
+        if self.known.get(key) != rounds:
+            self.known[key] = rounds
+            (self.folder / "states").write_text("".join(f"[{json.dumps(rounds)}, {state}]\n" for state, rounds in self.known.items()))
+
+
+def rounds_said(text):
+    """{run: the last round that was said to be finished}."""
+    found = {}
+    for name, round in re.findall(r"([a-z]+_seed\d+)  round (\d+)/", text):
+        found[name] = max(found.get(name, 0), int(round))
+    return found
+
+
+# The runs, and what must be true of each when it was disturbed.
+
+class Kind(NamedTuple):
+    """A run that is disturbed. arguments: of the command, which writes into {root}/results; ranks: that it is started on; before:
+    arguments of the commands that come before it, undisturbed; cut: the share of the calls of an undisturbed run after which the run is
+    killed before, or 0."""
+
+    arguments: list
+    ranks: int = 1
+    before: tuple = ()
+    cut: float = 0
+
+
+class Run:
+    """A `Kind` in a folder: the state that it starts from, and how it ends undisturbed. server: of those that start it.
+
+    calls: of each rank; log: of a single one, what they were; whole: {results file: digests}."""
+
+    def __init__(self, server, name, kind, folder):
+        self.server, self.name, self.kind, self.folder, self.start = server, name, kind, Path(folder) / name, f"{folder}/{name}/start"
+        Path(self.start).mkdir(parents=True)
+        for number, arguments in enumerate(kind.before):
+            self._undisturbed(f"before{number}", self.start, arguments)
+        if kind.cut:
+            self._undisturbed("uncut", f"{self.folder}/uncut", kind.arguments)
+            fault = Fault(round(kind.cut * max(self.calls)), 0)
+            server.start(f"{name}-cut", self._at(self.start, kind.arguments), self.start, fault=fault)
+        shutil.copytree(self.start, whole := self.folder / "whole")
+        more = {} if kind.ranks > 1 else {"log": f"{self.folder}/log"}
+        self._undisturbed("whole", whole, kind.arguments, kind.ranks, **more)
+        self.whole = digests(whole)
+        self.log = (self.folder / "log").read_text().splitlines() if more else []
+
+    def _at(self, root, arguments):
+        return [str(one).replace("{root}", str(root)) for one in arguments]
+
+    def uncounted(self, root):
+        """Run once more, unseen."""
+        shutil.copytree(self.start, root)
+        return self._undisturbed("uncounted", root, self.kind.arguments, uncounted=True)
+
+    def _undisturbed(self, what, root, arguments, ranks=1, **more):
+        Path(root).mkdir(exist_ok=True)
+        modules = f"{self.folder}/modules" if ranks == 1 else None
+        ended = self.server.start(f"{self.name}-{what}", self._at(root, arguments), root, ranks, modules=modules, **more)
+        assert ended.status == 0, ended
+        self.calls = ended.calls
+
+    def disturb(self, fault, clocks=(0, 0)):
+        """Start the run with a `Fault`, and then again. clocks: seconds by which the time of day is wrong in each start. Returns what
+        became of the first one: "killed", "one line" or "went on". Raises AssertionError if that is not how it should end, or
+        something is lost."""
+        where = f"{self.name}-{fault.error}-{fault.rank}-{fault.call}"
+        root = self.folder / where
+        shutil.copytree(self.start, root)
+        ended = self.server.start(where, self._at(root, self.kind.arguments), root, self.kind.ranks, fault, clock=clocks[0])
+        assert ended.calls[fault.rank] >= fault.call, "this call was not reached"
+        became = self._judge(fault, ended)
+        self.go_on(root, rounds_said(ended.said), where, clock=clocks[1])
+        shutil.rmtree(root)
+        return became
+
+    def _judge(self, fault, ended):
+        assert ended.status is not None, f"it hangs: {ended}"
+        lines = [line for line in ended.complaints.splitlines() if "MPI_Abort" not in line or "application called" not in line]
+        if not fault.error:
+            assert (ended.status == -signal.SIGKILL) if self.kind.ranks == 1 else ended.status, ended
+            return "killed"
+        if ended.status == 0:
+            assert not lines, ended
+            return "went on"
+        assert ended.status == 2 and len(lines) == 1 and lines[0].startswith("genfl_mpi: "), ended
+        return "one line"
+
+    def go_on(self, root, rounds, where, **more):
+        """Start again what was disturbed, after `rounds` were said to be finished, {run: round}. Raises AssertionError if one of them is not
+        there, or the end is another one than that of the undisturbed run."""
+        there = finished_rounds(root)
+        assert all(there.get(name, 0) >= round for name, round in rounds.items()), f"of the finished rounds {rounds} are left {there}"
+        again = self.server.start(f"{where}-again", self._at(root, self.kind.arguments), root, self.kind.ranks, quick=True, **more)
+        assert again.status == 0 and not again.complaints, again
+        assert digests(root) == self.whole, "another result"
+
+    def cut_off(self):
+        """Each different state of the disk that a power cut would leave, the run continued from it. Returns how many there are."""
+        states = self.folder / "states"
+        root = self.folder / "disk"
+        shutil.copytree(self.start, root)
+        ended = self.server.start(f"{self.name}-states", self._at(root, self.kind.arguments), root, states=str(states))
+        assert ended.status == 0, ended
+        found = [json.loads(line) for line in (states / "states").read_text().splitlines()]
+        for number, (rounds, content) in enumerate(found):
+            shutil.rmtree(root)
+            root.mkdir()
+            for path, what in sorted(content.items()):
+                if path.endswith("/"):
+                    (root / path).mkdir()
+                else:
+                    (root / path).write_bytes((states / what).read_bytes() if what else b"")
+            try:
+                self.go_on(root, rounds, f"{self.name}-disk{number}")
+            except AssertionError as error:
+                raise AssertionError(f"{self.name}, power cut {number} of {len(found)}, {sorted(content)}: {error}") from None
+        return len(found)
+
+
+def results(root):
+    return sorted(Path(root, "results").glob("*.h5"))
+
+
+def digests(root):
+    from genfl_mpi.results import reader
+
+    return {path.name: reader.digests(path) for path in results(root)}
+
+
+def finished_rounds(root):
+    from genfl_mpi.results import reader
+
+    found = {}
+    for path in results(root):
+        with reader.open_results(path) as file:
+            rounds = file["rounds/round"][:].tolist()
+            assert rounds == list(range(1, len(rounds) + 1)), rounds
+            found[path.stem] = len(rounds)
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "rank":
+        rank(sys.argv[2])
+    sys.exit(become(serve(sys.argv[2])))
