@@ -208,8 +208,8 @@ def _explain(error, kind):
         known = keys(kind)
         near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(key, known, n=1, cutoff=0)
         return f"unknown key {key}; did you mean {near[0]}?"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    message = message[:1].lower() + message[1:]
     if error["type"] == "value_error" and "=" not in key:
         return f"{key + ': ' if key else ''}{message}"
     return f"{key}: {message}, not {_short(error['input'])}"

@@ -17,7 +17,7 @@ from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, measure
 from genfl_mpi.results import environment, space
 from genfl_mpi.simulation import resolve
-from genfl_mpi.wording import counted
+from genfl_mpi.wording import counted, first_line
 
 SLOW_START = 60.0  # seconds until a process has imported everything
 SLOW_FILE = 0.1  # seconds to write a file of 4 KB and bring it to the disk
@@ -158,7 +158,7 @@ def _probe(folder, setting):
             file.swmr_mode = True
             h5py.File(marker, "r", libver="latest", swmr=True).close()
     except OSError as error:
-        found["problems"] = [f"{setting}: HDF5 cannot use {folder} ({str(error).splitlines()[0]}): export "
+        found["problems"] = [f"{setting}: HDF5 cannot use {folder} ({first_line(error)}): export "
                              "HDF5_USE_FILE_LOCKING=FALSE, or choose another file system"]
     return found
 

@@ -156,4 +156,4 @@ def test_what_cannot_be_judged(tiny, tmp_path, capsys):
     assert main([*tiny]) == 0
     capsys.readouterr()
     assert main(["claims", str(tmp_path / "results"), "-o", str(tmp_path / "none/x.md")]) == 2
-    assert "the table cannot be written: No such file" in capsys.readouterr().err
+    assert "the table cannot be written: " in capsys.readouterr().err

@@ -21,13 +21,15 @@ def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, 
     theirs = nn.Conv2d(5, 7, kernel, stride, padding, dilation, bias=bias).double()
     ours = quicken(copy.deepcopy(theirs))
     monkeypatch.setattr(layers, "SMALL_MAP", 9)
+    add_product, products = layers._add_product, []
+    monkeypatch.setattr(layers, "_add_product", lambda *arguments: products.append(1) or add_product(*arguments))
     results = []
     for layer in (theirs, ours):
         images = torch.randn(3, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
         output = layer(images)
         output.backward(torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
         results.append((output, images.grad, *(parameter.grad for parameter in layer.parameters())))
-    assert "_ByTaps" in str(output.grad_fn.next_functions if bias else output.grad_fn), "the convolution should have gone by taps"
+    assert products, "the convolution should have gone by taps"
     for one, other in zip(*results):
         assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 

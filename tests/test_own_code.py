@@ -34,6 +34,12 @@ def many_classes(classes, shape):
 def wrong_size(classes, shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(7, classes))
 
+def silent(classes, shape):
+    class Silent(nn.Module):
+        def forward(self, images):
+            raise ValueError
+    return Silent()
+
 def pair(classes, shape):
     class Pair(nn.Module):
         def forward(self, images):
@@ -55,7 +61,8 @@ def mine(tmp_path, monkeypatch):
     ("selection=own_code:floats", "must return 3 client ids, integers"), ("selection=own_code:names", "must return 3 client ids, integers"),
     ("kappa.policy=own_code:two", "as a number"), ("kappa.policy=own_code:word", "as a number"),
     ("model.name=own_code:many_classes", r"must return logits \(n, 10\), and of 2 images returns \(2, 11\)"),
-    ("model.name=own_code:wrong_size", r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; mend its layers"), ("model.name=own_code:pair", "returns tuple")])
+    ("model.name=own_code:wrong_size", r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; mend its layers"), ("model.name=own_code:pair", "returns tuple"),
+    ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; mend its layers")])
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
     with pytest.raises(UserError, match=message):
         list(Simulation(overrides=[*tiny, setting]))
@@ -77,10 +84,10 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
     ("selection=own_code:crash", "the selection policy crash"), ("rho=own_code:crash", "the rho policy crash"),
     ("kappa.policy=own_code:crash", "the kappa policy crash"), ("generation.plan=own_code:crash", "generation.plan crash")])
 def test_a_policy_that_raises_is_named(setting, named, tiny, mine, capsys):
-    mine.write_text(OWN_CODE + "def crash(state):\n    return state.nothing_of_this_name\n")
+    mine.write_text(OWN_CODE + "def crash(state):\n    raise LookupError('nobody is chosen')\n")
     assert main([*tiny, "method=genfl", setting]) == 1
     said = capsys.readouterr().err
-    assert f"{named}: AttributeError: 'ServerState' object has no attribute 'nothing_of_this_name'" in said and "own_code.py" in said
+    assert f"{named}: LookupError: nobody is chosen" in said and "own_code.py" in said
 
 
 def test_a_run_does_not_go_on_with_other_data(fast, tmp_path, monkeypatch, capsys):

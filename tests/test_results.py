@@ -47,7 +47,7 @@ def test_h5py(file):
         assert "torch" in data["environment"].attrs["packages"]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::FutureWarning")
 def test_xarray(file):
     with xr.open_dataset(file, group="rounds", engine="h5netcdf") as rounds:
         assert rounds.accuracy.dims == ("round",) and rounds.accuracy_per_class.dims == ("round", "class")

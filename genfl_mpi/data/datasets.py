@@ -11,6 +11,7 @@ import numpy as np
 from genfl_mpi import streams
 from genfl_mpi.errors import UserError
 from genfl_mpi.naming import find
+from genfl_mpi.wording import first_line
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _torchvision(data, is_train, download):
     try:
         loaded = kind(data.root, train=is_train, download=download, **split)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
-        raise UserError(f"data set {data.name} in {data.root}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data set {data.name} in {data.root}: {first_line(error)}") from None
     images = np.asarray(loaded.data)
     if data.name == "emnist":
         images = images.transpose(0, 2, 1)  # as published, they lie on their side

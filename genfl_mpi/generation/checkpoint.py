@@ -6,12 +6,14 @@ import importlib.util
 import json
 import re
 from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError, safe_open
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.wording import first_line
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -72,7 +74,7 @@ def fetch(name):
         snapshot_download(name, allow_patterns=["model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors"))],
                           ignore_patterns=["*.fp16.safetensors", "*non_ema*", "safety_checker/*"])
     except Exception as error:  # a download fails in many ways
-        raise UserError(f"generation.checkpoint: {name} cannot be fetched: {str(error).splitlines()[0]}") from error
+        raise UserError(f"generation.checkpoint: {name} cannot be fetched: {first_line(error)}") from error
     return locate(name)
 
 
@@ -108,27 +110,45 @@ def require_original(folder, who):
 
 def check_scheduler(name):
     """Raise UserError for a scheduler that diffusers does not have."""
-    known = set(re.findall(r'"(\w+Scheduler)"', _diffusers("__init__.py")))
+    known = schedulers()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {near}?")
 
 
-def _diffusers(file):
-    """A source file of diffusers: importing it takes seconds, and most ranks never do."""
-    return Path(importlib.util.find_spec("diffusers").submodule_search_locations[0], file).read_text()
+# Importing diffusers takes seconds, and most ranks never do: what it has is read from its source, the only place where we depend on how
+# that is written. tests/test_undocumented.py compares the two with what an import finds.
 
 
 @lru_cache
-def _text_to_image():
-    """Names of the pipelines that diffusers makes images from text with."""
-    table = re.search(r"^AUTO_TEXT2IMAGE_PIPELINES_MAPPING = OrderedDict\((.*?)^\)", _diffusers("pipelines/auto_pipeline.py"), re.DOTALL | re.MULTILINE)
-    return set(re.findall(r"\b\w+Pipeline\b", table[1]))
+def schedulers():
+    """Return the names of diffusers' schedulers, as a set."""
+    return _named_in_diffusers("__init__.py", r"(.*)", r'"(\w+Scheduler)"')
+
+
+@lru_cache
+def text_to_image():
+    """Return the names of the pipelines that diffusers makes images from text with, as a set."""
+    table = r"^AUTO_TEXT2IMAGE_PIPELINES_MAPPING = OrderedDict\((.*?)^\)"
+    return _named_in_diffusers("pipelines/auto_pipeline.py", table, r"\b\w+Pipeline\b")
+
+
+def _named_in_diffusers(file, part, names):
+    """Return what the pattern `names` finds in the first `part` of a source file of diffusers. Raises UserError if there is none."""
+    try:
+        text = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0], file).read_text()
+    except OSError:
+        text = ""
+    table = re.search(part, text, re.DOTALL | re.MULTILINE)
+    if found := set(re.findall(names, table[1] if table else "")):
+        return found
+    raise UserError(f"generation: diffusers {version('diffusers')} does not list in its {file} what genfl_mpi looks for there; "
+                    "install the release that is named in constraints.txt")
 
 
 def _checked(folder):
     index, name = _index(folder)
-    if name not in _text_to_image():
+    if name not in text_to_image():
         raise UserError(f"generation.checkpoint: {folder} holds a {name}, which is not among diffusers' pipelines from text to image")
     parts = {part: of[1] for part, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0] is not None}
     for part in parts.keys() - UNUSED:

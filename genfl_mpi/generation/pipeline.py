@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.checkpoint import ADAPTER, digest
+from genfl_mpi.wording import first_line
 
 
 def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
@@ -28,7 +29,7 @@ def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", sa
             pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     except Exception as error:
         what = f"generation.checkpoint: {folder}" + (f" with generation.adapter {adapter}" if adapter else "")
-        raise UserError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     if "attention_slicing" in save_memory:
         pipeline.enable_attention_slicing()
@@ -91,7 +92,7 @@ def draw(pipeline, prompts, seeds, settings, shape):
     try:
         images = pipeline(prompts, **options).images.float()
     except ValueError as error:  # a size that it cannot draw, say
-        raise UserError(f"generation: {type(pipeline).__name__}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"generation: {type(pipeline).__name__}: {first_line(error)}") from error
     channels, *size = shape
     if channels == 1:
         images = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
 from genfl_mpi.generation.pipeline import silence
@@ -56,7 +55,7 @@ def pretrain(images, labels, prompts, settings, device, out, say):
 
 def build_tokenizer(texts):
     """A CLIP tokenizer whose byte-pair merges make one token of each word of `texts`; other words fall to pieces."""
-    vocabulary = list(bytes_to_unicode().values())
+    vocabulary = _byte_symbols()
     vocabulary += [symbol + "</w>" for symbol in vocabulary]
     merges = []
     words = [re.findall(r"[a-z]+|[^\sa-z]+", text.lower()) for text in texts]
@@ -71,6 +70,13 @@ def build_tokenizer(texts):
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(vocabulary)}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max(16, 2 + max(map(len, words))))
+
+
+def _byte_symbols():
+    """Return the 256 characters that stand for the bytes of a text in byte-level BPE (Radford et al. 2019): the printable ones of Latin-1
+    for themselves, then one of those from U+0100 on for each of the others."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [*map(chr, printable), *(chr(0x100 + i) for i in range(256 - len(printable)))]
 
 
 def _build_modules(tokenizer, settings):

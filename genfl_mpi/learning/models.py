@@ -9,6 +9,7 @@ from torch import nn
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.naming import find
+from genfl_mpi.wording import first_line
 
 
 def build(settings, classes, shape, seed):
@@ -53,7 +54,7 @@ def _try(function, settings, classes, shape, samples):
                     F.cross_entropy(logits.float(), torch.zeros(samples, dtype=torch.int64)).backward()
         except Exception as error:  # whatever a layer raises that does not fit
             images = f"images of {' x '.join(map(str, shape))} (channels, height, width)"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"model.name: {name} cannot be trained on {images}{' one by one' * (samples == 1)}: {reason}; "
                             f"{_remedy(name, samples)}, or choose another model") from error
     if not isinstance(module, nn.Module):

@@ -6,6 +6,8 @@ from itertools import compress
 import torch
 import torch.nn.functional as F
 
+from genfl_mpi.wording import first_line
+
 MOST_GRAPHS = 64  # shapes of a batch that have a graph; others are computed step by step
 KEPT = 2  # `Steps` of a model that are kept: of the clients, and of the augmented model
 WARM_UPS = 3  # steps before a capture, in which libraries choose their kernels
@@ -109,7 +111,7 @@ class Steps:
             replay()
             self.fixed = all(map(torch.equal, after(results), expected))
         except RuntimeError as error:
-            self.fixed, problem = False, str(error).splitlines()[0]
+            self.fixed, problem = False, first_line(error)
         for parameter in self.parameters:
             parameter.grad = None
         back()

@@ -20,8 +20,11 @@ from genfl_mpi.learning.layers import plain
 from genfl_mpi.learning.steps import descend
 from genfl_mpi.learning.training import lent, report, stream_of
 from genfl_mpi.learning.weights import buffers_of, restore, snapshot
+from genfl_mpi.wording import first_line
 
-RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw in training
+# Layers that draw in training, and those that keep statistics of the batch.
+RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Masked(nn.Module):
@@ -65,7 +68,7 @@ class Twin:
 
     def __init__(self, model, shape, settings):
         self.model, self.settings = model, settings
-        self._refuse([layer for layer in model.module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)],
+        self._refuse([layer for layer in model.module.modules() if isinstance(layer, BATCH_NORM)],
                      "BatchNorm's statistics are those of one client's batch; model.norm=group has none")
         drawing = [layer for layer in model.module.modules() if isinstance(layer, RANDOM) and not isinstance(layer, nn.Dropout)]
         self._refuse(drawing, "only Dropout's draws can be kept apart")
@@ -81,8 +84,10 @@ class Twin:
         self.gradients = vmap(grad_and_value(self._loss, has_aux=True))
         try:
             self._try(shape)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            self._refuse([error], str(error).strip().splitlines()[0])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a layer raises when it is computed for several clients
+            self._refuse([error], f"torch.func.vmap fails on it: {first_line(error)}")
 
     def _refuse(self, found, why):
         if found:

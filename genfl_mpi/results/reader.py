@@ -1,6 +1,7 @@
 """Reading results files: whole tables, what a continued run needs, digests, and what `show` prints."""
 
 import hashlib
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import yaml
 from genfl_mpi import __version__
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.layout import PARTITION, TABLES, VERSION
+from genfl_mpi.wording import first_line
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n\x03"  # of an HDF5 file, with the version of its superblock that libver="latest" writes
+SWMR_WRITER = 4  # flag of that superblock: a writer has the file open for SWMR
 
 
 def open_results(path):
@@ -24,9 +29,9 @@ def open_results(path):
     try:
         file = _open(path)
     except OSError as error:
-        if "unable to lock file" in str(error):
+        if isinstance(error, BlockingIOError):
             raise UserError(f"{path}: another program has the file open for writing; close it there") from None
-        raise UserError(f"{path}: not a readable HDF5 file: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: not a readable HDF5 file: {first_line(error)}") from None
     if wrong := _unknown(file):
         file.close()
         raise UserError(f"{path}: {wrong}")
@@ -50,11 +55,24 @@ def _unknown(file):
 def _open(path):
     try:
         return h5py.File(path, "r")
-    except OSError as error:
-        if "already open" not in str(error):  # "truncated" say: SWMR's readers would look for what is missing again and again
+    except OSError:
+        if not _has_swmr_writer(path):
             raise
     # It is being written, or a killed run left it: one of SWMR's many readers may open it.
     return h5py.File(path, "r", libver="latest", swmr=True)
+
+
+def _has_swmr_writer(path):
+    """Return whether an HDF5 file is open for SWMR writing, or was when its writer was killed, and is not truncated: an SWMR reader
+    would look for what is missing again and again.
+
+    Read from the superblock, whose layout is part of HDF5's file format; h5py tells it by its wording alone.
+    """
+    with open(path, "rb") as file:
+        superblock, size = file.read(36), os.fstat(file.fileno()).st_size
+    if len(superblock) < 36 or not superblock.startswith(SIGNATURE):
+        return False
+    return bool(superblock[11] & SWMR_WRITER) and size >= int.from_bytes(superblock[28:36], "little")
 
 
 @contextmanager
@@ -63,7 +81,7 @@ def damage(path):
     try:
         yield
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the file is damaged: {str(error).splitlines()[0]}; "
+        raise UserError(f"{path}: the file is damaged: {first_line(error)}; "
                         "start over with --fresh, which moves it aside") from None
 
 

