@@ -3,7 +3,11 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import genfl_mpi
 from genfl_mpi import streams
@@ -64,3 +68,24 @@ def test_help_needs_neither_torch_nor_mpi():
     code = "import sys\nfrom genfl_mpi.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]") and "generation.per_round" in done.stdout
+
+
+def test_constraints_name_a_version_of_every_dependency_that_is_allowed():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    lines = (ROOT.parent / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if not line.startswith("#"))}
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != project["name"]:
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_every_library_that_is_imported_is_a_dependency():
+    """None is there only because another one needs it now."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {canonicalize_name(Requirement(one).name) for one in [*project["dependencies"], *extras["tables"], *extras["tensorboard"]]}
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    for file in ROOT.rglob("*.py"):
+        for name in {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - {"genfl_mpi"}:
+            assert canonicalize_name(names.get(name, name)) in declared, f"{file} imports {name}"

@@ -11,6 +11,7 @@ import torch
 from genfl_mpi.errors import UserError
 from genfl_mpi.learning.batches import augment, draw, on_device
 from genfl_mpi.learning.steps import steps_of
+from genfl_mpi.wording import first_line
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
             except ValueError as error:
                 if len(target) > 1:
                     raise
-                raise UserError(f"the model cannot be trained on a batch of a single sample: {str(error).splitlines()[0]}; set another "
+                raise UserError(f"the model cannot be trained on a batch of a single sample: {first_line(error)}; set another "
                                 "batch_size, of `training` or `augmented`, or let there be more images") from error
             losses.append(loss)
             if number >= last:

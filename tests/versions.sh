@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Run the tests with the oldest versions that pyproject.toml allows, then with the newest that there are.
+#
+#     tests/versions.sh FOLDER [arguments of pytest]
+#
+# FOLDER gets the environments `oldest` and `newest`, of 6 GB each; those that are there are brought up to date. The tests take half
+# an hour in each on two cores; `-m slow` adds nothing about versions.
+set -euo pipefail
+folder=$(realpath -m "${1:?usage: tests/versions.sh FOLDER [arguments of pytest]}")
+shift
+cd "$(dirname "$0")/.."
+status=0
+for name in oldest newest; do
+  python=$folder/$name/bin/python
+  resolution=$([ $name = oldest ] && echo lowest-direct || echo highest)
+  python3 -m venv "$folder/$name"
+  "$python" -m pip install -q --upgrade uv
+  "$folder/$name/bin/uv" pip install -q --python "$python" --upgrade --resolution "$resolution" ".[mpich,tensorboard,test]"
+  echo "$name: $("$python" -m pip freeze | grep -E '^(torch|diffusers|transformers|h5py|mpi4py|mpich)==' | xargs)"
+  "$python" -m pytest "$@" || status=1
+done
+exit $status
