@@ -142,7 +142,7 @@ def test_the_pipelines_options_work(tmp_path, change):
     plain = Generator(settings(tmp_path, batch_size=2), (1, 28, 28)).images(batch)
     other = Generator(settings(tmp_path, batch_size=2, **change), (1, 28, 28)).images(batch)
     assert other.shape == plain.shape and other.std() > 10
-    assert np.array_equal(other, plain) == ("save_memory" in change)
+    assert (np.abs(other.astype(int) - plain).max() <= 1) == ("save_memory" in change)  # what saves memory may round otherwise
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -161,7 +161,7 @@ def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
     images = Generator(one, (1, 28, 28)).images(batch)
     other = Generator(settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2, negative_prompt="zero"), (1, 28, 28)).images(batch)
     assert images.shape == (2, 1, 28, 28) and images.std() > 1 and not np.array_equal(images, other)
-    with pytest.raises(UserError, match="generation: StableDiffusionXLPipeline: "):
+    with pytest.raises(UserError, match="generation.size: 12 is not a multiple of 8"):
         Generator(settings(tmp_path, checkpoint=str(sdxl), size=12), (1, 28, 28)).images(batch)
     with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, and pricing knows"):
         of_configured(one.generation)

@@ -12,7 +12,7 @@ import pytest
 
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint
+from genfl_mpi.generation import catalogue
 from genfl_mpi.results import reader
 from genfl_mpi.sections import Data
 from genfl_mpi.wording import first_line
@@ -21,8 +21,8 @@ from genfl_mpi.wording import first_line
 def test_what_is_read_from_diffusers_source_is_what_it_has():
     import diffusers
 
-    assert checkpoint.schedulers() == {name for name in dir(diffusers) if name.endswith("Scheduler")}
-    pipelines = checkpoint.text_to_image()
+    assert catalogue.names("Scheduler") == {name for name in dir(diffusers) if name.endswith("Scheduler")}
+    pipelines = catalogue.text_to_image()
     assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"} <= pipelines
     assert pipelines <= set(dir(diffusers))
 
@@ -34,7 +34,7 @@ def test_a_diffusers_that_lists_nothing_is_named(text, tmp_path, monkeypatch):
         (tmp_path / "pipelines").mkdir()
         (tmp_path / "pipelines/auto_pipeline.py").write_text(text)
     with pytest.raises(UserError, match=r"^generation: diffusers \S+ does not list in its pipelines/auto_pipeline.py .* constraints.txt$"):
-        checkpoint.text_to_image.__wrapped__()
+        catalogue.text_to_image.__wrapped__()
 
 
 def test_a_writer_is_seen_in_the_superblock(tmp_path):

@@ -2,17 +2,16 @@
 
 import difflib
 import hashlib
-import importlib.util
 import json
 import re
 from functools import cache, lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError, safe_open
 
 from genfl_mpi.errors import UserError
+from genfl_mpi.generation import catalogue
 from genfl_mpi.wording import first_line
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -110,45 +109,15 @@ def require_original(folder, who):
 
 def check_scheduler(name):
     """Raise UserError for a scheduler that diffusers does not have."""
-    known = schedulers()
+    known = catalogue.names("Scheduler")
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {near}?")
 
 
-# Importing diffusers takes seconds, and most ranks never do: what it has is read from its source, the only place where we depend on how
-# that is written. tests/test_undocumented.py compares the two with what an import finds.
-
-
-@lru_cache
-def schedulers():
-    """Return the names of diffusers' schedulers, as a set."""
-    return _named_in_diffusers("__init__.py", r"(.*)", r'"(\w+Scheduler)"')
-
-
-@lru_cache
-def text_to_image():
-    """Return the names of the pipelines that diffusers makes images from text with, as a set."""
-    table = r"^AUTO_TEXT2IMAGE_PIPELINES_MAPPING = OrderedDict\((.*?)^\)"
-    return _named_in_diffusers("pipelines/auto_pipeline.py", table, r"\b\w+Pipeline\b")
-
-
-def _named_in_diffusers(file, part, names):
-    """Return what the pattern `names` finds in the first `part` of a source file of diffusers. Raises UserError if there is none."""
-    try:
-        text = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0], file).read_text()
-    except OSError:
-        text = ""
-    table = re.search(part, text, re.DOTALL | re.MULTILINE)
-    if found := set(re.findall(names, table[1] if table else "")):
-        return found
-    raise UserError(f"generation: diffusers {version('diffusers')} does not list in its {file} what genfl_mpi looks for there; "
-                    "install the release that is named in constraints.txt")
-
-
 def _checked(folder):
     index, name = _index(folder)
-    if name not in text_to_image():
+    if name not in catalogue.text_to_image():
         raise UserError(f"generation.checkpoint: {folder} holds a {name}, which is not among diffusers' pipelines from text to image")
     parts = {part: of[1] for part, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0] is not None}
     for part in parts.keys() - UNUSED:
