@@ -121,6 +121,14 @@ def test_a_growing_file_can_be_read(tiny, tmp_path, monkeypatch):
     assert seen == [[], [1], [1, 2]]
 
 
+def test_the_format_is_that_of_the_oldest_hdf5_with_swmr(fast, monkeypatch):
+    """`latest` is what only the release that wrote it is sure to read: HDF5 1.14 cannot read that of 2.0."""
+    append, formats = Writer.append, []
+    monkeypatch.setattr(Writer, "append", lambda self, record: formats.append(self.file.libver[0]) or append(self, record))
+    assert main([*fast, "rounds=1"]) == 0
+    assert formats == ["v110"]
+
+
 def test_another_configuration_is_not_written_over(file, tiny, capsys):
     before = file.read_bytes()
     assert main([*tiny, "rounds=3", "training.lr=0.2"]) == 2

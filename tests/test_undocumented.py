@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 
@@ -37,26 +36,15 @@ def test_a_diffusers_that_lists_nothing_is_named(text, tmp_path, monkeypatch):
         catalogue.text_to_image.__wrapped__()
 
 
-def test_a_writer_is_seen_in_the_superblock(tmp_path):
-    """As HDF5's file format has it, for every release of h5py: while a writer is there, and of a copy, as if it had been killed."""
-    path, copy = tmp_path / "file.h5", tmp_path / "copy.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        data = file.create_dataset("x", (0,), "f8", maxshape=(None,), chunks=(8,))
-        file.swmr_mode = True
-        data.resize(3, axis=0)
-        file.flush()
-        assert reader._has_swmr_writer(path)
-        with reader._open(path) as other:
-            assert len(other["x"]) == 3
-        shutil.copy(path, copy)
-    assert not reader._has_swmr_writer(path) and reader._has_swmr_writer(copy)
-    with reader._open(copy) as other:
-        assert len(other["x"]) == 3
-    copy.write_bytes(copy.read_bytes()[:-1])
-    assert not reader._has_swmr_writer(copy), "a truncated file is not for SWMR's readers"
-    for content in (b"", b"\x89HDF\r\n\x1a\n\x03", b"text" * 20):
-        copy.write_bytes(content)
-        assert not reader._has_swmr_writer(copy)
+def test_a_file_that_another_program_writes_is_told_by_the_type_of_the_exception(tmp_path):
+    code = "import h5py; f = h5py.File('x', 'w'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        with pytest.raises(BlockingIOError):
+            h5py.File(tmp_path / "x", "r")
+        with pytest.raises(UserError, match="another program has the file open for writing"):
+            reader.open_results(tmp_path / "x")
+        writer.communicate(b"\n")
 
 
 WRITERS = {

@@ -1,7 +1,6 @@
 """Reading results files: whole tables, what a continued run needs, digests, and what `show` prints."""
 
 import hashlib
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from genfl_mpi import __version__
 from genfl_mpi.errors import UserError
 from genfl_mpi.results.layout import PARTITION, TABLES, VERSION
 from genfl_mpi.wording import first_line
-
-SIGNATURE = b"\x89HDF\r\n\x1a\n\x03"  # of an HDF5 file, with the version of its superblock that libver="latest" writes
-SWMR_WRITER = 4  # flag of that superblock: a writer has the file open for SWMR
 
 
 def open_results(path):
@@ -55,24 +51,11 @@ def _unknown(file):
 def _open(path):
     try:
         return h5py.File(path, "r")
-    except OSError:
-        if not _has_swmr_writer(path):
+    except OSError as error:
+        if "already open" not in str(error):  # "truncated" say: SWMR's readers would look for what is missing again and again
             raise
     # It is being written, or a killed run left it: one of SWMR's many readers may open it.
     return h5py.File(path, "r", libver="latest", swmr=True)
-
-
-def _has_swmr_writer(path):
-    """Return whether an HDF5 file is open for SWMR writing, or was when its writer was killed, and is not truncated: an SWMR reader
-    would look for what is missing again and again.
-
-    Read from the superblock, whose layout is part of HDF5's file format; h5py tells it by its wording alone.
-    """
-    with open(path, "rb") as file:
-        superblock, size = file.read(36), os.fstat(file.fileno()).st_size
-    if len(superblock) < 36 or not superblock.startswith(SIGNATURE):
-        return False
-    return bool(superblock[11] & SWMR_WRITER) and size >= int.from_bytes(superblock[28:36], "little")
 
 
 @contextmanager

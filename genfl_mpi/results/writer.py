@@ -30,7 +30,7 @@ class Writer:
         with self._writing():
             # Created in memory: HDF5 may crash when it cannot write while it names things in a file.
             content = io.BytesIO()
-            self.file = h5py.File(content, "w", libver="latest")
+            self.file = h5py.File(content, "w", libver="v110")
             self.file.attrs["layout_version"] = VERSION
             self.file.create_group("config").attrs.update(texts)
             self.file.create_group("environment").attrs.update(environment)
