@@ -8,6 +8,7 @@ import sys
 
 import h5py
 import pytest
+import torch
 
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
@@ -71,6 +72,14 @@ os._exit(0)  # HDF5 cannot close the file
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert f"x: cannot be written: {os.strerror(errno.EFBIG)};" in done.stdout, f"results/space.py does not find the error's number in: {done.stdout}{done.stderr}"
+
+
+def test_private_names_of_torch():
+    missing = [name for name in ("_foreach_add_", "_foreach_mul_", "_foreach_sub") if not hasattr(torch, name)]
+    assert not missing, "learning/steps.py: descend() calls them"
+    one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    numbers = [tensor.untyped_storage()._cdata for tensor in (one, one[1:], other)]
+    assert numbers[0] == numbers[1] != numbers[2], "learning/memory.py tells storages apart by this number"
 
 
 DIGITS = "81d916d6cdfc144f40ae4e036ebe26361cb98cc76f933c450c17797f099fa5c8"  # fingerprint of the arrays

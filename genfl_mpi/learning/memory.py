@@ -15,6 +15,7 @@ def of_activations(module, shape, batch, dtype="float32"):
     which the latter keeps a copy of the weights, too.
     """
     there = copy.deepcopy(module).to("meta", getattr(torch, dtype)).train()
+    # Only torch's private number of a storage tells those on the meta device apart.
     weights = {parameter.untyped_storage()._cdata for parameter in there.parameters()}
     kept = {}
 
