@@ -154,7 +154,7 @@ def _probe(folder, setting):
         return {"problems": [f"{setting}: {folder} cannot be written: {error.strerror}; set another folder"]}
     found = {"marker": str(marker), "system": _file_system(marker), "rate": rate, "small": small, "problems": []}
     try:
-        with h5py.File(marker, "w", libver="latest") as file:
+        with h5py.File(marker, "w", libver="v110") as file:
             file.swmr_mode = True
             h5py.File(marker, "r", libver="latest", swmr=True).close()
     except OSError as error:

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml

@@ -61,7 +61,7 @@ class Writer:
             # Written under another name, so that a file to be continued stays whole until this one is.
             with unfinished.open("wb") as file:
                 file.write(content.getbuffer())
-            self.file = h5py.File(unfinished, "r+", libver="latest")
+            self.file = h5py.File(unfinished, "r+", libver="v110")
             # Held open: HDF5 writes when a data set is closed, too, and h5py could only print then that it failed.
             self.columns = {key: self.file[name] for key, name in names.items()}
             self.weights, self.finished = self.file["weights"], self.file["finished"]
