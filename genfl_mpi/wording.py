@@ -9,6 +9,6 @@ def counted(number, noun):
 
 
 def first_line(error):
-    """Return what an exception says in one line, for a message of ours to quote: a library may say nothing, or a page."""
+    """Return what an exception says in one line, to quote it: a library may say nothing, or a page."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

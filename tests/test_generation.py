@@ -142,7 +142,8 @@ def test_the_pipelines_options_work(tmp_path, change):
     plain = Generator(settings(tmp_path, batch_size=2), (1, 28, 28)).images(batch)
     other = Generator(settings(tmp_path, batch_size=2, **change), (1, 28, 28)).images(batch)
     assert other.shape == plain.shape and other.std() > 10
-    assert (np.abs(other.astype(int) - plain).max() <= 1) == ("save_memory" in change)  # what saves memory may round otherwise
+    # What saves memory may round otherwise.
+    assert (np.abs(other.astype(int) - plain).max() <= 1) == ("save_memory" in change)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -22,7 +22,7 @@ def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, 
     ours = quicken(copy.deepcopy(theirs))
     monkeypatch.setattr(layers, "SMALL_MAP", 9)
     add_product, products = layers._add_product, []
-    monkeypatch.setattr(layers, "_add_product", lambda *arguments: products.append(1) or add_product(*arguments))
+    monkeypatch.setattr(layers, "_add_product", lambda *given: products.append(1) or add_product(*given))
     results = []
     for layer in (theirs, ours):
         images = torch.randn(3, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -73,9 +73,9 @@ def test_help_needs_neither_torch_nor_mpi():
 def test_constraints_name_a_version_of_every_dependency_that_is_allowed():
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     lines = (ROOT.parent / "constraints.txt").read_text().splitlines()
-    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if not line.startswith("#"))}
-    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
-    for requirement in map(Requirement, wanted):
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(name): version for name, version in pins}
+    for requirement in map(Requirement, sum(project["optional-dependencies"].values(), project["dependencies"])):
         if requirement.name != project["name"]:
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
@@ -84,8 +84,10 @@ def test_every_library_that_is_imported_is_a_dependency():
     """None is there only because another one needs it now."""
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = {canonicalize_name(Requirement(one).name) for one in [*project["dependencies"], *extras["tables"], *extras["tensorboard"]]}
+    needed = [*project["dependencies"], *extras["tables"], *extras["tensorboard"]]
+    declared = {canonicalize_name(Requirement(one).name) for one in needed}
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     for file in ROOT.rglob("*.py"):
-        for name in {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - {"genfl_mpi"}:
+        modules = {name.split(".")[0] for name in imports(file)}
+        for name in modules - set(sys.stdlib_module_names) - {"genfl_mpi"}:
             assert canonicalize_name(names.get(name, name)) in declared, f"{file} imports {name}"

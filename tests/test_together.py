@@ -105,7 +105,8 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize(("layer", "said"), [
     (nn.BatchNorm2d(3), "BatchNorm's statistics are those of one client's batch"), (nn.Dropout2d(), "only Dropout's draws can be kept apart"),
-    (Mixing(), "depends on the others of the batch"), (Twice(), "used more than once"), (Branching(), "torch.func.vmap fails on it: ")])
+    (Mixing(), "depends on the others of the batch"), (Twice(), "used more than once"),
+    (Branching(), "torch.func.vmap fails on it: ")])
 def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
     model = FlatModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10)))
     with pytest.raises(UserError, match="training.together=3 is not for this network") as caught:

@@ -23,23 +23,37 @@ def test_what_is_read_from_diffusers_source_is_what_it_has():
 
     assert catalogue.names("Scheduler") == {name for name in dir(diffusers) if name.endswith("Scheduler")}
     pipelines = catalogue.text_to_image()
-    assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"} <= pipelines
+    assert {
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+    } <= pipelines
     assert pipelines <= set(dir(diffusers))
 
 
 @pytest.mark.parametrize("text", [None, "AUTO_TEXT2IMAGE_PIPELINES_MAPPING = load_table()\n"])
 def test_a_diffusers_that_lists_nothing_is_named(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]}))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]}),
+    )
     if text:
         (tmp_path / "pipelines").mkdir()
         (tmp_path / "pipelines/auto_pipeline.py").write_text(text)
-    with pytest.raises(UserError, match=r"^generation: diffusers \S+ does not list in its pipelines/auto_pipeline.py .* constraints.txt$"):
+    with pytest.raises(
+        UserError,
+        match=r"^generation: diffusers \S+ does not list in its pipelines/auto_pipeline.py .* constraints.txt$",
+    ):
         catalogue.text_to_image.__wrapped__()
 
 
 def test_a_file_that_another_program_writes_is_told_by_the_type_of_the_exception(tmp_path):
     code = "import h5py; f = h5py.File('x', 'w'); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
         writer.stdout.readline()
         with pytest.raises(BlockingIOError):
             h5py.File(tmp_path / "x", "r")
@@ -48,34 +62,42 @@ def test_a_file_that_another_program_writes_is_told_by_the_type_of_the_exception
         writer.communicate(b"\n")
 
 
-WRITERS = {
-    "h5py, data": "import h5py; f = h5py.File('x', 'w'); d = f.create_dataset('x', (0,), 'f8', maxshape=(None,)); limit(); d.resize((10_000,)); d[:] = 1; f.flush()",
-    "h5py, flush": "import h5py; f = h5py.File('x', 'w'); f['x'] = 1; limit(); f.flush()",
-    "safetensors": "from safetensors.numpy import save_file; limit(); save_file({'x': np.ones(10_000)}, 'x')",
-}
-
-
-@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_why_a_file_could_not_be_written_is_found_in_what_a_library_says(write, tmp_path):
-    """A limit on the size of files (EFBIG), whose number h5py and safetensors bury in a text."""
-    script = f"""
+FAILING = """
 import os, resource
+import h5py
 import numpy as np
+from safetensors.numpy import save_file
 from genfl_mpi.results import space
-def limit():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    {write}
-except Exception as error:
-    print(space.failed("x", error), "|", type(error).__name__, error, flush=True)
-os._exit(0)  # HDF5 cannot close the file
+
+one, other = h5py.File("one", "w"), h5py.File("other", "w")
+data, other["x"] = one.create_dataset("x", 10**6, "f8"), 1
+writes = {
+    "h5py, data": lambda: data.write_direct(np.ones(10**6)), "h5py, flush": other.flush,
+    "safetensors": lambda: save_file({"x": np.ones(10**6)}, "x"),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+for name, write in writes.items():
+    try:
+        write()
+    except Exception as error:
+        print(f"{name}: {space.failed(name, error)} ({type(error).__name__}: {error})", flush=True)
+os._exit(0)  # HDF5 cannot close the files
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert f"x: cannot be written: {os.strerror(errno.EFBIG)};" in done.stdout, f"results/space.py does not find the error's number in: {done.stdout}{done.stderr}"
+
+
+def test_why_a_file_could_not_be_written_is_found_in_what_a_library_says(tmp_path):
+    """A limit on the size of files (EFBIG), whose number h5py and safetensors bury in a text."""
+    done = subprocess.run([sys.executable, "-c", FAILING], cwd=tmp_path, capture_output=True, text=True)
+    for name in ("h5py, data", "h5py, flush", "safetensors"):
+        assert f"{name}: {name}: cannot be written: {os.strerror(errno.EFBIG)};" in done.stdout, (
+            f"results/space.py does not find the error's number in what {name} said: {done.stdout}{done.stderr}"
+        )
 
 
 def test_private_names_of_torch():
-    missing = [name for name in ("_foreach_add_", "_foreach_mul_", "_foreach_sub") if not hasattr(torch, name)]
+    missing = [
+        name for name in ("_foreach_add_", "_foreach_mul_", "_foreach_sub") if not hasattr(torch, name)
+    ]
     assert not missing, "learning/steps.py: descend() calls them"
     one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
     numbers = [tensor.untyped_storage()._cdata for tensor in (one, one[1:], other)]
@@ -99,8 +121,17 @@ def test_the_tokenizers_alphabet_is_byte_level_bpe():
     assert sorted(symbols) == sorted(ByteLevel.alphabet()) and symbols[0] == "!" and symbols[-1] == "\u0143"
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("", "ValueError"), ("\n", "ValueError"), ("one\ntwo", "one"), ("\n  one \n", "one"), ("because:\n two\nthree", "because: two"), ("because:", "because:")])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "ValueError"),
+        ("\n", "ValueError"),
+        ("one\ntwo", "one"),
+        ("\n  one \n", "one"),
+        ("because:\n two\nthree", "because: two"),
+        ("because:", "because:"),
+    ],
+)
 def test_a_line_of_what_an_exception_says(text, line):
     assert first_line(ValueError(text)) == line
     assert first_line(ValueError()) == "ValueError"

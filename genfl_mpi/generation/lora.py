@@ -63,6 +63,7 @@ class Adapter:
 
     def save(self, folder):
         """Write the adapters as diffusers reads them; returns their bytes."""
-        state = {name: value.contiguous() for name, value in peft.get_peft_model_state_dict(self.pipeline.unet).items()}
+        adapters = peft.get_peft_model_state_dict(self.pipeline.unet)
+        state = {name: value.contiguous() for name, value in adapters.items()}
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
         return sum(value.numel() * value.element_size() for value in state.values())

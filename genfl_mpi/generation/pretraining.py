@@ -73,8 +73,10 @@ def build_tokenizer(texts):
 
 
 def _byte_symbols():
-    """Return the 256 characters that stand for the bytes of a text in byte-level BPE (Radford et al. 2019): the printable ones of Latin-1
-    for themselves, then one of those from U+0100 on for each of the others."""
+    """Return the 256 characters that stand for the bytes of a text in byte-level BPE (Radford et al. 2019).
+
+    The printable ones of Latin-1 stand for themselves, those from U+0100 on for the others.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*map(chr, printable), *(chr(0x100 + i) for i in range(256 - len(printable)))]
 

@@ -18,8 +18,8 @@ def descend(parameters, direction, settings, velocity=(), mu=0.0, begun=(), corr
     parameters and velocity are changed in place, and direction is used up.
 
     velocity: with momentum, zeros before the first step. mu, begun: FedProx's pull towards `begun`; correction: is added to the
-    gradients. Nothing else is done to a weight, so that each is read and written once. torch's own optimizers work with these private
-    functions for lists, too; a loop over tensors would launch as many kernels.
+    gradients. Nothing else is done to a weight, so that each is read and written once. torch's own optimizers
+    call these private functions of lists, too; a loop over the tensors would launch a kernel for each.
     """
     if mu:
         torch._foreach_add_(direction, torch._foreach_sub(parameters, begun), alpha=mu)

@@ -23,7 +23,8 @@ from genfl_mpi.learning.weights import buffers_of, restore, snapshot
 from genfl_mpi.wording import first_line
 
 # Layers that draw in training, and those that keep statistics of the batch.
-RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+          nn.RReLU)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
