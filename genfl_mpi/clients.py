@@ -1,5 +1,8 @@
 """The clients' data: who holds what, what it tells of its labels, and what it trains on."""
 
+import math
+import os
+
 import numpy as np
 
 from genfl_mpi import streams
@@ -7,6 +10,7 @@ from genfl_mpi.data import datasets, public
 from genfl_mpi.data.corruption import bad_clients, mislabel, overclaim, spoil
 from genfl_mpi.data.labels import label_histograms, share, tells
 from genfl_mpi.data.partition import blocks, partition
+from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import collectives
 
 
@@ -40,6 +44,21 @@ def noise_of_free_rider(data, client, config):
     """Standard deviation of the noise under which a client returns the global model in place of training; None if it trains."""
     kinds = {"free_rider": 0.0, "disguised": config.bad_clients.noise}
     return kinds.get(config.bad_clients.kind) if data["bad"][client] else None
+
+
+def check_memory(config):
+    """Raise UserError if this machine has less memory than the data set and its division over the clients take at least."""
+    data, split, about = config.data, config.partition, datasets.describe(config.data)
+    held = config.clients * split.samples if split.replacement else about.train_samples
+    named = f"data.name={data.name}" + f" with data.size={data.size}" * (data.name in ("folder", "synthetic"))
+    division = f"clients={config.clients}" + f" with partition.samples={split.samples}" * split.replacement
+    taken = {  # a byte a value of an image, 8 a label; 4 a sample of a client, and 8 a class: its histogram, and what it shares of it
+        f"the {about.train_samples} training images of {named}": about.train_samples * (math.prod(about.shape) + 8),
+        f"the samples of all clients, with {division},": 4 * held + 8 * len(about.classes) * config.clients}
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for what, size in taken.items():
+        if size > there:
+            raise UserError(f"{what} take {size / 1e9:,.0f} GB of memory, and this machine has {there / 1e9:,.0f} GB; use fewer, or smaller ones")
 
 
 def load_once_a_node(comm, data):

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi import inputs
+from genfl_mpi.clients import check_memory
 from genfl_mpi.config import settings_of, to_yaml, validate, varied
 from genfl_mpi.configured import find_policies, remembering
 from genfl_mpi.data import datasets
@@ -56,6 +57,7 @@ def prepare(comm, path, config, fresh=False, fork=None):
             space.check(path.parent)
             split = config.partition
             datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
+            check_memory(config)
             find_policies(config)
             about = datasets.describe(config.data)
             models.check(config.model, len(about.classes), about.shape)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from genfl_mpi.fields import Count, NonNegative, Number, Positive, Section, Seed, Share, one_of
+from genfl_mpi.fields import Count, Epochs, Natural, NonNegative, Number, Positive, Section, Seed, Share, Threads, at_most, one_of
 
 
 class Data(Section):
@@ -12,12 +12,12 @@ class Data(Section):
         "mnist5k", description="data set: mnist5k (installed with the package), mnist, fashion_mnist, emnist, cifar10, cifar100, folder (data.root/train/CLASS and "
         "data.root/test/CLASS), synthetic (made), or module:function")
     root: str = Field("data", description="folder that torchvision's loaders read")
-    shared: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="images of the public pool that every client trains on beside its own (Zhao et al. 2018)")
+    shared: Natural = Field(0, description="images of the public pool that every client trains on beside its own (Zhao et al. 2018)")
     size: Count = Field(32, description="pixels of a side, of folder and synthetic")
     samples: Count = Field(10000, description="training images of synthetic, which has a fifth as many for testing")
     normalise: bool = Field(True, description="subtract the mean of each channel and divide by its deviation; false: pixels in [0, 1]")
     download: bool = Field(False, description="let torchvision download what is missing")
-    public_pool: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="training images, as many of each class, that no client holds: a generator may learn from them")
+    public_pool: Natural = Field(0, description="training images, as many of each class, that no client holds: a generator may learn from them")
 
 
 class Partition(Section):
@@ -49,7 +49,7 @@ class Model(Section):
 
 
 class Training(Section):
-    epochs: Count = Field(5, description="passes over the data in a round")
+    epochs: Epochs = Field(5, description="passes over the data in a round")
     batch_size: Count = Field(64, description="samples in a step of SGD")
     lr: Positive = Field(0.05, description="learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -59,12 +59,12 @@ class Training(Section):
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field("constant", description="how the learning rate falls with the rounds")
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(0.99, description="exponential: factor of a round; step: factor of every `period` rounds")
     period: Count = Field(100, description="step: rounds between two falls; cosine: rounds in which it falls almost to nothing, and then stays")
-    crop: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="augmentation: pixels by which images are shifted at most, mirrored at the border")
+    crop: Natural = Field(0, description="augmentation: pixels by which images are shifted at most, mirrored at the border")
     flip: bool = Field(False, description="augmentation: every other image mirrored, at random")
 
 
 class LocalTraining(Training):
-    together: Count = Field(1, description="clients of the cohort that are trained as one batched computation, for small networks on a GPU; the result differs in its last digits")
+    together: Annotated[Count, at_most(10_000, "the weights of all these clients are in memory at once")] = Field(1, description="clients of the cohort that are trained as one batched computation, for small networks on a GPU; the result differs in its last digits")
 
 
 class Algorithm(Section):
@@ -99,11 +99,11 @@ class Generation(Section):
     scheduler: str | None = Field(None, description="a scheduler class of diffusers, for example DPMSolverMultistepScheduler; none: the checkpoint's")
     steps: Count = Field(20, description="denoising steps")
     guidance: NonNegative = Field(7.0, description="classifier-free guidance scale")
-    size: Count | None = Field(None, description="pixels of a side as generated, before resizing to the data set's; none: the checkpoint's")
-    batch_size: Count = Field(50, description="images made together; part of an image's identity")
+    size: Annotated[Count, at_most(4096, "all pixels of a batch are in memory at once")] | None = Field(None, description="pixels of a side as generated, before resizing to the data set's; none: the checkpoint's")
+    batch_size: Annotated[Count, at_most(10_000, "every batch is filled up to that many images")] = Field(50, description="images made together; part of an image's identity")
     save_memory: list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]] = Field([], description="diffusers' ways to need less memory")
     min_fidelity: Share = Field(0.0, description="images whose label a classifier of the public pool finds less probable than this are not used")
-    threads: Count | None = Field(None, description="threads while generating on a CPU; none: runtime.threads")
+    threads: Threads | None = Field(None, description="threads while generating on a CPU; none: runtime.threads")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="auto: float16 on a GPU, float32 on a CPU")
     seed: Seed | None = Field(None, description="seed of the images; none: the run's seed")
@@ -124,9 +124,9 @@ class Pretraining(Section):
     """A small pipeline in Stable Diffusion's format, which the command `pretrain` makes."""
 
     images: Literal["public_pool", "uci_digits"] = Field("public_pool", description="what it learns from: the data set's public pool, or scikit-learn's UCI digits")
-    autoencoder_channels: list[Annotated[int, Field(ge=8, multiple_of=8)]] = Field([16, 24, 32], min_length=2, description="channels of each level; every level but the first halves the side")
+    autoencoder_channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field([16, 24, 32], min_length=2, max_length=6, description="channels of each level; every level but the first halves the side")
     autoencoder_steps: Count = Field(800, description="steps of 64 images")
-    denoiser_channels: list[Annotated[int, Field(ge=16, multiple_of=16)]] = Field([32, 64], min_length=2, description="the UNet's channels of each level")
+    denoiser_channels: list[Annotated[int, Field(ge=16, le=4096, multiple_of=16)]] = Field([32, 64], min_length=2, max_length=6, description="the UNet's channels of each level")
     denoiser_steps: Count = Field(2500, description="steps of 128 images")
     denoiser_lr: Positive = Field(2e-3, description="largest learning rate of a one-cycle schedule")
     prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the UNet learns to tell: the noise, or the velocity")
@@ -141,7 +141,7 @@ class Finetuning(Section):
     per_class: Count = Field(10, description="real images of each class to learn from, k")
     at: Literal["server", "clients"] = Field("server", description="who trains: the server, on images of the public pool, or the clients, each on the images it holds, with their adapters averaged every round")
     layers: Literal["attention", "all"] = Field("all", description="layers with an adapter: the attention's projections, or convolutions and dense layers too")
-    rank: Count = Field(8, description="rank of the adapters")
+    rank: Annotated[Count, at_most(1024, "the layers of a pipeline have no higher rank")] = Field(8, description="rank of the adapters")
     rounds: Count = Field(20, description="rounds of averaging")
     epochs: Count = Field(5, description="passes over the images in a round")
     batch_size: Count = Field(32, description="images in a step")
@@ -188,7 +188,7 @@ class Weighting(Section):
     """What rho policies use."""
 
     gamma: NonNegative = Field(1.0, description="quality: exponent of 1 - EMD / 2")
-    power: Annotated[Number, Field(allow_inf_nan=False)] = Field(-1.0, description="loss: exponent of a client's loss; above 0 favours who fits badly")
+    power: Number = Field(-1.0, description="loss: exponent of a client's loss; above 0 favours who fits badly")
     alpha: NonNegative = Field(5.0, description="similarity: how much the angle to the mean change counts")
     permutations: Count = Field(10, description="shapley: orders in which the clients join")
 
@@ -213,7 +213,7 @@ class Laboratory(Section):
     """A look at the segment between a round's two models, on the test set; the run is the same with and without."""
 
     every: Count | None = Field(None, description="rounds between two looks; none: never")
-    points: Annotated[int, Field(ge=2, strict=True)] = Field(11, description="models of the segment that are tried, with both ends")
+    points: Annotated[Count, Field(ge=2), at_most(10_000, "each is a model that is tried on the whole test set")] = Field(11, description="models of the segment that are tried, with both ends")
     policies: list[str] = Field([], description="kappa policies that are asked beside the run's own; none: all that this configuration can ask")
 
 
@@ -222,7 +222,7 @@ class Probes(Section):
 
     every: Count | None = Field(None, description="rounds between two looks; none: never")
     clients: Count = Field(100, description="clients, drawn once, whose gradients stand for all clients' in F; all, if there are fewer")
-    epochs: Count = Field(20, description="more passes over its data after which a client's loss is taken to be the least, F_n(w_n*)")
+    epochs: Epochs = Field(20, description="more passes over its data after which a client's loss is taken to be the least, F_n(w_n*)")
 
 
 class Evaluation(Section):
@@ -244,7 +244,7 @@ class Faults(Section):
 
 
 class Runtime(Section):
-    threads: Count | None = Field(None, description="threads a rank; none: the rank's share of the cores, whatever OMP_NUM_THREADS says. Fixed at a run's first start")
+    threads: Threads | None = Field(None, description="threads a rank; none: the rank's share of the cores, whatever OMP_NUM_THREADS says. Fixed at a run's first start")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start")
     ranks_per_run: Count | None = Field(None, description="on so many ranks, or more, a sweep computes several runs at once, each on a group of ranks of its own; "
                                         "none: as many as a run keeps busy, one for each client of the cohort and one for the server")

@@ -1,10 +1,10 @@
 """The simulated edge as trees of settings, each with its unit: a world, and what is paid in it. `edge/` computes with them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from genfl_mpi.fields import Count, NonNegative, Number, Positive, Range, Section, Seed, Share
+from genfl_mpi.fields import Count, Decibels, NonNegative, Positive, Range, Section, Seed, Share
 
 
 class Devices(Section):
@@ -28,12 +28,12 @@ class Channel(Section):
     nearest_m: Positive = Field(10.0, description="shortest distance to the base station, m")
     speed_mps: NonNegative = Field(0.0, description="speed of the clients, m/s: straight on, reflected by the cell's border")
     round_seconds: Positive = Field(60.0, description="time between two rounds for which clients move, s")
-    path_loss_db: Number = Field(128.1, description="path loss at a distance of 1 km, dB")
-    path_loss_slope_db: NonNegative = Field(37.6, description="path loss of ten times the distance, dB")
-    shadowing_db: NonNegative = Field(8.0, description="standard deviation of the log-normal shadowing, dB")
+    path_loss_db: Decibels = Field(128.1, description="path loss at a distance of 1 km, dB")
+    path_loss_slope_db: Annotated[NonNegative, Field(le=100)] = Field(37.6, description="path loss of ten times the distance, dB")
+    shadowing_db: Annotated[NonNegative, Field(le=100)] = Field(8.0, description="standard deviation of the log-normal shadowing, dB")
     decorrelation_m: Positive = Field(50.0, description="way after which a moving client's shadowing is another, m")
     fading: Literal["rayleigh", "none"] = Field("rayleigh", description="small-scale fading, drawn for each client and round")
-    noise_dbm_hz: Number = Field(-174.0, description="density of the noise, dBm/Hz")
+    noise_dbm_hz: Decibels = Field(-174.0, description="density of the noise, dBm/Hz")
     bandwidth_mhz: Positive = Field(20.0, description="bandwidth that the clients of a round share, MHz, upwards and downwards alike")
     waterfall: NonNegative = Field(0.0, description="threshold m of the packet error 1 - exp(-m N0 b / (p h)); a lost message is sent again")
     most_tries: Count = Field(10, description="how often a message is sent at most; the last time it is taken to arrive")

@@ -241,7 +241,7 @@ def much(state):
     done = mpirun(2, "-m", "genfl_mpi", *FAST, "rounds=5", "selection=greedy:much", f"output={tmp_path}/results", timeout=120,
                   PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert done.returncode != 0
-    assert f"rank 0 on {os.uname().nodename}, round 2, the selection policy much: MemoryError" in done.stderr
+    assert f"rank 0 on {os.uname().nodename}, round 2, the selection policy much: MemoryError" in done.stderr and "Traceback" not in done.stderr
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1]
 

@@ -2,8 +2,11 @@
 
 import ast
 import math
+import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import genfl_mpi
-from genfl_mpi import config
+from genfl_mpi import config, runner
 from genfl_mpi.cli import main
 from genfl_mpi.config import flatten
 from genfl_mpi.errors import UserError
+from genfl_mpi.mpi import collectives
 from genfl_mpi.settings import keys
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=4),
@@ -123,6 +127,74 @@ def test_names_that_lead_nowhere(override, tmp_path, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("genfl_mpi: ") and said.count("\n") == 1
+
+
+EXTREMES = [0, -1, 1, 2, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30, 5e-324, 1e-320, 1e-37, -1e-37, 1e37, -1e37, 1e39, 1.7e308, -1.7e308,
+            math.inf, -math.inf, math.nan]
+BASE = config.nested(dict(setting.split("=") for setting in FAST)) | {"rounds": 1, "clients": 6, "cohort": 3, "runtime": {"threads": 1}}
+BASE["data"] |= {"samples": 200, "size": 8}
+BASE["training"] = {"epochs": 1}
+
+
+@pytest.mark.parametrize("section", sorted({key.partition(".")[0] for key in leaves}))
+def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_path, monkeypatch):
+    """Alone and as both ends of a range, before anything runs, and without a warning."""
+    monkeypatch.chdir(tmp_path)
+    for key in leaves:
+        if key.partition(".")[0] != section:
+            continue
+        for value in [*EXTREMES, *([end, end] for end in EXTREMES)]:
+            try:
+                one = config.validate(config.nested(config.flatten(BASE) | {key: value}))
+                if config.flatten(one.model_dump()).get(key) in (value, tuple(value) if isinstance(value, list) else None):
+                    runner.prepare(collectives.alone(), tmp_path / "results/one.h5", one)
+            except UserError as error:
+                assert str(error) and "\n" not in str(error) and len(str(error)) < 500
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("training.lr=1e39", "training.lr: must be 0, or from 1e-37 to 1e+37 in size: models are computed in float32, which ends there"),
+    ("algorithm.mu=1e39", "algorithm.mu: must be 0, or"), ("weighting.power=1e300", "weighting.power: must be 0, or"),
+    ("kappa.temperature=1e-320", "kappa.temperature: must be 0, or"), ("incentive.base=nan", "incentive.base: must be 0, or"),
+    ("training.epochs=2147483647", "training.epochs: must be at most 10000: the batches of all epochs are drawn before the first step"),
+    ("runtime.threads=2147483647", "runtime.threads: must be at most 1024: "), ("training.together=2147483647", "training.together: must be at most 10000: "),
+    ("laboratory.points=2147483648", "laboratory.points: "), ("generation.batch_size=2147483647", "generation.batch_size: must be at most 10000: "),
+    ("pretraining.autoencoder_channels=[8, 2147483648]", "pretraining.autoencoder_channels.1: "),
+    ("finetuning.rank=2147483647", "finetuning.rank: must be at most 1024: "), ("world={channel: {noise_dbm_hz: -500}}", "world.channel.noise_dbm_hz: ")])
+def test_a_number_beyond_what_can_be_computed_is_refused_with_the_reason(setting, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        config.single(None, [*FAST, setting])
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    (["data.size=2147483647"], "the 200 training images of data.name=synthetic with data.size=2147483647 take 2,767,011,608,479 GB of memory, and this machine has"),
+    (["data.samples=2147483647"], "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory"),
+    (["clients=2147483647", "partition.replacement=true", "partition.scheme=iid"], "the samples of all clients, with clients=2147483647 with partition.samples=50, take 601 GB of memory"),
+    (["partition.scheme=shards", "partition.shards=2147483647"], "6 clients have 12884901882 shards, and there are 200 samples to divide")])
+def test_what_does_not_fit_into_memory_is_refused_before_the_start(settings, said, fast, capsys, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name, real=os.sysconf: 10**7 if name == "SC_PHYS_PAGES" else real(name))
+    assert main([*fast, *settings]) == 2
+    assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+POOL = ["method=pool", "data.public_pool=20", "validation.source=clients"]
+
+
+@pytest.mark.parametrize("settings", [
+    ["training.lr=1e37"], ["training.lr=1e-37"], ["training.weight_decay=1e37"], ["algorithm.name=fedprox", "algorithm.mu=1e37"],
+    ["algorithm.name=fedadam", "algorithm.tau=1e37"], ["algorithm.name=fedyogi", "algorithm.server_lr=1e37"],
+    ["bad_clients.kind=disguised", "bad_clients.share=0.5", "bad_clients.noise=1e37"], ["label_sharing.payload=presence", "label_sharing.epsilon=1e37"],
+    [*POOL, "augmented.lr=1e37"], [*POOL, "kappa.policy=amount", "kappa.quality=1e37"], [*POOL, "kappa.policy=bias_optimal", "kappa.theta=1e37"],
+    [*POOL, "kappa.policy=softmax_loss", "kappa.temperature=1e-37"], ["selection=oort", "selecting.penalty=1e37", "world={deadline_s: 1.0e-3}"],
+    ["world={acts: true, channel: {bandwidth_mhz: 1.0e+37}}"], ["world={acts: true, devices: {transmit_watts: [1.0e-37, 1.0e+37]}}"],
+    ["world={acts: true, devices: {frequency_ghz: [1.0e-37, 1.0e+37]}}", "incentive.base=1e37"]], ids=lambda settings: settings[-1])
+def test_extreme_numbers_end_well_or_in_one_line(settings, fast, capsys):
+    """One for what float32 cannot hold is of status 1: the run diverged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        status = main([*fast, "rounds=2", *settings])
+    said = capsys.readouterr().err
+    assert said.count("\n") == (status != 0) and (status != 1 or "FloatingPointError" in said) and "Warning" not in said
 
 
 def test_an_alias_is_a_copy():

@@ -37,7 +37,7 @@ def share(histograms, settings, seed):
     if settings.payload == "presence":
         shared = (histograms > 0).astype(np.int32)
         if settings.epsilon:
-            lie = rng.random(shared.shape) < 1 / (1 + np.exp(settings.epsilon / 2))
+            lie = rng.random(shared.shape) < 1 / (1 + np.exp(min(700, settings.epsilon / 2)))
             shared = np.where(lie, 1 - shared, shared)
     elif settings.epsilon:
         noisy = shared + rng.laplace(scale=2 / settings.epsilon, size=shared.shape)

@@ -109,6 +109,9 @@ def _dirichlet_client(labels, clients, classes, settings, rng):
 
 def _shards(labels, clients, classes, settings, rng):
     """Sorted by label, cut into clients x shards pieces, of which each client gets `shards` (McMahan et al. 2017)."""
+    if clients * settings.shards > len(labels):
+        raise UserError(f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} shards, and there are "
+                        f"{len(labels)} samples to divide; use fewer clients or shards")
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     pieces = rng.permutation(clients * settings.shards)

@@ -129,8 +129,12 @@ def least_energy(uplink):
 
 
 def _shared(uplink, parts):
-    """The whole bandwidth in proportion to `parts`."""
-    return uplink.total * parts / parts.sum()
+    """Divide the whole bandwidth in proportion to `parts`. Raises UserError if these are not finite."""
+    if not 0 < (whole := parts.sum()) < np.inf:
+        raise UserError("the clients' channels are too poor, or too good, for the bandwidth to be divided over them: their p h / N0 are "
+                        f"{uplink.reach.min():.3g} to {uplink.reach.max():.3g} Hz, and the band is {uplink.total:.3g} Hz; mend the "
+                        "world's channel or devices.transmit_watts")
+    return uplink.total * parts / whole
 
 
 ALLOCATIONS = {"equal": equal, "proportional": proportional, "min_max": min_max, "least_energy": least_energy,

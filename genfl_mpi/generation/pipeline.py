@@ -91,7 +91,7 @@ def draw(pipeline, prompts, seeds, settings, shape):
         raise UserError(f"generation.checkpoint: a {type(pipeline).__name__} takes no {unknown.pop()}")
     try:
         images = pipeline(prompts, **options).images.float()
-    except ValueError as error:  # a size that it cannot draw, say
+    except (ValueError, IndexError) as error:  # a size that it cannot draw, say, or more steps than it has
         raise UserError(f"generation: {type(pipeline).__name__}: {first_line(error)}") from error
     channels, *size = shape
     if channels == 1:

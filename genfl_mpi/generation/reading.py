@@ -12,6 +12,7 @@ from genfl_mpi.learning.weights import FlatModel
 # Steps of SGD for every classifier trained here, whatever the number of images, in whole passes; few images, of which the last batch of
 # a pass has fewest, take some more: 100 in batches of 64, 1,280.
 STEPS = 1000
+MAX_BATCH = 100  # times the images: a larger batch size is the same, and would ask for passes without end
 
 
 class Reader:
@@ -23,7 +24,7 @@ class Reader:
     def __init__(self, images, labels, about, config, device):
         self.about, self.device, settings = about, device, config.training
         self.model = untrained(about, config, device)
-        epochs = max(1, round(STEPS * settings.batch_size / len(images)))
+        epochs = max(1, round(STEPS * min(settings.batch_size, MAX_BATCH * len(images)) / len(images)))
         train(self.model, self.model.weights.clone(), self.prepared(images), torch.from_numpy(np.array(labels, dtype=np.int64)).to(device),
               settings.model_copy(update={"epochs": epochs}), streams.generator(config.seed, "quality"))
         self.model.module.eval()

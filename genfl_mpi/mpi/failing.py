@@ -25,7 +25,7 @@ def exit_status(comm, function):
     returns.
 
     A UserError is raised on all ranks together where that can be arranged: rank 0 prints it and all leave. One that a
-    single rank meets, and any other exception, ends the whole job: a FloatingPointError in one line, for weights that diverged, and
+    single rank meets, and any other exception, ends the whole job: weights that diverged and memory that does not suffice in one line, and
     what is a bug with its traceback.
     """
     try:
@@ -41,7 +41,7 @@ def exit_status(comm, function):
         return 2
     except BaseException as error:  # also of an interrupt or an exit on one rank, for which the others would wait
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-        if status == 1 and not isinstance(error, FloatingPointError):  # a run that diverged is no bug
+        if status == 1 and not isinstance(error, (FloatingPointError, MemoryError)):
             traceback.print_exc()
         where = ", ".join([f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))])
         _complain(f"{where}: {type(error).__name__}: {error}")

@@ -65,7 +65,7 @@ def oort(state):
     utility = utility / max(1e-300, utility.max(initial=0)) + np.sqrt(0.1 * np.log(state.round + 1) / state.last[known])
     seconds = state.forecast.seconds[known]
     wanted = state.config.world.deadline_s or np.median(state.forecast.seconds)
-    utility *= np.where(seconds > wanted, (wanted / seconds) ** settings.penalty, 1)
+    utility *= np.minimum(1, wanted / seconds) ** settings.penalty
     useful = known[np.argsort(-utility, kind="stable")][: state.config.cohort - exploring]
     return np.concatenate([useful, new[:exploring]])
 
