@@ -34,13 +34,14 @@ class Generated:
     images, labels: uint8 (n, C, H, W) and int64 (n,) in pieces, those that pass the filter; with method=pool, its images.
     of_label: int64 (classes,), all that were made so far. fresh: images of this round; interrupted: whether they were not all
     made, in order to leave. speed: of generation, in batches a second (a short one takes as long).
+    loading: of the generator, in loads a second. is_loaded: whether the generator is.
     """
 
     def __init__(self, config, about, data, device, plan):
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
         self.images, self.labels, self.of_label = [], [], np.zeros(len(about.classes), dtype=np.int64)
-        self.fresh, self.interrupted, self.speed = 0, False, Speed()
-        self._ahead, self._is_loaded = None, False
+        self.fresh, self.interrupted, self._ahead = 0, False, None
+        self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
         if config.method == "pool":
             self.images, self.labels = ([part] for part in _pool(config, about, data))
         if config.generates:
@@ -73,10 +74,9 @@ class Generated:
     def ahead(self, state, seconds):
         """Make at most one batch of a later round than that of `state`, if it is predicted to fit.
 
-        seconds: that this rank is predicted to wait. Returns False if no batch fits or is left. Nothing
-        is made before the generator is loaded: nobody knows how long that takes.
+        seconds: that this rank is predicted to wait. Returns False if no batch fits or is left.
         """
-        if not self._is_loaded or self.speed.seconds(1) > seconds:
+        if self._seconds(1) > seconds:
             return False
         self._ahead = self._ahead or self._later(state)
         return next(self._ahead, False)
@@ -134,14 +134,20 @@ class Generated:
 
     def _images(self, batch):
         missing = not self.generator.ready(batch)
-        if missing:
+        if missing and not self.is_loaded:
+            start = time.perf_counter()
             self.generator.load()  # once, which says nothing of the speed
-            self._is_loaded = True
+            self.loading.measure(1, time.perf_counter() - start)
+            self.is_loaded = True
         start = time.perf_counter()
         images = self.generator.images(batch)
         if missing:
             self.speed.measure(1, time.perf_counter() - start)
         return images
+
+    def _seconds(self, batches):
+        """Predicted seconds of making so many batches; infinite for any as long as nothing was measured."""
+        return self.speed.seconds(batches) + self.loading.seconds(int(batches and not self.is_loaded))
 
     def busy_seconds(self, state, speed):
         """Predicted seconds of making the images of the round of `state` and training the augmented model on all; infinite as
@@ -150,4 +156,5 @@ class Generated:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
         missing = sum(not self.generator.ready(batch) for batch in batches)
-        return self.speed.seconds(missing) + (len(self) + sum(map(len, batches))) * self.config.augmented.epochs / speed
+        images = len(self) + sum(map(len, batches))
+        return self._seconds(missing) + images * self.config.augmented.epochs / speed

@@ -147,6 +147,7 @@ def predict(config, arrays, costs, cluster):
     def make_now(batches):
         load, seconds, missing = make(batches)
         server.generated.speed.measure(missing, seconds)
+        server.generated.is_loaded |= missing > 0
         for batch in batches:
             server.generated.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
         return load + seconds

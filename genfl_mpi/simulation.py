@@ -109,7 +109,7 @@ class Simulation:
         if self.is_server:
             self.weights.copy_(torch.as_tensor(weights))
             speeds = {name.removeprefix(PACE): state[name] for name in state if name.startswith(PACE)}
-            self.pace.recall(speeds, self.server.generated.speed)
+            self.pace.recall(speeds, (self.server.generated.speed, self.server.generated.loading))
             remembered = {name: array for name, array in state.items() if not name.startswith(PACE)}
             self.server.remember(remembered, self.down)
             self.server.generated.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
@@ -120,8 +120,8 @@ class Simulation:
 
         It has the measured speeds, on which no result depends, to balance the first round after a restart.
         """
-        pace = self.pace.memory(self.server.generated.speed)
-        return self.server.memory() | {PACE + name: array for name, array in pace.items()}
+        speeds = self.pace.memory((self.server.generated.speed, self.server.generated.loading))
+        return self.server.memory() | {PACE + name: array for name, array in speeds.items()}
 
     def close(self):
         """Give the node's shared memory back; collective. For scripts that make many simulations."""

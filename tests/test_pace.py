@@ -47,12 +47,18 @@ def test_the_slowest_other_rank_is_predicted():
 
 def test_a_batch_that_does_not_fit_is_not_begun(drawn):
     server = Simulation(overrides=drawn).server
-    server.generated.speed.rate = 0.5  # as after a restart
-    assert not server.generated.ahead(server.state, 100.0) and made(drawn) == 0, "the generator is not loaded"
-    server.generated.make(server.state, lambda: 0)
-    server.generated.speed.rate = 0.5
-    assert not server.generated.ahead(server.state, 1.9) and made(drawn) == 1
-    assert server.generated.ahead(server.state, 2.0) and made(drawn) == 2
+    generated = server.generated
+    generated.speed.rate = 0.5
+    assert not generated.ahead(server.state, 100.0), "nobody knows how long loading takes"
+    generated.loading.rate = 0.1  # both as recalled after a restart
+    assert generated.busy_seconds(server.state, np.inf) == pytest.approx(12)
+    assert not generated.ahead(server.state, 11.9) and made(drawn) == 0
+    assert generated.ahead(server.state, 12.1) and made(drawn) == 1
+    generated.speed.rate = 0.5  # and the generator is loaded
+    assert not generated.ahead(server.state, 1.9) and made(drawn) == 1
+    while generated.ahead(server.state, 2.1):
+        pass
+    assert made(drawn) == 3, "those of all later rounds"
 
 
 @pytest.mark.parametrize(("seconds", "batches"), [(0.0, [1, 2, 3, 4]), (1e9, [4, 4, 4, 4])])
@@ -69,22 +75,22 @@ def test_a_round_makes_ahead_what_fits_into_its_wait(drawn, monkeypatch, seconds
 
 
 def test_speeds_are_recalled():
-    pace, generation, rng = Pace(3), Speed(), np.random.default_rng(0)
+    pace, generation, rng = Pace(3), (Speed(), Speed()), np.random.default_rng(0)
     for _ in range(5):
         samples, ranks = rng.integers(10, 500, 8), np.arange(8) % 2  # rank 2 is never measured
         pace.measure(samples, (samples + 40) / np.array([100.0, 200])[ranks], ranks)
-    generation.measure(1, 4.0)
-    again, images = Pace(3), Speed()
+    generation[0].measure(1, 4.0)
+    again, images = Pace(3), (Speed(), Speed())
     again.recall(pace.memory(generation), images)
     assert [speed.rate for speed in again.speeds] == [speed.rate for speed in pace.speeds]
-    assert images.rate == 0.25 and again.overhead == pace.overhead > 0
+    assert [speed.rate for speed in images] == [0.25, None] and again.overhead == pace.overhead > 0
     assert (again.moments == pace.moments).all()
     fewer = Pace(2)
-    fewer.recall(pace.memory(generation), Speed())
+    fewer.recall(pace.memory(generation), images)
     assert fewer.rates() == pytest.approx(pace.rates()[:2].mean()) and fewer.overhead == pace.overhead
     unmeasured = Pace(3)
-    unmeasured.recall(Pace(2).memory(Speed()), images)
-    assert unmeasured.rates().tolist() == [1, 1, 1] and images.rate is None
+    unmeasured.recall(Pace(2).memory((Speed(), Speed())), images)
+    assert unmeasured.rates().tolist() == [1, 1, 1] and images[0].rate is None
 
 
 @pytest.mark.parametrize(("name", "array"), [
@@ -94,11 +100,11 @@ def test_speeds_are_recalled():
     ("moments", np.zeros((3, 2))),
     ("generation", np.float64(1))])
 def test_malformed_speeds_are_ignored(name, array):
-    measured, pace, generation = Pace(2), Pace(2), Speed()
+    measured, pace, generation = Pace(2), Pace(2), (Speed(), Speed())
     measured.measure(np.array([50, 50]), np.array([1.0, 0.5]), np.array([0, 1]))
-    memory = measured.memory(Speed()) | {name: array}
+    memory = measured.memory(generation) | {name: array}
     pace.recall({name: array for name, array in memory.items() if array is not None}, generation)
-    assert pace.rates().tolist() == [1, 1] and generation.rate is None
+    assert pace.rates().tolist() == [1, 1]
     assert not pace.overhead and not pace.moments.any()
 
 
@@ -108,7 +114,7 @@ def test_a_restart_is_scheduled_by_the_speeds_of_the_start_before(drawn, tmp_pat
     begin, seen = simulation.Server.begin, []
 
     def noted(self, round, plan, pace):
-        seen.append((round, pace.rates()[0], self.generated.speed.rate))
+        seen.append((round, pace.rates()[0], self.generated.speed.rate, self.generated.loading.rate))
         if round == stop:
             raise RuntimeError("interrupted")
         begin(self, round, plan, pace)
@@ -118,10 +124,10 @@ def test_a_restart_is_scheduled_by_the_speeds_of_the_start_before(drawn, tmp_pat
     stop = 2  # the checkpoint is of the round before
     assert main(drawn) == 1
     _, known, _ = seen
-    assert known[0] == 1 and known[1] != 1 and known[2] is not None
+    assert known[0] == 1 and known[1] != 1 and None not in known
     stop, (rounds, weights, state) = 1, checkpoint.load(file, print)
     without = {name: array for name, array in state.items() if not name.startswith("pace.")}
-    malformed, unmeasured = state | {"pace.rates": np.ones((1, 1))}, (1, 1.0, None)
+    malformed, unmeasured = state | {"pace.rates": np.ones((1, 1))}, (1, 1.0, None, None)
     for stored, expected in ((state, known), (without, unmeasured), (malformed, unmeasured), (state, known)):
         checkpoint.save(file, rounds, weights, stored)
         seen.clear()

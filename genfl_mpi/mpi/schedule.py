@@ -61,11 +61,11 @@ class Pace:
     def memory(self, generation):
         """Return the measured speeds for a checkpoint: float64 arrays by name, 0 for a rate never measured.
 
-        generation: the `Speed` of generation, in batches a second.
+        generation: the `Speed`s of rank 0's generation, a pair.
         """
         rates = [speed.rate or 0.0 for speed in self.speeds]
         return {"rates": np.array(rates), "overhead": np.array([self.overhead]), "moments": self.moments,
-                "generation": np.array([generation.rate or 0.0])}
+                "generation": np.array([speed.rate or 0.0 for speed in generation])}
 
     def recall(self, memory, generation):
         """Take back what `memory` returned; from another number of ranks, each rank gets the mean rate.
@@ -73,14 +73,14 @@ class Pace:
         Ignores a memory that is incomplete or malformed: nothing but the schedule depends on it.
         """
         ranks = np.size(memory.get("rates"))
-        shapes = {"rates": (ranks,), "overhead": (1,), "moments": (2, 3), "generation": (1,)}
+        shapes = {"rates": (ranks,), "overhead": (1,), "moments": (2, 3), "generation": (2,)}
         if not all(_is_measured(memory.get(name), shape) for name, shape in shapes.items()):
             return
         rates = memory["rates"]
         if ranks != len(self.speeds):
             known = rates[rates > 0]
             rates = np.full(len(self.speeds), known.mean() if len(known) else 0.0)
-        for speed, rate in zip([*self.speeds, generation], [*rates, *memory["generation"]]):
+        for speed, rate in zip([*self.speeds, *generation], [*rates, *memory["generation"]]):
             speed.rate = float(rate) or None
         self.overhead, self.moments = float(memory["overhead"][0]), memory["moments"]
 
