@@ -12,7 +12,7 @@ from genfl_mpi import streams
 from genfl_mpi.clients import load_and_divide
 from genfl_mpi.data import datasets, public
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint, pipeline
+from genfl_mpi.generation import checkpoint, pipeline, validation
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.mpi import collectives, devices, failing
@@ -137,4 +137,4 @@ def _record(out, config, what, start):
     """Write down what was made, how, and in what time."""
     record = {**what, "seconds": round(time.perf_counter() - start), "device": config.runtime.device, "threads": config.runtime.threads,
               "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}}
-    (out / checkpoint.RECORD).write_text(yaml.safe_dump(record, sort_keys=False))
+    (out / validation.RECORD).write_text(yaml.safe_dump(record, sort_keys=False))

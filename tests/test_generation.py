@@ -172,7 +172,7 @@ def test_a_pipeline_that_draws_from_no_text(tmp_path, sdxl):
     copy = shutil.copytree(sdxl, tmp_path / "copy")
     index = copy / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "AudioLDMPipeline"))
-    with pytest.raises(UserError, match="holds a AudioLDMPipeline, which is not among"):
+    with pytest.raises(UserError, match="holds a 'AudioLDMPipeline', which is not among"):
         Generator(settings(tmp_path, checkpoint=str(copy)), (1, 28, 28))
 
 

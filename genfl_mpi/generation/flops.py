@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from genfl_mpi.generation.checkpoint import locate, require_original
+from genfl_mpi.errors import UserError
+from genfl_mpi.generation.checkpoint import ORIGINAL_PARTS, locate, require_original
+from genfl_mpi.wording import first_line
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 # Stable Diffusion v1.5: what its configuration files say and is not diffusers' default.
@@ -43,8 +45,12 @@ def of_pipeline(folder, settings):
     """`Flops` of the pipeline in `folder`, in diffusers' format, with the steps, guidance and size of config.generation. Raises
     UserError."""
     require_original(folder, "pricing")
-    parts = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae", "text_encoder"))
-    return _count(*parts, settings)
+    try:
+        parts = [json.loads((folder / part / "config.json").read_text()) for part in ORIGINAL_PARTS]
+        return _count(*parts, settings)
+    except Exception as error:  # the libraries raise whatever a wrong value makes them meet
+        raise UserError(f"generation.checkpoint: {folder}: config.json of {', '.join(ORIGINAL_PARTS)} "
+                        f"do not describe a pipeline: {first_line(error)}") from error
 
 
 def of_stable_diffusion(settings):

@@ -1,46 +1,143 @@
 """From prompts to images with a text-to-image pipeline of diffusers."""
 
+import importlib
 import inspect
+import logging
+import re
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
 from genfl_mpi.errors import UserError
-from genfl_mpi.generation.checkpoint import ADAPTER, digest
+from genfl_mpi.generation.checkpoint import digest
+from genfl_mpi.generation.validation import ADAPTER, UNUSED, read_index
 from genfl_mpi.wording import first_line
+
+ADAPTED = ("unet", "transformer")  # the parts of a pipeline to which an adapter is applied
 
 
 def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
-    """The pipeline in `folder`, with the adapter in the folder `adapter`. Only safetensors are read, and no code. Raises UserError."""
+    """The pipeline in `folder`, with the adapter in the folder `adapter`.
+
+    Only safetensors and configuration files are read, and no code of the checkpoint's. Raises UserError.
+    """
     import diffusers  # here, because it takes seconds and only a rank that generates needs it
 
     silence()
-    try:
+    index = read_index(folder)
+    with _guarded(), _loading(f"generation.checkpoint: {folder}"):
+        parts = {part: origin and _read_part(folder / part, *origin, getattr(torch, dtype))
+                 for part, origin in index.parts.items()}
+        kind = getattr(diffusers, index.pipeline)
         # Neither a filter nor a watermark, which would depend on what else is installed.
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
-            safety_checker=None, requires_safety_checker=False, add_watermarker=False)
-        if adapter is not None:
-            pipeline.load_lora_weights(adapter, weight_name=ADAPTER)
-            pipeline.fuse_lora(components=[part for part in ("unet", "transformer") if part in pipeline.components])  # added to the weights once, it costs an image nothing
-            pipeline.unload_lora_weights()
+        given = {**dict.fromkeys(UNUSED), **index.options, **parts,
+                 "requires_safety_checker": False, "add_watermarker": False}
+        pipeline = kind(**{name: given[name] for name in inspect.signature(kind).parameters if name in given})
         if scheduler is not None:
             pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
-    except Exception as error:
-        what = f"generation.checkpoint: {folder}" + (f" with generation.adapter {adapter}" if adapter else "")
-        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    if "attention_slicing" in save_memory:
-        pipeline.enable_attention_slicing()
-    if "vae_slicing" in save_memory:
-        pipeline.vae.enable_slicing()
-    if "vae_tiling" in save_memory:
-        pipeline.vae.enable_tiling()
+        pipeline.set_progress_bar_config(disable=True)
+        if "attention_slicing" in save_memory:
+            pipeline.enable_attention_slicing()
+        if "vae_slicing" in save_memory:
+            pipeline.vae.enable_slicing()
+        if "vae_tiling" in save_memory:
+            pipeline.vae.enable_tiling()
+    if adapter is not None:
+        file = adapter / ADAPTER
+        with _guarded(), _loading(f"generation.adapter: {file} with generation.checkpoint {folder}"):
+            _fuse(pipeline, folder, file)
     if "model_cpu_offload" in save_memory:
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     return pipeline.to(device)
+
+
+def _read_part(folder, library, name, dtype):
+    """The part of a pipeline in `folder`, an object of the library's class `name`. Raises UserError."""
+    import diffusers
+    import transformers
+
+    kinds = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel,
+             transformers.PreTrainedTokenizerBase, transformers.ImageProcessingMixin,
+             transformers.FeatureExtractionMixin, transformers.ProcessorMixin)
+    with _loading(f"generation.checkpoint: {folder}"):
+        kind = getattr(importlib.import_module(library), name, None)
+        if not isinstance(kind, type) or not issubclass(kind, kinds):
+            raise UserError(f"generation.checkpoint: {folder}: a {name} is not a part of a pipeline")
+        if not issubclass(kind, torch.nn.Module):
+            _check_vocabulary(folder, getattr(kind, "vocab_files_names", {}))
+            return kind.from_pretrained(folder, local_files_only=True)
+        module, report = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
+    _check_weights(folder, module, report, library)
+    return module
+
+
+def _check_vocabulary(folder, files):
+    """Raise UserError if a tokenizer's vocabulary is missing, of which transformers does not even warn.
+
+    files: {key: file name} of the vocabulary, as transformers has them.
+    """
+    whole = files.get("tokenizer_file")
+    if whole is None or not (folder / whole).is_file():
+        for key, file in files.items():
+            if key != "tokenizer_file" and not (folder / file).is_file():
+                raise UserError(f"generation.checkpoint: {folder} is incomplete: {whole or file} is missing")
+
+
+def _check_weights(folder, module, report, library):
+    """Raise UserError if weights and config.json are of different models, of which the libraries only warn.
+
+    report: of how the library filled `module`.
+    """
+    def form(name):
+        return re.sub(r"\d+", "0", name)
+
+    # A model of transformers may be a part of the one that was saved, but with all of its own layers.
+    forms = {form(name) for name in module.state_dict()}
+    extra = [name for name in report["unexpected_keys"] if library == "diffusers" or form(name) in forms]
+    wrong = {"lack": report["missing_keys"], "have": extra, "have another size of": report["mismatched_keys"]}
+    for what, names in wrong.items():
+        if names:
+            raise UserError(f"generation.checkpoint: {folder}: the weights do not fit config.json: "
+                            f"they {what} {min(map(str, names))}")
+
+
+def _fuse(pipeline, folder, file):
+    """Add the adapter in `file` to the weights of `folder`'s pipeline, once, where it costs an image nothing."""
+    adapted = [part for part in ADAPTED if part in pipeline.components]
+    pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True, use_safetensors=True)
+    pipeline.fuse_lora(components=adapted)
+    pipeline.unload_lora_weights()
+
+
+@contextmanager
+def _loading(what):
+    """Turn whatever a library raises about files that are not as they should be into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from error
+
+
+@contextmanager
+def _guarded():
+    """Refuse to unpickle, on whichever way a library comes to it, and restore torch's default dtype, which
+    diffusers leaves changed when it cannot load a model."""
+    def refuse(file, *_, **__):
+        raise UserError(f"generation.checkpoint: {file} may hold code (a pickle); only safetensors are read")
+
+    load, torch.load = torch.load, refuse
+    dtype = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.load = load
+        torch.set_default_dtype(dtype)
 
 
 def silence():
@@ -49,7 +146,7 @@ def silence():
     import transformers
 
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)
         library.utils.logging.disable_progress_bar()
 
 
@@ -89,10 +186,17 @@ def draw(pipeline, prompts, seeds, settings, shape):
         del options["negative_prompt"]
     if unknown:
         raise UserError(f"generation.checkpoint: a {type(pipeline).__name__} takes no {unknown.pop()}")
+    adapter = f" with generation.adapter {settings.adapter}" if settings.adapter else ""
+    what = f"generation.checkpoint: {settings.checkpoint}{adapter}"
     try:
         images = pipeline(prompts, **options).images.float()
-    except (ValueError, IndexError) as error:  # a size that it cannot draw, say, or more steps than it has
-        raise UserError(f"generation: {type(pipeline).__name__}: {first_line(error)}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a size that it cannot draw, say, or parts that do not fit one another
+        raise UserError(f"{what} cannot draw: {first_line(error)}") from error
+    if not images.isfinite().all():
+        advice = "" if settings.dtype == "float32" else ", or generation.dtype=float32 is needed"
+        raise UserError(f"{what} draws pixels that are not finite: weights are damaged{advice}")
     channels, *size = shape
     if channels == 1:
         images = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
