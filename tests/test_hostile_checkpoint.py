@@ -1,6 +1,7 @@
 """Checkpoints and adapters that are damaged or hostile: refused in one line, and nothing in them is run."""
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -19,6 +20,7 @@ from genfl_mpi.generation.flops import of_pipeline
 DIGITS = checkpoint.SHIPPED / "digits"
 GENERATION = config.single({"method": "genfl"}).generation.model_copy(update={"steps": 1, "dtype": "float32"})
 DATA = config.single({"method": "genfl"}).data
+LAYER = "unet.down_blocks.0.resnets.0.conv1"  # of the shipped checkpoint; a convolution with 32 channels
 
 
 @pytest.fixture(autouse=True)
@@ -394,3 +396,83 @@ def test_any_damage_to_a_configuration_file_is_refused_or_harmless(folder, cases
         refused(of_pipeline, folder, GENERATION)
         (folder / name).write_text(original)
     assert found > cases / 4
+
+
+@pytest.fixture(scope="module")
+def lora():
+    """The tensors of a small adapter for the shipped checkpoint."""
+    generator = torch.Generator().manual_seed(1)
+    return {f"{LAYER}.lora_A.weight": torch.randn(2, 32, 3, 3, generator=generator),
+            f"{LAYER}.lora_B.weight": torch.randn(32, 2, 1, 1, generator=generator)}
+
+
+def write(tmp_path, tensors, **metadata):
+    folder = tmp_path / "adapter"
+    folder.mkdir(exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / checkpoint.ADAPTER, {"format": "pt", **metadata})
+    return folder
+
+
+def test_an_adapter_in_each_format_is_applied(lora, tmp_path):
+    """peft's names of the tensors, diffusers' former ones, and those of most trainers, with a scale."""
+    layer = LAYER.removeprefix("unet.")
+    down, up = lora.values()
+    older = {f"{LAYER}.lora.down.weight": down, f"{LAYER}.lora.up.weight": up}
+    flat = f"lora_unet_{layer.replace('.', '_')}"
+    kohya = {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}
+    kohya[f"{flat}.alpha"] = torch.tensor(2.0)
+    settings = {"r": 2, "lora_alpha": 2, "target_modules": [layer], "init_lora_weights": "gaussian"}
+    described = json.dumps({f"unet.{name}": value for name, value in settings.items()})
+    images = [drawn(DIGITS, write(tmp_path, tensors)) for tensors in (lora, older, kohya)]
+    images.append(drawn(DIGITS, write(tmp_path, lora, lora_adapter_metadata=described)))
+    assert (images[0] != drawn(DIGITS)).any() and all((image == images[0]).all() for image in images)
+
+
+STRAY = {"unet.x.lora_A.weight": torch.ones(2, 4), "unet.x.lora_B.weight": torch.ones(4, 2)}
+SPOILED = {
+    "no tensor": (lambda a, b: {}, "has no LoRA tensor: it would change nothing"),
+    "no LoRA tensor": (lambda a, b: {"x": a}, "has no LoRA tensor: it would change nothing"),
+    "another tensor": (lambda a, b: {**pair(a, b), "x": a + 1}, "x, no LoRA tensor, would not be applied"),
+    "infinite": (lambda a, b: pair(a / 0, b), "lora_A.weight is not of finite"),
+    "integers": (lambda a, b: pair(a.int(), b.int()), "lora_A.weight is not of finite"),
+    "of no layer": (lambda a, b: pair(a, b, "unet.x"), "would not be applied: it belongs to"),
+    "of another part": (lambda a, b: pair(a, b, "text_encoder.x"), "would not be applied: it belongs to"),
+    "one of no layer": (lambda a, b: {**pair(a, b), **STRAY}, "unet.x.lora_A.weight would not be applied"),
+    "no B": (lambda a, b: {f"{LAYER}.lora_A.weight": a}, "lora_B.weight is missing|cannot be loaded"),
+    "no A": (lambda a, b: {f"{LAYER}.lora_B.weight": b}, "lora_A.weight is missing"),
+    "of another size": (lambda a, b: pair(torch.ones(2, 5), b), "safetensors .*cannot be loaded"),
+    "too large": (lambda a, b: pair(a * 1e35, b * 1e35), "draws pixels that are not finite"),
+}
+
+
+def pair(a, b, layer=LAYER):
+    return {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_an_adapter_that_cannot_be_applied_wholly_is_refused(lora, tmp_path, case):
+    make, message = SPOILED[case]
+    folder = write(tmp_path, make(*lora.values()))
+    with pytest.raises(UserError, match=f"adapter.*{message}"):
+        drawn(DIGITS, folder)
+
+
+def test_no_code_of_an_adapter_is_run(lora, tmp_path, marker):
+    """Settings in its file may name a module to import; a pickle beside it may be taken for it."""
+    plain = {"unet.r": 2, "unet.target_modules": [LAYER.removeprefix("unet.")], "unet.megatron_core": "trap"}
+    hostile = {"megatron_config": {"x": 1}, "init_lora_weights": "pissa", "corda_config": {"x": 1}}
+    for name, value in hostile.items():
+        described = json.dumps({f"unet.{name}": value, **plain})
+        folder = write(tmp_path, lora, lora_adapter_metadata=described)
+        with pytest.raises(UserError, match=f"safetensors sets {name}, which is not supported"):
+            drawn(DIGITS, folder)
+    for text in ("[]", "{", "5"):
+        with pytest.raises(UserError, match="safetensors .*cannot be loaded"):
+            drawn(DIGITS, write(tmp_path, lora, lora_adapter_metadata=text))
+    torch.save(Bomb(marker), folder / "pytorch_lora_weights.bin")
+    os.truncate(folder / checkpoint.ADAPTER, 100)
+    for function in (prepared, pipeline.read):
+        with pytest.raises(UserError, match="lora_weights.safetensors .*(is damaged|cannot be loaded)"):
+            function(DIGITS, folder)
+    assert not marker.exists()

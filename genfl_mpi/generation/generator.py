@@ -31,7 +31,8 @@ class Generator:
             self.identity = hashlib.sha256(path.read_bytes()).hexdigest(), None
         else:
             self.folder = checkpoint.locate(settings.checkpoint)
-            self.adapter = settings.adapter and checkpoint.locate_adapter(settings.adapter, self.folder)
+            if settings.adapter is not None:
+                self.adapter = checkpoint.locate_adapter(settings.adapter, self.folder)
             for folder in filter(None, (self.folder, self.adapter)):
                 checkpoint.check_public(folder, config.data)
             self.identity = checkpoint.digest(self.folder), self.adapter and checkpoint.digest(self.adapter)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import logging
 import re
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.checkpoint import digest
@@ -16,6 +18,13 @@ from genfl_mpi.generation.validation import ADAPTER, UNUSED, read_index
 from genfl_mpi.wording import first_line
 
 ADAPTED = ("unet", "transformer")  # the parts of a pipeline to which an adapter is applied
+# What an adapter's file may set besides its tensors. All other settings must be peft's defaults: with some,
+# peft imports a module that the file names, or changes the checkpoint's own weights.
+LORA_SETTINGS = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_dora", "use_rslora",
+    "lora_bias", "bias", "lora_dropout", "peft_type", "task_type", "peft_version", "base_model_name_or_path",
+    "revision", "inference_mode",
+}
 
 
 def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
@@ -106,11 +115,44 @@ def _check_weights(folder, module, report, library):
 
 
 def _fuse(pipeline, folder, file):
-    """Add the adapter in `file` to the weights of `folder`'s pipeline, once, where it costs an image nothing."""
-    adapted = [part for part in ADAPTED if part in pipeline.components]
-    pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True, use_safetensors=True)
+    """Add the adapter in `file` to the weights of `folder`'s pipeline, once, where it costs an image nothing.
+
+    Raises UserError if it cannot be applied, every tensor of it.
+    """
+    import peft
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    name, adapted = "adapter", [part for part in ADAPTED if part in pipeline.components]
+    if not adapted or not hasattr(pipeline, "load_lora_weights"):
+        raise UserError(f"generation.adapter: a {type(pipeline).__name__} takes no LoRA adapter")
+    _check_settings(file, peft.LoraConfig().to_dict())
+    options = {"weight_name": file.name, "local_files_only": True, "use_safetensors": True}
+    unet = getattr(pipeline, "unet", pipeline)  # with its configuration some formats are understood
+    found = pipeline.lora_state_dict(file.parent, unet_config=unet.config, **options)
+    wanted = convert_unet_state_dict_to_peft(found[0] if isinstance(found, tuple) else found)
+    layers = {f"{part}.{layer}" for part in adapted for layer, _ in pipeline.components[part].named_modules()}
+    if stray := [tensor for tensor in wanted if tensor.partition(".lora_")[0] not in layers]:
+        raise UserError(f"generation.adapter: {file}: {min(stray)} would not be applied: it belongs to no layer "
+                        f"of {folder}'s {' and '.join(adapted)}")
+    pipeline.load_lora_weights(file.parent, adapter_name=name, **options)
+    applied = {f"{part}.{tensor}" for part in adapted if hasattr(pipeline.components[part], "peft_config")
+               for tensor in peft.get_peft_model_state_dict(pipeline.components[part], adapter_name=name)}
+    if unlike := wanted.keys() ^ applied:
+        state = "missing" if min(unlike) in applied else "not applied"
+        raise UserError(f"generation.adapter: {file}: {min(unlike)} is {state}")
     pipeline.fuse_lora(components=adapted)
     pipeline.unload_lora_weights()
+
+
+def _check_settings(file, default):
+    """Raise UserError if an adapter's file sets more than LORA_SETTINGS. default: peft's settings."""
+    with safe_open(file, "pt") as tensors:
+        text = (tensors.metadata() or {}).get("lora_adapter_metadata", "{}")
+    for key, value in json.loads(text).items():
+        setting = key.rpartition(".")[2]
+        harmless = setting in LORA_SETTINGS or (setting, value) == ("init_lora_weights", "gaussian")
+        if not harmless and value not in (None, default.get(setting)):
+            raise UserError(f"generation.adapter: {file} sets {setting}, which is not supported")
 
 
 @contextmanager

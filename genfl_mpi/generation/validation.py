@@ -97,8 +97,26 @@ def check_checkpoint(folder):
 
 
 def check_adapter(folder):
-    """Raise UserError if the LoRA adapter in `folder` is damaged."""
+    """Raise UserError if the LoRA adapter in `folder` is damaged, or would change nothing."""
     _check_files(folder)
+    file = folder / ADAPTER
+    with safe_open(file, "pt") as tensors:
+        names = sorted(tensors.keys())
+        if not any("lora" in name for name in names):
+            raise UserError(f"generation.adapter: {file} has no LoRA tensor: it would change nothing")
+        for name in names:
+            if "lora" not in name or "dora_scale" in name:
+                raise UserError(f"generation.adapter: {file}: {name}, no LoRA tensor, would not be applied")
+            if not _is_finite(tensors, name):
+                raise UserError(f"generation.adapter: {file}: {name} is not of finite floating-point numbers")
+
+
+def _is_finite(tensors, name):
+    try:
+        tensor = tensors.get_tensor(name)
+        return tensor.dtype.is_floating_point and bool(tensor.float().isfinite().all())
+    except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, KeyError):
+        return False  # not a type of torch's
 
 
 def read_record(folder):
