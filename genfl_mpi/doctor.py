@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import torch
 
+from genfl_mpi.clients import check_memory
 from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.generation.generator import Generator
@@ -185,6 +186,7 @@ def _file_system(path):
 def _data(comm, configs):
     def missing(config):
         datasets.check(config.data, 0)
+        check_memory(config)
 
     return _on_each_node(comm, {config.data.name: config for config in configs}, missing, "there")
 
@@ -224,7 +226,11 @@ def _messages(comm, configs):
                 problems.append(f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed the fast "
                                 "network; take the site's own MPI library, or ask for the variables that it wants")
     model, about = configs[0].model, datasets.describe(configs[0].data)
-    weights = sum(value.numel() for value in models.build(model, len(about.classes), about.shape, 0).state_dict().values())
+    try:
+        module = collectives.together(comm, lambda: models.build(model, len(about.classes), about.shape, 0))
+    except UserError as error:
+        return lines or ["of a round's weights: there is no model"], [*problems, str(error)]
+    weights = sum(value.numel() for value in module.state_dict().values())
     seconds = measure.reduction(comm, weights)
     if comm.size > 1:
         lines.append(f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: {1e3 * seconds:.1f} ms, "

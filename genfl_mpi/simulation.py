@@ -65,7 +65,8 @@ class Simulation:
         self._windows.append(window)
         self.data = {**dataset, **divided}
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
-        module = models.build(config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init"))
+        module = collectives.together(self.comm, lambda: models.build(
+            config.model, len(self.about.classes), self.about.shape, streams.integer(config.seed, "init")))
         self.model = FlatModel(module, self.device)
         self.outputs = self.model.outputs(len(self.about.classes))
         collectives.together(self.comm, self._check)

@@ -92,3 +92,11 @@ sys.exit(main(sys.argv[1:]))
     assert "torch is " in said and "(rank 1) has 0.4.1: start all ranks from one environment" in said
     assert f"output: {tmp_path}/results is not the same folder on " in said and "a file system that all nodes see" in said
     assert "rank 0 to rank 1 on " in said and "a round's reduction of " in said
+
+
+def test_a_model_and_data_that_cannot_be_are_to_be_mended(fast, capsys):
+    assert main(["doctor", *fast, "data.samples=2147483647"]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory" in said
+    assert main(["doctor", *fast, "data.size=2"]) == 2
+    assert "to mend: - model.name: cnn cannot be trained on images of 3 x 2 x 2 " in " ".join(capsys.readouterr().out.split())

@@ -197,6 +197,41 @@ def test_extreme_numbers_end_well_or_in_one_line(settings, fast, capsys):
     assert said.count("\n") == (status != 0) and (status != 1 or "FloatingPointError" in said) and "Warning" not in said
 
 
+# Settings with which those of a section, or a single one, matter.
+MATTERS = {
+    "algorithm.mu": [["algorithm.name=fedprox"]], "algorithm": [["algorithm.name=fedavgm"], ["algorithm.name=fedadam"], ["algorithm.name=fedyogi"]],
+    "training": [["algorithm.name=fednova"], ["algorithm.name=scaffold"], ["training.schedule=exponential"], ["training.schedule=step"]],
+    "augmented": [POOL, [*POOL, "augmented.schedule=cosine"]],
+    "bad_clients": [["bad_clients.kind=disguised", "bad_clients.share=0.5"]], "label_sharing": [[], ["label_sharing.payload=presence"]],
+    "kappa": [[*POOL, f"kappa.policy={policy}"] for policy in
+              ("linear", "cosine", "exponential", "step", "amount", "bias_optimal", "softmax_loss", "line_search", "bandit")],
+    "weighting": [["rho=loss"], ["rho=quality"], ["rho=similarity"]], "selecting": [["selection=oort", "world={deadline_s: 1.0e-3}"]],
+    "validation": [[*POOL, "kappa.policy=softmax_loss"]], "laboratory": [[*POOL, "laboratory.every=1"]], "probes": [["probes.every=1"]],
+    "partition": [["partition.scheme=classes"], ["partition.scheme=shards"], ["partition.replacement=true", "partition.scheme=dirichlet_client"]],
+    "data": [[], POOL], "incentive": [["world={}"]],
+    "world": [["world={acts: true, deadline_s: 1.0e+6, channel: {waterfall: 0.5}}", "selection=oort"],
+              ["world={acts: true, channel: {allocation: weighted, speed_mps: 1}}", "incentive.base=1", "selection=battery"],
+              ["world={deadline_s: 100, channel: {allocation: least_energy}}", "selection=energy"]],
+}
+LONG = {"rounds", "weighting.permutations", "training.epochs", "augmented.epochs", "probes.epochs", "laboratory.points", "runtime.threads"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [key for key in leaves if key not in LONG])
+def test_every_extreme_number_runs_or_is_refused(key, fast, capsys):
+    """Two rounds with each, under settings with which it matters."""
+    matters = next((MATTERS[name] for name in (key, key.partition(".")[0]) if name in MATTERS), [[]])
+    for value in [*EXTREMES, *([end, end] for end in EXTREMES)]:
+        text = f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+        for settings in matters:
+            try:
+                config.single(None, [*fast, *settings, text])
+            except UserError:
+                break
+            capsys.readouterr()
+            test_extreme_numbers_end_well_or_in_one_line(["--fresh", *settings, text], fast, capsys)
+
+
 def test_an_alias_is_a_copy():
     one = next(iter(config.load({"method": "genfl", **config.parse("training: &t {lr: 0.1}\naugmented: *t", "file")}, ["training.lr=0.5"]).values()))
     assert (one.training.lr, one.augmented.lr) == (0.5, 0.1)
