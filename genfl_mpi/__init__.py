@@ -1,6 +1,6 @@
 """genfl_mpi: simulate generative federated learning over MPI."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 __all__ = ["Simulation", "UserError", "read_results"]
 
 

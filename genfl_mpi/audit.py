@@ -92,7 +92,7 @@ def read(path):
     with reader.open_results(path) as file, reader.damage(path):
         config = validate(reader.config_of(file), str(path))
         observed, clients = (reader.columns_of(file, table) for table in ("audit", "clients"))
-        shared = file["partition/shared_labels"][:].astype(np.float64)
+        shared = reader.array_of(file, "partition/shared_labels").astype(np.float64)
     if not len(observed["round"]):
         raise UserError(f"{path}: nobody looked at the clients' models; make the run with audit=true, and a method with clients")
     if config.label_sharing.epsilon is not None:

@@ -54,7 +54,7 @@ def runs(path, round, overrides):
     """The runs, by name, that differ from the one in the results file `path` by `overrides`, "key=value", from `round` on; by
     default in a folder of their own beside it. Raises UserError."""
     with reader.open_results(path) as file, reader.damage(path):
-        stored, rows = reader.config_of(file), len(file["rounds/round"])
+        stored, rows = reader.config_of(file), reader.rounds_of(file)
     if not 1 <= round <= rows:
         raise UserError(f"--at {round}: {path} has rounds 1 to {rows}")
     before = flatten(stored)

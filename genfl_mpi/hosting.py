@@ -15,23 +15,26 @@ from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.mpi.messages import NOBODY
+from genfl_mpi.results import sealed
 from genfl_mpi.results.variates import Variates
 
 
 class Host:
     """simulation: the `Simulation`, of which it uses what stays the same; folder: where SCAFFOLD's clients keep their control
-    variates. Collective; raises UserError on every rank if the configured groups cannot be trained together.
+    variates; run: the id of the run that these are of, None for a new one. Collective; raises UserError on
+    every rank if the configured groups cannot be trained together.
 
     variates, variate_sum: with SCAFFOLD, the `Variates` in the folder and the `ExactSum` of their changes; else None.
     """
 
-    def __init__(self, simulation, folder):
+    def __init__(self, simulation, folder, run):
         self.simulation, self.config, self.comm = simulation, simulation.config, simulation.comm
         self.model, self.down, self.up, self.there = simulation.model, simulation.down, simulation.up, simulation.there
         self.mu = self.config.algorithm.mu if self.config.algorithm.name == "fedprox" else 0.0
         self.variates = self.variate_sum = self.twin = None
         if self.config.algorithm.name == "scaffold":
-            self.variates = Variates(Path(folder), self.model.parameters)
+            run = run or collectives.from_rank0(self.comm, sealed.new_run)
+            self.variates = Variates(Path(folder), self.model.parameters, run)
             self.variate_sum = ExactSum(self.up.variate_units)
         if self.config.trains_clients and self.config.training.together > 1:
             self.twin = collectives.together(

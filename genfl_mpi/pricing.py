@@ -237,10 +237,11 @@ def read(path, as_if=()):
 
 def _read(path, as_if):
     """The configuration in a results file, nested dicts, and the `Run` as if it had had other settings."""
-    with reader.open_results(path) as file:
+    with reader.open_results(path) as file, reader.damage(path):
         config = _as_if(path, values := reader.config_of(file), as_if)
         trace, members = traces.of_file(file, config)
-        status, accuracy = reader.columns_of(file, "clients", ["status"])["status"], file["rounds/accuracy"][:]
+        status = reader.columns_of(file, "clients", ["status"])["status"]
+        accuracy = reader.columns_of(file, "rounds", ["accuracy"])["accuracy"]
         return values, Run(Path(path).stem, METHODS[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
                    [np.where(status[rows] == NOT_FINITE, AGGREGATED, status[rows]) for rows in members])
 

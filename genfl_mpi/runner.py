@@ -19,17 +19,23 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
-from genfl_mpi.results import checkpoint, environment, lock, progress, reader, space, status
+from genfl_mpi.results import checkpoint, environment, lock, progress, reader, sealed, space, status
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.settings import is_free
 from genfl_mpi.simulation import Simulation, resolve
+from genfl_mpi.wording import counted
 
 
 @dataclass
 class Earlier:
-    """What an earlier start of the run left, or the run that it is a fork of: rounds to keep, the weights after them, what the
-    server remembered, the rows of the results, and of which file and round it is a fork; source: that file, as long as the fork
-    has none of its own; inputs: the digests of what it was made with."""
+    """What an earlier start of the run left, or the run that it is a fork of: how many rounds to continue
+    after, the weights after them, what the server remembered, the rows of the results, and of which file and
+    round it is a fork; source, source_run: that file and the id of its run, as long as the fork has no file
+    of its own; inputs: the digests of what it was made with; run: the id of the run, a new one if
+    this is its first start.
+
+    tables has all finished rounds: those after `rounds` have no weights any more, are computed again and
+    compared."""
 
     finished: bool = False
     rounds: int = 0
@@ -38,7 +44,13 @@ class Earlier:
     tables: dict = field(default_factory=dict)
     origin: str = ""
     source: Path | None = None
+    source_run: str = ""
     inputs: dict = field(default_factory=dict)
+    run: str = field(default_factory=sealed.new_run)
+
+    @property
+    def stored(self):
+        return len(self.tables["rounds"]["round"]) if self.tables else 0
 
 
 def prepare(comm, path, config, fresh=False, fork=None):
@@ -89,14 +101,14 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=
     """
     say = view.say
     earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say, held))
-    rounds, finished = comm.bcast(earlier and (earlier.rounds, earlier.finished))
+    rounds, finished, name = comm.bcast(earlier and (earlier.rounds, earlier.finished, earlier.run))
     if finished and rounds == config.rounds:
         say(f"{path.stem}: finished before")
         return 0
     note = note or progress.Progress(path, comm.rank, comm.size)
     signals.doing = note.doing
     try:
-        result = _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset)
+        result = _compute(comm, path, config, given, view, signals, note, earlier, rounds, name, dataset)
     except BaseException as error:
         note.failed(error)
         raise
@@ -108,13 +120,18 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=
     return result
 
 
-def _compute(comm, path, config, given, view, signals, note, earlier, rounds, dataset):
+def _compute(comm, path, config, given, view, signals, note, earlier, rounds, name, dataset):
     say, folder = view.say, path.with_suffix(".variates")
-    simulation = Simulation(config, comm=comm, folder=folder, dataset=dataset, note=note, leaving=signals.asked)
+    simulation = Simulation(
+        config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.asked)
     digests = collectives.together(comm, lambda: comm.rank == 0 and _inputs(path, simulation, earlier))
+    if earlier and earlier.stored:
+        say(f"{path.stem}: {_continues(earlier)}")
     if rounds:
-        say(f"{path.stem}: continues after round {rounds}")
-        simulation.restore(rounds, *((earlier.weights, earlier.state, earlier.tables) if earlier else (None, None, None)))
+        before = (None, None, None)
+        if earlier:
+            before = earlier.weights, earlier.state, reader.until(earlier.tables, rounds)
+        simulation.restore(rounds, *before)
     hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
     if comm.rank == 0 and config.generates and (others := simulation.server.generated.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
@@ -133,17 +150,18 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, da
     for record in simulation:
         if comm.rank == 0:
             note("results")
-            writer.append(record)
+            is_new = writer.append(record)
             note.lock.check()  # before a checkpoint, which may be in another start's way
             if _is_due(config.checkpoint, record.round, time.monotonic() - when):
-                _save(path, simulation, writer, note)
+                _save(path, name, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
-            view.add(record)
-            note.finished(known.done[-1])
+            if is_new:
+                view.add(record)
+                note.finished(known.done[-1])
     done = simulation.round == config.rounds
     if comm.rank == 0:
         if saved < simulation.round and (simulation.left or remembering(config)):
-            _save(path, simulation, writer, note)
+            _save(path, name, simulation, writer, note)
         if done:
             note("finish")
             writer.finish(simulation.down.weights)
@@ -162,14 +180,28 @@ def _is_due(settings, round, seconds):
     return by_rounds or (settings.every_seconds and seconds >= settings.every_seconds)
 
 
-def _save(path, simulation, writer, note):
-    """A checkpoint of the last finished round. The results file comes first: it must not have fewer rounds than that."""
+def _continues(earlier):
+    """From where a run continues, and what it computes again, as text."""
+    found, first, last = f"continues after round {earlier.rounds}", earlier.rounds + 1, earlier.stored
+    if first > last:
+        return found
+    which = f"round {last}, which is" if first == last else f"rounds {first} to {last}, which are"
+    found = found if earlier.rounds else "has no checkpoint yet"
+    return f"{found}; computes again, and compares, {which} stored already"
+
+
+def _save(path, run, simulation, writer, note):
+    """Write a checkpoint of the last finished round. What it refers to is brought to the disk first: the
+    results file, which must not have fewer rounds, and the clients' state files."""
     note("checkpoint")
     writer.flush()
+    variates = simulation.host.variates
+    if variates is not None:
+        variates.flush()
     keep = simulation.config.checkpoint.keep
-    checkpoint.save(path, simulation.round, simulation.down.weights, simulation.memory(), keep)
-    if simulation.host.variates is not None:
-        simulation.host.variates.prune(checkpoint.trained(path))
+    checkpoint.save(path, run, simulation.round, simulation.down.weights, simulation.memory(), keep)
+    if variates is not None:
+        variates.prune(checkpoint.trained(path))
 
 
 def _with_first_runtime(path, config):
@@ -213,8 +245,9 @@ def _earlier(path, config, fork, say):
         return from_file(*fork, config, say) if fork else Earlier()
     with reader.open_results(path) as file, reader.damage(path):
         earlier = _kept_rounds(path, file, config, fork, say)
-        goes_on = earlier.rounds and not (earlier.finished and earlier.rounds == config.rounds)
-        return replace(earlier, tables=reader.tables_until(file, earlier.rounds)) if goes_on else earlier
+        rows = reader.rounds_of(file)
+        goes_on = rows and not (earlier.finished and earlier.rounds == config.rounds)
+        return replace(earlier, tables=reader.tables_until(file, rows)) if goes_on else earlier
 
 
 def _kept_rounds(path, file, config, fork, say):
@@ -224,7 +257,7 @@ def _kept_rounds(path, file, config, fork, say):
     differing = [key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)]
     told = set(varied(both)) if differing else set()  # without what follows from the others
     differences = [f"{key} was {stored.get(key)} and is {wanted.get(key)}" for key in ([key for key in differing if key in told] or differing)]
-    rows, finished = len(file["rounds/round"]), reader.is_finished(file)
+    rows, finished, run = reader.rounds_of(file), reader.is_finished(file), reader.run_of(file)
     if differences and not rows:
         return Earlier()
     if differences:
@@ -236,17 +269,19 @@ def _kept_rounds(path, file, config, fork, say):
     origin = file["config"].attrs.get("origin", "")
     if fork and origin != origin_of(*fork):
         raise UserError(f"{path} is there already, and no fork of {origin_of(*fork)}; set another `output`")
-    rounds, weights, state = checkpoint.load(path, say)
+    rounds, weights, state = checkpoint.load(path, run, say)
     if finished and rounds != rows:
-        rounds, weights, state = rows, file["weights"][:], {}
+        rounds, weights, state = rows, reader.array_of(file, "weights"), {}
         if rows < config.rounds and (who := remembering(config)):
             raise UserError(f"{path}: what {who} remembers is missing, which was in {checkpoint.path_for(path).name}: "
                             "the run cannot be continued; set another `output`, or start over with --fresh")
     if rounds > rows:
-        raise UserError(f"{checkpoint.path_for(path)} is of another run than {path.name}: it has more rounds; move it away")
-    if rounds > config.rounds:
-        raise UserError(f"{path} already holds {rounds} rounds and rounds={config.rounds}; set another `output`")
-    return Earlier(finished, rounds, weights, state, origin=origin, inputs=before)
+        raise UserError(f"{checkpoint.path_for(path)}: a checkpoint of round {rounds}, but {path.name} has "
+                        f"{counted(rows, 'round')}, as if it were an older copy; move the checkpoint away")
+    if rows > config.rounds:
+        raise UserError(f"{path} already holds {rows} rounds and rounds={config.rounds}; "
+                        "set another `output`")
+    return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run)
 
 
 def from_file(path, round, config, say):
@@ -255,16 +290,17 @@ def from_file(path, round, config, say):
     Raises UserError if there is no checkpoint of it.
     """
     with reader.open_results(path) as file, reader.damage(path):
-        found, weights, state = checkpoint.load(path, say, at=round)
+        run = reader.run_of(file)
+        found, weights, state = checkpoint.load(path, run, say, at=round)
         remembers = remembering(validate(reader.config_of(file), str(path)))
-        if not found and not remembers and reader.is_finished(file) and round == len(file["rounds/round"]):
-            weights = file["weights"][:]
+        if not found and not remembers and reader.is_finished(file) and round == reader.rounds_of(file):
+            weights = reader.array_of(file, "weights")
         elif not found:
             there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
             raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); "
                             "a run with checkpoint.keep=1 keeps all")
         return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path,
-                       inputs.stored(file, config))
+                       run, inputs.stored(file, config))
 
 
 def origin_of(path, round):
@@ -277,7 +313,7 @@ def _inputs(path, simulation, earlier):
     Raises UserError if the rounds to keep were computed from something else.
     """
     digests = inputs.digests(simulation.config, simulation.data)
-    if earlier.rounds:
+    if earlier.stored:
         inputs.check(earlier.source or path, simulation.config, earlier.inputs, digests)
     return digests
 
@@ -287,17 +323,20 @@ def _open(path, simulation, given, hosts, cores, earlier, digests):
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
     names = yaml.safe_dump(list(simulation.about.classes))
-    texts = {"given": given, "resolved": to_yaml(config), "class_names": names, "origin": earlier.origin,
-             "inputs": yaml.safe_dump(digests)}
+    texts = {"run": earlier.run, "given": given, "resolved": to_yaml(config), "class_names": names,
+             "origin": earlier.origin, "inputs": yaml.safe_dump(digests)}
     about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, cores, config.runtime.threads,
                                  config.runtime.device)
     partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
-    if earlier.source and simulation.host.variates is not None:
-        simulation.host.variates.take(earlier.source.with_suffix(".variates"), earlier.state["trained"])
     # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
-    if earlier.rounds:
-        checkpoint.save(path, earlier.rounds, earlier.weights, earlier.state, config.checkpoint.keep)
-    else:
+    if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
+    if earlier.source and simulation.host.variates is not None:
+        states = earlier.source.with_suffix(".variates")
+        simulation.host.variates.take(states, earlier.source_run, earlier.state["trained"])
+        simulation.host.variates.flush()
+    if earlier.rounds:
+        keep = config.checkpoint.keep
+        checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)
     return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)

@@ -37,16 +37,16 @@ class Simulation:
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
     command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep what they remember, if the
-    algorithm wants that, by default `variates` in config.output. dataset: the arrays of `load_once_a_node`, where several
-    simulations share them. note: a function that is told (phase, client, round) of what
-    this rank begins. leaving: a function that returns an exit status when the ranks were asked to leave, and else 0: the
-    iteration then ends early, and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or
-    plan, that take the place of the configured ones.
-    Raises UserError on every rank if the configuration cannot be run.
+    algorithm wants that, by default `variates` in config.output. run: the id of the run, which those files
+    carry, by default a new one. dataset: the arrays of `load_once_a_node`, where several simulations share
+    them. note: a function that is told (phase, client, round) of what this rank begins. leaving: a function
+    that returns an exit status when the ranks were asked to leave, and else 0: the iteration then ends early,
+    and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or plan, that
+    take the place of the configured ones. Raises UserError on every rank if the configuration cannot be run.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, dataset=None, note=lambda *_, **__: None, leaving=lambda: 0,
-                 **policies):
+    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, run=None, dataset=None,
+                 note=lambda *_, **__: None, leaving=lambda: 0, **policies):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
             raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
                             "the configuration's `selection` is given as select")
@@ -79,7 +79,7 @@ class Simulation:
         self.weights = torch.from_numpy(self.down.weights)  # omega^t
         self.weights.copy_(self.model.weights)
         self.there = Resident(self.comm, self.device, self.weights, self.up, self.sum, self.data["train_images"])
-        self.host = Host(self, folder or Path(config.output) / "variates")
+        self.host = Host(self, folder or Path(config.output) / "variates", run)
         self.round = 0
         self.pace = Pace(self.comm.size)
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))

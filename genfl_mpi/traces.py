@@ -46,11 +46,12 @@ def of_file(file, config):
         **of_model(config, datasets.describe(config.data)), **of_generator(config), cohorts=of_round["client"],
         samples=of_round["samples"], epochs=of_round["epochs"], made=of_round["images"] if config.fills else None,
         new_images=np.array([(made_in == round).sum() for round in rounds["round"]]), pool=rounds["images_used"],
-        missing=(held(file, config) == 0).mean(1), value=value_of_labels(file["partition/shared_labels"][:]),
+        missing=(held(file, config) == 0).mean(1),
+        value=value_of_labels(reader.array_of(file, "partition/shared_labels")),
     ), members
 
 
 def held(file, config):
     """Real samples of each label that every client of an open results file has, with the shared ones: int (clients, classes)."""
-    histograms = file["partition/label_histograms"][:]
+    histograms = reader.array_of(file, "partition/label_histograms")
     return histograms + public.counts(config.data.shared, histograms.shape[1])

@@ -256,10 +256,14 @@ def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
     assert main([*run, "rounds=3"]) == 0
     folder = tmp_path / "results/genfl_seed1.variates"
     there = sorted(file.name for file in folder.iterdir())
-    assert there == [f"{client}_{round}.npy" for client in range(6) for round in (2, 3)], "what the last two checkpoints need stays"
-    (folder / "3_3.npy").write_bytes(b"no array")
+    needed = [f"{client}_{round}.safetensors" for client in range(6) for round in (2, 3)]
+    assert there == needed, "what the last two checkpoints need stays"
+    (folder / "3_3.safetensors").write_bytes(b"no array")
     assert main([*run, "rounds=4"]) == 2
-    assert "3_3.npy: the control variate of client 3 is missing or damaged" in capsys.readouterr().err
+    assert "3_3.safetensors: the control variate of client 3 is damaged" in capsys.readouterr().err
+    (folder / "3_3.safetensors").unlink()
+    assert main([*run, "rounds=4"]) == 2
+    assert "3_3.safetensors: the control variate of client 3 is missing" in capsys.readouterr().err
     assert main([*run, "training.momentum=0.5"]) == 2
     assert "scaffold needs training.momentum=0" in capsys.readouterr().err
 

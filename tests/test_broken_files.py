@@ -95,21 +95,22 @@ def images(state):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("where", ["writer.Writer._append", "checkpoint.save", "progress.Progress.__call__"])
+@pytest.mark.parametrize("where", [
+    "writer.Writer._append", "checkpoint.save", "progress.Progress.__call__", "variates.Variates.write"])
 def test_a_quota(where, ranks, tmp_path):
     """A limit on the size of files, from the fourth round on: in the middle of what a library writes, on a disk that has room."""
     script = tmp_path / "limited.py"
     script.write_text(f"""
 import resource, signal, sys
 from genfl_mpi.cli import main
-from genfl_mpi.results import checkpoint, progress, writer
+from genfl_mpi.results import checkpoint, progress, variates, writer
 owner, _, name = "{where}".rpartition(".")
 owner, calls = eval(owner), []
 write = getattr(owner, name)
 def limited(*arguments, **options):
     calls.append(1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if len(calls) > 3 * {1 if where.startswith("checkpoint") else 10}:
+    if len(calls) > {3 if where.startswith("checkpoint") else 12 if where.startswith("variates") else 30}:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         return write(*arguments, **options)
@@ -119,7 +120,8 @@ setattr(owner, name, limited)
 sys.exit(main(sys.argv[1:]))
 """)
     results = tmp_path / "results/fedavg_seed1.h5"
-    done = mpirun(ranks, script, *FAST, "rounds=30", f"output={tmp_path}/results")
+    overrides = [*FAST, "algorithm.name=scaffold"] if where.startswith("variates") else FAST
+    done = mpirun(ranks, script, *overrides, "rounds=30", f"output={tmp_path}/results")
     if where.startswith("progress"):  # that is no reason to end a run
         assert done.returncode == 0, done.stderr
         return
@@ -131,7 +133,7 @@ sys.exit(main(sys.argv[1:]))
     assert kept >= 3
     with reader.open_results(results) as file:
         assert len(file["rounds/round"]) >= kept and file["rounds/accuracy"][:kept].all()
-    finish_and_compare(FAST, tmp_path / "results", tmp_path, 5 + kept)
+    finish_and_compare(overrides, tmp_path / "results", tmp_path, 5 + kept)
 
 
 def test_a_disk_that_may_not_be_written(small_disk, fast, capsys):

@@ -10,6 +10,8 @@ from genfl_mpi.cli import main
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import checkpoint, reader
 
+RUN = "0123456789ab"
+
 
 @pytest.fixture
 def cut(fast, tmp_path, monkeypatch):
@@ -38,13 +40,14 @@ def whole(fast, tmp_path, *overrides):
 
 def test_a_checkpoint_is_what_was_saved(tmp_path):
     results, said = tmp_path / "run.h5", []
-    assert checkpoint.load(results, said.append) == (0, None, {})
+    assert checkpoint.load(results, RUN, said.append) == (0, None, {})
     for round in range(1, 8):
-        checkpoint.save(results, round, np.full(5, round, np.float32), {"square": np.arange(3.0) * round}, keep=3)
+        state = {"square": np.arange(3.0) * round}
+        checkpoint.save(results, RUN, round, np.full(5, round, np.float32), state, keep=3)
     assert checkpoint.rounds(results) == [3, 6, 7]
-    round, weights, state = checkpoint.load(results, said.append)
+    round, weights, state = checkpoint.load(results, RUN, said.append)
     assert round == 7 and weights.tolist() == [7] * 5 and state["square"].tolist() == [0, 7, 14] and not said
-    assert checkpoint.load(results, said.append, at=3)[1].tolist() == [3] * 5
+    assert checkpoint.load(results, RUN, said.append, at=3)[1].tolist() == [3] * 5
     checkpoint.remove(results, keep=3)
     assert checkpoint.rounds(results) == [3, 6]
 
@@ -52,21 +55,21 @@ def test_a_checkpoint_is_what_was_saved(tmp_path):
 def test_every_flipped_bit_is_noticed(tmp_path):
     results, said = tmp_path / "run.h5", []
     for round in (1, 2):
-        checkpoint.save(results, round, np.arange(4, dtype=np.float32), {})
+        checkpoint.save(results, RUN, round, np.arange(4, dtype=np.float32), {})
     file = checkpoint.path_for(results) / "2.safetensors"
     content = file.read_bytes()
     for place in range(len(content)):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         file.write_bytes(flipped)
-        round, weights, _ = checkpoint.load(results, said.append)
+        round, weights, _ = checkpoint.load(results, RUN, said.append)
         # A bit of the file's own padding may be anything; the values are as they were saved.
         assert weights.tolist() == [0, 1, 2, 3] and (round == 1 or len(said) < place + 1)
     assert len(said) > 0.9 * len(content) and all("2.safetensors: the checkpoint is damaged" in line for line in said)
     (checkpoint.path_for(results) / "1.safetensors").write_bytes(b"")
     file.write_bytes(content[:-1])
     with pytest.raises(UserError, match="no checkpoint is whole"):
-        checkpoint.load(results, said.append)
+        checkpoint.load(results, RUN, said.append)
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(fast, tmp_path, cut, capsys):

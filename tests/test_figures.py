@@ -4,7 +4,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
-from conftest import FAST, small_sweep
+from conftest import FAST, small_sweep, with_new_checksums
 from matplotlib.colors import to_hex
 
 from genfl_mpi.cli import main
@@ -101,6 +101,7 @@ def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
         for name, values in {"row": [0, 1, 2], "round": [1, 1, 2], "rank": [0, 1, 0], "wait_seconds": [0, 2.5, 0]}.items():
             file["ranks"][name].resize(3, axis=0)
             file["ranks"][name][:] = values
+        with_new_checksums(file)
     found, _ = spans(path, 1)
     first, then = [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")]
     assert first == (1, 3.5), "as it was measured"
@@ -109,6 +110,7 @@ def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
     with h5py.File(path, "r+") as file:  # with method=sent for the images, too
         for name, value in {"generate_start": 0.25, "generate": 0.5, "send": 0.25}.items():
             file[f"rounds/{name}_seconds"][0] = value
+        with_new_checksums(file)
     assert [(span.start, span.end) for span in spans(path, 1)[0] if (span.rank, span.phase) == (1, "wait")][0] == (0, 1)
 
 

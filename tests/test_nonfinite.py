@@ -56,8 +56,9 @@ def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path)
     dropped = Simulation(overrides=overrides, folder=tmp_path / "b", select=everybody)
     list(dropped)
     poisoned.clients = set()
-    without = Simulation(overrides=[*overrides[:-1], "cohort=2"], folder=tmp_path / "c", select=lambda state: [1, 4])
-    full = Simulation(overrides=[*overrides, "rounds=2"], folder=tmp_path / "c", select=everybody)
+    one = {"folder": tmp_path / "c", "run": "both"}
+    without = Simulation(overrides=[*overrides[:-1], "cohort=2"], **one, select=lambda state: [1, 4])
+    full = Simulation(overrides=[*overrides, "rounds=2"], **one, select=everybody)
     list(full)
     without.restore(2, full.down.weights, full.server.memory(), NOTHING_YET)
     [last] = without

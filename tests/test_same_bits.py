@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_run_is_not_used(tiny, tmp_path):
     assert main([*tiny, f"output={tmp_path}/whole"]) == 0
     (tmp_path / "results").mkdir()
     stale = checkpoint.path_for(tmp_path / "results/genfl_seed1.h5")
-    checkpoint.save(tmp_path / "results/genfl_seed1.h5", 1, np.ones(105866, np.float32), {})
+    checkpoint.save(tmp_path / "results/genfl_seed1.h5", "another", 1, np.ones(105866, np.float32), {})
     assert main([*tiny, "checkpoint.every_rounds=9"]) == 0
     assert digests(tmp_path / "results") == digests(tmp_path / "whole") and not stale.exists()
 

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import reprlib
-from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open

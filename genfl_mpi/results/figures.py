@@ -8,7 +8,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.errors import UserError
 from genfl_mpi.results import costs, curves, plots
 from genfl_mpi.results.heterogeneity import heterogeneity
-from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
+from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, open_results
 from genfl_mpi.results.timeline import timeline
 
 OF_RUNS = {"accuracy": curves.accuracy, "loss": curves.loss, "classes": curves.classes, "costs": costs.measured,
@@ -36,7 +36,8 @@ def _method(path):
 def partition(path):
     """The client x class picture of a results file. Raises UserError."""
     with open_results(path) as file, damage(path):
-        return plots.partition(file["partition/label_histograms"][:], yaml.safe_load(file["config"].attrs["class_names"]))
+        names = yaml.safe_load(file["config"].attrs["class_names"])
+        return plots.partition(array_of(file, "partition/label_histograms"), names)
 
 
 def images(path):
@@ -44,11 +45,11 @@ def images(path):
     Raises UserError."""
     with open_results(path) as file, damage(path):
         config, names = config_of(file), yaml.safe_load(file["config"].attrs["class_names"])
-        labels = columns_of(file, "generated", ["label"])["label"]
+        labels, pixels = columns_of(file, "generated", ["label", "image"]).values()
         if not len(labels):
             raise UserError(f"{path}: there are no generated images; runs of method=genfl, aigc, sent and filled have some")
         first = np.sort(np.concatenate([np.flatnonzero(labels == c)[:IMAGES] for c in range(len(names))]))
-        sets = {"generated": (file["generated/image"][first], labels[first])}
+        sets = {"generated": (pixels[first], labels[first])}
     try:
         arrays = datasets.load(validate(config, str(path)).data)
         sets["real, test set"] = arrays["test_images"], arrays["test_labels"]

@@ -1,8 +1,11 @@
 """What is in a results file: every column with its unit and meaning. Writer, reader, digest and documents use this."""
 
+import zlib
 from typing import NamedTuple
 
-VERSION = 8
+import numpy as np
+
+VERSION = 9
 
 
 class Column(NamedTuple):
@@ -136,8 +139,27 @@ PARTITION = {
 # Tables that grow, each along the dimension that its first column numbers.
 TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GENERATED, "laboratory": LABORATORY, "audit": AUDIT,
           "probes": PROBES, "probed_clients": PROBED_CLIENTS}
+# A group with a data set for each table, (appends, 1 + columns) int64: how many rows the table has after an
+# append, and the CRC-32 of what was added to each column. HDF5's own checksum (Fletcher32) covers a whole
+# chunk, which it writes again, in place, at each append: a reader beside the writer meets half-written
+# chunks, of which it can read nothing at all, and a kill or a power cut would leave one, with the finished
+# rounds in it. What is written once (the partition, the weights, `finished`) has HDF5's.
+CHECKSUMS = "checksums"
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "bias_change": ("class",), "image": ("channel", "height", "width"),
     "pointers": ("pointer",), "label_histograms": ("client", "class"), "shared_labels": ("client", "class"), "emd": ("client",),
 }
+
+
+def checksum(array):
+    """CRC-32 of the bytes of an array."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def checksum_of_attributes(file):
+    """CRC-32 of all attributes of /config and /environment: HDF5 has no checksum of its own where it keeps
+    texts."""
+    texts = [f"{group}/{name}={value}\n"
+             for group in ("config", "environment") for name, value in sorted(file[group].attrs.items())]
+    return zlib.crc32("".join(texts).encode("utf-8", "surrogateescape"))

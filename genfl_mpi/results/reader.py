@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -10,8 +11,11 @@ import yaml
 
 from genfl_mpi import __version__
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.layout import PARTITION, TABLES, VERSION
+from genfl_mpi.results import progress, superblock
+from genfl_mpi.results.layout import CHECKSUMS, PARTITION, TABLES, VERSION, checksum, checksum_of_attributes
 from genfl_mpi.wording import first_line
+
+ADVICE = "start over with --fresh, which moves it aside"
 
 
 def open_results(path):
@@ -28,9 +32,15 @@ def open_results(path):
         if isinstance(error, BlockingIOError):
             raise UserError(f"{path}: another program has the file open for writing; close it there") from None
         raise UserError(f"{path}: not a readable HDF5 file: {first_line(error)}") from None
-    if wrong := _unknown(file):
+    try:
+        with damage(path):
+            if wrong := _unknown(file):
+                raise UserError(f"{path}: {wrong}")
+            if file.attrs["checksum"] != checksum_of_attributes(file):
+                raise _damaged(file, "an attribute of /config or /environment")
+    except UserError:
         file.close()
-        raise UserError(f"{path}: {wrong}")
+        raise
     return file
 
 
@@ -44,18 +54,23 @@ def _unknown(file):
         writer = next((name for name in packages.split(", ") if name.startswith("genfl_mpi ")), "another genfl_mpi")
         advice = "install that or a newer one to read it" if version > VERSION else "read it with that, or compute the run again with this one"
         return f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout {VERSION}: {advice}"
-    missing = {"config", "partition", *TABLES} - set(file)
+    missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - set(file)
     return f"a results file of layout {version} without /{min(missing)}: it is damaged" if missing else None
 
 
 def _open(path):
     try:
         return h5py.File(path, "r")
-    except OSError as error:
-        if "already open" not in str(error):  # "truncated" say: SWMR's readers would look for what is missing again and again
+    except OSError:
+        found = superblock.read(path)
+        if not (found and found.marked and found.whole):  # in a truncated file SWMR's readers search for ever
             raise
-    # It is being written, or a killed run left it: one of SWMR's many readers may open it.
-    return h5py.File(path, "r", libver="latest", swmr=True)
+    # A job writes it, or was killed while it did: then the mark is cleared, so that other tools open the file.
+    superblock.clear(path, lambda: progress.is_running(path))
+    try:
+        return h5py.File(path, "r")
+    except OSError:  # one of SWMR's many readers may open it
+        return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 @contextmanager
@@ -64,8 +79,11 @@ def damage(path):
     try:
         yield
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the file is damaged: {first_line(error)}; "
-                        "start over with --fresh, which moves it aside") from None
+        raise UserError(f"{path}: the file is damaged: {first_line(error)}; {ADVICE}") from None
+
+
+def _damaged(file, what):
+    return UserError(f"{file.filename}: the file is damaged: {what} is not as it was written; {ADVICE}")
 
 
 def find(names):
@@ -93,39 +111,79 @@ def config_of(file):
     return yaml.safe_load(file["config"].attrs["resolved"])
 
 
+def run_of(file):
+    """The id of the run."""
+    return file["config"].attrs["run"]
+
+
 def is_finished(file):
-    return bool(file["finished"][()])
+    return bool(array_of(file, "finished")[0])
+
+
+def rounds_of(file):
+    """How many rounds are there whole."""
+    return len(file["rounds/round"])
+
+
+def array_of(file, name):
+    """A data set that was written at once: `weights`, `finished`, or a column of the partition.
+
+    Raises UserError if it is damaged.
+    """
+    return _read(file, name)
+
+
+def _read(file, name, rows=None):
+    """The first rows of a data set, by default all. Raises UserError if HDF5 finds it damaged."""
+    try:
+        return file[name][:rows]
+    except (OSError, RuntimeError, KeyError):
+        raise _damaged(file, name) from None
 
 
 def columns_of(file, table, names=None):
     """Columns of a table, or of the partition, {name: array}, by default all: the rows that are there whole. A run that was cut off
-    while it wrote may have left more of some columns."""
-    if table == "partition":  # written at once
-        return {name: file[table][name][:] for name in names or PARTITION}
-    rows = len(file[table][next(iter(TABLES[table]))])  # the numbering, which grows last
-    return {name: file[table][name][:rows] for name in names or TABLES[table]}
+    while it wrote may have left more of some columns. Raises UserError if one is damaged."""
+    if table == "partition":
+        return {name: array_of(file, f"{table}/{name}") for name in names or PARTITION}
+    order = list(TABLES[table])
+    rows = len(file[table][order[0]])  # the numbering, which grows last
+    sums = _read(file, f"{CHECKSUMS}/{table}")
+    sums = sums[sums[:, 0] <= rows]
+    ends, found = [0, *sums[:, 0].tolist()], {}
+    if ends[-1] != rows or ends != sorted(ends):
+        raise _damaged(file, f"{CHECKSUMS}/{table}")
+    for name in order if names is None else names:
+        array = found[name] = _read(file, f"{table}/{name}", rows)
+        found_sums = [checksum(array[start:end]) for start, end in pairwise(ends)]
+        if found_sums != sums[:, 1 + order.index(name)].tolist():
+            raise _damaged(file, f"{table}/{name}")
+    return found
 
 
 def tables_until(file, round):
-    """All tables with the rows of rounds 1 to `round`: {"rounds": {column: array}, ...}."""
-    tables = {}
-    for table in TABLES:
-        columns = columns_of(file, table)
-        keep = columns["round"] <= round
-        tables[table] = {name: column[keep] for name, column in columns.items()}
-    return tables
+    """All tables with the rows of rounds 1 to `round`: {"rounds": {column: array}, ...}.
+
+    Raises UserError if one is damaged.
+    """
+    return until({table: columns_of(file, table) for table in TABLES}, round)
+
+
+def until(tables, round):
+    """The rows of rounds 1 to `round` of tables, {"rounds": {column: array}, ...}."""
+    return {table: {name: column[columns["round"] <= round] for name, column in columns.items()}
+            for table, columns in tables.items()}
 
 
 def digests(path):
     """(weights, results, finished): SHA-256 of the final weights, and of all columns that are not clocks, places or bytes;
     and whether the run is finished, without which the weights are still zero."""
     with open_results(path) as file, damage(path):
-        weights = hashlib.sha256(file["weights"][:].tobytes())
+        weights = hashlib.sha256(array_of(file, "weights").tobytes())
         results = hashlib.sha256()
         for table, columns in {"partition": PARTITION, **TABLES}.items():
-            for name, column in columns.items():
-                if not column.measured:
-                    array = file[table][name][:]
-                    results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
-                    results.update(np.ascontiguousarray(array).tobytes())
+            names = [name for name, column in columns.items() if not column.measured]
+            for name, array in columns_of(file, table, names).items():
+                results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
+                results.update(np.ascontiguousarray(array).tobytes())
         return weights.hexdigest(), results.hexdigest(), is_finished(file)

@@ -7,7 +7,7 @@ import numpy as np
 
 from genfl_mpi.config import flatten, validate
 from genfl_mpi.errors import UserError
-from genfl_mpi.results.reader import config_of, damage, is_finished, open_results
+from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, is_finished, open_results
 from genfl_mpi.settings import is_free
 
 # Runs of a data set must agree in these, or they had other clients, cohorts or models, and are no pairs.
@@ -97,10 +97,12 @@ def _read(path):
             return None
         config = flatten(config_of(file))
         skewed = config["partition.scheme"].startswith("dirichlet")
-        rounds = len(file["rounds/round"])
-        return Run(path, config, config["method"], config["seed"], Setting(config["data.name"], config["partition.alpha"] if skewed else np.inf),
-                   100 * file["rounds/accuracy"][:], file["rounds/update_cosine"][:], file["partition/label_histograms"][:],
-                   file["clients/client"][:].reshape(rounds, -1), len(file["weights"]))
+        rounds = columns_of(file, "rounds", ["accuracy", "update_cosine"])
+        cohorts = columns_of(file, "clients", ["client"])["client"].reshape(len(rounds["accuracy"]), -1)
+        setting = Setting(config["data.name"], config["partition.alpha"] if skewed else np.inf)
+        return Run(path, config, config["method"], config["seed"], setting, 100 * rounds["accuracy"],
+                   rounds["update_cosine"], array_of(file, "partition/label_histograms"), cohorts,
+                   len(file["weights"]))
 
 
 def _check_alike(one, other, sections):

@@ -7,7 +7,8 @@ import numpy as np
 
 from genfl_mpi.config import decided
 from genfl_mpi.results import checkpoint, progress
-from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
+from genfl_mpi.results.reader import (
+    array_of, columns_of, config_of, damage, is_finished, open_results, run_of)
 from genfl_mpi.settings import Config
 from genfl_mpi.wording import counted
 
@@ -21,6 +22,7 @@ def show(path):
         done, split = len(rounds["round"]), config["partition"]
         yield f"{path}"
         yield f"  {'finished' if is_finished(file) else 'not finished'}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
+        yield f"  run {run_of(file)}"
         if origin := file["config"].attrs.get("origin"):
             yield f"  fork of {origin}"
         yield from ranks
@@ -31,7 +33,7 @@ def show(path):
         where = (f"{counted(environment['ranks'], 'rank')} x {counted(environment['threads'], 'thread')} on {environment['device']}, "
                  f"{environment['processor']}, {environment['started']}")
         yield from _wrapped(where)
-        emd, sizes = file["partition/emd"][:], np.diff(file["partition/pointers"][:])
+        emd, sizes = array_of(file, "partition/emd"), np.diff(array_of(file, "partition/pointers"))
         how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
                f"mean EMD {emd.mean():.2f}")

@@ -7,10 +7,16 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from genfl_mpi.results import space
-from genfl_mpi.results.layout import DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import layout, space
+from genfl_mpi.results.layout import CHECKSUMS, DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
 
-PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}  # what grows with the clients is mostly zeros and ramps
+# What grows with the clients is mostly zeros and ramps.
+PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+CHUNK = 1 << 20  # weights in a chunk
+# What a run consists of. Other tables are measurements, or observations by settings that may change between
+# starts.
+COMPARED = ("generated", "clients", "rounds")
 
 
 class Writer:
@@ -20,13 +26,15 @@ class Writer:
 
     partition: arrays by name, as in the layout. shapes: of the columns with more dimensions than one, without the first
     ({"accuracy_per_class": (classes,)}). size: number of weights. earlier: the tables that the file begins with,
-    {"rounds": {column: array}}, when a run is continued.
+    {"rounds": {column: array}}, when a run is continued: those of all finished rounds, also after the
+    checkpoint.
     """
 
     def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
         self.path, self.folder, unfinished = path, path.parent, path.with_name(f".{path.name}.new")
-        self.file, self.columns = None, {}
-        space.ensure(path.parent, sum(array.nbytes for columns in (earlier or {}).values() for array in columns.values()) + 4 * size)
+        self.file, self.columns, self.earlier = None, {}, earlier or {}
+        arrays = [array for columns in self.earlier.values() for array in columns.values()]
+        space.ensure(path.parent, sum(array.nbytes for array in arrays) + 4 * size)
         with self._writing():
             # Created in memory: HDF5 may crash when it cannot write while it names things in a file.
             content = io.BytesIO()
@@ -34,6 +42,7 @@ class Writer:
             self.file.attrs["layout_version"] = VERSION
             self.file.create_group("config").attrs.update(texts)
             self.file.create_group("environment").attrs.update(environment)
+            self.file.attrs["checksum"] = layout.checksum_of_attributes(self.file)
             group = self.file.create_group("partition")
             for name, array in partition.items():
                 data = group.create_dataset(name, data=array, **PACKED)
@@ -47,14 +56,23 @@ class Writer:
                     data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
                     _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
                     self.columns[table, name] = data
-            weights = self.file.create_dataset("weights", (size,), np.float32)
+                width = 1 + len(columns)
+                chunks = (max(1, 4096 // width), width)
+                data = self.file.create_dataset(
+                    f"{CHECKSUMS}/{table}", (0, width), "i8", maxshape=(None, width), chunks=chunks)
+                data.attrs["long_name"] = "rows after an append, and CRC-32 of what was added to each column"
+                self.columns[CHECKSUMS, table] = data
+            chunks = (min(size, CHUNK),)
+            weights = self.file.create_dataset("weights", (size,), np.float32, chunks=chunks, fletcher32=True)
             weights.attrs["long_name"] = "global weights after the last round"
             # A dimension without values of its own: never written, it takes no space.
             weight = self.file.create_dataset("weight", (size,), np.float32)
             weight.make_scale("This is a netCDF dimension but not a netCDF variable.")
             weights.dims[0].attach_scale(weight)
-            self.file.create_dataset("finished", (), np.uint8).attrs["long_name"] = "1 when all rounds and the weights are here"
-            for table, columns in (earlier or {}).items():
+            finished = self.file.create_dataset("finished", (1,), np.uint8, chunks=(1,), fletcher32=True)
+            finished.make_scale("finished")
+            finished.attrs["long_name"] = "1 when all rounds and the weights are here"
+            for table, columns in self.earlier.items():
                 self._append(table, columns)
             names = {key: data.name for key, data in self.columns.items()}
             self.file.close()
@@ -71,30 +89,31 @@ class Writer:
             space.flush_name(path)
 
     def append(self, record):
-        """Add a simulation's `Record`."""
+        """Add a simulation's `Record`; of a round that is stored already, compare it with what is stored
+        instead. Returns whether the round is new. Raises UserError if it differs from the stored one."""
+        tables = _tables(record)
+        if record.round <= len(self.earlier.get("rounds", {}).get("round", ())):
+            self._compare(record.round, tables)
+            return False
         space.ensure(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
         with self._writing():
-            self._append_record(record)
+            for table, columns in tables.items():
+                self._append(table, columns)
+        return True
 
-    def _append_record(self, record):
-        for key, batch, images, fidelity in record.generated:
-            self._append("generated", {
-                "image": images, "fidelity": fidelity, "label": batch.label, "template": batch.template, "seed": batch.seed,
-                "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
-                "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())})
-        if record.clients:
-            self._append("clients", record.clients)
-        if record.laboratory:
-            self._append("laboratory", record.laboratory)
-        if record.audit:
-            self._append("audit", record.audit)
-        for table, columns in record.probes.items():
-            self._append(table, columns)
-        self._append("ranks", record.ranks)
-        # The round's row comes last: a round that is there is there whole.
-        self._append("rounds", {name: [value] for name, value in {
-            "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
-            "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()})
+    def _compare(self, round, tables):
+        """Raise UserError if a round that was computed again has other bits in one of the COMPARED tables."""
+        for table in COMPARED:
+            before, now = self.earlier[table], tables.get(table, {})
+            rows = before["round"] == round
+            for name, column in _own(table).items():
+                stored, computed = before[name][rows], np.asarray(now.get(name, ()), column.dtype)
+                if not column.measured and stored.tobytes() != computed.tobytes():
+                    raise UserError(
+                        f"{self.path}: round {round} computed again differs from what is stored in {table}/{name}: "
+                        "the processor or the versions of libraries are others than the run began with (see "
+                        "/environment), or a computation went wrong. Continue on a machine like the first, or "
+                        "start over with --fresh")
 
     def finish(self, weights):
         """Add the final weights, float32 (size,), and declare the run finished: on the disk, as its checkpoint may
@@ -103,7 +122,7 @@ class Writer:
         with self._writing():
             self.weights[:] = weights
             self._flush()
-            self.finished[()] = 1
+            self.finished[:] = 1
             self._flush()
 
     def flush(self):
@@ -136,15 +155,48 @@ class Writer:
     def _append(self, table, columns):
         numbering = next(iter(TABLES[table]))
         start = len(self.columns[table, numbering])
-        end = start + len(next(iter(columns.values())))
+        end = start + len(columns["round"])
+        if end == start:
+            return
         columns = {numbering: np.arange(start, end), **columns}
+        columns = {name: np.asarray(columns[name], column.dtype) for name, column in TABLES[table].items()}
+        parts = {(table, name): values for name, values in columns.items()}
+        parts[CHECKSUMS, table] = np.array([[end, *map(layout.checksum, columns.values())]])
+        last = {(table, numbering): parts.pop((table, numbering))}
         # The numbering grows last: a row that it counts is there whole.
-        for part in (columns.keys() - {numbering}, {numbering}):
-            for name in part:
-                data = self.columns[table, name]
-                data.resize(end, axis=0)
-                data[start:] = columns[name]
+        for part in (parts, last):
+            for key, values in part.items():
+                data = self.columns[key]
+                begin = len(data)
+                data.resize(begin + len(values), axis=0)
+                data[begin:] = values
             self.file.flush()
+
+
+def _tables(record):
+    """The rows of a `Record`, {table: {column: array}}. /rounds comes last: a round that is there is there
+    whole."""
+    tables = {}
+    if record.generated:
+        batches = [{
+            "image": images, "fidelity": fidelity,
+            "label": batch.label, "template": batch.template, "seed": batch.seed,
+            "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
+            "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())}
+            for key, batch, images, fidelity in record.generated]
+        tables["generated"] = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}
+    tables |= {"clients": record.clients, "laboratory": record.laboratory, "audit": record.audit}
+    tables |= record.probes | {"ranks": record.ranks}
+    tables = {table: columns for table, columns in tables.items() if columns}
+    return tables | {"rounds": {name: [value] for name, value in {
+        "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
+        "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()}}
+
+
+def _own(table):
+    """The columns of a table without the numbers of its rows, which a `Record` does not have."""
+    numbering = next(iter(TABLES[table]))
+    return {name: column for name, column in TABLES[table].items() if name == "round" or name != numbering}
 
 
 def _describe(data, column, dimensions):

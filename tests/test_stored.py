@@ -1,0 +1,409 @@
+"""What is stored is checked before it is used: of which run it is, whether it is whole, whether it is
+computed again to the same bits."""
+
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import FAST, TINY
+
+from genfl_mpi import Simulation
+from genfl_mpi.cli import main
+from genfl_mpi.errors import UserError
+from genfl_mpi.results import checkpoint, progress, reader, sealed, space, superblock
+from genfl_mpi.results.layout import PARTITION, TABLES
+from genfl_mpi.results.variates import Variates
+
+RUN, OTHER = "0123456789ab", "ba9876543210"
+SCAFFOLD = [*FAST, "algorithm.name=scaffold", "rounds=6"]
+
+
+@pytest.fixture
+def cut(tmp_path, monkeypatch):
+    """A function that starts a run in a folder, stops it after so many rounds, and returns the results
+    file."""
+
+    def compute(rounds, overrides, name="results"):
+        advance = Simulation._advance
+
+        def interrupted(self, clock):
+            if self.round == rounds:
+                raise MemoryError
+            return advance(self, clock)
+
+        monkeypatch.setattr(Simulation, "_advance", interrupted)
+        assert main([*overrides, f"output={tmp_path}/{name}"]) == 1
+        monkeypatch.undo()
+        return tmp_path / name / "fedavg_seed1.h5"
+
+    return compute
+
+
+def run_of(path):
+    with reader.open_results(path) as file:
+        return reader.run_of(file)
+
+
+def rows(path):
+    with reader.open_results(path) as file:
+        return reader.columns_of(file, "rounds", ["round"])["round"].tolist()
+
+
+def said_once(capsys):
+    """The one line of a command that was refused."""
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("genfl_mpi: ")
+    return line
+
+
+def flip(path, place, bit=0):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+# Whose it is.
+
+
+def test_a_checkpoint_of_another_run_is_refused(cut, capsys):
+    ours, others = cut(3, SCAFFOLD), cut(4, SCAFFOLD, "others")
+    assert run_of(ours) != run_of(others), "two starts of one configuration are two runs"
+    before = ours.read_bytes()
+    shutil.rmtree(checkpoint.path_for(ours))
+    shutil.copytree(checkpoint.path_for(others), checkpoint.path_for(ours))
+    capsys.readouterr()
+    assert main([*SCAFFOLD, f"output={ours.parent}"]) == 2
+    line = said_once(capsys)
+    assert f"{checkpoint.path_for(ours)}/4.safetensors: a checkpoint of run {run_of(others)}, " in line
+    assert f"{ours.name} is of run {run_of(ours)}" in line and ours.read_bytes() == before
+
+
+def test_a_state_file_of_another_run_is_refused(cut, capsys):
+    ours, others = cut(3, SCAFFOLD), cut(3, SCAFFOLD, "others")
+    shutil.rmtree(ours.with_suffix(".variates"))
+    shutil.copytree(others.with_suffix(".variates"), ours.with_suffix(".variates"))
+    capsys.readouterr()
+    assert main([*SCAFFOLD, f"output={ours.parent}"]) == 2
+    line = said_once(capsys)
+    assert f"is of run {run_of(others)}, and this is run {run_of(ours)}" in line
+    assert f"{ours.with_suffix('.variates')}/" in line
+
+
+def test_a_run_keeps_its_id_and_forks_and_fresh_ones_get_their_own(cut, tmp_path):
+    keep = [*SCAFFOLD, "checkpoint.keep=1"]
+    path = cut(3, keep)
+    first = run_of(path)
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    assert main([*keep, f"output={tmp_path}/results"]) == 0 and run_of(path) == first
+    assert main(["fork", str(path), "--at", "3", f"output={tmp_path}/fork"]) == 0
+    fork = tmp_path / "fork/fedavg_seed1.h5"
+    assert run_of(fork) != first and reader.digests(fork) == reader.digests(path)
+    for folder in (checkpoint.path_for(fork), fork.with_suffix(".variates")):
+        assert {sealed.read(file)[0]["run"] for file in folder.iterdir()} == {run_of(fork)}
+    assert main([*SCAFFOLD, "rounds=1", f"output={tmp_path}/results", "--fresh"]) == 0
+    assert run_of(path) not in (first, run_of(fork))
+
+
+def test_names_of_others_are_left_alone(cut, capsys):
+    path = cut(3, SCAFFOLD)
+    names = ["best.safetensors", "2 (copy).safetensors", "007.safetensors", "\u0663.safetensors", "notes.txt"]
+    of_others = [checkpoint.path_for(path) / name for name in names]
+    states = path.with_suffix(".variates")
+    of_others += [states / f"{name}.safetensors" for name in ("a_b", "99_1", "1_2 (copy)")]
+    folders = [checkpoint.path_for(path) / "9.safetensors", states / "5_1.safetensors"]
+    for file in of_others:
+        file.write_bytes(b"of others")
+    for folder in folders:
+        folder.mkdir()
+    assert main(["show", str(path)]) == 0 and "of rounds 2, 3:" in capsys.readouterr().out
+    assert main([*SCAFFOLD, f"output={path.parent}"]) == 0
+    checkpoint.remove(path)
+    assert all(file.read_bytes() == b"of others" for file in of_others)
+    assert all(folder.is_dir() for folder in folders)
+    assert sorted(checkpoint.path_for(path).iterdir()) == sorted(of_others[:5] + folders[:1])
+
+
+# State files.
+
+
+def test_every_flipped_bit_of_a_state_file_is_noticed(tmp_path):
+    states, values = Variates(tmp_path, 4, RUN), np.arange(4, dtype=np.float32)
+    states.write(3, 7, values)
+    path = tmp_path / "3_7.safetensors"
+    content, noticed = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content)
+        flip(path, place, place % 8)
+        try:
+            assert np.array_equal(states.read(3, 7), values)  # a bit of the file's padding may be anything
+        except UserError as error:
+            noticed += 1
+            assert f"{path}: the control variate of client 3 is" in str(error)
+    assert noticed > 0.9 * len(content)
+
+
+@pytest.mark.parametrize(("content", "fault"), [
+    (b"", "is damaged"), (b"\x93NUMPY", "is damaged"), (None, "is missing"), ((RUN, 2, 7), "is damaged"),
+    ((RUN, 3, 6), "is damaged"), ((OTHER, 3, 7), f"is of run {OTHER}, and this is run {RUN}")])
+def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
+    """Empty, of another kind, missing, renamed from another client or round, and of another run."""
+    path = tmp_path / "3_7.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        run, client, round = content
+        Variates(tmp_path / "others", 4, run).write(client, round, np.ones(4, np.float32))
+        (tmp_path / f"others/{client}_{round}.safetensors").rename(path)
+    with pytest.raises(UserError) as error:
+        Variates(tmp_path, 4, RUN).read(3, 7)
+    line = str(error.value)
+    assert f"{path}: the control variate of client 3 {fault}" in line and "\n" not in line
+
+
+def test_a_state_file_that_meets_a_limit_is_one_line(tmp_path):
+    states, before = Variates(tmp_path / "states", 1000, RUN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    states.write(3, 6, np.ones(1000, np.float32))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(UserError, match="3_7.safetensors: cannot be written: File too large; finished"):
+            states.write(3, 7, np.ones(1000, np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in (tmp_path / "states").iterdir()] == ["3_6.safetensors"]
+
+
+def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    """The order of flushes and renames, which a power cut depends on."""
+    done, flush, replace = [], space.flush, os.replace
+    monkeypatch.setattr(space, "flush", lambda path: (flush(path), done.append(("flush", Path(path)))))
+    renamed = lambda old, new: (replace(old, new), done.append(("rename", Path(new))))  # noqa: E731
+    monkeypatch.setattr(os, "replace", renamed)
+    assert main([*SCAFFOLD, "rounds=2", f"output={tmp_path}"]) == 0
+    states, checkpoints = tmp_path / "fedavg_seed1.variates", tmp_path / "fedavg_seed1.checkpoint"
+    unnamed = set()  # state files whose names may not be on the disk
+    for place, (what, path) in enumerate(done):
+        if what == "rename":
+            assert ("flush", path.with_name(f".{path.name}.new")) in done[:place], "the content comes first"
+        if path.parent == states and what == "rename":
+            unnamed.add(path)
+        elif path == states:
+            unnamed.clear()
+        elif path.parent == checkpoints and what == "rename":
+            assert not unnamed and ("flush", tmp_path / "fedavg_seed1.h5") in done[:place]
+            assert done[place + 1] == ("flush", checkpoints)
+    assert len(list(states.iterdir())) and len(list(checkpoints.iterdir())) == 2
+
+
+# Results files.
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, bank):
+    """A results file with rows in every table."""
+    folder = tmp_path_factory.mktemp("full")
+    looks = ["audit=true", "laboratory.every=1", "laboratory.points=2", "probes.every=1", "probes.clients=2",
+             "probes.epochs=1"]
+    assert main([*TINY, *looks, f"output={folder}", f"generation.bank={bank}"]) == 0
+    return folder / "genfl_seed1.h5"
+
+
+@pytest.fixture
+def damaged(full, tmp_path):
+    """A function that flips a bit of the first stored value of a data set, and returns the file, a copy."""
+
+    def damage(name):
+        path = tmp_path / full.name
+        shutil.copy(full, path)
+        with h5py.File(path) as file:
+            place = file[name].id.get_chunk_info(0).byte_offset
+        flip(path, place)
+        return path
+
+    return damage
+
+
+ARRAYS = ["weights", "finished", *(f"partition/{name}" for name in PARTITION)]
+
+
+@pytest.mark.parametrize("table", [*TABLES, "written at once"])
+def test_a_flipped_bit_in_any_column_is_named(table, damaged):
+    for name in [f"{table}/{name}" for name in TABLES[table]] if table in TABLES else ARRAYS:
+        with reader.open_results(path := damaged(name)) as file, pytest.raises(UserError) as error:
+            reader.columns_of(file, table) if table in TABLES else reader.array_of(file, name)
+        assert str(error.value).startswith(f"{path}: the file is damaged: {name} is not as it was written; ")
+
+
+def test_no_command_uses_a_damaged_column(damaged, tmp_path, bank, capsys):
+    path = damaged("rounds/accuracy")
+    output = {"plot": "a.png", "export": "a.csv", "report": "a.html", "price": "b.png", "claims": "a.md"}
+    commands = [["show", path], ["digest", path]]
+    commands += [[command, path, "-o", tmp_path / name] for command, name in output.items()]
+    commands.append([*TINY, "rounds=3", f"output={tmp_path}", f"generation.bank={bank}"])
+    before = path.read_bytes()
+    capsys.readouterr()
+    for command in commands:
+        assert main([str(word) for word in command]) == 2, command
+        assert f"{path}: the file is damaged: rounds/accuracy is not as it was written" in said_once(capsys)
+    assert path.read_bytes() == before
+    for name in ("clients/epochs", "generated/label", "partition/label_histograms"):
+        assert main(["digest", str(damaged(name))]) == 2
+        assert f" {name} is not as it was written" in said_once(capsys)
+    for name in ("clients/loss_first_epoch", "ranks/rank"):
+        damaged(name)
+        assert main(commands[-1]) == 2 and f" {name} is not as it was written" in said_once(capsys)
+
+
+def test_a_changed_attribute_is_noticed(full, tmp_path, capsys):
+    content, path = full.read_bytes(), tmp_path / full.name
+    assert content.count(b"clients: 6") == 1, "in the configuration as it was resolved"
+    path.write_bytes(content.replace(b"clients: 6", b"clients: 7"))
+    assert main(["show", str(path)]) == 2
+    assert "damaged: an attribute of /config or /environment is not as it was written" in said_once(capsys)
+
+
+def test_no_flipped_bit_changes_what_is_read(full, tmp_path):
+    """Also where HDF5 keeps its own things: a sample of the whole file."""
+    content, path, noticed = full.read_bytes(), tmp_path / full.name, 0
+
+    def read():
+        with reader.open_results(path) as file, reader.damage(path):
+            tables = [reader.columns_of(file, table).values() for table in (*TABLES, "partition")]
+            arrays = [*(array for columns in tables for array in columns), reader.array_of(file, "weights")]
+            return reader.config_of(file), reader.is_finished(file), [array.tobytes() for array in arrays]
+
+    shutil.copy(full, path)
+    whole = read()
+    for place in np.random.default_rng(1).choice(len(content), 100, replace=False).tolist():
+        path.write_bytes(content)
+        flip(path, place, place % 8)
+        try:
+            assert read() == whole, place
+        except UserError as error:
+            noticed += 1
+            assert "\n" not in str(error)
+    assert noticed > 5
+
+
+# After a kill.
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """A results file as a kill after three rounds leaves it."""
+    growing, path = tmp_path / "growing/fedavg_seed1.h5", tmp_path / "killed/fedavg_seed1.h5"
+    advance = Simulation._advance
+
+    def copied(self, clock):
+        if self.round == 3:
+            path.parent.mkdir()
+            shutil.copy(growing, path)
+            shutil.copytree(checkpoint.path_for(growing), checkpoint.path_for(path))
+            assert len(rows(growing)) == 3
+            assert superblock.read(growing).marked, "not cleared: its writer is alive"
+        return advance(self, clock)
+
+    monkeypatch.setattr(Simulation, "_advance", copied)
+    assert main([*FAST, "rounds=6", f"output={growing.parent}"]) == 0
+    monkeypatch.undo()
+    return path
+
+
+@pytest.mark.parametrize("command", ["show", "summary", "read_results", "run"])
+def test_the_first_command_after_a_kill_lets_other_tools_read_the_file(command, killed, tmp_path):
+    from genfl_mpi import read_results
+
+    with pytest.raises(OSError):
+        h5py.File(killed)
+    if command == "read_results":
+        assert len(read_results(killed)) == 3
+    elif command == "run":
+        assert main([*FAST, "rounds=2", f"output={killed.parent}"]) == 2, "it has more rounds already"
+    else:
+        assert main([command, str(killed)]) == 0
+    with h5py.File(killed) as file:
+        assert file["rounds/round"][:].tolist() == [1, 2, 3]
+    assert main([*FAST, "rounds=6", f"output={killed.parent}"]) == 0
+    assert reader.digests(killed) == reader.digests(tmp_path / "growing/fedavg_seed1.h5")
+
+
+def test_the_flags_of_a_file_in_use_stay(killed):
+    before = killed.read_bytes()
+    job = progress.Progress(killed, 0, 1)
+    assert rows(killed) == [1, 2, 3] and killed.read_bytes() == before
+    job.close()
+    killed.write_bytes(before[:-1])  # of one that is truncated, too
+    with pytest.raises(UserError, match="not a readable HDF5 file"):
+        reader.open_results(killed)
+    assert superblock.read(killed) == (True, False)
+    killed.write_bytes(before)
+    assert rows(killed) == [1, 2, 3] and not superblock.read(killed).marked
+
+
+# Rounds after the last checkpoint.
+
+
+def test_rounds_after_the_checkpoint_outlive_every_kill(cut, tmp_path, capsys):
+    run = [*FAST, "rounds=10", "checkpoint.every_rounds=5", "algorithm.name=fedadam"]
+    assert main([*run, f"output={tmp_path}/whole"]) == 0
+    path, seconds = cut(8, run), None
+    for stop in (6, 7, 5):  # each before the rounds that are there
+        with reader.open_results(path) as file:
+            measured = reader.columns_of(file, "rounds", ["round_seconds"])["round_seconds"][:8]
+        assert seconds is None or np.array_equal(measured, seconds), "the rows are those of the first time"
+        seconds = measured
+        capsys.readouterr()
+        cut(stop, run)
+        said = capsys.readouterr().out
+        again = "computes again, and compares, rounds 6 to 8, which are stored already"
+        assert f"continues after round 5; {again}" in said
+        assert "/10  accuracy" not in said and len(progress.rounds(path)) == 1 + 8
+        assert rows(path) == list(range(1, 9))
+    assert main([*run, f"output={tmp_path}/results"]) == 0
+    said = capsys.readouterr().out
+    assert [int(round) for round in re.findall(r"round +(\d+)/10", said)] == [9, 10]
+    assert reader.digests(path) == reader.digests(tmp_path / "whole/fedavg_seed1.h5")
+
+
+def test_rounds_before_the_first_checkpoint_stay(cut, tmp_path, capsys):
+    run = [*FAST, "rounds=5", "checkpoint.every_rounds=9"]
+    path = cut(4, run)
+    assert not checkpoint.rounds(path)
+    name = run_of(path)
+    cut(1, run)
+    said = "has no checkpoint yet; computes again, and compares, rounds 1 to 4, which are stored already"
+    assert said in capsys.readouterr().out
+    assert rows(path) == [1, 2, 3, 4] and run_of(path) == name
+    assert main([*run, "rounds=3", f"output={tmp_path}/results"]) == 2
+    assert "already holds 4 rounds and rounds=3" in said_once(capsys)
+    assert main([*run, f"output={tmp_path}/results"]) == 0 and main([*run, f"output={tmp_path}/whole"]) == 0
+    assert reader.digests(path) == reader.digests(tmp_path / "whole/fedavg_seed1.h5")
+
+
+def test_a_round_that_comes_out_differently_is_said(cut, tmp_path, monkeypatch, capsys):
+    run = [*FAST, "rounds=10", "checkpoint.every_rounds=5"]
+    path, evaluate = cut(8, run), Simulation._evaluate
+
+    def differently(self):
+        accuracy, loss, of_classes = evaluate(self)
+        return accuracy, np.nextafter(loss, np.inf) if self.round == 7 else loss, of_classes
+
+    monkeypatch.setattr(Simulation, "_evaluate", differently)
+    capsys.readouterr()
+    assert main([*run, f"output={tmp_path}/results"]) == 2
+    assert f"{path}: round 7 computed again differs from what is stored in rounds/loss: " in said_once(capsys)
+    assert rows(path) == list(range(1, 9))
+    monkeypatch.undo()
+    assert main([*run, f"output={tmp_path}/results"]) == 0
+
+
+def test_what_is_only_looked_at_may_change_where_rounds_are_computed_again(cut, tmp_path):
+    run = [*FAST, "rounds=4", "checkpoint.every_rounds=9"]
+    path = cut(3, run)
+    assert main([*run, "audit=true", f"output={tmp_path}/results"]) == 0
+    with reader.open_results(path) as file:
+        assert set(reader.columns_of(file, "audit", ["round"])["round"]) == {4}
