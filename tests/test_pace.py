@@ -125,11 +125,13 @@ def test_a_restart_is_scheduled_by_the_speeds_of_the_start_before(drawn, tmp_pat
     assert main(drawn) == 1
     _, known, _ = seen
     assert known[0] == 1 and known[1] != 1 and None not in known
-    stop, (rounds, weights, state) = 1, checkpoint.load(file, print)
+    with reader.open_results(file) as results:
+        run = reader.run_of(results)
+    stop, (rounds, weights, state) = 1, checkpoint.load(file, run, print)
     without = {name: array for name, array in state.items() if not name.startswith("pace.")}
     malformed, unmeasured = state | {"pace.rates": np.ones((1, 1))}, (1, 1.0, None, None)
     for stored, expected in ((state, known), (without, unmeasured), (malformed, unmeasured), (state, known)):
-        checkpoint.save(file, rounds, weights, stored)
+        checkpoint.save(file, run, rounds, weights, stored)
         seen.clear()
         assert main(drawn) == 1 and seen == [expected]
     stop = None
