@@ -18,8 +18,8 @@ from genfl_mpi.generation import checkpoint, pipeline
 from genfl_mpi.generation.flops import of_pipeline
 
 DIGITS = checkpoint.SHIPPED / "digits"
-GENERATION = config.single({"method": "genfl"}).generation.model_copy(update={"steps": 1, "dtype": "float32"})
-DATA = config.single({"method": "genfl"}).data
+CONFIG = config.single({"method": "genfl"})
+GENERATION = CONFIG.generation.model_copy(update={"steps": 1, "dtype": "float32", "device": "cpu"})
 LAYER = "unet.down_blocks.0.resnets.0.conv1"  # of the shipped checkpoint; a convolution with 32 channels
 
 
@@ -70,7 +70,7 @@ def change(file, **values):
 def prepared(folder, adapter=None):
     """What every start does, before a round: `folder`, or the UserError."""
     found = checkpoint.locate(str(folder))
-    checkpoint.check_public(found, DATA)
+    checkpoint.check_public(found, CONFIG.data)
     checkpoint.digest(found)
     if adapter is not None:
         checkpoint.locate_adapter(str(adapter), found)
@@ -329,6 +329,19 @@ def test_what_only_the_loader_finds_is_one_line(folder):
     save_file(tensors, weights)
     with pytest.raises(UserError, match="draws pixels that are not finite"):
         drawn(folder)
+
+
+def test_a_checkpoint_that_has_changed_is_read_again(folder):
+    """In a process that goes on, the digest and the images are those of the files as they are."""
+    def seen():
+        loaded = pipeline.load(folder, None, GENERATION)
+        return checkpoint.digest(folder), pipeline.draw(loaded, ["the digit one"], [1], GENERATION, (1, 28, 28))
+
+    digest, images = seen()
+    change(folder / "vae/config.json", scaling_factor=1.0)
+    assert seen()[0] != digest and (seen()[1] != images).any()
+    shutil.copy(DIGITS / "vae/config.json", folder / "vae")
+    assert seen()[0] == digest and (seen()[1] == images).all()
 
 
 JUNK = (

@@ -95,8 +95,9 @@ def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
     folder = tmp_path / "adapter"
     assert main(["finetune", *tiny, *FEW, f"finetuning.output={folder}"]) == 0
     arguments = [*tiny, "data.public_pool=200"]
-    assert main([*arguments, f"generation.adapter={tmp_path}/none"]) == 2
-    assert "is not a folder with a file" in capsys.readouterr().err
+    for nowhere in (f"{tmp_path}/none", "''"):
+        assert main([*arguments, f"generation.adapter={nowhere}"]) == 2
+        assert "is not a folder with a file" in capsys.readouterr().err
     assert main([*arguments, f"generation.adapter={folder}", f"generation.checkpoint={made}"]) == 2
     assert "was made for another checkpoint" in capsys.readouterr().err
     shutil.copytree(folder, tmp_path / "broken")
