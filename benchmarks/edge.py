@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from genfl_mpi.edge import bandwidth, devices
+from genfl_mpi.config.world import World
+from genfl_mpi.edge import bandwidth, hardware
 from genfl_mpi.edge.rounds import Work, meet, price
-from genfl_mpi.world import World
 
 
 def main():
@@ -28,7 +28,7 @@ def main():
         world, spent = World(deadline_s=deadline, channel={"allocation": allocation}), []
         for _ in range(options.repeats):
             start = time.perf_counter()
-            cohort = meet(world, devices.draw(world, options.clients), 0, clients)
+            cohort = meet(world, hardware.draw(world, options.clients), 0, clients)
             priced = price(world, cohort, Work(flops=6.5e6 * 5 * 50, weights_bytes=423_464))
             spent.append(time.perf_counter() - start)
         if allocation == "min_max":

@@ -21,8 +21,8 @@ def job(weights, repeats):
     import numpy as np
     from mpi4py import MPI
 
+    from genfl_mpi.federation.messages import Down, Up
     from genfl_mpi.mpi import collectives
-    from genfl_mpi.mpi.messages import Down, Up
 
     comm = collectives.world()
     down, up = Down(weights, 50), Up(weights, 50, comm.size)

@@ -13,6 +13,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+
 from jobs import FORMATS, JOBS, data, network, tell
 
 OPTIMIZERS = {

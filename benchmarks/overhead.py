@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from genfl_mpi import Simulation
-from genfl_mpi.clients import client_data
-from genfl_mpi.clock import Clock
+from genfl_mpi.data.clients import client_data
 from genfl_mpi.learning.steps import Steps
 from genfl_mpi.learning.training import normalise
+from genfl_mpi.util.timing import Clock
 
 
 def small(classes, shape):

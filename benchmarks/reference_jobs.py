@@ -21,10 +21,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from jobs import JOBS
-
 from genfl_mpi.mpi import collectives, launchers
 from genfl_mpi.results import environment
+from jobs import JOBS
 
 HERE = Path(__file__).parent
 PHASES = ("train", "wait", "reduce", "broadcast", "evaluate")

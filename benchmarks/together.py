@@ -14,11 +14,11 @@ import time
 import numpy as np
 import torch
 
+from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
-from genfl_mpi.learning.together import Twin
+from genfl_mpi.learning.batched_clients import Twin
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.sections import LocalTraining, Model
 
 CLIENTS = 20
 JOBS = {"pfl_cnn, 32x32": ("pfl_cnn", (3, 32, 32)), "lenet5, 28x28": ("lenet5", (1, 28, 28)), "cnn, 8x8": ("cnn", (1, 8, 8))}

@@ -7,15 +7,15 @@ __all__ = ["Simulation", "UserError", "read_results"]
 def __getattr__(name):
     # Importing the simulation imports torch and MPI, which `--help` and a wrong key need not wait for.
     if name == "Simulation":
-        from genfl_mpi.simulation import Simulation
+        from genfl_mpi.federation.simulation import Simulation
 
         return Simulation
     if name == "read_results":
-        from genfl_mpi.results.tables import read_results
+        from genfl_mpi.analysis.tables import read_results
 
         return read_results
     if name == "UserError":
-        from genfl_mpi.errors import UserError
+        from genfl_mpi.util.errors import UserError
 
         return UserError
     raise AttributeError(f"module 'genfl_mpi' has no attribute {name!r}")

@@ -5,8 +5,8 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["genfl_mpi", "yaml"]):
-    from genfl_mpi import config
-    from genfl_mpi.errors import UserError
+    from genfl_mpi.config import loading
+    from genfl_mpi.util.errors import UserError
 
 
 def read(data):
@@ -15,11 +15,11 @@ def read(data):
     how, text = provider.ConsumeIntInRange(0, 2), provider.ConsumeUnicodeNoSurrogates(300)
     try:
         if how == 0:
-            parsed = config.parse(text, "file")
+            parsed = loading.parse(text, "file")
             if isinstance(parsed, dict):
-                config.load(parsed)
+                loading.load(parsed)
         else:
-            config.load(None, [text if how == 1 else f"sweep.training.lr={text}"])
+            loading.load(None, [text if how == 1 else f"sweep.training.lr={text}"])
     except UserError as error:
         assert str(error)
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from genfl_mpi.cli import main
+from genfl_mpi.federation.policies.kappa import KAPPA
+from genfl_mpi.federation.policies.rho import RHO
+from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.mpi import collectives
-from genfl_mpi.policies.kappa import KAPPA
-from genfl_mpi.policies.rho import RHO
-from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.results import reader
 
 QUICK = ["runtime.threads=1", "training.epochs=1", "training.lr=0.01", "augmented.epochs=1", "augmented.lr=0.01", "algorithm.server_lr=0.1",

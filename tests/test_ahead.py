@@ -40,7 +40,7 @@ def test_two_jobs_share_a_bank(tiny, tmp_path):
 
 
 def test_the_partition_is_printed_and_drawn(tiny, tmp_path, capsys):
-    from genfl_mpi.simulation import Simulation
+    from genfl_mpi.federation.simulation import Simulation
 
     assert main(["partition", *tiny, "data.public_pool=100"]) == 0
     said = capsys.readouterr().out

@@ -10,12 +10,12 @@ from torch import nn
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
+from genfl_mpi.config.sections import Algorithm, Training
 from genfl_mpi.edge.attendance import AGGREGATED
-from genfl_mpi.hosting import Host
+from genfl_mpi.federation.worker import Host
 from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine, normalised, server_step
 from genfl_mpi.learning.batches import batches, local_batches
 from genfl_mpi.results import checkpoint, reader
-from genfl_mpi.sections import Algorithm, Training
 
 
 def weights_of(folder, method="fedavg"):
@@ -155,9 +155,10 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
     """Two rounds of full cohorts, option II, in the words of the paper; any number of ranks."""
     from conftest import mpirun
 
-    from genfl_mpi import Simulation, streams
+    from genfl_mpi import Simulation
+    from genfl_mpi.data.clients import client_data
     from genfl_mpi.learning.training import normalise, train
-    from genfl_mpi.clients import client_data
+    from genfl_mpi.util import streams
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     overrides = [*tiny, "method=fedavg", "cohort=6", "algorithm.name=scaffold", "model.name=test_algorithms:smooth_network"]
@@ -304,7 +305,7 @@ def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
     """Zhao et al. 2018: each client trains on them too, and weighs as much more."""
     from genfl_mpi import Simulation
     from genfl_mpi.data import public
-    from genfl_mpi.clients import client_data
+    from genfl_mpi.data.clients import client_data
 
     one = Simulation(overrides=[*tiny, "method=fedavg", "data.public_pool=300", "data.shared=50"])
     given = public.pool(one.data["train_labels"], 50, 10)

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi import Simulation, hosting, pricing
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
+from genfl_mpi.config.world import World
 from genfl_mpi.edge import attendance
 from genfl_mpi.edge.rounds import Work, meet, price
-from genfl_mpi.errors import UserError
-from genfl_mpi.policies.selection import SELECTION
+from genfl_mpi.federation import worker
+from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.results import reader
-from genfl_mpi.world import World
+from genfl_mpi.util.errors import UserError
 
 # Without fading and with a small cell, the world's clients differ by their devices alone.
 PLAIN = "channel: {radius_m: 50, fading: none, shadowing_db: 0, allocation: equal}"
@@ -60,11 +62,11 @@ def test_an_endless_deadline_is_no_world(fast, algorithm, more, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
 def test_a_late_client_is_as_if_it_had_not_been_chosen(everybody, algorithm, monkeypatch):
-    everybody, train, trained = [*everybody, "rounds=1", f"algorithm.name={algorithm}"], hosting.train, []
+    everybody, train, trained = [*everybody, "rounds=1", f"algorithm.name={algorithm}"], worker.train, []
     free = Simulation(overrides=[*everybody, world("dropout: 0")])
     seconds = done(free, 0, np.arange(6))
     limit = float(np.sort(seconds)[3:5].mean())
-    monkeypatch.setattr(hosting, "train", lambda *given: trained.append(len(given[2])) or train(*given))
+    monkeypatch.setattr(worker, "train", lambda *given: trained.append(len(given[2])) or train(*given))
     made, [record] = run(*everybody, world(f"deadline_s: {limit}"))
     late, clients = seconds > limit, record.clients
     assert late.sum() == 2 and np.array_equal(clients["status"] == attendance.LATE, late)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi import Simulation, audit
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import audit
 from genfl_mpi.cli import main
 from genfl_mpi.data.corruption import bad_clients
 from genfl_mpi.results import reader

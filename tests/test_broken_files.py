@@ -13,9 +13,9 @@ import pytest
 from conftest import FAST, Job, mpirun
 
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
 from genfl_mpi.generation import bank
 from genfl_mpi.results import checkpoint, reader
+from genfl_mpi.util.errors import UserError
 
 
 def said_once(text):
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_pat
     """HDF5 itself meets the end of the disk, because nobody looked for room before; and it stays full."""
     disk = small_disk("size=8m")
     script = tmp_path / "careless.py"
-    script.write_text("import sys\nfrom genfl_mpi.cli import main\nfrom genfl_mpi.results import space\nspace.RESERVE = -1e18\nsys.exit(main(sys.argv[1:]))\n")
+    script.write_text("import sys\nfrom genfl_mpi.cli import main\nfrom genfl_mpi.results import disk\ndisk.RESERVE = -1e18\nsys.exit(main(sys.argv[1:]))\n")
     overrides = [*FAST, "method=genfl", "generation.plan=white:images", f"generation.bank={tmp_path}/bank", "data.size=32", "checkpoint.every_rounds=3", "rounds=200"]
     (tmp_path / "white.py").write_text("""
 import numpy as np

@@ -9,14 +9,14 @@ from conftest import mpirun
 from torch import nn
 
 from genfl_mpi.cli import main
+from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
-from genfl_mpi.learning.freeriding import free_ride
+from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.free_riders import free_ride
 from genfl_mpi.learning.steps import Steps
-from genfl_mpi.learning.together import Twin
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.results import reader
-from genfl_mpi.sections import LocalTraining, Model
 
 OWN_CODE = """
 import torch

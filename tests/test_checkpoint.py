@@ -7,8 +7,8 @@ from conftest import mpirun
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
 from genfl_mpi.results import checkpoint, reader
+from genfl_mpi.util.errors import UserError
 
 RUN = "0123456789ab"
 

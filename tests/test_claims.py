@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from genfl_mpi import claims
-from genfl_mpi.claims import Row
+from genfl_mpi.analysis import claims
+from genfl_mpi.analysis import run_groups as of_results
+from genfl_mpi.analysis.claims import Row
+from genfl_mpi.analysis.run_groups import Run, Runs, Setting
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
-from genfl_mpi.results import runs as of_results
-from genfl_mpi.results.runs import Run, Runs, Setting
+from genfl_mpi.config.loading import single
 
 CURVES = {"fedavg": np.linspace(0, 58, 30), "genfl": np.minimum(np.linspace(0, 116, 30), 60), "aigc": np.minimum(np.linspace(0, 145, 30), 30)}
 
@@ -123,7 +123,7 @@ def test_only_pairs_are_compared(runs):
     ({}, {"method": "genfl", "accuracy": [1] * 20}, "rounds is 30 in the one and 20"),
     ({}, {}, "are the same method, data set, alpha and seed")])
 def test_runs_that_cannot_be_paired(runs, one, other, message):
-    from genfl_mpi.errors import UserError
+    from genfl_mpi.util.errors import UserError
 
     with pytest.raises(UserError, match=message):
         runs(made(**one), made(**other))

@@ -6,42 +6,41 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genfl_mpi import config
-from genfl_mpi.cli import main
-from genfl_mpi.commands import COMMANDS
-from genfl_mpi.errors import UserError
-from genfl_mpi.results.runs import PAIRED
-from genfl_mpi.settings import filled_in
+from genfl_mpi.analysis.run_groups import PAIRED
+from genfl_mpi.cli import COMMANDS, main
+from genfl_mpi.config import loading
+from genfl_mpi.config.settings import filled_in
+from genfl_mpi.util.errors import UserError
 
 
 def test_the_default_is_a_sweep_over_the_papers_methods():
-    runs = config.load()
+    runs = loading.load()
     assert [one.method for one in runs.values()] == ["fedavg", "genfl", "aigc"]
     assert len({(one.seed, one.partition) for one in runs.values()}) == 1
 
 
 def test_a_sweep_is_the_product_of_its_lists():
-    runs = config.load({"sweep": {"method": ["fedavg", "genfl"], "partition.alpha": [0.1, 1], "seed": [1, 2]}})
+    runs = loading.load({"sweep": {"method": ["fedavg", "genfl"], "partition.alpha": [0.1, 1], "seed": [1, 2]}})
     assert len(runs) == 8
     assert "genfl_seed2_alpha0.1" in runs
     assert runs["fedavg_seed1_alpha1"].partition.alpha == 1
 
 
 def test_an_override_pins_a_swept_key():
-    runs = config.load({"sweep": {"method": ["fedavg", "genfl"], "seed": [1, 2]}}, ["method=aigc", "sweep.seed=[5]"])
+    runs = loading.load({"sweep": {"method": ["fedavg", "genfl"], "seed": [1, 2]}}, ["method=aigc", "sweep.seed=[5]"])
     assert list(runs) == ["aigc_seed5"]
 
 
 def test_training_of_the_augmented_model_follows_the_clients():
-    one = config.single({"training": {"lr": 0.3, "epochs": 2}}, ["augmented.epochs=7", "method=genfl"])
+    one = loading.single({"training": {"lr": 0.3, "epochs": 2}}, ["augmented.epochs=7", "method=genfl"])
     assert (one.augmented.lr, one.augmented.epochs) == (0.3, 7)
 
 
 def test_a_preset_fills_what_training_leaves_open():
-    one = config.single({"method": "genfl", "preset": "practical", "training": {"lr": 0.5}, "augmented": {"epochs": 1}})
+    one = loading.single({"method": "genfl", "preset": "practical", "training": {"lr": 0.5}, "augmented": {"epochs": 1}})
     assert (one.training.lr, one.training.momentum, one.training.flip) == (0.5, 0.9, True)
     assert (one.augmented.lr, one.augmented.momentum, one.augmented.epochs) == (0.5, 0.9, 1)
-    assert config.single({"method": "genfl", "preset": "paper"}).training.lr == 1e-4
+    assert loading.single({"method": "genfl", "preset": "paper"}).training.lr == 1e-4
 
 
 @pytest.mark.parametrize("given", [
@@ -50,9 +49,9 @@ def test_a_preset_fills_what_training_leaves_open():
 def test_what_was_decided_is_what_was_given(given):
     """What follows from it is left out, and comes back of itself."""
     def resolved(values):
-        return filled_in(config.validate(config.nested(values)), 2, "cpu").model_dump(mode="json")
+        return filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
 
-    assert config.decided(resolved(given)) == given and resolved(config.decided(resolved(given))) == resolved(given)
+    assert loading.decided(resolved(given)) == given and resolved(loading.decided(resolved(given))) == resolved(given)
 
 
 @pytest.mark.parametrize("one, other, keys", [
@@ -60,37 +59,37 @@ def test_what_was_decided_is_what_was_given(given):
     ({"training.lr": 0.2, "augmented.lr": 0.3}, {}, ["training.lr", "augmented.lr"]), ({"kappa.kappa1": 0.5}, {}, ["kappa.kappa2"]),
     ({"rounds": 9}, {}, []), ({"world": {}}, {}, ["world"]), ({"world.deadline_s": 3}, {"world": {}}, ["world.deadline_s"])])
 def test_what_varies_is_what_was_decided(one, other, keys):
-    found = [filled_in(config.validate(config.nested(values)), 2, "cpu").model_dump(mode="json") for values in (one, other)]
-    assert config.varied(found) == config.varied(found[::-1]) == keys
-    assert config.varied([found[0], found[0]]) == []
+    found = [filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json") for values in (one, other)]
+    assert loading.varied(found) == loading.varied(found[::-1]) == keys
+    assert loading.varied([found[0], found[0]]) == []
 
 
 def test_a_kappa_alone_fixes_the_other():
-    assert config.single({"kappa": {"kappa1": 0.9}}).kappa.kappa2 == pytest.approx(0.1)
+    assert loading.single({"kappa": {"kappa1": 0.9}}).kappa.kappa2 == pytest.approx(0.1)
 
 
 def test_the_resolved_configuration_reads_back_the_same():
-    one = config.single({"method": "aigc", "training": {"lr": 1e-4}})
-    assert config.validate(yaml.safe_load(config.to_yaml(one))) == one
+    one = loading.single({"method": "aigc", "training": {"lr": 1e-4}})
+    assert loading.validate(yaml.safe_load(loading.to_yaml(one))) == one
 
 
 def test_an_override_of_one_kappa_decides_both():
-    assert config.single({"method": "genfl", "kappa": {"kappa2": 0.2}}, ["kappa.kappa1=0.5"]).kappa.kappa2 == 0.5
+    assert loading.single({"method": "genfl", "kappa": {"kappa2": 0.2}}, ["kappa.kappa1=0.5"]).kappa.kappa2 == 0.5
 
 
 def test_an_empty_section_is_a_section():
-    assert config.single({"method": "genfl", "training": None}, ["training.lr=1e-4"]).training.lr == 1e-4
+    assert loading.single({"method": "genfl", "training": None}, ["training.lr=1e-4"]).training.lr == 1e-4
 
 
 def test_a_setting_of_a_world_from_a_file(tmp_path):
     (tmp_path / "far.yaml").write_text("channel: {radius_m: 900}")
-    world = config.single(None, ["method=fedavg", f"world={tmp_path}/far.yaml", "world.channel.bandwidth_mhz=7"]).world
+    world = loading.single(None, ["method=fedavg", f"world={tmp_path}/far.yaml", "world.channel.bandwidth_mhz=7"]).world
     assert (world.channel.radius_m, world.channel.bandwidth_mhz) == (900, 7)
 
 
 def test_runs_that_would_share_a_name_are_refused():
     with pytest.raises(UserError, match="two runs of the sweep would be called"):
-        config.load({"sweep": {"data.root": ["a/b", "a-b"]}})
+        loading.load({"sweep": {"data.root": ["a/b", "a-b"]}})
 
 
 BAD = {
@@ -162,7 +161,7 @@ def test_bad_files(text, message, tmp_path, capsys):
 def test_a_checkpoint_folder_that_is_empty_or_damaged(tmp_path, tiny, capsys):
     import shutil
 
-    from genfl_mpi.generation.checkpoint import SHIPPED
+    from genfl_mpi.generation.model_folder import SHIPPED
 
     (tmp_path / "empty").mkdir()
     assert main([*tiny, f"generation.checkpoint={tmp_path}/empty"]) == 2
@@ -182,34 +181,34 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_configurations_are_valid(path):
-    runs = config.load(path)
+    runs = loading.load(path)
     assert {run.output for run in runs.values()} == {f"results/{path.stem}"}
 
 
 @pytest.mark.parametrize("small", ["fig1-small", "fig5-small", "fig6-small"])
 def test_a_small_twin_has_the_sweep_of_the_figure(small):
     """Its panels and methods; of seeds, some."""
-    one, other = (config.load(CONFIGS / f"{name}.yaml") for name in (small, small.removesuffix("-small")))
+    one, other = (loading.load(CONFIGS / f"{name}.yaml") for name in (small, small.removesuffix("-small")))
     assert set(one) <= set(other) and {name for name in other if "seed1_" in name} == {name for name in one if "seed1_" in name}
 
 
 def test_the_controls_are_pairs_of_the_figure():
     seen = {tuple(attrgetter(section)(run) for section in PAIRED if section != "partition")
-            for name in ("fig5-small", "controls-small") for run in config.load(CONFIGS / f"{name}.yaml").values()}
+            for name in ("fig5-small", "controls-small") for run in loading.load(CONFIGS / f"{name}.yaml").values()}
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize("name", ["methods", "method"])
 def test_settings_that_go_together_in_a_sweep(name):
     own = {"sweep": {"seed": [1, 2], name: [{"method": "fedavg", "training.lr": 0.2}, {"method": "genfl", "training.lr": 0.1, "kappa.kappa2": 0.4}]}}
-    runs = config.load(own)
+    runs = loading.load(own)
     assert list(runs) == ["fedavg_seed1", "genfl_seed1", "fedavg_seed2", "genfl_seed2"]
     assert [(run.training.lr, run.augmented.lr, run.kappa.kappa2) for run in runs.values()][:2] == [(0.2, 0.2, 0.2), (0.1, 0.1, 0.4)]
-    assert {name: run.training.lr for name, run in config.load(own, ["method=genfl", "training.lr=0.3"]).items()} == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
+    assert {name: run.training.lr for name, run in loading.load(own, ["method=genfl", "training.lr=0.3"]).items()} == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
     for overrides, message in ((["method=aigc"], "one at least of method=aigc"), ([f"sweep.{name}=[{{method: fedavg}}, 3]"], "all of them"),
                                ([f"sweep.{name}=[{{metod: fedavg}}]"], "unknown key metod; did you mean method")):
         with pytest.raises(UserError, match=message):
-            config.load(own, overrides)
+            loading.load(own, overrides)
 
 
 @pytest.mark.parametrize("command", ["", *(name for name in COMMANDS if name != "run")])
@@ -222,4 +221,4 @@ def test_help_fits_a_terminal(command, capsys, monkeypatch):
 
 def test_single_names_the_way_out_of_a_sweep():
     with pytest.raises(UserError, match="pin the swept keys"):
-        config.single()
+        loading.single()

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genfl_mpi import config
 from genfl_mpi.cli import main
-from genfl_mpi.clients import client_data, load_and_divide
+from genfl_mpi.config import loading
+from genfl_mpi.config.sections import Data, LabelSharing, Partition
 from genfl_mpi.data import datasets, public
+from genfl_mpi.data.clients import client_data, load_and_divide
 from genfl_mpi.data.corruption import spoil
 from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share
 from genfl_mpi.data.partition import partition
-from genfl_mpi.errors import UserError
-from genfl_mpi.sections import Data, LabelSharing, Partition
+from genfl_mpi.util.errors import UserError
 
 LABELS = np.repeat(np.arange(10), 400)
 
@@ -182,7 +182,7 @@ def test_a_smaller_pool_is_part_of_a_larger_one():
 
 
 def test_no_client_holds_an_image_of_the_pool():
-    one = config.single(overrides=["method=genfl", "data.public_pool=1000"])
+    one = loading.single(overrides=["method=genfl", "data.public_pool=1000"])
     divided = load_and_divide(one)
     pool = public.pool(divided["train_labels"], 1000, 10)
     assert sorted([*divided["indices"], *pool]) == list(range(4000))
@@ -283,7 +283,7 @@ def test_without_normalisation_pixels_stay_in_the_unit_interval():
 
 def test_bad_clients_hold_bad_data():
     def divided(**bad):
-        one = config.single({"method": "fedavg", "bad_clients": bad})
+        one = loading.single({"method": "fedavg", "bad_clients": bad})
         return one, load_and_divide(one)
 
     _, clean = divided()
@@ -323,7 +323,7 @@ def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, 
 
 def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
     clients, samples = 20_000, 50
-    settings = config.single(None, [
+    settings = loading.single(None, [
         "method=fedavg", f"clients={clients}", "cohort=5", "data.name=synthetic", "data.size=4", "data.samples=1000", "partition.scheme=dirichlet_client",
         "partition.replacement=true", f"partition.samples={samples}"])
     tracemalloc.start()
@@ -400,4 +400,4 @@ def test_what_is_no_partition(own, scheme):
                                               ("partition.scheme=iidd", "partition.scheme: must be dirichlet, .* not 'iidd'")])
 def test_a_name_that_is_none(key, message):
     with pytest.raises(UserError, match=message):
-        config.single(overrides=[key, "method=fedavg"])
+        loading.single(overrides=[key, "method=fedavg"])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import mpirun
 
-from genfl_mpi import doctor
 from genfl_mpi.cli import main
+from genfl_mpi.preparation import doctor
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from genfl_mpi import cli, config
-from genfl_mpi.commands import COMMANDS
+from genfl_mpi import cli
+from genfl_mpi.cli import COMMANDS
+from genfl_mpi.config import loading
 from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES, VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -40,9 +41,9 @@ def results(tmp_path_factory, bank):
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_path, monkeypatch):
     """Python is run, in one namespace a page; commands are, on one rank; what begins with a file's name is that file. The default is a tiny
     run here, where the page does not say otherwise."""
-    load, matplotlib_backend = config.load, matplotlib.get_backend()
+    load, matplotlib_backend = loading.load, matplotlib.get_backend()
     short = [*(one for one in TINY if not one.startswith("method")), f"generation.bank={bank}"]
-    monkeypatch.setattr(config, "load", lambda source=None, overrides=(): load(source, [*short, *overrides]))
+    monkeypatch.setattr(loading, "load", lambda source=None, overrides=(): load(source, [*short, *overrides]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(results, tmp_path / "results")

@@ -5,13 +5,13 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import lambertw
 
-from genfl_mpi import config
-from genfl_mpi.edge import bandwidth, channel, devices
+from genfl_mpi.config import loading
+from genfl_mpi.config.world import Channel, Images, World
+from genfl_mpi.edge import bandwidth, channel, hardware
 from genfl_mpi.edge.placements import PLACEMENTS, bill, cohorts, scaled
 from genfl_mpi.edge.rounds import Cohort, Work, meet, price
 from genfl_mpi.edge.trace import Trace, image_bytes, value_of_labels
-from genfl_mpi.errors import UserError
-from genfl_mpi.world import Channel, Images, World
+from genfl_mpi.util.errors import UserError
 
 
 def uplink(seed=0, clients=6, **changes):
@@ -35,10 +35,10 @@ def test_path_loss_and_rate_by_hand():
 
 def test_computing_by_hand():
     # 10^9 cycles at 1.5 GHz: 2/3 s, and 1e-28 10^9 2.25e18 = 0.225 J.
-    assert devices.computing_seconds(1e9, 1.5e9) == pytest.approx(2 / 3)
-    assert devices.computing_joules(1e9, 1.5e9, 1e-28) == pytest.approx(0.225)
+    assert hardware.computing_seconds(1e9, 1.5e9) == pytest.approx(2 / 3)
+    assert hardware.computing_joules(1e9, 1.5e9, 1e-28) == pytest.approx(0.225)
     # With a second left 1 GHz is enough; with half a second 2 GHz would be, which it does not have; with ten, 0.3 GHz.
-    assert devices.slowest_frequency(np.full(4, 1e9), np.array([1, 0.5, 10, -1]), 0.3e9, 1.5e9).tolist() == [
+    assert hardware.slowest_frequency(np.full(4, 1e9), np.array([1, 0.5, 10, -1]), 0.3e9, 1.5e9).tolist() == [
         1e9,
         1.5e9,
         0.3e9,
@@ -273,9 +273,9 @@ def test_the_value_of_labels():
 
 
 def test_a_world_is_a_function_of_its_settings():
-    one, two, other = (meet(World(seed=seed), devices.draw(World(seed=seed), 50), 3, np.array([5, 9])) for seed in (1, 1, 2))
+    one, two, other = (meet(World(seed=seed), hardware.draw(World(seed=seed), 50), 3, np.array([5, 9])) for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(one, two)) and not np.array_equal(one.up, other.up)
-    apart = meet(World(), devices.draw(World(), 50), 3, np.array([9]))  # a client's draws do not depend on the others
+    apart = meet(World(), hardware.draw(World(), 50), 3, np.array([9]))  # a client's draws do not depend on the others
     assert apart.up[0] == one.up[1] and apart.power[0] == one.power[1]
 
 
@@ -293,7 +293,7 @@ def test_a_world_is_a_function_of_its_settings():
 def test_bad_worlds(text, message, tmp_path):
     (tmp_path / "world.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
-        config.load_world(tmp_path / "world.yaml")
+        loading.load_world(tmp_path / "world.yaml")
     assert message in str(caught.value) and "world.yaml: " in str(caught.value)
 
 
@@ -326,4 +326,4 @@ def test_the_shipped_worlds_can_be_read():
 
     files = sorted(Path(__file__).parents[1].glob("configs/worlds/*.yaml"))
     assert [file.stem for file in files] == ["campus", "city", "rural"]
-    assert len({config.load_world(file) for file in files}) == 3
+    assert len({loading.load_world(file) for file in files}) == 3

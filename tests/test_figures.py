@@ -7,11 +7,12 @@ import pytest
 from conftest import FAST, small_sweep, with_new_checksums
 from matplotlib.colors import to_hex
 
+from genfl_mpi.analysis import cost_figures, curves, figures
+from genfl_mpi.analysis.timeline import spans, timeline
 from genfl_mpi.cli import main
+from genfl_mpi.config.sections import Data
 from genfl_mpi.data import datasets
-from genfl_mpi.results import costs, curves, figures, plots
-from genfl_mpi.results.timeline import spans, timeline
-from genfl_mpi.sections import Data
+from genfl_mpi.util import plotting
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
         low, high = band.get_datalim(axes.transData).intervaly
         deviation = values.std(0, ddof=1)
         assert (low, high) == pytest.approx((min(values.mean(0) - deviation), max(values.mean(0) + deviation)))
-    assert [line.get_color() for line in axes.lines] == [plots.COLOURS["FedAvg"], plots.COLOURS["GenFL"]]
+    assert [line.get_color() for line in axes.lines] == [plotting.COLOURS["FedAvg"], plotting.COLOURS["GenFL"]]
 
 
 def test_many_kinds_of_runs_can_be_told_apart(tmp_path):
@@ -127,7 +128,7 @@ def test_generated_images_beside_real_ones(paths):
 
 def test_a_class_without_images_says_so():
     some, labels = np.full((3, 1, 28, 28), 200, np.uint8), np.array([0, 0, 2])
-    figure = plots.sheet({"generated": (some, labels), "real": (some, np.arange(3))}, ["a", "b", "c"], 2)
+    figure = plotting.sheet({"generated": (some, labels), "real": (some, np.arange(3))}, ["a", "b", "c"], 2)
     generated, real = figure.axes
     [word] = generated.texts
     assert word.get_text() == "none" and word.get_position() == (30, 45) and not real.texts
@@ -136,7 +137,7 @@ def test_a_class_without_images_says_so():
 
 def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
     def missing(data):
-        from genfl_mpi.errors import UserError
+        from genfl_mpi.util.errors import UserError
 
         raise UserError("it is not there")
 
@@ -146,12 +147,12 @@ def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
 
 
 def test_costs_are_means_over_rounds(paths):
-    above, below = costs.measured(paths).axes
-    for axes, names, unit in ((above, costs.PHASES, "seconds"), (below, costs.MESSAGES, "bytes")):
+    above, below = cost_figures.measured(paths).axes
+    for axes, names, unit in ((above, cost_figures.PHASES, "seconds"), (below, cost_figures.MESSAGES, "bytes")):
         bars = [bar.get_width() for bar in axes.patches]
         wanted = [column(paths, f"rounds/{name}_{unit}", method).mean() for method in ("fedavg", "genfl") for name in names]
         assert bars == pytest.approx(wanted)
-    assert {to_hex(bar.get_facecolor()).upper() for bar in above.patches} == {plots.COLOURS["FedAvg"], plots.COLOURS["GenFL"]}
+    assert {to_hex(bar.get_facecolor()).upper() for bar in above.patches} == {plotting.COLOURS["FedAvg"], plotting.COLOURS["GenFL"]}
 
 
 @pytest.mark.parametrize(("figure", "ending", "head"), [("accuracy", "png", b"\x89PNG"), ("timeline", "svg", b"<?xml"), ("classes", "pdf", b"%PDF"),

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from genfl_mpi import config
+from genfl_mpi.config import loading
 from genfl_mpi.data import datasets
-from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint
+from genfl_mpi.federation.policies import ServerState
+from genfl_mpi.generation import model_folder
 from genfl_mpi.generation.bank import Bank, Batch, batches_of_round
 from genfl_mpi.generation.generator import Generator
-from genfl_mpi.generation.planning import cohort_deficit, deficit, equal, inverse_frequency
+from genfl_mpi.generation.plans import cohort_deficit, deficit, equal, inverse_frequency
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.training import normalise, train
-from genfl_mpi.policies import ServerState
+from genfl_mpi.util.errors import UserError
+
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory):
@@ -50,13 +51,13 @@ CPU = torch.device("cpu")
 
 
 def settings(folder, **changes):
-    one = config.single({"method": "genfl"})
+    one = loading.single({"method": "genfl"})
     return one.model_copy(update={"generation": one.generation.model_copy(update={
         "bank": str(folder), "seed": 1, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 5, **changes})})
 
 
 def state(shared, **generation):
-    one = config.single({"method": "genfl", "generation": {"per_round": 3, "cap": 7, **generation}})
+    one = loading.single({"method": "genfl", "generation": {"per_round": 3, "cap": 7, **generation}})
     shared = np.array(shared)
     return ServerState(0, one, shared.sum(1), shared, np.zeros(shared.shape[1], dtype=np.int64))
 
@@ -155,7 +156,7 @@ def test_options_that_the_pipeline_does_not_have(tmp_path, change, message):
 
 def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
     """Stable Diffusion XL's classes, with two text encoders; what knows one architecture alone says so."""
-    from genfl_mpi.generation.flops import of_configured
+    from genfl_mpi.generation.image_flops import of_configured
 
     [batch] = batches_of_round([1, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 2)
     one = settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2)
@@ -247,10 +248,10 @@ def test_a_colour_data_set_gets_colour_images(tmp_path):
 
 def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     """A classifier of UCI digits, the generator's own training data, reads what was drawn."""
+    from genfl_mpi.config.sections import Model, Training
     from genfl_mpi.data.public import uci_digits
     from genfl_mpi.learning import models
     from genfl_mpi.learning.weights import FlatModel
-    from genfl_mpi.sections import Model, Training
 
     [batch] = batches_of_round([2] * 10, [0] * 10, PROMPTS, 1, 20)
     drawn = Generator(settings(tmp_path, steps=20, batch_size=20), (1, 28, 28)).images(batch)
@@ -312,18 +313,18 @@ def flip(file):
 
 
 def test_a_linked_part_of_a_checkpoint_counts(tmp_path):
-    folder = shutil.copytree(checkpoint.SHIPPED / "digits", tmp_path / "linked")
-    digest = checkpoint.digest(folder)
+    folder = shutil.copytree(model_folder.SHIPPED / "digits", tmp_path / "linked")
+    digest = model_folder.digest(folder)
     (folder / "unet").rename(tmp_path / "unet")
     (folder / "unet").symlink_to(tmp_path / "unet")
-    assert checkpoint.digest(folder) == digest
+    assert model_folder.digest(folder) == digest
     flip(tmp_path / "unet/diffusion_pytorch_model.safetensors")
-    assert checkpoint.digest(folder) != digest
+    assert model_folder.digest(folder) != digest
 
 
 def test_a_checkpoint_that_changes_before_it_is_loaded_is_refused(tmp_path):
     """Its images would be stored as those of the one before."""
-    folder = shutil.copytree(checkpoint.SHIPPED / "digits", tmp_path / "generator")
+    folder = shutil.copytree(model_folder.SHIPPED / "digits", tmp_path / "generator")
     generator = Generator(settings(tmp_path / "bank", checkpoint=str(folder)), (1, 28, 28))
     flip(folder / "unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match=f"generation.checkpoint: {folder} has changed since the run began"):

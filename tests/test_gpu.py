@@ -6,19 +6,19 @@ import torch
 from conftest import FAST, mpirun
 from torch import nn
 
-from genfl_mpi import gpu_memory
 from genfl_mpi.cli import main
-from genfl_mpi.clients import client_data, load_and_divide
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
+from genfl_mpi.config.sections import Training
 from genfl_mpi.data import datasets
+from genfl_mpi.data.clients import client_data, load_and_divide
+from genfl_mpi.federation.messages import Up
+from genfl_mpi.federation.resident import Resident, fits
 from genfl_mpi.learning import device_sum
 from genfl_mpi.learning.device_sum import DeviceSum
 from genfl_mpi.learning.memory import of_activations, of_weights
 from genfl_mpi.learning.weights import LIMIT, ExactSum
 from genfl_mpi.mpi import collectives, devices
-from genfl_mpi.mpi.messages import Up
-from genfl_mpi.resident import Resident, fits
-from genfl_mpi.sections import Training
+from genfl_mpi.preparation import gpu_memory
 
 CPU = torch.device("cpu")
 

@@ -11,14 +11,14 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file, save_file
 
-from genfl_mpi import config
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint, pipeline
-from genfl_mpi.generation.flops import of_pipeline
+from genfl_mpi.config import loading
+from genfl_mpi.generation import model_folder, pipeline
+from genfl_mpi.generation.image_flops import of_pipeline
+from genfl_mpi.util.errors import UserError
 
-DIGITS = checkpoint.SHIPPED / "digits"
-CONFIG = config.single({"method": "genfl"})
+DIGITS = model_folder.SHIPPED / "digits"
+CONFIG = loading.single({"method": "genfl"})
 GENERATION = CONFIG.generation.model_copy(update={"steps": 1, "dtype": "float32", "device": "cpu"})
 LAYER = "unet.down_blocks.0.resnets.0.conv1"  # of the shipped checkpoint; a convolution with 32 channels
 
@@ -69,11 +69,11 @@ def change(file, **values):
 
 def prepared(folder, adapter=None):
     """What every start does, before a round: `folder`, or the UserError."""
-    found = checkpoint.locate(str(folder))
-    checkpoint.check_public(found, CONFIG.data)
-    checkpoint.digest(found)
+    found = model_folder.locate(str(folder))
+    model_folder.check_public(found, CONFIG.data)
+    model_folder.digest(found)
     if adapter is not None:
-        checkpoint.locate_adapter(str(adapter), found)
+        model_folder.locate_adapter(str(adapter), found)
     return found
 
 
@@ -335,7 +335,7 @@ def test_a_checkpoint_that_has_changed_is_read_again(folder):
     """In a process that goes on, the digest and the images are those of the files as they are."""
     def seen():
         loaded = pipeline.load(folder, None, GENERATION)
-        return checkpoint.digest(folder), pipeline.draw(loaded, ["the digit one"], [1], GENERATION, (1, 28, 28))
+        return model_folder.digest(folder), pipeline.draw(loaded, ["the digit one"], [1], GENERATION, (1, 28, 28))
 
     digest, images = seen()
     change(folder / "vae/config.json", scaling_factor=1.0)
@@ -423,7 +423,7 @@ def write(tmp_path, tensors, **metadata):
     folder = tmp_path / "adapter"
     folder.mkdir(exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, folder / checkpoint.ADAPTER, {"format": "pt", **metadata})
+    save_file(tensors, folder / model_folder.ADAPTER, {"format": "pt", **metadata})
     return folder
 
 
@@ -484,7 +484,7 @@ def test_no_code_of_an_adapter_is_run(lora, tmp_path, marker):
         with pytest.raises(UserError, match="safetensors .*cannot be loaded"):
             drawn(DIGITS, write(tmp_path, lora, lora_adapter_metadata=text))
     torch.save(Bomb(marker), folder / "pytorch_lora_weights.bin")
-    os.truncate(folder / checkpoint.ADAPTER, 100)
+    os.truncate(folder / model_folder.ADAPTER, 100)
     for function in (prepared, pipeline.read):
         with pytest.raises(UserError, match="lora_weights.safetensors .*(is damaged|cannot be loaded)"):
             function(DIGITS, folder)

@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import genfl_mpi
-from genfl_mpi import config, runner
 from genfl_mpi.cli import main
-from genfl_mpi.config import flatten
-from genfl_mpi.errors import UserError
+from genfl_mpi.config import loading
+from genfl_mpi.config.loading import flatten
+from genfl_mpi.config.settings import keys
 from genfl_mpi.mpi import collectives
-from genfl_mpi.settings import keys
+from genfl_mpi.runs import runner
+from genfl_mpi.util.errors import UserError
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=4),
                     st.sampled_from(["1e-4", "nan", "../../etc/passwd", "/", "~", "a:b", "os:system", "10**9", "0x10", "1_000", "=", "<<"]))
@@ -32,7 +33,7 @@ leaves = sorted(set(keys()))
 def load(*arguments):
     """The runs, or None if they were refused, in one line."""
     try:
-        return config.load(*arguments)
+        return loading.load(*arguments)
     except UserError as error:
         assert str(error) and len(str(error)) < 2000
         return None
@@ -68,7 +69,7 @@ def test_any_mapping_is_refused_in_words(tree):
 @settings(deadline=None, max_examples=500)
 @given(st.text(max_size=200))
 def test_any_text_is_refused_in_words(text):
-    for read in (lambda: config.parse(text, "file"), lambda: load(None, [text]), lambda: load(None, [f"sweep.seed={text}"])):
+    for read in (lambda: loading.parse(text, "file"), lambda: load(None, [text]), lambda: load(None, [f"sweep.seed={text}"])):
         try:
             read()
         except UserError:
@@ -131,7 +132,7 @@ def test_names_that_lead_nowhere(override, tmp_path, capsys):
 
 EXTREMES = [0, -1, 1, 2, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30, 5e-324, 1e-320, 1e-37, -1e-37, 1e37, -1e37, 1e39, 1.7e308, -1.7e308,
             math.inf, -math.inf, math.nan]
-BASE = config.nested(dict(setting.split("=") for setting in FAST)) | {"rounds": 1, "clients": 6, "cohort": 3, "runtime": {"threads": 1}}
+BASE = loading.nested(dict(setting.split("=") for setting in FAST)) | {"rounds": 1, "clients": 6, "cohort": 3, "runtime": {"threads": 1}}
 BASE["data"] |= {"samples": 200, "size": 8}
 BASE["training"] = {"epochs": 1}
 
@@ -145,8 +146,8 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
             continue
         for value in [*EXTREMES, *([end, end] for end in EXTREMES)]:
             try:
-                one = config.validate(config.nested(config.flatten(BASE) | {key: value}))
-                if config.flatten(one.model_dump()).get(key) in (value, tuple(value) if isinstance(value, list) else None):
+                one = loading.validate(loading.nested(loading.flatten(BASE) | {key: value}))
+                if loading.flatten(one.model_dump()).get(key) in (value, tuple(value) if isinstance(value, list) else None):
                     runner.prepare(collectives.alone(), tmp_path / "results/one.h5", one)
             except UserError as error:
                 assert str(error) and "\n" not in str(error) and len(str(error)) < 500
@@ -163,7 +164,7 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
     ("finetuning.rank=2147483647", "finetuning.rank: must be at most 1024: "), ("world={channel: {noise_dbm_hz: -500}}", "world.channel.noise_dbm_hz: ")])
 def test_a_number_beyond_what_can_be_computed_is_refused_with_the_reason(setting, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        config.single(None, [*FAST, setting])
+        loading.single(None, [*FAST, setting])
 
 
 @pytest.mark.parametrize(("settings", "said"), [
@@ -225,7 +226,7 @@ def test_every_extreme_number_runs_or_is_refused(key, fast, capsys):
         text = f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
         for settings in matters:
             try:
-                config.single(None, [*fast, *settings, text])
+                loading.single(None, [*fast, *settings, text])
             except UserError:
                 break
             capsys.readouterr()
@@ -233,7 +234,7 @@ def test_every_extreme_number_runs_or_is_refused(key, fast, capsys):
 
 
 def test_an_alias_is_a_copy():
-    one = next(iter(config.load({"method": "genfl", **config.parse("training: &t {lr: 0.1}\naugmented: *t", "file")}, ["training.lr=0.5"]).values()))
+    one = next(iter(loading.load({"method": "genfl", **loading.parse("training: &t {lr: 0.1}\naugmented: *t", "file")}, ["training.lr=0.5"]).values()))
     assert (one.training.lr, one.augmented.lr) == (0.5, 0.1)
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from conftest import FAST, TINY, Job, mpirun
 
-from genfl_mpi import Simulation, traces
+from genfl_mpi import Simulation
+from genfl_mpi.analysis.pricing import in_worlds, read
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
+from genfl_mpi.config.world import World
+from genfl_mpi.federation import workload
+from genfl_mpi.federation.client_images import capped, lacking
 from genfl_mpi.learning.training import normalise
-from genfl_mpi.placement import capped, lacking
-from genfl_mpi.pricing import in_worlds, read
 from genfl_mpi.results import reader
-from genfl_mpi.world import World
 
 QUICK = [*TINY, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=3"]
 HELD = np.array([[40, 10, 0, 0], [7, 7, 7, 7], [0, 5, 0, 1]])
@@ -182,8 +183,8 @@ def test_shared_images_are_a_clients_own(quick, tmp_path):
     assert samples.tolist() == (histograms.sum(1) + 27)[cohort].tolist()
     config = single(None, [*quick, *shared])
     with reader.open_results(path) as file:
-        own = traces.held(file, config)
-        assert not traces.of_file(file, config)[0].missing.any()
+        own = workload.held(file, config)
+        assert not workload.of_file(file, config)[0].missing.any()
     simulation = Simulation(overrides=[*quick, *shared])
     assert np.array_equal(own, simulation.placement.own())
     given = np.bincount(simulation.data["train_labels"][simulation.data["given"]], minlength=10)

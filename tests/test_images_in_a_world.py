@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from conftest import TINY, mpirun
 
-from genfl_mpi import Simulation, pricing
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
+from genfl_mpi.config.world import World
 from genfl_mpi.edge.attendance import AGGREGATED, LATE
 from genfl_mpi.edge.channel import DOWN, gains, noise, rate
 from genfl_mpi.edge.placements import Holdings
 from genfl_mpi.edge.rounds import Work
 from genfl_mpi.results import reader
-from genfl_mpi.world import World
 
 
 def priced(path):

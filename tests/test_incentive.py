@@ -5,7 +5,7 @@ import pytest
 
 from genfl_mpi.cli import main
 from genfl_mpi.edge import incentive
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 HISTOGRAMS = np.array([[30, 10, 0, 0], [5, 5, 5, 5], [0, 0, 0, 12], [20, 1, 1, 8], [7, 7, 0, 0], [40, 40, 39, 41]])
 CLIENTS = incentive.clients_of(HISTOGRAMS, np.array([1.0, 2, 0.5, 4, 3, 1]), np.array([0.1, 0.2, 0.05, 0.1, 0.3, 0.02]))

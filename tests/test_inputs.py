@@ -12,14 +12,15 @@ from conftest import FAST
 from PIL import Image
 from safetensors.numpy import save_file
 
-from genfl_mpi import config, inputs, naming
 from genfl_mpi.cli import main
-from genfl_mpi.fields import Section
-from genfl_mpi.generation import checkpoint
+from genfl_mpi.config import functions, loading
+from genfl_mpi.config.settings import Config
+from genfl_mpi.config.types import Section
+from genfl_mpi.generation import model_folder
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import FOLDER
 from genfl_mpi.results import reader
-from genfl_mpi.settings import Config
+from genfl_mpi.runs import inputs
 
 
 @pytest.fixture
@@ -29,18 +30,18 @@ def named(tmp_path, monkeypatch):
     monkeypatch.setattr(Generator, "images", lambda one, batch: np.zeros((len(batch), *one.shape), np.uint8))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_choice", raising=False)
-    (tmp_path / "own_choice.py").write_text("from genfl_mpi.policies.selection import random as choose\n")
+    (tmp_path / "own_choice.py").write_text("from genfl_mpi.federation.policies.selection import random as choose\n")
     (tmp_path / "groups.txt").write_text("\n".join(f"writer {sample % 8}" for sample in range(200)))
     shutil.copy(FOLDER / "mnist.yaml", tmp_path / "prompts.yaml")
-    shutil.copytree(checkpoint.SHIPPED / "digits", tmp_path / "generator")
+    shutil.copytree(model_folder.SHIPPED / "digits", tmp_path / "generator")
     (tmp_path / "adapter").mkdir()
     layer, weights = "unet.mid_block.attentions.0.to_q", np.ones((2, 2), np.float32)
     save_file({f"{layer}.lora_{side}.weight": weights for side in "AB"},
-              tmp_path / "adapter" / checkpoint.ADAPTER)
+              tmp_path / "adapter" / model_folder.ADAPTER)
     files = {
         "selection": tmp_path / "own_choice.py", "partition.groups": tmp_path / "groups.txt",
         "generation.prompts": tmp_path / "prompts.yaml",
-        "generation.adapter": tmp_path / "adapter" / checkpoint.ADAPTER,
+        "generation.adapter": tmp_path / "adapter" / model_folder.ADAPTER,
         "generation.checkpoint": tmp_path / "generator/unet/diffusion_pytorch_model.safetensors",
     }
     return [*FAST, "method=genfl", "generation.per_round=1", "checkpoint.keep=1",
@@ -104,7 +105,7 @@ def test_a_run_without_a_round_binds_nobody_to_its_inputs(named, tmp_path, capsy
     files["selection"].write_text("def choose(state):\n    return []\n")
     assert main([*run, "rounds=1"]) == 2
     change(files["generation.adapter"])
-    files["selection"].write_text("from genfl_mpi.policies.selection import random as choose\n# mended\n")
+    files["selection"].write_text("from genfl_mpi.federation.policies.selection import random as choose\n# mended\n")
     del sys.modules["own_choice"]
     assert main([*run, "rounds=1"]) == 0
 
@@ -164,12 +165,12 @@ OTHERS = {"output", "pretraining.output", "finetuning.output", "generation.bank"
 def test_every_setting_that_may_name_an_input_is_watched(named):
     """A new one needs a digest in `inputs`, or to be among the others above."""
     run, _ = named
-    own = [key for key in naming.OWN if key != "generation.checkpoint"]
-    found = inputs.digests(config.single(overrides=[*run, *(f"{key}=own_choice:choose" for key in own)]))
+    own = [key for key in functions.OWN if key != "generation.checkpoint"]
+    found = inputs.digests(loading.single(overrides=[*run, *(f"{key}=own_choice:choose" for key in own)]))
     assert sorted(texts()) == sorted({*found, *OTHERS})
 
 
 def test_what_a_run_does_not_read_is_none_of_its_inputs(named):
     run, _ = named
-    found = inputs.digests(config.single(overrides=[*run, "method=fedavg", "partition.scheme=iid"]))
+    found = inputs.digests(loading.single(overrides=[*run, "method=fedavg", "partition.scheme=iid"]))
     assert found.keys() == {"selection"}

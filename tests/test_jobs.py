@@ -12,8 +12,7 @@ import pytest
 import slurm
 from conftest import FAST, until
 
-from genfl_mpi.cli import main
-from genfl_mpi.commands import COMMANDS
+from genfl_mpi.cli import COMMANDS, main
 from genfl_mpi.results import reader
 
 JOBS = Path(__file__).parent.parent / "jobs"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
+from genfl_mpi.analysis import laboratory_figures
 from genfl_mpi.cli import main
-from genfl_mpi.results import hindsight, reader
+from genfl_mpi.results import reader
 
 LOOK = ["laboratory.every=1", "laboratory.points=5"]
 
@@ -32,7 +33,7 @@ def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
         own = rows["policy"] == b"fixed"
         assert rows["loss"][own] == pytest.approx(file["rounds/loss"][:], rel=1e-5)
         assert rows["accuracy"][own] == pytest.approx(file["rounds/accuracy"][:], abs=0.02)
-    looks = hindsight.read(tmp_path / "results/genfl_seed1.h5")
+    looks = laboratory_figures.read(tmp_path / "results/genfl_seed1.h5")
     # All that can be asked are; the bandit cannot, which remembers.
     assert set(looks.regret) == {"fixed", "linear", "cosine", "exponential", "step", "amount", "alignment", "bias_optimal", "softmax_accuracy",
                                  "softmax_loss", "line_search", "cost_aware", "shapley"}
@@ -61,7 +62,7 @@ def test_rounds_that_were_looked_at_in_another_way_are_not_mixed(quick, tmp_path
 def test_a_barrier_is_what_rises_above_the_straight_line():
     segment = np.array([0, 0.5, 1])
     loss = np.array([[1, 3, 2], [1, 1.5, 2], [1, 1.2, 2]])
-    assert hindsight.barrier(segment, loss).tolist() == [1.5, 0, 0]
+    assert laboratory_figures.barrier(segment, loss).tolist() == [1.5, 0, 0]
 
 
 def test_the_command(quick, tmp_path, capsys):

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
+from genfl_mpi.config.sections import LocalTraining, Model, Training
 from genfl_mpi.learning import models
+from genfl_mpi.learning.batched_clients import Twin
 from genfl_mpi.learning.batches import augment, batches, draw
 from genfl_mpi.learning.evaluation import accuracy_over_clients, summarise
 from genfl_mpi.learning.steps import descend
-from genfl_mpi.learning.together import Twin
 from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import BLOCK, LIMIT, ExactSum, FlatModel
-from genfl_mpi.sections import LocalTraining, Model, Training
+from genfl_mpi.util.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -55,7 +55,7 @@ def test_a_plan_that_is_no_number_of_images_is_refused(tiny, method, answer):
 
 
 def test_overrides_do_not_go_with_a_config(tiny):
-    from genfl_mpi.config import single
+    from genfl_mpi.config.loading import single
 
     with pytest.raises(UserError, match="model_copy"):
         Simulation(single(overrides=tiny), ["rounds=1"])

@@ -11,10 +11,12 @@ import sys
 import pytest
 from conftest import FAST
 
-from genfl_mpi import Simulation, fork, runner, sweep
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import overview
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
-from genfl_mpi.results import checkpoint, lock, overview, progress, reader
+from genfl_mpi.results import checkpoint, lock, progress, reader
+from genfl_mpi.runs import fork, runner, sweep
+from genfl_mpi.util.errors import UserError
 
 TWO = [*FAST, "rounds=3", "sweep.seed=[1,2]"]
 

@@ -8,13 +8,13 @@ import pytest
 from conftest import mpirun
 from mpi4py import MPI
 
+from genfl_mpi.config.sections import Partition
 from genfl_mpi.data.partition import partition
+from genfl_mpi.federation.messages import Down, Up
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.groups import Turns
-from genfl_mpi.mpi.messages import Down, Up
 from genfl_mpi.mpi.schedule import Pace, Speed, assign
 from genfl_mpi.results import reader
-from genfl_mpi.sections import Partition
 
 
 def test_longest_first_balances():

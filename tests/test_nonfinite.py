@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import mpirun
 
-from genfl_mpi import Simulation, hosting, server
+from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
+from genfl_mpi.federation import server, worker
 from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
 from genfl_mpi.results import reader
 
@@ -18,7 +19,7 @@ ROUND, BAD = 2, 3  # the third round, in which clients 1, 3 and 4 are trained
 @pytest.fixture
 def poisoned(monkeypatch):
     """One client's weights become NaN in the third round."""
-    train_client, train = hosting.Host._train_client, hosting.train
+    train_client, train = worker.Host._train_client, worker.train
 
     def remember(self, place, rho, client, *rest):
         poison.active = self.simulation.round == ROUND and client in poison.clients
@@ -31,8 +32,8 @@ def poisoned(monkeypatch):
         return report
 
     poison.clients = {BAD}
-    monkeypatch.setattr(hosting.Host, "_train_client", remember)
-    monkeypatch.setattr(hosting, "train", poison)
+    monkeypatch.setattr(worker.Host, "_train_client", remember)
+    monkeypatch.setattr(worker, "train", poison)
     return poison
 
 
@@ -157,14 +158,14 @@ def test_an_overflow_of_the_exact_sum_is_noticed(fast, monkeypatch):
         bound(np.array([0.9, 0.9]), np.array(largest))
     with pytest.raises(ArithmeticError, match="too large"):
         total.add(2.0, large)
-    train = hosting.train
+    train = worker.train
 
     def huge(model, *rest):
         report = train(model, *rest)
         model.weights[0] = LIMIT * 0.4
         return report
 
-    monkeypatch.setattr(hosting, "train", huge)
+    monkeypatch.setattr(worker, "train", huge)
     assert len(list(Simulation(overrides=[*fast, "rounds=1"]))) == 1
     monkeypatch.setattr(server, "normalised", lambda rho, *_: 3 * rho)
     with pytest.raises(ArithmeticError, match="too large to be summed") as caught:

@@ -6,8 +6,9 @@ import sys
 import pytest
 from conftest import FAST, Job, until
 
+from genfl_mpi.analysis import overview
 from genfl_mpi.cli import main
-from genfl_mpi.results import overview, progress
+from genfl_mpi.results import progress
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_runs_in_every_state(finished, tmp_path, capsys):
 @pytest.mark.parametrize("fault", ["training.lr=0.2", "selection=whose:choice"])
 def test_a_refused_start_leaves_everything_as_it_was(fault, tmp_path, monkeypatch, capsys):
     """Of a finished run and of one that was interrupted."""
-    (tmp_path / "whose.py").write_text("from genfl_mpi.policies.selection import random as choice\n")
+    (tmp_path / "whose.py").write_text("from genfl_mpi.federation.policies.selection import random as choice\n")
     monkeypatch.syspath_prepend(tmp_path)
     run = [*FAST, *(["selection=whose:choice"] if "whose" in fault else []), f"output={tmp_path}/runs"]
     assert main([*run, "rounds=2"]) == 0
@@ -67,7 +68,7 @@ def test_a_refused_start_leaves_everything_as_it_was(fault, tmp_path, monkeypatc
     cut.process.kill()
     cut.end()
     until(lambda: not progress.is_running(cut.results))  # a launcher that is killed ends before its ranks
-    (tmp_path / "whose.py").write_text("from genfl_mpi.policies.selection import random as choice  # changed\n")
+    (tmp_path / "whose.py").write_text("from genfl_mpi.federation.policies.selection import random as choice  # changed\n")
     files = sorted((tmp_path / "runs").glob("*.h5"))
     before = [(overview.state(path), progress.read(path)) for path in files]
     for seed, rounds in ((1, 2), (1, 3), (2, 100000)):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from genfl_mpi import Simulation, UserError, streams
+from genfl_mpi import Simulation, UserError
 from genfl_mpi.cli import main
-from genfl_mpi.naming import OWN
-from genfl_mpi.settings import keys
+from genfl_mpi.config.functions import OWN
+from genfl_mpi.config.settings import keys
+from genfl_mpi.util import streams
 
 OWN_CODE = """
 import numpy as np

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genfl_mpi import Simulation, simulation
+from genfl_mpi import Simulation
 from genfl_mpi.cli import main
+from genfl_mpi.federation import simulation
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.schedule import Pace, Speed
 from genfl_mpi.results import checkpoint, reader

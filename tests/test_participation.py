@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi import Simulation, pricing
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED
-from genfl_mpi.policies.selection import SELECTION
+from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.results import reader
 
 PLAIN = "world={channel: {radius_m: 50, fading: none, shadowing_db: 0}}"

@@ -7,8 +7,8 @@ import sys
 import pytest
 from conftest import FAST, mpirun
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import devices, launchers
+from genfl_mpi.util.errors import UserError
 
 ALL = ("", None)
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_CPUS_ON_NODE": "4"}

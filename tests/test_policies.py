@@ -7,14 +7,15 @@ import pytest
 import yaml
 from conftest import mpirun
 
-from genfl_mpi import Simulation, hosting
+from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
+from genfl_mpi.federation import worker
+from genfl_mpi.federation.policies import ServerState, kappa, selection, skew
+from genfl_mpi.federation.policies.kappa import KAPPA
+from genfl_mpi.federation.policies.rho import RHO
+from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.generation.prompts import load_prompts
-from genfl_mpi.policies import ServerState, kappa, selection, skew
-from genfl_mpi.policies.kappa import KAPPA
-from genfl_mpi.policies.rho import RHO
-from genfl_mpi.policies.selection import SELECTION
 from genfl_mpi.results import reader
 
 JUDGES = ("softmax_accuracy", "softmax_loss", "shapley", "cost_aware")
@@ -330,7 +331,7 @@ def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(qui
 
 
 def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
-    train = hosting.train
+    train = worker.train
 
     def poisoned(model, start, images, *rest):
         report = train(model, start, images, *rest)
@@ -338,7 +339,7 @@ def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
             model.weights[0] = float("nan")
         return report
 
-    monkeypatch.setattr(hosting, "train", poisoned)
+    monkeypatch.setattr(worker, "train", poisoned)
     fast = [*fast, "faults.nonfinite=drop", "cohort=5", "rounds=2"]
     poisoned.samples = int(Simulation(overrides=fast).server.state.samples.max())
     dropped, records = run(*fast, "rho=loss", "weighting.power=0")

@@ -5,13 +5,13 @@ import csv
 import numpy as np
 import pytest
 
-from genfl_mpi import pricing
+from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
-from genfl_mpi.generation import checkpoint, flops
+from genfl_mpi.config.sections import Generation, Model
+from genfl_mpi.generation import image_flops, model_folder
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import of_training
 from genfl_mpi.results import reader
-from genfl_mpi.sections import Generation, Model
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,18 @@ def test_flops_of_training_by_hand():
 
 
 def test_flops_of_stable_diffusion():
-    found = flops.of_stable_diffusion(Generation())
+    found = image_flops.of_stable_diffusion(Generation())
     assert found.weights == 859_520_964 + 83_653_863 + 123_060_480  # as published: UNet, autoencoder, text encoder
     # A step is 0.80 TFLOP a prompt, a self-attention of 4096 pixels and 320 channels being 2 * 2 * 4096^2 * 320 of it.
     assert found.denoising == pytest.approx(20 * 2 * 0.80e12, rel=0.01)
-    assert flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(found.denoising / 4)
-    assert flops.of_stable_diffusion(Generation(size=256)).image < found.image / 4  # attention is quadratic
+    assert image_flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(found.denoising / 4)
+    assert image_flops.of_stable_diffusion(Generation(size=256)).image < found.image / 4  # attention is quadratic
 
 
 def test_flops_of_a_pipeline():
-    folder = checkpoint.locate("digits")
-    found = flops.of_pipeline(folder, Generation())
-    assert 1.3e6 < found.weights < 1.4e6 and found.denoising == 2 * flops.of_pipeline(folder, Generation(steps=10)).denoising
+    folder = model_folder.locate("digits")
+    found = image_flops.of_pipeline(folder, Generation())
+    assert 1.3e6 < found.weights < 1.4e6 and found.denoising == 2 * image_flops.of_pipeline(folder, Generation(steps=10)).denoising
     # The pipeline's own components, with their weights, have as many.
     from genfl_mpi.generation.pipeline import read
 
@@ -158,7 +158,7 @@ def test_a_run_on_which_a_world_acted_is_priced_in_its_own(tmp_path, tiny, capsy
 
 
 def test_where_curves_cross():
-    from genfl_mpi.pricing import FACTORS, crossing
+    from genfl_mpi.analysis.pricing import FACTORS, crossing
 
     assert crossing(FACTORS, np.full(len(FACTORS), 7.0)) == pytest.approx(7.0)
     assert np.isnan(crossing(FACTORS, 2 * FACTORS)) and np.isnan(crossing(FACTORS, FACTORS))

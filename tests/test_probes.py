@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from conftest import mpirun
 
-from genfl_mpi import Simulation, probing
+from genfl_mpi import Simulation
+from genfl_mpi.analysis.heterogeneity import heterogeneity
 from genfl_mpi.cli import main
-from genfl_mpi.clients import client_data
+from genfl_mpi.data.clients import client_data
+from genfl_mpi.federation import probes
+from genfl_mpi.federation.policies import skew
 from genfl_mpi.learning.training import normalise
-from genfl_mpi.policies import skew
 from genfl_mpi.results import reader
-from genfl_mpi.results.heterogeneity import heterogeneity
 
 PROBED = ["probes.every=2", "probes.epochs=4", "rounds=4"]
 
@@ -93,8 +94,8 @@ def test_one_step_on_all_is_the_mean_of_one_step_on_each(fast):
 
 
 def test_one_model_is_trained_as_often_as_the_clients(tiny, monkeypatch):
-    train, passes = probing.train, []
-    monkeypatch.setattr(probing, "train", lambda model, start, images, labels, settings, rng: passes.append(settings.epochs) or train(
+    train, passes = probes.train, []
+    monkeypatch.setattr(probes, "train", lambda model, start, images, labels, settings, rng: passes.append(settings.epochs) or train(
         model, start, images, labels, settings, rng))
     simulation = Simulation(overrides=[*tiny, "method=matched", "rounds=1", "probes.every=1", "probes.epochs=1"])
     record, = simulation

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from genfl_mpi import Simulation, view
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import overview
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
-from genfl_mpi.results import overview, progress, status
+from genfl_mpi.results import progress, status
+from genfl_mpi.runs import display
+from genfl_mpi.util.errors import UserError
 
 OTHER_VALUES = [None, True, -1, 1.5, 10**400, float("nan"), "", "x", "\n", "\ud800", "\x1b[2J", [], [1], {},
                 {"a": 1}]
@@ -43,9 +45,9 @@ def read_by_all(path):
     known.seconds_left()
     console = Console(width=200, file=io.StringIO())
     for ended in ({}, {path: word}):
-        console.print(view.frame([known], 1, ended))
+        console.print(display.frame([known], 1, ended))
     for row in known.done:
-        view.line(known, row)
+        display.line(known, row)
     return one
 
 
@@ -149,7 +151,7 @@ def test_a_refused_start_leaves_the_record_of_the_one_before(where, fast, cut, m
     before = record_of(cut)
     assert {"0", "rounds"} == set(before) and progress.state(cut) == "failed"
     with monkeypatch.context() as patch:
-        patch.setattr(f"genfl_mpi.runner.{where}", refuse)
+        patch.setattr(f"genfl_mpi.runs.runner.{where}", refuse)
         assert main([*fast, "rounds=4"]) == 2
     assert "genfl_mpi: refused" in capsys.readouterr().err
     assert record_of(cut) == before
@@ -162,7 +164,7 @@ def test_a_refused_first_start_leaves_no_record(fast, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise UserError("refused")
 
-    monkeypatch.setattr("genfl_mpi.runner._open", refuse)
+    monkeypatch.setattr("genfl_mpi.runs.runner._open", refuse)
     assert main([*fast, "rounds=4"]) == 2
     assert list((tmp_path / "results").iterdir()) == []
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from genfl_mpi import config
 from genfl_mpi.cli import main
+from genfl_mpi.config import loading
 from genfl_mpi.data import datasets
-from genfl_mpi.generation import reading
+from genfl_mpi.generation import classifier
 from genfl_mpi.generation.bank import Bank, Batch
 from genfl_mpi.generation.quality import Judge, frechet
 
@@ -17,12 +17,12 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def real():
-    return datasets.load(config.single({"method": "genfl"}).data)
+    return datasets.load(loading.single({"method": "genfl"}).data)
 
 
 @pytest.fixture(scope="module")
 def judge(real):
-    return Judge(real, ABOUT, config.single(overrides=["method=genfl"]), torch.device("cpu"))
+    return Judge(real, ABOUT, loading.single(overrides=["method=genfl"]), torch.device("cpu"))
 
 
 def test_frechet_distance_by_hand():
@@ -65,11 +65,11 @@ def test_copies_of_one_image_have_no_diversity(judge, real):
 
 def test_copies_of_public_images_are_seen(real, monkeypatch):
     """Half of the training images are public; copies of them, mirrored or not, are told from images that are like them."""
-    monkeypatch.setattr(reading, "STEPS", 50)  # how well its classifiers read does not matter here
+    monkeypatch.setattr(classifier, "STEPS", 50)  # how well its classifiers read does not matter here
     images, labels = real["train_images"], real["train_labels"]
     order = np.random.default_rng(1).permutation(len(labels))
     public, other = order[:2000], order[2000:2500]
-    judge = Judge(real, ABOUT, config.single(overrides=["method=genfl", "training.epochs=1"]), torch.device("cpu"), images[public])
+    judge = Judge(real, ABOUT, loading.single(overrides=["method=genfl", "training.epochs=1"]), torch.device("cpu"), images[public])
 
     fresh, copied = images[other], images[public[:50]]
     changed = np.clip(copied.astype(int) + RNG.integers(-2, 3, copied.shape), 0, 255).astype(np.uint8)
@@ -82,7 +82,7 @@ def test_copies_of_public_images_are_seen(real, monkeypatch):
 
 
 def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real, monkeypatch):
-    monkeypatch.setattr(reading, "STEPS", 300)
+    monkeypatch.setattr(classifier, "STEPS", 300)
     settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[-12:] for c in range(10)])
     labels = real["train_labels"][chosen].copy()
@@ -101,7 +101,7 @@ def batch(labels):
 
 
 def test_the_command(tmp_path, tiny, capsys, real, monkeypatch):
-    monkeypatch.setattr(reading, "STEPS", 100)
+    monkeypatch.setattr(classifier, "STEPS", 100)
     settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:12] for c in range(10)])
     Bank(tmp_path / "bank", settings).write(batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen])

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from conftest import TINY, mpirun
 
-from genfl_mpi import Simulation, pricing
+from genfl_mpi import Simulation
+from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, LATE
-from genfl_mpi.errors import UserError
-from genfl_mpi.placement import Placement
+from genfl_mpi.federation.client_images import Placement
 from genfl_mpi.results import reader
+from genfl_mpi.util.errors import UserError
 
 CELL = "channel: {radius_m: 50, allocation: equal, fading: none, shadowing_db: 0}, images: {installed: true}"
 DEVICES = "devices: {accelerator_tflops: 0.5, accelerator_watts: 5}"

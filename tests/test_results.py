@@ -13,11 +13,11 @@ from conftest import FAST, command, mpirun
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results.layout import CLIENTS, GENERATED, ROUNDS
 from genfl_mpi.results.reader import digests, open_results
 from genfl_mpi.results.writer import Writer
+from genfl_mpi.util.errors import UserError
 
 
 @pytest.fixture
@@ -223,10 +223,10 @@ def test_open_results_says_what_is_wrong(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monkeypatch):
-    from genfl_mpi.results import space
+    from genfl_mpi.results import disk
 
     assert main([*tiny, "rounds=3", f"output={tmp_path}/whole"]) == 0
-    monkeypatch.setattr(space, "RESERVE", 1e18)
+    monkeypatch.setattr(disk, "RESERVE", 1e18)
     assert main([*tiny, "rounds=3"]) == 2
     assert "the disk is full: " in capsys.readouterr().err and not (tmp_path / "results/genfl_seed1.h5").exists()
     monkeypatch.undo()
@@ -234,7 +234,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
 
     def fills_up(self, record):
         if record.round == 2:
-            monkeypatch.setattr(space, "RESERVE", 1e18)
+            monkeypatch.setattr(disk, "RESERVE", 1e18)
         append(self, record)
 
     monkeypatch.setattr(Writer, "append", fills_up)
@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
 
 
 def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
-    from genfl_mpi.results.summary import groups
+    from genfl_mpi.analysis.summary import groups
 
     tiny.remove("method=genfl")
     assert main([*tiny, "rounds=1", "sweep.method=[{method: fedavg, training.lr: 0.2}, {method: aigc, training.lr: 0.1}]"]) == 0
@@ -262,7 +262,7 @@ def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
 
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     """As in Figures 5 and 6, where methods are compared; as in Figure 1, one panel where there is one method."""
-    from genfl_mpi.results.summary import groups
+    from genfl_mpi.analysis.summary import groups
 
     tiny.remove("method=genfl")
     assert main([*tiny, "sweep.method=[fedavg,aigc]", "sweep.partition.alpha=[0.1,1.0]", "rounds=1"]) == 0

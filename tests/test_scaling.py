@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi import plan, scaling
+from genfl_mpi.analysis import scaling
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
+from genfl_mpi.data.clients import load_and_divide
+from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.mpi import collectives
-from genfl_mpi.prediction import Cluster, exchange, loads
+from genfl_mpi.mpi.round_time import Cluster, exchange, loads
+from genfl_mpi.preparation import plan
 from genfl_mpi.results import reader
-from genfl_mpi.clients import load_and_divide
-from genfl_mpi.simulation import Simulation, resolve
 
 COSTS = plan.Costs(rate=100.0, overhead=5.0, batch=2.0, test=1.0, rest=0.25, first=0.0, load=0.0, copying=1e9, down=1000, up=2000, own=0, server=0, shared=0)
 

@@ -6,8 +6,8 @@ import resource
 import pytest
 from conftest import FAST
 
-from genfl_mpi import runner, view
 from genfl_mpi.cli import main
+from genfl_mpi.runs import display, runner
 
 
 def held():
@@ -28,14 +28,14 @@ def flat(curve, what):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
 def test_five_hundred_rounds(algorithm, tmp_path, monkeypatch):
-    curve, add = [], view.Lines.add
+    curve, add = [], display.Lines.add
 
     def looked_at(lines, record):
         if record.round % 50 == 0:
             curve.append((record.round, *held()))
         add(lines, record)
 
-    monkeypatch.setattr(view.Lines, "add", looked_at)
+    monkeypatch.setattr(display.Lines, "add", looked_at)
     assert main([*FAST, f"algorithm.name={algorithm}", "rounds=500", f"output={tmp_path}"]) == 0
     flat(curve, f"rounds of {algorithm}")
 

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genfl_mpi.config.sections import LocalTraining, Model, Training
 from genfl_mpi.learning import models
+from genfl_mpi.learning.batched_clients import Twin
 from genfl_mpi.learning.evaluation import evaluate
 from genfl_mpi.learning.steps import Steps, is_static, steps_of
-from genfl_mpi.learning.together import Twin
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
-from genfl_mpi.sections import LocalTraining, Model, Training
 
 IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
 LABELS = torch.arange(27) % 10

@@ -14,10 +14,10 @@ from conftest import FAST, TINY
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
-from genfl_mpi.results import checkpoint, progress, reader, sealed, space, superblock
+from genfl_mpi.results import checkpoint, disk, progress, reader, sealed_files, superblock
+from genfl_mpi.results.client_state import Variates
 from genfl_mpi.results.layout import PARTITION, TABLES
-from genfl_mpi.results.variates import Variates
+from genfl_mpi.util.errors import UserError
 
 RUN, OTHER = "0123456789ab", "ba9876543210"
 SCAFFOLD = [*FAST, "algorithm.name=scaffold", "rounds=6"]
@@ -104,7 +104,7 @@ def test_a_run_keeps_its_id_and_forks_and_fresh_ones_get_their_own(cut, tmp_path
     fork = tmp_path / "fork/fedavg_seed1.h5"
     assert run_of(fork) != first and reader.digests(fork) == reader.digests(path)
     for folder in (checkpoint.path_for(fork), fork.with_suffix(".variates")):
-        assert {sealed.read(file)[0]["run"] for file in folder.iterdir()} == {run_of(fork)}
+        assert {sealed_files.read(file)[0]["run"] for file in folder.iterdir()} == {run_of(fork)}
     assert main([*SCAFFOLD, "rounds=1", f"output={tmp_path}/results", "--fresh"]) == 0
     assert run_of(path) not in (first, run_of(fork))
 
@@ -179,8 +179,8 @@ def test_a_state_file_that_meets_a_limit_is_one_line(tmp_path):
 
 def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path, monkeypatch):
     """The order of flushes and renames, which a power cut depends on."""
-    done, flush, replace = [], space.flush, os.replace
-    monkeypatch.setattr(space, "flush", lambda path: (flush(path), done.append(("flush", Path(path)))))
+    done, flush, replace = [], disk.flush, os.replace
+    monkeypatch.setattr(disk, "flush", lambda path: (flush(path), done.append(("flush", Path(path)))))
     renamed = lambda old, new: (replace(old, new), done.append(("rename", Path(new))))  # noqa: E731
     monkeypatch.setattr(os, "replace", renamed)
     assert main([*SCAFFOLD, "rounds=2", f"output={tmp_path}"]) == 0

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import genfl_mpi
-from genfl_mpi import streams
+from genfl_mpi.util import streams
 
 ROOT = Path(genfl_mpi.__file__).parent
 ROOMS = {"mpi", "data", "learning", "generation", "policies", "edge", "results"}
@@ -60,7 +60,7 @@ def test_edge_is_numpy_and_scipy_alone():
 
 
 def test_a_worker_imports_neither_diffusers_nor_transformers():
-    code = "import sys, genfl_mpi.runner; print([m for m in ('diffusers', 'transformers', 'torchvision') if m in sys.modules])"
+    code = "import sys, genfl_mpi.runs.runner; print([m for m in ('diffusers', 'transformers', 'torchvision') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -6,9 +6,10 @@ import signal
 import pytest
 from conftest import FAST, Job, mpirun, until
 
-from genfl_mpi import config, sweep
 from genfl_mpi.cli import main
+from genfl_mpi.config import loading
 from genfl_mpi.results import checkpoint, progress, reader
+from genfl_mpi.runs import sweep
 
 NAMES = [f"fedavg_seed{seed}" for seed in (1, 2, 3)]
 THREE = [*FAST, "sweep.seed=[1,2,3]"]
@@ -16,7 +17,7 @@ THREE = [*FAST, "sweep.seed=[1,2,3]"]
 
 def test_as_many_groups_as_runs_can_be_kept_busy():
     def groups(ranks, *overrides):
-        return sweep.groups(ranks, list(config.load({}, ["cohort=10", "clients=20", "sweep.seed=[1,2,3,4,5,6,7]", *overrides]).values()))
+        return sweep.groups(ranks, list(loading.load({}, ["cohort=10", "clients=20", "sweep.seed=[1,2,3,4,5,6,7]", *overrides]).values()))
 
     assert [groups(ranks) for ranks in (1, 11, 21, 22, 64, 500)] == [1, 1, 1, 2, 5, 7]
     assert groups(64, "method=fedavg") == 6 and groups(64, "method=aigc") == 7

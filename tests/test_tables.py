@@ -9,8 +9,8 @@ import pytest
 from conftest import FAST
 
 from genfl_mpi import UserError, read_results
+from genfl_mpi.analysis import tables
 from genfl_mpi.cli import main
-from genfl_mpi.results import tables
 from genfl_mpi.results.layout import CLIENTS, PARTITION, ROUNDS, VERSION
 
 

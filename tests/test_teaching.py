@@ -7,12 +7,12 @@ import pytest
 import yaml
 from conftest import mpirun
 
-from genfl_mpi import teaching
 from genfl_mpi.cli import main
-from genfl_mpi.clients import load_and_divide
-from genfl_mpi.config import single
+from genfl_mpi.config.loading import single
 from genfl_mpi.data import datasets
-from genfl_mpi.generation import checkpoint
+from genfl_mpi.data.clients import load_and_divide
+from genfl_mpi.generation import model_folder
+from genfl_mpi.preparation import generator_training
 from genfl_mpi.results import reader
 
 SHORT = ["pretraining.autoencoder_steps=2", "pretraining.denoiser_steps=3", "pretraining.autoencoder_channels=[8,16]", "pretraining.denoiser_channels=[16,32]"]
@@ -30,10 +30,10 @@ def made(tmp_path_factory):
 def test_the_same_generator_every_time(made, tmp_path):
     assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2",
                  f"pretraining.output={tmp_path}/again"]) == 0
-    assert checkpoint.digest(tmp_path / "again") == checkpoint.digest(made)
+    assert model_folder.digest(tmp_path / "again") == model_folder.digest(made)
     assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2",
                  "pretraining.mirror=true", "pretraining.prediction=v_prediction", f"pretraining.output={tmp_path}/other"]) == 0
-    assert checkpoint.digest(tmp_path / "other") != checkpoint.digest(made)
+    assert model_folder.digest(tmp_path / "other") != model_folder.digest(made)
 
 
 def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
@@ -64,7 +64,7 @@ def test_an_adapter_is_the_same_on_any_ranks(tiny, tmp_path, at):
     assert main([*arguments, f"finetuning.output={tmp_path}/one"]) == 0
     done = mpirun(2, "-m", "genfl_mpi", *arguments, f"finetuning.output={tmp_path}/two")
     assert done.returncode == 0, done.stderr
-    assert checkpoint.digest(tmp_path / "one") == checkpoint.digest(tmp_path / "two")
+    assert model_folder.digest(tmp_path / "one") == model_folder.digest(tmp_path / "two")
     record = yaml.safe_load((tmp_path / "two/training.yaml").read_text())
     assert record["images"] == 20 and (record["bytes_sent"] > 0) == (at == "clients") == (record["holders"] > 1)
 
@@ -72,7 +72,7 @@ def test_an_adapter_is_the_same_on_any_ranks(tiny, tmp_path, at):
 def test_a_sample_that_several_clients_hold_is_given_by_one():
     config = single(None, ["partition.scheme=iid", "partition.replacement=true", "partition.samples=300", "clients=40", "method=genfl", "finetuning.at=clients", "finetuning.per_class=10"])
     data, about = load_and_divide(config), datasets.describe(config.data)
-    given = np.concatenate(teaching._holders(config, about, data))
+    given = np.concatenate(generator_training._holders(config, about, data))
     assert np.bincount(data["train_labels"][given]).tolist() == [10] * 10
 
 

@@ -9,15 +9,15 @@ from torch.testing import assert_close
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.config import single
-from genfl_mpi.errors import UserError
+from genfl_mpi.config.loading import single
+from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
-from genfl_mpi.learning.together import Twin
+from genfl_mpi.learning.batched_clients import Twin
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.results import reader
-from genfl_mpi.sections import LocalTraining, Model
+from genfl_mpi.util.errors import UserError
 
 TOLERANCE = 1e-6  # of weights, after some steps in float32; as docs/scale.md says
 SAMPLES, EPOCHS = (9, 20, 7, 33), (2, 1, 2, 2)

@@ -10,12 +10,12 @@ import h5py
 import pytest
 import torch
 
+from genfl_mpi.config.sections import Data
 from genfl_mpi.data import datasets
-from genfl_mpi.errors import UserError
 from genfl_mpi.generation import catalogue
 from genfl_mpi.results import reader
-from genfl_mpi.sections import Data
-from genfl_mpi.wording import first_line
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import first_line
 
 
 def test_what_is_read_from_diffusers_source_is_what_it_has():

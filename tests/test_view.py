@@ -11,10 +11,10 @@ import pytest
 from conftest import FAST, Job, command, until
 from rich.console import Console
 
-from genfl_mpi import view
 from genfl_mpi.cli import main
-from genfl_mpi.errors import UserError
 from genfl_mpi.results import progress, reader, status
+from genfl_mpi.runs import display
+from genfl_mpi.util.errors import UserError
 
 
 def in_terminal(arguments, when=None, keys=b""):
@@ -132,11 +132,11 @@ def test_a_frame_fits_a_narrow_terminal(tmp_path):
     note = progress.Progress(runs[-1].path, 0, 1)
     note("train", 5, 4)
     console = Console(width=80, record=True, file=open(os.devnull, "w"))
-    console.print(view.frame(runs, 54))
+    console.print(display.frame(runs, 54))
     text = console.export_text()
     note.close()
     assert "rank 0  training client 5 in round 4" in text and "round 4 of 9" in text and "4 s so far, 9 s to go" in text and "run 30 of 54" in text and "genfl_seed29" in text
-    assert len(text.splitlines()) <= view.MOST_RUNS + 4 and max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= display.MOST_RUNS + 4 and max(map(len, text.splitlines())) <= 80
 
 
 def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
@@ -149,14 +149,14 @@ def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
     words.append(progress.state(run.path))
     assert words == ["running", "failed"]
     console = Console(width=200, record=True, file=open(os.devnull, "w"))
-    console.print(view.frame([run], 1, {run.path: words[1]}))
+    console.print(display.frame([run], 1, {run.path: words[1]}))
     assert "failed: rank 0 of 1" in (text := console.export_text()) and "training client 5 in round 2, which raised ValueError: no" in text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (float("nan"), "?")])
 def test_durations(seconds, text):
-    assert view.duration(seconds) == text
+    assert display.duration(seconds) == text
 
 
 def test_a_sparkline_has_the_last_value():
-    assert view.sparkline([0, 50, 100]) == "▁▅█" and view.sparkline(list(range(101)), 3) == "▁▅█"
+    assert display.sparkline([0, 50, 100]) == "▁▅█" and display.sparkline(list(range(101)), 3) == "▁▅█"

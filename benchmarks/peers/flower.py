@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import ServerApp  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 from flwr.simulation import run_simulation  # noqa: E402
+
 from jobs import FORMATS, JOBS, network, resident, tell  # noqa: E402
 
 

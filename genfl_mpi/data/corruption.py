@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genfl_mpi import streams
+from genfl_mpi.util import streams
 
 
 def bad_clients(clients, settings, seed):

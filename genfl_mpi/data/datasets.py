@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from genfl_mpi import streams
-from genfl_mpi.errors import UserError
-from genfl_mpi.naming import find
-from genfl_mpi.wording import first_line
+from genfl_mpi.config.functions import find
+from genfl_mpi.util import streams
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import first_line
 
 
 @dataclass(frozen=True)

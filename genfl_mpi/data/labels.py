@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from genfl_mpi import streams
 from genfl_mpi.data.partition import blocks
+from genfl_mpi.util import streams
 
 
 def label_histograms(labels, pointers, classes):

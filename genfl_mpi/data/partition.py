@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genfl_mpi import streams
-from genfl_mpi.errors import UserError
-from genfl_mpi.naming import find
+from genfl_mpi.config.functions import find
+from genfl_mpi.util import streams
+from genfl_mpi.util.errors import UserError
 
 RETRIES = 20  # draws of the Dirichlet split before the last one is repaired
 BLOCK = 4096  # clients dealt with together, where arrays for all of them at once would take more memory than their data

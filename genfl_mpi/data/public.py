@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genfl_mpi import streams
-from genfl_mpi.errors import UserError
+from genfl_mpi.util import streams
+from genfl_mpi.util.errors import UserError
 
 
 def counts(size, classes):

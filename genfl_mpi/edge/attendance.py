@@ -6,8 +6,8 @@ server waits for all; once the deadline is over it goes on without the others.
 
 import numpy as np
 
-from genfl_mpi import streams
 from genfl_mpi.edge.rounds import until
+from genfl_mpi.util import streams
 
 # What became of a client in a round: status in /clients.
 AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 LEAST_VALUE = 0.1  # share that a client of no value has of the bandwidth of one of value 1
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from genfl_mpi import streams
+from genfl_mpi.util import streams
 
 UP, DOWN = 0, 1  # direction, part of the key of the fading's draws
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genfl_mpi.edge import channel
-from genfl_mpi.edge.devices import Devices, computing_joules, computing_seconds
+from genfl_mpi.edge.hardware import Devices, computing_joules, computing_seconds
 from genfl_mpi.edge.rounds import making, waiting
 
 

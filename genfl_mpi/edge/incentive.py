@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 STEPS = 60  # of a bisection
 REPORTS = (0.5, 0.8, 0.95, 1.05, 1.25, 2.0)  # times its cost of an image, what a client that misreports says

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genfl_mpi.edge import channel, devices
+from genfl_mpi.edge import channel, hardware
 from genfl_mpi.edge.attendance import attend
 from genfl_mpi.edge.rounds import Work, image_joules, meet, price
 from genfl_mpi.edge.trace import image_bytes
@@ -39,7 +39,7 @@ class Bill:
 def cohorts(trace, world):
     """What the clients of each round have, and how they are heard: a list of `Cohort`, the same for all placements. Raises
     UserError."""
-    owned = devices.draw(world, trace.clients)
+    owned = hardware.draw(world, trace.clients)
     return [meet(world, owned, round, clients) for round, clients in enumerate(trace.cohorts)]
 
 
@@ -51,7 +51,7 @@ def bill(trace, world, met, placement=None):
     """
     holdings = Holdings(trace.clients, world)
     prices, status, per_client = [], [], np.zeros(trace.clients)
-    battery = devices.draw(world, trace.clients).battery
+    battery = hardware.draw(world, trace.clients).battery
     for round, cohort in enumerate(met):
         work = asked(trace, world, round, holdings, placement, cohort.down)
         prices.append(price(world, cohort, work))

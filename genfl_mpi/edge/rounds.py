@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genfl_mpi import streams
 from genfl_mpi.edge import channel
 from genfl_mpi.edge.bandwidth import ALLOCATIONS, Uplink, seconds
-from genfl_mpi.edge.devices import computing_joules, computing_seconds, slowest_frequency
+from genfl_mpi.edge.hardware import computing_joules, computing_seconds, slowest_frequency
+from genfl_mpi.util import streams
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from genfl_mpi import streams
-from genfl_mpi.errors import UserError
+from genfl_mpi.util import streams
+from genfl_mpi.util.errors import UserError
 
 # What reading damaged and foreign files raises.
 UNREADABLE = OSError, KeyError, ValueError, TypeError, AttributeError

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 
 @lru_cache

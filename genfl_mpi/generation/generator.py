@@ -6,10 +6,10 @@ from dataclasses import astuple
 import numpy as np
 import torch
 
-from genfl_mpi.errors import UserError
-from genfl_mpi.generation import checkpoint, pipeline
+from genfl_mpi.config.functions import find, sources
+from genfl_mpi.generation import model_folder, pipeline
 from genfl_mpi.generation.bank import Bank, Batch
-from genfl_mpi.naming import find, sources
+from genfl_mpi.util.errors import UserError
 
 
 class Generator:
@@ -22,7 +22,7 @@ class Generator:
         self.settings, self.shape = config.generation, shape
         settings = self.settings
         self.function = self.folder = self.adapter = None
-        if checkpoint.is_function(settings.checkpoint):
+        if model_folder.is_function(settings.checkpoint):
             self.function = find(settings.checkpoint, {}, "generation.checkpoint")
             path = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
             if path is None:
@@ -30,14 +30,14 @@ class Generator:
             # The function's file determines its images, as far as anybody can see.
             self.identity = hashlib.sha256(path.read_bytes()).hexdigest(), None
         else:
-            self.folder = checkpoint.locate(settings.checkpoint)
+            self.folder = model_folder.locate(settings.checkpoint)
             if settings.adapter is not None:
-                self.adapter = checkpoint.locate_adapter(settings.adapter, self.folder)
+                self.adapter = model_folder.locate_adapter(settings.adapter, self.folder)
             for folder in filter(None, (self.folder, self.adapter)):
-                checkpoint.check_public(folder, config.data)
-            self.identity = checkpoint.digest(self.folder), self.adapter and checkpoint.digest(self.adapter)
+                model_folder.check_public(folder, config.data)
+            self.identity = model_folder.digest(self.folder), self.adapter and model_folder.digest(self.adapter)
         if settings.scheduler is not None:
-            checkpoint.check_scheduler(settings.scheduler)
+            model_folder.check_scheduler(settings.scheduler)
         if settings.size is not None and settings.size % 8:
             raise UserError(f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need")
         # Everything but prompt and seed that an image's bits depend on.

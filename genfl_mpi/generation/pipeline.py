@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from genfl_mpi.errors import UserError
-from genfl_mpi.generation.checkpoint import digest
+from genfl_mpi.generation.model_folder import digest
 from genfl_mpi.generation.validation import ADAPTER, UNUSED, read_index
-from genfl_mpi.wording import first_line
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import first_line
 
 ADAPTED = ("unet", "transformer")  # the parts of a pipeline to which an adapter is applied
 # What an adapter's file may set besides its tensors. All other settings must be peft's defaults: with some,

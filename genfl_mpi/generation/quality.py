@@ -12,8 +12,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from genfl_mpi import streams
-from genfl_mpi.generation.reading import Reader, untrained
+from genfl_mpi.generation.classifier import Reader, untrained
+from genfl_mpi.util import streams
 
 NEAR_SHARE = 0.01  # of the public images have a nearer neighbour among them than what is called a copy
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from genfl_mpi.config import parse
-from genfl_mpi.errors import UserError
+from genfl_mpi.config.loading import parse
 from genfl_mpi.generation import catalogue
+from genfl_mpi.util.errors import UserError
 
 INDEX = "model_index.json"
 ADAPTER = "pytorch_lora_weights.safetensors"

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genfl_mpi.errors import UserError
-from genfl_mpi.naming import find
-from genfl_mpi.wording import first_line
+from genfl_mpi.config.functions import find
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import first_line
 
 
 def build(settings, classes, shape, seed):

@@ -6,7 +6,7 @@ from itertools import compress
 import torch
 import torch.nn.functional as F
 
-from genfl_mpi.wording import first_line
+from genfl_mpi.util.text import first_line
 
 MOST_GRAPHS = 64  # shapes of a batch that have a graph; others are computed step by step
 KEPT = 2  # `Steps` of a model that are kept: of the clients, and of the augmented model

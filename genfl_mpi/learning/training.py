@@ -8,10 +8,10 @@ from itertools import repeat
 
 import torch
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.learning.batches import augment, draw, on_device
 from genfl_mpi.learning.steps import steps_of
-from genfl_mpi.wording import first_line
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import first_line
 
 
 @dataclass(frozen=True)

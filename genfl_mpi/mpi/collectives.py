@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 EAGER = 1e-3  # seconds for which a rank that waits looks at MPI again and again, only giving way to others on its core
 LONGEST_NAP = 2e-3  # seconds between two looks later on

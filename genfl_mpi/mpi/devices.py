@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.mpi import launchers
 from genfl_mpi.mpi.collectives import MPI
-from genfl_mpi.wording import counted
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import counted
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import time
 import traceback
 from contextlib import contextmanager
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.mpi.collectives import MPI
+from genfl_mpi.util.errors import UserError
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 # A launcher's own words, for the rank of a process and for how many there are.
 RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "SLURM_PROCID")

@@ -11,8 +11,8 @@ from contextlib import suppress
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from genfl_mpi.errors import UserError
-from genfl_mpi.results import sealed, space
+from genfl_mpi.results import disk, sealed_files
+from genfl_mpi.util.errors import UserError
 
 NEWEST = 2  # checkpoints that always stay
 
@@ -29,16 +29,16 @@ def save(results, run, round, weights, state, keep=None):
     stays for ever. Raises UserError.
     """
     path = _path(results, round)
-    sealed.write(path, _identity(run, round), {"weights": np.asarray(weights), **state})
+    sealed_files.write(path, _identity(run, round), {"weights": np.asarray(weights), **state})
     try:
-        space.flush(path.parent)
+        disk.flush(path.parent)
         there = rounds(results)
         newest = [old for old in there if old <= round][-NEWEST:]
         for old in there:  # a newer one is damaged, or this one would not have been made
             if old > round or (old not in newest and (keep is None or old % keep)):
                 _path(results, old).unlink()
     except OSError as error:
-        raise space.failed(path, error) from None
+        raise disk.failed(path, error) from None
 
 
 def rounds(results):
@@ -57,8 +57,8 @@ def load(results, run, say, at=None):
     found = [round for round in rounds(results) if at in (None, round)]
     for round in reversed(found):
         path = _path(results, round)
-        with suppress(sealed.Damaged, FileNotFoundError):
-            identity, state = sealed.read(path)
+        with suppress(sealed_files.Damaged, FileNotFoundError):
+            identity, state = sealed_files.read(path)
             if identity.get("run", run) != run:
                 raise UserError(f"{path}: a checkpoint of run {identity['run']}, but {results.name} is of "
                                 f"run {run}: move it away")
@@ -91,7 +91,7 @@ def remove(results, keep=None):
             try:
                 _path(results, round).unlink()
             except OSError as error:
-                raise space.failed(_path(results, round), error) from None
+                raise disk.failed(_path(results, round), error) from None
     with suppress(OSError):
         path_for(results).rmdir()
 

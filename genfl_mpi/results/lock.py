@@ -10,7 +10,7 @@ import os
 import time
 from contextlib import suppress
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 
 MAX_ATTEMPTS = 1000  # to take a lock that readers hold while they check it
 PAUSE = 0.01  # seconds between them

@@ -15,8 +15,8 @@ import time
 from contextlib import suppress
 from datetime import datetime, timezone
 
-from genfl_mpi.errors import UserError
 from genfl_mpi.results import lock
+from genfl_mpi.util.errors import UserError
 
 LENGTH = 256  # bytes of a file
 MAX_BYTES = 8192  # that are read of one: an error's text makes it longer

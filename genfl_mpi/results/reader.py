@@ -10,10 +10,10 @@ import numpy as np
 import yaml
 
 from genfl_mpi import __version__
-from genfl_mpi.errors import UserError
 from genfl_mpi.results import progress, superblock
 from genfl_mpi.results.layout import CHECKSUMS, PARTITION, TABLES, VERSION, checksum, checksum_of_attributes
-from genfl_mpi.wording import first_line
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import first_line
 
 ADVICE = "start over with --fresh, which moves it aside"
 

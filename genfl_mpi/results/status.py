@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genfl_mpi.errors import UserError
+from genfl_mpi.analysis.summary import METHODS
 from genfl_mpi.results import progress, reader
-from genfl_mpi.results.summary import METHODS
+from genfl_mpi.util.errors import UserError
 
 
 class Round(NamedTuple):

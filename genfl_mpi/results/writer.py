@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from genfl_mpi.errors import UserError
-from genfl_mpi.results import layout, space
+from genfl_mpi.results import disk, layout
 from genfl_mpi.results.layout import CHECKSUMS, DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
+from genfl_mpi.util.errors import UserError
 
 # What grows with the clients is mostly zeros and ramps.
 PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
@@ -34,7 +34,7 @@ class Writer:
         self.path, self.folder, unfinished = path, path.parent, path.with_name(f".{path.name}.new")
         self.file, self.columns, self.earlier = None, {}, earlier or {}
         arrays = [array for columns in self.earlier.values() for array in columns.values()]
-        space.ensure(path.parent, sum(array.nbytes for array in arrays) + 4 * size)
+        disk.ensure(path.parent, sum(array.nbytes for array in arrays) + 4 * size)
         with self._writing():
             # Created in memory: HDF5 may crash when it cannot write while it names things in a file.
             content = io.BytesIO()
@@ -84,9 +84,9 @@ class Writer:
             self.columns = {key: self.file[name] for key, name in names.items()}
             self.weights, self.finished = self.file["weights"], self.file["finished"]
             self.file.swmr_mode = True  # from here on nothing new is named, data only grow
-            space.flush(unfinished)
+            disk.flush(unfinished)
             os.replace(unfinished, path)
-            space.flush_name(path)
+            disk.flush_name(path)
 
     def append(self, record):
         """Add a simulation's `Record`; of a round that is stored already, compare it with what is stored
@@ -95,7 +95,7 @@ class Writer:
         if record.round <= len(self.earlier.get("rounds", {}).get("round", ())):
             self._compare(record.round, tables)
             return False
-        space.ensure(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
+        disk.ensure(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
         with self._writing():
             for table, columns in tables.items():
                 self._append(table, columns)
@@ -118,7 +118,7 @@ class Writer:
     def finish(self, weights):
         """Add the final weights, float32 (size,), and declare the run finished: on the disk, as its checkpoint may
         be removed now."""
-        space.ensure(self.folder, weights.nbytes)
+        disk.ensure(self.folder, weights.nbytes)
         with self._writing():
             self.weights[:] = weights
             self._flush()
@@ -141,7 +141,7 @@ class Writer:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            failed = space.failed(self.path, error)
+            failed = disk.failed(self.path, error)
             if self.file:
                 # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is left. So
                 # it is not asked to, and what it tries at the end of the process goes nowhere.
@@ -150,7 +150,7 @@ class Writer:
 
     def _flush(self):
         self.file.flush()
-        space.flush(self.path)
+        disk.flush(self.path)
 
     def _append(self, table, columns):
         numbering = next(iter(TABLES[table]))

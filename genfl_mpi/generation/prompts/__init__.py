@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from genfl_mpi.config import parse
-from genfl_mpi.errors import UserError
+from genfl_mpi.config.loading import parse
+from genfl_mpi.util.errors import UserError
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,128 @@
+"""Figures of what runs cost: measured, and in simulated worlds."""
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
+
+from genfl_mpi.analysis.summary import groups
+from genfl_mpi.util.plotting import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
+
+PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
+                    "P4": ("#E69F00", "--"), "P5": ("#CC79A7", "-.")}
+PHASES = ("round", "train", "generate", "generate_ahead", "augment", "send", "wait", "reduce", "broadcast", "evaluate")
+MESSAGES = ("broadcast", "reduce")
+
+
+@styled
+def measured(paths):
+    """Seconds of each phase of a round, and bytes of its two messages: means over rounds, with the standard deviation over seeds; a
+    bar for each method. Raises UserError."""
+    found, _ = groups(paths)
+    kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
+    figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
+    for axes, names, unit, label in ((above, PHASES, "seconds", "seconds a round"), (below, MESSAGES, "bytes", "size of a message")):
+        thick = 0.8 / len(found)
+        for i, group in enumerate(found):
+            a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
+            spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
+            whose, kind = ", ".join(filter(None, (group.method, group.panel, group.settings))), kinds.index((group.panel, group.settings))
+            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread,
+                      color=tinted(COLOURS[group.method], kind), hatch=HATCHES[kind % len(HATCHES)], edgecolor=rcParams["figure.facecolor"], linewidth=0,
+                      error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
+        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+    below.xaxis.set_major_formatter(EngFormatter("B"))
+    below.locator_params(axis="x", nbins=5)
+    lines = legend_below(figure, *above.get_legend_handles_labels())
+    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)) + 0.15 * lines)
+    return figure
+
+
+@styled
+def accuracy(runs, measures):
+    """Test accuracy against what has been spent, a panel for each measure.
+
+    runs: tuples (method, settings, world, accuracy (rounds,), {measure: spent (rounds,)}); measures: their units by name.
+    """
+    worlds, kinds = (list(dict.fromkeys(kind)) for kind in ([run[2] for run in runs], [run[1:3] for run in runs]))
+    figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
+    named = set()
+    for axes, (measure, unit) in zip(grid.flat, measures.items()):
+        nothing = dict.fromkeys(method for method, *_, spent in runs if not spent[measure].any())  # and no place on its axis
+        axes.text(0.98, 0.03, "".join(f"{method}: none\n" for method in nothing).strip(), size="x-small", ha="right", transform=axes.transAxes)
+        for method, settings, world, reached, spent in runs:
+            label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
+            kind = kinds.index((settings, world))
+            axes.plot(spent[measure], 100 * reached, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[method], kind),
+                      label=None if (measure, label) in named else label)
+            named.add((measure, label))
+        axes.set(xlabel=_axis(measure, unit), xscale="log")
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))  # within a decade there is no other label
+        axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
+        axes.grid()
+    figure.supylabel("test accuracy (%)", fontsize=8)
+    legend_below(figure, *grid[0, 0].get_legend_handles_labels())
+    return figure
+
+
+@styled
+def placements(costs, factors, measures, title):
+    """Total costs of the placements of AIGC over the number and the size of images, a row for each.
+
+    costs: {axis: {placement: {measure: float64 (factors,)}}}; factors: times the run's; measures: their units by name.
+    """
+    figure = Figure((2 * WIDTH, 0.5 + 2.1 * len(costs)), layout="constrained")  # both columns of a page
+    grid = figure.subplots(len(costs), len(measures), squeeze=False)
+    for row, (axis, found) in zip(grid, costs.items()):
+        for axes, (measure, unit) in zip(row, measures.items()):
+            for placement, values in found.items():
+                colour, style = PLACEMENT_STYLES[placement]
+                axes.plot(factors, values[measure], style, color=colour, label=placement)
+            axes.axvline(1, color="black", linewidth=0.6)
+            axes.set(xscale="log", yscale="log", xlabel=f"{axis} of the images\n(times the run's)", title=_axis(measure, unit))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.grid()
+    figure.suptitle(title)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+@styled
+def incentive(prices, found, best, before, budget):
+    """What follows from the price of a whole repair: who generates, the server's objective, and the clients' gains and the
+    welfare, with the server's price.
+
+    prices: float64 (P,), J; found: an `Equilibrium` for each; best: that of the server's price; before: mean EMD without any
+    repair; budget: in J, or infinite.
+    """
+    figure = Figure((2 * WIDTH, 3.2), layout="constrained")  # both columns of a page
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(prices, [one.joins.mean() for one in found], linewidth=4, alpha=0.5, label="take part")
+    left.plot(prices, [(one.share > 0).mean() for one in found], label="generate")
+    left.plot(prices, [one.share.mean() for one in found], label="mean share of the gap repaired")
+    left.plot(prices, [one.emd / before for one in found], "k--", label="EMD left, of that before")
+    left.set(ylabel="share", title="what the clients do")
+    middle.plot(prices, [one.objective for one in found], "k", label="objective")
+    middle.plot(prices, [one.payments for one in found], label="payments")
+    middle.plot(prices, [one.objective - one.payments for one in found], label="value of the EMD left")
+    middle.plot(best.price, best.objective, "ko")
+    if budget < max(one.payments for one in found):
+        middle.axhline(budget, color="grey", linewidth=0.8, label="budget")
+    middle.set(ylabel="J", title="what the server weighs")
+    right.plot(prices, [one.welfare for one in found], "k", label="welfare")
+    right.plot(prices, [one.utility.sum() for one in found], label="all clients' gains")
+    right.plot(prices, [one.utility.max() for one in found], label="the largest gain")
+    right.set(ylabel="J", title="who gains")
+    for axes in (left, middle, right):
+        axes.axvline(best.price, color="grey", linestyle=":", linewidth=1)
+        axes.set(xlabel="price of a whole repair (J)")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, -0.24))
+        axes.grid()
+    return figure
+
+
+def _axis(measure, unit):
+    return measure if measure == "seconds" else f"{measure} ({unit})"

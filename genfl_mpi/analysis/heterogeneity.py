@@ -1,0 +1,56 @@
+"""How the clients of runs differ, round by round: what the cohorts hold, and what probes saw."""
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from genfl_mpi.analysis.summary import groups
+from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, column, legend_below, styled, tinted
+
+
+def _mean(run, name):
+    """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value; NaN where none has."""
+    rounds, values = run["probed_clients/round"], run[f"probed_clients/{name}"]
+    there, known = np.unique(rounds), np.isfinite(values)
+    return there, np.array([values[known & (rounds == round)].mean() if known[rounds == round].any() else np.nan for round in there])
+
+
+PANELS = {
+    "EMD of the cohort": lambda run: (run["round"], run["cohort_emd"]),
+    "weight divergence": lambda run: (run["probes/round"], run["probes/weight_divergence"]),
+    "gradient difference": lambda run: _mean(run, "gradient_difference"),
+    "local error (nat)": lambda run: _mean(run, "local_error"),
+}
+
+
+@styled
+def heterogeneity(paths):
+    """Four panels over the rounds, a line a method, mean over seeds: the EMD of the labels on which the cohort trains, pooled; and where
+    the runs were probed, weight divergence, and the mean gradient difference and local error of the probed clients. Raises
+    UserError, also for runs that were not probed."""
+    found, _ = groups(paths, ("probes", "probed_clients"))
+    if not any(len(run["probes/round"]) for group in found for run in group.runs):
+        raise UserError(f"{paths[0]}: nothing was probed; make the run with probes.every=1, which changes nothing else of it")
+    kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
+    figure, grid = column(len(PANELS), 1.35, sharex=True)
+    for [axes], (label, read) in zip(grid, PANELS.items()):
+        for group in found:
+            runs = [read(run) for run in group.runs if len(run["probes/round"])]
+            if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
+                rounds = max((rounds for rounds, _ in runs), key=len)  # seeds that were probed in others are not in the mean
+                mean = np.mean([values for others, values in runs if np.array_equal(others, rounds)], axis=0)
+                kind = kinds.index((group.panel, group.settings))
+                marker = "." if len(rounds) < 30 else None
+                axes.plot(rounds, mean, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[group.method], kind), marker=marker, markersize=3,
+                          label=", ".join(filter(None, (group.method, group.panel, group.settings))))
+        if not axes.lines:
+            axes.text(0.5, 0.5, "none of these runs has a value", size="small", ha="center", va="center", transform=axes.transAxes)
+        top = axes.dataLim.y1  # -inf where nothing is drawn
+        axes.set(ylabel=label, ylim=(0, 1.05 * top if top > 0 else 1))
+        axes.grid()
+    axes.set(xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
+    figure.set_figheight(figure.get_figheight() + 0.15 * (legend_below(figure, handles.values(), handles) - 1))
+    return figure

@@ -1,0 +1,139 @@
+"""How runs scaled, from their results files: with the ranks against the prediction, and with clients and cohort: `scaling`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genfl_mpi.analysis import scaling_figure
+from genfl_mpi.config.loading import flatten
+from genfl_mpi.config.settings import is_free
+from genfl_mpi.mpi.round_time import Cluster, copying, exchange, loads
+from genfl_mpi.results import reader
+from genfl_mpi.util import plotting
+from genfl_mpi.util.errors import UserError
+
+# By these, and by the ranks, the runs of one study may differ.
+STUDIED = {"clients", "cohort", "seed", "generation.seed"}
+NETWORK = 2e-6, 12.5e9  # between nodes: latency, s, and bandwidth, B/s, as `plan` takes them by default
+PARTS = ("train", "server", "wait", "exchange", "test", "rest")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A results file. seconds: float64 (rounds,); parts: of the PARTS, the mean rank's share of a round's seconds, in percent;
+    accuracy: the last, in percent; cluster: where it ran; clients, server: seconds of each client (rounds, cohort) and of the
+    server (rounds,); fixed: seconds of a round's exchange and rest; test: of its test; messages: bytes down and up."""
+
+    path: str
+    config: dict
+    cluster: Cluster
+    seconds: np.ndarray
+    parts: dict
+    accuracy: float
+    clients: np.ndarray
+    server: np.ndarray
+    fixed: float
+    test: float
+    messages: tuple
+
+
+def command(paths, out):
+    """Lines of the `scaling` command; the figure into the file `out`. Raises UserError."""
+    studies, memory = {}, copying()
+    for path in paths:
+        run = read(path, memory)
+        key = str({name: value for name, value in run.config.items() if not is_free(name) and name not in STUDIED})
+        studies.setdefault(key, []).append(run)
+    drawn = []
+    for runs in studies.values():
+        by_size = {}
+        for run in runs:
+            by_size.setdefault((run.config["clients"], run.config["cohort"]), []).append(run)
+        what = f"{runs[0].config['method']}, {runs[0].config['data.name']}, {runs[0].config['model.name']}"
+        for (clients, cohort), alike in by_size.items():
+            if len({run.cluster.ranks for run in alike}) > 1:
+                rows = list(over_ranks(alike))
+                title = f"{what}: {clients} clients, a cohort of {cohort}"
+                drawn.append((title, rows))
+                yield from _ranks_table(title, rows)
+        if len(by_size) > 1:
+            rows = list(over_clients(by_size))
+            drawn.append((what, rows))
+            yield from _clients_table(what, rows)
+    if not drawn:
+        raise UserError("nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, "
+                        "and else in the seed alone")
+    plotting.save(scaling_figure.draw(drawn), out)
+    yield f"figure in {out}"
+
+
+def read(path, memory):
+    """`Measured`, from a results file; memory: bytes a second that are copied in it. Raises UserError."""
+    with reader.open_results(path) as file, reader.damage(path):
+        config, about = flatten(reader.config_of(file)), dict(file["environment"].attrs)
+        rounds, clients, ranks = (reader.columns_of(file, table) for table in ("rounds", "clients", "ranks"))
+        accuracy = 100 * rounds["accuracy"][-1] if len(rounds["round"]) else np.nan
+    count = len(rounds["round"])
+    if not count or len(ranks["rank"]) % count or len(set(np.bincount(ranks["round"])[1:])) > 1:
+        raise UserError(f"{path}: has no rounds, or was continued on another number of ranks; give runs that were computed "
+                        "on one number")
+    size = len(ranks["rank"]) // count
+    hosts = set(about["hosts"].split(", "))
+    cluster = Cluster(size, len(hosts), int(about["cores"]), int(about["threads"]), *NETWORK, memory)
+    seconds = rounds["round_seconds"]
+    server = rounds["generate_seconds"] + rounds["augment_seconds"] + rounds["generate_ahead_seconds"]
+    traffic, test = rounds["reduce_seconds"] + rounds["broadcast_seconds"], rounds["evaluate_seconds"]
+    spent = [ranks["train_seconds"].reshape(count, size).mean(1), server / size, rounds["wait_seconds"], traffic, test]
+    spent.append(seconds - sum(spent))
+    parts = {part: 100 * one.sum() / seconds.sum() for part, one in zip(PARTS, spent)}
+    return Measured(str(path), config, cluster, seconds, parts, accuracy, clients["seconds"].reshape(count, -1), server,
+                    (traffic + spent[-1]).mean(), test.mean(),
+                    (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])))
+
+
+def predicted(run, cluster):
+    """Mean seconds of a round of `run` on another `cluster`: its clients and its server as they were measured, assigned anew."""
+    slower = cluster.crowding / run.cluster.crowding
+    longest = [loads(clients * slower, busy * slower, cluster.ranks).max() for clients, busy in zip(run.clients, run.server)]
+    return (np.mean(longest) + run.test * slower * run.cluster.ranks / cluster.ranks + run.fixed
+            + exchange(*run.messages, cluster) - exchange(*run.messages, run.cluster))
+
+
+def over_ranks(runs):
+    """A row for each number of ranks: (ranks, mean seconds of a round, those predicted from the fewest ranks, parts)."""
+    base = min(runs, key=lambda run: run.cluster.ranks)
+    for ranks in sorted({run.cluster.ranks for run in runs}):
+        own = [run for run in runs if run.cluster.ranks == ranks]
+        yield (ranks, np.mean([run.seconds.mean() for run in own]), predicted(base, own[0].cluster),
+               {part: np.mean([run.parts[part] for run in own]) for part in PARTS})
+
+
+def over_clients(by_size):
+    """A row for each size: (clients, cohort, ranks, mean seconds of a round, mean final accuracy in percent, runs)."""
+    for (clients, cohort), runs in sorted(by_size.items()):
+        for ranks in sorted({run.cluster.ranks for run in runs}):
+            own = [run for run in runs if run.cluster.ranks == ranks]
+            yield (clients, cohort, ranks, np.mean([run.seconds.mean() for run in own]), np.mean([run.accuracy for run in own]),
+                   len(own))
+
+
+def _ranks_table(title, rows):
+    yield title
+    yield "  ranks  s a round  predicted  speed-up  efficiency (%)"
+    first_ranks, first, _, _ = rows[0]
+    for ranks, seconds, expected, _ in rows:
+        gain = first / seconds
+        yield f"  {ranks:5d}  {seconds:9.3g}  {expected:9.3g}  {gain:8.2f}  {100 * gain * first_ranks / ranks:14.0f}"
+    yield "  where the mean rank's time goes (%)"
+    yield "  ranks" + "".join(f"{part:>10}" for part in PARTS)
+    for ranks, _, _, parts in rows:
+        yield f"  {ranks:5d}" + "".join(f"{parts[part]:10.1f}" for part in PARTS)
+    yield ""
+
+
+def _clients_table(title, rows):
+    yield title
+    yield "  clients  cohort  ranks  s a round  accuracy (%)  seeds"
+    for clients, cohort, ranks, seconds, accuracy, seeds in rows:
+        yield f"  {clients:7d}  {cohort:6d}  {ranks:5d}  {seconds:9.3g}  {accuracy:12.2f}  {seeds:5d}"
+    yield ""

@@ -1,0 +1,143 @@
+"""Results for other tools: pandas and xarray, CSV, TensorBoard."""
+
+import csv
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from genfl_mpi.config import loading
+from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES
+from genfl_mpi.results.reader import columns_of, config_of, damage, find, open_results
+from genfl_mpi.util.errors import UserError
+
+ALL = (*TABLES, "partition")
+TAGS = {"accuracy": "test/accuracy", "loss": "test/loss", "train_accuracy": "train/accuracy", "train_loss": "train/loss",
+        "augmented_loss": "train/augmented_loss"}  # as TensorBoard groups them; other columns go by what they measure
+
+
+def read_results(names, table="rounds", to="pandas"):
+    """A table of all runs among `names`, a results file, a folder of them, or a list of these.
+
+    table: rounds, clients, generated or partition. to="pandas": a tidy DataFrame, a row for each round (client and round, image,
+    client) of each run, with the columns run, method, seed and every setting in which the runs differ; columns with a value for each
+    class are spread over as many; images stay in the file. to="xarray": a Dataset along the dimension `run`, whose coordinates
+    are the same settings, with units and meanings as attributes; where a run is shorter than others there is NaN. Raises UserError.
+    """
+    if table not in ALL:
+        raise UserError(f"there is no table {table!r}; the tables are {', '.join(ALL)}")
+    paths = find([names] if isinstance(names, (str, Path)) else names)
+    if to == "pandas":
+        pandas = _needed("pandas", "tables")
+        return pandas.concat([pandas.DataFrame(columns) for columns in tidy(paths, table)], ignore_index=True)
+    if to != "xarray":
+        raise UserError(f"there is no to={to!r}; results are read to pandas or to xarray")
+    xarray = _needed("xarray", "tables")
+    settings = varied(paths)
+    runs = [_dataset(xarray, path, table, settings[0]) for path in paths]
+    try:
+        together = xarray.concat(runs, "run", data_vars="all", coords="minimal", compat="override", join="outer", combine_attrs="override")
+    except xarray.AlignmentError:
+        raise UserError(f"{table}: runs with other numbers of clients or classes have no common array; read them apart, or to pandas") from None
+    return together.assign_coords({name: ("run", [one[name] for one in settings]) for name in settings[0]})
+
+
+def varied(paths):
+    """What tells runs apart: a dict for each, of run (the file's name), method, seed, and every other setting that differs."""
+    configs = []
+    for path in paths:
+        with open_results(path) as file, damage(path):
+            configs.append(config_of(file))
+    differing = [key for key in loading.varied(configs) if key not in ("method", "seed")]
+    return [{"run": path.stem, "method": flat["method"], "seed": flat["seed"]} | {key: flat.get(key) for key in differing}
+            for path, flat in zip(paths, map(loading.settings_of, configs))]
+
+
+def tidy(paths, table):
+    """For each run, {column: array (rows,)} with the run's settings first."""
+    for path, settings in zip(paths, varied(paths)):
+        columns, names = _columns(path, table)
+        rows = len(next(iter(columns.values())))
+        found = {name: np.full(rows, str(value) if isinstance(value, (list, type(None))) else value) for name, value in settings.items()}
+        for name, values in columns.items():
+            if values.dtype.kind == "S":
+                values = np.array([text.decode() for text in values], dtype=object)
+            found |= {_clear(table, name, settings): values} if values.ndim == 1 else {f"{name}[{one}]": values[:, i] for i, one in enumerate(names)}
+        yield found
+
+
+def _columns(path, table):
+    """({column: array}, class names) of a table of a results file, without images."""
+    with open_results(path) as file, damage(path):
+        names = yaml.safe_load(file["config"].attrs["class_names"])
+        if table == "partition":
+            columns = columns_of(file, table)
+            samples = np.diff(columns.pop("pointers"))
+            return {"client": np.arange(len(samples)), "samples": samples, **columns}, names
+        return columns_of(file, table, [name for name in TABLES[table] if name != "image"]), names
+
+
+def _dataset(xarray, path, table, settings):
+    columns = PARTITION if table == "partition" else TABLES[table]
+    with open_results(path) as file, damage(path):
+        names = [name for name in columns if name != "image"]
+        values = columns_of(file, table, names)
+    rows = () if table == "partition" else (next(iter(columns)),)
+    return xarray.Dataset({_clear(table, name, settings): ((*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows, values[name],
+                                                 {"units": columns[name].unit, "long_name": columns[name].about}) for name in names})
+
+
+def _clear(table, name, settings):
+    """A column's name beside the settings that tell the runs apart: an image's seed is not the run's."""
+    return f"{table}.{name}" if name in settings else name
+
+
+def write_csv(path, rows):
+    """Write tuples as lines of a file. Raises UserError."""
+    try:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def rows(paths, table):
+    """A table of all runs as tuples, the first of them of names."""
+    header = None
+    for columns in tidy(paths, table):
+        if header is None:
+            yield (header := tuple(columns))
+        if tuple(columns) != header:
+            raise UserError("the runs have different classes, and no columns in common; export those of one data set at a time")
+        yield from zip(*(values.tolist() for values in columns.values()))
+
+
+def to_tensorboard(paths, folder):
+    """Write each run's rounds as scalars into folder/RUN, for TensorBoard. Raises UserError."""
+    _needed("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    for path in paths:
+        columns, names = _columns(path, "rounds")
+        with SummaryWriter(str(Path(folder) / path.stem)) as writer:
+            for i, round in enumerate(columns.pop("round").tolist()):
+                for name, values in columns.items():
+                    if values.ndim == 1:
+                        writer.add_scalar(TAGS.get(name) or _tag(name), values[i], round)
+                    else:
+                        for one, value in zip(names, values[i]):
+                            writer.add_scalar(f"{name}/{one}", value, round)
+
+
+def _tag(name):
+    kind = name.rpartition("_")[2]
+    return f"{kind}/{name}" if kind in ("seconds", "bytes", "cosine") else f"round/{name}"
+
+
+def _needed(package, extra):
+    """A package that only an extra installs. Raises UserError."""
+    try:
+        return import_module(package)
+    except ImportError:
+        raise UserError(f"this needs the package {package}, which is not installed: pip install 'genfl_mpi[{extra}]'") from None

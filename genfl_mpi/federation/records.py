@@ -1,0 +1,110 @@
+"""What a round leaves behind: its record, of which the results file gets its rows."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from genfl_mpi.edge.attendance import AGGREGATED
+from genfl_mpi.federation.messages import CLIENT_FIELDS
+from genfl_mpi.federation.participation import payments
+from genfl_mpi.federation.policies import skew
+from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
+
+    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
+    round. laboratory, audit: columns of /laboratory and /audit, empty if nobody looked. probes: columns of /probes and
+    /probed_clients by table, empty if there was no probe.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    accuracy_per_class: np.ndarray
+    columns: dict = field(default_factory=dict)
+    clients: dict = field(default_factory=dict)
+    ranks: dict = field(default_factory=dict)
+    generated: list = field(default_factory=list)
+    laboratory: dict = field(default_factory=dict)
+    audit: dict = field(default_factory=dict)
+    probes: dict = field(default_factory=dict)
+
+
+def of_clients(up, plan, round, status):
+    """Columns of /clients after a round, from the `Up` message as reduced, the plan of the `Down` message, and the status of who
+    was heard and who was not."""
+    clients = dict(zip(CLIENT_FIELDS, up.clients.T.copy()))
+    del clients["largest_weight"]
+    return clients | {"status": status} | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
+
+
+def of_audit(up, clients):
+    """Columns of /audit after a round, from the `Up` message as reduced and the columns of /clients: of who was heard."""
+    if not up.outputs.size:
+        return {}
+    heard = clients["status"] == AGGREGATED
+    return {name: clients[name][heard] for name in ("round", "client")} | {"bias_change": up.outputs[heard]}
+
+
+def of_ranks(up, round):
+    """Columns of /ranks after a round, from the `Up` message as reduced."""
+    seconds = {name: up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
+    return {"round": np.full(len(up.ranks), round), "rank": np.arange(len(up.ranks)), **seconds}
+
+
+def of_cohort(held, histograms):
+    """Columns of /rounds on how the data differ on which the cohort trains. held: int (K, classes), samples of each label with
+    generated ones; histograms: int (clients, classes), of all clients' own."""
+    if not len(held):
+        return {"cohort_emd": np.nan, "clients_emd": np.nan, "cohort_labels": 0}
+    pooled, population = held.sum(0), histograms.sum(0)
+    return {
+        "cohort_emd": skew(pooled[None], population)[0], "cohort_labels": np.count_nonzero(pooled),
+        "clients_emd": np.average(skew(held, population), weights=held.sum(1)),
+    }
+
+
+def of_models(clients, omega_t, omega_fl, omega_a, parameters):
+    """Columns of /rounds on how the clients trained, and how their models' changes and the augmented one's agree.
+
+    clients: columns of /clients; omega_t, omega_fl, omega_a: the weights before the round, of the clients' average, and of the
+    augmented model, (size,), with the parameters first; None for what there is not.
+    """
+    counted = clients["rho"] > 0  # without those that were dropped
+    rho, norms, both = clients["rho"][counted], clients["update_norm"][counted], omega_fl is not None and omega_a is not None
+    trained = omega_fl is not None
+    change = distance(omega_fl, omega_t, parameters) if trained else np.nan
+    return {
+        "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,
+        "update_alignment": change / (rho @ norms) if trained and rho @ norms > 0 else np.nan,
+        "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
+        "clients_trained": len(clients["client"]),
+        "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
+        **{name: rho @ clients[column][counted] / rho.sum() if trained else np.nan
+           for name, column in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
+    }
+
+
+def of_pay(config, status, round, available, told, owed):
+    """Columns of /rounds on who takes part for the pay. status: of the cohort; available: bool (clients,), or None if all are; told,
+    owed: as in `payments`."""
+    return {"clients_available": config.clients if available is None else available.sum(),
+            "payments": payments(config, status, round, told, owed)}
+
+
+def of_clocks(clock, waiting, down, up, sent):
+    """Columns of /rounds: rank 0's clock, and the ranks' times and the bytes of the two messages. sent: bytes of images from rank 0
+    to every rank."""
+    return {
+        "round_seconds": clock.now(),
+        "generate_start_seconds": clock.starts.get("generate", np.nan),
+        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0)
+           for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")},
+        "generate_ahead_seconds": waiting.working_seconds,
+        "train_seconds": up.of_ranks("train_seconds").max(), "wait_seconds": up.of_ranks("wait_seconds").mean(),
+        "broadcast_bytes": down.buffer.nbytes + sent, "reduce_bytes": up.buffer.nbytes,
+    }
