@@ -21,11 +21,11 @@ def job(weights, repeats):
     import numpy as np
     from mpi4py import MPI
 
-    from genfl_mpi.federation.messages import Down, Up
+    from genfl_mpi.federation.messages import Broadcast, Reduction
     from genfl_mpi.mpi import collectives
 
     comm = collectives.world()
-    down, up = Down(weights, 50), Up(weights, 50, comm.size)
+    down, up = Broadcast(weights, 50, {}), Reduction(weights, 50, comm.size, {})
     bare_down, bare_up, target = np.zeros(weights, np.float32), np.ones(weights, np.int64), np.empty(weights, np.int64)
 
     def exchange():

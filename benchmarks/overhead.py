@@ -16,6 +16,7 @@ from torch import nn
 
 from genfl_mpi import Simulation
 from genfl_mpi.data.clients import client_data
+from genfl_mpi.federation.messages import MODEL
 from genfl_mpi.learning.steps import Steps
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.util.timing import Clock
@@ -59,15 +60,17 @@ def main():
         images = normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, simulation.device)
         labels = torch.from_numpy(labels)
         steps, clock = Steps(simulation.model, simulation.config.training), Clock(lambda *_: None)
+        worker = simulation.parts.worker
+        worker.broadcast.plan[0] = 0.01, 0, 0, 0, 1
 
         def step():
             steps.compute(images, labels)
 
         def client():
-            simulation.host._train_client(0, 0.01, 0, 0, 0, 1, clock)
+            worker._train_client(0, 0, clock)
 
         def exact_sum():
-            simulation.sum.add(0.01, simulation.model.weights, simulation.weights[: simulation.model.parameters])
+            worker.resident.sums[MODEL].add(0.01, simulation.model.weights, simulation.weights[: simulation.model.parameters])
 
         spent = {work: [] for work in (client, step, exact_sum)}
         for _ in range(options.repeats + 1):

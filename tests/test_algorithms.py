@@ -1,20 +1,25 @@
 """Federated algorithms: equal to averaging where they should be, as their sources have them elsewhere."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import mpirun
 from torch import nn
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import Algorithm, Training
+from genfl_mpi.config.sections import LocalTraining
+from genfl_mpi.config.settings import Config
 from genfl_mpi.edge.attendance import AGGREGATED
-from genfl_mpi.federation.worker import Host
-from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine, normalised, server_step
+from genfl_mpi.federation.algorithms import ALGORITHMS
+from genfl_mpi.federation.algorithms.interface import Cohort, Received
+from genfl_mpi.federation.worker import Worker
 from genfl_mpi.learning.batches import batches, local_batches
+from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 from genfl_mpi.results import checkpoint, reader
 
 
@@ -53,13 +58,18 @@ def test_fednova_with_equal_steps_is_fedavg_to_rounding(tiny, tmp_path):
     assert np.abs(one - other).max() < 1e-6 and np.linalg.norm(one) > 1
 
 
+def coefficients(samples, epochs, momentum=0.0):
+    """FedNova's, of two clients with the same rho."""
+    config = Config(training=LocalTraining(batch_size=64, momentum=momentum))
+    cohort = Cohort(np.arange(2), np.array(samples), np.full(2, epochs), np.array([0.5, 0.5]))
+    return ALGORITHMS["fednova"].coefficients(cohort, config)
+
+
 def test_fednovas_weights_by_hand():
     # Two steps and eight: tau_eff = (2 + 8) / 2 = 5, so the client with few steps counts 5 / 2, the other 5 / 8.
-    training = Training(epochs=2, batch_size=64)
-    assert normalised(np.array([0.5, 0.5]), np.array([64, 256]), training) == pytest.approx([1.25, 0.3125])
+    assert coefficients([64, 256], 2) == pytest.approx([1.25, 0.3125])
     # Momentum 1/2, two steps: (1 - 1/4) + (1 - 1/2) over 1/2 = 1.5 + 1 = 2.5; one step: 1. tau_eff = 1.75.
-    training = Training(epochs=1, batch_size=64, momentum=0.5)
-    assert normalised(np.array([0.5, 0.5]), np.array([128, 64]), training) == pytest.approx([0.5 * 1.75 / 2.5, 0.5 * 1.75])
+    assert coefficients([128, 64], 1, 0.5) == pytest.approx([0.5 * 1.75 / 2.5, 0.5 * 1.75])
 
 
 def test_steps_are_counted_as_they_are_made():
@@ -72,7 +82,8 @@ def test_server_optimizers_by_hand():
     def steps(**settings):
         state, omega, path = {}, torch.tensor([0.0, 0.0]), []
         for delta in (1.0, 3.0):
-            new = server_step(state, omega, torch.tensor([omega[0].item() + delta, 7.0], dtype=torch.float64), 1, Algorithm(**settings))
+            average = torch.tensor([omega[0].item() + delta, 7.0], dtype=torch.float64)
+            new = ALGORITHMS[settings["name"]].aggregate(state, omega, average, Received(average, 1.0, {}, 1), Config(algorithm=settings))
             path.append(new[0].item() - omega[0].item())
             assert new[1] == 7
             omega = new.float()
@@ -101,8 +112,8 @@ def network_with_statistics(classes, shape):
 
 def test_fednova_averages_statistics(fast, monkeypatch):
     """Its weights have another sum than 1, and what is left has no meaning for a variance: it would become negative."""
-    add, seen = Host._add, []
-    monkeypatch.setattr(Host, "_add", lambda self, place, rho, weights, report: seen.append((rho, weights.double())) or add(
+    add, seen = Worker._add, []
+    monkeypatch.setattr(Worker, "_add", lambda self, place, rho, weights, report: seen.append((rho, weights.double())) or add(
         self, place, rho, weights, report))
     simulation = Simulation(overrides=[
         *fast, "algorithm.name=fednova", "cohort=6", "rounds=1", "rho=uniform", "training.batch_size=2", "partition.alpha=0.05",
@@ -261,10 +272,10 @@ def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
     assert there == needed, "what the last two checkpoints need stays"
     (folder / "3_3.safetensors").write_bytes(b"no array")
     assert main([*run, "rounds=4"]) == 2
-    assert "3_3.safetensors: the control variate of client 3 is damaged" in capsys.readouterr().err
+    assert "3_3.safetensors: the state of client 3 is damaged" in capsys.readouterr().err
     (folder / "3_3.safetensors").unlink()
     assert main([*run, "rounds=4"]) == 2
-    assert "3_3.safetensors: the control variate of client 3 is missing" in capsys.readouterr().err
+    assert "3_3.safetensors: the state of client 3 is missing" in capsys.readouterr().err
     assert main([*run, "training.momentum=0.5"]) == 2
     assert "scaffold needs training.momentum=0" in capsys.readouterr().err
 
@@ -278,7 +289,7 @@ def test_the_pool_in_place_of_generated_data(tiny, tmp_path, capsys):
     one = Simulation(overrides=[*run, "kappa.kappa2=1"])
     for record in one:
         assert record.generated == [] and record.columns["images_used"] == 300
-    assert one.server.generated.labels[0].tolist() == np.repeat(np.arange(10), 30).tolist()
+    assert one.server.images.used()[1].tolist() == np.repeat(np.arange(10), 30).tolist()
     capsys.readouterr()
     assert main([*tiny, "method=pool"]) == 2
     assert "method=pool needs data.public_pool" in capsys.readouterr().err
@@ -341,3 +352,72 @@ def test_skewed_clients_disagree_more(tiny):
         run = Simulation(overrides=[*tiny, "method=fedavg", "rounds=1", "training.epochs=2", f"partition.scheme={scheme}", "partition.classes_per_client=2"])
         seen[scheme] = next(iter(run)).columns["update_cosine"]
     assert seen["classes"] < seen["iid"] - 0.1
+
+
+MINE = """
+import torch
+from genfl_mpi.federation.algorithms.interface import Algorithm, Array, Contribution, Stage
+
+
+def declare(parameters, config):
+    return {"momentum": Array((parameters,), "server")}
+
+
+def aggregate(state, omega, average, received, config):
+    parameters = received.parameters
+    before = omega[:parameters].double()
+    state["momentum"] = 0.9 * state.get("momentum", 0) + (average[:parameters] - before)
+    return torch.cat([before + state["momentum"], average[parameters:]])
+
+
+MOMENTUM = Algorithm("momentum", declare=declare, aggregate=aggregate)
+
+# Two local trainings in a row, the second of them held to omega^t; and a count of the trainings, at every client and of all.
+COUNTED = Algorithm(
+    "counted",
+    declare=lambda parameters, config: {
+        "own": Array((2,), "client"), "sum": Array((2,), "sum", fraction_bits=24), "total": Array((2,), "server")},
+    stages=lambda client, omega, arrays, own, config: [Stage(1), Stage(1, prox=1.0)],
+    contribute=lambda client, omega, trained, arrays, own, config: Contribution(
+        {"sum": (1.0, own["own"] + 1)}, {"own": own["own"] + 1}),
+    aggregate=lambda state, omega, average, received, config: state.update(total=received.sums["sum"]) or average)
+NONE = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "my_algorithms.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_algorithms", None)
+
+
+def test_an_algorithm_of_ones_own_is_an_algorithm(fast, mine, tmp_path):
+    """Server momentum in a file of the user's is fedavgm with beta1 = 0.9, bit for bit, also when it is continued."""
+    ours = [*fast, "rounds=4", f"output={tmp_path}/ours", "algorithm.name=fedavgm", "algorithm.beta1=0.9"]
+    assert main(ours) == 0
+    for rounds in (2, 4):
+        assert main([*fast, f"rounds={rounds}", "algorithm.name=my_algorithms:MOMENTUM"]) == 0
+    assert (weights_of(tmp_path / "ours") == weights_of(tmp_path / "results")).all()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_stages_sums_and_clients_arrays_do_not_depend_on_the_ranks(ranks, fast, mine, tmp_path):
+    run = [*fast, "rounds=3", "algorithm.name=my_algorithms:COUNTED"]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = mpirun(ranks, "-m", "genfl_mpi", *run, f"output={tmp_path}/many", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    simulation = Simulation(overrides=run, folder=tmp_path / "states")
+    list(simulation)
+    assert (simulation.weights.numpy() == weights_of(tmp_path / "many")).all()
+    last = np.flatnonzero(simulation.server.trained == 3)
+    counts = [simulation.client_states.read(client, 3)["own"] for client in last]
+    assert simulation.server.memory["total"].tolist() == np.sum(counts, 0).tolist() and np.sum(counts) >= 2 * len(last) == 6
+
+
+def test_what_is_no_algorithm_is_refused_in_one_line(fast, mine, capsys):
+    for name, said in (("my_algorithms:NONE", "is not an instance of"), ("my_algorithms:declare", "is not an instance of"),
+                       ("fedprx", "did you mean 'fedprox'?")):
+        assert main([*fast, f"algorithm.name={name}"]) == 2
+        assert said in (line := capsys.readouterr().err) and line.count("\n") == 1

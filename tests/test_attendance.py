@@ -38,7 +38,7 @@ def weights(*overrides, **policies):
 
 def done(made, round, cohort):
     """Seconds until each client of a cohort would be done if nothing came in between."""
-    around = made.server.around
+    around = made.server.world
     met = meet(around.world, around.devices, round, cohort)
     found = price(around.world, met, around._work(cohort, 1, 0, 0))
     return sum(found.client_seconds.values())
@@ -148,19 +148,19 @@ def test_a_message_that_is_lost_every_time(everybody):
     bad = PLAIN.replace("radius_m: 50", "radius_m: 50, waterfall: 1.0e+9, most_tries: 2")
     made, records = run(*everybody, world("dropout: 0", bad))
     assert all(one == attendance.OUTAGE for status in statuses(records) for one in status)
-    assert (made.server.around.spent > 0).all(), "it was sent all the same"
+    assert (made.server.world.spent > 0).all(), "it was sent all the same"
 
 
 def test_an_empty_battery(everybody):
-    free = run(*everybody[:-1], "rounds=1", world("dropout: 0"))[0].server.around.spent
+    free = run(*everybody[:-1], "rounds=1", world("dropout: 0"))[0].server.world.spent
     limit = float(2.5 * free.max())  # J: enough for two rounds of any
     made, records = run(*everybody[:-1], "rounds=12", world(f"devices: {{battery_kj: [{limit / 1e3}, {limit / 1e3}]}}"))
     status = np.array(statuses(records))
     assert (status[:2] == attendance.AGGREGATED).all() and (status == attendance.BATTERY).any()
     empty = status == attendance.BATTERY
     assert (empty[1:] >= empty[:-1]).all(), "nobody comes back"
-    assert (made.server.around.spent <= limit * (1 + 1e-12)).all()
-    assert made.server.around.spent[empty[-1]] == pytest.approx(limit)
+    assert (made.server.world.spent <= limit * (1 + 1e-12)).all()
+    assert made.server.world.spent[empty[-1]] == pytest.approx(limit)
 
 
 def test_what_is_spent_until_then_by_hand():
@@ -208,7 +208,7 @@ def test_its_price_counts_what_the_missing_have_spent(fast, tmp_path, capsys):
     [found] = pricing.in_worlds([priced], pricing.worlds_for([priced], []))
     assert [one.tolist() for one in found.bill.status] == [one.tolist() for one in priced.status]
     made, _ = run(*fast, *MISSING)
-    assert found.bill.client_joules == pytest.approx(made.server.around.spent, rel=1e-12) and found.bill.client_joules.sum() > 0
+    assert found.bill.client_joules == pytest.approx(made.server.world.spent, rel=1e-12) and found.bill.client_joules.sum() > 0
     assert (found.bill.seconds <= 0.0104 * (1 + 1e-6)).all()
     arguments = ["-o", str(tmp_path / "price.png")]
     (tmp_path / "other.yaml").write_text("{}")

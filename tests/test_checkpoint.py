@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi import Simulation
 from genfl_mpi.cli import main
+from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import checkpoint, reader
 from genfl_mpi.util.errors import UserError
 
@@ -18,14 +18,14 @@ def cut(fast, tmp_path, monkeypatch):
     """A function that computes so many rounds of a run of ten, with settings, and leaves it there."""
 
     def compute(rounds, *overrides):
-        advance = Simulation._advance
+        train = Worker.train
 
-        def interrupted(self, clock):
-            if self.round == rounds:
+        def interrupted(self, round, clock):
+            if round == rounds:
                 raise MemoryError
-            return advance(self, clock)
+            return train(self, round, clock)
 
-        monkeypatch.setattr(Simulation, "_advance", interrupted)
+        monkeypatch.setattr(Worker, "train", interrupted)
         assert main([*fast, "rounds=10", *overrides]) == 1
         monkeypatch.undo()
         return tmp_path / "results/fedavg_seed1.h5"

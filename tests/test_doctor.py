@@ -59,7 +59,7 @@ def test_a_file_system_without_locks(examine, tmp_path, monkeypatch):
     monkeypatch.setattr(h5py, "File", refuse)
     status, said = examine("method=fedavg")
     assert status == 2 and "HDF5_USE_FILE_LOCKING=FALSE" in said
-    assert f"output: HDF5 cannot use {tmp_path}/results (" in said
+    assert f"output:HDF5cannotuse{tmp_path}/results(" in said.replace(" ", ""), "wherever the line is broken"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
@@ -76,9 +76,9 @@ def test_ranks_that_differ(tmp_path):
     script = tmp_path / "broken.py"
     script.write_text("""
 import os, sys
-from genfl_mpi import doctor
 from genfl_mpi.cli import main
 from genfl_mpi.mpi import collectives
+from genfl_mpi.preparation import doctor
 if collectives.world().rank == 1:
     versions = doctor.environment.versions
     doctor.environment.versions = lambda: {**versions(), "torch": "0.4.1"}

@@ -11,7 +11,7 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.sections import Training
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import client_data, load_and_divide
-from genfl_mpi.federation.messages import Up
+from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.resident import Resident, fits
 from genfl_mpi.learning import device_sum
 from genfl_mpi.learning.device_sum import DeviceSum
@@ -52,13 +52,14 @@ def test_what_the_sum_cannot_hold_is_refused_on_a_device_too(bad):
 # A run as on a GPU, but in the CPU's memory: what is in the messages lies there, too, and the training images.
 ON_DEVICE = """
 import sys
-from genfl_mpi import resident
+from genfl_mpi.federation import resident
 from genfl_mpi.cli import main
 import torch
 make = resident.Resident.__init__
-def moved(self, comm, device, weights, up, total, images):
-    make(self, comm, device, weights, up, total, images)
-    self._move(up, sys.argv[1] == "aware")
+def moved(self, comm, device, broadcast, reduction, declared, images):
+    make(self, comm, device, broadcast, reduction, declared, images)
+    self._move({name: 40 for name in reduction.sums}, sys.argv[1] == "aware")
+    self.omega = self.arrays.pop("model")
     self.images = torch.from_numpy(images.copy())
 resident.Resident.__init__ = moved
 sys.exit(main(sys.argv[2:]))
@@ -85,11 +86,10 @@ def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, mo
 def test_a_client_cut_out_of_resident_images_is_the_client(more):
     config = single(None, [*FAST, *more])
     arrays, about = load_and_divide(config), datasets.describe(config.data)
-    up = Up(5, 3, 1)
-    sent, held = (Resident(collectives.alone(), CPU, torch.zeros(5), up, ExactSum(up.units), arrays["train_images"]) for _ in range(2))
+    sent, held = (Resident(collectives.alone(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays["train_images"]) for _ in range(2))
     held.images = torch.from_numpy(arrays["train_images"])
     for client in range(config.clients):
-        for one, other in zip(sent.data(arrays, client, config, about), held.data(arrays, client, config, about)):
+        for one, other in zip(sent.client_data(arrays, client, config, about), held.client_data(arrays, client, config, about)):
             assert torch.equal(one, other) and len(one) == len(client_data(arrays, client, config)[1])
 
 
@@ -115,9 +115,11 @@ def test_activations_by_hand():
 
 def test_weights_by_hand():
     plain = of_weights(100, 90, Training(), 0)
-    assert plain == {"weights": 800, "gradients": 360, "optimizer": 0, "exact sum": 800}
+    assert plain == {"weights": 800, "algorithm's arrays": 0, "gradients": 360, "optimizer": 0, "exact sum": 800}
+    assert of_weights(100, 90, Training(), 1, 90, 90) == {
+        "weights": 800, "algorithm's arrays": 360, "gradients": 360, "optimizer": 360, "exact sum": 1520}, "SCAFFOLD's"
     assert of_weights(100, 90, Training(momentum=0.9), 1, together=5) == {
-        "weights": 7 * 400, "gradients": 5 * 360, "optimizer": 6 * 360, "exact sum": 800}
+        "weights": 7 * 400, "algorithm's arrays": 0, "gradients": 5 * 360, "optimizer": 6 * 360, "exact sum": 800}
 
 
 def test_a_node_adds_up_the_ranks_of_each_gpu():

@@ -334,7 +334,7 @@ def test_what_only_the_loader_finds_is_one_line(folder):
 def test_a_checkpoint_that_has_changed_is_read_again(folder):
     """In a process that goes on, the digest and the images are those of the files as they are."""
     def seen():
-        loaded = pipeline.load(folder, None, GENERATION)
+        loaded = pipeline.load(folder, None, GENERATION, (model_folder.digest(folder), None))
         return model_folder.digest(folder), pipeline.draw(loaded, ["the digit one"], [1], GENERATION, (1, 28, 28))
 
     digest, images = seen()

@@ -224,13 +224,13 @@ def test_every_extreme_number_runs_or_is_refused(key, fast, capsys):
     matters = next((MATTERS[name] for name in (key, key.partition(".")[0]) if name in MATTERS), [[]])
     for value in [*EXTREMES, *([end, end] for end in EXTREMES)]:
         text = f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
-        for settings in matters:
+        for more in matters:
             try:
-                loading.single(None, [*fast, *settings, text])
+                loading.single(None, [*fast, *more, text])
             except UserError:
                 break
             capsys.readouterr()
-            test_extreme_numbers_end_well_or_in_one_line(["--fresh", *settings, text], fast, capsys)
+            test_extreme_numbers_end_well_or_in_one_line(["--fresh", *more, text], fast, capsys)
 
 
 def test_an_alias_is_a_copy():

@@ -94,10 +94,10 @@ def test_filled_clients_see_an_even_mix(quick):
         record, = simulation
         columns[method] = record.columns
         cohort = record.clients["client"]
-        held = simulation.placement.own(cohort) + simulation.placement.generated(cohort)
+        held = simulation.parts.client_images.real(cohort) + simulation.parts.client_images.generated(cohort)
         assert held.sum(1).tolist() == record.clients["samples"].tolist()
         if method == "filled":
-            whole = lacking(simulation.placement.own(cohort), simulation.config).max(1) <= 60
+            whole = lacking(simulation.parts.client_images.real(cohort), simulation.config).max(1) <= 60
             assert whole.any() and not emd(held[whole]).any()
             assert record.clients["rho"] == pytest.approx(held.sum(1) / held.sum())
     assert columns["filled"]["clients_emd"] < 0.5 * columns["fedavg"]["clients_emd"]
@@ -114,12 +114,12 @@ def test_clients_train_on_their_own_images_and_labels(quick):
     def normalised(images):
         return normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, own[0].device)
 
-    images, with_labels = simulation.placement.beside(client, *own)
+    images, with_labels = simulation.parts.client_images.beside(client, *own)
     assert torch.equal(images[2:], normalised(made)) and with_labels[2:].tolist() == labels.tolist()
     simulation = Simulation(overrides=[*quick, "method=filled", "rounds=1"])
     record, = simulation
-    images, with_labels = simulation.placement.beside(client, *own)
-    wanted = capped(lacking(simulation.placement.own(np.array([client])), simulation.config), simulation.config)[0]
+    images, with_labels = simulation.parts.client_images.beside(client, *own)
+    wanted = capped(lacking(simulation.parts.client_images.real(np.array([client])), simulation.config), simulation.config)[0]
     assert np.bincount(with_labels[2:], minlength=10).tolist() == wanted.tolist()
     made = np.concatenate([images for _, _, images, _ in record.generated])
     labels = np.concatenate([batch.label for _, batch, _, _ in record.generated])
@@ -186,6 +186,6 @@ def test_shared_images_are_a_clients_own(quick, tmp_path):
         own = workload.held(file, config)
         assert not workload.of_file(file, config)[0].missing.any()
     simulation = Simulation(overrides=[*quick, *shared])
-    assert np.array_equal(own, simulation.placement.own())
+    assert np.array_equal(own, simulation.parts.client_images.real())
     given = np.bincount(simulation.data["train_labels"][simulation.data["given"]], minlength=10)
     assert np.array_equal(own - histograms, np.tile(given, (len(own), 1))) and given.tolist() == [3] * 7 + [2] * 3

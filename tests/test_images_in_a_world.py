@@ -44,7 +44,7 @@ def test_a_world_that_acts_counts_them(fast, tmp_path):
     assert main(matched) == 0
     found, bill = priced(tmp_path / "late/matched_seed1.h5")
     made = Simulation(overrides=matched)
-    assert len(list(made)) == 3 and bill.client_joules == pytest.approx(made.server.around.spent, rel=1e-12)
+    assert len(list(made)) == 3 and bill.client_joules == pytest.approx(made.server.world.spent, rel=1e-12)
     assert {status for round in found.status for status in round.tolist()} == {b"aggregated", b"late"}
 
 
@@ -69,7 +69,7 @@ def quick(tmp_path, bank):
 def late(quick):
     """A function of the method: overrides of a run whose deadline is the median of what its first round takes the clients."""
     def of(method):
-        around = Simulation(overrides=[*quick, f"method={method}", world(method)]).server.around
+        around = Simulation(overrides=[*quick, f"method={method}", world(method)]).server.world
         images = {"pool": 10, "new": 10} if method == "sent" else {}
         limit = float(np.median(around.forecast(0, **images).seconds))
         return [*quick, f"method={method}", world(method, f", acts: true, deadline_s: {limit}")]
@@ -91,7 +91,7 @@ def test_its_price_is_what_it_took(method, late, tmp_path):
     found, bill = priced(tmp_path / f"results/{method}_seed1.h5")  # which compares who was heard
     assert {AGGREGATED, LATE} == {status for round in found.status for status in round.tolist()}
     made = Simulation(overrides=run)
-    assert len(list(made)) == 4 and bill.client_joules == pytest.approx(made.server.around.spent, rel=1e-12)
+    assert len(list(made)) == 4 and bill.client_joules == pytest.approx(made.server.world.spent, rel=1e-12)
     phase = {"sent": "receive", "filled": "make"}[method]
     assert sum(price.client_joules[phase].sum() for price in bill.prices) > 0
     least = [method == "sent" or price.client_seconds[phase].min() == 0 for price in bill.prices[1:]]
@@ -117,7 +117,7 @@ def test_what_clients_hold_and_spent_comes_back(method, quick, tmp_path):
     again = Simulation(overrides=run)
     with reader.open_results(tmp_path / f"results/{method}_seed1.h5") as file:
         again.restore(3, file["weights"][:], {}, reader.tables_until(file, 3))
-    ours, theirs = again.server.around, whole.server.around
+    ours, theirs = again.server.world, whole.server.world
     assert ours.spent.any() and np.array_equal(ours.spent, theirs.spent)
     assert ours.holdings.images.any() and np.array_equal(ours.holdings.images, theirs.holdings.images)
 
@@ -127,7 +127,7 @@ def test_a_forecast_counts_what_a_client_lacks(quick):
     bare = f"{CELL}, devices: {{accelerator_tflops: 0.5, receive_watts: 3}}"
     made, plain = (Simulation(overrides=[*quick, f"method={method}", "rounds=1", f"world={{{bare}}}"])
                    for method in ("filled", "fedavg"))
-    around, other = made.server.around, plain.server.around
+    around, other = made.server.world, plain.server.world
     wanted, down = around.wanted, gains(around.world, 6, 0, DOWN)
     fetching = 8 * around.trace.generator_bytes / rate(20e6 / 4, 20.0 / 4, down, noise(around.world.channel))
     seconds = wanted * around.trace.image_flops / 0.5e12

@@ -119,7 +119,7 @@ def test_a_sweep_as_an_array_with_its_summary(cluster, default, bank):
 
 SLOW_AT_FIRST = """
 import os, time
-from genfl_mpi.policies.selection import random
+from genfl_mpi.federation.policies.selection import random
 def slow(state):
     time.sleep(0 if os.environ.get("SLURM_RESTART_COUNT") else 0.5)
     return random(state)

@@ -14,6 +14,7 @@ from conftest import FAST
 from genfl_mpi import Simulation
 from genfl_mpi.analysis import overview
 from genfl_mpi.cli import main
+from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import checkpoint, lock, progress, reader
 from genfl_mpi.runs import fork, runner, sweep
 from genfl_mpi.util.errors import UserError
@@ -44,7 +45,7 @@ def before(owner, name, action, monkeypatch):
 
 def in_round(number, action, monkeypatch):
     """Call `action` in a round of the next start."""
-    before(Simulation, "_advance", lambda self, _: self.round + 1 == number and action(), monkeypatch)
+    before(Worker, "train", lambda self, round, _: round + 1 == number and action(), monkeypatch)
 
 
 def whole(fast, tmp_path):

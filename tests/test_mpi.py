@@ -10,7 +10,8 @@ from mpi4py import MPI
 
 from genfl_mpi.config.sections import Partition
 from genfl_mpi.data.partition import partition
-from genfl_mpi.federation.messages import Down, Up
+from genfl_mpi.federation.algorithms.interface import Array
+from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.groups import Turns
 from genfl_mpi.mpi.schedule import Pace, Speed, assign
@@ -82,23 +83,25 @@ def test_the_longest_rank_is_near_the_mean(ranks, seed):
 
 
 def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
-    down, up = Down(1001, 5), Up(1001, 5, 3)
+    control = {"control": Array((10, 3), "broadcast")}
+    down, up = Broadcast(1001, 5, control), Reduction(1001, 5, 3, {"change": Array((4, 2), "sum")})
     down.weights[:] = 1
-    down.plan["rho"] = 0.5
-    assert down.weights.base is not None and (down.weights == 1).all()
-    assert down.buffer.nbytes < 4 * 1001 + 5 * 24 + 32
-    up.clients[4, 2] = 1.5
-    other = Up(1001, 5, 3)
-    other.clients[1, 1] = -2.5
+    down.plan["rho"], down.arrays["control"][:] = 0.5, 2
+    assert down.weights.base is not None and (down.weights == 1).all() and down.arrays["control"].shape == (10, 3)
+    assert down.buffer.nbytes < 4 * 1031 + 5 * 24 + 32
+    up.clients[4, 2], up.sums["change"][3, 1] = 1.5, 7
+    other = Reduction(1001, 5, 3, {"change": Array((4, 2), "sum")})
+    other.clients[1, 1], other.sums["model"][1000] = -2.5, 9
     up.buffer += other.buffer  # what the reduction does
     assert up.clients[4, 2] == 1.5 and up.clients[1, 1] == -2.5
+    assert up.sums["change"].ravel().tolist() == [0] * 7 + [7] and up.sums["model"].sum() == 9 and up.units.sum() == 16
 
 
 def test_a_node_holds_the_data_once(tmp_path):
     script = tmp_path / "shared.py"
     script.write_text("""
 import numpy as np
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 from genfl_mpi.mpi import collectives
 comm = collectives.world()
 calls = []
@@ -173,9 +176,9 @@ def test_a_failing_client_ends_all_ranks_and_leaves_the_finished_rounds(tiny, tm
     script = tmp_path / "failing_run.py"
     script.write_text("""
 import sys, time
-from genfl_mpi import hosting, simulation
 from genfl_mpi.cli import main
-train = hosting.train
+from genfl_mpi.federation import simulation, worker
+train = worker.train
 def poisoned(model, *rest):
     report = train(model, *rest)
     if poisoned.simulation.round == 1:
@@ -187,7 +190,7 @@ def remember(self, *args, **kwargs):
     init(self, *args, **kwargs)
     poisoned.simulation = self
 simulation.Simulation.__init__ = remember
-hosting.train = poisoned
+worker.train = poisoned
 sys.exit(main(sys.argv[1:]))
 """)
     done = mpirun(3, script, *tiny, "method=fedavg", "rounds=500", timeout=120)

@@ -48,16 +48,16 @@ def test_the_slowest_other_rank_is_predicted():
 
 def test_a_batch_that_does_not_fit_is_not_begun(drawn):
     server = Simulation(overrides=drawn).server
-    generated = server.generated
+    generated = server.images
     generated.speed.rate = 0.5
-    assert not generated.ahead(server.state, 100.0), "nobody knows how long loading takes"
+    assert not generated.make_ahead(server.state, 100.0), "nobody knows how long loading takes"
     generated.loading.rate = 0.1  # both as recalled after a restart
     assert generated.busy_seconds(server.state, np.inf) == pytest.approx(12)
-    assert not generated.ahead(server.state, 11.9) and made(drawn) == 0
-    assert generated.ahead(server.state, 12.1) and made(drawn) == 1
+    assert not generated.make_ahead(server.state, 11.9) and made(drawn) == 0
+    assert generated.make_ahead(server.state, 12.1) and made(drawn) == 1
     generated.speed.rate = 0.5  # and the generator is loaded
-    assert not generated.ahead(server.state, 1.9) and made(drawn) == 1
-    while generated.ahead(server.state, 2.1):
+    assert not generated.make_ahead(server.state, 1.9) and made(drawn) == 1
+    while generated.make_ahead(server.state, 2.1):
         pass
     assert made(drawn) == 3, "those of all later rounds"
 
@@ -112,15 +112,15 @@ def test_malformed_speeds_are_ignored(name, array):
 def test_a_restart_is_scheduled_by_the_speeds_of_the_start_before(drawn, tmp_path, monkeypatch):
     """Without speeds in the checkpoint, or with malformed ones, none is known. The digest is the same."""
     assert main([*drawn, f"output={tmp_path}/whole", f"generation.bank={tmp_path}/whole/bank"]) == 0
-    begin, seen = simulation.Server.begin, []
+    select, seen = simulation.Server.select, []
 
-    def noted(self, round, plan, pace):
-        seen.append((round, pace.rates()[0], self.generated.speed.rate, self.generated.loading.rate))
+    def noted(self, round, message):
+        seen.append((round, self.pace.rates()[0], self.images.speed.rate, self.images.loading.rate))
         if round == stop:
             raise RuntimeError("interrupted")
-        begin(self, round, plan, pace)
+        select(self, round, message)
 
-    monkeypatch.setattr(simulation.Server, "begin", noted)
+    monkeypatch.setattr(simulation.Server, "select", noted)
     file, whole = tmp_path / "results/genfl_seed1.h5", reader.digests(tmp_path / "whole/genfl_seed1.h5")
     stop = 2  # the checkpoint is of the round before
     assert main(drawn) == 1

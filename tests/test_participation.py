@@ -26,7 +26,7 @@ def twelve(fast):
 
 def joules(twelve):
     """What a round takes each client: the same in all rounds."""
-    return Simulation(overrides=twelve).server.around.forecast(0).joules
+    return Simulation(overrides=twelve).server.world.forecast(0).joules
 
 
 @pytest.mark.parametrize("policy", SELECTION)
@@ -60,7 +60,7 @@ def test_too_low_a_pay_leaves_too_few(twelve, tmp_path, capsys):
         assert set(clients["client"][clients["status"] == AGGREGATED]) == two and (clients["status"] == DECLINED).sum() == 1
         assert record.columns["clients_available"] == 2 and clients["rho"].sum() == pytest.approx(1)
     assert np.array_equal(made.weights, run(*twelve, "cohort=2", select=lambda state: sorted(two))[0].weights)
-    assert set(np.flatnonzero(made.server.around.spent)) == two, "who declines spends nothing"
+    assert set(np.flatnonzero(made.server.world.spent)) == two, "who declines spends nothing"
     still, records = run(*twelve, "incentive.base=0")
     assert np.array_equal(still.weights, Simulation(overrides=twelve).weights)
     assert not any(record.columns["payments"] for record in records)

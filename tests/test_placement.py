@@ -71,8 +71,8 @@ def test_a_rank_knows_how_many_share_its_gpu():
 GROUPS = """
 import sys
 import torch
-from genfl_mpi import runner
 from genfl_mpi.cli import main
+from genfl_mpi.runs import runner
 from genfl_mpi.mpi import collectives, devices
 torch.cuda.device_count, torch.cuda.set_device = lambda: 2, lambda device: None
 run = runner.run

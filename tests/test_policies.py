@@ -215,7 +215,7 @@ def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
 
 
 def forecasts(simulation, rounds):
-    return [simulation.server.around.forecast(round) for round in range(rounds)]
+    return [simulation.server.world.forecast(round) for round in range(rounds)]
 
 
 def test_a_slow_client_is_passed_over(quick):
@@ -261,7 +261,7 @@ def test_an_empty_battery_is_spared(quick):
     quick = [*quick, "method=fedavg", "selection=battery", "partition.scheme=iid", world]
     simulation, [one, two] = run(*quick)
     assert not set(one.clients["client"]) & set(two.clients["client"])
-    assert (simulation.server.around.spent > 0).all()
+    assert (simulation.server.world.spent > 0).all()
     state = simulation.server.state
     charge = np.array([1, 1, 1, 0, 0, 0.5])  # two cannot pay for the round, which takes more than half a joule
     state = replace(state, forecast=replace(state.forecast, charge=charge * state.forecast.battery + 1e-9))
@@ -318,7 +318,7 @@ def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(qui
                             note=lambda *_, round=None, **__: begun.append(round))
     assert len(list(simulation)) == 2 and simulation.left == 75 and simulation.round == 2
     _, records = run(*[*quick, "rounds=2"], select=counting)
-    memory = simulation.server.memory()
+    memory = simulation.server.state_arrays()
     assert memory["policy.select.calls"] == [2] and memory["policy.kappa.plays"].sum() == 1
     rest = Simulation(overrides=quick, select=counting)
     tables = {"clients": {name: np.concatenate([record.clients[name] for record in records]) for name in records[0].clients},

@@ -11,7 +11,7 @@ from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, LATE
-from genfl_mpi.federation.client_images import Placement
+from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
@@ -32,9 +32,9 @@ def run(*overrides):
 
 def gaps(quick):
     """(n, gamma) of each client, and c, what an image takes it in J."""
-    server = Simulation(overrides=quick).server
-    held = server.data["label_histograms"]
-    return held.sum(1), 1 - held.sum(1) / (10 * held.max(1)), server.around.trace.image_flops / 0.5e12 * 5
+    simulation = Simulation(overrides=quick)
+    held = simulation.data["label_histograms"]
+    return held.sum(1), 1 - held.sum(1) / (10 * held.max(1)), simulation.server.world.trace.image_flops / 0.5e12 * 5
 
 
 def middle(quick):
@@ -49,7 +49,7 @@ def test_a_share_by_hand():
     config = single(None, ["method=filled", "clients=2", "cohort=1", "generation.cap=1000", "world={}", "incentive.price=137.5"])
     held = np.array([[40, 10, 0, 0], [7, 7, 7, 7]])
     about = SimpleNamespace(classes=range(4), shape=(3, 8, 8))
-    placement = Placement(config, about, {"label_histograms": held}, image_joules=1.0)
+    placement = ClientImages(config, about, {"label_histograms": held}, image_joules=1.0)
     assert placement.share(np.arange(2)) == pytest.approx([8 / 11, 0])
     each, most, share = placement.demand()
     assert each.tolist() == [50, 0] and most.tolist() == [0, 14, 18, 18] and share == pytest.approx([8 / 11, 0])
@@ -97,7 +97,7 @@ def test_who_would_lose_declines(quick):
     """Without base pay the price for the images is worth a round in which they are made, and no other."""
     price = 2 * middle(quick)
     made, records = run(*quick, f"incentive.price={price}", "incentive.base=0", "cohort=6")
-    around, first = made.server.around, Simulation(overrides=[*quick, f"incentive.price={price}"]).server.around
+    around, first = made.server.world, Simulation(overrides=[*quick, f"incentive.price={price}"]).server.world
     assert (first.forecast(0).joules > 0).all()
     willing = first.forecast(0).joules <= first.owed
     assert willing.any() and np.array_equal(records[0].clients["status"] == AGGREGATED, willing)
@@ -108,7 +108,7 @@ def test_who_would_lose_declines(quick):
 
 
 def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(quick, tmp_path):
-    limit = float(np.median(Simulation(overrides=quick).server.around.forecast(0).seconds))
+    limit = float(np.median(Simulation(overrides=quick).server.world.forecast(0).seconds))
     late = [*quick, f"incentive.price={middle(quick)}", "rounds=4", f"world={{acts: true, deadline_s: {limit}, {CELL}, {DEVICES}}}"]
     assert main([*late, "rounds=2"]) == 0 and main(late) == 0
     done = mpirun(2, "-m", "genfl_mpi", *late, f"output={tmp_path}/two")

@@ -11,8 +11,8 @@ import xarray as xr
 import yaml
 from conftest import FAST, command, mpirun
 
-from genfl_mpi import Simulation
 from genfl_mpi.cli import main
+from genfl_mpi.federation.worker import Worker
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results.layout import CLIENTS, GENERATED, ROUNDS
 from genfl_mpi.results.reader import digests, open_results
@@ -110,14 +110,14 @@ def test_files_that_are_not_results(command, tmp_path, capsys):
 
 
 def test_a_growing_file_can_be_read(tiny, tmp_path, monkeypatch):
-    advance, seen = Simulation._advance, []
+    train, seen = Worker.train, []
 
-    def looked_at(self, clock):
+    def looked_at(self, round, clock):
         with open_results(tmp_path / "results/genfl_seed1.h5") as file:
             seen.append(file["rounds/round"][:].tolist())
-        return advance(self, clock)
+        return train(self, round, clock)
 
-    monkeypatch.setattr(Simulation, "_advance", looked_at)
+    monkeypatch.setattr(Worker, "train", looked_at)
     assert main([*tiny, "rounds=3"]) == 0
     assert seen == [[], [1], [1, 2]]
 

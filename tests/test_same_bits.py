@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import command, mpirun
 
-from genfl_mpi import Simulation
 from genfl_mpi.cli import main
+from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import checkpoint, reader
 
 
@@ -77,14 +77,14 @@ def test_interrupted_and_continued_on_other_ranks(tiny, tmp_path, monkeypatch):
     class Interrupted(Exception):
         pass
 
-    advance = Simulation._advance
+    train = Worker.train
 
-    def interrupted(self, clock):
-        if self.round == 2:
+    def interrupted(self, round, clock):
+        if round == 2:
             raise Interrupted
-        return advance(self, clock)
+        return train(self, round, clock)
 
-    monkeypatch.setattr(Simulation, "_advance", interrupted)
+    monkeypatch.setattr(Worker, "train", interrupted)
     assert main([*tiny, "rounds=4", f"output={tmp_path}/cut"]) == 1
     assert checkpoint.rounds(tmp_path / "cut/genfl_seed1.h5") == [1, 2]
     with reader.open_results(tmp_path / "cut/genfl_seed1.h5") as file:

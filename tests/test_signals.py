@@ -37,7 +37,7 @@ def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_
 
 SLOW_CLIENT = """
 import time
-from genfl_mpi.policies.selection import random
+from genfl_mpi.federation.policies.selection import random
 def slow(state):
     return random(state)
 import genfl_mpi.hosting as hosting

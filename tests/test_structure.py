@@ -1,21 +1,26 @@
-"""The rooms of the house: who may import whom."""
+"""The rooms of the house: who may import whom, and what the round must be."""
 
 import ast
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import genfl_mpi
+from genfl_mpi.federation.algorithms import ALGORITHMS
 from genfl_mpi.util import streams
 
 ROOT = Path(genfl_mpi.__file__).parent
-ROOMS = {"mpi", "data", "learning", "generation", "policies", "edge", "results"}
-FOUNDATION = {"__version__", "config", "settings", "fields", "world", "streams", "errors", "naming", "wording"}
-ALSO = {("results", "data"), ("generation", "learning")}  # results read what data define; quality is judged by classifiers
+MAX_FLOORS = 8
+# From the top down: a room imports those below it, and none above or beside it.
+FLOORS = [
+    {"__main__"}, {"cli"}, {"runs", "analysis", "preparation"}, {"federation"}, {"generation"}, {"learning", "data", "results"},
+    {"config", "mpi", "edge"}, {"util"},
+]
 
 
 def imports(file):
@@ -27,14 +32,48 @@ def imports(file):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_rooms_import_the_foundation_only():
+def room_of(file):
+    return file.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def test_rooms_import_downwards_only():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert len(FLOORS) <= MAX_FLOORS
     for file in ROOT.rglob("*.py"):
-        room = file.relative_to(ROOT).parts[0]
-        if room in ROOMS:
-            for name in imports(file):
-                parts = name.split(".")
-                if parts[0] == "genfl_mpi" and len(parts) > 1:
-                    assert parts[1] in FOUNDATION | {room} or (room, parts[1]) in ALSO, f"{file} imports {name}"
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[0] == "genfl_mpi" and len(parts) > 1 and parts[1] in floor and room_of(file) not in ("__init__", parts[1]):
+                assert floor[parts[1]] > floor[room_of(file)], f"{file} imports {name}"
+
+
+def test_every_file_is_in_a_room_and_every_room_is_known():
+    assert {room_of(file) for file in ROOT.rglob("*.py")} == {"__init__", *(room for rooms in FLOORS for room in rooms)}
+    assert {file.name for file in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_no_two_files_share_a_name():
+    names = Counter(file.stem for file in ROOT.rglob("*.py") if file.stem != "__init__")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_the_round_is_short_and_asks_seldom_for_the_server():
+    tree = ast.parse((ROOT / "federation/round.py").read_text())
+    rounds = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "rounds")
+    first = rounds.body[1].lineno  # behind the docstring
+    assert rounds.end_lineno - first + 1 <= 40
+    assert sum(isinstance(node, ast.If) and "server" in ast.unparse(node.test) for node in ast.walk(rounds)) <= 3
+    assert ast.unparse(rounds).count("Eq. (1)") <= 1 and "weighted_sum((1 - this.kappa2, this.omega_fl), (this.kappa2, this.omega_a)" in ast.unparse(rounds)
+
+
+def test_algorithms_know_nothing_of_ranks_and_files_and_nobody_else_knows_their_names():
+    inside = ROOT / "federation/algorithms"
+    for file in inside.glob("*.py"):
+        assert not any(name and name.split(".")[:2] in (["genfl_mpi", "mpi"], ["genfl_mpi", "results"]) or name == "pathlib"
+                       for name in imports(file)), file
+    for file in ROOT.rglob("*.py"):
+        if inside not in file.parents:
+            texts = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+            assert not texts & (set(ALGORITHMS) - {"fedavg"}), file  # fedavg is a method's name, too
 
 
 def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():

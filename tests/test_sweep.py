@@ -28,7 +28,7 @@ PATCHED = """
 import os, sys
 from genfl_mpi.cli import main
 from genfl_mpi.data import datasets
-from genfl_mpi.errors import UserError
+from genfl_mpi.util.errors import UserError
 from genfl_mpi.results.writer import Writer
 load, append = datasets.load, Writer.append
 def counted(data):
@@ -95,6 +95,6 @@ def test_a_group_that_fails_takes_the_others_along_and_names_the_run(tmp_path):
     done = mpirun(2, "-m", "genfl_mpi", *THREE, "selection=failing:select", "rounds=5000", f"output={tmp_path}/results", "runtime.ranks_per_run=1",
                   timeout=60, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert done.returncode not in (0, 2)
-    assert "run fedavg_seed2, round 1, the selection policy select: AssertionError: no" in done.stderr
+    assert "run fedavg_seed2, round 2, the selection policy select: AssertionError: no" in done.stderr
     with reader.open_results(tmp_path / f"results/{NAMES[1]}.h5") as file:
         assert file["rounds/round"][:].tolist() == []

@@ -67,7 +67,7 @@ import os, resource
 import h5py
 import numpy as np
 from safetensors.numpy import save_file
-from genfl_mpi.results import space
+from genfl_mpi.results import disk
 
 one, other = h5py.File("one", "w"), h5py.File("other", "w")
 data, other["x"] = one.create_dataset("x", 10**6, "f8"), 1
@@ -80,7 +80,7 @@ for name, write in writes.items():
     try:
         write()
     except Exception as error:
-        print(f"{name}: {space.failed(name, error)} ({type(error).__name__}: {error})", flush=True)
+        print(f"{name}: {disk.failed(name, error)} ({type(error).__name__}: {error})", flush=True)
 os._exit(0)  # HDF5 cannot close the files
 """
 
@@ -90,7 +90,7 @@ def test_why_a_file_could_not_be_written_is_found_in_what_a_library_says(tmp_pat
     done = subprocess.run([sys.executable, "-c", FAILING], cwd=tmp_path, capture_output=True, text=True)
     for name in ("h5py, data", "h5py, flush", "safetensors"):
         assert f"{name}: {name}: cannot be written: {os.strerror(errno.EFBIG)};" in done.stdout, (
-            f"results/space.py does not find the error's number in what {name} said: {done.stdout}{done.stderr}"
+            f"results/disk.py does not find the error's number in what {name} said: {done.stdout}{done.stderr}"
         )
 
 

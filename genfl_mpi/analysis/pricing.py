@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from genfl_mpi.analysis import cost_figures, tables
-from genfl_mpi.analysis.summary import METHODS, distinguished
+from genfl_mpi.analysis.summary import distinguished
 from genfl_mpi.config import loading as configuration
+from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.config.world import World
 from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
 from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
@@ -244,7 +245,7 @@ def _read(path, as_if):
         trace, members = workload.of_file(file, config)
         status = reader.columns_of(file, "clients", ["status"])["status"]
         accuracy = reader.columns_of(file, "rounds", ["accuracy"])["accuracy"]
-        return values, Run(Path(path).stem, METHODS[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
+        return values, Run(Path(path).stem, METHOD_TITLES[config.method], config.method in ("genfl", "sent"), accuracy, trace, config.world,
                    [np.where(status[rows] == NOT_FINITE, AGGREGATED, status[rows]) for rows in members])
 
 

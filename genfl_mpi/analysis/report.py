@@ -12,6 +12,7 @@ from genfl_mpi import __version__
 from genfl_mpi.analysis import claims, figures, ledger, summary, tables
 from genfl_mpi.analysis.run_groups import Runs
 from genfl_mpi.config.loading import decided, settings_of
+from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
@@ -58,7 +59,7 @@ def _run(path):
     with reader.open_results(path) as file, reader.damage(path):
         config, rounds = reader.config_of(file), reader.columns_of(file, "rounds", ("accuracy", "images", "round_seconds"))
         accuracy = 100 * rounds["accuracy"]
-        return {"name": Path(path).stem, "config": config, "method": summary.METHODS[config["method"]],
+        return {"name": Path(path).stem, "config": config, "method": METHOD_TITLES[config["method"]],
                 "rounds": len(accuracy), "finished": reader.is_finished(file), "origin": file["config"].attrs.get("origin", ""),
                 "environment": dict(file["environment"].attrs), "final": accuracy[-1], "best": accuracy.max(),
                 "images": int(rounds["images"][-1]), "seconds": rounds["round_seconds"].sum(), "digest": reader.digests(path)[1]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from genfl_mpi.config.loading import decided
-from genfl_mpi.config.settings import Config
+from genfl_mpi.config.settings import Composition, Config
 from genfl_mpi.results import checkpoint, progress
 from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, is_finished, open_results, run_of
 from genfl_mpi.util.text import counted
@@ -55,7 +55,7 @@ def _wrapped(text):
 
 def _policies(config):
     """Who decides in the run: its policies, as far as its method asks them, and the algorithm."""
-    method = Config.model_construct(method=config["method"])
+    method = Config.model_construct(composition=Composition(**config["composition"]))
     if method.trains_clients:
         yield from (f"selection {config['selection']}", f"rho {config['rho']}")
     if method.trains_clients and method.augments:

@@ -7,11 +7,11 @@ import numpy as np
 import yaml
 
 from genfl_mpi.config import loading
+from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
-METHODS = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "images sent", "filled": "clients fill", "pool": "public pool", "matched": "FedAvg, more steps"}
 # Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # Where these vary, and methods are to be compared, a figure has a panel for each value.
@@ -64,7 +64,7 @@ def groups(paths, tables=()):
     told, common = distinguished(configs)
     found = {}
     for values, (columns, classes), (panel, settings) in zip(configs, runs, told):
-        group = found.setdefault((values["method"], panel, settings), Group(METHODS[values["method"]], panel, settings, classes))
+        group = found.setdefault((values["method"], panel, settings), Group(METHOD_TITLES[values["method"]], panel, settings, classes))
         group.runs.append(columns)
     return list(found.values()), common
 
@@ -126,7 +126,7 @@ def table(paths):
         yield (f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
                f"  {seconds:7.1f}  {len(final):5d}")
     for group, name in zip(found, names):
-        if group.method != METHODS["aigc"] and not group.of("clients_aggregated").any():
+        if group.method != METHOD_TITLES["aigc"] and not group.of("clients_aggregated").any():
             yield from textwrap.wrap(f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round", WIDTH)
     if several(found):
         yield "final: last round, mean ± standard deviation over seeds; best: mean of the best"

@@ -8,7 +8,7 @@ from pathlib import Path
 from genfl_mpi.util.errors import UserError
 
 # Settings that may name a function of the user's.
-OWN = ("selection", "rho", "kappa.policy", "generation.plan", "generation.checkpoint", "data.name", "model.name", "partition.scheme")
+OWN = ("algorithm.name", "selection", "rho", "kappa.policy", "generation.plan", "generation.checkpoint", "data.name", "model.name", "partition.scheme")
 
 
 def sources(settings):
@@ -29,10 +29,10 @@ def sources(settings):
     return found
 
 
-def find(name, known, key):
+def find(name, known, key, kind=None):
     """The function called `name` in the dict `known`, or the one that "module:function" points to. Raises UserError.
 
-    key: the setting that names it, for the message.
+    key: the setting that names it, for the message. kind: the class that it is an instance of, if it is no function.
     """
     if name in known:
         return known[name]
@@ -44,7 +44,9 @@ def find(name, known, key):
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the module does when it is imported
         raise UserError(f"{key}: {name} cannot be imported: {type(error).__name__}: {error}") from None
-    if not callable(found):
+    if kind and not isinstance(found, kind):
+        raise UserError(f"{key}: {name} is not an instance of {kind.__module__}.{kind.__name__}")
+    if not kind and not callable(found):
         raise UserError(f"{key}: {name} is not a function")
     return found
 

@@ -83,8 +83,8 @@ class LocalTraining(Training):
 class Algorithm(Section):
     """How the clients' models become one."""
 
-    name: Literal["fedavg", "fedprox", "fednova", "fedavgm", "fedadam", "fedyogi", "scaffold"] = Field(
-        "fedavg", description="scaffold keeps 4 bytes a parameter for every client that has trained, in files that all ranks see, and doubles the messages")
+    name: str = Field(
+        "fedavg", description="fedavg, fedprox, fednova, fedavgm, fedadam, fedyogi, scaffold, or module:name of an Algorithm of yours; scaffold keeps 4 bytes a parameter for every client that has trained, in files that all ranks see, and doubles the messages")
     mu: NonNegative = Field(0.01, description="fedprox: weight of half the squared distance to the global weights in a client's loss")
     server_lr: Positive = Field(1.0, description="fedavgm, fedadam, fedyogi: learning rate of the server")
     beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="these: decay of the first moment")

@@ -53,12 +53,36 @@ PRESETS = {
 }
 
 
+class Composition(Section):
+    """What a round is made of. `method` gives these values, where they are not set."""
+
+    local_training: bool = Field(True, description="whether clients train on their own data")
+    images: Literal["server", "sent", "made", "nowhere"] = Field("server", description="where images are used: server trains the augmented model on them; sent: the server sends them to the clients, made: the clients make what their labels lack, and they train on them too; nowhere")
+    source: Literal["generator", "pool"] = Field("generator", description="where images come from: the generator, or the public pool")
+    matched_steps: bool = Field(False, description="whether clients make as many local steps more as the server would make on generated images")
+
+
+# Compositions under a name: the paper's three methods, images in other places, and two controls.
+METHODS = {
+    "fedavg": {"images": "nowhere"},
+    "aigc": {"local_training": False},
+    "genfl": {},
+    "sent": {"images": "sent"},
+    "filled": {"images": "made"},
+    "pool": {"source": "pool"},
+    "matched": {"images": "nowhere", "matched_steps": True},
+}
+METHOD_TITLES = {"fedavg": "FedAvg", "genfl": "GenFL", "aigc": "AIGC-only", "sent": "images sent", "filled": "clients fill", "pool": "public pool",
+          "matched": "FedAvg, more steps"}  # of methods, in tables and figures
+
+
 class Config(Section):
     preset: Literal["paper", "practical"] | None = Field(None, description="values for `training`, where it does not give its own: paper (plain SGD, lr 1e-4) or practical (momentum 0.9, lr 0.02, weight decay, crop and flip)")
-    method: Literal["fedavg", "aigc", "genfl", "sent", "filled", "pool", "matched"] = Field(
+    method: Literal[*METHODS] = Field(
         "genfl", description="the paper's three: local data only, generated data only, both; the images elsewhere than at the server: sent to the clients, "
         "who train on them too, or made by the clients to fill what their labels lack; and two controls: genfl with the public pool in place of "
         "generated data, and fedavg with as many local steps more as genfl's server makes")
+    composition: Composition = Composition()
     seed: Seed = Field(1, description="the seed of everything random")
     rounds: Count = Field(30, description="rounds T")
     clients: Count = Field(20, description="clients N")
@@ -94,6 +118,15 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def inherit_composition(cls, values):
+        """`composition` begins with the method's values."""
+        if isinstance(values, dict) and isinstance(values.get("composition", {}), dict) and isinstance(values.get("method", "genfl"), str):
+            parts = METHODS.get(values.get("method", "genfl"), {})
+            values = {**values, "composition": {**parts, **values.get("composition", {})}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def inherit_training(cls, values):
         """`training` begins with the preset's values, and `augmented` with those of `training`."""
         if isinstance(values, dict) and values.get("preset") in list(PRESETS) and isinstance(values.get("training", {}), dict):
@@ -109,34 +142,34 @@ class Config(Section):
     def consistent(self):
         if self.cohort > self.clients:
             raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients})")
-        if self.method == "aigc" and self.generation.plan == "cohort_deficit":
-            raise ValueError("generation.plan=cohort_deficit needs a cohort, and method=aigc has none")
-        if self.method == "matched" and self.generation.plan == "cohort_deficit":
-            raise ValueError("generation.plan=cohort_deficit cannot tell ahead how many images there will be, which method=matched asks")
-        if self.algorithm.name == "scaffold" and self.training.momentum:
-            raise ValueError("algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients")
-        if self.algorithm.name == "scaffold" and self.training.together > 1:
-            raise ValueError("algorithm.name=scaffold needs training.together=1: each client's gradients are corrected by its own control variate")
+        if not self.trains_clients and not self.augments:
+            raise ValueError(f"composition.local_training=false with composition.images={self.composition.images} trains no model; set composition.images=server")
+        if self.fills and self.composition.source == "pool":
+            raise ValueError("composition.source=pool is at the server, and with composition.images=made the clients make images: take another source or place")
+        if self.matches_steps and self.composition.images != "nowhere":
+            raise ValueError("composition.matched_steps is a control without images; set composition.images=nowhere")
+        if not self.trains_clients and self.generation.plan == "cohort_deficit":
+            raise ValueError(f"generation.plan=cohort_deficit needs a cohort, and method={self.method} has none")
+        if self.matches_steps and self.generation.plan == "cohort_deficit":
+            raise ValueError("generation.plan=cohort_deficit cannot tell ahead how many images there will be, which composition.matched_steps asks")
         if self.bad_clients.kind in ("free_rider", "disguised") and self.training.together > 1:
             raise ValueError(f"bad_clients.kind={self.bad_clients.kind} needs training.together=1: who does not train is not trained with others")
-        if self.method == "pool" and not self.data.public_pool:
-            raise ValueError("method=pool needs data.public_pool, the images that take the place of generated ones")
+        if self.source == "pool" and not self.data.public_pool:
+            raise ValueError(f"method={self.method} needs data.public_pool, the images that take the place of generated ones")
         if self.data.shared > self.data.public_pool:
             raise ValueError(f"data.shared={self.data.shared} images are given out, and data.public_pool={self.data.public_pool} has fewer")
         if self.validation.source == "pool" and not self.data.public_pool:
             raise ValueError("validation.source=pool needs data.public_pool, the real images that the server holds")
-        if self.validation.source == "pool" and self.method == "pool":
-            raise ValueError("validation.source=pool with method=pool would judge the augmented model by what it learned from")
-        if self.validation.source == "clients" and self.method == "aigc":
-            raise ValueError("validation.source=clients needs clients, and method=aigc has none")
+        if self.validation.source == "pool" and self.source == "pool":
+            raise ValueError(f"validation.source=pool with method={self.method} would judge the augmented model by what it learned from")
+        if self.validation.source == "clients" and not self.trains_clients:
+            raise ValueError(f"validation.source=clients needs clients, and method={self.method} has none")
         if self.fills and self.generation.min_fidelity:
             raise ValueError("generation.min_fidelity judges images at the server, and with method=filled the clients make them")
         if self.validation.source == "generated" and (self.fills or not self.generates):
             raise ValueError(f"validation.source=generated needs generated images, and method={self.method} has none at the server")
         if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
             raise ValueError(f"world.clients ({self.world.clients}) is less than clients ({self.clients})")
-        if self.audit and self.algorithm.name == "scaffold":
-            raise ValueError("audit reads the clients' gradients, which algorithm.name=scaffold corrects")
         if self.audit and (self.sends or self.fills):
             raise ValueError(f"audit compares what clients learned from with what they hold, and with method={self.method} they learn from generated images too")
         if self.incentive.base is not None and self.world is None:
@@ -155,25 +188,35 @@ class Config(Section):
 
     @property
     def trains_clients(self):
-        return self.method != "aigc"
+        return self.composition.local_training
+
+    @property
+    def source(self):
+        """Where images come from: generator, pool, or None if there are none."""
+        return None if self.composition.images == "nowhere" else self.composition.source
 
     @property
     def augments(self):
-        return self.method in ("genfl", "aigc", "pool")
+        """Whether the server trains an augmented model on images (placement P1)."""
+        return self.composition.images == "server"
 
     @property
     def generates(self):
-        return self.method in ("genfl", "aigc", "sent", "filled")
+        return self.source == "generator"
 
     @property
     def sends(self):
         """Whether the server sends its images to the clients (placement P2)."""
-        return self.method == "sent"
+        return self.composition.images == "sent"
 
     @property
     def fills(self):
         """Whether the clients generate what they lack (placement P3)."""
-        return self.method == "filled"
+        return self.composition.images == "made"
+
+    @property
+    def matches_steps(self):
+        return self.composition.matched_steps
 
 
 def filled_in(config, threads, device):

@@ -45,7 +45,7 @@ def capped(wanted, config):
     return np.where(whole > cap, wanted * cap // np.maximum(whole, 1), wanted)
 
 
-class Placement:
+class ClientImages:
     """What each client has beside its own data. config: `Config`; about: the data set's `Description`; data: the arrays of
     `load_and_divide`; image_joules: what an image takes the client that makes it, if its price decides how many these are."""
 
@@ -57,7 +57,7 @@ class Placement:
         self.sent = None  # with method=sent, what every client has beside its own data, normalised
         self.bytes = 0  # of the last round's messages
 
-    def own(self, clients=slice(None)):
+    def real(self, clients=slice(None)):
         """Real samples of each label, with the shared ones: int (n, classes)."""
         return self.data["label_histograms"][clients] + public.counts(self.config.data.shared, self.classes)
 
@@ -65,9 +65,9 @@ class Placement:
         """Which share of the gap between its labels and an even mix each client fills, float64 (n,): its best response to the
         price, or filling.share; 0 with other methods."""
         if self.config.fills and self.config.incentive.price is not None:
-            told = incentive.clients_of(self.own(clients), 0.0, self.image_joules)
+            told = incentive.clients_of(self.real(clients), 0.0, self.image_joules)
             return incentive.best_response(told, self.config.incentive.price)
-        return np.full(len(self.own(clients)), self.config.filling.share if self.config.fills else 0.0)
+        return np.full(len(self.real(clients)), self.config.filling.share if self.config.fills else 0.0)
 
     def generated(self, clients):
         """Images of each label that each of `clients` trains on, as far as they are made: int64 (n, classes)."""
@@ -79,7 +79,7 @@ class Placement:
     def makes(self, clients, share):
         """With method=filled, images of each label that each of `clients` makes who fills a share, float64 (n,), of its gap: int64
         (n, classes). Raises UserError if generation.cap keeps one from what it is paid for."""
-        wanted = lacking(self.own(clients), self.config, share)
+        wanted = lacking(self.real(clients), self.config, share)
         found = capped(wanted, self.config)
         if self.config.incentive.price is not None and (found < wanted).any():
             raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays "
@@ -113,18 +113,17 @@ class Placement:
         own = normalise(torch.from_numpy(self.images[chosen]), self.about.mean, self.about.std, device)
         return own, torch.from_numpy(self.labels[chosen]).to(device)
 
-    def spread(self, comm, generated, plan):
-        """What rank 0 has `Generated` since the last round to every rank, and with method=sent the `plan` of the `Down`
-        message, which waited for it. Collective."""
+    def exchange(self, comm, server_images):
+        """Bring the images that are new at the server to every rank. server_images: `ServerImages` on rank 0, elsewhere None. Collective.
+        """
         images, labels, count = self.images[:0], self.labels[:0], np.zeros(1, dtype=np.int64)
-        if comm.rank == 0:
-            images = np.concatenate([images, *generated.images])[len(self.labels) :]
-            labels = np.concatenate([labels, *generated.labels])[len(self.labels) :]
+        if server_images is not None:
+            images, labels = server_images.used(len(self.labels))
             count[0] = len(labels)
-        collectives.broadcast(comm, count)
         self.bytes = 0
+        self._broadcast(comm, count)
         if count[0]:
-            if comm.rank:
+            if server_images is None:
                 images, labels = np.empty((count[0], *images.shape[1:]), dtype=np.uint8), np.empty(count[0], dtype=np.int64)
             self._broadcast(comm, images.reshape(-1), labels)
             self.images, self.labels = np.concatenate([self.images, images]), np.concatenate([self.labels, labels])
@@ -132,8 +131,10 @@ class Placement:
             for label in range(self.classes):
                 mine = self.labels == label
                 self.place[mine] = np.arange(mine.sum())
-        if self.config.sends:
-            self._broadcast(comm, plan)
+
+    def exchange_plan(self, comm, plan):
+        """Bring the `plan` of the `Broadcast` message to every rank, where it had to wait for the images. Collective."""
+        self._broadcast(comm, plan)
 
     def _broadcast(self, comm, *arrays):
         for array in arrays:

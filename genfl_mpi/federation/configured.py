@@ -1,13 +1,12 @@
 """The policies that a configuration names, and what they need of it."""
 
 from genfl_mpi.config import functions
-from genfl_mpi.federation import laboratory
+from genfl_mpi.federation import algorithms, laboratory
 from genfl_mpi.federation.policies import needed
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
 from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.generation.plans import PLANS
-from genfl_mpi.learning.aggregation import SERVER
 from genfl_mpi.util.errors import UserError
 
 # Policies, and where they are configured.
@@ -37,7 +36,7 @@ def find_policies(config, given=None):
 
 def remembering(config):
     """What in this configuration remembers things from round to round, without which a run cannot go on: its name, or None."""
-    if config.algorithm.name in {*SERVER, "scaffold"}:
+    if algorithms.find(config).remembers(config):
         return f"the server of {config.algorithm.name}"
     asked = {"select": config.trains_clients, "rho": config.trains_clients, "kappa": config.trains_clients and config.augments}
     policies = find_policies(config)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genfl_mpi.federation.messages import NOBODY
+from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.policies import skew
-from genfl_mpi.learning.aggregation import distance
+from genfl_mpi.learning.geometry import distance
 from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.mpi import collectives, failing
@@ -31,18 +31,19 @@ CHUNK = 512  # samples whose activations are held at once
 
 
 class Probes:
-    """simulation: the `Simulation`, of which it uses what stays the same."""
+    """comm: the ranks; config: `Config`; model: the rank's `FlatModel`, which is overwritten; dataset: a `ClientData`; client_images:
+    `ClientImages`; note: told of the phase."""
 
-    def __init__(self, simulation):
-        self.simulation, self.config, self.comm = simulation, simulation.config, simulation.comm
+    def __init__(self, comm, config, model, dataset, client_images, note):
+        self.comm, self.config, self.model, self.dataset, self.client_images, self.note = comm, config, model, dataset, client_images, note
         self.omega_t, self.plan, self.kept = None, None, {}
 
-    def begin(self, round):
-        """A round begins, of which the first is 0. If it is to be probed, remember what it begins with."""
+    def begin(self, round, omega, plan):
+        """Begin a round, of which the first is 0. If it is to be probed, remember its weights, float32 (size,), and its plan."""
         every = self.config.probes.every
         self.omega_t, self.kept = None, {}
         if every is not None and (round + 1) % every == 0:
-            self.omega_t, self.plan = self.simulation.weights.clone(), self.simulation.down.plan.copy()
+            self.omega_t, self.plan = omega.clone(), plan.copy()
 
     def keep(self, place, weights):
         """Put the model of the client at a place of the cohort aside, in a round that is probed."""
@@ -55,23 +56,23 @@ class Probes:
         """
         if self.omega_t is None:
             return {}
-        self.simulation.note("probe")
+        self.note("probe")
         start, cohort = time.perf_counter(), self.plan["client"]
         asked = np.sort(streams.generator(self.config.seed, "probe").permutation(self.config.clients)[: self.config.probes.clients])
         clients = np.union1d(asked, cohort)
-        place_of = {client: place for place, client in enumerate(cohort.tolist()) if self.plan["rank"][place] != NOBODY}
+        place_of = {client: place for place, client in enumerate(cohort.tolist()) if self.plan["rank"][place] != NO_RANK}
         ranks = [int(self.plan["rank"][place_of[client]]) if client in place_of else row % self.comm.size
                  for row, client in enumerate(clients.tolist())]
-        held = self.simulation.placement.own(clients) + self.simulation.placement.generated(clients)
+        held = self.client_images.real(clients) + self.client_images.generated(clients)
         shares = np.where(np.isin(clients, asked), held.sum(1), 0) / held.sum(1)[np.isin(clients, asked)].sum()
         norms, difference, error = np.zeros(1), np.zeros(len(clients)), np.zeros(len(clients))
 
         own = [row for row, rank in enumerate(ranks) if rank == self.comm.rank]
-        total = ExactSum(np.zeros(self.simulation.model.parameters, dtype=np.int64))
+        total = ExactSum(np.zeros(self.model.parameters, dtype=np.int64))
         gradients = {}
         for row in own:
             with failing.named(f"the probe of client {clients[row]}"):
-                gradients[row] = self._gradient(*self.simulation.host.samples_of(int(clients[row])))
+                gradients[row] = self._gradient(*self.dataset.of(int(clients[row])))
                 total.add(shares[row], gradients[row])
         collectives.sum_everywhere(self.comm, total.units)
         whole = total.value()
@@ -85,7 +86,7 @@ class Probes:
             collectives.sum_everywhere(self.comm, values.view(np.int64))
         if self.comm.rank:
             return {}
-        histograms = self.simulation.data["label_histograms"]
+        histograms = self.dataset.arrays["label_histograms"]
         divergence = self._divergence(omega_fl, round) if omega_fl is not None else np.nan
         return {
             "probed_clients": {
@@ -98,7 +99,7 @@ class Probes:
         }
 
     def _load(self, weights):
-        model = self.simulation.model
+        model = self.model
         model.load(weights)
         model.module.eval()
         return model
@@ -118,18 +119,18 @@ class Probes:
                    for part, target in zip(images.split(CHUNK), labels.split(CHUNK))) / len(labels)
 
     def _local_error(self, client, omega_n, round):
-        images, labels = self.simulation.host.samples_of(client)
+        images, labels = self.dataset.of(client)
         before = self._loss(omega_n, images, labels)
         settings = at_round(self.config.training, round - 1).model_copy(update={"epochs": self.config.probes.epochs})
-        train(self.simulation.model, omega_n, images, labels, settings, streams.generator(self.config.seed, "probe", round, client))
-        after = self._loss(self.simulation.model.weights.clone(), images, labels)
+        train(self.model, omega_n, images, labels, settings, streams.generator(self.config.seed, "probe", round, client))
+        after = self._loss(self.model.weights.clone(), images, labels)
         return before - min(before, after) if np.isfinite(after) else np.nan
 
     def _divergence(self, omega_fl, round):
         """On rank 0."""
-        model, plan = self.simulation.model, self.plan[self.plan["rank"] != NOBODY]
+        model, plan = self.model, self.plan[self.plan["rank"] != NO_RANK]
         cohort = plan["client"].tolist()
-        images, labels = (torch.cat(parts) for parts in zip(*(self.simulation.host.samples_of(client) for client in cohort)))
+        images, labels = (torch.cat(parts) for parts in zip(*(self.dataset.of(client) for client in cohort)))
         settings = at_round(self.config.training, round - 1)
         settings = settings.model_copy(update={"batch_size": settings.batch_size * len(cohort), "epochs": int(plan["epochs"][0])})
         train(model, self.omega_t, images, labels, settings, streams.generator(self.config.seed, "probe", round))

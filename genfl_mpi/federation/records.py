@@ -1,14 +1,17 @@
 """What a round leaves behind: its record, of which the results file gets its rows."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from genfl_mpi.edge.attendance import AGGREGATED
-from genfl_mpi.federation.messages import CLIENT_FIELDS
+from genfl_mpi.federation import laboratory
+from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
 from genfl_mpi.federation.policies import skew
-from genfl_mpi.learning.aggregation import cosine, distance, mean_cosine
+from genfl_mpi.learning.evaluation import accuracy_over_clients
+from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,9 @@ class Record:
     """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
-    /clients and /ranks, arrays (cohort,) and (ranks,). generated: (key, batch, uint8 images, fidelity) of each batch of this
-    round. laboratory, audit: columns of /laboratory and /audit, empty if nobody looked. probes: columns of /probes and
-    /probed_clients by table, empty if there was no probe.
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of this round. laboratory,
+    audit: columns of /laboratory and /audit, empty if they are not due. probes: columns of /probes and /probed_clients by table,
+    empty if there was no probe.
     """
 
     round: int
@@ -34,26 +37,79 @@ class Record:
     probes: dict = field(default_factory=dict)
 
 
-def of_clients(up, plan, round, status):
-    """Columns of /clients after a round, from the `Up` message as reduced, the plan of the `Down` message, and the status of who
+@dataclass
+class Round:
+    """A round while it is computed. t: 0 is the first. made: a `Made` for each batch of images; average: the mean of the clients' models; augmented: the `Report` of omega_a's
+    training; asked: the `ServerState` of which the kappa policy was asked, or None; waiting: `collectives.Waiting`; tables: what the
+    `Record` gets, by its fields. All but t, clock and waiting on rank 0 alone."""
+
+    t: int
+    clock: Any
+    made: list = field(default_factory=list)
+    omega_a: Any = None
+    average: Any = None
+    omega_fl: Any = None
+    augmented: Any = None
+    kappa2: float = 0.0
+    asked: Any = None
+    waiting: Any = None
+    tables: dict = field(default_factory=dict)
+
+
+def note(parts, this, omega, trials):
+    """Note what is known of a complete round on rank 0, before its weights are replaced: in its tables, and in the server's memory. parts:
+    `round.Parts`; omega: float32 (size,), the weights before the round."""
+    config, server, data, images, reduction = parts.config, parts.server, parts.data, parts.client_images, parts.reduction
+    clients, number = of_clients(reduction, parts.message.plan, this.t + 1, server.status), this.t + 1
+    made = images.generated(clients["client"])
+    clients["images"], clients["share"] = made.sum(1), images.share(clients["client"])
+    owed = server.world.owed[clients["client"]] if server.world else 0.0
+    pay = of_pay(config, clients["status"], number, server.state.available, data["told"].sum(), owed)
+    server.note(clients)
+    trained = clients["rank"] != NO_RANK
+    samples, seconds, rank = (clients[name][trained] for name in ("samples", "seconds", "rank"))
+    server.pace.measure(samples * clients["epochs"][trained], seconds, rank.astype(int))
+    if this.augmented:  # by the same trainer on rank 0
+        server.pace.speeds[0].measure(this.augmented.samples * config.augmented.epochs, this.clock.seconds["augment"])
+    this.tables["columns"] = {
+        "kappa1": 1 - this.kappa2, "kappa2": this.kappa2, "images": server.state.generated.sum(), "images_used": len(server.images),
+        "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
+        **pay, **of_cohort(images.real(clients["client"]) + made, data["label_histograms"]),
+        **of_models(clients, omega, this.average, this.omega_a, parts.worker.model.parameters),
+    }
+    if this.asked and laboratory.is_due(config, number):
+        this.tables["laboratory"] = laboratory.look(this.asked, server.kappa_policy.__name__, this.kappa2, trials.test)
+    this.tables |= {"clients": clients, "ranks": of_ranks(reduction, number), "audit": of_audit(reduction, clients), "generated": this.made}
+
+
+def of_round(parts, this, accuracy, loss, accuracy_per_class, probed):
+    """The `Record` of a complete round, once its weights were evaluated."""
+    if parts.server:
+        this.tables["columns"] |= of_clocks(this.clock, this.waiting, parts.message, parts.reduction, parts.client_images.bytes)
+        this.tables["columns"] |= accuracy_over_clients(accuracy_per_class, parts.data["label_histograms"])
+    return Record(this.t + 1, accuracy, loss, accuracy_per_class, probes=probed, **this.tables)
+
+
+def of_clients(reduction, plan, round, status):
+    """Columns of /clients after a round, from the `Reduction` message as reduced, the plan of the `Broadcast` message, and the status of who
     was heard and who was not."""
-    clients = dict(zip(CLIENT_FIELDS, up.clients.T.copy()))
+    clients = dict(zip(CLIENT_FIELDS, reduction.clients.T.copy()))
     del clients["largest_weight"]
     return clients | {"status": status} | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
 
 
-def of_audit(up, clients):
-    """Columns of /audit after a round, from the `Up` message as reduced and the columns of /clients: of who was heard."""
-    if not up.outputs.size:
+def of_audit(reduction, clients):
+    """Columns of /audit after a round, from the `Reduction` message as reduced and the columns of /clients: of who was heard."""
+    if not reduction.outputs.size:
         return {}
     heard = clients["status"] == AGGREGATED
-    return {name: clients[name][heard] for name in ("round", "client")} | {"bias_change": up.outputs[heard]}
+    return {name: clients[name][heard] for name in ("round", "client")} | {"bias_change": reduction.outputs[heard]}
 
 
-def of_ranks(up, round):
-    """Columns of /ranks after a round, from the `Up` message as reduced."""
-    seconds = {name: up.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
-    return {"round": np.full(len(up.ranks), round), "rank": np.arange(len(up.ranks)), **seconds}
+def of_ranks(reduction, round):
+    """Columns of /ranks after a round, from the `Reduction` message as reduced."""
+    seconds = {name: reduction.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
+    return {"round": np.full(len(reduction.ranks), round), "rank": np.arange(len(reduction.ranks)), **seconds}
 
 
 def of_cohort(held, histograms):
@@ -96,7 +152,7 @@ def of_pay(config, status, round, available, told, owed):
             "payments": payments(config, status, round, told, owed)}
 
 
-def of_clocks(clock, waiting, down, up, sent):
+def of_clocks(clock, waiting, message, reduction, sent):
     """Columns of /rounds: rank 0's clock, and the ranks' times and the bytes of the two messages. sent: bytes of images from rank 0
     to every rank."""
     return {
@@ -105,6 +161,6 @@ def of_clocks(clock, waiting, down, up, sent):
         **{f"{phase}_seconds": clock.seconds.get(phase, 0.0)
            for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")},
         "generate_ahead_seconds": waiting.working_seconds,
-        "train_seconds": up.of_ranks("train_seconds").max(), "wait_seconds": up.of_ranks("wait_seconds").mean(),
-        "broadcast_bytes": down.buffer.nbytes + sent, "reduce_bytes": up.buffer.nbytes,
+        "train_seconds": reduction.of_ranks("train_seconds").max(), "wait_seconds": reduction.of_ranks("wait_seconds").mean(),
+        "broadcast_bytes": message.buffer.nbytes + sent, "reduce_bytes": reduction.buffer.nbytes,
     }

@@ -1,20 +1,33 @@
-"""The images that a run generates: planned round by round, made or taken from the bank, judged by the filter, and kept."""
+"""The images that the server has: planned round by round, made or taken from the bank, judged by the filter, and kept."""
 
 import time
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from genfl_mpi.config import functions
 from genfl_mpi.data import public
-from genfl_mpi.generation.bank import batches_of_round
+from genfl_mpi.generation.bank import Batch, batches_of_round
 from genfl_mpi.generation.classifier import Reader
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.learning.training import normalise
 from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Speed
 from genfl_mpi.util.errors import UserError
+
+
+class Made(NamedTuple):
+    """A batch of a round: its key in the bank, the `Batch`, uint8 images (n, C, H, W), and fidelity, float64 (n,), NaN without a
+    filter."""
+
+    key: str
+    batch: Batch
+    images: np.ndarray
+    fidelity: np.ndarray
 
 
 def _pool(config, about, data):
@@ -28,71 +41,97 @@ def read_pool(config, about, data, device):
     return Reader(*_pool(config, about, data), about, config, device)
 
 
-class Generated:
-    """config, about, data, device: as of the `Server`; plan: of `find_policies`.
+class ServerImages:
+    """config, about, data, device: as of the `Server`; plan: (`ServerState`) -> int (classes,), images to make of each class in a
+    round; ready: (`Batch`) -> whether it need not be made, by default whether it is in the bank.
 
-    images, labels: uint8 (n, C, H, W) and int64 (n,) in pieces, those that pass the filter; with method=pool, its images.
-    of_label: int64 (classes,), all that were made so far. fresh: images of this round; interrupted: whether they were not all
-    made, in order to leave. speed: of generation, in batches a second (a short one takes as long).
-    loading: of the generator, in loads a second. is_loaded: whether the generator is.
+    made_of_label: int64 (classes,), all that were made so far. new: images made in this round; interrupted: whether they were not
+    all made, because the ranks were asked to leave. speed: of generation, in batches a second (a short one takes as long). loading: of
+    the generator, in loads a second. is_loaded: whether the generator is.
     """
 
-    def __init__(self, config, about, data, device, plan):
+    def __init__(self, config, about, data, device, plan, ready=None):
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
-        self.images, self.labels, self.of_label = [], [], np.zeros(len(about.classes), dtype=np.int64)
-        self.fresh, self.interrupted, self._ahead = 0, False, None
+        self.made_of_label = np.zeros(len(about.classes), dtype=np.int64)
+        self.new, self.interrupted = 0, False
         self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
-        if config.method == "pool":
-            self.images, self.labels = ([part] for part in _pool(config, about, data))
+        self._images, self._labels, self._later, self._normalised = [], [], None, None
+        if config.source == "pool":
+            self._images, self._labels = ([part] for part in _pool(config, about, data))
+        self.generator = None
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
+            self.ready = ready or self.generator.ready
 
     def __len__(self):
-        return sum(map(len, self.labels))
+        """Images that models learn from: those that passed the filter, and those of the public pool."""
+        return sum(map(len, self._labels))
+
+    def used(self, first=0):
+        """uint8 images (n, C, H, W) and int64 labels (n,) that models learn from, beginning with number `first`."""
+        images, labels, left = [np.zeros((0, *self.about.shape), dtype=np.uint8)], [np.zeros(0, dtype=np.int64)], len(self) - first
+        for one, its in zip(reversed(self._images), reversed(self._labels)):
+            if left <= 0:
+                break
+            images.insert(1, one[-left:])
+            labels.insert(1, its[-left:])
+            left -= len(its)
+        return np.concatenate(images), np.concatenate(labels)
+
+    def normalised(self):
+        """All of them as a model takes them, on the device: normalised float32 (n, C, H, W), int64 (n,). New ones are added to those
+        that are there."""
+        count = self._normalised.count if self._normalised else 0
+        images, labels = self.used(count)
+        if self._normalised is None:
+            self._normalised = _Growing(self.device)
+        self._normalised.add(normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device),
+                             torch.from_numpy(labels).to(self.device))
+        return self._normalised.arrays()
 
     def make(self, state, leaving):
-        """Images of the round of `state`, from the bank or made now. Returns (key, batch, uint8 images, fidelity) of each
-        batch; no more of them once the function `leaving` is true."""
+        """The images of the round of `state`, from the bank or made now: a list of `Made`. No more of them are made once the function
+        `leaving` is true."""
         made = []
         for batch in self._batches(state) if self.config.generates else []:
             if leaving():
                 self.interrupted = True
                 return made
-            images = self._images(batch)
+            images = self._of_batch(batch)
             fidelity = self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
-            made.append((self.generator.bank.key(batch), batch, images, fidelity))
-        for _, batch, images, fidelity in made:
-            self.add(batch.label, images, fidelity)
-        self.fresh = sum(len(batch) for _, batch, _, _ in made)
+            made.append(Made(self.generator.bank.key(batch), batch, images, fidelity))
+        for one in made:
+            self.add(one.batch.label, one.images, one.fidelity)
+        self.new = sum(len(one.batch) for one in made)
         return made
 
     @cached_property
     def _filter(self):
         return read_pool(self.config, self.about, self.data, self.device) if self.config.generation.min_fidelity else None
 
-    def ahead(self, state, seconds):
+    def make_ahead(self, state, seconds):
         """Make at most one batch of a later round than that of `state`, if it is predicted to fit.
 
         seconds: that this rank is predicted to wait. Returns False if no batch fits or is left.
         """
         if self._seconds(1) > seconds:
             return False
-        self._ahead = self._ahead or self._later(state)
-        return next(self._ahead, False)
+        self._later = self._later or self._batches_later(state)
+        return next(self._later, False)
 
-    def _later(self, state):
+    def _batches_later(self, state):
         """Make the batches of all later rounds; yields True after each batch, and after each round looked at."""
         for batches in self.batches_from(state, state.round + 1):
             for batch in batches:
-                if not self.generator.ready(batch):
-                    self._images(batch)
+                if not self.ready(batch):
+                    self._of_batch(batch)
                     yield True
             yield True
 
     def batches_from(self, state, first):
         """Yields the batches of round `first` (0 is the first of all) and of each later one, as long as the plan can tell, when
-        so many images were made as `state` has."""
+        as many images were made as `state` has."""
         for round in range(first, self.config.rounds):
             state = replace(state, round=round, cohort=None)
             counts = self.counts(state)
@@ -105,9 +144,9 @@ class Generated:
         """labels: int (n,); images: uint8 (n, C, H, W); fidelity: float64 (n,), NaN without a filter. All of them count as made;
         models learn from those that pass."""
         used = self.passes(fidelity)
-        self.images.append(np.asarray(images)[used])
-        self.labels.append(np.asarray(labels, dtype=np.int64)[used])
-        self.of_label += np.bincount(labels, minlength=len(self.of_label))
+        self._images.append(np.asarray(images)[used])
+        self._labels.append(np.asarray(labels, dtype=np.int64)[used])
+        self.made_of_label += np.bincount(labels, minlength=len(self.made_of_label))
 
     def passes(self, fidelity):
         """Whether the filter lets each image through, bool (n,)."""
@@ -132,8 +171,8 @@ class Generated:
         settings = self.config.generation
         return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
 
-    def _images(self, batch):
-        missing = not self.generator.ready(batch)
+    def _of_batch(self, batch):
+        missing = not self.ready(batch)
         if missing and not self.is_loaded:
             start = time.perf_counter()
             self.generator.load()  # once, which says nothing of the speed
@@ -155,6 +194,28 @@ class Generated:
         if not self.config.augments:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
-        missing = sum(not self.generator.ready(batch) for batch in batches)
+        missing = sum(not self.ready(batch) for batch in batches)
         images = len(self) + sum(map(len, batches))
         return self._seconds(missing) + images * self.config.augmented.epochs / speed
+
+
+class _Growing:
+    """Images and labels on a device, in memory that doubles when it is full, so that adding some does not copy all."""
+
+    def __init__(self, device):
+        self.device, self.count, self.images, self.labels = device, 0, None, None
+
+    def add(self, images, labels):
+        count = self.count + len(labels)
+        if self.images is None or count > len(self.labels):
+            before = self.arrays()
+            self.images = torch.empty((2 * count, *images.shape[1:]), device=self.device, memory_format=torch.channels_last)
+            self.labels = torch.empty(2 * count, dtype=torch.int64, device=self.device)
+            for whole, part in zip((self.images, self.labels), before):
+                whole[: self.count].copy_(part)
+        self.images[self.count : count].copy_(images)
+        self.labels[self.count : count].copy_(labels)
+        self.count = count
+
+    def arrays(self):
+        return () if self.images is None else (self.images[: self.count], self.labels[: self.count])

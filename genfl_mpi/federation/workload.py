@@ -12,14 +12,14 @@ from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.results import reader
 
 HALF = 2  # bytes of a generator's weight, which is sent in half precision
-OWN = {"sent": "P2", "filled": "P3"}  # placements of methods that have them in the learning; P1 is of the others
+PLACEMENTS = {"sent": "P2", "made": "P3"}  # of images that clients train on; P1 is of the others
 
 
 def of_model(config, about):
     """What a `Trace` has of the model, whatever the rounds. about: the data set's `Description`."""
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
     return {"clients": config.clients, "augmented_epochs": config.augmented.epochs, "shape": about.shape,
-            "sample_flops": of_training(model.module, about.shape), "placement": OWN.get(config.method, "P1"),
+            "sample_flops": of_training(model.module, about.shape), "placement": PLACEMENTS.get(config.composition.images, "P1"),
             "weights_bytes": model.weights.numel() * model.weights.element_size()}
 
 

@@ -54,9 +54,11 @@ class Generator:
 
     def images(self, batch):
         """uint8 (n, C, H, W) of a `Batch`."""
-        if batch not in self.bank:
-            self.bank.write(batch, self._draw(batch))
-        return self.bank.read(batch)
+        if batch in self.bank:
+            return self.bank.read(batch)
+        images = self._draw(batch)
+        self.bank.write(batch, images)
+        return images
 
     def load(self):
         """Load what draws now, which otherwise waits for the first image to be made: a function of (`Batch`, shape) that returns

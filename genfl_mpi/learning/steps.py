@@ -51,11 +51,12 @@ class Steps:
         self.graphs, self.pool = {}, None
         self.fixed = model.weights.device.type == "cuda" and is_static(model.module)
 
-    def begin(self, start, correction=None):
-        """start: float32 (size,); correction: float32 (parameters,)."""
+    def begin(self, start, correction=None, anchor=None):
+        """Begin a training. start: float32 (size,); correction: float32 (parameters,); anchor: float32 (size,), of the proximal term, by
+        default `start`."""
         self.model.load(start)
         self.model.module.train()
-        for name, value in (("begun", start[: self.model.parameters]), ("correction", correction)):
+        for name, value in (("begun", (start if anchor is None else anchor)[: self.model.parameters]), ("correction", correction)):
             if name in self.buffers:
                 self.buffers[name].copy_(value, non_blocking=True)
         if "velocity" in self.buffers:

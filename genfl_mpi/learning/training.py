@@ -64,13 +64,13 @@ def lent(seed, device):
         stream.set_state(before)
 
 
-def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
+def train(model, start, images, labels, settings, rng, mu=0.0, correction=None, anchor=None):
     """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
 
     model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
     settings: config.training; rng: NumPy generator, for `draw`;
-    mu: FedProx's pull (Li et al. 2020): mu / 2 times the squared distance of the parameters to `start` joins the loss;
-    correction: float32 (parameters,), added to every gradient (SCAFFOLD).
+    mu: of a proximal term (FedProx, Li et al. 2020): mu / 2 times the squared distance of the parameters to those of `anchor`,
+    float32 (size,), by default `start`, joins the loss; correction: float32 (parameters,), added to every gradient (SCAFFOLD).
     """
     drawn, device = draw(len(images), settings, rng), images.device
     order = on_device(drawn.order, device).split(drawn.sizes)
@@ -79,7 +79,7 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     step = steps_of(model, settings, mu, correction is not None)
     losses, outputs, targets = [], [], []  # looked at after the last step, so that none waits for the device
     with lent(drawn.dropping, device):
-        step.begin(start, correction)
+        step.begin(start, correction, anchor)
         for number, (batch, move) in enumerate(zip(order, moves)):
             target = labels[batch]
             try:
@@ -97,6 +97,12 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None):
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
     *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait
     return report(losses, correct, drawn.sizes, settings.epochs)
+
+
+def combined(reports):
+    """The `Report` of local trainings that followed one another: the first epoch of the first, the last of the last."""
+    first, last = reports[0], reports[-1]
+    return Report(last.samples, first.loss_first_epoch, last.loss_last_epoch, last.accuracy_last_epoch)
 
 
 def report(losses, correct, sizes, epochs):

@@ -7,11 +7,12 @@ import torch
 
 from genfl_mpi.learning.layers import quicken
 
-# The exact sum works in units of 2**-40 on 64-bit integers. It cannot overflow as long as sum rho_n max |w_n| < LIMIT, because
-# the integer then stays below 2**62 (and roundings of half a unit a client would need 2**62 clients to matter). Each summand
-# is held below LIMIT here; whoever adds some with a sum of rho above 1, as FedNova's may be, checks their `bound` too.
+# The exact sum works in units of 2**-40, or as declared, on 64-bit integers. With so many bits of the fraction it cannot overflow
+# as long as sum rho_n max |w_n| < 2**(62 - bits), because the integer then stays below 2**62 (and roundings of half a unit a client
+# would need 2**62 clients to matter). Each summand is held below that here; whoever adds some with a sum of rho above 1, as
+# FedNova's may be, checks their `bound` too.
 FRACTION_BITS = 40
-LIMIT = 2.0**22
+LIMIT = 2.0 ** (62 - FRACTION_BITS)
 BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as integers, twice 256 KiB
 
 
@@ -117,11 +118,11 @@ def _shaped(view, shape):
 class ExactSum:
     """sum_n rho_n w_n in 64-bit fixed point: the same bits in whatever order, and on however many ranks, it is added.
 
-    units: int64 (size,), NumPy, where the sum is kept: part of a message, so that it need not be copied.
+    units: int64 (size,), NumPy, where the sum is kept: part of a message, so that it need not be copied. fraction_bits: of a unit.
     """
 
-    def __init__(self, units):
-        self.units = units
+    def __init__(self, units, fraction_bits=FRACTION_BITS):
+        self.units, self.fraction_bits = units, fraction_bits
         self.scratch = torch.empty(2, min(BLOCK, len(units)), dtype=torch.float64)
 
     def add(self, rho, weights, since=None):
@@ -135,8 +136,8 @@ class ExactSum:
         since = np.empty(0, dtype=np.float32) if since is None else since.numpy()
         blocks = [slice(start, start + BLOCK) for start in range(0, len(weights), BLOCK)]
         largest = float(np.max([(weights[block].max(), -weights[block].min()) for block in blocks]))
-        check_size(rho, largest)
-        square, scale = 0.0, rho * 2.0**FRACTION_BITS
+        check_size(rho, largest, self.fraction_bits)
+        square, scale = 0.0, rho * 2.0**self.fraction_bits
         for block in blocks:
             values, change = (row[: len(weights[block])] for row in self.scratch.numpy())
             np.copyto(values, weights[block])
@@ -154,12 +155,12 @@ class ExactSum:
 
     def value(self):
         """The sum as float64 (size,)."""
-        return torch.from_numpy(np.multiply(self.units, 2.0**-FRACTION_BITS))
+        return torch.from_numpy(np.multiply(self.units, 2.0**-self.fraction_bits))
 
 
-def check_size(rho, largest):
+def check_size(rho, largest, fraction_bits=FRACTION_BITS):
     """The size of the largest weight of a summand, if the exact sum can hold it; else raise ArithmeticError."""
-    if not max(1, rho) * largest < LIMIT:  # also true of NaN, which extremes pass on
+    if not max(1, rho) * largest < 2.0 ** (62 - fraction_bits):  # also true of NaN, which extremes pass on
         raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
     return largest
 

@@ -13,7 +13,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation.policies import needed
-from genfl_mpi.federation.server import Server
+from genfl_mpi.federation.server import planning_server
 from genfl_mpi.federation.simulation import resolve
 from genfl_mpi.generation import model_folder
 from genfl_mpi.generation.generator import Generator
@@ -32,18 +32,18 @@ def prefetch(runs):
 
 def partition(comm, config):
     """How the clients' data differ: yields lines, and draws the client x class picture into output/partition.png."""
-    server = _server(resolve(config, comm))
-    histograms, about = server.data["label_histograms"], server.about
+    arrays, about = load_and_divide(config), datasets.describe(config.data)
+    server, histograms = planning_server(resolve(config, comm), arrays), arrays["label_histograms"]
     sizes, emd, labels = histograms.sum(1), earth_movers_distance(histograms), (histograms > 0).sum(1)
     yield (f"{config.data.name}: {sizes.sum()} samples at {config.clients} clients, {config.data.public_pool} in the public pool, "
-           f"of {len(server.data['train_labels'])} for training")
+           f"of {len(arrays['train_labels'])} for training")
     yield f"samples a client: {sizes.min()} to {sizes.max()}, median {np.median(sizes):g}, mean {sizes.mean():.1f}"
     yield f"labels a client: {labels.min()} to {labels.max()} of {len(about.classes)}, mean {labels.mean():.1f}"
     yield f"EMD of a client: {emd.min():.2f} to {emd.max():.2f}, mean {emd.mean():.2f}, weighted by samples {emd @ sizes / sizes.sum():.2f}"
-    if config.trains_clients and ("world" in needed(server.select) or config.incentive.base is not None):
+    if config.trains_clients and ("world" in needed(server.select_policy) or config.incentive.base is not None):
         yield "the cohorts depend on the world: they are not told ahead"
     elif config.trains_clients:
-        cohorts = [server.select(replace(server.state, round=round)) for round in range(config.rounds)]
+        cohorts = [server.select_policy(replace(server.state, round=round)) for round in range(config.rounds)]
         pooled = np.array([histograms[cohort].sum(0) for cohort in cohorts])
         covered = (pooled > 0).sum(1)
         distance = np.abs(pooled / pooled.sum(1, keepdims=True) - histograms.sum(0) / sizes.sum()).sum(1)
@@ -115,13 +115,7 @@ def generate(comm, configs, say, signals):
     return 0
 
 
-def _server(config):
-    """The server's knowledge before a run: what the clients share, and the plan."""
-    arrays = load_and_divide(config)
-    return Server(config, datasets.describe(config.data), arrays, None)
-
-
 def _batches(config):
     """The batches of each round, as far as the plan can tell."""
-    server = _server(config)
-    return server.generated.batches_from(server.state, 0)
+    server = planning_server(config, load_and_divide(config))
+    return server.images.batches_from(server.state, 0)

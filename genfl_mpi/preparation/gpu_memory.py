@@ -1,10 +1,13 @@
 """How much of a GPU's memory a run will take, counted from shapes: nothing is computed, and no GPU is needed."""
 
 import numpy as np
+import torch
 
 from genfl_mpi.config.world import Incentive
 from genfl_mpi.data import datasets
-from genfl_mpi.federation.client_images import Placement
+from genfl_mpi.federation import algorithms
+from genfl_mpi.federation.algorithms.interface import Client
+from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.generation import image_flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.memory import FLOAT, of_activations, of_weights
@@ -24,8 +27,7 @@ def of_rank(config, arrays, serves=False):
     """
     about, training, together = datasets.describe(config.data), config.training, config.training.together
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
-    of_step = config.algorithm.name in ("fedprox", "scaffold")
-    found = of_weights(len(model.weights), model.parameters, training, of_step, together)
+    found = of_weights(len(model.weights), model.parameters, training, *_of_algorithm(config, model), together)
     samples = int(np.diff(arrays["pointers"]).max()) + config.data.shared if config.trains_clients else 0
     pixels, images = int(np.prod(about.shape)), _most_images(config, len(about.classes))
     beside = images if config.sends else _most_filled(config, about, arrays) if config.fills else 0
@@ -45,9 +47,21 @@ def of_rank(config, arrays, serves=False):
     return found | {"context": int(CONTEXT)}
 
 
+def _of_algorithm(config, model):
+    """(vectors like the parameters that a step needs besides gradients and velocity, values of the broadcast arrays, values of the sums
+    besides the weights') of the configured algorithm, found out on shapes alone."""
+    algorithm = algorithms.find(config)
+    declared = {kind: algorithm.declared(kind, model.parameters, config) for kind in ("broadcast", "sum", "client")}
+    arrays, own = ({name: torch.empty(array.shape, device="meta") for name, array in declared[kind].items()} for kind in ("broadcast", "client"))
+    client = Client(0, 1, 1, config.training, model.parameters)
+    stages = algorithm.stages(client, torch.empty(len(model.weights), device="meta"), arrays, own, config)
+    of_step = max(bool(stage.prox) + (stage.correction is not None) for stage in stages)
+    return of_step, *(sum(int(np.prod(array.shape)) for array in declared[kind].values()) for kind in ("broadcast", "sum"))
+
+
 def _most_images(config, classes):
     """How many images the server has in the end, at most."""
-    if config.method == "pool":
+    if config.source == "pool":
         return config.data.public_pool
     images = min(config.generation.cap, config.generation.per_round * config.rounds)
     return images * classes if config.generation.count == "class" else images
@@ -56,7 +70,7 @@ def _most_images(config, classes):
 def _most_filled(config, about, arrays):
     """How many images a client makes for itself, at most: at any price its whole gap."""
     unpriced = config.model_copy(update={"incentive": Incentive()})
-    return int(Placement(unpriced, about, arrays).demand()[0].max())
+    return int(ClientImages(unpriced, about, arrays).demand()[0].max())
 
 
 def of_node(rank, server, ranks, gpus):

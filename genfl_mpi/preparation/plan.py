@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from genfl_mpi.config.settings import Composition
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
-from genfl_mpi.federation.messages import NOBODY, Down
-from genfl_mpi.federation.server import Server
+from genfl_mpi.federation.messages import NO_RANK, Broadcast
+from genfl_mpi.federation.server import planning_server
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices, measure
@@ -58,7 +59,7 @@ def calibrate(config):
     with tempfile.TemporaryDirectory() as folder:
         training = config.training.model_copy(update={"epochs": 1})
         few = config.model_copy(update={
-            "method": "fedavg", "rounds": 20, "cohort": min(config.cohort, max(CLIENTS, training.together)),
+            "method": "fedavg", "composition": Composition(images="nowhere"), "rounds": 20, "cohort": min(config.cohort, max(CLIENTS, training.together)),
             "training": training})
         simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
         pace, rounds, start = Pace(1), [], None
@@ -72,7 +73,7 @@ def calibrate(config):
             if rounds and time.perf_counter() - start > SECONDS:
                 break
         shared = sum(array.nbytes for array in simulation.data.values())
-        messages = simulation.down.buffer.nbytes, simulation.up.buffer.nbytes
+        messages = simulation.message_bytes
         own = _resident() - shared
         rest = [one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate")) for one in rounds]
         simulation.close()
@@ -86,7 +87,7 @@ def calibrate(config):
 
 def _trained(record):
     """(samples, seconds) of the clients of a round that were trained; in a world that acts some are not."""
-    trained = record.clients["rank"] != NOBODY
+    trained = record.clients["rank"] != NO_RANK
     return record.clients["samples"][trained], record.clients["seconds"][trained]
 
 
@@ -97,8 +98,8 @@ def _batch_seconds(config, folder):
     def batch_of(steps, number):
         generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
         few = config.model_copy(update={"generation": generation})
-        server = Server(few, datasets.describe(few.data), load_and_divide(few), None)
-        batch = next(batch for batches in server.generated.batches_from(server.state, 0) for batch in batches)
+        server = planning_server(few, load_and_divide(few))
+        batch = next(batch for batches in server.images.batches_from(server.state, 0) for batch in batches)
         generator, start = Generator(few, datasets.describe(few.data).shape), time.perf_counter()
         generator.load()
         loaded = time.perf_counter()
@@ -124,14 +125,12 @@ def predict(config, arrays, costs, cluster):
     """
     if config.generation.plan == "cohort_deficit":  # its images are known too late, and are as many as of this one
         config = config.model_copy(update={"generation": config.generation.model_copy(update={"plan": "deficit"})})
-    about = datasets.describe(config.data)
-    server, pace = Server(config, about, arrays, None), Pace(cluster.ranks)
-    plan = Down(0, config.cohort if config.trains_clients else 0).plan
-    made, wanted = set(), []
+    made, in_bank = set(), None
+    server = planning_server(config, arrays, cluster.ranks, lambda batch: batch in made or in_bank(batch))
+    images, message, wanted = server.images, Broadcast(0, config.cohort if config.trains_clients else 0, {}), []
     if config.generates:
-        in_bank = server.generated.generator.ready
-        server.generated.generator.ready = lambda batch: batch in made or in_bank(batch)
-        wanted = list(server.generated.batches_from(server.state, 0))
+        in_bank = images.generator.ready
+        wanted = list(images.batches_from(server.state, 0))
     later = iter([batch for batches in wanted for batch in batches])
     slow, found = cluster.crowding, {part: [] for part in PARTS}
 
@@ -139,42 +138,42 @@ def predict(config, arrays, costs, cluster):
         return (units + costs.overhead) * slow / costs.rate
 
     def make(batches):
-        missing = [batch for batch in batches if not server.generated.generator.ready(batch)]
+        missing = [batch for batch in batches if not images.ready(batch)]
         load = costs.load * slow if missing and not made else 0.0
         made.update(missing)
         return load, len(missing) * costs.batch * slow, len(missing)
 
     def make_now(batches):
         load, seconds, missing = make(batches)
-        server.generated.speed.measure(missing, seconds)
-        server.generated.is_loaded |= missing > 0
+        images.speed.measure(missing, seconds)
+        images.is_loaded |= missing > 0
         for batch in batches:
-            server.generated.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
+            images.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
         return load + seconds
 
     for round in range(min(config.rounds, MOST)):
-        server.begin(round, plan, pace)
+        server.select(round, message)
         batches, early = wanted[round] if round < len(wanted) else [], 0.0
         if config.generates and not config.augments:  # all wait for the images, on which the clients train
             early = make_now(batches)
             if config.sends:
-                server.send(plan, pace)
-        if server.around and config.trains_clients:
-            server.around.note(server.status)
-        trained = plan[plan["rank"] != NOBODY]
+                server.send(message.plan)
+        if server.world and config.trains_clients:
+            server.world.note(server.status)
+        trained = message.plan[message.plan["rank"] != NO_RANK]
         units = server.state.samples[trained["client"]] * trained["epochs"]
         seconds, busy = train(units), 0.0
         if config.augments:
             busy = make_now(batches)
-            if images := len(server.generated):
-                busy += train(images * config.augmented.epochs)
+            if len(images):
+                busy += train(len(images) * config.augmented.epochs)
         load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
         load[0] += busy
         ends = load + (costs.first * slow if round == 0 else 0.0)
         others = server.seconds_of_others  # as long as a batch fits, a server that waits works ahead
         while made and ends[0] + costs.batch * slow <= others and (batch := next(later, None)):
             ends[0] += sum(make([batch])[:2])
-        pace.measure(units, seconds, trained["rank"])
+        server.pace.measure(units, seconds, trained["rank"])
         chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
         parts = (early + ends.max(), early + busy, (ends.max() - ends).mean(), exchange(costs.down, costs.up, cluster),
                  costs.test * slow * -(-chunks // cluster.ranks) / chunks, costs.rest)

@@ -1,6 +1,6 @@
-"""SCAFFOLD's control variates: what every client remembers, a state file for each client that has trained.
+"""What every client keeps for itself from round to round: a state file for each client that has trained.
 
-They take 4 bytes a parameter and client, in a folder that all ranks see, as `sealed` files. A file's name has
+They take 4 bytes a value and client, in a folder that all ranks see, as `sealed_files`. A file's name has
 the round that wrote it, so that a run which continues from an earlier round finds what was there then. Files
 of other names in the folder are left alone.
 
@@ -22,33 +22,33 @@ from genfl_mpi.results import disk, sealed_files
 from genfl_mpi.util.errors import UserError
 
 
-class Variates:
-    """folder: of the files; size: number of parameters; run: the id of the run that they are of."""
+class ClientStates:
+    """folder: of the files; shapes: {name: shape} of each client's arrays; run: the id of the run that they are of."""
 
-    def __init__(self, folder, size, run):
-        self.folder, self.size, self.run = Path(folder), size, run
+    def __init__(self, folder, shapes, run):
+        self.folder, self.shapes, self.run = Path(folder), shapes, run
 
     def read(self, client, round):
-        """float32 (size,): what `client` wrote in `round`; zeros for round 0, which is never. Raises UserError."""
+        """Return what `client` wrote in `round`, {name: float32 array}; zeros for round 0, which is never. Raises UserError."""
         if round == 0:
-            return np.zeros(self.size, dtype=np.float32)
+            return {name: np.zeros(shape, dtype=np.float32) for name, shape in self.shapes.items()}
         path, fault = self._path(client, round), "is damaged"
         try:
             identity, arrays = sealed_files.read(path)
             if identity.get("run", self.run) != self.run:
                 fault = f"is of run {identity['run']}, and this is run {self.run}"
-            elif identity == self._identity(client, round) and arrays["variate"].shape == (self.size,):
-                return arrays["variate"]
+            elif identity == self._identity(client, round) and self.shapes == {name: array.shape for name, array in arrays.items()}:
+                return arrays
         except FileNotFoundError:
             fault = "is missing"
-        except (sealed_files.Damaged, KeyError):
+        except sealed_files.Damaged:
             pass
-        raise UserError(f"{path}: the control variate of client {client} {fault}: the run cannot be "
+        raise UserError(f"{path}: the state of client {client} {fault}: the run cannot be "
                         "continued; set another `output`, or start over with --fresh")
 
-    def write(self, client, round, values):
-        """Store float32 (size,) in one step. Raises UserError if that is not possible."""
-        sealed_files.write(self._path(client, round), self._identity(client, round), {"variate": values})
+    def write(self, client, round, arrays):
+        """Store {name: float32 array} in one step. Raises UserError if that is not possible."""
+        sealed_files.write(self._path(client, round), self._identity(client, round), arrays)
 
     def flush(self):
         """Bring the names of all files to the disk, before a checkpoint refers to them. Raises UserError."""
@@ -73,7 +73,7 @@ class Variates:
     def take(self, folder, run, last):
         """Copy from another run's folder what every client wrote last. run: that run's id; last: the rounds
         of these, int (clients,). Raises UserError."""
-        others = Variates(folder, self.size, run)
+        others = ClientStates(folder, self.shapes, run)
         for client, round in enumerate(last.tolist()):
             if round:
                 self.write(client, round, others.read(client, round))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genfl_mpi.analysis.summary import METHODS
+from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results import progress, reader
 from genfl_mpi.util.errors import UserError
 
@@ -44,7 +44,7 @@ class Status:
 
 def begun(path, config, columns):
     """The `Status` of a run that begins, or continues after rounds with these columns of /rounds, by name."""
-    return Status(path, METHODS[config.method], config.rounds, _rounds(columns))
+    return Status(path, METHOD_TITLES[config.method], config.rounds, _rounds(columns))
 
 
 def of_run(path):
@@ -54,7 +54,7 @@ def of_run(path):
     try:
         with reader.open_results(path) as file, reader.damage(path):
             config = reader.config_of(file)
-            found = Status(path, METHODS[config["method"]], config["rounds"], _rounds(reader.columns_of(file, "rounds", FIELDS)))
+            found = Status(path, METHOD_TITLES[config["method"]], config["rounds"], _rounds(reader.columns_of(file, "rounds", FIELDS)))
     except UserError:  # the file system lacks what a growing file needs, or the file is not there yet
         if not noted and progress.read(path):
             return None

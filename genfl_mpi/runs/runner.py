@@ -13,6 +13,7 @@ from genfl_mpi.config.settings import is_free
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
+from genfl_mpi.federation import algorithms
 from genfl_mpi.federation.configured import find_policies, remembering
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
@@ -70,6 +71,7 @@ def prepare(comm, path, config, fresh=False, fork=None):
             split = config.partition
             datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
             check_memory(config)
+            algorithms.find(config)
             find_policies(config)
             about = datasets.describe(config.data)
             models.check(config.model, len(about.classes), about.shape)
@@ -133,7 +135,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
             before = earlier.weights, earlier.state, reader.until(earlier.tables, rounds)
         simulation.restore(rounds, *before)
     hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
-    if comm.rank == 0 and config.generates and (others := simulation.server.generated.generator.bank.made_by_others()):
+    if comm.rank == 0 and config.generates and (others := simulation.server.images.generator.bank.made_by_others()):
         say(f"{path.stem}: {others}")
 
     def opened():
@@ -164,7 +166,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
             _save(path, name, simulation, writer, note)
         if done:
             note("finish")
-            writer.finish(simulation.down.weights)
+            writer.finish(simulation.weights.numpy())
             if not remembering(config):  # else the last one stays, so that the run may be extended by more rounds
                 checkpoint.remove(path, config.checkpoint.keep)
         writer.close()
@@ -195,13 +197,13 @@ def _save(path, run, simulation, writer, note):
     results file, which must not have fewer rounds, and the clients' state files."""
     note("checkpoint")
     writer.flush()
-    variates = simulation.host.variates
-    if variates is not None:
-        variates.flush()
+    states = simulation.client_states
+    if states:
+        states.flush()
     keep = simulation.config.checkpoint.keep
-    checkpoint.save(path, run, simulation.round, simulation.down.weights, simulation.memory(), keep)
-    if variates is not None:
-        variates.prune(checkpoint.trained(path))
+    checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), simulation.server.state_arrays(), keep)
+    if states:
+        states.prune(checkpoint.trained(path))
 
 
 def _with_first_runtime(path, config):
@@ -332,11 +334,11 @@ def _open(path, simulation, given, hosts, cores, earlier, digests):
     # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
     if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
-    if earlier.source and simulation.host.variates is not None:
+    if earlier.source and simulation.client_states:
         states = earlier.source.with_suffix(".variates")
-        simulation.host.variates.take(states, earlier.source_run, earlier.state["trained"])
-        simulation.host.variates.flush()
+        simulation.client_states.take(states, earlier.source_run, earlier.state["trained"])
+        simulation.client_states.flush()
     if earlier.rounds:
         keep = config.checkpoint.keep
         checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)
-    return Writer(path, texts, about, partition, shapes, len(simulation.down.weights), earlier.tables)
+    return Writer(path, texts, about, partition, shapes, len(simulation.weights), earlier.tables)

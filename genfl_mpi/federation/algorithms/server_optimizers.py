@@ -1,0 +1,60 @@
+"""FedAvgM (Hsu et al. 2019), FedAdam and FedYogi (Reddi et al. 2021, algorithm 2): an optimizer at the server.
+
+Delta = sum_n rho_n omega_n - omega^t, the mean update of the parameters, takes the place of a gradient:
+
+    FedAvgM   m <- beta1 m + Delta                     omega_fl = omega^t + server_lr m
+    FedAdam   m <- beta1 m + (1 - beta1) Delta         v <- beta2 v + (1 - beta2) Delta^2
+    FedYogi   m as FedAdam                             v <- v - (1 - beta2) Delta^2 sign(v - Delta^2)
+              omega_fl = omega^t + server_lr m / (sqrt(v) + tau)    without bias correction; v begins with tau^2
+
+BatchNorm's statistics, which are no parameters, are averaged as in FedAvg. FedAvgM with beta1 = 0 and server_lr = 1 is FedAvg.
+Nothing travels beside the weights; the server keeps m, and v, float64 (parameters,).
+"""
+
+from functools import partial
+
+import torch
+
+from genfl_mpi.federation.algorithms.interface import Algorithm, Array
+
+
+def _fedavgm(state, delta, settings):
+    state["momentum"] = settings.beta1 * state.get("momentum", 0) + delta
+    return settings.server_lr * state["momentum"]
+
+
+def _fedadam(state, delta, settings):
+    square = state.get("square", torch.full_like(delta, settings.tau**2))
+    state["square"] = settings.beta2 * square + (1 - settings.beta2) * delta**2
+    return _adaptive(state, delta, settings)
+
+
+def _fedyogi(state, delta, settings):
+    square = state.get("square", torch.full_like(delta, settings.tau**2))
+    state["square"] = square - (1 - settings.beta2) * delta**2 * torch.sign(square - delta**2)
+    return _adaptive(state, delta, settings)
+
+
+def _adaptive(state, delta, settings):
+    state["momentum"] = settings.beta1 * state.get("momentum", 0) + (1 - settings.beta1) * delta
+    return settings.server_lr * state["momentum"] / (state["square"].sqrt() + settings.tau)
+
+
+def _declare(names, parameters, config):
+    return {name: Array((parameters,), "server") for name in names}
+
+
+def _aggregate(step, state, omega, average, received, config):
+    parameters = received.parameters
+    before = omega[:parameters].double()
+    change = step(state, average[:parameters] - before, config.algorithm)
+    return torch.cat([before + change, average[parameters:]])
+
+
+def _algorithm(name, step, *moments):
+    return Algorithm(name, declare=partial(_declare, moments), aggregate=partial(_aggregate, step))
+
+
+FEDAVGM = _algorithm("fedavgm", _fedavgm, "momentum")
+FEDADAM = _algorithm("fedadam", _fedadam, "momentum", "square")
+FEDYOGI = _algorithm("fedyogi", _fedyogi, "momentum", "square")
