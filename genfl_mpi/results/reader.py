@@ -149,7 +149,8 @@ def columns_of(file, table, names=None):
     order = list(TABLES[table])
     rows = len(file[table][order[0]])  # the numbering, which grows last
     sums = _read(file, f"{CHECKSUMS}/{table}")
-    sums = sums[sums[:, 0] <= rows]
+    # A write that failed may leave a row of zeros, or one of an append whose numbering was not reached.
+    sums = sums[(sums[:, 0] > 0) & (sums[:, 0] <= rows)]
     ends, found = [0, *sums[:, 0].tolist()], {}
     if ends[-1] != rows or ends != sorted(ends):
         raise _damaged(file, f"{CHECKSUMS}/{table}")
