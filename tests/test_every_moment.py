@@ -15,18 +15,18 @@ from conftest import FAST, TINY, is_open_mpi
 from every_moment import Fault, Kind, Run, Server
 
 ALONE = [*FAST, "rounds=2", "output={root}/results", "--member", "0"]  # without the figure, which takes longer than the run
+FEDADAM = ["algorithm.name=fedadam", "algorithm.server_lr=0.01"]
 KINDS = {
     "plain": Kind(ALONE),
-    "figure": Kind([*FAST, "rounds=1", "output={root}/results"]),
     "client state": Kind([*ALONE, "algorithm.name=scaffold"]),
-    "server moments": Kind([*ALONE, "algorithm.name=fedadam", "algorithm.server_lr=0.01"]),
+    "server moments": Kind([*ALONE, *FEDADAM]),
     "policy memory": Kind([*ALONE, "selection=importance"]),
     "images, bank": Kind([*TINY, "generation.steps=1", "data.name=synthetic", "data.samples=200", "data.size=8", "rounds=2",
                           "generation.bank={root}/bank", "output={root}/results", "--member", "0"]),
-    "continued": Kind([*ALONE, "rounds=3", "algorithm.name=fedadam", "algorithm.server_lr=0.01"], cut=0.5),
-    "extended": Kind([*ALONE], before=[[*ALONE, "rounds=1"]]),
+    "continued, figure": Kind([*FAST, *FEDADAM, "rounds=2", "output={root}/results"], cut=0.8),
+    "extended": Kind(ALONE, before=[[*ALONE, "rounds=1"]]),
     "fork": Kind(["fork", "{root}/original/fedavg_seed1.h5", "--at", "1", "training.lr=0.05", "output={root}/results"],
-                 before=[[*ALONE, "algorithm.name=fedadam", "algorithm.server_lr=0.01", "checkpoint.keep=1", "output={root}/original"]]),
+                 before=[[*ALONE, *FEDADAM, "checkpoint.keep=1", "output={root}/original"]]),
     "groups": Kind([*FAST, "rounds=1", "sweep.seed=[1,2]", "runtime.ranks_per_run=1", "output={root}/results"], ranks=2),
 }
 FAULTS = {"SIGKILL": (0, False), "EIO": (errno.EIO, False), "ENOSPC": (errno.ENOSPC, True)}
@@ -82,7 +82,7 @@ def disturb_all(run, kind, faults):
     assert not wrong, "\n\n".join(wrong)
 
 
-@pytest.mark.parametrize("kind", ["plain", "continued"])
+@pytest.mark.parametrize("kind", ["plain", "continued, figure"])
 def test_ten_moments(kind, server):
     run = made(server, kind)
     last = run.calls[0]
@@ -94,9 +94,8 @@ def test_ten_moments(kind, server):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_moment(kind, server):
     run = made(server, kind)
-    every = int(os.environ.get("EVERY", "1"))
-    disturb_all(run, kind, {name: [Fault(call, *how, rank) for rank, calls in enumerate(run.calls) for call in range(1, calls + 1, every)]
-                            for name, how in FAULTS.items()})
+    rank, every = run.kind.ranks - 1, int(os.environ.get("EVERY", "1"))
+    disturb_all(run, kind, {name: [Fault(call, *how, rank) for call in range(1, run.calls[rank] + 1, every)] for name, how in FAULTS.items()})
 
 
 @pytest.mark.slow
@@ -109,7 +108,7 @@ def test_every_power_cut(kind, server):
 
 @pytest.mark.parametrize("clocks", [(0, -1e6), (0, 1e9), (1e9, 0)])
 def test_a_clock_that_is_set(clocks, server):
-    run = made(server, "continued")
+    run = made(server, "extended")
     assert run.disturb(Fault(run.calls[0] // 2, 0), clocks) == "killed"
 
 
