@@ -40,13 +40,13 @@ import time
 from genfl_mpi.federation.policies.selection import random
 def slow(state):
     return random(state)
-import genfl_mpi.hosting as hosting
-train = hosting.train
+from genfl_mpi.federation import worker
+train = worker.train
 def wait(*arguments):
     report = train(*arguments)
     time.sleep(3600)
     return report
-hosting.train = wait
+worker.train = wait
 """
 
 
