@@ -14,18 +14,18 @@ def zeros(count, dtype, device):
     return torch.zeros(count * np.dtype(dtype).itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)
 
 
-def reduce(comm, up, partial, aware):
-    """The sum over ranks of an `Up` message, in place on rank 0's.
+def reduce(comm, message, partial, aware):
+    """Sum a `Reduction` message over ranks, in place on rank 0's.
 
-    partial: int64 like its buffer, on the GPU, of which the weights' part is this rank's sum; None if that is in the message.
+    partial: int64 like its buffer, on the GPU, of which the part of the sums is this rank's; None if that is in the message.
     aware: whether the MPI library sends from a GPU's memory.
     """
     if partial is None:
-        return collectives.reduce_sum(comm, up.buffer)
-    size, host = len(up.units), torch.from_numpy(up.buffer)
+        return collectives.reduce_sum(comm, message.buffer)
+    size, host = len(message.units), torch.from_numpy(message.buffer)
     if not aware:
         host[:size].copy_(partial[:size])
-        return collectives.reduce_sum(comm, up.buffer)
+        return collectives.reduce_sum(comm, message.buffer)
     partial[size:].copy_(host[size:])
     if partial.device.type == "cuda":
         torch.cuda.synchronize(partial.device)  # MPI knows of no streams
