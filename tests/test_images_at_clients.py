@@ -189,3 +189,22 @@ def test_shared_images_are_a_clients_own(quick, tmp_path):
     assert np.array_equal(own, simulation.parts.client_images.real())
     given = np.bincount(simulation.data["train_labels"][simulation.data["given"]], minlength=10)
     assert np.array_equal(own - histograms, np.tile(given, (len(own), 1))) and given.tolist() == [3] * 7 + [2] * 3
+
+
+def test_a_composition_without_a_name(fast, tmp_path):
+    """The public pool, sent to the clients: no method is called so."""
+    run = [*fast, "method=genfl", "composition.images=sent", "composition.source=pool", "data.public_pool=100", "rounds=2"]
+    assert mpirun(2, "-m", "genfl_mpi", *run, f"output={tmp_path}/two").returncode == 0
+    assert main(run) == 0
+    path = tmp_path / "results/genfl_seed1.h5"
+    assert reader.digests(path) == reader.digests(tmp_path / "two/genfl_seed1.h5")
+    with reader.open_results(path) as file:
+        assert (file["clients/images"][:] == 100).all() and not len(file["generated/number"])
+
+
+@pytest.mark.parametrize(("composition", "said"), [
+    (["images=sent", "local_training=false"], "trains no model"), (["images=made", "source=pool"], "the clients make images"),
+    (["matched_steps=true"], "a control without images"), (["images=elsewhere"], "composition.images: ")])
+def test_a_composition_that_is_none_is_refused_in_one_line(composition, said, fast, capsys):
+    assert main([*fast, "method=genfl", *(f"composition.{part}" for part in composition)]) == 2
+    assert said in (line := capsys.readouterr().err) and line.count("\n") == 1
