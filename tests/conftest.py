@@ -86,6 +86,20 @@ def with_new_checksums(file):
             data[0] = np.array([rows, *(layout.checksum(file[table][name][:rows]) for name in columns)])
 
 
+def interrupt(patch, number):
+    """Let a run fail before its clients train in the round of that number, of which the first is 0. patch: a MonkeyPatch."""
+    from genfl_mpi.federation.worker import Worker
+
+    train = Worker.train
+
+    def interrupted(self, round, clock):
+        if round == number:
+            raise MemoryError
+        return train(self, round, clock)
+
+    patch.setattr(Worker, "train", interrupted)
+
+
 def until(holds, seconds=600):
     """Wait until the function `holds` returns something true, and return that."""
     deadline = time.monotonic() + seconds

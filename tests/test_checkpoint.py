@@ -3,10 +3,9 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import mpirun
+from conftest import interrupt, mpirun
 
 from genfl_mpi.cli import main
-from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import checkpoint, reader
 from genfl_mpi.util.errors import UserError
 
@@ -18,14 +17,7 @@ def cut(fast, tmp_path, monkeypatch):
     """A function that computes so many rounds of a run of ten, with settings, and leaves it there."""
 
     def compute(rounds, *overrides):
-        train = Worker.train
-
-        def interrupted(self, round, clock):
-            if round == rounds:
-                raise MemoryError
-            return train(self, round, clock)
-
-        monkeypatch.setattr(Worker, "train", interrupted)
+        interrupt(monkeypatch, rounds)
         assert main([*fast, "rounds=10", *overrides]) == 1
         monkeypatch.undo()
         return tmp_path / "results/fedavg_seed1.h5"

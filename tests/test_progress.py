@@ -5,11 +5,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from conftest import interrupt
 from rich.console import Console
 
 from genfl_mpi.analysis import overview
 from genfl_mpi.cli import main
-from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import progress, status
 from genfl_mpi.runs import display
 from genfl_mpi.util.errors import UserError
@@ -111,15 +111,8 @@ def test_rounds_of_other_types_are_none(record):
 @pytest.fixture
 def cut(fast, tmp_path, monkeypatch):
     """The results file of a run that failed in round 3."""
-    train = Worker.train
-
-    def interrupted(self, round, clock):
-        if round == 2:
-            raise MemoryError
-        return train(self, round, clock)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "train", interrupted)
+        interrupt(patch, 2)
         assert main([*fast, "rounds=4"]) == 1
     return tmp_path / "results/fedavg_seed1.h5"
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import command, mpirun
+from conftest import command, interrupt, mpirun
 
 from genfl_mpi.cli import main
-from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import checkpoint, reader
 
 
@@ -74,17 +73,7 @@ def test_a_filtered_run_continues_with_the_images_that_passed(tiny, tmp_path):
 def test_interrupted_and_continued_on_other_ranks(tiny, tmp_path, monkeypatch):
     run(2, [*tiny, "rounds=4", f"output={tmp_path}/whole"])
 
-    class Interrupted(Exception):
-        pass
-
-    train = Worker.train
-
-    def interrupted(self, round, clock):
-        if round == 2:
-            raise Interrupted
-        return train(self, round, clock)
-
-    monkeypatch.setattr(Worker, "train", interrupted)
+    interrupt(monkeypatch, 2)
     assert main([*tiny, "rounds=4", f"output={tmp_path}/cut"]) == 1
     assert checkpoint.rounds(tmp_path / "cut/genfl_seed1.h5") == [1, 2]
     with reader.open_results(tmp_path / "cut/genfl_seed1.h5") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import FAST, TINY
+from conftest import FAST, TINY, interrupt
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
@@ -30,14 +30,7 @@ def cut(tmp_path, monkeypatch):
     file."""
 
     def compute(rounds, overrides, name="results"):
-        train = Worker.train
-
-        def interrupted(self, round, clock):
-            if round == rounds:
-                raise MemoryError
-            return train(self, round, clock)
-
-        monkeypatch.setattr(Worker, "train", interrupted)
+        interrupt(monkeypatch, rounds)
         assert main([*overrides, f"output={tmp_path}/{name}"]) == 1
         monkeypatch.undo()
         return tmp_path / name / "fedavg_seed1.h5"

@@ -59,7 +59,7 @@ class Server:
         self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
         self.memories = {}
         self.memory = {}
-        keeps = any(array.kind == "client" for array in algorithm.declare(1, config).values())
+        keeps = algorithm.declared("client", 1, config)
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)  # round of each client's last training
         self.willing = np.ones(0, dtype=bool)  # which of the cohort does not decline
         self.status = np.empty(0, STATUS)

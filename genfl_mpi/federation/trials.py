@@ -17,8 +17,6 @@ from genfl_mpi.util import streams
 MAX_CHUNKS = 2**20  # in which all ranks together try a model: a bound, for the losses' sum
 
 
-
-
 def questions(comm, config, about, data, model, plan, server_images, worker):
     """The questions of a run, {name: Question}: judge, where there are validation data; test, where there is a laboratory; average and
     cosines, where the worker keeps models for a rho policy.
