@@ -22,6 +22,12 @@ from genfl_mpi.util.errors import UserError
 TWO = [*FAST, "rounds=3", "sweep.seed=[1,2]"]
 
 
+@pytest.fixture(autouse=True)
+def _without_grace(monkeypatch):
+    """The second starts of these tests do not wait for an owner that never ends."""
+    monkeypatch.setattr(lock, "GRACE", 0)
+
+
 def is_refused(path):
     """Whether a second start that begins now is refused; it is over then."""
     try:
@@ -197,8 +203,20 @@ def test_a_lock_whose_owner_ends_meanwhile(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_start_waits_for_the_end_of_the_one_before(tmp_path, monkeypatch):
+    """A launcher may return while the system still removes its ranks."""
+    path = tmp_path / "run.h5"
+    monkeypatch.setattr(lock, "GRACE", 60)
+    for wait in (lock.check_free, lambda path: lock.Lock(path).release()):
+        owner = lock.Lock(path)
+        monkeypatch.setattr(lock.time, "sleep", lambda _, owner=owner: owner.release())
+        wait(path)
+        assert not lock.is_held(path)
+
+
 def test_a_reader_that_checks_a_lock_is_no_second_job(tmp_path, monkeypatch):
     """Neither for another reader nor for a start, which waits until the reader has closed the file."""
+    monkeypatch.setattr(lock, "GRACE", 60)
     path = tmp_path / "run.h5"
     lock.path_for(path).touch()
     with open(lock.path_for(path)) as file:

@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from genfl_mpi.util.errors import UserError
 
-MAX_ATTEMPTS = 1000  # to take a lock that readers hold while they check it
-PAUSE = 0.01  # seconds between them
+GRACE = 5  # seconds in which the start before may end: a launcher can return before its ranks are gone
+PAUSE = 0.01  # seconds between attempts to take the lock
 MAX_OWNER_BYTES = 200  # that are read of what the owner wrote about itself
 
 
@@ -42,9 +42,10 @@ class Lock:
             os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def _locked_file(self, results):
+        deadline = time.monotonic() + GRACE
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            self._works = _take(descriptor)
+            self._works = _take(descriptor, deadline)
             if self._works is False:
                 os.close(descriptor)
                 _refuse(results)
@@ -87,9 +88,12 @@ def is_held(results):
 
 
 def check_free(results):
-    """Raise UserError if another start holds the lock of a run."""
-    if is_held(results):
-        _refuse(results)
+    """Raise UserError if another start holds the lock of a run for longer than GRACE."""
+    deadline = time.monotonic() + GRACE
+    while is_held(results):
+        if time.monotonic() > deadline:
+            _refuse(results)
+        time.sleep(PAUSE)
 
 
 def _refuse(results):
@@ -101,15 +105,12 @@ def _refuse(results):
                     "wait for its end, or set another `output`")
 
 
-def _take(descriptor):
-    """Return whether this process owns the lock now; False if another start does; None without locks."""
-    for _ in range(MAX_ATTEMPTS):
-        taken = _flock(descriptor, fcntl.LOCK_EX)
-        if taken is not False or _flock(descriptor, fcntl.LOCK_SH) is False:
-            return taken
-        _flock(descriptor, fcntl.LOCK_UN)  # it can be shared: readers have it, for microseconds
+def _take(descriptor, deadline):
+    """Return whether this process owns the lock now; False if another has it until the deadline; None without
+    locks. Readers hold it for microseconds while they check it."""
+    while (taken := _flock(descriptor, fcntl.LOCK_EX)) is False and time.monotonic() < deadline:
         time.sleep(PAUSE)
-    return False
+    return taken
 
 
 def _flock(descriptor, how):
