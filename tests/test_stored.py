@@ -233,7 +233,7 @@ def damaged(full, tmp_path):
     return damage
 
 
-ARRAYS = ["weights", "finished", *(f"partition/{name}" for name in PARTITION)]
+ARRAYS = ["weights", *(f"partition/{name}" for name in PARTITION)]
 
 
 @pytest.mark.parametrize("table", [*TABLES, "written at once"])
@@ -242,6 +242,19 @@ def test_a_flipped_bit_in_any_column_is_named(table, damaged):
         with reader.open_results(path := damaged(name)) as file, pytest.raises(UserError) as error:
             reader.columns_of(file, table) if table in TABLES else reader.array_of(file, name)
         assert str(error.value).startswith(f"{path}: the file is damaged: {name} is not as it was written; ")
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_neither_finishes_a_run_nor_begins_it_again(bit, full, tmp_path):
+    with h5py.File(full) as file:
+        place = file["finished"].id.get_offset()
+    path = tmp_path / full.name
+    content = bytearray(full.read_bytes())
+    for mark in (0, 255):
+        content[place] = mark ^ 1 << bit
+        path.write_bytes(content)
+        with reader.open_results(path) as file, pytest.raises(UserError, match="finished is not as it was written"):
+            reader.is_finished(file)
 
 
 def test_no_command_uses_a_damaged_column(damaged, tmp_path, bank, capsys):

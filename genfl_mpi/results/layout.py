@@ -143,8 +143,9 @@ TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "ranks": RANKS, "generated": GEN
 # append, and the CRC-32 of what was added to each column. HDF5's own checksum (Fletcher32) covers a whole
 # chunk, which it writes again, in place, at each append: a reader beside the writer meets half-written
 # chunks, of which it can read nothing at all, and a kill or a power cut would leave one, with the finished
-# rounds in it. What is written once (the partition, the weights, `finished`) has HDF5's.
+# rounds in it. What is written once (the partition, the weights) has HDF5's.
 CHECKSUMS = "checksums"
+FINISHED = 255  # the mark of a finished run, 0 before: all bits differ, so a flipped one is neither
 # Names of a column's other dimensions.
 DIMENSIONS = {
     "accuracy_per_class": ("class",), "bias_change": ("class",), "image": ("channel", "height", "width"),

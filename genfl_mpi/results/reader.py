@@ -11,7 +11,7 @@ import yaml
 
 from genfl_mpi import __version__
 from genfl_mpi.results import progress, superblock
-from genfl_mpi.results.layout import CHECKSUMS, PARTITION, TABLES, VERSION, checksum, checksum_of_attributes
+from genfl_mpi.results.layout import CHECKSUMS, FINISHED, PARTITION, TABLES, VERSION, checksum, checksum_of_attributes
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
@@ -117,7 +117,11 @@ def run_of(file):
 
 
 def is_finished(file):
-    return bool(array_of(file, "finished")[0])
+    """Return whether all rounds and the weights are stored. Raises UserError if the mark is damaged."""
+    mark = array_of(file, "finished")[0]
+    if mark not in (0, FINISHED):
+        raise _damaged(file, "finished")
+    return mark == FINISHED
 
 
 def rounds_of(file):

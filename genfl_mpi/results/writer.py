@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from genfl_mpi.results import disk, layout
-from genfl_mpi.results.layout import CHECKSUMS, DIMENSIONS, GENERATED, PARTITION, TABLES, VERSION
+from genfl_mpi.results import disk, layout, superblock
+from genfl_mpi.results.layout import CHECKSUMS, DIMENSIONS, FINISHED, GENERATED, PARTITION, TABLES, VERSION
 from genfl_mpi.util.errors import UserError
 
 # What grows with the clients is mostly zeros and ramps.
@@ -69,9 +69,10 @@ class Writer:
             weight = self.file.create_dataset("weight", (size,), np.float32)
             weight.make_scale("This is a netCDF dimension but not a netCDF variable.")
             weights.dims[0].attach_scale(weight)
-            finished = self.file.create_dataset("finished", (1,), np.uint8, chunks=(1,), fletcher32=True)
+            # Not chunked: HDF5 changes a chunk and its checksum in several writes, and a kill between them damages both.
+            finished = self.file.create_dataset("finished", data=np.zeros(1, np.uint8))
             finished.make_scale("finished")
-            finished.attrs["long_name"] = "1 when all rounds and the weights are here"
+            finished.attrs["long_name"] = f"{FINISHED} when all rounds and the weights are stored, 0 before"
             for table, columns in self.earlier.items():
                 self._append(table, columns)
             names = {key: data.name for key, data in self.columns.items()}
@@ -122,7 +123,7 @@ class Writer:
         with self._writing():
             self.weights[:] = weights
             self._flush()
-            self.finished[:] = 1
+            self.finished[:] = FINISHED
             self._flush()
 
     def flush(self):
@@ -131,10 +132,15 @@ class Writer:
             self._flush()
 
     def close(self):
-        with self._writing():
-            self.columns.clear()
-            self.weights = self.finished = None
-            self.file.close()
+        """Close the file, whole on the disk."""
+        self.flush()
+        # HDF5 crashes when it cannot write while it closes a file, and after a flush it has nothing more to say
+        # than that the file is closed.
+        self._redirect()
+        self.columns.clear()
+        self.weights = self.finished = None
+        self.file.close()
+        superblock.clear(self.path, lambda: False)
 
     @contextmanager
     def _writing(self):
@@ -143,10 +149,16 @@ class Writer:
         except (OSError, RuntimeError) as error:
             failed = disk.failed(self.path, error)
             if self.file:
-                # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is left. So
-                # it is not asked to, and what it tries at the end of the process goes nowhere.
-                os.dup2(os.memfd_create("nowhere"), self.file.id.get_vfd_handle())
+                # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is
+                # left. So it is not asked to, and what it tries at the end of the process goes nowhere.
+                self._redirect()
             raise failed from None
+
+    def _redirect(self):
+        """Let HDF5 write to memory from now on, not to the file."""
+        memory = os.memfd_create("nowhere")
+        os.dup2(memory, self.file.id.get_vfd_handle())
+        os.close(memory)
 
     def _flush(self):
         self.file.flush()
