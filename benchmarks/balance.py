@@ -22,21 +22,46 @@ import numpy as np
 def one_run(method, ranks, rounds):
     with tempfile.TemporaryDirectory() as folder:
         launcher = Path(sys.executable).with_name("mpirun")
-        subprocess.run([launcher, "-n", str(ranks), sys.executable, "-m", "genfl_mpi", f"method={method}", f"rounds={rounds}", "clients=100", f"cohort={5 * ranks}",
-                        "partition.min_samples=1", "generation.per_round=1", "generation.batch_size=10", "runtime.threads=1", f"output={folder}",
-                        f"generation.bank={folder}/bank"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                launcher,
+                "-n",
+                str(ranks),
+                sys.executable,
+                "-m",
+                "genfl_mpi",
+                f"method={method}",
+                f"rounds={rounds}",
+                "clients=100",
+                f"cohort={5 * ranks}",
+                "partition.min_samples=1",
+                "generation.per_round=1",
+                "generation.batch_size=10",
+                "runtime.threads=1",
+                f"output={folder}",
+                f"generation.bank={folder}/bank",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         with h5py.File(next(Path(folder).glob("*.h5"))) as file:
             load = file["ranks/train_seconds"][:].reshape(rounds, ranks)
             server = file["rounds/generate_seconds"][:] + file["rounds/augment_seconds"][:]
             load[:, 0] += server
-            waiting = file["ranks/wait_seconds"][:].reshape(rounds, ranks).mean(1) / file["rounds/round_seconds"][:]
+            waiting = (
+                file["ranks/wait_seconds"][:].reshape(rounds, ranks).mean(1) / file["rounds/round_seconds"][:]
+            )
             client = file["clients/seconds"][:].reshape(rounds, -1).max(1)
     longest, mean = load.max(1), load.mean(1)
-    return np.array([longest / np.max([1.1 * mean, client, server], axis=0), longest / mean, 100 * waiting])[:, 1:]
+    return np.array([longest / np.max([1.1 * mean, client, server], axis=0), longest / mean, 100 * waiting])[
+        :, 1:
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", default="2,4")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()

@@ -21,8 +21,17 @@ import sys
 import time
 from pathlib import Path
 
-BASE = ["method=fedavg", "data.name=synthetic", "data.samples=50000", "data.size=8", "partition.scheme=dirichlet_client", "partition.replacement=true",
-        "partition.samples=50", "training.epochs=1", "runtime.threads=1"]
+BASE = [
+    "method=fedavg",
+    "data.name=synthetic",
+    "data.samples=50000",
+    "data.size=8",
+    "partition.scheme=dirichlet_client",
+    "partition.replacement=true",
+    "partition.samples=50",
+    "training.epochs=1",
+    "runtime.threads=1",
+]
 
 
 def memory(kind):
@@ -40,8 +49,13 @@ def job(overrides, every):
     comm.Barrier()
     before, start, cpu = memory("Pss"), time.perf_counter(), time.process_time()
     simulation = Simulation(overrides=overrides)
-    found = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - memory("Rss"),
-             "rounds": [], "curve": []}
+    found = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - memory("Rss"),
+        "rounds": [],
+        "curve": [],
+    }
     comm.Barrier()
     found["pss"] = memory("Pss") - before
     found["peak"] += found["pss"]
@@ -58,12 +72,19 @@ def job(overrides, every):
 
 def measured(ranks, *overrides, every=20):
     launcher = [Path(sys.executable).with_name("mpirun"), "-n", str(ranks)] if ranks > 1 else []
-    done = subprocess.run([*launcher, sys.executable, __file__, "--job", json.dumps([[*BASE, *overrides], every])], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [*launcher, sys.executable, __file__, "--job", json.dumps([[*BASE, *overrides], every])],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=1_000_000)
     parser.add_argument("--cohort", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=200)
@@ -75,10 +96,15 @@ def main():
     clients = f"clients={options.clients}"
     print(f"{options.clients:,} clients, a cohort of {options.cohort:,}, 1 rank", flush=True)
     (one,) = measured(1, clients, f"cohort={options.cohort}", "rounds=3")
-    print(f"  until the first cohort is chosen: {one['seconds']:.1f} s ({one['cpu_seconds']:.1f} s of CPU), {one['pss']:.0f} MB, at most {one['peak']:.0f} MB")
+    print(
+        f"  until the first cohort is chosen: {one['seconds']:.1f} s ({one['cpu_seconds']:.1f} s of CPU), {one['pss']:.0f} MB, at most {one['peak']:.0f} MB"
+    )
     print(f"  rounds: {', '.join(f'{seconds:.1f}' for seconds in one['rounds'])} s", flush=True)
 
-    print(f"\n{options.clients:,} clients: memory of a node\n  ranks  all ranks (MB)  each rank (MB)", flush=True)
+    print(
+        f"\n{options.clients:,} clients: memory of a node\n  ranks  all ranks (MB)  each rank (MB)",
+        flush=True,
+    )
     for ranks in (1, 2, 4):
         each = [rank["pss"] for rank in measured(ranks, clients, "cohort=10", "rounds=1")]
         print(f"  {ranks:5d}  {sum(each):14.0f}  {', '.join(f'{one:.0f}' for one in each)}", flush=True)
@@ -87,7 +113,10 @@ def main():
     (one,) = measured(1, clients, "cohort=10", f"rounds={options.rounds}", every=max(1, options.rounds // 10))
     print("  " + ", ".join(f"round {round}: {held:.0f}" for round, held in one["curve"]), flush=True)
 
-    print("\ncohort of 10: bytes of a round's messages, on 2 ranks\n  clients  to every rank  from every rank", flush=True)
+    print(
+        "\ncohort of 10: bytes of a round's messages, on 2 ranks\n  clients  to every rank  from every rank",
+        flush=True,
+    )
     for count in (10, 100, 1000, 10000):
         down, up = measured(2, f"clients={count}", "cohort=10", "rounds=1")[0]["bytes"]
         print(f"  {count:7,}  {down:13,}  {up:15,}", flush=True)

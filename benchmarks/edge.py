@@ -18,7 +18,9 @@ from genfl_mpi.edge.rounds import Work, meet, price
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -33,7 +35,10 @@ def main():
             spent.append(time.perf_counter() - start)
         if allocation == "min_max":
             deadline = 1.5 * priced.seconds
-        print(f"{allocation:<12}  {statistics.median(spent):15.2f}  {', '.join(f'{one:.2f}' for one in spent)}", flush=True)
+        print(
+            f"{allocation:<12}  {statistics.median(spent):15.2f}  {', '.join(f'{one:.2f}' for one in spent)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

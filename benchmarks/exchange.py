@@ -26,7 +26,11 @@ def job(weights, repeats):
 
     comm = collectives.world()
     down, up = Broadcast(weights, 50, {}), Reduction(weights, 50, comm.size, {})
-    bare_down, bare_up, target = np.zeros(weights, np.float32), np.ones(weights, np.int64), np.empty(weights, np.int64)
+    bare_down, bare_up, target = (
+        np.zeros(weights, np.float32),
+        np.ones(weights, np.int64),
+        np.empty(weights, np.int64),
+    )
 
     def exchange():
         collectives.broadcast(comm, down.buffer)
@@ -35,7 +39,9 @@ def job(weights, repeats):
 
     def bare():
         comm.Bcast([bare_down, MPI.FLOAT], root=0)
-        comm.Reduce([bare_up, MPI.INT64_T], [target, MPI.INT64_T] if comm.rank == 0 else None, op=MPI.SUM, root=0)
+        comm.Reduce(
+            [bare_up, MPI.INT64_T], [target, MPI.INT64_T] if comm.rank == 0 else None, op=MPI.SUM, root=0
+        )
 
     seconds = {exchange: [], bare: []}
     for repeat in range(repeats + 2):
@@ -49,11 +55,16 @@ def job(weights, repeats):
     if comm.rank == 0:
         ours, theirs = (statistics.median(seconds[function]) for function in (exchange, bare))
         low, _, high = statistics.quantiles([one / two for one, two in zip(*seconds.values())], n=4)
-        print(f"{comm.size:5d}  {weights:11,}  {1000 * ours:14.2f}  {1000 * theirs:9.2f}  {ours / theirs:5.2f}  {low:.2f} to {high:.2f}", flush=True)
+        print(
+            f"{comm.size:5d}  {weights:11,}  {1000 * ours:14.2f}  {1000 * theirs:9.2f}  {ours / theirs:5.2f}  {low:.2f} to {high:.2f}",
+            flush=True,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", default="2,4")
     parser.add_argument("--weights", default="13994,1626442,11181642")
     parser.add_argument("--repeats", type=int, default=20)
@@ -62,10 +73,27 @@ def main():
     if options.job:
         return job(int(options.weights), options.repeats)
     launcher = Path(sys.executable).with_name("mpirun")
-    print(f"{len(os.sched_getaffinity(0))} cores\nranks      weights   exchange (ms)  bare (ms)  ratio  middle half of ratios", flush=True)
+    print(
+        f"{len(os.sched_getaffinity(0))} cores\nranks      weights   exchange (ms)  bare (ms)  ratio  middle half of ratios",
+        flush=True,
+    )
     for ranks in options.ranks.split(","):
         for weights in options.weights.split(","):
-            subprocess.run([launcher, "-n", ranks, sys.executable, __file__, "--job", "--weights", weights, "--repeats", str(options.repeats)], check=True)
+            subprocess.run(
+                [
+                    launcher,
+                    "-n",
+                    ranks,
+                    sys.executable,
+                    __file__,
+                    "--job",
+                    "--weights",
+                    weights,
+                    "--repeats",
+                    str(options.repeats),
+                ],
+                check=True,
+            )
 
 
 if __name__ == "__main__":

@@ -27,14 +27,21 @@ OPTIMIZERS = {
 def flat_step(module, lr):
     """The step of SGD on one vector: (a function that prepares a backward pass, one that makes the step)."""
     parameters = list(module.parameters())
-    weights = torch.cat([p.detach().permute(0, 2, 3, 1).flatten() if p.dim() == 4 else p.detach().flatten() for p in parameters])
+    weights = torch.cat(
+        [
+            p.detach().permute(0, 2, 3, 1).flatten() if p.dim() == 4 else p.detach().flatten()
+            for p in parameters
+        ]
+    )
     gradient, start = torch.zeros_like(weights), 0
     for parameter in parameters:
         views = [vector[start : start + parameter.numel()] for vector in (weights, gradient)]
         if parameter.dim() == 4:
             outputs, inputs, height, width = parameter.shape
             views = [view.view(outputs, height, width, inputs).permute(0, 3, 1, 2) for view in views]
-        parameter.data, parameter.grad = (view.view(parameter.shape) if parameter.dim() != 4 else view for view in views)
+        parameter.data, parameter.grad = (
+            view.view(parameter.shape) if parameter.dim() != 4 else view for view in views
+        )
         start += parameter.numel()
     return gradient.zero_, lambda: weights.sub_(gradient, alpha=lr)
 
@@ -65,7 +72,9 @@ def work(process, options, barrier):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

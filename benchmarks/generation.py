@@ -20,7 +20,9 @@ LAYOUTS = ((1, 1), (1, 2), (2, 1))  # ranks, threads
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     launcher, rates = Path(sys.executable).with_name("mpirun"), defaultdict(list)
@@ -28,13 +30,29 @@ def main():
         for ranks, threads in LAYOUTS:
             with tempfile.TemporaryDirectory() as bank:
                 done = subprocess.run(
-                    [launcher, "-n", str(ranks), sys.executable, "-m", "genfl_mpi", "generate", "method=genfl",
-                     f"runtime.threads={threads}", f"generation.bank={bank}"], check=True, capture_output=True, text=True)
+                    [
+                        launcher,
+                        "-n",
+                        str(ranks),
+                        sys.executable,
+                        "-m",
+                        "genfl_mpi",
+                        "generate",
+                        "method=genfl",
+                        f"runtime.threads={threads}",
+                        f"generation.bank={bank}",
+                    ],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
             print(done.stdout.partition("; bank")[0], flush=True)
             rates[ranks, threads].append(float(re.search(r"([\d.]+) images/s", done.stdout)[1]))
     print("\nranks  threads  images/s (median)  each")
     for (ranks, threads), values in rates.items():
-        print(f"{ranks:5d}  {threads:7d}  {statistics.median(values):17.2f}  {', '.join(f'{value:.2f}' for value in values)}")
+        print(
+            f"{ranks:5d}  {threads:7d}  {statistics.median(values):17.2f}  {', '.join(f'{value:.2f}' for value in values)}"
+        )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def network(job, memory_format):
 def data(job, memory_format):
     """A function that gives a client's float32 images (samples, 3, 32, 32) and int64 labels (samples,), views of one pool."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(POOL, 3, 32, 32, generator=generator).contiguous(memory_format=FORMATS[memory_format])
+    images = torch.randn(POOL, 3, 32, 32, generator=generator).contiguous(
+        memory_format=FORMATS[memory_format]
+    )
     labels = torch.randint(10, (POOL,), generator=generator)
 
     def of_client(client):

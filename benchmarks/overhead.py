@@ -35,7 +35,9 @@ def small(classes, shape):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     print("network    weights  client  a step  beyond its step  of that the sum  (ms)")
@@ -57,7 +59,9 @@ def main():
             ]
         )
         images, labels = client_data(simulation.data, 0, simulation.config)
-        images = normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, simulation.device)
+        images = normalise(
+            torch.from_numpy(images), simulation.about.mean, simulation.about.std, simulation.device
+        )
         labels = torch.from_numpy(labels)
         steps, clock = Steps(simulation.model, simulation.config.training), Clock(lambda *_: None)
         worker = simulation.parts.worker
@@ -70,7 +74,9 @@ def main():
             worker._train_client(0, 0, clock)
 
         def exact_sum():
-            worker.resident.sums[MODEL].add(0.01, simulation.model.weights, simulation.weights[: simulation.model.parameters])
+            worker.resident.sums[MODEL].add(
+                0.01, simulation.model.weights, simulation.weights[: simulation.model.parameters]
+            )
 
         spent = {work: [] for work in (client, step, exact_sum)}
         for _ in range(options.repeats + 1):

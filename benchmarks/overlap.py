@@ -18,13 +18,33 @@ from pathlib import Path
 import h5py
 
 # Round 1 loads the generator and measures speeds; round 2 is the one that counts.
-LOAD = ["method=genfl", "rounds=2", "runtime.threads=1", "generation.per_round=5", "cohort=10", "checkpoint.every_rounds=2"]
+LOAD = [
+    "method=genfl",
+    "rounds=2",
+    "runtime.threads=1",
+    "generation.per_round=5",
+    "cohort=10",
+    "checkpoint.every_rounds=2",
+]
 
 
 def one_run(ranks, folder):
     launcher = Path(sys.executable).with_name("mpirun")
-    subprocess.run([launcher, "-n", str(ranks), sys.executable, "-m", "genfl_mpi", *LOAD, f"output={folder}", f"generation.bank={folder}/bank"],
-                   check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            launcher,
+            "-n",
+            str(ranks),
+            sys.executable,
+            "-m",
+            "genfl_mpi",
+            *LOAD,
+            f"output={folder}",
+            f"generation.bank={folder}/bank",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     with h5py.File(folder / "genfl_seed1.h5", swmr=True) as file:
         rounds = {name: file["rounds"][name][1] for name in file["rounds"]}
         clients = file["clients"]["seconds"][:][file["clients"]["round"][:] == 2].sum()
@@ -32,7 +52,9 @@ def one_run(ranks, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

@@ -19,8 +19,16 @@ import h5py
 CONFIGURATIONS = {
     "FedAvg, digits, CNN": ["method=fedavg", "rounds=15", "cohort=10"],
     "GenFL, digits, CNN": ["method=genfl", "rounds=15"],
-    "FedAvg, 32x32 images, ResNet-18": ["method=fedavg", "rounds=4", "clients=100", "cohort=6", "data.name=synthetic", "data.samples=10000",
-                                        "model.name=resnet18", "training.epochs=1"],
+    "FedAvg, 32x32 images, ResNet-18": [
+        "method=fedavg",
+        "rounds=4",
+        "clients=100",
+        "cohort=6",
+        "data.name=synthetic",
+        "data.samples=10000",
+        "model.name=resnet18",
+        "training.epochs=1",
+    ],
 }
 
 
@@ -31,7 +39,9 @@ def run(ranks, *arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

@@ -33,7 +33,9 @@ def peers_python(folder):
     """The Python of the peers' environment, which is made if it is not there."""
     python = folder / "bin/python"
     if (
-        subprocess.run([python, "-c", "import flwr, ray, pfl, torch, torchvision"], capture_output=True).returncode
+        subprocess.run(
+            [python, "-c", "import flwr, ray, pfl, torch, torchvision"], capture_output=True
+        ).returncode
         if python.exists()
         else True
     ):
@@ -58,10 +60,14 @@ def told(command, limit):
     """Run a contestant; the figures of its rounds, dicts of seconds. Raises RuntimeError with its last words if there are none."""
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     try:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=variables, timeout=limit)
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, env=variables, timeout=limit
+        )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"took more than {limit} s") from None
-    figures = [json.loads(line.partition("FIGURES ")[2]) for line in done.stdout.splitlines() if "FIGURES " in line]
+    figures = [
+        json.loads(line.partition("FIGURES ")[2]) for line in done.stdout.splitlines() if "FIGURES " in line
+    ]
     if not figures:
         raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-5:]))
     return figures
@@ -89,7 +95,15 @@ def genfl(name, cores, rounds, limit):
             f"output={folder}",
         ]
         beside = Path(sys.executable).with_name("mpirun")
-        command = [beside if beside.exists() else "mpirun", "-n", str(cores), sys.executable, "-m", "genfl_mpi", *settings]
+        command = [
+            beside if beside.exists() else "mpirun",
+            "-n",
+            str(cores),
+            sys.executable,
+            "-m",
+            "genfl_mpi",
+            *settings,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         if done.returncode:
             raise RuntimeError("\n".join(done.stderr.splitlines()[-5:]))
@@ -163,7 +177,8 @@ def table(name, measured):
     """The lines of a job's table. measured: for each contestant the rounds of each repeat, lists of lists of dicts; a ratio is of
     the medians of a repeat, since those were measured one after the other."""
     rounds = {
-        who: [statistics.median(figure["round"] for figure in repeat) for repeat in repeats] for who, repeats in measured.items()
+        who: [statistics.median(figure["round"] for figure in repeat) for repeat in repeats]
+        for who, repeats in measured.items()
     }
     lines = [
         f"\n{name}: {JOBS[name]}",
@@ -173,36 +188,60 @@ def table(name, measured):
     ]
     for who, repeats in measured.items():
         cells = [spread(rounds[who])]
-        cells += [spread([own / other for own, other in zip(rounds[who], rounds[against])]) for against in ("floor", "genfl_mpi")]
+        cells += [
+            spread([own / other for own, other in zip(rounds[who], rounds[against])])
+            for against in ("floor", "genfl_mpi")
+        ]
         flat = [figure for repeat in repeats for figure in repeat]
         cells += [
-            f"{statistics.median(figure[phase] for figure in flat):.3g}" if flat and phase in flat[0] else "" for phase in PHASES
+            f"{statistics.median(figure[phase] for figure in flat):.3g}" if flat and phase in flat[0] else ""
+            for phase in PHASES
         ]
         lines.append(f"| {who} | " + " | ".join(cells) + " |")
     return lines
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("jobs", nargs="*", default=["R1", "R2"], metavar="JOB", help="R1, R2 or trial; default: R1 R2")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "jobs", nargs="*", default=["R1", "R2"], metavar="JOB", help="R1, R2 or trial; default: R1 R2"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of a repeat, after one that warms up")
     parser.add_argument(
-        "--peers", type=Path, default=Path.home() / ".cache/genfl_mpi/peers", help="folder of the peers' environment"
+        "--peers",
+        type=Path,
+        default=Path.home() / ".cache/genfl_mpi/peers",
+        help="folder of the peers' environment",
     )
-    parser.add_argument("--output", type=Path, default=Path("results/reference_jobs"), help="folder of the figures")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/reference_jobs"), help="folder of the figures"
+    )
     parser.add_argument("--limit", type=int, default=1800, help="seconds after which a contestant has failed")
     options = parser.parse_args()
     if unknown := set(options.jobs) - set(JOBS):
         parser.error(f"there is no job {unknown.pop()}; jobs are {', '.join(JOBS)}")
     cores, python = len(os.sched_getaffinity(0)), peers_python(options.peers)
     about = {
-        **environment.describe(launchers.command(1, os.environ), collectives.library(), [platform.node()] * cores, cores, 1, "cpu"),
+        **environment.describe(
+            launchers.command(1, os.environ),
+            collectives.library(),
+            [platform.node()] * cores,
+            cores,
+            1,
+            "cpu",
+        ),
         "peers": versions(python),
         "load": os.getloadavg(),
     }
     print(about, flush=True)
-    record = {"about": about, "options": {name: str(value) for name, value in vars(options).items()}, "jobs": {}}
+    record = {
+        "about": about,
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "jobs": {},
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.jobs:
         best, tried = search(name, sorted({(cores, 1), (1, cores)}), options.limit)

@@ -21,11 +21,17 @@ from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 
 CLIENTS = 20
-JOBS = {"pfl_cnn, 32x32": ("pfl_cnn", (3, 32, 32)), "lenet5, 28x28": ("lenet5", (1, 28, 28)), "cnn, 8x8": ("cnn", (1, 8, 8))}
+JOBS = {
+    "pfl_cnn, 32x32": ("pfl_cnn", (3, 32, 32)),
+    "lenet5, 28x28": ("lenet5", (1, 28, 28)),
+    "cnn, 8x8": ("cnn", (1, 8, 8)),
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -36,8 +42,15 @@ def main():
         model = FlatModel(models.build(Model(name=name), 10, shape, seed=1), device)
         settings, start = LocalTraining(epochs=1, batch_size=10, lr=0.1), model.weights.clone()
         random = torch.Generator().manual_seed(0)
-        data = [(torch.randn(50, *shape, generator=random).to(device).contiguous(memory_format=torch.channels_last),
-                 torch.randint(10, (50,), generator=random).to(device)) for _ in range(CLIENTS)]
+        data = [
+            (
+                torch.randn(50, *shape, generator=random)
+                .to(device)
+                .contiguous(memory_format=torch.channels_last),
+                torch.randint(10, (50,), generator=random).to(device),
+            )
+            for _ in range(CLIENTS)
+        ]
         twin = Twin(model, shape, settings.model_copy(update={"together": 2}))
         found = {}
 
@@ -69,7 +82,10 @@ def main():
         for count, times in spent.items():
             times = times[1:]  # the first warms up
             apart = max((found[count, key] - found[1, key]).abs().max().item() for key in range(CLIENTS))
-            print(f"{job:17} {count:8} {statistics.median(times):12.2f} {min(times):7.2f} {max(times):7.2f}   {apart:.1e}", flush=True)
+            print(
+                f"{job:17} {count:8} {statistics.median(times):12.2f} {min(times):7.2f} {max(times):7.2f}   {apart:.1e}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

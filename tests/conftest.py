@@ -15,8 +15,16 @@ from genfl_mpi.results import layout, progress
 
 # A run of seconds: two rounds, real digits, the shipped generator at few steps.
 TINY = [
-    "method=genfl", "rounds=2", "clients=6", "cohort=3", "training.epochs=1", "runtime.threads=1",
-    "generation.per_round=1", "generation.cap=2", "generation.steps=2", "generation.batch_size=10",
+    "method=genfl",
+    "rounds=2",
+    "clients=6",
+    "cohort=3",
+    "training.epochs=1",
+    "runtime.threads=1",
+    "generation.per_round=1",
+    "generation.cap=2",
+    "generation.steps=2",
+    "generation.batch_size=10",
 ]
 
 
@@ -37,7 +45,18 @@ def small_sweep(folder, bank):
     from genfl_mpi.cli import main
 
     overrides = [one for one in TINY if not one.startswith("method")]
-    assert main([*overrides, "sweep.method=[fedavg,genfl]", "sweep.seed=[1,2]", f"output={folder}", f"generation.bank={bank}"]) == 0
+    assert (
+        main(
+            [
+                *overrides,
+                "sweep.method=[fedavg,genfl]",
+                "sweep.seed=[1,2]",
+                f"output={folder}",
+                f"generation.bank={bank}",
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -62,12 +81,24 @@ def is_open_mpi():
 
 def mpirun(ranks, *arguments, timeout=300, **environment):
     """Run a `command` to its end."""
-    return subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})
+    return subprocess.run(
+        command(ranks, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **environment},
+    )
 
 
 # A run whose rounds take milliseconds, for tests of everything but learning.
 FAST = [
-    "method=fedavg", "data.name=synthetic", "data.samples=200", "data.size=8", "clients=6", "cohort=3", "training.epochs=1",
+    "method=fedavg",
+    "data.name=synthetic",
+    "data.samples=200",
+    "data.size=8",
+    "clients=6",
+    "cohort=3",
+    "training.epochs=1",
     "runtime.threads=1",
 ]
 
@@ -116,8 +147,12 @@ class Job:
         self.results, self.log = results, log
         self.before = {about["pid"] for about in progress.read(results)}
         with open(log, "w") as output:
-            self.process = subprocess.Popen(command(ranks, "-m", "genfl_mpi", *overrides), stdout=output, stderr=output,
-                                            env={**os.environ, **environment})
+            self.process = subprocess.Popen(
+                command(ranks, "-m", "genfl_mpi", *overrides),
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+            )
 
     def said(self):
         return Path(self.log).read_text()

@@ -53,8 +53,23 @@ class Server:
     def __init__(self, folder, tracer=()):
         self.folder, self.socket = Path(folder), f"{folder}/socket"
         self.folder.mkdir()
-        subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", self.folder / "every_moment.so", Path(__file__).with_suffix(".c")], check=True)
-        self.process = subprocess.Popen([*tracer, sys.executable, __file__, "serve", self.socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.run(
+            [
+                "gcc",
+                "-O1",
+                "-shared",
+                "-fPIC",
+                "-o",
+                self.folder / "every_moment.so",
+                Path(__file__).with_suffix(".c"),
+            ],
+            check=True,
+        )
+        self.process = subprocess.Popen(
+            [*tracer, sys.executable, __file__, "serve", self.socket],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert self.process.stdout.readline() == b"ready\n"
 
     def __enter__(self):
@@ -71,15 +86,28 @@ class Server:
         pages = [self.folder / f"{name}.{rank}" for rank in range(ranks)]
         for page in pages:
             page.write_bytes(bytes(PAGE))
-        job = {"arguments": arguments, "root": os.path.realpath(root), "fault": fault, "pages": list(map(str, pages)), "out": str(out), "library": f"{self.folder}/every_moment.so", **more}
+        job = {
+            "arguments": arguments,
+            "root": os.path.realpath(root),
+            "fault": fault,
+            "pages": list(map(str, pages)),
+            "out": str(out),
+            "library": f"{self.folder}/every_moment.so",
+            **more,
+        }
         with open(out, "wb") as said, open(err, "wb") as complaints:
             if ranks == 1:
                 status = _ask(self.socket, job, {1: said.fileno(), 2: complaints.fileno()})
             else:
                 from conftest import command
 
-                process = subprocess.Popen(command(ranks, "-I", "-S", __file__, "rank", self.socket), stdin=subprocess.DEVNULL,
-                                           stdout=said, stderr=complaints, env={**os.environ, "JOB": json.dumps(job)})
+                process = subprocess.Popen(
+                    command(ranks, "-I", "-S", __file__, "rank", self.socket),
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=complaints,
+                    env={**os.environ, "JOB": json.dumps(job)},
+                )
                 try:
                     status = process.wait(LIMIT)
                 except subprocess.TimeoutExpired:
@@ -88,7 +116,9 @@ class Server:
         content = [page.read_bytes() for page in pages]
         for memory in b"".join(one[8:].rstrip(b"\0") for one in content).split():
             Path(os.fsdecode(memory)).unlink(missing_ok=True)
-        ended = Ended(status, [int.from_bytes(one[:8], "little") for one in content], out.read_text(), err.read_text())
+        ended = Ended(
+            status, [int.from_bytes(one[:8], "little") for one in content], out.read_text(), err.read_text()
+        )
         for path in (out, err, *pages):
             path.unlink()
         return ended
@@ -166,7 +196,9 @@ def serve(path):
                 for one in (connection, ended):
                     selector.unregister(one)
                 os.close(ended)
-                for name in json.loads(Path(modules).read_text()) if modules and os.path.exists(modules) else []:
+                for name in (
+                    json.loads(Path(modules).read_text()) if modules and os.path.exists(modules) else []
+                ):
                     if name not in sys.modules:
                         with suppress(Exception):  # some are only there while others are imported
                             import_module(name)
@@ -197,10 +229,17 @@ def become(job):
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT, 0o666) if job.get("log") else -1
     with open(job["pages"][job["rank"]], "r+b") as file:
         page = ctypes.c_char.from_buffer(mmap.mmap(file.fileno(), PAGE))
-    look = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p)(Disk(job).look if job.get("states") else 0)
+    look = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p)(
+        Disk(job).look if job.get("states") else 0
+    )
     if not job.get("uncounted"):
         call = ctypes.c_long(fault.call if fault.rank == job["rank"] else 0)
-        assert ctypes.CDLL(job["library"]).moments_start(job["root"].encode(), ctypes.byref(page), call, fault.error, fault.stays, log, look) == 0
+        assert (
+            ctypes.CDLL(job["library"]).moments_start(
+                job["root"].encode(), ctypes.byref(page), call, fault.error, fault.stays, log, look
+            )
+            == 0
+        )
 
     from mpi4py import MPI
 
@@ -286,7 +325,9 @@ class Disk:
         rounds, key = rounds_said(Path(self.out).read_text()), json.dumps(state, sort_keys=True)
         if self.known.get(key) != rounds:
             self.known[key] = rounds
-            (self.folder / "states").write_text("".join(f"[{json.dumps(rounds)}, {state}]\n" for state, rounds in self.known.items()))
+            (self.folder / "states").write_text(
+                "".join(f"[{json.dumps(rounds)}, {state}]\n" for state, rounds in self.known.items())
+            )
 
 
 def rounds_said(text):
@@ -298,6 +339,7 @@ def rounds_said(text):
 
 
 # The runs, and what must be true of each when it was disturbed.
+
 
 class Kind(NamedTuple):
     """A run that is disturbed. arguments: of the command, which writes into {root}/results; ranks: that it is started on; before:
@@ -316,7 +358,13 @@ class Run:
     calls: of each rank; log: of a single one, what they were; whole: {results file: digests}."""
 
     def __init__(self, server, name, kind, folder):
-        self.server, self.name, self.kind, self.folder, self.start = server, name, kind, Path(folder) / name, f"{folder}/{name}/start"
+        self.server, self.name, self.kind, self.folder, self.start = (
+            server,
+            name,
+            kind,
+            Path(folder) / name,
+            f"{folder}/{name}/start",
+        )
         Path(self.start).mkdir(parents=True)
         for number, arguments in enumerate(kind.before):
             self._undisturbed(f"before{number}", self.start, arguments)
@@ -341,7 +389,9 @@ class Run:
     def _undisturbed(self, what, root, arguments, ranks=1, **more):
         Path(root).mkdir(exist_ok=True)
         modules = f"{self.folder}/modules" if ranks == 1 else None
-        ended = self.server.start(f"{self.name}-{what}", self._at(root, arguments), root, ranks, modules=modules, **more)
+        ended = self.server.start(
+            f"{self.name}-{what}", self._at(root, arguments), root, ranks, modules=modules, **more
+        )
         assert ended.status == 0, ended
         self.calls = ended.calls
 
@@ -352,7 +402,9 @@ class Run:
         where = f"{self.name}-{fault.error}-{fault.rank}-{fault.call}"
         root = self.folder / where
         shutil.copytree(self.start, root)
-        ended = self.server.start(where, self._at(root, self.kind.arguments), root, self.kind.ranks, fault, clock=clocks[0])
+        ended = self.server.start(
+            where, self._at(root, self.kind.arguments), root, self.kind.ranks, fault, clock=clocks[0]
+        )
         assert ended.calls[fault.rank] >= fault.call, "this call was not reached"
         became = self._judge(fault, ended)
         self.go_on(root, rounds_said(ended.said), where, clock=clocks[1])
@@ -361,7 +413,11 @@ class Run:
 
     def _judge(self, fault, ended):
         assert ended.status is not None, f"it hangs: {ended}"
-        lines = [line for line in ended.complaints.splitlines() if "MPI_Abort" not in line or "application called" not in line]
+        lines = [
+            line
+            for line in ended.complaints.splitlines()
+            if "MPI_Abort" not in line or "application called" not in line
+        ]
         if not fault.error:
             assert (ended.status == -signal.SIGKILL) if self.kind.ranks == 1 else ended.status, ended
             return "killed"
@@ -375,9 +431,17 @@ class Run:
         """Start again what was disturbed, after `rounds` were said to be finished, {run: round}. Raises AssertionError if one of them is not
         there, or the end is another one than that of the undisturbed run."""
         there = finished_rounds(root)
-        assert all(there.get(name, 0) >= round for name, round in rounds.items()), f"of the finished rounds {rounds} are left {there}"
-        again = self.server.start(f"{where}-again", self._at(root, self.kind.arguments), root, self.kind.ranks,
-                                  quick=self.kind.ranks == 1, **more)  # MPICH takes leave of its launcher at the interpreter's end
+        assert all(there.get(name, 0) >= round for name, round in rounds.items()), (
+            f"of the finished rounds {rounds} are left {there}"
+        )
+        again = self.server.start(
+            f"{where}-again",
+            self._at(root, self.kind.arguments),
+            root,
+            self.kind.ranks,
+            quick=self.kind.ranks == 1,
+            **more,
+        )  # MPICH takes leave of its launcher at the interpreter's end
         assert again.status == 0 and not again.complaints, again
         assert digests(root) == self.whole, "another result"
 
@@ -386,7 +450,9 @@ class Run:
         states = self.folder / "states"
         root = self.folder / "disk"
         shutil.copytree(self.start, root)
-        ended = self.server.start(f"{self.name}-states", self._at(root, self.kind.arguments), root, states=str(states))
+        ended = self.server.start(
+            f"{self.name}-states", self._at(root, self.kind.arguments), root, states=str(states)
+        )
         assert ended.status == 0, ended
         found = [json.loads(line) for line in (states / "states").read_text().splitlines()]
         for number, (rounds, content) in enumerate(found):
@@ -400,7 +466,9 @@ class Run:
             try:
                 self.go_on(root, rounds, f"{self.name}-disk{number}")
             except AssertionError as error:
-                raise AssertionError(f"{self.name}, power cut {number} of {len(found)}, {sorted(content)}: {error}") from None
+                raise AssertionError(
+                    f"{self.name}, power cut {number} of {len(found)}, {sorted(content)}: {error}"
+                ) from None
         return len(found)
 
 

@@ -13,11 +13,31 @@ from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.mpi import collectives
 from genfl_mpi.results import reader
 
-QUICK = ["runtime.threads=1", "training.epochs=1", "training.lr=0.01", "augmented.epochs=1", "augmented.lr=0.01", "algorithm.server_lr=0.1",
-         "generation.steps=2", "generation.per_round=2", "generation.cap=9", "laboratory.points=3", "probes.clients=3", "probes.epochs=1"]
-WORLDS = ["{}", "{deadline_s: 5, channel: {allocation: least_energy}}", "{channel: {allocation: weighted}}", "{acts: true, dropout: 0.4}",
-          "{acts: true, deadline_s: 0.5}", "{acts: true, devices: {battery_kj: [0.001, 0.01]}}"]
-USUAL = 3  # times as often as another value: a setting's first one, which is its default or goes with all others
+QUICK = [
+    "runtime.threads=1",
+    "training.epochs=1",
+    "training.lr=0.01",
+    "augmented.epochs=1",
+    "augmented.lr=0.01",
+    "algorithm.server_lr=0.1",
+    "generation.steps=2",
+    "generation.per_round=2",
+    "generation.cap=9",
+    "laboratory.points=3",
+    "probes.clients=3",
+    "probes.epochs=1",
+]
+WORLDS = [
+    "{}",
+    "{deadline_s: 5, channel: {allocation: least_energy}}",
+    "{channel: {allocation: weighted}}",
+    "{acts: true, dropout: 0.4}",
+    "{acts: true, deadline_s: 0.5}",
+    "{acts: true, devices: {battery_kj: [0.001, 0.01]}}",
+]
+USUAL = (
+    3  # times as often as another value: a setting's first one, which is its default or goes with all others
+)
 SETTINGS = {
     "method": ["genfl", "fedavg", "aigc", "sent", "filled", "pool", "matched"],
     "rounds": [2, 3, 4],
@@ -64,7 +84,11 @@ SETTINGS = {
 def drawn(seed):
     """The settings of a random configuration, some of which are refused because their parts do not go together."""
     rng = random.Random(seed)
-    return [*QUICK, f"seed={seed}", *(f"{key}={rng.choice([values[0]] * USUAL + values)}" for key, values in SETTINGS.items())]
+    return [
+        *QUICK,
+        f"seed={seed}",
+        *(f"{key}={rng.choice([values[0]] * USUAL + values)}" for key, values in SETTINGS.items()),
+    ]
 
 
 def run(settings, how, folder):

@@ -69,17 +69,31 @@ def start(folder):
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
     host = socket.gethostname().partition(".")[0]
-    (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=host, user=getpass.getuser(), ports=_free_ports(3)))
+    (folder / "slurm.conf").write_text(
+        CONF.format(folder=folder, host=host, user=getpass.getuser(), ports=_free_ports(3))
+    )
     (folder / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={folder}/gpu[0-3]\n")
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     try:
-        _daemon(folder, "munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
-                f"--pid-file={folder}/munged.pidfile", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed")
+        _daemon(
+            folder,
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={folder}/munge.key",
+            f"--socket={folder}/munge.socket",
+            f"--pid-file={folder}/munged.pidfile",
+            f"--log-file={folder}/munged.log",
+            f"--seed-file={folder}/munged.seed",
+        )
         _until(folder, (folder / "munge.socket").exists)
         _daemon(folder, "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
         for node in NODES:
             _daemon(folder, "slurmd", "-D", "-N", node, "-f", f"{folder}/slurm.conf", name=node)
-        _until(folder, lambda: _output(environment, "sinfo", "--noheader", "--format=%D %t") == f"{len(NODES)} idle")
+        _until(
+            folder,
+            lambda: _output(environment, "sinfo", "--noheader", "--format=%D %t") == f"{len(NODES)} idle",
+        )
     except BaseException:
         stop(folder)
         raise
@@ -91,20 +105,29 @@ def stop(folder):
     folder = Path(folder).resolve()
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     with suppress(TimeoutError, subprocess.TimeoutExpired):
-        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, capture_output=True, timeout=20)
+        subprocess.run(
+            ["scancel", f"--user={getpass.getuser()}"], env=environment, capture_output=True, timeout=20
+        )
         _until(folder, lambda: not _output(environment, "squeue", "--noheader"), 20)
     for name in (*NODES, "slurmctld", "munged"):
         with suppress(OSError, ValueError):
             pid = int((folder / f"{name}.pid").read_text())
-            if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():  # the number may be another process's by now
+            if (
+                str(folder) in Path(f"/proc/{pid}/cmdline").read_text()
+            ):  # the number may be another process's by now
                 os.kill(pid, signal.SIGTERM)
                 _until(folder, lambda: not _runs(pid), 20)
 
 
 def _daemon(folder, program, *arguments, name=None):
     with open(folder / f"{name or program}.out", "w") as output:
-        process = subprocess.Popen([shutil.which(program, path=SYSTEM), *arguments], stdin=subprocess.DEVNULL, stdout=output,
-                                   stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            [shutil.which(program, path=SYSTEM), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     (folder / f"{name or program}.pid").write_text(str(process.pid))
 
 
@@ -126,7 +149,9 @@ def _free_ports(count):
 
 def _output(environment, *command):
     try:
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except subprocess.TimeoutExpired:
         return "no answer"
 

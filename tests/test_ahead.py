@@ -32,8 +32,20 @@ def test_two_jobs_share_a_bank(tiny, tmp_path):
     from genfl_mpi.generation import bank
     from genfl_mpi.results import reader
 
-    jobs = [subprocess.Popen([sys.executable, "-m", "genfl_mpi", *tiny, f"generation.bank={tmp_path}/bank", f"output={tmp_path}/{job}"],
-                             stdout=subprocess.DEVNULL) for job in (1, 2)]
+    jobs = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "genfl_mpi",
+                *tiny,
+                f"generation.bank={tmp_path}/bank",
+                f"output={tmp_path}/{job}",
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        for job in (1, 2)
+    ]
     assert [job.wait(timeout=200) for job in jobs] == [0, 0]
     assert all(bank.read(file)["image"].shape == (10, 1, 28, 28) for file in (tmp_path / "bank").iterdir())
     assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "2/genfl_seed1.h5")
@@ -47,7 +59,10 @@ def test_the_partition_is_printed_and_drawn(tiny, tmp_path, capsys):
     histograms = Simulation(overrides=[*tiny, "data.public_pool=100"]).data["label_histograms"]
     sizes, labels = histograms.sum(1), (histograms > 0).sum(1)
     assert "3900 samples at 6 clients, 100 in the public pool, of 4000" in said
-    assert f"samples a client: {sizes.min()} to {sizes.max()}" in said and f"labels a client: {labels.min()} to {labels.max()} of 10" in said
+    assert (
+        f"samples a client: {sizes.min()} to {sizes.max()}" in said
+        and f"labels a client: {labels.min()} to {labels.max()} of 10" in said
+    )
     assert "the cohorts of 2 rounds" in said
     assert (tmp_path / "results/partition.png").read_bytes().startswith(b"\x89PNG")
 
@@ -61,7 +76,11 @@ def test_cohorts_that_depend_on_a_world_are_not_told_ahead(tiny, capsys):
 def test_prompts_are_those_of_the_run(tiny, capsys):
     assert main(["prompts", *tiny]) == 0
     said = capsys.readouterr().out
-    assert "seven" in said and "round 1: 10 images of 10 classes, 1 to 1 of each" in said and "round 3" not in said
+    assert (
+        "seven" in said
+        and "round 1: 10 images of 10 classes, 1 to 1 of each" in said
+        and "round 3" not in said
+    )
     assert main(["prompts", *tiny, "generation.plan=cohort_deficit"]) == 0
     assert "cannot tell ahead" in capsys.readouterr().out
     assert main(["prompts", *tiny, "method=fedavg"]) == 2
@@ -86,7 +105,12 @@ def test_prefetch_names_what_is_there_and_what_cannot_be_had(tiny, capsys, monke
 
 @pytest.mark.parametrize("plan", ["inverse_frequency", "deficit", "cohort_deficit"])
 def test_every_plan_runs(tiny, tmp_path, plan):
-    assert main([*tiny, f"generation.plan={plan}", "label_sharing.payload=presence", "label_sharing.refusing=0.5"]) == 0
+    assert (
+        main(
+            [*tiny, f"generation.plan={plan}", "label_sharing.payload=presence", "label_sharing.refusing=0.5"]
+        )
+        == 0
+    )
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tiny):
@@ -94,7 +118,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny):
     import subprocess
     import sys
 
-    run = subprocess.Popen([sys.executable, "-m", "genfl_mpi", "partition", *tiny], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "genfl_mpi", "partition", *tiny],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert "samples at 6 clients" in run.stdout.readline()
     run.stdout.close()
     assert run.wait(timeout=100) == 0, run.stderr.read()

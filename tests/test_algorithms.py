@@ -29,7 +29,11 @@ def weights_of(folder, method="fedavg"):
 
 
 def test_fedprox_with_mu_zero_is_fedavg(tiny, tmp_path):
-    for name, algorithm in (("fedavg", []), ("zero", ["algorithm.name=fedprox", "algorithm.mu=0"]), ("one", ["algorithm.name=fedprox", "algorithm.mu=1"])):
+    for name, algorithm in (
+        ("fedavg", []),
+        ("zero", ["algorithm.name=fedprox", "algorithm.mu=0"]),
+        ("one", ["algorithm.name=fedprox", "algorithm.mu=1"]),
+    ):
         assert main([*tiny, *algorithm, f"output={tmp_path}/{name}"]) == 0
     digests = {name: reader.digests(tmp_path / name / "genfl_seed1.h5") for name in ("fedavg", "zero", "one")}
     assert digests["zero"] == digests["fedavg"] and digests["one"][0] != digests["fedavg"][0]
@@ -39,8 +43,21 @@ def test_fedprox_keeps_the_clients_near(tiny, tmp_path):
     """The pull shortens the way from the initial weights (Li et al. 2020)."""
     ways = []
     for mu in (0, 1, 100):
-        assert main([*tiny, "method=fedavg", "rounds=1", "training.epochs=3", "algorithm.name=fedprox", f"algorithm.mu={mu}",
-                     "training.lr=0.01", f"output={tmp_path}/{mu}"]) == 0
+        assert (
+            main(
+                [
+                    *tiny,
+                    "method=fedavg",
+                    "rounds=1",
+                    "training.epochs=3",
+                    "algorithm.name=fedprox",
+                    f"algorithm.mu={mu}",
+                    "training.lr=0.01",
+                    f"output={tmp_path}/{mu}",
+                ]
+            )
+            == 0
+        )
         ways.append(np.linalg.norm(weights_of(tmp_path / str(mu)) - start(tiny)))
     assert ways[0] > ways[1] > ways[2] > 0
 
@@ -53,7 +70,19 @@ def start(tiny):
 
 def test_fednova_with_equal_steps_is_fedavg_to_rounding(tiny, tmp_path):
     for name in ("fedavg", "fednova"):
-        assert main([*tiny, "method=fedavg", "partition.scheme=iid", "training.momentum=0.5", f"algorithm.name={name}", f"output={tmp_path}/{name}"]) == 0
+        assert (
+            main(
+                [
+                    *tiny,
+                    "method=fedavg",
+                    "partition.scheme=iid",
+                    "training.momentum=0.5",
+                    f"algorithm.name={name}",
+                    f"output={tmp_path}/{name}",
+                ]
+            )
+            == 0
+        )
     one, other = weights_of(tmp_path / "fedavg"), weights_of(tmp_path / "fednova")
     assert np.abs(one - other).max() < 1e-6 and np.linalg.norm(one) > 1
 
@@ -79,11 +108,14 @@ def test_steps_are_counted_as_they_are_made():
 
 def test_server_optimizers_by_hand():
     """Two steps of one parameter with delta 1 and then 3; the second weight is a statistic and is averaged."""
+
     def steps(**settings):
         state, omega, path = {}, torch.tensor([0.0, 0.0]), []
         for delta in (1.0, 3.0):
             average = torch.tensor([omega[0].item() + delta, 7.0], dtype=torch.float64)
-            new = ALGORITHMS[settings["name"]].aggregate(state, omega, average, Received(average, 1.0, {}, 1), Config(algorithm=settings))
+            new = ALGORITHMS[settings["name"]].aggregate(
+                state, omega, average, Received(average, 1.0, {}, 1), Config(algorithm=settings)
+            )
             path.append(new[0].item() - omega[0].item())
             assert new[1] == 7
             omega = new.float()
@@ -103,21 +135,40 @@ def test_continued_runs_remember_the_servers_moments(tiny, tmp_path, name):
     assert main([*tiny, *algorithm, "rounds=3", f"output={tmp_path}/whole"]) == 0
     assert main([*tiny, *algorithm, "rounds=2"]) == 0
     assert main([*tiny, *algorithm, "rounds=3"]) == 0
-    assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(tmp_path / "whole/genfl_seed1.h5")
+    assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(
+        tmp_path / "whole/genfl_seed1.h5"
+    )
 
 
 def network_with_statistics(classes, shape):
-    return nn.Sequential(nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, classes))
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, classes)
+    )
 
 
 def test_fednova_averages_statistics(fast, monkeypatch):
     """Its weights have another sum than 1, and what is left has no meaning for a variance: it would become negative."""
     add, seen = Worker._add, []
-    monkeypatch.setattr(Worker, "_add", lambda self, place, rho, weights, report: seen.append((rho, weights.double())) or add(
-        self, place, rho, weights, report))
-    simulation = Simulation(overrides=[
-        *fast, "algorithm.name=fednova", "cohort=6", "rounds=1", "rho=uniform", "training.batch_size=2", "partition.alpha=0.05",
-        "partition.min_samples=2", "model.name=test_algorithms:network_with_statistics"])
+    monkeypatch.setattr(
+        Worker,
+        "_add",
+        lambda self, place, rho, weights, report: (
+            seen.append((rho, weights.double())) or add(self, place, rho, weights, report)
+        ),
+    )
+    simulation = Simulation(
+        overrides=[
+            *fast,
+            "algorithm.name=fednova",
+            "cohort=6",
+            "rounds=1",
+            "rho=uniform",
+            "training.batch_size=2",
+            "partition.alpha=0.05",
+            "partition.min_samples=2",
+            "model.name=test_algorithms:network_with_statistics",
+        ]
+    )
     before, parameters = simulation.weights.double(), simulation.model.parameters
     sizes = simulation.data["label_histograms"].sum(1)
     assert sizes.max() > 3 * sizes.min()
@@ -125,7 +176,9 @@ def test_fednova_averages_statistics(fast, monkeypatch):
     weight = sum(rho for rho, _ in seen)
     total = sum(rho * weights for rho, weights in seen)
     assert weight > 1.3 and len(simulation.weights) == parameters + 8
-    assert torch.allclose(simulation.weights[:parameters].double(), (total + (1 - weight) * before)[:parameters], atol=1e-6)
+    assert torch.allclose(
+        simulation.weights[:parameters].double(), (total + (1 - weight) * before)[:parameters], atol=1e-6
+    )
     assert torch.allclose(simulation.weights[parameters:].double(), total[parameters:] / weight, atol=1e-6)
     largest = torch.stack([weights for _, weights in seen]).amax(0)[parameters:]
     assert (simulation.weights[parameters:] <= largest + 1e-6).all(), "between the clients' own"
@@ -147,19 +200,25 @@ def test_a_server_that_heard_nobody_yet_remembers_that(fast, tmp_path):
     assert status[0] != AGGREGATED and AGGREGATED in status
     assert main([*fast, "rounds=1"]) == 0
     assert main([*fast, "rounds=4"]) == 0
-    assert reader.digests(tmp_path / "results/fedavg_seed1.h5") == reader.digests(tmp_path / "whole/fedavg_seed1.h5")
+    assert reader.digests(tmp_path / "results/fedavg_seed1.h5") == reader.digests(
+        tmp_path / "whole/fedavg_seed1.h5"
+    )
 
 
 def test_scaffold_with_zero_variates_is_fedavg(tiny, tmp_path):
     """In the first round every variate is zero."""
     for name in ("fedavg", "scaffold"):
         assert main([*tiny, "rounds=1", f"algorithm.name={name}", f"output={tmp_path}/{name}"]) == 0
-    assert reader.digests(tmp_path / "fedavg/genfl_seed1.h5") == reader.digests(tmp_path / "scaffold/genfl_seed1.h5")
+    assert reader.digests(tmp_path / "fedavg/genfl_seed1.h5") == reader.digests(
+        tmp_path / "scaffold/genfl_seed1.h5"
+    )
 
 
 def smooth_network(classes, shape):
     """Without ReLU and max-pooling, in which a rounding can become a large difference."""
-    return nn.Sequential(nn.Conv2d(shape[0], 8, 3), nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(288, classes))
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 8, 3), nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(288, classes)
+    )
 
 
 def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
@@ -171,8 +230,16 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
     from genfl_mpi.learning.training import normalise, train
     from genfl_mpi.util import streams
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    overrides = [*tiny, "method=fedavg", "cohort=6", "algorithm.name=scaffold", "model.name=test_algorithms:smooth_network"]
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    )
+    overrides = [
+        *tiny,
+        "method=fedavg",
+        "cohort=6",
+        "algorithm.name=scaffold",
+        "model.name=test_algorithms:smooth_network",
+    ]
     for ranks in (1, 2):
         done = mpirun(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/{ranks}")
         assert done.returncode == 0, done.stderr
@@ -187,7 +254,15 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
             images, labels = client_data(one.data, n, one.config)
             images = normalise(torch.from_numpy(images), one.about.mean, one.about.std, "cpu")
             rng = streams.generator(1, "client", round, n)
-            train(one.model, x.float(), images, torch.from_numpy(labels), training, rng, correction=(common - own[n]).float())
+            train(
+                one.model,
+                x.float(),
+                images,
+                torch.from_numpy(labels),
+                training,
+                rng,
+                correction=(common - own[n]).float(),
+            )
             y = one.model.weights.double()
             steps = len(batches(len(images), training.batch_size, np.random.default_rng(0)))
             new_own[n] = own[n] - common + (x - y)[:size] / (steps * training.lr)
@@ -216,14 +291,26 @@ def test_fednova_goes_where_the_data_are_not_where_the_steps_are(skewed):
 
     towards = {}
     for name in ("fedavg", "fednova"):
-        one, _ = skewed("rounds=1", "partition.alpha=0.05", "training.lr=1e-5", "training.batch_size=16", f"algorithm.name={name}")
+        one, _ = skewed(
+            "rounds=1",
+            "partition.alpha=0.05",
+            "training.lr=1e-5",
+            "training.batch_size=16",
+            f"algorithm.name={name}",
+        )
         after, size, data = one.weights.clone(), one.model.parameters, one.data
         again, _ = skewed("rounds=1", "partition.alpha=0.05", "training.lr=1e-12", f"algorithm.name={name}")
         again.model.weights.copy_(again.weights)
         again.model.gradient()  # what is left of its training
-        images = normalise(torch.from_numpy(data["train_images"].copy()), one.about.mean, one.about.std, "cpu")
-        nn.functional.cross_entropy(again.model.module(images), torch.from_numpy(data["train_labels"].copy())).backward()
-        towards[name] = torch.cosine_similarity(again.weights[:size] - after[:size], again.model.gradient(), dim=0).item()
+        images = normalise(
+            torch.from_numpy(data["train_images"].copy()), one.about.mean, one.about.std, "cpu"
+        )
+        nn.functional.cross_entropy(
+            again.model.module(images), torch.from_numpy(data["train_labels"].copy())
+        ).backward()
+        towards[name] = torch.cosine_similarity(
+            again.weights[:size] - after[:size], again.model.gradient(), dim=0
+        ).item()
     assert towards["fednova"] > towards["fedavg"] + 0.02 and towards["fednova"] > 0.9
 
 
@@ -251,7 +338,9 @@ def test_scaffold_keeps_the_clients_together(skewed):
     settings = ["rounds=4", "training.epochs=2", "partition.scheme=classes", "partition.classes_per_client=2"]
     _, plain = skewed(*settings)
     _, controlled = skewed(*settings, "algorithm.name=scaffold")
-    assert controlled[0].columns["update_cosine"] == plain[0].columns["update_cosine"], "the variates begin with zero"
+    assert controlled[0].columns["update_cosine"] == plain[0].columns["update_cosine"], (
+        "the variates begin with zero"
+    )
     assert controlled[-1].columns["update_cosine"] > plain[-1].columns["update_cosine"] + 0.3
 
 
@@ -260,7 +349,10 @@ def test_shared_data_keep_the_clients_together(skewed):
     settings = ["rounds=4", "partition.alpha=0.05", "data.public_pool=500"]
     _, plain = skewed(*settings)
     _, shared = skewed(*settings, "data.shared=500")
-    assert shared[-1].columns["update_cosine"] > plain[-1].columns["update_cosine"] + 0.1 and shared[-1].accuracy > plain[-1].accuracy
+    assert (
+        shared[-1].columns["update_cosine"] > plain[-1].columns["update_cosine"] + 0.1
+        and shared[-1].accuracy > plain[-1].accuracy
+    )
 
 
 def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
@@ -299,7 +391,15 @@ def test_as_many_steps_more_as_the_server_would_make(tiny, capsys):
     """A control: FedAvg, whose clients make up for the augmented model's steps, in whole epochs; nothing is generated."""
     from genfl_mpi import Simulation
 
-    run = [*tiny, "method=matched", "rounds=3", "training.epochs=2", "training.batch_size=8", "generation.per_round=20", "generation.cap=40"]
+    run = [
+        *tiny,
+        "method=matched",
+        "rounds=3",
+        "training.epochs=2",
+        "training.batch_size=8",
+        "generation.per_round=20",
+        "generation.cap=40",
+    ]
     one = Simulation(overrides=run)
     sizes = np.diff(one.data["pointers"])
     for record, images in zip(one, (200, 400, 400)):
@@ -323,7 +423,10 @@ def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
     for client in range(6):
         images, labels = client_data(one.data, client, one.config)
         assert len(labels) == np.diff(one.data["pointers"])[client] + 50 == one.server.state.samples[client]
-        assert np.array_equal(images[-50:], one.data["train_images"][given]) and np.bincount(labels[-50:]).tolist() == [5] * 10
+        assert (
+            np.array_equal(images[-50:], one.data["train_images"][given])
+            and np.bincount(labels[-50:]).tolist() == [5] * 10
+        )
     assert main([*tiny, "data.shared=50"]) == 2
     assert "data.shared=50 images are given out" in capsys.readouterr().err
 
@@ -336,10 +439,14 @@ def test_mean_cosine_of_updates():
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
     weights = [rho[i] * norms[i] * rho[j] * norms[j] for i, j in pairs]
     cosines = [changes[i] @ changes[j] / norms[i] / norms[j] for i, j in pairs]
-    assert mean_cosine(rho, norms, np.linalg.norm(rho @ changes)) == pytest.approx(np.average(cosines, weights=weights))
+    assert mean_cosine(rho, norms, np.linalg.norm(rho @ changes)) == pytest.approx(
+        np.average(cosines, weights=weights)
+    )
     assert np.isnan(mean_cosine(np.ones(1), np.ones(1), 1.0))
     before, one, other = torch.zeros(3), torch.tensor([1.0, 1.0, 9.0]), torch.tensor([0.0, 2.0, -9.0])
-    assert cosine(one, other, before, 2) == pytest.approx(0.5**0.5) and distance(one, other, 2) == pytest.approx(2**0.5)
+    assert cosine(one, other, before, 2) == pytest.approx(0.5**0.5) and distance(
+        one, other, 2
+    ) == pytest.approx(2**0.5)
     assert np.isnan(cosine(before, other, before, 2))
 
 
@@ -349,7 +456,16 @@ def test_skewed_clients_disagree_more(tiny):
 
     seen = {}
     for scheme in ("classes", "iid"):
-        run = Simulation(overrides=[*tiny, "method=fedavg", "rounds=1", "training.epochs=2", f"partition.scheme={scheme}", "partition.classes_per_client=2"])
+        run = Simulation(
+            overrides=[
+                *tiny,
+                "method=fedavg",
+                "rounds=1",
+                "training.epochs=2",
+                f"partition.scheme={scheme}",
+                "partition.classes_per_client=2",
+            ]
+        )
         seen[scheme] = next(iter(run)).columns["update_cosine"]
     assert seen["classes"] < seen["iid"] - 0.1
 
@@ -413,11 +529,17 @@ def test_stages_sums_and_clients_arrays_do_not_depend_on_the_ranks(ranks, fast, 
     assert (simulation.weights.numpy() == weights_of(tmp_path / "many")).all()
     last = np.flatnonzero(simulation.server.trained == 3)
     counts = [simulation.client_states.read(client, 3)["own"] for client in last]
-    assert simulation.server.memory["total"].tolist() == np.sum(counts, 0).tolist() and np.sum(counts) >= 2 * len(last) == 6
+    assert (
+        simulation.server.memory["total"].tolist() == np.sum(counts, 0).tolist()
+        and np.sum(counts) >= 2 * len(last) == 6
+    )
 
 
 def test_what_is_no_algorithm_is_refused_in_one_line(fast, mine, capsys):
-    for name, said in (("my_algorithms:NONE", "is not an instance of"), ("my_algorithms:declare", "is not an instance of"),
-                       ("fedprx", "did you mean 'fedprox'?")):
+    for name, said in (
+        ("my_algorithms:NONE", "is not an instance of"),
+        ("my_algorithms:declare", "is not an instance of"),
+        ("fedprx", "did you mean 'fedprox'?"),
+    ):
         assert main([*fast, f"algorithm.name={name}"]) == 2
         assert said in (line := capsys.readouterr().err) and line.count("\n") == 1

@@ -57,7 +57,9 @@ def everybody(fast):
 @pytest.mark.parametrize("more", ["deadline_s: 1.0e+9", "dropout: 0"])
 def test_an_endless_deadline_is_no_world(fast, algorithm, more, tmp_path):
     fast = [*fast, "rounds=3", f"algorithm.name={algorithm}"]
-    assert np.array_equal(weights(*fast, world(more), folder=tmp_path / "a"), weights(*fast, folder=tmp_path / "b"))
+    assert np.array_equal(
+        weights(*fast, world(more), folder=tmp_path / "a"), weights(*fast, folder=tmp_path / "b")
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
@@ -75,8 +77,16 @@ def test_a_late_client_is_as_if_it_had_not_been_chosen(everybody, algorithm, mon
     assert np.isnan(clients["update_norm"][late]).all() and not clients["rho"][late].any()
     if algorithm == "fedavg":
         assert clients["rho"].sum() == pytest.approx(1)
-    assert np.array_equal(made.weights, weights(*everybody[:-2], f"algorithm.name={algorithm}", "rounds=1", "cohort=4",
-                                                select=lambda state: np.flatnonzero(~late)))
+    assert np.array_equal(
+        made.weights,
+        weights(
+            *everybody[:-2],
+            f"algorithm.name={algorithm}",
+            "rounds=1",
+            "cohort=4",
+            select=lambda state: np.flatnonzero(~late),
+        ),
+    )
 
 
 def test_who_was_never_heard_is_like_the_others(fast):
@@ -88,15 +98,21 @@ def test_who_was_never_heard_is_like_the_others(fast):
     made, records = run(*fast, "cohort=6", "rounds=2", world("dropout: 0.5"))
     first = records[0].clients["status"] == attendance.AGGREGATED
     gone = first & (records[1].clients["status"] != attendance.AGGREGATED)
-    assert gone.any() and np.array_equal(made.server.state.losses[gone], heard[gone]), "what was known of it stays known"
+    assert gone.any() and np.array_equal(made.server.state.losses[gone], heard[gone]), (
+        "what was known of it stays known"
+    )
     # Client 0 was never chosen, and 1 never heard; the others' losses and changes are known.
     known = np.array([np.nan, np.nan, 1.0, 2.0, 3.0, 4.0])
-    state = replace(state, losses=known, norms=known, last=np.array([0, 1, 1, 1, 1, 1]), samples=np.full(6, 10), round=1)
+    state = replace(
+        state, losses=known, norms=known, last=np.array([0, 1, 1, 1, 1, 1]), samples=np.full(6, 10), round=1
+    )
     config = state.config.model_copy(update={"cohort": 4})
     assert SELECTION["power_of_choice"](replace(state, config=config)).tolist() == [0, 5, 4, 1]
     one = state.config.model_copy(update={"cohort": 1})
     drawn = [SELECTION["importance"](replace(state, config=one, round=round))[0] for round in range(2000)]
-    assert np.bincount(drawn, minlength=6) / 2000 == pytest.approx(np.array([2.5, 2.5, 1, 2, 3, 4]) / 15, abs=0.03)
+    assert np.bincount(drawn, minlength=6) / 2000 == pytest.approx(
+        np.array([2.5, 2.5, 1, 2, 3, 4]) / 15, abs=0.03
+    )
 
 
 def test_nobody_is_heard(fast, tiny, capsys):
@@ -106,7 +122,9 @@ def test_nobody_is_heard(fast, tiny, capsys):
     assert "FedAvg: no client was heard in any round" in said
     still = Simulation(overrides=fast).weights.numpy()
     made, records = run(*fast, "rounds=2", world("dropout: 1"))
-    assert np.array_equal(made.weights, still) and [record.columns["clients_aggregated"] for record in records] == [0, 0]
+    assert np.array_equal(made.weights, still) and [
+        record.columns["clients_aggregated"] for record in records
+    ] == [0, 0]
     assert np.isnan(records[0].columns["train_loss"]) and not records[0].clients["rho"].any()
     # GenFL without clients is AIGC-only, whichever policy weighs them.
     alone = weights(*tiny, "method=aigc")
@@ -118,7 +136,15 @@ def test_nobody_is_heard(fast, tiny, capsys):
 
 
 def test_kappa_is_of_who_was_heard(tiny):
-    tiny = [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=1", "kappa.policy=amount", "kappa.quality=50"]
+    tiny = [
+        *tiny,
+        "data.name=synthetic",
+        "data.size=8",
+        "data.samples=400",
+        "rounds=1",
+        "kappa.policy=amount",
+        "kappa.quality=50",
+    ]
     made, [record] = run(*tiny, "cohort=6", world("dropout: 0.5"))
     heard = record.clients["status"] == attendance.AGGREGATED
     assert 0 < heard.sum() < 6
@@ -127,7 +153,14 @@ def test_kappa_is_of_who_was_heard(tiny):
 
 def test_policies_that_try_models_hear_who_is_heard(tiny, tmp_path):
     """The council's votes and weights are of who was trained: with nothing to choose, its rho is the paper's."""
-    tiny = [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "cohort=6", world("dropout: 0.3")]
+    tiny = [
+        *tiny,
+        "data.name=synthetic",
+        "data.size=8",
+        "data.samples=400",
+        "cohort=6",
+        world("dropout: 0.3"),
+    ]
     more = ["validation.source=clients", "kappa.policy=softmax_loss"]
     one, records = run(*tiny, *more, "rho=loss", "weighting.power=0")
     other, _ = run(*tiny, *more)
@@ -139,7 +172,9 @@ def test_the_share_of_dropouts_is_as_said(everybody):
     made, records = run(*everybody[:-1], "rounds=60", world("dropout: 0.3"))
     share = np.mean([np.array(one) == attendance.DROPOUT for one in statuses(records)])
     assert 0.2 < share < 0.4  # of 360 draws
-    assert statuses(records[:3]) == statuses(run(*everybody, world("dropout: 0.3"))[1]), "a draw is of the round and the client"
+    assert statuses(records[:3]) == statuses(run(*everybody, world("dropout: 0.3"))[1]), (
+        "a draw is of the round and the client"
+    )
     other = run(*everybody, world("seed: 2, dropout: 0.3"))[1]
     assert statuses(records[:3]) != statuses(other)
 
@@ -154,7 +189,9 @@ def test_a_message_that_is_lost_every_time(everybody):
 def test_an_empty_battery(everybody):
     free = run(*everybody[:-1], "rounds=1", world("dropout: 0"))[0].server.world.spent
     limit = float(2.5 * free.max())  # J: enough for two rounds of any
-    made, records = run(*everybody[:-1], "rounds=12", world(f"devices: {{battery_kj: [{limit / 1e3}, {limit / 1e3}]}}"))
+    made, records = run(
+        *everybody[:-1], "rounds=12", world(f"devices: {{battery_kj: [{limit / 1e3}, {limit / 1e3}]}}")
+    )
     status = np.array(statuses(records))
     assert (status[:2] == attendance.AGGREGATED).all() and (status == attendance.BATTERY).any()
     empty = status == attendance.BATTERY
@@ -165,29 +202,59 @@ def test_an_empty_battery(everybody):
 
 def test_what_is_spent_until_then_by_hand():
     """Two phases of 2 and 3 s that take 4 and 30 J: until 4 s that is 4 + 20 J."""
-    priced = price(World(), SimpleNamespace(clients=np.arange(0), power=np.empty(0), frequency=np.empty(0), up=np.empty(0),
-                                            down=np.empty(0), luck=np.empty(0)), Work())
+    priced = price(
+        World(),
+        SimpleNamespace(
+            clients=np.arange(0),
+            power=np.empty(0),
+            frequency=np.empty(0),
+            up=np.empty(0),
+            down=np.empty(0),
+            luck=np.empty(0),
+        ),
+        Work(),
+    )
     phases = ("wait", "down", "receive", "make", "compute", "up")
-    seconds, joules = ({name: np.full(3, values.get(name, 0.0)) for name in phases}
-                       for values in ({"compute": 2.0, "up": 3.0}, {"compute": 4.0, "up": 30.0}))
-    priced = replace(priced, clients=np.arange(3), client_seconds=seconds, client_joules=joules, sent=np.full(3, 9.0),
-                     lost=np.array([False, True, False]))
+    seconds, joules = (
+        {name: np.full(3, values.get(name, 0.0)) for name in phases}
+        for values in ({"compute": 2.0, "up": 3.0}, {"compute": 4.0, "up": 30.0})
+    )
+    priced = replace(
+        priced,
+        clients=np.arange(3),
+        client_seconds=seconds,
+        client_joules=joules,
+        sent=np.full(3, 9.0),
+        lost=np.array([False, True, False]),
+    )
     battery = np.array([100.0, 100.0, 14.0])
     status, found = attendance.attend(World(acts=True), battery, 0, priced, np.zeros(3))
     assert status.tolist() == [attendance.AGGREGATED, attendance.OUTAGE, attendance.BATTERY]
     assert sum(found.client_joules.values()) == pytest.approx([34, 34, 14])
     assert sum(found.client_seconds.values()) == pytest.approx([5, 5, 3])
-    assert found.sent == pytest.approx([9, 9, 3]) and found.seconds == pytest.approx(5) and found.bytes["up"] == pytest.approx(21)
+    assert (
+        found.sent == pytest.approx([9, 9, 3])
+        and found.seconds == pytest.approx(5)
+        and found.bytes["up"] == pytest.approx(21)
+    )
     status, found = attendance.attend(World(acts=True, deadline_s=4), battery, 0, priced, np.zeros(3))
     assert status.tolist() == [attendance.LATE, attendance.LATE, attendance.BATTERY]
-    assert sum(found.client_joules.values()) == pytest.approx([24, 24, 14]) and found.seconds == pytest.approx(4)
-    status, found = attendance.attend(World(acts=True, deadline_s=9), battery, 0, priced, np.array([0, 0, 14.0]))
+    assert sum(found.client_joules.values()) == pytest.approx(
+        [24, 24, 14]
+    ) and found.seconds == pytest.approx(4)
+    status, found = attendance.attend(
+        World(acts=True, deadline_s=9), battery, 0, priced, np.array([0, 0, 14.0])
+    )
     assert status.tolist() == [attendance.AGGREGATED, attendance.OUTAGE, attendance.BATTERY]
     assert sum(found.client_joules.values())[2] == 0
     assert found.seconds == pytest.approx(9), "who is missing is waited for until the deadline"
 
 
-MISSING = [world("deadline_s: 0.0104, dropout: 0.2, devices: {battery_kj: [1.0e-6, 5.0e-6]}"), "rounds=4", "cohort=5"]
+MISSING = [
+    world("deadline_s: 0.0104, dropout: 0.2, devices: {battery_kj: [1.0e-6, 5.0e-6]}"),
+    "rounds=4",
+    "cohort=5",
+]
 
 
 def test_any_number_of_ranks_and_a_continued_run(fast, tmp_path, capsys):
@@ -196,7 +263,11 @@ def test_any_number_of_ranks_and_a_continued_run(fast, tmp_path, capsys):
         assert found.returncode == 0, found.stderr
     assert main([*fast, *MISSING, "rounds=2"]) == 0 and main([*fast, *MISSING]) == 0
     first = reader.digests(tmp_path / "1/fedavg_seed1.h5")
-    assert first == reader.digests(tmp_path / "3/fedavg_seed1.h5") == reader.digests(tmp_path / "results/fedavg_seed1.h5")
+    assert (
+        first
+        == reader.digests(tmp_path / "3/fedavg_seed1.h5")
+        == reader.digests(tmp_path / "results/fedavg_seed1.h5")
+    )
     with reader.open_results(tmp_path / "1/fedavg_seed1.h5") as file:
         assert set(file["clients/status"][:].tolist()) == {b"aggregated", b"late", b"dropout", b"battery"}
 
@@ -208,7 +279,10 @@ def test_its_price_counts_what_the_missing_have_spent(fast, tmp_path, capsys):
     [found] = pricing.in_worlds([priced], pricing.worlds_for([priced], []))
     assert [one.tolist() for one in found.bill.status] == [one.tolist() for one in priced.status]
     made, _ = run(*fast, *MISSING)
-    assert found.bill.client_joules == pytest.approx(made.server.world.spent, rel=1e-12) and found.bill.client_joules.sum() > 0
+    assert (
+        found.bill.client_joules == pytest.approx(made.server.world.spent, rel=1e-12)
+        and found.bill.client_joules.sum() > 0
+    )
     assert (found.bill.seconds <= 0.0104 * (1 + 1e-6)).all()
     arguments = ["-o", str(tmp_path / "price.png")]
     (tmp_path / "other.yaml").write_text("{}")
@@ -221,7 +295,20 @@ def test_its_price_counts_what_the_missing_have_spent(fast, tmp_path, capsys):
     assert main(["price", f"{tmp_path}/free", "--world", str(tmp_path / "acting.yaml"), *arguments]) == 2
     assert "world acting acts on runs" in (said := capsys.readouterr().err) and said.count("\n") == 1
     # A fork into another world has first rounds that its own world does not explain.
-    assert main(["fork", str(path), "--at", "2", "world.dropout=0", "world.deadline_s=50", f"output={tmp_path}/fork"]) == 0
+    assert (
+        main(
+            [
+                "fork",
+                str(path),
+                "--at",
+                "2",
+                "world.dropout=0",
+                "world.deadline_s=50",
+                f"output={tmp_path}/fork",
+            ]
+        )
+        == 0
+    )
     assert main(["price", f"{tmp_path}/fork", *arguments]) == 2
     assert "other clients were heard in it" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
@@ -229,12 +316,16 @@ def test_its_price_counts_what_the_missing_have_spent(fast, tmp_path, capsys):
 BAD = {
     "a dropout that does not act": ("world={dropout: 0.1}", "dropout is for a world that acts on runs"),
     "an allocation without late ones": (
-        "world={acts: true, deadline_s: 9, channel: {allocation: least_energy}}", "least_energy lets nobody be late"),
+        "world={acts: true, deadline_s: 9, channel: {allocation: least_energy}}",
+        "least_energy lets nobody be late",
+    ),
     "more than all": ("world={acts: true, dropout: 1.5}", "world.dropout: "),
     "negative power": ("world={acts: true, devices: {receive_watts: -1}}", "world.devices.receive_watts: "),
     "a deadline in the past": ("world={acts: true, deadline_s: -3}", "world.deadline_s: "),
     "a deadline for nobody": (
-        "world={acts: true, deadline_s: 1.0e-6}", "world.deadline_s=1e-06 cannot be met: in no round is anybody done by then"),
+        "world={acts: true, deadline_s: 1.0e-6}",
+        "world.deadline_s=1e-06 cannot be met: in no round is anybody done by then",
+    ),
     "too small a world": ("world={acts: true, clients: 3}", "world.clients (3) is less than clients (6)"),
 }
 

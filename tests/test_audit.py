@@ -27,17 +27,29 @@ def failed(path):
 
 @pytest.mark.slow
 def test_honest_clients_pass(looked, tmp_path, capsys):
-    for more in ([], ["partition.alpha=1"], ["partition.scheme=iid"], ["label_sharing.payload=presence"],
-                 ["label_sharing.refusing=0.5"], ["training.momentum=0.9", "training.weight_decay=5e-4"],
-                 ["algorithm.name=fedprox", "algorithm.mu=1"]):
+    for more in (
+        [],
+        ["partition.alpha=1"],
+        ["partition.scheme=iid"],
+        ["label_sharing.payload=presence"],
+        ["label_sharing.refusing=0.5"],
+        ["training.momentum=0.9", "training.weight_decay=5e-4"],
+        ["algorithm.name=fedprox", "algorithm.mu=1"],
+    ):
         assert main([*looked, *more, f"output={tmp_path}/{len(str(more))}"]) == 0
         found, _ = failed(tmp_path / f"{len(str(more))}/fedavg_seed1.h5")
         assert not np.any(list(found.values())), (more, found)
 
 
-@pytest.mark.parametrize(("kind", "rules", "more"), [
-    ("free_rider", {"length"}, []), ("disguised", {"balance", "unclaimed"}, []), ("overclaiming", {"unseen"}, []),
-    ("overclaiming", {"unseen"}, ["label_sharing.payload=presence"])])
+@pytest.mark.parametrize(
+    ("kind", "rules", "more"),
+    [
+        ("free_rider", {"length"}, []),
+        ("disguised", {"balance", "unclaimed"}, []),
+        ("overclaiming", {"unseen"}, []),
+        ("overclaiming", {"unseen"}, ["label_sharing.payload=presence"]),
+    ],
+)
 def test_who_does_not_do_what_it_claims_fails(kind, rules, more, looked, tmp_path, capsys):
     assert main([*looked, *more, "bad_clients.share=0.25", f"bad_clients.kind={kind}"]) == 0
     path = tmp_path / "results/fedavg_seed1.h5"
@@ -47,7 +59,10 @@ def test_who_does_not_do_what_it_claims_fails(kind, rules, more, looked, tmp_pat
     capsys.readouterr()
     assert main(["audit", str(path)]) == 0
     said = capsys.readouterr().out
-    assert f"of the 2 {kind} clients heard 2 fail, and of the 6 others 0" in said and max(map(len, said.splitlines())) <= 80
+    assert (
+        f"of the 2 {kind} clients heard 2 fail, and of the 6 others 0" in said
+        and max(map(len, said.splitlines())) <= 80
+    )
 
 
 def test_what_a_free_rider_returns(looked):
@@ -89,17 +104,20 @@ def test_looking_changes_nothing_and_does_not_depend_on_the_ranks(looked, tmp_pa
 
 def test_bad_input_is_one_line_and_status_2(fast, looked, tmp_path, capsys, monkeypatch):
     assert main([*fast, "rounds=1"]) == 0
-    (tmp_path / "headless.py").write_text("from torch import nn\ndef net(classes, shape):\n"
-                                          "    return nn.Sequential(nn.Flatten(), nn.Linear(192, classes, bias=False))\n")
+    (tmp_path / "headless.py").write_text(
+        "from torch import nn\ndef net(classes, shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, classes, bias=False))\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert main([*looked, "rounds=1", "label_sharing.epsilon=1", f"output={tmp_path}/private"]) == 0
     capsys.readouterr()
     for arguments, message in (
-            (["audit", str(tmp_path / "results/fedavg_seed1.h5")], "make the run with audit=true"),
-            (["audit", str(tmp_path / "private/fedavg_seed1.h5")], "do not tell the truth"),
-            (["audit", str(tmp_path / "none.h5")], "there is no such results file"),
-            ([*fast, "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
-            ([*fast, "audit=true", "model.name=headless:net", f"output={tmp_path}/net"], "does not end in them")):
+        (["audit", str(tmp_path / "results/fedavg_seed1.h5")], "make the run with audit=true"),
+        (["audit", str(tmp_path / "private/fedavg_seed1.h5")], "do not tell the truth"),
+        (["audit", str(tmp_path / "none.h5")], "there is no such results file"),
+        ([*fast, "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
+        ([*fast, "audit=true", "model.name=headless:net", f"output={tmp_path}/net"], "does not end in them"),
+    ):
         assert main(arguments) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1

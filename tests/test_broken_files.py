@@ -32,7 +32,9 @@ def small_disk(tmp_path):
     folder.mkdir()
 
     def mount(options):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
         return folder
@@ -52,7 +54,12 @@ def finish_and_compare(overrides, folder, tmp_path, rounds):
 def test_a_full_disk(ranks, small_disk, tmp_path, capfd):
     """It fills up while the run writes: somebody else's file takes what room there is."""
     disk = small_disk("size=40m")
-    job = Job(ranks, [*FAST, "rounds=5000", f"output={disk}/results"], disk / "results/fedavg_seed1.h5", tmp_path / "log")
+    job = Job(
+        ranks,
+        [*FAST, "rounds=5000", f"output={disk}/results"],
+        disk / "results/fedavg_seed1.h5",
+        tmp_path / "log",
+    )
     job.after_round(3)
     (disk / "somebody").write_bytes(bytes(30_000_000))
     assert job.end() == 2
@@ -71,8 +78,18 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_pat
     """HDF5 itself meets the end of the disk, because nobody looked for room before; and it stays full."""
     disk = small_disk("size=8m")
     script = tmp_path / "careless.py"
-    script.write_text("import sys\nfrom genfl_mpi.cli import main\nfrom genfl_mpi.results import disk\ndisk.RESERVE = -1e18\nsys.exit(main(sys.argv[1:]))\n")
-    overrides = [*FAST, "method=genfl", "generation.plan=white:images", f"generation.bank={tmp_path}/bank", "data.size=32", "checkpoint.every_rounds=3", "rounds=200"]
+    script.write_text(
+        "import sys\nfrom genfl_mpi.cli import main\nfrom genfl_mpi.results import disk\ndisk.RESERVE = -1e18\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    overrides = [
+        *FAST,
+        "method=genfl",
+        "generation.plan=white:images",
+        f"generation.bank={tmp_path}/bank",
+        "data.size=32",
+        "checkpoint.every_rounds=3",
+        "rounds=200",
+    ]
     (tmp_path / "white.py").write_text("""
 import numpy as np
 from genfl_mpi.generation import generator
@@ -95,8 +112,15 @@ def images(state):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("where", [
-    "writer.Writer._append", "checkpoint.save", "progress.Progress.__call__", "client_state.ClientStates.write"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "writer.Writer._append",
+        "checkpoint.save",
+        "progress.Progress.__call__",
+        "client_state.ClientStates.write",
+    ],
+)
 def test_a_quota(where, ranks, tmp_path):
     """A limit on the size of files, from the fourth round on: in the middle of what a library writes, on a disk that has room."""
     script = tmp_path / "limited.py"
@@ -155,7 +179,9 @@ def test_a_run_that_is_being_computed_is_left_alone(tmp_path, capsys):
     for more in ([], ["--fresh"]):
         assert main([*overrides, *more]) == 2
         line = said_once(capsys.readouterr().err)
-        assert f"computed by another job (rank 0: process {job.rank(0)['pid']} on {os.uname().nodename})" in line
+        assert (
+            f"computed by another job (rank 0: process {job.rank(0)['pid']} on {os.uname().nodename})" in line
+        )
     assert main(["show", str(results)]) == 0
     assert "running:" in capsys.readouterr().out
     os.kill(job.rank(0)["pid"], signal.SIGTERM)
@@ -165,8 +191,16 @@ def test_a_run_that_is_being_computed_is_left_alone(tmp_path, capsys):
 def test_a_file_that_is_open_elsewhere(fast, tmp_path, capsys):
     assert main([*fast, "rounds=2"]) == 0
     results = tmp_path / "results/fedavg_seed1.h5"
-    holder = subprocess.Popen([sys.executable, "-c", f"import h5py; f = h5py.File({str(results)!r}, 'r+'); print('open', flush=True); input()"],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import h5py; f = h5py.File({str(results)!r}, 'r+'); print('open', flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout.readline() == "open\n"
     before = results.read_bytes()
     capsys.readouterr()
@@ -182,7 +216,9 @@ def test_a_reader_does_not_disturb(fast, tmp_path):
     assert main([*fast, "rounds=2"]) == 0
     results = tmp_path / "results/fedavg_seed1.h5"
     script = f"import h5py; f = h5py.File({str(results)!r}); print('open', flush=True); input(); print(len(f['rounds/round']))"
-    holder = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "open\n"
     assert main([*fast, "rounds=3"]) == 0
     assert holder.communicate("\n")[0] == "2\n"
@@ -197,9 +233,20 @@ def test_truncated_and_foreign_results(fast, tmp_path, capsys):
     results.unlink()
     with h5py.File(results, "w") as foreign:
         foreign["x"] = 1
-    for variant in (b"", b"text", results.read_bytes(), *(content[: len(content) * part // 4] for part in range(1, 4)), content[:-1]):
+    for variant in (
+        b"",
+        b"text",
+        results.read_bytes(),
+        *(content[: len(content) * part // 4] for part in range(1, 4)),
+        content[:-1],
+    ):
         results.write_bytes(variant)
-        for arguments in (["show", str(results)], ["digest", str(results)], ["plot", str(results), "-o", str(tmp_path / "x.png")], [*fast, "rounds=3"]):
+        for arguments in (
+            ["show", str(results)],
+            ["digest", str(results)],
+            ["plot", str(results), "-o", str(tmp_path / "x.png")],
+            [*fast, "rounds=3"],
+        ):
             capsys.readouterr()
             assert main(arguments) == 2
             assert str(results) in said_once(capsys.readouterr().err)
@@ -223,7 +270,9 @@ def test_a_bank_with_a_flipped_bit(tmp_path):
             read = bank.read(store.path(batch))
         except UserError as error:
             noticed += 1
-            assert "is damaged or not a file of a bank; remove it, and its images are made again" in str(error)
+            assert "is damaged or not a file of a bank; remove it, and its images are made again" in str(
+                error
+            )
         else:  # the word that says that a checksum follows
             assert place >= len(content) - 72 and np.array_equal(read["image"], images)
     assert noticed >= (len(content) - 72) / 7
@@ -242,19 +291,40 @@ def much(state):
         np.ones(1 << 28)
     return random(state)
 """)
-    done = mpirun(2, "-m", "genfl_mpi", *FAST, "rounds=5", "selection=greedy:much", f"output={tmp_path}/results", timeout=120,
-                  PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    done = mpirun(
+        2,
+        "-m",
+        "genfl_mpi",
+        *FAST,
+        "rounds=5",
+        "selection=greedy:much",
+        f"output={tmp_path}/results",
+        timeout=120,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
     assert done.returncode != 0
-    assert f"rank 0 on {os.uname().nodename}, round 3, the selection policy much: MemoryError" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        f"rank 0 on {os.uname().nodename}, round 3, the selection policy much: MemoryError" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1]
 
 
 def test_an_exception_is_in_the_progress(tmp_path, capsys):
     (tmp_path / "failing.py").write_text("def now(state):\n    raise ValueError('no')\n")
-    done = mpirun(1, "-m", "genfl_mpi", *FAST, "selection=failing:now", f"output={tmp_path}/results",
-                  PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    done = mpirun(
+        1,
+        "-m",
+        "genfl_mpi",
+        *FAST,
+        "selection=failing:now",
+        f"output={tmp_path}/results",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
     assert done.returncode == 1
     assert main(["show", str(tmp_path / "results/fedavg_seed1.h5")]) == 0
-    assert "failed:" in (said := capsys.readouterr().out) and "which raised ValueError: no" in said.replace("\n      ", " ")
+    assert "failed:" in (said := capsys.readouterr().out) and "which raised ValueError: no" in said.replace(
+        "\n      ", " "
+    )
     assert Path(tmp_path / "results/fedavg_seed1.progress").is_dir()

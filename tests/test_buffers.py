@@ -90,10 +90,24 @@ def trained(model, start):
 
 
 def test_the_same_bits_on_any_number_of_ranks(mine, fast):
-    run = [*fast, "model.name=own_buffers:stateful", "cohort=6", "training.epochs=2", "training.batch_size=8", "rounds=2"]
+    run = [
+        *fast,
+        "model.name=own_buffers:stateful",
+        "cohort=6",
+        "training.epochs=2",
+        "training.batch_size=8",
+        "rounds=2",
+    ]
     assert main([*run, f"output={mine}/1"]) == 0
     for ranks in (2, 3):
-        done = mpirun(ranks, "-m", "genfl_mpi", *run, f"output={mine}/{ranks}", PYTHONPATH=f"{mine}:{os.environ.get('PYTHONPATH', '')}")
+        done = mpirun(
+            ranks,
+            "-m",
+            "genfl_mpi",
+            *run,
+            f"output={mine}/{ranks}",
+            PYTHONPATH=f"{mine}:{os.environ.get('PYTHONPATH', '')}",
+        )
         assert done.returncode == 0, done.stderr
     assert len({reader.digests(mine / f"{ranks}/fedavg_seed1.h5") for ranks in (1, 2, 3)}) == 1
 
@@ -134,7 +148,9 @@ def test_clients_trained_together_find_the_buffers_as_they_were(mine):
     twin = Twin(model, (3, 8, 8), SETTINGS)
     train(model, start, *data(1), SETTINGS, np.random.default_rng(1))
     both = [[data(0), data(1)], [SETTINGS, SETTINGS]]
-    first, _, second = (twin.train(start, *both, [np.random.default_rng(key) for key in range(2)]) for _ in range(3))
+    first, _, second = (
+        twin.train(start, *both, [np.random.default_rng(key) for key in range(2)]) for _ in range(3)
+    )
     for (weights, report), (others, other) in zip(first, second):
         assert torch.equal(weights, others) and report == other
     _, alone = trained(model, start)

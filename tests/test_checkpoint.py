@@ -57,7 +57,9 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         round, weights, _ = checkpoint.load(results, RUN, said.append)
         # A bit of the file's own padding may be anything; the values are as they were saved.
         assert weights.tolist() == [0, 1, 2, 3] and (round == 1 or len(said) < place + 1)
-    assert len(said) > 0.9 * len(content) and all("2.safetensors: the checkpoint is damaged" in line for line in said)
+    assert len(said) > 0.9 * len(content) and all(
+        "2.safetensors: the checkpoint is damaged" in line for line in said
+    )
     (checkpoint.path_for(results) / "1.safetensors").write_bytes(b"")
     file.write_bytes(content[:-1])
     with pytest.raises(UserError, match="no checkpoint is whole"):
@@ -95,7 +97,10 @@ def test_checkpoints_by_seconds(cut):
 def test_another_configuration_is_refused_with_the_difference(fast, cut, capsys):
     cut(3)
     capsys.readouterr()
-    for override, message in (("training.lr=0.5", "training.lr was 0.1 and is 0.5"), ("faults.nonfinite=drop", "faults.nonfinite was stop and is drop")):
+    for override, message in (
+        ("training.lr=0.5", "training.lr was 0.1 and is 0.5"),
+        ("faults.nonfinite=drop", "faults.nonfinite was stop and is drop"),
+    ):
         assert main([*fast, "rounds=10", override]) == 2
         said = capsys.readouterr().err
         assert message in said and "--fresh" in said and said.count("\n") == 1
@@ -110,7 +115,9 @@ def test_fresh_moves_the_old_files_aside(fast, tmp_path, cut, capsys):
         assert f"into {tmp_path}/results/aside-{number}" in capsys.readouterr().out
     aside = tmp_path / "results/aside-1"
     assert (aside / results.name).read_bytes() == old and checkpoint.rounds(aside / results.name) == [2, 3]
-    assert sorted(path.name for path in aside.iterdir()) == [f"fedavg_seed1.{part}" for part in ("checkpoint", "h5", "progress", "variates")]
+    assert sorted(path.name for path in aside.iterdir()) == [
+        f"fedavg_seed1.{part}" for part in ("checkpoint", "h5", "progress", "variates")
+    ]
     assert main([*fast, "rounds=1", "training.lr=0.5"]) == 0
     assert "finished before" in capsys.readouterr().out
 
@@ -139,7 +146,9 @@ def test_a_fork_that_changes_nothing_is_the_run_itself(algorithm, fast, tmp_path
     with reader.open_results(fork) as data:
         assert data["config"].attrs["origin"] == f"{file} at round 4"
     assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
-    assert main(["show", str(fork)]) == 0 and f"fork of {file} at round 4" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["show", str(fork)]) == 0 and f"fork of {file} at round 4" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
 
 
 def test_a_fork_goes_another_way(fast, tmp_path, capsys):
@@ -148,15 +157,22 @@ def test_a_fork_goes_another_way(fast, tmp_path, capsys):
     assert main(["fork", file, "--at", "4", "training.lr=0.01", f"output={tmp_path}/other"]) == 0
     assert reader.digests(tmp_path / "other/fedavg_seed1.h5")[0] != original[0]
     with reader.open_results(file) as one, reader.open_results(tmp_path / "other/fedavg_seed1.h5") as two:
-        assert np.array_equal(one["rounds/loss"][:4], two["rounds/loss"][:4]) and (one["rounds/loss"][4:] != two["rounds/loss"][4:]).all()
+        assert (
+            np.array_equal(one["rounds/loss"][:4], two["rounds/loss"][:4])
+            and (one["rounds/loss"][4:] != two["rounds/loss"][4:]).all()
+        )
         assert reader.config_of(two)["augmented"]["lr"] == 0.01
     capsys.readouterr()
     for arguments, message in (
-            (["--at", "5"], "has no checkpoint of round 5 (there are: 4, 8)"), (["--at", "11"], "has rounds 1 to 10"),
-            (["--at", "4", "model.name=lenet5"], "model.name cannot change in a fork"), (["--at", "4", "clients=5"], "clients cannot change in a fork"),
-            (["--at", "4", "cohort=2"], "cohort cannot change in a fork"), (["--at", "8", "rounds=8"], "nothing would follow"),
-            (["--at", "4", f"output={tmp_path}/whole"], "must not be written over"),
-            (["--at", "8", "training.lr=0.01", f"output={tmp_path}/other"], "no fork of")):
+        (["--at", "5"], "has no checkpoint of round 5 (there are: 4, 8)"),
+        (["--at", "11"], "has rounds 1 to 10"),
+        (["--at", "4", "model.name=lenet5"], "model.name cannot change in a fork"),
+        (["--at", "4", "clients=5"], "clients cannot change in a fork"),
+        (["--at", "4", "cohort=2"], "cohort cannot change in a fork"),
+        (["--at", "8", "rounds=8"], "nothing would follow"),
+        (["--at", "4", f"output={tmp_path}/whole"], "must not be written over"),
+        (["--at", "8", "training.lr=0.01", f"output={tmp_path}/other"], "no fork of"),
+    ):
         assert main(["fork", file, *arguments]) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1
@@ -167,4 +183,6 @@ def test_one_run_on_1_3_2_and_4_ranks(fast, tmp_path):
         done = mpirun(ranks, "-m", "genfl_mpi", *fast, "algorithm.name=scaffold", f"rounds={rounds}")
         assert done.returncode == 0, done.stderr
         assert rounds == 2 or "continues after round" in done.stdout
-    assert reader.digests(tmp_path / "results/fedavg_seed1.h5") == whole(fast, tmp_path, "algorithm.name=scaffold")
+    assert reader.digests(tmp_path / "results/fedavg_seed1.h5") == whole(
+        fast, tmp_path, "algorithm.name=scaffold"
+    )

@@ -12,25 +12,64 @@ from genfl_mpi.analysis.run_groups import Run, Runs, Setting
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 
-CURVES = {"fedavg": np.linspace(0, 58, 30), "genfl": np.minimum(np.linspace(0, 116, 30), 60), "aigc": np.minimum(np.linspace(0, 145, 30), 30)}
+CURVES = {
+    "fedavg": np.linspace(0, 58, 30),
+    "genfl": np.minimum(np.linspace(0, 116, 30), 60),
+    "aigc": np.minimum(np.linspace(0, 145, 30), 30),
+}
 
 
 def made(method="fedavg", seed=1, alpha=0.1, data="cifar10", accuracy=None, cosine=0.1, classes=10, **config):
     """A run without a file: its curve is that of its method, shifted by the seed."""
     histograms = np.eye(classes, dtype=np.int32)
     curve = (CURVES[method] if accuracy is None else np.asarray(accuracy, dtype=float)) + 0.01 * seed
-    common = {"method": method, "seed": seed, "data.name": data, "partition.alpha": alpha, "rounds": len(curve), "clients": classes, "training.lr": 0.1}
-    cohorts = np.tile(np.arange(classes), (len(curve), 1)) if classes == 10 else np.zeros((len(curve), 1), dtype=int)
-    return Run(f"{method}_{data}_{alpha}_{seed}.h5", common | config, method, seed, Setting(data, alpha), curve, np.full(len(curve), cosine), histograms, cohorts, 1000)
+    common = {
+        "method": method,
+        "seed": seed,
+        "data.name": data,
+        "partition.alpha": alpha,
+        "rounds": len(curve),
+        "clients": classes,
+        "training.lr": 0.1,
+    }
+    cohorts = (
+        np.tile(np.arange(classes), (len(curve), 1))
+        if classes == 10
+        else np.zeros((len(curve), 1), dtype=int)
+    )
+    return Run(
+        f"{method}_{data}_{alpha}_{seed}.h5",
+        common | config,
+        method,
+        seed,
+        Setting(data, alpha),
+        curve,
+        np.full(len(curve), cosine),
+        histograms,
+        cohorts,
+        1000,
+    )
 
 
 @pytest.fixture
 def runs(monkeypatch):
     """`Runs` of made ones."""
+
     def collect(*several):
         monkeypatch.setattr(of_results, "_read", lambda path: path)
-        monkeypatch.setattr(Run, "resolved", lambda run: single({"data": {"name": "cifar10"}, "training": {"epochs": 2}, "clients": 10, "cohort": 5,
-                                                                 "generation": {"per_round": 3, "prompts": "cifar10"}}))
+        monkeypatch.setattr(
+            Run,
+            "resolved",
+            lambda run: single(
+                {
+                    "data": {"name": "cifar10"},
+                    "training": {"epochs": 2},
+                    "clients": 10,
+                    "cohort": 5,
+                    "generation": {"per_round": 3, "prompts": "cifar10"},
+                }
+            ),
+        )
         return Runs(several)
 
     return collect
@@ -59,38 +98,65 @@ def test_an_interval_is_as_wide_as_few_values_ask():
     assert claims.interval(np.full(6, 2.0)) == (2, 2) and np.isnan(claims.interval(np.array([2.0]))).all()
 
 
-@pytest.mark.parametrize("values, rounds, verdict", [
-    ([1, 2, 3, 2, 1, 2], 20, ("supported", "")), ([-1, -2, -3, -2, -1, -2], 20, ("refuted", "")),
-    ([1, 2, 3, 2, 1], 20, ("undecided", "6 seeds")), ([1, 2, 3, 2, 1, 2], 19, ("undecided", "20 rounds")),
-    ([1, -2, 3, -2, 1, 1], 20, ("undecided", "about 137 seeds")), ([2], 0, ("supported", "")), ([-2], 0, ("refuted", ""))])
+@pytest.mark.parametrize(
+    "values, rounds, verdict",
+    [
+        ([1, 2, 3, 2, 1, 2], 20, ("supported", "")),
+        ([-1, -2, -3, -2, -1, -2], 20, ("refuted", "")),
+        ([1, 2, 3, 2, 1], 20, ("undecided", "6 seeds")),
+        ([1, 2, 3, 2, 1, 2], 19, ("undecided", "20 rounds")),
+        ([1, -2, 3, -2, 1, 1], 20, ("undecided", "about 137 seeds")),
+        ([2], 0, ("supported", "")),
+        ([-2], 0, ("refuted", "")),
+    ],
+)
 def test_verdicts(values, rounds, verdict):
     assert Row("", "", np.array(values, dtype=float), rounds).verdict == verdict
 
 
 def test_a_claim_holds_where_it_holds_everywhere():
-    good, bad, open_ = (Row("", "", np.array([value] * 6) + np.arange(6) * 0.1, 20) for value in (1.0, -2.0, -0.25))
+    good, bad, open_ = (
+        Row("", "", np.array([value] * 6) + np.arange(6) * 0.1, 20) for value in (1.0, -2.0, -0.25)
+    )
     claim = claims.Claim("", "", "", None)
-    assert claims.verdict(claim, [good, good]) == "supported" and claims.verdict(claim, [good, bad, open_]) == "refuted"
+    assert (
+        claims.verdict(claim, [good, good]) == "supported"
+        and claims.verdict(claim, [good, bad, open_]) == "refuted"
+    )
     assert claims.verdict(claim, [good, open_]) == "undecided" and claims.verdict(claim, []) == "skipped"
     both = claims.Claim("", "", "", None, parts=2)
-    assert claims.verdict(both, [good, good]) == "undecided" and claims.verdict(both, [good, replace(good, statistic="other")]) == "supported"
+    assert (
+        claims.verdict(both, [good, good]) == "undecided"
+        and claims.verdict(both, [good, replace(good, statistic="other")]) == "supported"
+    )
 
 
 def test_claims_on_curves_that_are_known(runs):
     """FedAvg rises to 58 %, GenFL twice as fast to 60 %, AIGC-only fastest and stays at 30 %. At alpha 1 all are level."""
-    every = [made(method, seed, alpha, accuracy=None if alpha == 0.1 else np.full(30, 70), cosine=alpha / 2)
-             for method in CURVES for seed in range(1, 7) for alpha in (0.1, 1.0)]
+    every = [
+        made(method, seed, alpha, accuracy=None if alpha == 0.1 else np.full(30, 70), cosine=alpha / 2)
+        for method in CURVES
+        for seed in range(1, 7)
+        for alpha in (0.1, 1.0)
+    ]
     words = {claim.name: (word, rows) for claim, rows, word in claims.ledger(runs(*every))}
-    assert words["C1"][0] == "undecided" and [row.verdict[0] for row in words["C1"][1]] == ["supported", "undecided"] * 2
+    assert (
+        words["C1"][0] == "undecided"
+        and [row.verdict[0] for row in words["C1"][1]] == ["supported", "undecided"] * 2
+    )
     assert of(words["C1"][1][:1])["cifar10 α 0.1"].values == pytest.approx([60 - 54] * 6)
     assert words["C3"][0] == "supported" and words["C3"][1][0].setting == "cifar10 α 0.1 to 1"
     assert words["C4"][0] == "supported" and words["C4"][1][0].setting == "cifar10 α 1 to 0.1"
     assert [row.verdict[0] for row in words["C5"][1]] == ["supported", "undecided"]
     assert of(words["C6"][1])["cifar10 α 0.1"].verdict == ("supported", "")
-    assert of(words["C7"][1])["cifar10 α 0.1"].verdict == ("refuted", ""), "AIGC-only leads by more than a point in the early rounds"
+    assert of(words["C7"][1])["cifar10 α 0.1"].verdict == ("refuted", ""), (
+        "AIGC-only leads by more than a point in the early rounds"
+    )
     assert words["C8"][0] == "undecided", "of many classes nothing is known"
     assert words["C8"][1][0].values.tolist() == [1] * 6
-    assert [row.values.mean() for row in words["C9"][1]] == pytest.approx([np.cos(np.deg2rad(80)) - 0.05, 0.45])
+    assert [row.values.mean() for row in words["C9"][1]] == pytest.approx(
+        [np.cos(np.deg2rad(80)) - 0.05, 0.45]
+    )
     assert words["K1"] == ("skipped", [])
 
 
@@ -98,16 +164,27 @@ def test_costs_by_hand(runs, monkeypatch):
     """30 images a round, 5 clients of one sample, 2 epochs; 1,000 weights."""
     monkeypatch.setattr(claims.flops, "of_training", lambda module, shape: 4.0)
     for name, image in (("of_pipeline", 20.0), ("of_stable_diffusion", 200.0)):
-        monkeypatch.setattr(claims.image_flops, name, lambda *_, image=image: claims.image_flops.Flops(0, image, 0, 0))
+        monkeypatch.setattr(
+            claims.image_flops, name, lambda *_, image=image: claims.image_flops.Flops(0, image, 0, 0)
+        )
     rows = {row.setting: row for row in claims.costs(runs(made("genfl"), made("fedavg")))}
-    assert rows["cifar10, Stable Diffusion v1.5"].values == [6 * 200 / (1 * 2 * 4)] and rows["cifar10, checkpoint digits"].values == [6 * 20 / 8]
-    assert rows["cifar10, images 32 x 32"].values == [30 * 3072 / 4000] and rows["cifar10, images 512 x 512"].values == [30 * 3 * 512**2 / 4000]
-    assert {row.verdict[0] for row in rows.values()} == {"supported"} and claims.costs(runs(made("fedavg"))) == []
+    assert rows["cifar10, Stable Diffusion v1.5"].values == [6 * 200 / (1 * 2 * 4)] and rows[
+        "cifar10, checkpoint digits"
+    ].values == [6 * 20 / 8]
+    assert rows["cifar10, images 32 x 32"].values == [30 * 3072 / 4000] and rows[
+        "cifar10, images 512 x 512"
+    ].values == [30 * 3 * 512**2 / 4000]
+    assert {row.verdict[0] for row in rows.values()} == {"supported"} and claims.costs(
+        runs(made("fedavg"))
+    ) == []
 
 
 def test_many_classes_are_not_covered(runs):
     rows = claims.coverage(runs(*(made(seed=seed, data="cifar100", classes=100) for seed in range(6))))
-    assert [row.statistic for row in rows] == ["cohorts that lack a label, share"] and rows[0].verdict == ("supported", "")
+    assert [row.statistic for row in rows] == ["cohorts that lack a label, share"] and rows[0].verdict == (
+        "supported",
+        "",
+    )
 
 
 def test_only_pairs_are_compared(runs):
@@ -117,11 +194,15 @@ def test_only_pairs_are_compared(runs):
     assert len(row.values) == 2 and row.verdict == ("undecided", "6 seeds")
 
 
-@pytest.mark.parametrize("one, other, message", [
-    ({}, {"method": "genfl", "clients": 20}, "clients is 10 in the one and 20 in the other"),
-    ({}, {"seed": 2, "training.lr": 0.2}, "training.lr is 0.1 in the one and 0.2"),
-    ({}, {"method": "genfl", "accuracy": [1] * 20}, "rounds is 30 in the one and 20"),
-    ({}, {}, "are the same method, data set, alpha and seed")])
+@pytest.mark.parametrize(
+    "one, other, message",
+    [
+        ({}, {"method": "genfl", "clients": 20}, "clients is 10 in the one and 20 in the other"),
+        ({}, {"seed": 2, "training.lr": 0.2}, "training.lr is 0.1 in the one and 0.2"),
+        ({}, {"method": "genfl", "accuracy": [1] * 20}, "rounds is 30 in the one and 20"),
+        ({}, {}, "are the same method, data set, alpha and seed"),
+    ],
+)
 def test_runs_that_cannot_be_paired(runs, one, other, message):
     from genfl_mpi.util.errors import UserError
 
@@ -144,9 +225,19 @@ def test_the_command(tiny, tmp_path, capsys):
     assert "needs 20 rounds" in said and "mnist5k α 0.1 to 1" in said and "8 runs: 4 of mnist5k α 0.1" in said
     assert (longest := max(said.splitlines()[:-1], key=len)) and len(longest) <= 80, longest
     text = out.read_text()
-    assert text.count("| C1 |") == 4 and "| K1 | needs runs of genfl and pool |" in text and "in place of images | skipped: needs runs" in text
-    assert "skipped" in said and "a part of it needs runs of fedavg, on data sets of few and of many classes" in " ".join(said.split())
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("| C")}) == 1, "every row has all cells"
+    assert (
+        text.count("| C1 |") == 4
+        and "| K1 | needs runs of genfl and pool |" in text
+        and "in place of images | skipped: needs runs" in text
+    )
+    assert (
+        "skipped" in said
+        and "a part of it needs runs of fedavg, on data sets of few and of many classes"
+        in " ".join(said.split())
+    )
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("| C")}) == 1, (
+        "every row has all cells"
+    )
 
 
 def test_what_cannot_be_judged(tiny, tmp_path, capsys):

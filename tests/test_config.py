@@ -20,14 +20,18 @@ def test_the_default_is_a_sweep_over_the_papers_methods():
 
 
 def test_a_sweep_is_the_product_of_its_lists():
-    runs = loading.load({"sweep": {"method": ["fedavg", "genfl"], "partition.alpha": [0.1, 1], "seed": [1, 2]}})
+    runs = loading.load(
+        {"sweep": {"method": ["fedavg", "genfl"], "partition.alpha": [0.1, 1], "seed": [1, 2]}}
+    )
     assert len(runs) == 8
     assert "genfl_seed2_alpha0.1" in runs
     assert runs["fedavg_seed1_alpha1"].partition.alpha == 1
 
 
 def test_an_override_pins_a_swept_key():
-    runs = loading.load({"sweep": {"method": ["fedavg", "genfl"], "seed": [1, 2]}}, ["method=aigc", "sweep.seed=[5]"])
+    runs = loading.load(
+        {"sweep": {"method": ["fedavg", "genfl"], "seed": [1, 2]}}, ["method=aigc", "sweep.seed=[5]"]
+    )
     assert list(runs) == ["aigc_seed5"]
 
 
@@ -37,29 +41,57 @@ def test_training_of_the_augmented_model_follows_the_clients():
 
 
 def test_a_preset_fills_what_training_leaves_open():
-    one = loading.single({"method": "genfl", "preset": "practical", "training": {"lr": 0.5}, "augmented": {"epochs": 1}})
+    one = loading.single(
+        {"method": "genfl", "preset": "practical", "training": {"lr": 0.5}, "augmented": {"epochs": 1}}
+    )
     assert (one.training.lr, one.training.momentum, one.training.flip) == (0.5, 0.9, True)
     assert (one.augmented.lr, one.augmented.momentum, one.augmented.epochs) == (0.5, 0.9, 1)
     assert loading.single({"method": "genfl", "preset": "paper"}).training.lr == 1e-4
 
 
-@pytest.mark.parametrize("given", [
-    {}, {"rounds": 3}, {"preset": "practical", "training.epochs": 1}, {"kappa.kappa2": 0.7}, {"augmented.lr": 0.3}, {"generation.seed": 7}, {"world": {}},
-    {"training.lr": 0.2, "world.deadline_s": 3.0}, {"preset": "paper", "augmented.lr": 0.5, "clients": 3, "cohort": 2, "seed": 4}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"rounds": 3},
+        {"preset": "practical", "training.epochs": 1},
+        {"kappa.kappa2": 0.7},
+        {"augmented.lr": 0.3},
+        {"generation.seed": 7},
+        {"world": {}},
+        {"training.lr": 0.2, "world.deadline_s": 3.0},
+        {"preset": "paper", "augmented.lr": 0.5, "clients": 3, "cohort": 2, "seed": 4},
+    ],
+)
 def test_what_was_decided_is_what_was_given(given):
     """What follows from it is left out, and comes back of itself."""
+
     def resolved(values):
         return filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
 
-    assert loading.decided(resolved(given)) == given and resolved(loading.decided(resolved(given))) == resolved(given)
+    assert loading.decided(resolved(given)) == given and resolved(
+        loading.decided(resolved(given))
+    ) == resolved(given)
 
 
-@pytest.mark.parametrize("one, other, keys", [
-    ({"seed": 2}, {}, ["seed"]), ({"preset": "practical"}, {"preset": "paper"}, ["preset"]), ({"training.lr": 0.2}, {}, ["training.lr"]),
-    ({"training.lr": 0.2, "augmented.lr": 0.3}, {}, ["training.lr", "augmented.lr"]), ({"kappa.kappa1": 0.5}, {}, ["kappa.kappa2"]),
-    ({"rounds": 9}, {}, []), ({"world": {}}, {}, ["world"]), ({"world.deadline_s": 3}, {"world": {}}, ["world.deadline_s"])])
+@pytest.mark.parametrize(
+    "one, other, keys",
+    [
+        ({"seed": 2}, {}, ["seed"]),
+        ({"preset": "practical"}, {"preset": "paper"}, ["preset"]),
+        ({"training.lr": 0.2}, {}, ["training.lr"]),
+        ({"training.lr": 0.2, "augmented.lr": 0.3}, {}, ["training.lr", "augmented.lr"]),
+        ({"kappa.kappa1": 0.5}, {}, ["kappa.kappa2"]),
+        ({"rounds": 9}, {}, []),
+        ({"world": {}}, {}, ["world"]),
+        ({"world.deadline_s": 3}, {"world": {}}, ["world.deadline_s"]),
+    ],
+)
 def test_what_varies_is_what_was_decided(one, other, keys):
-    found = [filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json") for values in (one, other)]
+    found = [
+        filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
+        for values in (one, other)
+    ]
     assert loading.varied(found) == loading.varied(found[::-1]) == keys
     assert loading.varied([found[0], found[0]]) == []
 
@@ -74,7 +106,10 @@ def test_the_resolved_configuration_reads_back_the_same():
 
 
 def test_an_override_of_one_kappa_decides_both():
-    assert loading.single({"method": "genfl", "kappa": {"kappa2": 0.2}}, ["kappa.kappa1=0.5"]).kappa.kappa2 == 0.5
+    assert (
+        loading.single({"method": "genfl", "kappa": {"kappa2": 0.2}}, ["kappa.kappa1=0.5"]).kappa.kappa2
+        == 0.5
+    )
 
 
 def test_an_empty_section_is_a_section():
@@ -83,7 +118,9 @@ def test_an_empty_section_is_a_section():
 
 def test_a_setting_of_a_world_from_a_file(tmp_path):
     (tmp_path / "far.yaml").write_text("channel: {radius_m: 900}")
-    world = loading.single(None, ["method=fedavg", f"world={tmp_path}/far.yaml", "world.channel.bandwidth_mhz=7"]).world
+    world = loading.single(
+        None, ["method=fedavg", f"world={tmp_path}/far.yaml", "world.channel.bandwidth_mhz=7"]
+    ).world
     assert (world.channel.radius_m, world.channel.bandwidth_mhz) == (900, 7)
 
 
@@ -110,28 +147,73 @@ BAD = {
     "model": (["model.name=resnet19"], "model.name: "),
     "method": (["method=fedsgd"], "method: "),
     "policy": (["method=fedavg", "selection=randon"], "did you mean 'random'?"),
-    "imported policy": (["method=fedavg", "rho=no_such_module:f"], "rho: no_such_module:f cannot be imported"),
+    "imported policy": (
+        ["method=fedavg", "rho=no_such_module:f"],
+        "rho: no_such_module:f cannot be imported",
+    ),
     "data set": (["method=fedavg", "data.name=cifar10", "data.root=nowhere"], "data.download=true"),
     "too many clients": (["method=fedavg", "clients=500"], "partition.min_samples"),
     "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "there is no folder"),
-    "hub id": (["method=genfl", "generation.checkpoint=nobody/nothing"], "python -m genfl_mpi prefetch generation.checkpoint=nobody/nothing"),
+    "hub id": (
+        ["method=genfl", "generation.checkpoint=nobody/nothing"],
+        "python -m genfl_mpi prefetch generation.checkpoint=nobody/nothing",
+    ),
     "prompts": (["method=genfl", "generation.prompts=nowhere.yaml"], "generation.prompts: "),
-    "prompts of another data set": (["method=genfl", "generation.prompts=cifar10"], "no description of class '0'"),
-    "a filter without a pool": (["method=genfl", "generation.min_fidelity=0.5"], "generation.min_fidelity needs data.public_pool"),
-    "replacement by classes": (["method=fedavg", "partition.replacement=true"], "partition.replacement goes with the schemes"),
+    "prompts of another data set": (
+        ["method=genfl", "generation.prompts=cifar10"],
+        "no description of class '0'",
+    ),
+    "a filter without a pool": (
+        ["method=genfl", "generation.min_fidelity=0.5"],
+        "generation.min_fidelity needs data.public_pool",
+    ),
+    "replacement by classes": (
+        ["method=fedavg", "partition.replacement=true"],
+        "partition.replacement goes with the schemes",
+    ),
     "too large a pool": (["method=fedavg", "data.public_pool=3900"], "besides the public pool of 3900"),
-    "adapter": (["method=genfl", "generation.adapter=nowhere"], "generation.adapter: nowhere is not a folder with a file"),
-    "a policy without validation data": (["method=genfl", "kappa.policy=bandit"], "kappa.policy: bandit tries models on validation data: set validation.source"),
-    "a policy without a world": (["method=fedavg", "selection=oort"], "selection: oort asks what a round would take: set world"),
-    "a deadline that is none": (["method=fedavg", "selection=deadline", "world={}"], "selection: deadline needs world.deadline_s"),
-    "a key of the world": (["method=fedavg", "world={radius_m: 3}"], "unknown key world.radius_m; did you mean world.channel.radius_m?"),
+    "adapter": (
+        ["method=genfl", "generation.adapter=nowhere"],
+        "generation.adapter: nowhere is not a folder with a file",
+    ),
+    "a policy without validation data": (
+        ["method=genfl", "kappa.policy=bandit"],
+        "kappa.policy: bandit tries models on validation data: set validation.source",
+    ),
+    "a policy without a world": (
+        ["method=fedavg", "selection=oort"],
+        "selection: oort asks what a round would take: set world",
+    ),
+    "a deadline that is none": (
+        ["method=fedavg", "selection=deadline", "world={}"],
+        "selection: deadline needs world.deadline_s",
+    ),
+    "a key of the world": (
+        ["method=fedavg", "world={radius_m: 3}"],
+        "unknown key world.radius_m; did you mean world.channel.radius_m?",
+    ),
     "negative power": (["method=fedavg", "world.server.watts=-1"], "world.server.watts: "),
     "no world's file": (["method=fedavg", "world=nowhere.yaml"], "nowhere.yaml: cannot be read"),
-    "audit of corrected gradients": (["method=fedavg", "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
-    "pay without energies": (["method=fedavg", "incentive.base=1"], "incentive.base pays for energy: set world"),
-    "too small a world": (["method=fedavg", "world.clients=3"], "world.clients (3) is less than clients (20)"),
-    "no pool to judge by": (["method=genfl", "validation.source=pool"], "validation.source=pool needs data.public_pool"),
-    "judged by what it learned": (["method=pool", "data.public_pool=50", "validation.source=pool"], "would judge the augmented model by what it learned from"),
+    "audit of corrected gradients": (
+        ["method=fedavg", "audit=true", "algorithm.name=scaffold"],
+        "which algorithm.name=scaffold corrects",
+    ),
+    "pay without energies": (
+        ["method=fedavg", "incentive.base=1"],
+        "incentive.base pays for energy: set world",
+    ),
+    "too small a world": (
+        ["method=fedavg", "world.clients=3"],
+        "world.clients (3) is less than clients (20)",
+    ),
+    "no pool to judge by": (
+        ["method=genfl", "validation.source=pool"],
+        "validation.source=pool needs data.public_pool",
+    ),
+    "judged by what it learned": (
+        ["method=pool", "data.public_pool=50", "validation.source=pool"],
+        "would judge the augmented model by what it learned from",
+    ),
     "clients that are none": (["method=aigc", "validation.source=clients"], "method=aigc has none"),
     "not key=value": (["method=fedavg", "rounds"], "is not key=value"),
     "a value as a section": (["seed.x=1"], "seed"),
@@ -148,8 +230,15 @@ def test_bad_input_is_one_line_and_status_2(overrides, message, tmp_path, capsys
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a: [1", "not valid YAML"), ("- 1", "mapping"), ("sweep: 3", "sweep must map keys to lists"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "mapping"),
+        ("sweep: 3", "sweep must map keys to lists"),
+        (None, "cannot be read"),
+    ],
+)
 def test_bad_files(text, message, tmp_path, capsys):
     file = tmp_path / "bad.yaml"
     if text is not None:
@@ -167,7 +256,9 @@ def test_a_checkpoint_folder_that_is_empty_or_damaged(tmp_path, tiny, capsys):
     assert main([*tiny, f"generation.checkpoint={tmp_path}/empty"]) == 2
     assert "model_index.json is missing" in capsys.readouterr().err
     shutil.copytree(SHIPPED / "digits", tmp_path / "damaged")
-    shutil.copytree(SHIPPED / "digits", tmp_path / "incomplete", ignore=shutil.ignore_patterns("diffusion*.safetensors"))
+    shutil.copytree(
+        SHIPPED / "digits", tmp_path / "incomplete", ignore=shutil.ignore_patterns("diffusion*.safetensors")
+    )
     assert main([*tiny, f"generation.checkpoint={tmp_path}/incomplete"]) == 2
     assert "has no safetensors file" in capsys.readouterr().err
     weights = next((tmp_path / "damaged/unet").glob("*.safetensors"))
@@ -189,24 +280,45 @@ def test_the_shipped_configurations_are_valid(path):
 def test_a_small_twin_has_the_sweep_of_the_figure(small):
     """Its panels and methods; of seeds, some."""
     one, other = (loading.load(CONFIGS / f"{name}.yaml") for name in (small, small.removesuffix("-small")))
-    assert set(one) <= set(other) and {name for name in other if "seed1_" in name} == {name for name in one if "seed1_" in name}
+    assert set(one) <= set(other) and {name for name in other if "seed1_" in name} == {
+        name for name in one if "seed1_" in name
+    }
 
 
 def test_the_controls_are_pairs_of_the_figure():
-    seen = {tuple(attrgetter(section)(run) for section in PAIRED if section != "partition")
-            for name in ("fig5-small", "controls-small") for run in loading.load(CONFIGS / f"{name}.yaml").values()}
+    seen = {
+        tuple(attrgetter(section)(run) for section in PAIRED if section != "partition")
+        for name in ("fig5-small", "controls-small")
+        for run in loading.load(CONFIGS / f"{name}.yaml").values()
+    }
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize("name", ["methods", "method"])
 def test_settings_that_go_together_in_a_sweep(name):
-    own = {"sweep": {"seed": [1, 2], name: [{"method": "fedavg", "training.lr": 0.2}, {"method": "genfl", "training.lr": 0.1, "kappa.kappa2": 0.4}]}}
+    own = {
+        "sweep": {
+            "seed": [1, 2],
+            name: [
+                {"method": "fedavg", "training.lr": 0.2},
+                {"method": "genfl", "training.lr": 0.1, "kappa.kappa2": 0.4},
+            ],
+        }
+    }
     runs = loading.load(own)
     assert list(runs) == ["fedavg_seed1", "genfl_seed1", "fedavg_seed2", "genfl_seed2"]
-    assert [(run.training.lr, run.augmented.lr, run.kappa.kappa2) for run in runs.values()][:2] == [(0.2, 0.2, 0.2), (0.1, 0.1, 0.4)]
-    assert {name: run.training.lr for name, run in loading.load(own, ["method=genfl", "training.lr=0.3"]).items()} == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
-    for overrides, message in ((["method=aigc"], "one at least of method=aigc"), ([f"sweep.{name}=[{{method: fedavg}}, 3]"], "all of them"),
-                               ([f"sweep.{name}=[{{metod: fedavg}}]"], "unknown key metod; did you mean method")):
+    assert [(run.training.lr, run.augmented.lr, run.kappa.kappa2) for run in runs.values()][:2] == [
+        (0.2, 0.2, 0.2),
+        (0.1, 0.1, 0.4),
+    ]
+    assert {
+        name: run.training.lr for name, run in loading.load(own, ["method=genfl", "training.lr=0.3"]).items()
+    } == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
+    for overrides, message in (
+        (["method=aigc"], "one at least of method=aigc"),
+        ([f"sweep.{name}=[{{method: fedavg}}, 3]"], "all of them"),
+        ([f"sweep.{name}=[{{metod: fedavg}}]"], "unknown key metod; did you mean method"),
+    ):
         with pytest.raises(UserError, match=message):
             loading.load(own, overrides)
 

@@ -37,7 +37,11 @@ def test_a_class_that_nobody_has():
 
 
 def test_who_told_is_known_even_if_noise_made_it_nothing():
-    shared, told = share(np.eye(10, dtype=np.int32).repeat(100, 0), LabelSharing(payload="presence", epsilon=4.0, refusing=0.2), 1)
+    shared, told = share(
+        np.eye(10, dtype=np.int32).repeat(100, 0),
+        LabelSharing(payload="presence", epsilon=4.0, refusing=0.2),
+        1,
+    )
     assert told.sum() == 800 and not shared[~told].any() and not shared[told].any(1).all()
     shared, _ = share(HISTOGRAMS, LabelSharing(epsilon=1e-9), 1)
     assert shared.min() >= 0
@@ -62,9 +66,13 @@ def test_iid_is_even():
 def test_every_scheme_divides_the_samples(scheme, seed):
     pointers, indices = partition(LABELS, 20, 10, Partition(scheme=scheme), seed)
     assert sorted(indices) == list(range(len(LABELS))) and len(pointers) == 21
-    assert all((np.diff(indices[a:b]) > 0).all() for a, b in zip(pointers[:-1], pointers[1:])), "in rising order within a client"
+    assert all((np.diff(indices[a:b]) > 0).all() for a, b in zip(pointers[:-1], pointers[1:])), (
+        "in rising order within a client"
+    )
     again = partition(LABELS, 20, 10, Partition(scheme=scheme), seed)
-    assert np.array_equal(again[1], indices) and not np.array_equal(partition(LABELS, 20, 10, Partition(scheme=scheme), seed + 2)[1], indices)
+    assert np.array_equal(again[1], indices) and not np.array_equal(
+        partition(LABELS, 20, 10, Partition(scheme=scheme), seed + 2)[1], indices
+    )
 
 
 def histograms_of(settings, clients=20, labels=LABELS):
@@ -74,7 +82,9 @@ def histograms_of(settings, clients=20, labels=LABELS):
 
 def test_shards_by_hand():
     # 8 samples of 4 labels, 2 clients with 2 shards of 2 samples each: a shard is a label.
-    histograms = histograms_of(Partition(scheme="shards", min_samples=1), 2, np.array([3, 1, 0, 2, 2, 0, 1, 3]))
+    histograms = histograms_of(
+        Partition(scheme="shards", min_samples=1), 2, np.array([3, 1, 0, 2, 2, 0, 1, 3])
+    )
     assert (np.sort(histograms, axis=1) == [0, 0, 2, 2]).all() and histograms.sum(0).tolist() == [2, 2, 2, 2]
 
 
@@ -93,7 +103,10 @@ def test_clients_that_draw_their_labels_have_equal_sizes(alpha):
     assert (earth_movers_distance(histograms).mean() > 1.6) == (alpha == 0.01)
 
 
-@pytest.mark.parametrize(("scheme", "alpha", "least", "most"), [("iid", 1, 0, 0.6), ("dirichlet_client", 0.01, 1.7, 2), ("classes", 1, 1.6, 1.6)])
+@pytest.mark.parametrize(
+    ("scheme", "alpha", "least", "most"),
+    [("iid", 1, 0, 0.6), ("dirichlet_client", 0.01, 1.7, 2), ("classes", 1, 1.6, 1.6)],
+)
 def test_with_replacement_there_may_be_more_clients_than_samples(scheme, alpha, least, most):
     histograms = histograms_of(Partition(scheme=scheme, alpha=alpha, replacement=True, samples=20), 5000)
     assert histograms.shape == (5000, 10) and (histograms.sum(1) == 20).all()
@@ -107,7 +120,10 @@ def test_groups_of_a_file_are_clients(tmp_path):
     pointers, indices = partition(LABELS, 20, 10, Partition(scheme="groups", groups=str(file)), seed=1)
     assert (np.diff(pointers) == 160).all() and len(set(indices)) == 3200
     assert all(len(set(indices[a:b] % 25)) == 1 for a, b in zip(pointers[:-1], pointers[1:]))
-    for text, clients, message in (("a\nb", 2, "has 2 lines, and there are 4000"), (file.read_text(), 26, "25 groups, fewer than clients=26")):
+    for text, clients, message in (
+        ("a\nb", 2, "has 2 lines, and there are 4000"),
+        (file.read_text(), 26, "25 groups, fewer than clients=26"),
+    ):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             partition(LABELS, clients, 10, Partition(scheme="groups", groups=str(file)), seed=1)
@@ -117,7 +133,9 @@ def test_groups_of_a_file_are_clients(tmp_path):
 
 def test_a_client_with_too_few_samples_is_named():
     file_of_two = np.array([0] * 30 + [1])
-    with pytest.raises(UserError, match="leaves client . with [01] samples, fewer than partition.min_samples=2"):
+    with pytest.raises(
+        UserError, match="leaves client . with [01] samples, fewer than partition.min_samples=2"
+    ):
         partition(file_of_two, 2, 2, Partition(scheme="classes", classes_per_client=1, min_samples=2), seed=1)
 
 
@@ -160,7 +178,9 @@ def test_randomised_response_lies_as_often_as_epsilon_allows():
 def test_laplace_noise_has_the_scale_of_epsilon():
     noise = share(np.full((1000, 10), 1000, dtype=np.int32), LabelSharing(epsilon=0.5), 1)[0] - 1000
     assert abs(noise.mean()) < 0.3
-    assert np.abs(noise).mean() == pytest.approx(2 / 0.5, rel=0.05)  # the mean size of Laplace noise is its scale
+    assert np.abs(noise).mean() == pytest.approx(
+        2 / 0.5, rel=0.05
+    )  # the mean size of Laplace noise is its scale
     assert share(HISTOGRAMS, LabelSharing(epsilon=0.1), 1)[0].min() == 0
 
 
@@ -193,16 +213,22 @@ def test_an_image_of_the_test_set_is_not_learned_from():
     arrays = {name: array.copy() for name, array in datasets.load(Data(name="mnist5k")).items()}
     pool = public.pool(arrays["train_labels"], 100, 10)
     arrays["train_images"][pool[7]] = arrays["test_images"][42]
-    values, labels, tested = public.images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(public_pool=100), "public_pool")
+    values, labels, tested = public.images(
+        arrays, datasets.DESCRIPTIONS["mnist5k"], Data(public_pool=100), "public_pool"
+    )
     assert tested == 1 and len(values) == len(labels) == 99
-    assert np.array_equal((values * 255).round().byte().numpy(), np.delete(arrays["train_images"][pool], 7, axis=0))
+    assert np.array_equal(
+        (values * 255).round().byte().numpy(), np.delete(arrays["train_images"][pool], 7, axis=0)
+    )
     with pytest.raises(UserError, match="data.public_pool is 0"):
         public.images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(), "public_pool")
     with pytest.raises(UserError, match="digits like MNIST's"):
         public.images(arrays, datasets.DESCRIPTIONS["cifar10"], Data(name="cifar10"), "uci_digits")
 
 
-@pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
+@pytest.mark.skipif(
+    "GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100"
+)
 @pytest.mark.parametrize(("name", "tested"), [("cifar10", 0), ("cifar100", 1)])
 def test_the_pools_of_cifar_and_the_test_images_in_them(name, tested):
     """CIFAR-100's training set holds copies of test images: one of them is in the pool, and left out."""
@@ -210,7 +236,9 @@ def test_the_pools_of_cifar_and_the_test_images_in_them(name, tested):
     assert public.images(datasets.load(data), datasets.DESCRIPTIONS[name], data, "public_pool")[2] == tested
 
 
-@pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
+@pytest.mark.skipif(
+    "GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100"
+)
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_real_cifar(name):
     arrays = datasets.load(Data(name=name, root=os.environ["GENFL_DATA"]))
@@ -221,7 +249,11 @@ def test_real_cifar(name):
     assert len(arrays["test_labels"]) == 10000
     assert images.mean((0, 2, 3)) / 255 == pytest.approx(about.mean, abs=2e-3)
     assert images.std((0, 2, 3)) / 255 == pytest.approx(about.std, abs=2e-3)
-    meta = next(Path(os.environ["GENFL_DATA"]).glob({"cifar10": "cifar-10*/batches.meta", "cifar100": "cifar-100*/meta"}[name]))
+    meta = next(
+        Path(os.environ["GENFL_DATA"]).glob(
+            {"cifar10": "cifar-10*/batches.meta", "cifar100": "cifar-100*/meta"}[name]
+        )
+    )
     assert all(label.encode() in meta.read_bytes() for label in about.classes)
 
 
@@ -236,9 +268,21 @@ def test_a_folder_of_images_is_a_data_set(tmp_path, tiny, capsys):
     data = Data(name="folder", root=str(tmp_path), size=16)
     about, arrays = datasets.describe(data), datasets.load(data)
     assert about.classes == ("dark", "light") and about.shape == (3, 16, 16) and about.train_samples == 24
-    assert arrays["train_images"].shape == (24, 3, 16, 16) and arrays["test_labels"].tolist() == [0] * 3 + [1] * 3
-    assert (arrays["train_images"][:, 0].mean((1, 2)) > 100).tolist() == arrays["train_labels"].astype(bool).tolist()
-    run = [*tiny, "method=fedavg", "data.name=folder", f"data.root={tmp_path}", "clients=3", "partition.min_samples=1"]
+    assert (
+        arrays["train_images"].shape == (24, 3, 16, 16)
+        and arrays["test_labels"].tolist() == [0] * 3 + [1] * 3
+    )
+    assert (arrays["train_images"][:, 0].mean((1, 2)) > 100).tolist() == arrays["train_labels"].astype(
+        bool
+    ).tolist()
+    run = [
+        *tiny,
+        "method=fedavg",
+        "data.name=folder",
+        f"data.root={tmp_path}",
+        "clients=3",
+        "partition.min_samples=1",
+    ]
     assert main([*run, f"output={tmp_path}/results"]) == 0
     (tmp_path / "train/dark/99.png").write_text("no image")
     assert main([*run, f"output={tmp_path}/other"]) == 2
@@ -252,13 +296,30 @@ def test_a_synthetic_set_can_be_learned(tiny, tmp_path):
 
     arrays = datasets.load(Data(name="synthetic", samples=500, size=20))
     assert arrays["train_images"].shape == (500, 3, 20, 20) and len(arrays["test_labels"]) == 100
-    assert np.array_equal(arrays["train_images"], datasets.load(Data(name="synthetic", samples=500, size=20))["train_images"])
-    assert main([*tiny, "method=fedavg", "data.name=synthetic", "data.samples=2000", "partition.scheme=iid", "rounds=3"]) == 0
+    assert np.array_equal(
+        arrays["train_images"], datasets.load(Data(name="synthetic", samples=500, size=20))["train_images"]
+    )
+    assert (
+        main(
+            [
+                *tiny,
+                "method=fedavg",
+                "data.name=synthetic",
+                "data.samples=2000",
+                "partition.scheme=iid",
+                "rounds=3",
+            ]
+        )
+        == 0
+    )
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/accuracy"][-1] > 0.3
 
 
-@pytest.mark.parametrize(("name", "folder", "prefix", "classes"), [("fashion_mnist", "FashionMNIST", "", 10), ("emnist", "EMNIST", "emnist-balanced-", 47)])
+@pytest.mark.parametrize(
+    ("name", "folder", "prefix", "classes"),
+    [("fashion_mnist", "FashionMNIST", "", 10), ("emnist", "EMNIST", "emnist-balanced-", 47)],
+)
 def test_data_sets_in_mnists_format(tmp_path, name, folder, prefix, classes):
     """A few images, written as torchvision reads them."""
     raw = tmp_path / folder / "raw"
@@ -268,10 +329,14 @@ def test_data_sets_in_mnists_format(tmp_path, name, folder, prefix, classes):
     for part in ("train", "test") if prefix else ("train", "t10k"):
         for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(classes, dtype=np.uint8))):
             sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-            (raw / f"{prefix}{part}-{kind}-ubyte").write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+            (raw / f"{prefix}{part}-{kind}-ubyte").write_bytes(
+                bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+            )
     data = Data(name=name, root=str(tmp_path))
     arrays = datasets.load(data)
-    assert len(datasets.describe(data).classes) == classes and arrays["train_labels"].tolist() == list(range(classes))
+    assert len(datasets.describe(data).classes) == classes and arrays["train_labels"].tolist() == list(
+        range(classes)
+    )
     y, x = (20, 3) if name == "emnist" else (3, 20)  # EMNIST's images lie on their side
     assert arrays["test_images"][:, 0, y, x].tolist() == list(range(1, classes + 1))
 
@@ -295,7 +360,11 @@ def test_bad_clients_hold_bad_data():
             images_before, labels_before = client_data(clean, client, one)
             images_differ, labels_differ = (images != images_before).any(), labels != labels_before
             assert images_differ == (data["bad"][client] and kind != "mislabelled")
-            assert labels_differ.all() if data["bad"][client] and kind == "mislabelled" else not labels_differ.any()
+            assert (
+                labels_differ.all()
+                if data["bad"][client] and kind == "mislabelled"
+                else not labels_differ.any()
+            )
             again, _ = client_data(data, client, one)
             assert np.array_equal(images, again)
         assert np.array_equal(data["label_histograms"], clean["label_histograms"]) == (kind != "mislabelled")
@@ -305,10 +374,31 @@ def test_bad_clients_hold_bad_data():
 
 
 def test_a_run_with_more_clients_than_samples(tiny):
-    assert main([*tiny, "method=fedavg", "clients=5000", "partition.scheme=classes", "partition.replacement=true", "partition.samples=12"]) == 0
+    assert (
+        main(
+            [
+                *tiny,
+                "method=fedavg",
+                "clients=5000",
+                "partition.scheme=classes",
+                "partition.replacement=true",
+                "partition.samples=12",
+            ]
+        )
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("scheme", "replacement"), [("dirichlet_client", True), ("classes", True), ("iid", True), ("dirichlet_client", False), ("classes", False)])
+@pytest.mark.parametrize(
+    ("scheme", "replacement"),
+    [
+        ("dirichlet_client", True),
+        ("classes", True),
+        ("iid", True),
+        ("dirichlet_client", False),
+        ("classes", False),
+    ],
+)
 def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, monkeypatch):
     settings = Partition(scheme=scheme, replacement=replacement, samples=7)
 
@@ -323,9 +413,20 @@ def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, 
 
 def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
     clients, samples = 20_000, 50
-    settings = loading.single(None, [
-        "method=fedavg", f"clients={clients}", "cohort=5", "data.name=synthetic", "data.size=4", "data.samples=1000", "partition.scheme=dirichlet_client",
-        "partition.replacement=true", f"partition.samples={samples}"])
+    settings = loading.single(
+        None,
+        [
+            "method=fedavg",
+            f"clients={clients}",
+            "cohort=5",
+            "data.name=synthetic",
+            "data.size=4",
+            "data.samples=1000",
+            "partition.scheme=dirichlet_client",
+            "partition.replacement=true",
+            f"partition.samples={samples}",
+        ],
+    )
     tracemalloc.start()
     data = load_and_divide(settings)
     _, most = tracemalloc.get_traced_memory()
@@ -373,13 +474,25 @@ def own(tmp_path, monkeypatch):
 
 def test_a_data_set_of_ones_own(own):
     data = Data(name="own_data:good")
-    assert datasets.describe(data).classes == ("a", "b") and datasets.load(data)["train_labels"].tolist() == [0, 1] * 30
+    assert (
+        datasets.describe(data).classes == ("a", "b")
+        and datasets.load(data)["train_labels"].tolist() == [0, 1] * 30
+    )
     assert datasets.describe(Data(name="own_data:good", normalise=False)).mean == (0.0,)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("other_shape", r"uint8 \(n, 3, 8, 8\)"), ("other_labels", "test_labels .* one of 0 to 1"), ("fewer", "50 images for training, and its description says 60"),
-    ("floats", "train_images .* not float64"), ("lacking", "train_images"), ("nothing", "must return a .*Description"), ("missing", "cannot be imported")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other_shape", r"uint8 \(n, 3, 8, 8\)"),
+        ("other_labels", "test_labels .* one of 0 to 1"),
+        ("fewer", "50 images for training, and its description says 60"),
+        ("floats", "train_images .* not float64"),
+        ("lacking", "train_images"),
+        ("nothing", "must return a .*Description"),
+        ("missing", "cannot be imported"),
+    ],
+)
 def test_what_is_no_data_set(own, name, message):
     with pytest.raises(UserError, match=message):
         datasets.load(Data(name=f"own_data:{name}"))
@@ -396,8 +509,13 @@ def test_what_is_no_partition(own, scheme):
         partition(np.zeros(60, dtype=np.int64), 3, 2, Partition(scheme=f"own_data:{scheme}"), 1)
 
 
-@pytest.mark.parametrize(("key", "message"), [("data.name=mnits", "data.name: must be mnist5k, .* or module:function of your own, not 'mnits'"),
-                                              ("partition.scheme=iidd", "partition.scheme: must be dirichlet, .* not 'iidd'")])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("data.name=mnits", "data.name: must be mnist5k, .* or module:function of your own, not 'mnits'"),
+        ("partition.scheme=iidd", "partition.scheme: must be dirichlet, .* not 'iidd'"),
+    ],
+)
 def test_a_name_that_is_none(key, message):
     with pytest.raises(UserError, match=message):
         loading.single(overrides=[key, "method=fedavg"])

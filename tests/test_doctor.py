@@ -20,7 +20,15 @@ def examine(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(doctor, name, value)
 
     def examined(*overrides):
-        status = main(["doctor", "runtime.threads=1", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank", *overrides])
+        status = main(
+            [
+                "doctor",
+                "runtime.threads=1",
+                f"output={tmp_path}/results",
+                f"generation.bank={tmp_path}/bank",
+                *overrides,
+            ]
+        )
         return status, re.sub(r"\s+", " ", capsys.readouterr().out)
 
     return examined
@@ -29,23 +37,53 @@ def examine(tmp_path, monkeypatch, capsys):
 def test_a_healthy_set_up(examine, tmp_path):
     status, said = examine()
     assert status == 0 and said.endswith("nothing to mend ")
-    for heading in ("MPI ", "ranks 1 on 1 host", "cores ", "GPUs ", "versions python ", "HDF5 ", "mnist5k: there", "digits: there", "messages none"):
+    for heading in (
+        "MPI ",
+        "ranks 1 on 1 host",
+        "cores ",
+        "GPUs ",
+        "versions python ",
+        "HDF5 ",
+        "mnist5k: there",
+        "digits: there",
+        "messages none",
+    ):
         assert heading in said
     assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
 
 
-@pytest.mark.parametrize(("overrides", "problem", "remedy"), [
-    (["data.name=cifar10", "data.root=/nowhere", "generation.prompts=cifar10"], "there is no /nowhere/cifar-10-batches-py", "set data.root"),
-    (["generation.checkpoint=no/such"], "no/such", "prefetch"),
-    (["output=/proc/results"], "output: /proc/results cannot be written", "set another folder"),
-    ([f"runtime.threads={os.cpu_count() + 1}"], f"1 rank of {os.cpu_count() + 1} threads on ", "ask for more cores")])
+@pytest.mark.parametrize(
+    ("overrides", "problem", "remedy"),
+    [
+        (
+            ["data.name=cifar10", "data.root=/nowhere", "generation.prompts=cifar10"],
+            "there is no /nowhere/cifar-10-batches-py",
+            "set data.root",
+        ),
+        (["generation.checkpoint=no/such"], "no/such", "prefetch"),
+        (["output=/proc/results"], "output: /proc/results cannot be written", "set another folder"),
+        (
+            [f"runtime.threads={os.cpu_count() + 1}"],
+            f"1 rank of {os.cpu_count() + 1} threads on ",
+            "ask for more cores",
+        ),
+    ],
+)
 def test_what_is_missing(examine, overrides, problem, remedy):
     status, said = examine(*overrides)
-    assert status == 2 and problem in said.partition("to mend:")[2] and remedy in said.partition("to mend:")[2], said
+    assert (
+        status == 2 and problem in said.partition("to mend:")[2] and remedy in said.partition("to mend:")[2]
+    ), said
 
 
-@pytest.mark.parametrize(("threshold", "value", "problem"), [
-    ("SLOW_FILE", 0, "is on a slow file system"), ("SLOW_DISK", 1e18, "checkpoint.every_rounds=10"), ("SLOW_START", 0, "to start: keep the Python environment")])
+@pytest.mark.parametrize(
+    ("threshold", "value", "problem"),
+    [
+        ("SLOW_FILE", 0, "is on a slow file system"),
+        ("SLOW_DISK", 1e18, "checkpoint.every_rounds=10"),
+        ("SLOW_START", 0, "to start: keep the Python environment"),
+    ],
+)
 def test_what_is_slow(examine, monkeypatch, threshold, value, problem):
     monkeypatch.setattr(doctor, threshold, value)
     status, said = examine()
@@ -67,7 +105,11 @@ def test_a_gpu_that_torch_cannot_use(examine, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     status, said = examine()
-    assert status == 2 and "rank 0 takes GPU 3 of 3, which torch cannot use" in said and "set runtime.device=cpu" in said
+    assert (
+        status == 2
+        and "rank 0 takes GPU 3 of 3, which torch cannot use" in said
+        and "set runtime.device=cpu" in said
+    )
     assert examine("runtime.device=cpu")[0] == 0
 
 
@@ -90,13 +132,20 @@ sys.exit(main(sys.argv[1:]))
     said = re.sub(r"\s+", " ", done.stdout)
     assert done.returncode == 2, done.stderr
     assert "torch is " in said and "(rank 1) has 0.4.1: start all ranks from one environment" in said
-    assert f"output: {tmp_path}/results is not the same folder on " in said and "a file system that all nodes see" in said
+    assert (
+        f"output: {tmp_path}/results is not the same folder on " in said
+        and "a file system that all nodes see" in said
+    )
     assert "rank 0 to rank 1 on " in said and "a round's reduction of " in said
 
 
 def test_a_model_and_data_that_cannot_be_are_to_be_mended(fast, capsys):
     assert main(["doctor", *fast, "data.samples=2147483647"]) == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory" in said
+    assert (
+        "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory" in said
+    )
     assert main(["doctor", *fast, "data.size=2"]) == 2
-    assert "to mend: - model.name: cnn cannot be trained on images of 3 x 2 x 2 " in " ".join(capsys.readouterr().out.split())
+    assert "to mend: - model.name: cnn cannot be trained on images of 3 x 2 x 2 " in " ".join(
+        capsys.readouterr().out.split()
+    )

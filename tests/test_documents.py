@@ -18,7 +18,9 @@ from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES, VERSION
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORT = {"pretrain": ["pretraining.autoencoder_channels=[8,16]", "pretraining.denoiser_channels=[16,32]"]}  # tests have little time
+SHORT = {
+    "pretrain": ["pretraining.autoencoder_channels=[8,16]", "pretraining.denoiser_channels=[16,32]"]
+}  # tests have little time
 
 
 def blocks(page):
@@ -32,7 +34,9 @@ def results(tmp_path_factory, bank):
     """What the README's commands leave, from runs of seconds."""
     folder = tmp_path_factory.mktemp("documents")
     overrides = [one for one in TINY if not one.startswith("method")]
-    assert cli.main([*overrides, "sweep.seed=[1,2,3]", f"output={folder}/seeds", f"generation.bank={bank}"]) == 0
+    assert (
+        cli.main([*overrides, "sweep.seed=[1,2,3]", f"output={folder}/seeds", f"generation.bank={bank}"]) == 0
+    )
     shutil.copytree(folder / "seeds", folder / "default", ignore=shutil.ignore_patterns("*seed[23]*"))
     return folder
 
@@ -87,8 +91,10 @@ def test_results_page_has_every_column():
         for name, column in columns.items():
             kind = np.dtype(column.dtype)
             dimensions = ", ".join(rows if name in rows else (*rows, *DIMENSIONS.get(name, ())))
-            wanted.append(f"| `{name}` | {dimensions} | {f'text, {kind.itemsize} bytes' if kind.kind == 'S' else kind.name} | {column.unit} | "
-                          f"{column.about}{' (measured)' if column.measured else ''} |")
+            wanted.append(
+                f"| `{name}` | {dimensions} | {f'text, {kind.itemsize} bytes' if kind.kind == 'S' else kind.name} | {column.unit} | "
+                f"{column.about}{' (measured)' if column.measured else ''} |"
+            )
     assert [line for line in text.splitlines() if line.startswith("| `") and line.count("|") == 6] == wanted
 
 
@@ -97,4 +103,6 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([*([command] if command != "run" else []), "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"(For example:|examples:).*python -m genfl_mpi" + (f" {command} " if command != "run" else ""), said)
+    assert re.search(
+        r"(For example:|examples:).*python -m genfl_mpi" + (f" {command} " if command != "run" else ""), said
+    )

@@ -54,7 +54,10 @@ def test_packet_error_and_transmissions_by_hand():
     assert channel.transmissions(luck, np.full(6, error), 10).tolist() == [1, 1, 2, 2, 3, 10]
     assert channel.transmissions(luck, np.zeros(6), 10).tolist() == [1] * 6
     # A hopeless channel, whose error is rounded to 1.
-    assert channel.transmissions(luck, np.ones(6), 10).tolist() == [10] * 6 and channel.never_arrives(luck, np.ones(6), 10).all()
+    assert (
+        channel.transmissions(luck, np.ones(6), 10).tolist() == [10] * 6
+        and channel.never_arrives(luck, np.ones(6), 10).all()
+    )
     assert channel.packet_error(1e9, 1.0, 1.0, 1.0, 1.0) == 1
 
 
@@ -67,15 +70,23 @@ def test_a_round_by_hand():
     )
     gain = np.array([10**-9.05, 10**-12.81])
     cohort = Cohort(np.array([4, 7]), np.array([0.1, 0.2]), np.array([1e9, 2e9]), gain, gain, np.zeros(2))
-    priced = price(world, cohort, Work(flops=np.array([2e9, 2e9]), weights_bytes=1e6, server_images=10, augment_flops=5e12))
+    priced = price(
+        world,
+        cohort,
+        Work(flops=np.array([2e9, 2e9]), weights_bytes=1e6, server_images=10, augment_flops=5e12),
+    )
     up = 8e6 / (10e6 * np.log2(1 + np.array([0.1, 0.2]) * gain / (10**-20.4 * 10e6)))
     down = 8e6 / (20e6 * np.log2(1 + 20 * gain[1] / (10**-20.4 * 20e6)))
-    assert priced.client_seconds["up"] == pytest.approx(up) and priced.client_seconds["down"] == pytest.approx([down, down])
+    assert priced.client_seconds["up"] == pytest.approx(up) and priced.client_seconds[
+        "down"
+    ] == pytest.approx([down, down])
     assert priced.client_seconds["compute"] == pytest.approx([2, 1])
     assert priced.client_joules["up"] == pytest.approx(np.array([0.1, 0.2]) * up)
     assert priced.client_joules["compute"] == pytest.approx([1e-28 * 2e9 * 1e18, 1e-28 * 2e9 * 4e18])
     assert priced.server_seconds["generate"] == 30 and priced.server_seconds["augment"] == 5
-    assert priced.server_joules["generate"] == 400 * 30 and priced.server_joules["send"] == pytest.approx(20 * down)
+    assert priced.server_joules["generate"] == 400 * 30 and priced.server_joules["send"] == pytest.approx(
+        20 * down
+    )
     # 30 + 5 s at the server outlast the clients; then three models of 250,000 weights are added, two operations each.
     assert priced.seconds == pytest.approx(35 + 2 * 3 * 250_000 / 1e12)
     assert priced.bytes == {"down": 1e6, "up": 2e6, "wire": 0}
@@ -103,12 +114,16 @@ def test_min_max_against_a_general_solver(seed):
     link = uplink(seed, clients=5)
     ours = bandwidth.min_max(link)
     assert ours.sum() == pytest.approx(link.total)
-    assert link.ready + bandwidth.seconds(link, ours) == pytest.approx(np.full(5, finish(link, ours)), rel=1e-8)
+    assert link.ready + bandwidth.seconds(link, ours) == pytest.approx(
+        np.full(5, finish(link, ours)), rel=1e-8
+    )
     # Minimise T subject to t_n(b_n) <= T and sum b_n = B, over shares of the band and T as a multiple of ours.
     constraints = [
         {
             "type": "ineq",
-            "fun": lambda x: x[-1] - (link.ready + bandwidth.seconds(link, x[:-1] * link.total)) / finish(link, ours),
+            "fun": lambda x: (
+                x[-1] - (link.ready + bandwidth.seconds(link, x[:-1] * link.total)) / finish(link, ours)
+            ),
         },
         {"type": "eq", "fun": lambda x: x[:-1].sum() - 1},
     ]
@@ -134,7 +149,10 @@ def test_least_energy_against_a_general_solver(seed):
 
     assert ours.sum() == pytest.approx(link.total) and finish(link, ours) <= link.deadline * (1 + 1e-9)
     constraints = [
-        {"type": "ineq", "fun": lambda x: 1 - (link.ready + bandwidth.seconds(link, x * link.total)) / link.deadline},
+        {
+            "type": "ineq",
+            "fun": lambda x: 1 - (link.ready + bandwidth.seconds(link, x * link.total)) / link.deadline,
+        },
         {"type": "eq", "fun": lambda x: x.sum() - 1},
     ]
     found = minimize(
@@ -148,7 +166,9 @@ def test_least_energy_against_a_general_solver(seed):
 
 
 def test_divisions_of_like_clients_are_equal():
-    link = bandwidth.Uplink(8e6, np.full(4, 2.0), np.full(4, 0.1), np.full(4, 1e9), 20e6, 10.0, np.full(4, 0.5))
+    link = bandwidth.Uplink(
+        8e6, np.full(4, 2.0), np.full(4, 0.1), np.full(4, 1e9), 20e6, 10.0, np.full(4, 0.5)
+    )
     for division in bandwidth.ALLOCATIONS.values():
         assert division(link) == pytest.approx(np.full(4, 5e6))
 
@@ -157,7 +177,10 @@ def test_divisions_favour_what_they_say():
     link = uplink(1, value=np.array([1, 0.5, 0.2, 0.05, 0, 1.0]))
     weighted = bandwidth.weighted(link)
     assert weighted / weighted[0] == pytest.approx([1, 0.5, 0.2, 0.1, 0.1, 1])
-    spread = {name: np.ptp(bandwidth.seconds(link, bandwidth.ALLOCATIONS[name](link))) for name in ("equal", "proportional")}
+    spread = {
+        name: np.ptp(bandwidth.seconds(link, bandwidth.ALLOCATIONS[name](link)))
+        for name in ("equal", "proportional")
+    }
     assert spread["proportional"] < spread["equal"]
     assert finish(link, bandwidth.min_max(link)) < min(
         finish(link, bandwidth.ALLOCATIONS[name](link)) for name in ("equal", "proportional")
@@ -178,18 +201,25 @@ def test_clients_stay_uniform_in_the_cell_while_they_move():
     for distance in (before, after, later):
         assert distance.max() <= 500 + 1e-6 and (distance**2).mean() == pytest.approx(500**2 / 2, rel=0.01)
     still = World()
-    assert np.array_equal(channel.gains(still, 9, 0, channel.UP) / channel.gains(still, 9, 0, channel.UP), np.ones(9))
+    assert np.array_equal(
+        channel.gains(still, 9, 0, channel.UP) / channel.gains(still, 9, 0, channel.UP), np.ones(9)
+    )
     assert np.array_equal(channel.distances(still, 9, 0), channel.distances(still, 9, 7))
 
 
 def test_shadowing_and_fading_have_their_moments():
-    for world, round in ((World(), 3), (World(channel={"speed_mps": 0.5}), 4)):  # the second between two draws
+    for world, round in (
+        (World(), 3),
+        (World(channel={"speed_mps": 0.5}), 4),
+    ):  # the second between two draws
         shadowing = channel.shadowing_db(world, 200_000, round)
         assert shadowing.mean() == pytest.approx(0, abs=0.1) and shadowing.std() == pytest.approx(8, rel=0.01)
     faded = channel.gains(World(), 200_000, 2, channel.UP) / channel.gains(
         World(channel={"fading": "none"}), 200_000, 2, channel.UP
     )
-    assert faded.mean() == pytest.approx(1, rel=0.01) and (faded < np.log(2)).mean() == pytest.approx(0.5, abs=0.01)
+    assert faded.mean() == pytest.approx(1, rel=0.01) and (faded < np.log(2)).mean() == pytest.approx(
+        0.5, abs=0.01
+    )
 
 
 def trace(**changes):
@@ -235,7 +265,9 @@ def test_placements_do_what_they_say():
     # Client 0 lacks half of the labels, client 3 three quarters: 20 and 30 images in the first round, at 15 s each.
     assert bills["P3"].prices[0].client_seconds["make"].tolist() == [300, 0, 450]
     assert bills["P3"].prices[2].client_seconds["make"][:2].tolist() == [600, 900]
-    assert bills["P4"].bytes["wire"].sum() == 160 * 3072 and bills["P4"].joules["helper"].sum() == pytest.approx(160 * 1.5 * 150)
+    assert bills["P4"].bytes["wire"].sum() == 160 * 3072 and bills["P4"].joules[
+        "helper"
+    ].sum() == pytest.approx(160 * 1.5 * 150)
     assert bills["P1"].joules["server"].sum() - bills["P0"].joules["server"].sum() == pytest.approx(
         400 * (160 * 0.3 + 5 * 1e7 * 400 / 1e14)
     )
@@ -273,16 +305,23 @@ def test_the_value_of_labels():
 
 
 def test_a_world_is_a_function_of_its_settings():
-    one, two, other = (meet(World(seed=seed), hardware.draw(World(seed=seed), 50), 3, np.array([5, 9])) for seed in (1, 1, 2))
+    one, two, other = (
+        meet(World(seed=seed), hardware.draw(World(seed=seed), 50), 3, np.array([5, 9])) for seed in (1, 1, 2)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(one, two)) and not np.array_equal(one.up, other.up)
-    apart = meet(World(), hardware.draw(World(), 50), 3, np.array([9]))  # a client's draws do not depend on the others
+    apart = meet(
+        World(), hardware.draw(World(), 50), 3, np.array([9])
+    )  # a client's draws do not depend on the others
     assert apart.up[0] == one.up[1] and apart.power[0] == one.power[1]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("devices: {transmit_watts: [-0.1, 0.2]}", "devices.transmit_watts.0: input should be greater than 0"),
+        (
+            "devices: {transmit_watts: [-0.1, 0.2]}",
+            "devices.transmit_watts.0: input should be greater than 0",
+        ),
         ("server: {watts: -1}", "server.watts: input should be greater than or equal to 0"),
         ("devices: {frequency_ghz: [2, 1]}", "must be a smallest and a largest value"),
         ("channel: {radius: 3}", "unknown key channel.radius; did you mean channel.radius_m?"),

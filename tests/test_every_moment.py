@@ -14,20 +14,42 @@ import pytest
 from conftest import FAST, TINY, is_open_mpi
 from every_moment import Fault, Kind, Run, Server
 
-ALONE = [*FAST, "rounds=2", "output={root}/results", "--member", "0"]  # without the figure, which takes longer than the run
+ALONE = [
+    *FAST,
+    "rounds=2",
+    "output={root}/results",
+    "--member",
+    "0",
+]  # without the figure, which takes longer than the run
 FEDADAM = ["algorithm.name=fedadam", "algorithm.server_lr=0.01"]
 KINDS = {
     "plain": Kind(ALONE),
     "client state": Kind([*ALONE, "algorithm.name=scaffold"]),
     "server moments": Kind([*ALONE, *FEDADAM]),
     "policy memory": Kind([*ALONE, "selection=importance"]),
-    "images, bank": Kind([*TINY, "generation.steps=1", "data.name=synthetic", "data.samples=200", "data.size=8", "rounds=2",
-                          "generation.bank={root}/bank", "output={root}/results", "--member", "0"]),
+    "images, bank": Kind(
+        [
+            *TINY,
+            "generation.steps=1",
+            "data.name=synthetic",
+            "data.samples=200",
+            "data.size=8",
+            "rounds=2",
+            "generation.bank={root}/bank",
+            "output={root}/results",
+            "--member",
+            "0",
+        ]
+    ),
     "continued, figure": Kind([*FAST, *FEDADAM, "rounds=2", "output={root}/results"], cut=0.8),
     "extended": Kind(ALONE, before=[[*ALONE, "rounds=1"]]),
-    "fork": Kind(["fork", "{root}/original/fedavg_seed1.h5", "--at", "1", "training.lr=0.05", "output={root}/results"],
-                 before=[[*ALONE, *FEDADAM, "checkpoint.keep=1", "output={root}/original"]]),
-    "groups": Kind([*FAST, "rounds=1", "sweep.seed=[1,2]", "runtime.ranks_per_run=1", "output={root}/results"], ranks=2),
+    "fork": Kind(
+        ["fork", "{root}/original/fedavg_seed1.h5", "--at", "1", "training.lr=0.05", "output={root}/results"],
+        before=[[*ALONE, *FEDADAM, "checkpoint.keep=1", "output={root}/original"]],
+    ),
+    "groups": Kind(
+        [*FAST, "rounds=1", "sweep.seed=[1,2]", "runtime.ranks_per_run=1", "output={root}/results"], ranks=2
+    ),
 }
 FAULTS = {"SIGKILL": (0, False), "EIO": (errno.EIO, False), "ENOSPC": (errno.ENOSPC, True)}
 ATTEMPTS = 5  # at a call that several ranks may reach, or not
@@ -77,8 +99,11 @@ def disturb_all(run, kind, faults):
                 call = run.log[fault.call - 1] if fault.call <= len(run.log) else ""
                 wrong.append(f"{kind}, {name} at call {fault.call} of rank {fault.rank} {call}: {one}")
         count = Counter("wrong" if isinstance(one, AssertionError) else one for one in became)
-        print(f"| {kind} | {name} | {len(points)} | {count['killed']} | {count['one line']} | {count['went on']} | {count['wrong']} | "
-              f"{time.perf_counter() - start:.0f} |", flush=True)
+        print(
+            f"| {kind} | {name} | {len(points)} | {count['killed']} | {count['one line']} | {count['went on']} | {count['wrong']} | "
+            f"{time.perf_counter() - start:.0f} |",
+            flush=True,
+        )
     assert not wrong, "\n\n".join(wrong)
 
 
@@ -95,7 +120,14 @@ def test_ten_moments(kind, server):
 def test_every_moment(kind, server):
     run = made(server, kind)
     rank, every = run.kind.ranks - 1, int(os.environ.get("EVERY", "1"))
-    disturb_all(run, kind, {name: [Fault(call, *how, rank) for call in range(1, run.calls[rank] + 1, every)] for name, how in FAULTS.items()})
+    disturb_all(
+        run,
+        kind,
+        {
+            name: [Fault(call, *how, rank) for call in range(1, run.calls[rank] + 1, every)]
+            for name, how in FAULTS.items()
+        },
+    )
 
 
 @pytest.mark.slow
@@ -118,16 +150,23 @@ def test_no_call_is_missed(kind, tmp_path):
     """What is counted is what the kernel sees."""
     if not shutil.which("strace"):
         pytest.skip("no strace, to compare with")
-    calls = "open,openat,openat2,creat,write,writev,pwrite64,pwritev,pwritev2,sendfile,splice,copy_file_range,fsync,fdatasync,ftruncate," \
-            "truncate,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mkdir,mkdirat,fallocate,mmap," \
-            "io_uring_setup"
+    calls = (
+        "open,openat,openat2,creat,write,writev,pwrite64,pwritev,pwritev2,sendfile,splice,copy_file_range,fsync,fdatasync,ftruncate,"
+        "truncate,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mkdir,mkdirat,fallocate,mmap,"
+        "io_uring_setup"
+    )
     others = {"openat": "open", "renameat": "rename", "unlinkat": "unlink", "mkdirat": "mkdir"}
     trace, unseen, seen = tmp_path / "trace", tmp_path / "unseen", Counter()
-    with Server(tmp_path / "server", ["strace", "-f", "-qq", "-y", "-o", trace, "-e", f"trace={calls}"]) as server:
+    with Server(
+        tmp_path / "server", ["strace", "-f", "-qq", "-y", "-o", trace, "-e", f"trace={calls}"]
+    ) as server:
         run = Run(server, "run", KINDS[kind], tmp_path)
         run.uncounted(unseen)
     for line in trace.read_text().splitlines():
         name = re.sub(r"^\d+ +(\w+)\(.*", r"\1", line)
-        if str(unseen) in line and (name not in ("open", "openat", "mmap") or re.search("O_CREAT|O_TRUNC|MAP_SHARED.*PROT_WRITE", line)):
+        if str(unseen) in line and (
+            name not in ("open", "openat", "mmap")
+            or re.search("O_CREAT|O_TRUNC|MAP_SHARED.*PROT_WRITE", line)
+        ):
             seen[others.get(name, name)] += 1
     assert seen == Counter(line.split()[0] for line in run.log)

@@ -29,7 +29,9 @@ def column(paths, name, method):
     return np.array([h5py.File(path)[name][:] for path in paths if path.stem.startswith(method)])
 
 
-@pytest.mark.parametrize(("draw", "name", "unit"), [(curves.accuracy, "accuracy", 100), (curves.loss, "loss", 1)])
+@pytest.mark.parametrize(
+    ("draw", "name", "unit"), [(curves.accuracy, "accuracy", 100), (curves.loss, "loss", 1)]
+)
 def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
     [axes] = draw(paths).axes
     for line, band, method in zip(axes.lines, axes.collections, ("fedavg", "genfl"), strict=True):
@@ -37,20 +39,47 @@ def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
         assert line.get_ydata() == pytest.approx(values.mean(0)) and line.get_xdata().tolist() == [1, 2]
         low, high = band.get_datalim(axes.transData).intervaly
         deviation = values.std(0, ddof=1)
-        assert (low, high) == pytest.approx((min(values.mean(0) - deviation), max(values.mean(0) + deviation)))
-    assert [line.get_color() for line in axes.lines] == [plotting.COLOURS["FedAvg"], plotting.COLOURS["GenFL"]]
+        assert (low, high) == pytest.approx(
+            (min(values.mean(0) - deviation), max(values.mean(0) + deviation))
+        )
+    assert [line.get_color() for line in axes.lines] == [
+        plotting.COLOURS["FedAvg"],
+        plotting.COLOURS["GenFL"],
+    ]
 
 
 def test_many_kinds_of_runs_can_be_told_apart(tmp_path):
     """Of one method with more settings than line styles; the legend, which would cover the curves, is below them and fits."""
-    assert main([*FAST, "rounds=2", "sweep.training.lr=[0.01,0.02,0.03,0.05,0.1]", "sweep.algorithm.name=[fedavg,fedprox]", f"output={tmp_path}"]) == 0
+    assert (
+        main(
+            [
+                *FAST,
+                "rounds=2",
+                "sweep.training.lr=[0.01,0.02,0.03,0.05,0.1]",
+                "sweep.algorithm.name=[fedavg,fedprox]",
+                f"output={tmp_path}",
+            ]
+        )
+        == 0
+    )
     figure = curves.accuracy(sorted(tmp_path.glob("*.h5")))
     [axes] = figure.axes
-    assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}) == len(axes.lines) == 10
-    assert axes.get_legend() is None and "FedAvg, lr 0.05, algorithm fedprox" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert (
+        len({(to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines})
+        == len(axes.lines)
+        == 10
+    )
+    assert axes.get_legend() is None and "FedAvg, lr 0.05, algorithm fedprox" in [
+        text.get_text() for text in figure.legends[0].get_texts()
+    ]
     figure.draw_without_rendering()
     inside, box = figure.bbox, figure.legends[0].get_window_extent()
-    assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= axes.get_window_extent().y0
+    assert (
+        inside.x0 <= box.x0
+        and box.x1 <= inside.x1
+        and inside.y0 <= box.y0
+        and box.y1 <= axes.get_window_extent().y0
+    )
 
 
 def test_accuracy_of_each_class(paths):
@@ -77,19 +106,27 @@ def test_timeline_has_every_client_and_phase_of_a_round(paths):
         starts, seconds = file["clients/start_seconds"][:][own], file["clients/seconds"][:][own]
         trained = {span.client: span for span in found if span.phase == "train"}
         assert sorted(trained) == sorted(file["clients/client"][:][own])
-        for client, start, lasted, rank in zip(file["clients/client"][:][own], starts, seconds, file["clients/rank"][:][own]):
-            assert (trained[client].rank, trained[client].start) == (rank, start) and trained[client].end == pytest.approx(start + lasted)
+        for client, start, lasted, rank in zip(
+            file["clients/client"][:][own], starts, seconds, file["clients/rank"][:][own]
+        ):
+            assert (trained[client].rank, trained[client].start) == (rank, start) and trained[
+                client
+            ].end == pytest.approx(start + lasted)
         for phase in ("generate", "augment", "reduce", "broadcast", "evaluate"):
             [span] = [span for span in found if (span.rank, span.phase) == (0, phase)]
             assert span.end - span.start == pytest.approx(file[f"rounds/{phase}_seconds"][round - 1])
         assert max(span.end for span in found) == pytest.approx(file["rounds/round_seconds"][round - 1])
-        assert [span.start for span in found if span.phase == "write"] == [0.0] * (round > 1), "what the round before came to"
+        assert [span.start for span in found if span.phase == "write"] == [0.0] * (round > 1), (
+            "what the round before came to"
+        )
         served = {span.phase: span for span in found if span.rank == 0}
         for before, after in (("reduce", "aggregate"), ("aggregate", "broadcast"), ("broadcast", "evaluate")):
             assert served[before].end == pytest.approx(served[after].start), "no gap"
         assert max(starts + seconds) <= next(span.start for span in found if span.phase == "reduce")
         bars = timeline(path, wanted).axes[0].patches
-        assert sorted((bar.get_x(), bar.get_width()) for bar in bars) == pytest.approx(np.array(sorted((span.start, span.end - span.start) for span in found)))
+        assert sorted((bar.get_x(), bar.get_width()) for bar in bars) == pytest.approx(
+            np.array(sorted((span.start, span.end - span.start) for span in found))
+        )
 
 
 def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
@@ -97,22 +134,35 @@ def test_timeline_waits_for_the_slowest_rank(paths, tmp_path):
     path = tmp_path / "two.h5"
     path.write_bytes(paths[0].read_bytes())
     with h5py.File(path, "r+") as file:
-        file["clients/rank"][:3], file["clients/start_seconds"][:3], file["clients/seconds"][:3] = [0, 0, 1], [0, 1, 0], [1, 2, 1]
+        file["clients/rank"][:3], file["clients/start_seconds"][:3], file["clients/seconds"][:3] = (
+            [0, 0, 1],
+            [0, 1, 0],
+            [1, 2, 1],
+        )
         file["rounds/round_seconds"][0] = 4
-        for name, values in {"row": [0, 1, 2], "round": [1, 1, 2], "rank": [0, 1, 0], "wait_seconds": [0, 2.5, 0]}.items():
+        for name, values in {
+            "row": [0, 1, 2],
+            "round": [1, 1, 2],
+            "rank": [0, 1, 0],
+            "wait_seconds": [0, 2.5, 0],
+        }.items():
             file["ranks"][name].resize(3, axis=0)
             file["ranks"][name][:] = values
         with_new_checksums(file)
     found, _ = spans(path, 1)
     first, then = [(span.start, span.end) for span in found if (span.rank, span.phase) == (1, "wait")]
     assert first == (1, 3.5), "as it was measured"
-    assert [then] == [(span.start, span.end) for span in found if span.phase == "aggregate"], "rank 1 waits for rank 0"
+    assert [then] == [(span.start, span.end) for span in found if span.phase == "aggregate"], (
+        "rank 1 waits for rank 0"
+    )
     assert not [span for span in found if (span.rank, span.phase) == (0, "wait")]
     with h5py.File(path, "r+") as file:  # with method=sent for the images, too
         for name, value in {"generate_start": 0.25, "generate": 0.5, "send": 0.25}.items():
             file[f"rounds/{name}_seconds"][0] = value
         with_new_checksums(file)
-    assert [(span.start, span.end) for span in spans(path, 1)[0] if (span.rank, span.phase) == (1, "wait")][0] == (0, 1)
+    assert [(span.start, span.end) for span in spans(path, 1)[0] if (span.rank, span.phase) == (1, "wait")][
+        0
+    ] == (0, 1)
 
 
 def test_generated_images_beside_real_ones(paths):
@@ -121,7 +171,10 @@ def test_generated_images_beside_real_ones(paths):
     generated, real = (axes.images[0].get_array() for axes in figure.axes)
     file = h5py.File(path)
     arrays = datasets.load(Data())
-    for picture, images, labels in ((generated, file["generated/image"][:], file["generated/label"][:]), (real, arrays["test_images"], arrays["test_labels"])):
+    for picture, images, labels in (
+        (generated, file["generated/image"][:], file["generated/label"][:]),
+        (real, arrays["test_images"], arrays["test_labels"]),
+    ):
         first = images[labels == 3][0, 0]
         assert np.array_equal(picture[3 * 30 + 1 : 4 * 30 - 1, 1:29, 0], first)
 
@@ -148,15 +201,34 @@ def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
 
 def test_costs_are_means_over_rounds(paths):
     above, below = cost_figures.measured(paths).axes
-    for axes, names, unit in ((above, cost_figures.PHASES, "seconds"), (below, cost_figures.MESSAGES, "bytes")):
+    for axes, names, unit in (
+        (above, cost_figures.PHASES, "seconds"),
+        (below, cost_figures.MESSAGES, "bytes"),
+    ):
         bars = [bar.get_width() for bar in axes.patches]
-        wanted = [column(paths, f"rounds/{name}_{unit}", method).mean() for method in ("fedavg", "genfl") for name in names]
+        wanted = [
+            column(paths, f"rounds/{name}_{unit}", method).mean()
+            for method in ("fedavg", "genfl")
+            for name in names
+        ]
         assert bars == pytest.approx(wanted)
-    assert {to_hex(bar.get_facecolor()).upper() for bar in above.patches} == {plotting.COLOURS["FedAvg"], plotting.COLOURS["GenFL"]}
+    assert {to_hex(bar.get_facecolor()).upper() for bar in above.patches} == {
+        plotting.COLOURS["FedAvg"],
+        plotting.COLOURS["GenFL"],
+    }
 
 
-@pytest.mark.parametrize(("figure", "ending", "head"), [("accuracy", "png", b"\x89PNG"), ("timeline", "svg", b"<?xml"), ("classes", "pdf", b"%PDF"),
-                                                        ("images", "png", b"\x89PNG"), ("partition", "svg", b"<?xml"), ("costs", "pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("figure", "ending", "head"),
+    [
+        ("accuracy", "png", b"\x89PNG"),
+        ("timeline", "svg", b"<?xml"),
+        ("classes", "pdf", b"%PDF"),
+        ("images", "png", b"\x89PNG"),
+        ("partition", "svg", b"<?xml"),
+        ("costs", "pdf", b"%PDF"),
+    ],
+)
 def test_the_command_writes_each_figure_twice_alike(folder, tmp_path, figure, ending, head, capsys):
     before = dict(matplotlib.rcParams)
     written = []
@@ -171,14 +243,34 @@ def test_the_command_writes_each_figure_twice_alike(folder, tmp_path, figure, en
 def test_costs_in_a_world(folder, tmp_path, capsys):
     world = tmp_path / "small.yaml"
     world.write_text("{}")
-    assert main(["plot", str(folder), "--figure", "costs", "--world", str(world), "-o", str(tmp_path / "world.png")]) == 0
+    assert (
+        main(
+            [
+                "plot",
+                str(folder),
+                "--figure",
+                "costs",
+                "--world",
+                str(world),
+                "-o",
+                str(tmp_path / "world.png"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "world.png").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--figure", "timeline", "--round", "9"], "has no round 9; it has 2"), (["--round", "1"], "goes with --figure timeline"),
-    (["--world", "city.yaml"], "goes with --figure costs"), (["-o", "figure.xyz"], "must end in .png, .svg or .pdf"),
-    (["-o", "no/such/folder.png"], "cannot be written")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--figure", "timeline", "--round", "9"], "has no round 9; it has 2"),
+        (["--round", "1"], "goes with --figure timeline"),
+        (["--world", "city.yaml"], "goes with --figure costs"),
+        (["-o", "figure.xyz"], "must end in .png, .svg or .pdf"),
+        (["-o", "no/such/folder.png"], "cannot be written"),
+    ],
+)
 def test_wrong_wishes_are_one_line(folder, arguments, message, capsys):
     assert main(["plot", str(folder), *arguments]) == 2
     said = capsys.readouterr().err

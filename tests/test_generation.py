@@ -22,24 +22,63 @@ from genfl_mpi.util.errors import UserError
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory):
     """A tiny checkpoint of Stable Diffusion XL's classes that has learned nothing."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from genfl_mpi.generation.pretraining import build_tokenizer
 
     words = build_tokenizer(["the digit zero one two"])
-    text = CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, projection_dim=32,
-                          max_position_embeddings=16, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        projection_dim=32,
+        max_position_embeddings=16,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=64, attention_head_dim=(2, 4),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80, transformer_layers_per_block=(1, 1))
-        vae = AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                            norm_num_groups=8, sample_size=16)
-        pipeline = StableDiffusionXLPipeline(vae, CLIPTextModel(text), CLIPTextModelWithProjection(text), words, words, unet, EulerDiscreteScheduler(),
-                                             add_watermarker=False)
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=64,
+            attention_head_dim=(2, 4),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=80,
+            transformer_layers_per_block=(1, 1),
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+            sample_size=16,
+        )
+        pipeline = StableDiffusionXLPipeline(
+            vae,
+            CLIPTextModel(text),
+            CLIPTextModelWithProjection(text),
+            words,
+            words,
+            unet,
+            EulerDiscreteScheduler(),
+            add_watermarker=False,
+        )
     folder = tmp_path_factory.mktemp("sdxl")
     pipeline.save_pretrained(folder)
     return folder
@@ -52,8 +91,22 @@ CPU = torch.device("cpu")
 
 def settings(folder, **changes):
     one = loading.single({"method": "genfl"})
-    return one.model_copy(update={"generation": one.generation.model_copy(update={
-        "bank": str(folder), "seed": 1, "dtype": "float32", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 5, **changes})})
+    return one.model_copy(
+        update={
+            "generation": one.generation.model_copy(
+                update={
+                    "bank": str(folder),
+                    "seed": 1,
+                    "dtype": "float32",
+                    "device": "cpu",
+                    "threads": 1,
+                    "steps": 4,
+                    "batch_size": 5,
+                    **changes,
+                }
+            )
+        }
+    )
 
 
 def state(shared, **generation):
@@ -75,7 +128,11 @@ def test_plans_by_hand():
     assert inverse_frequency(plan).tolist() == [1, 7, 2]  # 0.97, 6.77, 2.26
     assert deficit(plan).tolist() == [0, 6, 4]
     assert cohort_deficit(plan) is None
-    assert cohort_deficit(replace(plan, cohort=np.array([1]))).tolist() == [0, 10, 0]  # m = (1, 0, 1): a deficit of 1 alone
+    assert cohort_deficit(replace(plan, cohort=np.array([1]))).tolist() == [
+        0,
+        10,
+        0,
+    ]  # m = (1, 0, 1): a deficit of 1 alone
 
 
 def test_a_total_cap_is_for_all_classes_together():
@@ -87,6 +144,7 @@ def test_a_total_cap_is_for_all_classes_together():
 
 def test_what_a_division_leaves_goes_round():
     """A few images of many labels: none is forgotten, whatever its number."""
+
     def after(rounds, shared, plan, **more):
         one = state(shared, count="total", **more)
         for _ in range(rounds):
@@ -105,7 +163,10 @@ def test_nothing_lacking_or_nothing_shared_is_no_division_by_zero():
 
 def test_an_image_is_told_by_its_class_and_number_alone():
     at_once = batches_of_round([4] * 10, [0] * 10, PROMPTS, 1, 100)
-    in_two = [*batches_of_round([2] * 10, [0] * 10, PROMPTS, 1, 7), *batches_of_round([2] * 10, [2] * 10, PROMPTS, 1, 7)]
+    in_two = [
+        *batches_of_round([2] * 10, [0] * 10, PROMPTS, 1, 7),
+        *batches_of_round([2] * 10, [2] * 10, PROMPTS, 1, 7),
+    ]
 
     def images(batches):
         return {(b.label[i], b.seed[i], b.prompt[i], b.template[i]) for b in batches for i in range(len(b))}
@@ -127,17 +188,38 @@ def test_images_are_made_once_and_are_the_same_when_made_again(tmp_path, monkeyp
     assert np.array_equal(Generator(settings(tmp_path / "a"), (1, 28, 28)).images(batch), images)
 
 
-@pytest.mark.parametrize("change", [{"steps": 5}, {"guidance": 3.0}, {"batch_size": 6}, {"dtype": "bfloat16"},
-                                    {"negative_prompt": "x"}, {"scheduler": "EulerDiscreteScheduler"}, {"size": 40}, {"threads": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 5},
+        {"guidance": 3.0},
+        {"batch_size": 6},
+        {"dtype": "bfloat16"},
+        {"negative_prompt": "x"},
+        {"scheduler": "EulerDiscreteScheduler"},
+        {"size": 40},
+        {"threads": 2},
+    ],
+)
 def test_other_settings_are_other_images(tmp_path, change):
     [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
-    here, there = (Generator(one, (1, 28, 28)).bank for one in (settings(tmp_path), settings(tmp_path, **change)))
+    here, there = (
+        Generator(one, (1, 28, 28)).bank for one in (settings(tmp_path), settings(tmp_path, **change))
+    )
     here.write(batch, np.zeros((1, 1, 28, 28), np.uint8))
     assert batch in here and batch not in there
 
 
-@pytest.mark.parametrize("change", [{"scheduler": "DPMSolverMultistepScheduler"}, {"size": 24}, {"negative_prompt": "the digit one"},
-                                    {"save_memory": ["attention_slicing", "vae_slicing", "vae_tiling"]}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scheduler": "DPMSolverMultistepScheduler"},
+        {"size": 24},
+        {"negative_prompt": "the digit one"},
+        {"save_memory": ["attention_slicing", "vae_slicing", "vae_tiling"]},
+        {"dtype": "bfloat16"},
+    ],
+)
 def test_the_pipelines_options_work(tmp_path, change):
     [batch] = batches_of_round([1, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 2)
     plain = Generator(settings(tmp_path, batch_size=2), (1, 28, 28)).images(batch)
@@ -147,8 +229,13 @@ def test_the_pipelines_options_work(tmp_path, change):
     assert (np.abs(other.astype(int) - plain).max() <= 1) == ("save_memory" in change)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"scheduler": "DPMSolverMultistep"}, "did you mean DPMSolverMultistepScheduler"), ({"size": 30}, "not a multiple of 8")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scheduler": "DPMSolverMultistep"}, "did you mean DPMSolverMultistepScheduler"),
+        ({"size": 30}, "not a multiple of 8"),
+    ],
+)
 def test_options_that_the_pipeline_does_not_have(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         Generator(settings(tmp_path, **change), (1, 28, 28))
@@ -161,7 +248,9 @@ def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
     [batch] = batches_of_round([1, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 2)
     one = settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2)
     images = Generator(one, (1, 28, 28)).images(batch)
-    other = Generator(settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2, negative_prompt="zero"), (1, 28, 28)).images(batch)
+    other = Generator(
+        settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2, negative_prompt="zero"), (1, 28, 28)
+    ).images(batch)
     assert images.shape == (2, 1, 28, 28) and images.std() > 1 and not np.array_equal(images, other)
     with pytest.raises(UserError, match="generation.size: 12 is not a multiple of 8"):
         Generator(settings(tmp_path, checkpoint=str(sdxl), size=12), (1, 28, 28)).images(batch)
@@ -200,19 +289,34 @@ def test_a_generator_that_is_a_function(tmp_path, monkeypatch):
     images = generator.images(batch)
     assert images.shape == (3, 1, 28, 28) and [image.min() // 20 for image in images] == list(batch.label)
     for name, got in (("too_large", r"uint8 \(5, 1, 64, 64\)"), ("pictures", "str")):
-        with pytest.raises(UserError, match=rf"{name} must return a NumPy array uint8 \(5, 1, 28, 28\), not {got}"):
-            Generator(settings(tmp_path / name, checkpoint=f"own_generator:{name}"), (1, 28, 28)).images(batch)
+        with pytest.raises(
+            UserError, match=rf"{name} must return a NumPy array uint8 \(5, 1, 28, 28\), not {got}"
+        ):
+            Generator(settings(tmp_path / name, checkpoint=f"own_generator:{name}"), (1, 28, 28)).images(
+                batch
+            )
     (tmp_path / "own_generator.py").write_text(FUNCTIONS + "\n# revised\n")
-    assert batch not in Generator(settings(tmp_path / "bank", checkpoint="own_generator:stripes"), (1, 28, 28)).bank
+    assert (
+        batch
+        not in Generator(settings(tmp_path / "bank", checkpoint="own_generator:stripes"), (1, 28, 28)).bank
+    )
 
 
-@pytest.mark.parametrize(("name", "message"), [("own_generator:none", "own_generator:none cannot be imported"), ("builtins:print", "file of builtins:print cannot be read")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_generator:none", "own_generator:none cannot be imported"),
+        ("builtins:print", "file of builtins:print cannot be read"),
+    ],
+)
 def test_a_generator_that_is_no_function(tmp_path, name, message):
     with pytest.raises(UserError, match=f"generation.checkpoint: .*{message}"):
         Generator(settings(tmp_path, checkpoint=name), (1, 28, 28))
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-300], lambda data: data.replace(b"\x07", b"\x08"), lambda data: b"no HDF5"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-300], lambda data: data.replace(b"\x07", b"\x08"), lambda data: b"no HDF5"]
+)
 def test_a_damaged_file_of_the_bank_is_named(tmp_path, damage):
     [batch] = batches_of_round([2] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
     bank = Bank(tmp_path, {})
@@ -227,7 +331,10 @@ def test_a_bank_of_another_checkpoint_is_told(tmp_path):
     ours, other = (Bank(tmp_path, {"checkpoint": letter * 64, "adapter": None}) for letter in "ab")
     assert ours.made_by_others() is None
     other.write(batch, np.zeros((1, 1, 28, 28), np.uint8))
-    assert "holds images of checkpoint bbbbbbbbbbbb, and none of checkpoint aaaaaaaaaaaa" in ours.made_by_others()
+    assert (
+        "holds images of checkpoint bbbbbbbbbbbb, and none of checkpoint aaaaaaaaaaaa"
+        in ours.made_by_others()
+    )
     assert batch not in ours and other.made_by_others() is None
     ours.write(batch, np.ones((1, 1, 28, 28), np.uint8))
     assert ours.made_by_others() is None and other.read(batch).max() == 0
@@ -257,8 +364,14 @@ def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     drawn = Generator(settings(tmp_path, steps=20, batch_size=20), (1, 28, 28)).images(batch)
     real, labels = uci_digits()
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
-    train(model, model.weights.clone(), normalise((real * 255).byte(), (0.13,), (0.31,), CPU), torch.as_tensor(labels),
-          Training(epochs=15, lr=0.1), np.random.default_rng(0))
+    train(
+        model,
+        model.weights.clone(),
+        normalise((real * 255).byte(), (0.13,), (0.31,), CPU),
+        torch.as_tensor(labels),
+        Training(epochs=15, lr=0.1),
+        np.random.default_rng(0),
+    )
     model.module.eval()
     read = model.module(normalise(torch.from_numpy(drawn), (0.13,), (0.31,), CPU)).argmax(1)
     assert (read == torch.tensor(batch.label)).float().mean() >= 0.9
@@ -270,10 +383,16 @@ def test_every_class_has_a_description(name):
     assert prompts.text(0, 0).count("{") == 0 and prompts.descriptions[0] in prompts.text(0, 0)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("templates: [a photo]\ndescriptions: {}", "placeholder"), ("templates: []\ndescriptions: {}", "list of texts"),
-    ("- 1", "must be YAML"), ("templates: ['{}']\ndescriptions: {'0': zero}", "no description of class '1'"),
-    ("templates: ['{}']\ndescriptions: {'0': zero, '10': ten}", "'10', which is no class")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("templates: [a photo]\ndescriptions: {}", "placeholder"),
+        ("templates: []\ndescriptions: {}", "list of texts"),
+        ("- 1", "must be YAML"),
+        ("templates: ['{}']\ndescriptions: {'0': zero}", "no description of class '1'"),
+        ("templates: ['{}']\ndescriptions: {'0': zero, '10': ten}", "'10', which is no class"),
+    ],
+)
 def test_bad_prompt_files(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -284,7 +403,10 @@ def test_a_bank_holds_what_it_was_given(tmp_path):
     import h5py
 
     [batch] = batches_of_round([1, 2] + [0] * 8, [0] * 10, PROMPTS, 1, 5)
-    bank, images = Bank(tmp_path, {"steps": 1}), np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
+    bank, images = (
+        Bank(tmp_path, {"steps": 1}),
+        np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8),
+    )
     bank.write(batch, images)
     assert np.array_equal(bank.read(batch), images)
     with h5py.File(bank.path(batch)) as file:
@@ -298,10 +420,23 @@ def test_the_shipped_cifar_generators(tmp_path, name):
     """They draw colour images, for runs that withhold what they learned from."""
     about = datasets.DESCRIPTIONS[name]
     one = settings(tmp_path, checkpoint=name, batch_size=2)
-    [batch] = batches_of_round([1] + [0] * (len(about.classes) - 1), [0] * len(about.classes), load_prompts(name, about.classes), 1, 2)
-    with pytest.raises(UserError, match=f"{name} learned from 10000 public images of {name}, .* set data.public_pool=10000"):
-        Generator(one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 5000})}), about.shape)
-    withheld = one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 10000})})
+    [batch] = batches_of_round(
+        [1] + [0] * (len(about.classes) - 1),
+        [0] * len(about.classes),
+        load_prompts(name, about.classes),
+        1,
+        2,
+    )
+    with pytest.raises(
+        UserError, match=f"{name} learned from 10000 public images of {name}, .* set data.public_pool=10000"
+    ):
+        Generator(
+            one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 5000})}),
+            about.shape,
+        )
+    withheld = one.model_copy(
+        update={"data": one.data.model_copy(update={"name": name, "public_pool": 10000})}
+    )
     images = Generator(withheld, about.shape).images(batch)
     assert images.shape == (1, 3, 32, 32) and images.std() > 10
 

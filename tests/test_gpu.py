@@ -66,9 +66,24 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("ranks", "how", "more"), [
-    (2, "aware", ["algorithm.name=scaffold"]), (2, "staged", ["training.together=2", "method=fedavg"]),
-    (2, "staged", ["rho=shapley", "validation.source=clients", "data.public_pool=20", "data.shared=10", "bad_clients.share=0.5"])])
+@pytest.mark.parametrize(
+    ("ranks", "how", "more"),
+    [
+        (2, "aware", ["algorithm.name=scaffold"]),
+        (2, "staged", ["training.together=2", "method=fedavg"]),
+        (
+            2,
+            "staged",
+            [
+                "rho=shapley",
+                "validation.source=clients",
+                "data.public_pool=20",
+                "data.shared=10",
+                "bad_clients.share=0.5",
+            ],
+        ),
+    ],
+)
 def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, more, tmp_path):
     (tmp_path / "device.py").write_text(ON_DEVICE)
     overrides = [*FAST, "rounds=2", *more]
@@ -81,15 +96,29 @@ def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, mo
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("more", [[], ["data.public_pool=20", "data.shared=10"], ["bad_clients.share=1", "bad_clients.kind=blurred"],
-                                  ["bad_clients.share=1", "bad_clients.kind=mislabelled"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["data.public_pool=20", "data.shared=10"],
+        ["bad_clients.share=1", "bad_clients.kind=blurred"],
+        ["bad_clients.share=1", "bad_clients.kind=mislabelled"],
+    ],
+)
 def test_a_client_cut_out_of_resident_images_is_the_client(more):
     config = single(None, [*FAST, *more])
     arrays, about = load_and_divide(config), datasets.describe(config.data)
-    sent, held = (Resident(collectives.alone(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays["train_images"]) for _ in range(2))
+    sent, held = (
+        Resident(
+            collectives.alone(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays["train_images"]
+        )
+        for _ in range(2)
+    )
     held.images = torch.from_numpy(arrays["train_images"])
     for client in range(config.clients):
-        for one, other in zip(sent.client_data(arrays, client, config, about), held.client_data(arrays, client, config, about)):
+        for one, other in zip(
+            sent.client_data(arrays, client, config, about), held.client_data(arrays, client, config, about)
+        ):
             assert torch.equal(one, other) and len(one) == len(client_data(arrays, client, config)[1])
 
 
@@ -108,18 +137,38 @@ def test_activations_by_hand():
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU(inplace=True), nn.Linear(20, 10))
     assert of_activations(module, (3, 4, 4), 8) == pytest.approx(4 * 8 * (48 + 20 + 10) + 8 * 8, abs=8)
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
-    assert of_activations(frozen, (3, 4, 4), 16) == pytest.approx(2 * of_activations(frozen, (3, 4, 4), 8), abs=16)
+    assert of_activations(frozen, (3, 4, 4), 16) == pytest.approx(
+        2 * of_activations(frozen, (3, 4, 4), 8), abs=16
+    )
     in_half = of_activations(module, (3, 4, 4), 8, "bfloat16")
-    assert in_half == pytest.approx(2 * 8 * (48 + 20) + 4 * 8 * 10 + 8 * 8 + 2 * (48 * 20 + 20 + 20 * 10 + 10), abs=8)
+    assert in_half == pytest.approx(
+        2 * 8 * (48 + 20) + 4 * 8 * 10 + 8 * 8 + 2 * (48 * 20 + 20 + 20 * 10 + 10), abs=8
+    )
 
 
 def test_weights_by_hand():
     plain = of_weights(100, 90, Training(), 0)
-    assert plain == {"weights": 800, "algorithm's arrays": 0, "gradients": 360, "optimizer": 0, "exact sum": 800}
+    assert plain == {
+        "weights": 800,
+        "algorithm's arrays": 0,
+        "gradients": 360,
+        "optimizer": 0,
+        "exact sum": 800,
+    }
     assert of_weights(100, 90, Training(), 1, 90, 90) == {
-        "weights": 800, "algorithm's arrays": 360, "gradients": 360, "optimizer": 360, "exact sum": 1520}, "SCAFFOLD's"
+        "weights": 800,
+        "algorithm's arrays": 360,
+        "gradients": 360,
+        "optimizer": 360,
+        "exact sum": 1520,
+    }, "SCAFFOLD's"
     assert of_weights(100, 90, Training(momentum=0.9), 1, together=5) == {
-        "weights": 7 * 400, "algorithm's arrays": 0, "gradients": 5 * 360, "optimizer": 6 * 360, "exact sum": 800}
+        "weights": 7 * 400,
+        "algorithm's arrays": 0,
+        "gradients": 5 * 360,
+        "optimizer": 6 * 360,
+        "exact sum": 800,
+    }
 
 
 def test_a_node_adds_up_the_ranks_of_each_gpu():
@@ -130,15 +179,29 @@ def test_a_node_adds_up_the_ranks_of_each_gpu():
 
 
 def test_the_memory_of_a_rank_and_of_the_server():
-    config = single(None, ["method=genfl", "training.batch_size=16", "augmented.momentum=0.9", "generation.cap=20"])
+    config = single(
+        None, ["method=genfl", "training.batch_size=16", "augmented.momentum=0.9", "generation.cap=20"]
+    )
     arrays = load_and_divide(config)
     rank, server = (gpu_memory.of_rank(config, arrays, serves) for serves in (False, True))
     assert "generator's weights" not in rank and server["generator's weights"] > 100_000
-    assert server["generated images"] == 20 * 10 * 784 * 5 and server["optimizer"] == 4 * 105866 and not rank["optimizer"]
+    assert (
+        server["generated images"] == 20 * 10 * 784 * 5
+        and server["optimizer"] == 4 * 105866
+        and not rank["optimizer"]
+    )
     largest = np.diff(arrays["pointers"]).max()
-    assert rank["a client's images"] == largest * 784 * 5 and rank["training images"] == arrays["train_images"].nbytes
-    together = gpu_memory.of_rank(single(None, ["method=genfl", "training.batch_size=16", "training.together=3"]), arrays)
-    assert together["activations"] == 3 * rank["activations"] and together["a client's images"] == 3 * rank["a client's images"]
+    assert (
+        rank["a client's images"] == largest * 784 * 5
+        and rank["training images"] == arrays["train_images"].nbytes
+    )
+    together = gpu_memory.of_rank(
+        single(None, ["method=genfl", "training.batch_size=16", "training.together=3"]), arrays
+    )
+    assert (
+        together["activations"] == 3 * rank["activations"]
+        and together["a client's images"] == 3 * rank["a client's images"]
+    )
 
 
 def test_images_at_clients_take_room_on_a_gpu():
@@ -147,9 +210,13 @@ def test_images_at_clients_take_room_on_a_gpu():
     largest, gap = held.sum(1).max(), (held.max(1, keepdims=True) - held).sum(1).max()
     # A client's own images and its others as bytes and normalised, one array after another; and before that apart.
     for more, beside in (("method=sent", 10 * 60), ("method=filled", gap)):
-        found = gpu_memory.of_rank(single(None, [more, "generation.cap=60000" if beside is gap else "generation.cap=60"]), arrays)
+        found = gpu_memory.of_rank(
+            single(None, [more, "generation.cap=60000" if beside is gap else "generation.cap=60"]), arrays
+        )
         assert found["a client's images"] == (largest + beside) * pixels * (5 + 4)
-    priced = gpu_memory.of_rank(single(None, ["method=filled", "generation.cap=60000", "incentive.price=1", "world={}"]), arrays)
+    priced = gpu_memory.of_rank(
+        single(None, ["method=filled", "generation.cap=60000", "incentive.price=1", "world={}"]), arrays
+    )
     assert priced["a client's images"] == found["a client's images"], "at its price, a client may fill all"
 
 

@@ -49,8 +49,10 @@ def marker(tmp_path, monkeypatch):
 
 def trap(marker):
     """Code that leaves the file `marker`, and looks like a part of a pipeline."""
-    return (f"open({str(marker)!r}, 'w').close()\n"
-            "from diffusers import StableDiffusionPipeline as Trap, UNet2DConditionModel as UNet\n")
+    return (
+        f"open({str(marker)!r}, 'w').close()\n"
+        "from diffusers import StableDiffusionPipeline as Trap, UNet2DConditionModel as UNet\n"
+    )
 
 
 class Bomb:
@@ -211,12 +213,20 @@ def test_code_and_pickles_beside_a_checkpoint_are_left_alone(folder, marker):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("part", "origin"), [
-    ("unet", ["diffusers", "AutoModel"]), ("unet", ["diffusers", "OnnxRuntimeModel"]),
-    ("unet", ["diffusers", "NoSuchModel"]),
-    ("text_encoder", ["transformers", "AutoModel"]), ("text_encoder", ["transformers", "pipeline"]),
-    ("text_encoder", ["transformers", "CLIPTextConfig"]), ("text_encoder", ["transformers", "NoSuchModel"]),
-    ("tokenizer", ["transformers", "AutoTokenizer"]), ("scheduler", ["diffusers", "NoSuchScheduler"])])
+@pytest.mark.parametrize(
+    ("part", "origin"),
+    [
+        ("unet", ["diffusers", "AutoModel"]),
+        ("unet", ["diffusers", "OnnxRuntimeModel"]),
+        ("unet", ["diffusers", "NoSuchModel"]),
+        ("text_encoder", ["transformers", "AutoModel"]),
+        ("text_encoder", ["transformers", "pipeline"]),
+        ("text_encoder", ["transformers", "CLIPTextConfig"]),
+        ("text_encoder", ["transformers", "NoSuchModel"]),
+        ("tokenizer", ["transformers", "AutoTokenizer"]),
+        ("scheduler", ["diffusers", "NoSuchScheduler"]),
+    ],
+)
 def test_classes_that_are_no_parts_of_a_pipeline(folder, part, origin):
     change(folder / "model_index.json", **{part: origin})
     message = f"a {origin[1]} is not a part of a pipeline|to be a '{origin[1]}', which diffusers lacks"
@@ -303,6 +313,7 @@ def test_a_damaged_checkpoint_ends_a_start_in_one_line(folder, tmp_path, capsys,
 
 def test_what_only_the_loader_finds_is_one_line(folder):
     """Files that are well-formed and do not belong together."""
+
     def spoiled(part, **values):
         name = f"{part}/{'scheduler_' if part == 'scheduler' else ''}config.json"
         original = (folder / name).read_bytes()
@@ -333,9 +344,12 @@ def test_what_only_the_loader_finds_is_one_line(folder):
 
 def test_a_checkpoint_that_has_changed_is_read_again(folder):
     """In a process that goes on, the digest and the images are those of the files as they are."""
+
     def seen():
         loaded = pipeline.load(folder, None, GENERATION, (model_folder.digest(folder), None))
-        return model_folder.digest(folder), pipeline.draw(loaded, ["the digit one"], [1], GENERATION, (1, 28, 28))
+        return model_folder.digest(folder), pipeline.draw(
+            loaded, ["the digit one"], [1], GENERATION, (1, 28, 28)
+        )
 
     digest, images = seen()
     change(folder / "vae/config.json", scaling_factor=1.0)
@@ -345,9 +359,32 @@ def test_a_checkpoint_that_has_changed_is_read_again(folder):
 
 
 JUNK = (
-    None, True, -1, 0, 1, 7, 0.5, 1e308, float("nan"), 2**70, "", "x", "../x", "\0", "diffusers", "a" * 300,
-    [], [None], [[]], {}, {"a": 1}, [1, 2], ["diffusers", ["x"]], ["diffusers", "DDIMScheduler"],
-    ["transformers", "CLIPTextModel"])
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    0.5,
+    1e308,
+    float("nan"),
+    2**70,
+    "",
+    "x",
+    "../x",
+    "\0",
+    "diffusers",
+    "a" * 300,
+    [],
+    [None],
+    [[]],
+    {},
+    {"a": 1},
+    [1, 2],
+    ["diffusers", ["x"]],
+    ["diffusers", "DDIMScheduler"],
+    ["transformers", "CLIPTextModel"],
+)
 
 
 def spoil(text, rng):
@@ -380,8 +417,13 @@ def refused(function, *arguments):
     return False
 
 
-PARTS = ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json",
-         "tokenizer/tokenizer_config.json"]
+PARTS = [
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+]
 
 
 def test_any_damage_to_json_or_yaml_is_refused_or_harmless(folder):
@@ -415,8 +457,10 @@ def test_any_damage_to_a_configuration_file_is_refused_or_harmless(folder, cases
 def lora():
     """The tensors of a small adapter for the shipped checkpoint."""
     generator = torch.Generator().manual_seed(1)
-    return {f"{LAYER}.lora_A.weight": torch.randn(2, 32, 3, 3, generator=generator),
-            f"{LAYER}.lora_B.weight": torch.randn(32, 2, 1, 1, generator=generator)}
+    return {
+        f"{LAYER}.lora_A.weight": torch.randn(2, 32, 3, 3, generator=generator),
+        f"{LAYER}.lora_B.weight": torch.randn(32, 2, 1, 1, generator=generator),
+    }
 
 
 def write(tmp_path, tensors, **metadata):

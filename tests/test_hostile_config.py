@@ -24,9 +24,26 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.runs import runner
 from genfl_mpi.util.errors import UserError
 
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.dates(), st.binary(max_size=4),
-                    st.sampled_from(["1e-4", "nan", "../../etc/passwd", "/", "~", "a:b", "os:system", "10**9", "0x10", "1_000", "=", "<<"]))
-values = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(scalars.filter(lambda key: key == key), inner, max_size=4)), max_leaves=12)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.dates(),
+    st.binary(max_size=4),
+    st.sampled_from(
+        ["1e-4", "nan", "../../etc/passwd", "/", "~", "a:b", "os:system", "10**9", "0x10", "1_000", "=", "<<"]
+    ),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(scalars.filter(lambda key: key == key), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
 leaves = sorted(set(keys()))
 
 
@@ -61,7 +78,13 @@ def test_a_value_is_accepted_as_it_stands_or_refused(key, value):
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.one_of(st.sampled_from([*leaves, "sweep"]), scalars.filter(lambda key: key == key)), values, max_size=5))
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from([*leaves, "sweep"]), scalars.filter(lambda key: key == key)),
+        values,
+        max_size=5,
+    )
+)
 def test_any_mapping_is_refused_in_words(tree):
     load(tree)
 
@@ -69,7 +92,11 @@ def test_any_mapping_is_refused_in_words(tree):
 @settings(deadline=None, max_examples=500)
 @given(st.text(max_size=200))
 def test_any_text_is_refused_in_words(text):
-    for read in (lambda: loading.parse(text, "file"), lambda: load(None, [text]), lambda: load(None, [f"sweep.seed={text}"])):
+    for read in (
+        lambda: loading.parse(text, "file"),
+        lambda: load(None, [text]),
+        lambda: load(None, [f"sweep.seed={text}"]),
+    ):
         try:
             read()
         except UserError:
@@ -77,16 +104,27 @@ def test_any_text_is_refused_in_words(text):
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.dictionaries(st.sampled_from([key for key in leaves if key not in ("output", "method")]), st.lists(scalars, min_size=1, max_size=3), min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from([key for key in leaves if key not in ("output", "method")]),
+        st.lists(scalars, min_size=1, max_size=3),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_names_of_runs_stay_in_the_output_folder(sweep):
     for name in load({"method": "fedavg", "output": "here", "sweep": sweep}) or {}:
         file = Path("here", f"{name}.h5")
-        assert file.resolve().parent == Path("here").resolve() and not name.startswith(".") and len(file.name.encode()) < 255
+        assert (
+            file.resolve().parent == Path("here").resolve()
+            and not name.startswith(".")
+            and len(file.name.encode()) < 255
+        )
 
 
 NASTY = {
     "aliases that grow": "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
-                         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
+    "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
     "an alias of itself": "training: &a {lr: *a}",
     "deep nesting": "[" * 5000,
     "a date that is none": "seed: 2001-99-99",
@@ -113,16 +151,44 @@ def test_nasty_files(text, tmp_path, capsys, monkeypatch):
     Path("nasty.yaml").write_text(text)
     assert main(["nasty.yaml"]) == 2
     said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("genfl_mpi: ") and said.err.count("\n") == 1 and len(said.err) < 1000
+    assert (
+        said.out == ""
+        and said.err.startswith("genfl_mpi: ")
+        and said.err.count("\n") == 1
+        and len(said.err) < 1000
+    )
     assert said.err[:-1].isprintable() and [path.name for path in tmp_path.iterdir()] == ["nasty.yaml"]
 
 
-@pytest.mark.parametrize("override", [
-    "selection=:f", "selection=..:f", "rho=math:pi", "rho=nowhere:f", "model.name=os:path", "generation.prompts=" + "x" * 5000,
-    "generation.checkpoint=" + "x" * 5000, "generation.adapter=" + "x" * 5000, "generation.bank=" + "x" * 5000, "output=" + "x" * 5000,
-    "data.root=" + "x" * 5000, "generation.checkpoint=/", "generation.prompts=/", "generation.checkpoint=../..", "output=/proc/nothing"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "selection=:f",
+        "selection=..:f",
+        "rho=math:pi",
+        "rho=nowhere:f",
+        "model.name=os:path",
+        "generation.prompts=" + "x" * 5000,
+        "generation.checkpoint=" + "x" * 5000,
+        "generation.adapter=" + "x" * 5000,
+        "generation.bank=" + "x" * 5000,
+        "output=" + "x" * 5000,
+        "data.root=" + "x" * 5000,
+        "generation.checkpoint=/",
+        "generation.prompts=/",
+        "generation.checkpoint=../..",
+        "output=/proc/nothing",
+    ],
+)
 def test_names_that_lead_nowhere(override, tmp_path, capsys):
-    arguments = [*FAST, "method=genfl", "generation.prompts=mnist", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank", override]
+    arguments = [
+        *FAST,
+        "method=genfl",
+        "generation.prompts=mnist",
+        f"output={tmp_path}/results",
+        f"generation.bank={tmp_path}/bank",
+        override,
+    ]
     if override.startswith("data.root"):
         arguments.append("data.name=mnist")
     assert main(arguments) == 2
@@ -130,9 +196,35 @@ def test_names_that_lead_nowhere(override, tmp_path, capsys):
     assert said.startswith("genfl_mpi: ") and said.count("\n") == 1
 
 
-EXTREMES = [0, -1, 1, 2, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30, 5e-324, 1e-320, 1e-37, -1e-37, 1e37, -1e37, 1e39, 1.7e308, -1.7e308,
-            math.inf, -math.inf, math.nan]
-BASE = loading.nested(dict(setting.split("=") for setting in FAST)) | {"rounds": 1, "clients": 6, "cohort": 3, "runtime": {"threads": 1}}
+EXTREMES = [
+    0,
+    -1,
+    1,
+    2,
+    2**31 - 1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    10**30,
+    5e-324,
+    1e-320,
+    1e-37,
+    -1e-37,
+    1e37,
+    -1e37,
+    1e39,
+    1.7e308,
+    -1.7e308,
+    math.inf,
+    -math.inf,
+    math.nan,
+]
+BASE = loading.nested(dict(setting.split("=") for setting in FAST)) | {
+    "rounds": 1,
+    "clients": 6,
+    "cohort": 3,
+    "runtime": {"threads": 1},
+}
 BASE["data"] |= {"samples": 200, "size": 8}
 BASE["training"] = {"epochs": 1}
 
@@ -147,33 +239,69 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
         for value in [*EXTREMES, *([end, end] for end in EXTREMES)]:
             try:
                 one = loading.validate(loading.nested(loading.flatten(BASE) | {key: value}))
-                if loading.flatten(one.model_dump()).get(key) in (value, tuple(value) if isinstance(value, list) else None):
+                if loading.flatten(one.model_dump()).get(key) in (
+                    value,
+                    tuple(value) if isinstance(value, list) else None,
+                ):
                     runner.prepare(collectives.alone(), tmp_path / "results/one.h5", one)
             except UserError as error:
                 assert str(error) and "\n" not in str(error) and len(str(error)) < 500
 
 
-@pytest.mark.parametrize(("setting", "said"), [
-    ("training.lr=1e39", "training.lr: must be 0, or from 1e-37 to 1e+37 in size: models are computed in float32, which ends there"),
-    ("algorithm.mu=1e39", "algorithm.mu: must be 0, or"), ("weighting.power=1e300", "weighting.power: must be 0, or"),
-    ("kappa.temperature=1e-320", "kappa.temperature: must be 0, or"), ("incentive.base=nan", "incentive.base: must be 0, or"),
-    ("training.epochs=2147483647", "training.epochs: must be at most 10000: the batches of all epochs are drawn before the first step"),
-    ("runtime.threads=2147483647", "runtime.threads: must be at most 1024: "), ("training.together=2147483647", "training.together: must be at most 10000: "),
-    ("laboratory.points=2147483648", "laboratory.points: "), ("generation.batch_size=2147483647", "generation.batch_size: must be at most 10000: "),
-    ("pretraining.autoencoder_channels=[8, 2147483648]", "pretraining.autoencoder_channels.1: "),
-    ("finetuning.rank=2147483647", "finetuning.rank: must be at most 1024: "), ("world={channel: {noise_dbm_hz: -500}}", "world.channel.noise_dbm_hz: ")])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "training.lr=1e39",
+            "training.lr: must be 0, or from 1e-37 to 1e+37 in size: models are computed in float32, which ends there",
+        ),
+        ("algorithm.mu=1e39", "algorithm.mu: must be 0, or"),
+        ("weighting.power=1e300", "weighting.power: must be 0, or"),
+        ("kappa.temperature=1e-320", "kappa.temperature: must be 0, or"),
+        ("incentive.base=nan", "incentive.base: must be 0, or"),
+        (
+            "training.epochs=2147483647",
+            "training.epochs: must be at most 10000: the batches of all epochs are drawn before the first step",
+        ),
+        ("runtime.threads=2147483647", "runtime.threads: must be at most 1024: "),
+        ("training.together=2147483647", "training.together: must be at most 10000: "),
+        ("laboratory.points=2147483648", "laboratory.points: "),
+        ("generation.batch_size=2147483647", "generation.batch_size: must be at most 10000: "),
+        ("pretraining.autoencoder_channels=[8, 2147483648]", "pretraining.autoencoder_channels.1: "),
+        ("finetuning.rank=2147483647", "finetuning.rank: must be at most 1024: "),
+        ("world={channel: {noise_dbm_hz: -500}}", "world.channel.noise_dbm_hz: "),
+    ],
+)
 def test_a_number_beyond_what_can_be_computed_is_refused_with_the_reason(setting, said):
     with pytest.raises(UserError, match=re.escape(said)):
         loading.single(None, [*FAST, setting])
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    (["data.size=2147483647"], "the 200 training images of data.name=synthetic with data.size=2147483647 take 2,767,011,608,479 GB of memory, and this machine has"),
-    (["data.samples=2147483647"], "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory"),
-    (["clients=2147483647", "partition.replacement=true", "partition.scheme=iid"], "the samples of all clients, with clients=2147483647 with partition.samples=50, take 601 GB of memory"),
-    (["partition.scheme=shards", "partition.shards=2147483647"], "6 clients have 12884901882 shards, and there are 200 samples to divide")])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["data.size=2147483647"],
+            "the 200 training images of data.name=synthetic with data.size=2147483647 take 2,767,011,608,479 GB of memory, and this machine has",
+        ),
+        (
+            ["data.samples=2147483647"],
+            "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory",
+        ),
+        (
+            ["clients=2147483647", "partition.replacement=true", "partition.scheme=iid"],
+            "the samples of all clients, with clients=2147483647 with partition.samples=50, take 601 GB of memory",
+        ),
+        (
+            ["partition.scheme=shards", "partition.shards=2147483647"],
+            "6 clients have 12884901882 shards, and there are 200 samples to divide",
+        ),
+    ],
+)
 def test_what_does_not_fit_into_memory_is_refused_before_the_start(settings, said, fast, capsys, monkeypatch):
-    monkeypatch.setattr(os, "sysconf", lambda name, real=os.sysconf: 10**7 if name == "SC_PHYS_PAGES" else real(name))
+    monkeypatch.setattr(
+        os, "sysconf", lambda name, real=os.sysconf: 10**7 if name == "SC_PHYS_PAGES" else real(name)
+    )
     assert main([*fast, *settings]) == 2
     assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 
@@ -181,40 +309,99 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_start(settings, sai
 POOL = ["method=pool", "data.public_pool=20", "validation.source=clients"]
 
 
-@pytest.mark.parametrize("settings", [
-    ["training.lr=1e37"], ["training.lr=1e-37"], ["training.weight_decay=1e37"], ["algorithm.name=fedprox", "algorithm.mu=1e37"],
-    ["algorithm.name=fedadam", "algorithm.tau=1e37"], ["algorithm.name=fedyogi", "algorithm.server_lr=1e37"],
-    ["bad_clients.kind=disguised", "bad_clients.share=0.5", "bad_clients.noise=1e37"], ["label_sharing.payload=presence", "label_sharing.epsilon=1e37"],
-    [*POOL, "augmented.lr=1e37"], [*POOL, "kappa.policy=amount", "kappa.quality=1e37"], [*POOL, "kappa.policy=bias_optimal", "kappa.theta=1e37"],
-    [*POOL, "kappa.policy=softmax_loss", "kappa.temperature=1e-37"], ["selection=oort", "selecting.penalty=1e37", "world={deadline_s: 1.0e-3}"],
-    ["world={acts: true, channel: {bandwidth_mhz: 1.0e+37}}"], ["world={acts: true, devices: {transmit_watts: [1.0e-37, 1.0e+37]}}"],
-    ["world={acts: true, devices: {frequency_ghz: [1.0e-37, 1.0e+37]}}", "incentive.base=1e37"]], ids=lambda settings: settings[-1])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.lr=1e37"],
+        ["training.lr=1e-37"],
+        ["training.weight_decay=1e37"],
+        ["algorithm.name=fedprox", "algorithm.mu=1e37"],
+        ["algorithm.name=fedadam", "algorithm.tau=1e37"],
+        ["algorithm.name=fedyogi", "algorithm.server_lr=1e37"],
+        ["bad_clients.kind=disguised", "bad_clients.share=0.5", "bad_clients.noise=1e37"],
+        ["label_sharing.payload=presence", "label_sharing.epsilon=1e37"],
+        [*POOL, "augmented.lr=1e37"],
+        [*POOL, "kappa.policy=amount", "kappa.quality=1e37"],
+        [*POOL, "kappa.policy=bias_optimal", "kappa.theta=1e37"],
+        [*POOL, "kappa.policy=softmax_loss", "kappa.temperature=1e-37"],
+        ["selection=oort", "selecting.penalty=1e37", "world={deadline_s: 1.0e-3}"],
+        ["world={acts: true, channel: {bandwidth_mhz: 1.0e+37}}"],
+        ["world={acts: true, devices: {transmit_watts: [1.0e-37, 1.0e+37]}}"],
+        ["world={acts: true, devices: {frequency_ghz: [1.0e-37, 1.0e+37]}}", "incentive.base=1e37"],
+    ],
+    ids=lambda settings: settings[-1],
+)
 def test_extreme_numbers_end_well_or_in_one_line(settings, fast, capsys):
     """One for what float32 cannot hold is of status 1: the run diverged."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         status = main([*fast, "rounds=2", *settings])
     said = capsys.readouterr().err
-    assert said.count("\n") == (status != 0) and (status != 1 or "FloatingPointError" in said) and "Warning" not in said
+    assert (
+        said.count("\n") == (status != 0)
+        and (status != 1 or "FloatingPointError" in said)
+        and "Warning" not in said
+    )
 
 
 # Settings with which those of a section, or a single one, matter.
 MATTERS = {
-    "algorithm.mu": [["algorithm.name=fedprox"]], "algorithm": [["algorithm.name=fedavgm"], ["algorithm.name=fedadam"], ["algorithm.name=fedyogi"]],
-    "training": [["algorithm.name=fednova"], ["algorithm.name=scaffold"], ["training.schedule=exponential"], ["training.schedule=step"]],
+    "algorithm.mu": [["algorithm.name=fedprox"]],
+    "algorithm": [["algorithm.name=fedavgm"], ["algorithm.name=fedadam"], ["algorithm.name=fedyogi"]],
+    "training": [
+        ["algorithm.name=fednova"],
+        ["algorithm.name=scaffold"],
+        ["training.schedule=exponential"],
+        ["training.schedule=step"],
+    ],
     "augmented": [POOL, [*POOL, "augmented.schedule=cosine"]],
-    "bad_clients": [["bad_clients.kind=disguised", "bad_clients.share=0.5"]], "label_sharing": [[], ["label_sharing.payload=presence"]],
-    "kappa": [[*POOL, f"kappa.policy={policy}"] for policy in
-              ("linear", "cosine", "exponential", "step", "amount", "bias_optimal", "softmax_loss", "line_search", "bandit")],
-    "weighting": [["rho=loss"], ["rho=quality"], ["rho=similarity"]], "selecting": [["selection=oort", "world={deadline_s: 1.0e-3}"]],
-    "validation": [[*POOL, "kappa.policy=softmax_loss"]], "laboratory": [[*POOL, "laboratory.every=1"]], "probes": [["probes.every=1"]],
-    "partition": [["partition.scheme=classes"], ["partition.scheme=shards"], ["partition.replacement=true", "partition.scheme=dirichlet_client"]],
-    "data": [[], POOL], "incentive": [["world={}"]],
-    "world": [["world={acts: true, deadline_s: 1.0e+6, channel: {waterfall: 0.5}}", "selection=oort"],
-              ["world={acts: true, channel: {allocation: weighted, speed_mps: 1}}", "incentive.base=1", "selection=battery"],
-              ["world={deadline_s: 100, channel: {allocation: least_energy}}", "selection=energy"]],
+    "bad_clients": [["bad_clients.kind=disguised", "bad_clients.share=0.5"]],
+    "label_sharing": [[], ["label_sharing.payload=presence"]],
+    "kappa": [
+        [*POOL, f"kappa.policy={policy}"]
+        for policy in (
+            "linear",
+            "cosine",
+            "exponential",
+            "step",
+            "amount",
+            "bias_optimal",
+            "softmax_loss",
+            "line_search",
+            "bandit",
+        )
+    ],
+    "weighting": [["rho=loss"], ["rho=quality"], ["rho=similarity"]],
+    "selecting": [["selection=oort", "world={deadline_s: 1.0e-3}"]],
+    "validation": [[*POOL, "kappa.policy=softmax_loss"]],
+    "laboratory": [[*POOL, "laboratory.every=1"]],
+    "probes": [["probes.every=1"]],
+    "partition": [
+        ["partition.scheme=classes"],
+        ["partition.scheme=shards"],
+        ["partition.replacement=true", "partition.scheme=dirichlet_client"],
+    ],
+    "data": [[], POOL],
+    "incentive": [["world={}"]],
+    "world": [
+        ["world={acts: true, deadline_s: 1.0e+6, channel: {waterfall: 0.5}}", "selection=oort"],
+        [
+            "world={acts: true, channel: {allocation: weighted, speed_mps: 1}}",
+            "incentive.base=1",
+            "selection=battery",
+        ],
+        ["world={deadline_s: 100, channel: {allocation: least_energy}}", "selection=energy"],
+    ],
 }
-LONG = {"rounds", "weighting.permutations", "training.epochs", "augmented.epochs", "probes.epochs", "laboratory.points", "runtime.threads"}
+LONG = {
+    "rounds",
+    "weighting.permutations",
+    "training.epochs",
+    "augmented.epochs",
+    "probes.epochs",
+    "laboratory.points",
+    "runtime.threads",
+}
 
 
 @pytest.mark.slow
@@ -234,7 +421,14 @@ def test_every_extreme_number_runs_or_is_refused(key, fast, capsys):
 
 
 def test_an_alias_is_a_copy():
-    one = next(iter(loading.load({"method": "genfl", **loading.parse("training: &t {lr: 0.1}\naugmented: *t", "file")}, ["training.lr=0.5"]).values()))
+    one = next(
+        iter(
+            loading.load(
+                {"method": "genfl", **loading.parse("training: &t {lr: 0.1}\naugmented: *t", "file")},
+                ["training.lr=0.5"],
+            ).values()
+        )
+    )
     assert (one.training.lr, one.augmented.lr) == (0.5, 0.1)
 
 
@@ -244,12 +438,24 @@ def test_nothing_is_unpickled_or_executed():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "joblib.load"}, file
+                assert called not in {
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "pickle.load",
+                    "pickle.loads",
+                    "yaml.unsafe_load",
+                    "yaml.full_load",
+                    "joblib.load",
+                }, file
                 options = {option.arg: ast.unparse(option.value) for option in node.keywords}
                 assert options.get("trust_remote_code", "False") == "False", file
                 assert not called.endswith("np.load") or options.get("allow_pickle") == "False", file
                 assert called != "yaml.load" or ast.unparse(node.args[1]) == "_Loader", file
-                assert not called.endswith("Pipeline.from_pretrained") or options.get("use_safetensors") == "True", file
+                assert (
+                    not called.endswith("Pipeline.from_pretrained")
+                    or options.get("use_safetensors") == "True"
+                ), file
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 assert "pickle" not in [alias.name for alias in node.names], file
 
@@ -259,5 +465,10 @@ def test_fuzzing(tmp_path):
     """Ten thousand mutations by atheris, which looks for paths through the reader that no test has taken."""
     pytest.importorskip("atheris")
     script = Path(__file__).with_name("fuzz_config.py")
-    done = subprocess.run([sys.executable, script, "-runs=10000", "-max_len=300", tmp_path], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        [sys.executable, script, "-runs=10000", "-max_len=300", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]

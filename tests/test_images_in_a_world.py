@@ -25,18 +25,28 @@ def priced(path):
 def test_the_epochs_that_matched_adds_are_priced(fast, tmp_path):
     matched = [*fast, "method=matched", "rounds=2", "generation.cap=8", "generation.per_round=4"]
     assert main(matched) == 0 and main([*fast, "rounds=2"]) == 0
-    (found, long), (_, short) = (priced(tmp_path / f"results/{method}_seed1.h5") for method in ("matched", "fedavg"))
+    (found, long), (_, short) = (
+        priced(tmp_path / f"results/{method}_seed1.h5") for method in ("matched", "fedavg")
+    )
     with reader.open_results(tmp_path / "results/matched_seed1.h5") as file:
         epochs = file["clients/epochs"][:].reshape(2, -1)
     assert (epochs > 1).all() and np.array_equal(found.trace.epochs, epochs)
     for round in range(2):
         each = epochs[round] * short.prices[round].client_joules["compute"]
         assert long.prices[round].client_joules["compute"] == pytest.approx(each, rel=1e-12)
-    assert np.array_equal(pricing.read(tmp_path / "results/matched_seed1.h5", ["training.epochs=3"]).trace.epochs, epochs + 2)
+    assert np.array_equal(
+        pricing.read(tmp_path / "results/matched_seed1.h5", ["training.epochs=3"]).trace.epochs, epochs + 2
+    )
 
 
 def test_a_world_that_acts_counts_them(fast, tmp_path):
-    matched = [*fast, "method=matched", "rounds=3", "generation.cap=30", "world={acts: true, channel: {allocation: equal}}"]
+    matched = [
+        *fast,
+        "method=matched",
+        "rounds=3",
+        "generation.cap=30",
+        "world={acts: true, channel: {allocation: equal}}",
+    ]
     assert main(matched) == 0
     _, free = priced(tmp_path / "results/matched_seed1.h5")
     limit = np.median([sum(price.client_seconds.values()) for price in free.prices])
@@ -50,8 +60,10 @@ def test_a_world_that_acts_counts_them(fast, tmp_path):
 
 # Clients that differ by their devices alone; images take them about as long as training.
 CELL = "channel: {radius_m: 50, allocation: equal, fading: none, shadowing_db: 0}"
-WORLDS = {"sent": f"{CELL}, images: {{bits_per_pixel: 4800, delivery: unicast}}",
-          "filled": f"{CELL}, images: {{installed: true}}, devices: {{accelerator_tflops: 0.5}}"}
+WORLDS = {
+    "sent": f"{CELL}, images: {{bits_per_pixel: 4800, delivery: unicast}}",
+    "filled": f"{CELL}, images: {{installed: true}}, devices: {{accelerator_tflops: 0.5}}",
+}
 METHODS = pytest.mark.parametrize("method", WORLDS)
 
 
@@ -61,13 +73,23 @@ def world(method, more=""):
 
 @pytest.fixture
 def quick(tmp_path, bank):
-    return [*TINY, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=4", "cohort=4", "generation.cap=5",
-            f"output={tmp_path}/results", f"generation.bank={bank}"]
+    return [
+        *TINY,
+        "data.name=synthetic",
+        "data.size=8",
+        "data.samples=400",
+        "rounds=4",
+        "cohort=4",
+        "generation.cap=5",
+        f"output={tmp_path}/results",
+        f"generation.bank={bank}",
+    ]
 
 
 @pytest.fixture
 def late(quick):
     """A function of the method: overrides of a run whose deadline is the median of what its first round takes the clients."""
+
     def of(method):
         around = Simulation(overrides=[*quick, f"method={method}", world(method)]).server.world
         images = {"pool": 10, "new": 10} if method == "sent" else {}
@@ -79,8 +101,10 @@ def late(quick):
 
 @METHODS
 def test_an_endless_deadline_is_no_world(method, quick):
-    runs = [Simulation(overrides=[*quick, f"method={method}", *more])
-            for more in ([], [world(method, ", acts: true, deadline_s: 1.0e+9")])]
+    runs = [
+        Simulation(overrides=[*quick, f"method={method}", *more])
+        for more in ([], [world(method, ", acts: true, deadline_s: 1.0e+9")])
+    ]
     assert all(len(list(one)) == 4 for one in runs) and np.array_equal(*(one.weights for one in runs))
 
 
@@ -104,7 +128,9 @@ def test_any_number_of_ranks_and_a_continued_run(method, late, tmp_path):
     assert main([*run, "rounds=2"]) == 0 and main(run) == 0
     done = mpirun(2, "-m", "genfl_mpi", *run, f"output={tmp_path}/two")
     assert done.returncode == 0, done.stderr
-    assert reader.digests(tmp_path / f"results/{method}_seed1.h5") == reader.digests(tmp_path / f"two/{method}_seed1.h5")
+    assert reader.digests(tmp_path / f"results/{method}_seed1.h5") == reader.digests(
+        tmp_path / f"two/{method}_seed1.h5"
+    )
 
 
 @METHODS
@@ -125,8 +151,10 @@ def test_what_clients_hold_and_spent_comes_back(method, quick, tmp_path):
 def test_a_forecast_counts_what_a_client_lacks(quick):
     """A client that makes images also fetches the generator, once."""
     bare = f"{CELL}, devices: {{accelerator_tflops: 0.5, receive_watts: 3}}"
-    made, plain = (Simulation(overrides=[*quick, f"method={method}", "rounds=1", f"world={{{bare}}}"])
-                   for method in ("filled", "fedavg"))
+    made, plain = (
+        Simulation(overrides=[*quick, f"method={method}", "rounds=1", f"world={{{bare}}}"])
+        for method in ("filled", "fedavg")
+    )
     around, other = made.server.world, plain.server.world
     wanted, down = around.wanted, gains(around.world, 6, 0, DOWN)
     fetching = 8 * around.trace.generator_bytes / rate(20e6 / 4, 20.0 / 4, down, noise(around.world.channel))
@@ -138,7 +166,9 @@ def test_a_forecast_counts_what_a_client_lacks(quick):
     assert before.seconds == pytest.approx(without.seconds + fetching + seconds + (longer - 1) * compute)
     cycles = around.trace.sample_flops * around.samples / 8
     training = 1e-28 * cycles * around.devices.frequency**2
-    assert before.joules == pytest.approx(without.joules + 3 * fetching + 5 * seconds + (longer - 1) * training)
+    assert before.joules == pytest.approx(
+        without.joules + 3 * fetching + 5 * seconds + (longer - 1) * training
+    )
     [record] = made
     cohort = record.clients["client"]
     after = around.forecast(0)
@@ -151,6 +181,15 @@ def test_who_is_stopped_keeps_the_images_that_are_whole():
     holdings, clients = Holdings(4, World()), np.array([0, 2, 3])
     work = Work(made_images=np.array([10, 10, 0]), fetches=np.array([True, True, False]))
     holdings.add(clients, work, {"receive": np.array([1.0, 0.5, 1.0]), "make": np.array([0.39, 0.0, 1.0])})
-    assert holdings.images.tolist() == [3, 0, 0, 0] and holdings.generator.tolist() == [True, False, False, False]
-    holdings.add(clients, Work(received_images=np.array([7, 10, 4])), {"receive": np.array([1.0, 0.99, 1.0]), "make": np.ones(3)})
+    assert holdings.images.tolist() == [3, 0, 0, 0] and holdings.generator.tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    holdings.add(
+        clients,
+        Work(received_images=np.array([7, 10, 4])),
+        {"receive": np.array([1.0, 0.99, 1.0]), "make": np.ones(3)},
+    )
     assert holdings.images.tolist() == [10, 0, 9, 4]

@@ -7,8 +7,12 @@ from genfl_mpi.cli import main
 from genfl_mpi.edge import incentive
 from genfl_mpi.util.errors import UserError
 
-HISTOGRAMS = np.array([[30, 10, 0, 0], [5, 5, 5, 5], [0, 0, 0, 12], [20, 1, 1, 8], [7, 7, 0, 0], [40, 40, 39, 41]])
-CLIENTS = incentive.clients_of(HISTOGRAMS, np.array([1.0, 2, 0.5, 4, 3, 1]), np.array([0.1, 0.2, 0.05, 0.1, 0.3, 0.02]))
+HISTOGRAMS = np.array(
+    [[30, 10, 0, 0], [5, 5, 5, 5], [0, 0, 0, 12], [20, 1, 1, 8], [7, 7, 0, 0], [40, 40, 39, 41]]
+)
+CLIENTS = incentive.clients_of(
+    HISTOGRAMS, np.array([1.0, 2, 0.5, 4, 3, 1]), np.array([0.1, 0.2, 0.05, 0.1, 0.3, 0.02])
+)
 
 
 def test_the_formulas_by_hand():
@@ -30,7 +34,9 @@ def test_best_responses_are_the_best_of_many(price):
     grid = np.array([incentive.utility(CLIENTS, 1.0, price, np.full(6, u)) for u in shares])
     share = incentive.best_response(CLIENTS, price)
     has_gap = CLIENTS.gap > 0
-    assert incentive.utility(CLIENTS, 1.0, price, share)[has_gap] == pytest.approx(grid.max(0)[has_gap], abs=1e-6)
+    assert incentive.utility(CLIENTS, 1.0, price, share)[has_gap] == pytest.approx(
+        grid.max(0)[has_gap], abs=1e-6
+    )
     assert np.abs(share - shares[grid.argmax(0)])[has_gap].max() < 1e-3
     found = incentive.equilibrium(CLIENTS, 1.0, price, 10.0)
     assert (found.utility >= 0).all() and not found.share[~found.joins].any()  # individual rationality
@@ -45,7 +51,10 @@ def test_the_servers_price_is_the_best_of_many(base, value, budget):
             incentive.best_price(CLIENTS, base, value, budget)
         return
     found = incentive.best_price(CLIENTS, base, value, budget)
-    brute = [incentive.equilibrium(CLIENTS, base, price, value) for price in np.concatenate([[0], np.geomspace(1e-2, 1e3, 4000)])]
+    brute = [
+        incentive.equilibrium(CLIENTS, base, price, value)
+        for price in np.concatenate([[0], np.geomspace(1e-2, 1e3, 4000)])
+    ]
     least = min(one.objective for one in brute if one.payments <= budget)
     assert found.payments <= budget * (1 + 1e-12)
     assert least - 1e-2 * max(1, least) < found.objective <= least + 1e-6
@@ -62,7 +71,9 @@ def test_what_follows_adds_up():
 def test_misreporting_gains_something_only_where_it_moves_the_price():
     gains = incentive.misreporting(CLIENTS, 2.0, 40.0, 1e9, 6)
     assert (gains >= 0).all() and gains.max() > 0
-    assert incentive.misreporting(CLIENTS, 2.0, 0.0, 1e9, 6) == pytest.approx(np.zeros(6))  # the server pays nobody, whatever they say
+    assert incentive.misreporting(CLIENTS, 2.0, 0.0, 1e9, 6) == pytest.approx(
+        np.zeros(6)
+    )  # the server pays nobody, whatever they say
 
 
 def test_the_command(tiny, tmp_path, capsys):

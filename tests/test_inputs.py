@@ -30,25 +30,38 @@ def named(tmp_path, monkeypatch):
     monkeypatch.setattr(Generator, "images", lambda one, batch: np.zeros((len(batch), *one.shape), np.uint8))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_choice", raising=False)
-    (tmp_path / "own_choice.py").write_text("from genfl_mpi.federation.policies.selection import random as choose\n")
+    (tmp_path / "own_choice.py").write_text(
+        "from genfl_mpi.federation.policies.selection import random as choose\n"
+    )
     (tmp_path / "groups.txt").write_text("\n".join(f"writer {sample % 8}" for sample in range(200)))
     shutil.copy(FOLDER / "mnist.yaml", tmp_path / "prompts.yaml")
     shutil.copytree(model_folder.SHIPPED / "digits", tmp_path / "generator")
     (tmp_path / "adapter").mkdir()
     layer, weights = "unet.mid_block.attentions.0.to_q", np.ones((2, 2), np.float32)
-    save_file({f"{layer}.lora_{side}.weight": weights for side in "AB"},
-              tmp_path / "adapter" / model_folder.ADAPTER)
+    save_file(
+        {f"{layer}.lora_{side}.weight": weights for side in "AB"}, tmp_path / "adapter" / model_folder.ADAPTER
+    )
     files = {
-        "selection": tmp_path / "own_choice.py", "partition.groups": tmp_path / "groups.txt",
+        "selection": tmp_path / "own_choice.py",
+        "partition.groups": tmp_path / "groups.txt",
         "generation.prompts": tmp_path / "prompts.yaml",
         "generation.adapter": tmp_path / "adapter" / model_folder.ADAPTER,
         "generation.checkpoint": tmp_path / "generator/unet/diffusion_pytorch_model.safetensors",
     }
-    return [*FAST, "method=genfl", "generation.per_round=1", "checkpoint.keep=1",
-            f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank", "selection=own_choice:choose",
-            "partition.scheme=groups", f"partition.groups={tmp_path}/groups.txt",
-            f"generation.prompts={tmp_path}/prompts.yaml",
-            f"generation.checkpoint={tmp_path}/generator", f"generation.adapter={tmp_path}/adapter"], files
+    return [
+        *FAST,
+        "method=genfl",
+        "generation.per_round=1",
+        "checkpoint.keep=1",
+        f"output={tmp_path}/results",
+        f"generation.bank={tmp_path}/bank",
+        "selection=own_choice:choose",
+        "partition.scheme=groups",
+        f"partition.groups={tmp_path}/groups.txt",
+        f"generation.prompts={tmp_path}/prompts.yaml",
+        f"generation.checkpoint={tmp_path}/generator",
+        f"generation.adapter={tmp_path}/adapter",
+    ], files
 
 
 def change(file):
@@ -91,8 +104,14 @@ def test_a_fork_may_name_another_file(named, tmp_path, capsys):
     shutil.copy(prompts, other)
     change(prompts)
     change(other)
-    fork = ["fork", f"{tmp_path}/results/genfl_seed1.h5", "--at", "1", f"generation.prompts={other}",
-            f"output={tmp_path}/fork"]
+    fork = [
+        "fork",
+        f"{tmp_path}/results/genfl_seed1.h5",
+        "--at",
+        "1",
+        f"generation.prompts={other}",
+        f"output={tmp_path}/fork",
+    ]
     assert main(fork) == 0
     assert main(fork) == 0 and "finished before" in capsys.readouterr().out
     change(other)
@@ -105,7 +124,9 @@ def test_a_run_without_a_round_binds_nobody_to_its_inputs(named, tmp_path, capsy
     files["selection"].write_text("def choose(state):\n    return []\n")
     assert main([*run, "rounds=1"]) == 2
     change(files["generation.adapter"])
-    files["selection"].write_text("from genfl_mpi.federation.policies.selection import random as choose\n# mended\n")
+    files["selection"].write_text(
+        "from genfl_mpi.federation.policies.selection import random as choose\n# mended\n"
+    )
     del sys.modules["own_choice"]
     assert main([*run, "rounds=1"]) == 0
 
@@ -158,8 +179,16 @@ def parts(kind):
 
 # Texts that name no input: what is written, what no round depends on, the data set's folder, as the data set
 # has a digest of its own, and what is taken as it stands.
-OTHERS = {"output", "pretraining.output", "finetuning.output", "generation.bank", "laboratory.policies",
-          "data.root", "generation.negative_prompt", "generation.scheduler"}
+OTHERS = {
+    "output",
+    "pretraining.output",
+    "finetuning.output",
+    "generation.bank",
+    "laboratory.policies",
+    "data.root",
+    "generation.negative_prompt",
+    "generation.scheduler",
+}
 
 
 def test_every_setting_that_may_name_an_input_is_watched(named):

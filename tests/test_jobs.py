@@ -17,8 +17,17 @@ from genfl_mpi.results import reader
 
 JOBS = Path(__file__).parent.parent / "jobs"
 # The default's three methods, in seconds.
-SHORT = ["rounds=2", "clients=6", "cohort=3", "training.epochs=1", "runtime.threads=1",
-         "generation.per_round=1", "generation.cap=2", "generation.steps=2", "generation.batch_size=10"]
+SHORT = [
+    "rounds=2",
+    "clients=6",
+    "cohort=3",
+    "training.epochs=1",
+    "runtime.threads=1",
+    "generation.per_round=1",
+    "generation.cap=2",
+    "generation.steps=2",
+    "generation.batch_size=10",
+]
 METHODS = ("fedavg", "genfl", "aigc")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
@@ -28,11 +37,20 @@ class Cluster:
 
     def __init__(self, folder, environment):
         self.folder = folder
-        self.environment = {**environment, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+        self.environment = {
+            **environment,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        }
 
     def call(self, *command, **environment):
-        done = subprocess.run([str(part) for part in command], cwd=self.folder, env={**self.environment, **environment},
-                              capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -88,15 +106,28 @@ def check(folder, digests):
 def ranks(text):
     """What doctor says of placement: ({node: (ranks, cores)}, {rank: (GPU, the GPUs that it sees)})."""
     text = re.sub(r"\n {11}(?=\S)", " ", text)
-    cores = {host: (first, int(count)) for host, first, count in re.findall(r"(\S+): ranks? (\S+) on (\d+) cores? \(", text)}
-    gpus = {int(rank): (gpu, seen) for rank, gpu, seen in re.findall(r"rank (\d+) takes GPU (\d+) of ([\d,]+),", text)}
+    cores = {
+        host: (first, int(count))
+        for host, first, count in re.findall(r"(\S+): ranks? (\S+) on (\d+) cores? \(", text)
+    }
+    gpus = {
+        int(rank): (gpu, seen)
+        for rank, gpu, seen in re.findall(r"rank (\d+) takes GPU (\d+) of ([\d,]+),", text)
+    }
     return cores, gpus
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_a_run_and_one_over_several_nodes(cluster, default, bank, launcher):
     one = cluster.submit("--ntasks=2", "jobs/run.sh", *SHORT, f"generation.bank={bank}", launcher=launcher)
-    two = cluster.submit("--ntasks-per-node=1", "jobs/nodes.sh", *SHORT, f"generation.bank={bank}", "output=results/nodes", launcher=launcher)
+    two = cluster.submit(
+        "--ntasks-per-node=1",
+        "jobs/nodes.sh",
+        *SHORT,
+        f"generation.bank={bank}",
+        "output=results/nodes",
+        launcher=launcher,
+    )
     assert "3 runs in" in cluster.wait(one)
     check(cluster.folder / "results/default", default)
     cluster.wait(two)
@@ -109,11 +140,23 @@ def test_a_sweep_as_an_array_with_its_summary(cluster, default, bank):
     summary = said.split()[-1]
     text = cluster.wait(summary)
     check(cluster.folder / "results/default", default)
-    assert all(name in text for name in ("FedAvg", "GenFL", "AIGC-only", "3 runs: 3 finished")) and (cluster.folder / "results/default/summary.png").exists()
+    assert (
+        all(name in text for name in ("FedAvg", "GenFL", "AIGC-only", "3 runs: 3 finished"))
+        and (cluster.folder / "results/default/summary.png").exists()
+    )
     logs = [path.read_text() for path in cluster.folder.glob("genfl-member-*_*.log")]
-    assert sorted(re.search(r"^(\w+)_seed1  round 2/2", log, re.M)[1] for log in logs) == sorted(METHODS), "an index is a run"
+    assert sorted(re.search(r"^(\w+)_seed1  round 2/2", log, re.M)[1] for log in logs) == sorted(METHODS), (
+        "an index is a run"
+    )
     # A single one again finds its work done.
-    again = cluster.submit("--array=1", "--ntasks=1", "--output=again-%A.log", "jobs/member.sh", *SHORT, f"generation.bank={bank}")
+    again = cluster.submit(
+        "--array=1",
+        "--ntasks=1",
+        "--output=again-%A.log",
+        "jobs/member.sh",
+        *SHORT,
+        f"generation.bank={bank}",
+    )
     assert "genfl_seed1: finished before" in cluster.wait(again)
 
 
@@ -132,9 +175,26 @@ def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkey
     (cluster.folder / "pace.py").write_text(SLOW_AT_FIRST)
     path = os.pathsep.join([str(cluster.folder), os.environ.get("PYTHONPATH", "")])
     overrides = [*FAST, "rounds=150", "selection=pace:slow", "checkpoint.every_rounds=1000"]
-    job = cluster.submit("--ntasks=2", "--time=1", "--signal=B:USR1@5", "jobs/run.sh", *overrides, "output=cut", PYTHONPATH=path)
-    until(lambda: time.sleep(0.3) or (about := cluster.about(job))["JobState"] == "PENDING" and about["Restarts"] == "1", 120)
-    assert re.search(r"rank \d: SIGUSR1 while .*\n", cluster.log(job)) and "left after round" in cluster.log(job)
+    job = cluster.submit(
+        "--ntasks=2",
+        "--time=1",
+        "--signal=B:USR1@5",
+        "jobs/run.sh",
+        *overrides,
+        "output=cut",
+        PYTHONPATH=path,
+    )
+    until(
+        lambda: (
+            time.sleep(0.3)
+            or (about := cluster.about(job))["JobState"] == "PENDING"
+            and about["Restarts"] == "1"
+        ),
+        120,
+    )
+    assert re.search(r"rank \d: SIGUSR1 while .*\n", cluster.log(job)) and "left after round" in cluster.log(
+        job
+    )
     time.sleep(5)  # until what was allowed to the first start is over; Slurm itself would wait two minutes
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
     text = cluster.wait(job)
@@ -142,7 +202,9 @@ def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkey
     monkeypatch.syspath_prepend(cluster.folder)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main([*overrides, f"output={cluster.folder}/whole"]) == 0
-    assert reader.digests(cluster.folder / "cut/fedavg_seed1.h5") == reader.digests(cluster.folder / "whole/fedavg_seed1.h5")
+    assert reader.digests(cluster.folder / "cut/fedavg_seed1.h5") == reader.digests(
+        cluster.folder / "whole/fedavg_seed1.h5"
+    )
 
 
 def test_a_job_that_is_cancelled_stays_so(cluster):
@@ -160,7 +222,16 @@ def test_a_failing_job_fails(cluster):
 
 
 def test_two_jobs_on_one_node_share_neither_cores_nor_gpus(cluster):
-    submit = ["--nodelist=node1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=3", "--time=5", "jobs/gpu.sh", "doctor", "runtime.device=cpu"]
+    submit = [
+        "--nodelist=node1",
+        "--ntasks-per-node=2",
+        "--gpus-per-node=2",
+        "--cpus-per-task=3",
+        "--time=5",
+        "jobs/gpu.sh",
+        "doctor",
+        "runtime.device=cpu",
+    ]
     jobs = [cluster.submit(*submit) for _ in range(2)]
     found = [ranks(cluster.wait(job, "COMPLETED", "FAILED")) for job in jobs]
     start, end = ([cluster.about(job)[name] for job in jobs] for name in ("StartTime", "EndTime"))
@@ -172,16 +243,25 @@ def test_two_jobs_on_one_node_share_neither_cores_nor_gpus(cluster):
 
 
 def test_two_runs_at_once_on_one_node(cluster):
-    jobs = [cluster.submit("--nodelist=node1", "--ntasks=1", "jobs/run.sh", *FAST, "rounds=30", f"output=at-once-{i}") for i in range(2)]
+    jobs = [
+        cluster.submit(
+            "--nodelist=node1", "--ntasks=1", "jobs/run.sh", *FAST, "rounds=30", f"output=at-once-{i}"
+        )
+        for i in range(2)
+    ]
     for job in jobs:
         cluster.wait(job)
-    assert reader.digests(cluster.folder / "at-once-0/fedavg_seed1.h5") == reader.digests(cluster.folder / "at-once-1/fedavg_seed1.h5")
+    assert reader.digests(cluster.folder / "at-once-0/fedavg_seed1.h5") == reader.digests(
+        cluster.folder / "at-once-1/fedavg_seed1.h5"
+    )
 
 
 def test_what_gpu_jobs_ask_for_and_get(cluster):
     """Devices that are none: torch cannot use them, but Slurm gives them out, and doctor tells which rank would take which."""
     own = cluster.submit("--cpus-per-task=1", "jobs/gpu.sh", "doctor", "runtime.device=cpu")
-    shared = cluster.submit("--ntasks-per-node=6", "--cpus-per-task=1", "jobs/shared_gpu.sh", "doctor", "runtime.device=cpu")
+    shared = cluster.submit(
+        "--ntasks-per-node=6", "--cpus-per-task=1", "jobs/shared_gpu.sh", "doctor", "runtime.device=cpu"
+    )
     either = "COMPLETED", "FAILED"  # for doctor may complain of a machine with few cores
     _, gpus = ranks(cluster.wait(own, *either))
     assert gpus == {rank: (str(rank), "0,1,2,3") for rank in range(4)}
@@ -195,27 +275,54 @@ def test_what_gpu_jobs_ask_for_and_get(cluster):
 
 @pytest.mark.slow
 def test_the_bank_first_and_then_training(cluster, default, tmp_path):
-    job = cluster.submit("--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0", "jobs/bank.sh", *SHORT, "generation.bank=bank")
+    job = cluster.submit(
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+        "--gpus-per-node=0",
+        "jobs/bank.sh",
+        *SHORT,
+        "generation.bank=bank",
+    )
     text = cluster.wait(job)
-    assert "made 20 images" in text and "3 runs in" in text and text.index("made 20") < text.index("round 1/2")
+    assert (
+        "made 20 images" in text and "3 runs in" in text and text.index("made 20") < text.index("round 1/2")
+    )
     check(cluster.folder / "results/default", default)
 
 
 @pytest.mark.slow
 def test_a_sweep_in_one_allocation(cluster, default, bank):
-    job = cluster.submit("--ntasks-per-node=1", "--cpus-per-task=1", "jobs/allocation.sh", *SHORT, f"generation.bank={bank}")
+    job = cluster.submit(
+        "--ntasks-per-node=1", "--cpus-per-task=1", "jobs/allocation.sh", *SHORT, f"generation.bank={bank}"
+    )
     assert "3 runs in" in cluster.wait(job)
     check(cluster.folder / "results/default", default)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("study", "folders"), [("strong", ["1", "2"]), ("weak", ["1", "2"]), ("clients", ["100", "1000", "10000", "100000"])])
+@pytest.mark.parametrize(
+    ("study", "folders"),
+    [("strong", ["1", "2"]), ("weak", ["1", "2"]), ("clients", ["100", "1000", "10000", "100000"])],
+)
 def test_scaling_studies(cluster, study, folders):
-    job = cluster.submit("--ntasks=2", "jobs/scaling.sh", study, "rounds=1", "partition.samples=20", "data.name=synthetic", "data.size=8")
+    job = cluster.submit(
+        "--ntasks=2",
+        "jobs/scaling.sh",
+        study,
+        "rounds=1",
+        "partition.samples=20",
+        "data.name=synthetic",
+        "data.size=8",
+    )
     cluster.wait(job, "COMPLETED" if "scaling" in COMMANDS else "FAILED")
-    files = {folder: cluster.folder / f"results/scaling-{study}/{folder}/fedavg_seed1.h5" for folder in folders}
+    files = {
+        folder: cluster.folder / f"results/scaling-{study}/{folder}/fedavg_seed1.h5" for folder in folders
+    }
     assert all(reader.digests(path)[2] for path in files.values())
-    cohorts = [reader.tables_until(reader.open_results(path), 1)["rounds"]["clients_trained"][0] for path in files.values()]
+    cohorts = [
+        reader.tables_until(reader.open_results(path), 1)["rounds"]["clients_trained"][0]
+        for path in files.values()
+    ]
     assert cohorts == {"strong": [8, 8], "weak": [4, 8], "clients": [4] * 4}[study]
 
 

@@ -17,16 +17,24 @@ OF_ALL = ("start", "train", "wait", "reduce", "broadcast", "evaluate")
 # checkpoints. And the phases of rank 0, which it is killed in.
 KINDS = {
     "genfl": ([*TINY, "generation.cap=9"], ("generate", "augment", *WRITING)),
-    "fedadam": ([*FAST, "algorithm.name=fedadam", "algorithm.server_lr=0.01", "checkpoint.every_rounds=3"], WRITING),
+    "fedadam": (
+        [*FAST, "algorithm.name=fedadam", "algorithm.server_lr=0.01", "checkpoint.every_rounds=3"],
+        WRITING,
+    ),
     "scaffold": ([*FAST, "algorithm.name=scaffold", "checkpoint.keep=7"], WRITING),
 }
 
 
 def kill(job, rank, phase, rounds):
     """SIGKILL `rank` in a phase, at least so many rounds after the start. Returns the phase that it was in."""
+
     def ready():
         assert job.process.poll() is None, job.said()
-        return job.rank(rank) and job.rank(0) and (phase == "start" or job.rank(0)["round"] >= job.first + rounds)
+        return (
+            job.rank(rank)
+            and job.rank(0)
+            and (phase == "start" or job.rank(0)["round"] >= job.first + rounds)
+        )
 
     def held():
         """Whether it is in the phase, and stopped there."""
@@ -42,7 +50,9 @@ def kill(job, rank, phase, rounds):
     about = until(held)
     os.kill(about["pid"], signal.SIGKILL)
     assert job.end() != 0
-    assert any(f"rank {rank} of" in line and progress.PHASES[phase] in line for line in progress.lines(job.results))
+    assert any(
+        f"rank {rank} of" in line and progress.PHASES[phase] in line for line in progress.lines(job.results)
+    )
     return phase
 
 

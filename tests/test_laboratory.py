@@ -35,8 +35,21 @@ def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
         assert rows["accuracy"][own] == pytest.approx(file["rounds/accuracy"][:], abs=0.02)
     looks = laboratory_figures.read(tmp_path / "results/genfl_seed1.h5")
     # All that can be asked are; the bandit cannot, which remembers.
-    assert set(looks.regret) == {"fixed", "linear", "cosine", "exponential", "step", "amount", "alignment", "bias_optimal", "softmax_accuracy",
-                                 "softmax_loss", "line_search", "cost_aware", "shapley"}
+    assert set(looks.regret) == {
+        "fixed",
+        "linear",
+        "cosine",
+        "exponential",
+        "step",
+        "amount",
+        "alignment",
+        "bias_optimal",
+        "softmax_accuracy",
+        "softmax_loss",
+        "line_search",
+        "cost_aware",
+        "shapley",
+    }
     assert looks.kappa2["fixed"] == pytest.approx(0.3) and looks.segment.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert min(regret.min() for regret in looks.regret.values()) >= 0
     for round in range(3):
@@ -46,8 +59,17 @@ def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
 
 def test_any_number_of_ranks_and_a_start_in_between(quick, tmp_path):
     for ranks in (1, 2):
-        assert mpirun(ranks, "-m", "genfl_mpi", *quick, *LOOK, "rounds=2", f"output={tmp_path}/{ranks}").returncode == 0
-    assert main([*quick, *LOOK, "rounds=1", f"output={tmp_path}/cut"]) == main([*quick, *LOOK, "rounds=2", f"output={tmp_path}/cut"]) == 0
+        assert (
+            mpirun(
+                ranks, "-m", "genfl_mpi", *quick, *LOOK, "rounds=2", f"output={tmp_path}/{ranks}"
+            ).returncode
+            == 0
+        )
+    assert (
+        main([*quick, *LOOK, "rounds=1", f"output={tmp_path}/cut"])
+        == main([*quick, *LOOK, "rounds=2", f"output={tmp_path}/cut"])
+        == 0
+    )
     digests = [reader.digests(tmp_path / folder / "genfl_seed1.h5") for folder in ("1", "2", "cut")]
     assert digests[0] == digests[1] == digests[2]
 
@@ -68,17 +90,29 @@ def test_a_barrier_is_what_rises_above_the_straight_line():
 def test_the_command(quick, tmp_path, capsys):
     assert main([*quick, *LOOK, "laboratory.policies=[linear,amount]"]) == 0
     capsys.readouterr()
-    assert main(["laboratory", str(tmp_path / "results/genfl_seed1.h5"), "-o", str(tmp_path / "lab.png")]) == 0
+    assert (
+        main(["laboratory", str(tmp_path / "results/genfl_seed1.h5"), "-o", str(tmp_path / "lab.png")]) == 0
+    )
     said = capsys.readouterr().out.splitlines()
     assert max(map(len, said)) <= 80 and (tmp_path / "lab.png").exists()
     assert {line.split()[0] for line in said[1:6]} == {"fixed", "linear", "amount", "never", "always"}
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["laboratory.policies=[linaer]"], "laboratory.policies: there is no 'linaer'; did you mean 'linear'?"),
-    (["laboratory.policies=[line_search]"], "laboratory.policies: line_search needs validation"),
-    (["laboratory.policies=[bandit]", "validation.source=clients"], "bandit needs memory, which only the run's own policy has"),
-    (["laboratory.points=1"], "laboratory.points")])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["laboratory.policies=[linaer]"],
+            "laboratory.policies: there is no 'linaer'; did you mean 'linear'?",
+        ),
+        (["laboratory.policies=[line_search]"], "laboratory.policies: line_search needs validation"),
+        (
+            ["laboratory.policies=[bandit]", "validation.source=clients"],
+            "bandit needs memory, which only the run's own policy has",
+        ),
+        (["laboratory.points=1"], "laboratory.points"),
+    ],
+)
 def test_bad_input(quick, overrides, message, capsys):
     assert main([*quick, *LOOK, *overrides]) == 2
     assert message in capsys.readouterr().err

@@ -13,10 +13,23 @@ from genfl_mpi.learning.weights import FlatModel
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation"), [
-    ((1, 1), 3, 1, 1, 1), ((2, 2), 3, 2, 1, 1), ((2, 2), 3, 1, 1, 1), ((2, 2), 1, 2, 0, 1), ((1, 3), (1, 3), (1, 2), (0, 1), 1),
-    ((3, 2), 2, 1, 0, 1), ((2, 1), 5, 3, 2, 1), ((1, 1), 3, 1, 2, 2), ((3, 3), 3, 2, 1, 2), ((4, 4), 3, 5, 1, 1), ((1, 1), 1, 1, 1, 1),
-    ((1, 2), 2, 3, 1, 1)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation"),
+    [
+        ((1, 1), 3, 1, 1, 1),
+        ((2, 2), 3, 2, 1, 1),
+        ((2, 2), 3, 1, 1, 1),
+        ((2, 2), 1, 2, 0, 1),
+        ((1, 3), (1, 3), (1, 2), (0, 1), 1),
+        ((3, 2), 2, 1, 0, 1),
+        ((2, 1), 5, 3, 2, 1),
+        ((1, 1), 3, 1, 2, 2),
+        ((3, 3), 3, 2, 1, 2),
+        ((4, 4), 3, 5, 1, 1),
+        ((1, 1), 1, 1, 1, 1),
+        ((1, 2), 2, 3, 1, 1),
+    ],
+)
 def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, dilation, bias, monkeypatch):
     theirs = nn.Conv2d(5, 7, kernel, stride, padding, dilation, bias=bias).double()
     ours = quicken(copy.deepcopy(theirs))
@@ -25,9 +38,13 @@ def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, 
     monkeypatch.setattr(layers, "_add_product", lambda *given: products.append(1) or add_product(*given))
     results = []
     for layer in (theirs, ours):
-        images = torch.randn(3, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        images = torch.randn(
+            3, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).requires_grad_()
         output = layer(images)
-        output.backward(torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+        output.backward(
+            torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        )
         results.append((output, images.grad, *(parameter.grad for parameter in layer.parameters())))
     assert products, "the convolution should have gone by taps"
     for one, other in zip(*results):
@@ -43,9 +60,15 @@ def test_what_comes_after_a_convolution_may_work_in_place():
     assert torch.allclose(ours[0].weight.grad, theirs[0].weight.grad, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=9),
-    nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=9),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    ],
+)
 def test_other_convolutions_stay_torchs(layer):
     images = torch.randn(2, 4, 2, 2)
     assert torch.equal(quicken(copy.deepcopy(layer))(images), layer(images))

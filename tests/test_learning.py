@@ -19,7 +19,9 @@ from genfl_mpi.util.errors import UserError
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("settings", [Model(name="cnn"), Model(name="resnet18"), Model(name="resnet18", stem="cifar")])
+@pytest.mark.parametrize(
+    "settings", [Model(name="cnn"), Model(name="resnet18"), Model(name="resnet18", stem="cifar")]
+)
 def test_flat_weights_are_the_modules_own(settings):
     model = FlatModel(models.build(settings, 10, (3, 32, 32), seed=1))
     state = {name: value for name, value in model.module.state_dict().items() if value.is_floating_point()}
@@ -29,7 +31,9 @@ def test_flat_weights_are_the_modules_own(settings):
     model.module.train()(torch.randn(4, 3, 32, 32)).sum().backward()
     assert model.gradient().abs().sum() > 0 and not model.gradient().any()
     if settings.name == "resnet18":
-        assert (model.weights[model.parameters :] != 2).any(), "BatchNorm should have updated its statistics in place"
+        assert (model.weights[model.parameters :] != 2).any(), (
+            "BatchNorm should have updated its statistics in place"
+        )
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_stream_alone():
@@ -83,7 +87,9 @@ def test_the_sum_in_blocks_is_the_sum(size):
     largest, distance = ExactSum(units).add(0.3, weights, since)
     assert np.array_equal(units - 3, np.rint(weights.double().numpy() * (0.3 * 2.0**40)).astype(np.int64))
     assert largest == 50
-    assert distance == pytest.approx((weights[: len(since)].double() - since.double()).norm().item(), rel=1e-12)
+    assert distance == pytest.approx(
+        (weights[: len(since)].double() - since.double()).norm().item(), rel=1e-12
+    )
 
 
 def test_the_largest_weights_do_not_overflow():
@@ -93,14 +99,18 @@ def test_the_largest_weights_do_not_overflow():
     assert ExactSum(units).value().item() == pytest.approx(LIMIT - 1)
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(10, [4, 3, 3]), (9, [3, 3, 3]), (8, [4, 4]), (1, [1]), (3, [3])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(10, [4, 3, 3]), (9, [3, 3, 3]), (8, [4, 4]), (1, [1]), (3, [3])]
+)
 def test_batches_cover_the_data_and_are_equally_large(count, sizes):
     chunks = batches(count, 4, RNG)
     assert [len(chunk) for chunk in chunks] == sizes
     assert sorted(torch.cat(chunks).tolist()) == list(range(count))
 
 
-@pytest.mark.parametrize("settings", [Training(), Training(momentum=0.9), Training(momentum=0.9, weight_decay=0.01)])
+@pytest.mark.parametrize(
+    "settings", [Training(), Training(momentum=0.9), Training(momentum=0.9, weight_decay=0.01)]
+)
 def test_sgd_is_torchs(settings):
     ours, velocity = torch.randn(50), torch.zeros(50)
     theirs = ours.clone().requires_grad_()
@@ -114,14 +124,31 @@ def test_sgd_is_torchs(settings):
 
 def test_training_learns():
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
-    images, labels = torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
-    report = train(model, model.weights.clone(), images, labels, Training(epochs=60, batch_size=20, lr=0.1), np.random.default_rng(0))
+    images, labels = (
+        torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        torch.arange(60) % 10,
+    )
+    report = train(
+        model,
+        model.weights.clone(),
+        images,
+        labels,
+        Training(epochs=60, batch_size=20, lr=0.1),
+        np.random.default_rng(0),
+    )
     assert report.samples == 60
     assert report.loss_last_epoch < 0.2 * report.loss_first_epoch
 
 
-@pytest.mark.parametrize(("name", "shape", "parameters"), [
-    ("pfl_cnn", (3, 32, 32), 1626442), ("lenet5", (1, 28, 28), 61706), ("lenet5", (3, 32, 32), 62006), ("resnet18", (3, 32, 32), 11181642)])
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters"),
+    [
+        ("pfl_cnn", (3, 32, 32), 1626442),
+        ("lenet5", (1, 28, 28), 61706),
+        ("lenet5", (3, 32, 32), 62006),
+        ("resnet18", (3, 32, 32), 11181642),
+    ],
+)
 def test_models_have_the_sizes_of_their_sources(name, shape, parameters):
     """LeNet-5: 61,706 with one channel. ResNet-18: torchvision's 11,689,512 with ten classes in place of a thousand."""
     module = models.build(Model(name=name), 10, shape, seed=1)
@@ -129,8 +156,10 @@ def test_models_have_the_sizes_of_their_sources(name, shape, parameters):
     assert module(torch.zeros(2, *shape)).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("name", "fits"), [
-    ("cnn", range(4, 65)), ("pfl_cnn", range(6, 65)), ("lenet5", range(1, 33)), ("resnet18", range(1, 65))])
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [("cnn", range(4, 65)), ("pfl_cnn", range(6, 65)), ("lenet5", range(1, 33)), ("resnet18", range(1, 65))],
+)
 def test_models_are_tried_on_images_of_every_size(name, fits):
     """What passes the trial can be trained, and what does not is refused in one line; of ResNet-18, which is slow, some sizes."""
     threads = torch.get_num_threads()
@@ -140,8 +169,12 @@ def test_models_are_tried_on_images_of_every_size(name, fits):
             models.check(Model(name=name), 10, (1, size, size))
         except UserError as error:
             assert size not in fits and "\n" not in str(error)
-            assert str(error).startswith(f"model.name: {name} cannot be trained on images of 1 x {size} x {size} (channels, height, width): ")
-            assert str(error).endswith("; use images of another size, which data.size sets for folder and synthetic, or choose another model")
+            assert str(error).startswith(
+                f"model.name: {name} cannot be trained on images of 1 x {size} x {size} (channels, height, width): "
+            )
+            assert str(error).endswith(
+                "; use images of another size, which data.size sets for folder and synthetic, or choose another model"
+            )
         else:
             assert size in fits
     torch.set_num_threads(threads)
@@ -149,32 +182,66 @@ def test_models_are_tried_on_images_of_every_size(name, fits):
 
 def test_lenet5_gives_images_of_an_odd_side_a_margin():
     model = FlatModel(models.build(Model(name="lenet5"), 10, (1, 27, 30), seed=1))
-    images, labels = torch.randn(60, 1, 27, 30, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
-    train(model, model.weights.clone(), images, labels, Training(epochs=1, batch_size=20), np.random.default_rng(0))
+    images, labels = (
+        torch.randn(60, 1, 27, 30, generator=torch.Generator().manual_seed(0)),
+        torch.arange(60) % 10,
+    )
+    train(
+        model,
+        model.weights.clone(),
+        images,
+        labels,
+        Training(epochs=1, batch_size=20),
+        np.random.default_rng(0),
+    )
     assert model.parameters == 61706
 
 
-@pytest.mark.parametrize("override", ["data.size=3", "model.name=pfl_cnn", "model.name=lenet5", "training.batch_size=1"])
+@pytest.mark.parametrize(
+    "override", ["data.size=3", "model.name=pfl_cnn", "model.name=lenet5", "training.batch_size=1"]
+)
 def test_a_model_that_does_not_fit_is_refused_before_the_start(override, fast, tmp_path, capsys):
-    sizes = {"model.name=pfl_cnn": "data.size=5", "model.name=lenet5": "data.size=33", "training.batch_size=1": "model.name=test_learning:batch_norm"}
+    sizes = {
+        "model.name=pfl_cnn": "data.size=5",
+        "model.name=lenet5": "data.size=33",
+        "training.batch_size=1": "model.name=test_learning:batch_norm",
+    }
     assert main([*fast, override, *filter(None, [sizes.get(override)])]) == 2
     said = capsys.readouterr().err
     assert "cannot be trained on images of 3 x" in said and said.count("\n") == 1
-    assert ("one by one" in said) == (override == "training.batch_size=1") and not list(tmp_path.glob("results/*.h5"))
+    assert ("one by one" in said) == (override == "training.batch_size=1") and not list(
+        tmp_path.glob("results/*.h5")
+    )
 
 
 def batch_norm(classes, shape):
-    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3, classes))
+    return torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.BatchNorm2d(3),
+        torch.nn.Flatten(),
+        torch.nn.Linear(3, classes),
+    )
 
 
 def test_a_batch_of_a_single_generated_image_is_said(fast, capsys):
-    run = [*fast, "method=pool", "data.public_pool=11", "augmented.batch_size=1", "model.name=test_learning:batch_norm"]
+    run = [
+        *fast,
+        "method=pool",
+        "data.public_pool=11",
+        "augmented.batch_size=1",
+        "model.name=test_learning:batch_norm",
+    ]
     assert main(run) == 2
-    assert "the model cannot be trained on a batch of a single sample" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert (
+        "the model cannot be trained on a batch of a single sample" in (said := capsys.readouterr().err)
+        and said.count("\n") == 1
+    )
 
 
 def test_group_norm_has_no_running_statistics():
-    model = FlatModel(models.build(Model(name="resnet18", norm="group", stem="cifar"), 10, (3, 32, 32), seed=1))
+    model = FlatModel(
+        models.build(Model(name="resnet18", norm="group", stem="cifar"), 10, (3, 32, 32), seed=1)
+    )
     assert model.parameters == len(model.weights)
     assert model.module(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
@@ -186,7 +253,9 @@ def linear(classes, shape):
 def test_a_model_by_import_path():
     module = models.build(Model(name="test_learning:linear"), 7, (1, 4, 4), seed=1)
     assert module(torch.zeros(2, 1, 4, 4)).shape == (2, 7)
-    with pytest.raises(UserError, match="model.name: test_learning:not_a_model must return a torch.nn.Module, not int"):
+    with pytest.raises(
+        UserError, match="model.name: test_learning:not_a_model must return a torch.nn.Module, not int"
+    ):
         models.build(Model(name="test_learning:not_a_model"), 7, (1, 4, 4), seed=1)
 
 
@@ -195,13 +264,23 @@ def not_a_model(classes, shape):
 
 
 def test_dropout_is_keyed_and_leaves_the_global_stream_alone():
-    images, labels = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
+    images, labels = (
+        torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        torch.arange(32) % 10,
+    )
 
     def trained(key, disturb):
         model = FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1))
         torch.manual_seed(disturb)
         before = torch.random.get_rng_state()
-        train(model, model.weights.clone(), images, labels, Training(epochs=1, batch_size=16), np.random.default_rng(key))
+        train(
+            model,
+            model.weights.clone(),
+            images,
+            labels,
+            Training(epochs=1, batch_size=16),
+            np.random.default_rng(key),
+        )
         assert torch.equal(torch.random.get_rng_state(), before)
         return model.weights
 
@@ -224,13 +303,22 @@ def test_augmentation_shifts_and_mirrors():
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
     seen = set()
     for before, after in zip(padded, augmented(crop=2)):
-        [place] = [(y, x) for y in range(5) for x in range(5) if torch.equal(before[:, y : y + 6, x : x + 5], after)]
+        [place] = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(before[:, y : y + 6, x : x + 5], after)
+        ]
         seen.add(place)
     assert len(seen) == 25
 
 
-@pytest.mark.parametrize(("schedule", "rates"), [
-    ("constant", [1, 1, 1, 1]), ("exponential", [1, 0.5, 0.25, 0.125]), ("step", [1, 1, 0.5, 0.5]), ("cosine", [1, 0.5, 0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("exponential", [1, 0.5, 0.25, 0.125]),
+        ("step", [1, 1, 0.5, 0.5]),
+        ("cosine", [1, 0.5, 0.5, 0.5]),
+    ],
+)
 def test_schedules_by_hand(schedule, rates):
     settings = Training(lr=1, schedule=schedule, decay=0.5, period=2)
     assert [at_round(settings, round).lr for round in range(4)] == pytest.approx(rates)
@@ -240,7 +328,9 @@ def test_accuracy_over_clients_by_hand():
     """Twenty clients: two hold class 0 alone, which is right half of the time; the others both classes evenly."""
     histograms = np.array([[4, 0]] * 2 + [[3, 3]] * 18)
     seen = accuracy_over_clients(np.array([0.5, 0.9]), histograms)
-    assert seen == pytest.approx({"clients_accuracy": (2 * 0.5 + 18 * 0.7) / 20, "clients_accuracy_worst_tenth": 0.5})
+    assert seen == pytest.approx(
+        {"clients_accuracy": (2 * 0.5 + 18 * 0.7) / 20, "clients_accuracy_worst_tenth": 0.5}
+    )
 
 
 def test_a_class_without_test_samples_has_no_accuracy():
@@ -253,6 +343,7 @@ def test_a_class_without_test_samples_has_no_accuracy():
 @pytest.mark.parametrize("together", [False, True])
 def test_what_is_frozen_or_not_used_stays(together):
     """Weight decay, too, is of what learns."""
+
     def network():
         layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 3))
         layers[1].requires_grad_(False)
@@ -264,16 +355,34 @@ def test_what_is_frozen_or_not_used_stays(together):
     data = torch.randn(20, 3, 2, 2), torch.arange(20) % 3
     settings = LocalTraining(lr=0.1, momentum=0.9, weight_decay=0.1, batch_size=5, epochs=3, together=2)
     if together:
-        [[weights, _], _] = Twin(model, (3, 2, 2), settings).train(start, [data] * 2, [settings] * 2, [np.random.default_rng(1) for _ in range(2)])
+        [[weights, _], _] = Twin(model, (3, 2, 2), settings).train(
+            start, [data] * 2, [settings] * 2, [np.random.default_rng(1) for _ in range(2)]
+        )
     else:
         train(model, start, *data, settings, np.random.default_rng(1))
         weights = model.weights
-    assert torch.equal(weights[frozen], start[frozen]) and not torch.isclose(weights[frozen.stop:], start[frozen.stop:]).all()
+    assert (
+        torch.equal(weights[frozen], start[frozen])
+        and not torch.isclose(weights[frozen.stop :], start[frozen.stop :]).all()
+    )
 
 
 def test_a_report_counts_the_last_epoch():
     labels = torch.arange(60) % 2
-    images = torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)) + labels[:, None, None, None]
+    images = (
+        torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)) + labels[:, None, None, None]
+    )
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
-    report = train(model, model.weights.clone(), images, labels, Training(epochs=5, lr=0.05, batch_size=10), np.random.default_rng(0))
-    assert report.samples == 60 and report.accuracy_last_epoch > 0.9 and report.loss_last_epoch < report.loss_first_epoch
+    report = train(
+        model,
+        model.weights.clone(),
+        images,
+        labels,
+        Training(epochs=5, lr=0.05, batch_size=10),
+        np.random.default_rng(0),
+    )
+    assert (
+        report.samples == 60
+        and report.accuracy_last_epoch > 0.9
+        and report.loss_last_epoch < report.loss_first_epoch
+    )

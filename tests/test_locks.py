@@ -164,8 +164,10 @@ def test_a_start_whose_lock_file_was_removed_replaces_no_file(fast, tmp_path, mo
 
 def test_a_lock_blocks_nobody_once_its_process_is_killed(tmp_path):
     path = tmp_path / "run.h5"
-    code = ("import sys; from pathlib import Path; from genfl_mpi.results.lock import Lock\n"
-            "held = Lock(Path(sys.argv[1])); print(flush=True); sys.stdin.read()")
+    code = (
+        "import sys; from pathlib import Path; from genfl_mpi.results.lock import Lock\n"
+        "held = Lock(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    )
     command = [sys.executable, "-c", code, path]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "\n"

@@ -87,14 +87,22 @@ def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
     down, up = Broadcast(1001, 5, control), Reduction(1001, 5, 3, {"change": Array((4, 2), "sum")})
     down.weights[:] = 1
     down.plan["rho"], down.arrays["control"][:] = 0.5, 2
-    assert down.weights.base is not None and (down.weights == 1).all() and down.arrays["control"].shape == (10, 3)
+    assert (
+        down.weights.base is not None
+        and (down.weights == 1).all()
+        and down.arrays["control"].shape == (10, 3)
+    )
     assert down.buffer.nbytes < 4 * 1031 + 5 * 24 + 32
     up.clients[4, 2], up.sums["change"][3, 1] = 1.5, 7
     other = Reduction(1001, 5, 3, {"change": Array((4, 2), "sum")})
     other.clients[1, 1], other.sums["model"][1000] = -2.5, 9
     up.buffer += other.buffer  # what the reduction does
     assert up.clients[4, 2] == 1.5 and up.clients[1, 1] == -2.5
-    assert up.sums["change"].ravel().tolist() == [0] * 7 + [7] and up.sums["model"].sum() == 9 and up.units.sum() == 16
+    assert (
+        up.sums["change"].ravel().tolist() == [0] * 7 + [7]
+        and up.sums["model"].sum() == 9
+        and up.units.sum() == 16
+    )
 
 
 def test_a_node_holds_the_data_once(tmp_path):
@@ -128,6 +136,7 @@ def test_stores_into_windows_are_synchronized(monkeypatch):
 
     def noting(base, *names):
         """A subclass of `base` that notes the calls of the methods `names`."""
+
         def note(name):
             return lambda self, *arguments: calls.append(name) or getattr(base, name)(self, *arguments)
 
@@ -160,8 +169,19 @@ def test_a_users_mistake_is_said_once(tmp_path):
 
 @pytest.mark.parametrize("leave", ["sys.exit(0)", "raise KeyboardInterrupt"])
 def test_a_rank_that_leaves_takes_the_others_along(tiny, tmp_path, leave):
-    (tmp_path / "leaving.py").write_text(f"import sys\ndef random(state):\n    if state.round == 1:\n        {leave}\n    return [0, 1, 2]\n")
-    done = mpirun(2, "-m", "genfl_mpi", *tiny, "method=fedavg", "selection=leaving:random", timeout=60, PYTHONPATH=str(tmp_path))
+    (tmp_path / "leaving.py").write_text(
+        f"import sys\ndef random(state):\n    if state.round == 1:\n        {leave}\n    return [0, 1, 2]\n"
+    )
+    done = mpirun(
+        2,
+        "-m",
+        "genfl_mpi",
+        *tiny,
+        "method=fedavg",
+        "selection=leaving:random",
+        timeout=60,
+        PYTHONPATH=str(tmp_path),
+    )
     assert done.returncode != 0 and "rank 0 on " in done.stderr
 
 
@@ -195,7 +215,11 @@ sys.exit(main(sys.argv[1:]))
 """)
     done = mpirun(3, script, *tiny, "method=fedavg", "rounds=500", timeout=120)
     assert done.returncode != 0
-    assert time.time() - float(re.search(r"poisoned at ([\d.]+);", done.stdout)[1]) < 10, "all ranks should end together"
-    assert re.search(r"rank \d on \S+, round 2, client \d+: FloatingPointError: .* not finite", done.stderr), done.stderr
+    assert time.time() - float(re.search(r"poisoned at ([\d.]+);", done.stdout)[1]) < 10, (
+        "all ranks should end together"
+    )
+    assert re.search(
+        r"rank \d on \S+, round 2, client \d+: FloatingPointError: .* not finite", done.stderr
+    ), done.stderr
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1]

@@ -15,7 +15,10 @@ from genfl_mpi.federation.algorithms import ALGORITHMS
 from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
 from genfl_mpi.results import reader
 
-NOTHING_YET = {"clients": {"round": np.empty(0, int)}, "generated": {"label": [], "image": np.empty((0, 3, 8, 8), np.uint8), "fidelity": []}}
+NOTHING_YET = {
+    "clients": {"round": np.empty(0, int)},
+    "generated": {"label": [], "image": np.empty((0, 3, 8, 8), np.uint8), "fidelity": []},
+}
 ROUND, BAD = 2, 3  # the third round, in which clients 1, 3 and 4 are trained
 
 
@@ -47,7 +50,10 @@ def everybody(state):
 def test_stop_names_client_and_round(fast, poisoned, capsys, tmp_path):
     assert main([*fast, "cohort=6", "rounds=4"]) == 1
     said = capsys.readouterr().err
-    assert f"round {ROUND + 1}, client {BAD}: FloatingPointError: the trained weights are not finite" in said and said.count("\n") == 1
+    assert (
+        f"round {ROUND + 1}, client {BAD}: FloatingPointError: the trained weights are not finite" in said
+        and said.count("\n") == 1
+    )
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1, 2]
 
@@ -67,9 +73,15 @@ def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path)
     without.restore(2, full.weights.numpy(), full.server.state_arrays(), NOTHING_YET)
     [last] = without
     clients = records[2].clients
-    assert clients["client"].tolist() == [1, 3, 4] and clients["rho"][1] == 0 and np.isnan(clients["update_norm"][1])
+    assert (
+        clients["client"].tolist() == [1, 3, 4]
+        and clients["rho"][1] == 0
+        and np.isnan(clients["update_norm"][1])
+    )
     assert clients["rho"][[0, 2]] == pytest.approx(last.clients["rho"], rel=1e-12)
-    assert np.isfinite(records[2].columns["train_loss"]) and records[2].columns["train_loss"] == pytest.approx(last.columns["train_loss"])
+    assert np.isfinite(records[2].columns["train_loss"]) and records[2].columns[
+        "train_loss"
+    ] == pytest.approx(last.columns["train_loss"])
     assert records[2].columns["update_cosine"] == pytest.approx(last.columns["update_cosine"], abs=1e-9)
     assert dropped.weights.numpy() == pytest.approx(without.weights.numpy(), abs=1e-6)
     if algorithm == "scaffold":
@@ -79,7 +91,15 @@ def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path)
 
 
 def test_kappa_is_of_who_is_left(tiny, poisoned):
-    tiny = [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=3", "kappa.policy=amount", "kappa.quality=5"]
+    tiny = [
+        *tiny,
+        "data.name=synthetic",
+        "data.size=8",
+        "data.samples=400",
+        "rounds=3",
+        "kappa.policy=amount",
+        "kappa.quality=5",
+    ]
     simulation = Simulation(overrides=[*tiny, "cohort=3", "faults.nonfinite=drop"], select=everybody)
     *_, last = simulation
     assert last.clients["status"].tolist() == [AGGREGATED, NOT_FINITE, AGGREGATED]
@@ -108,26 +128,59 @@ worker.Worker._train_client, worker.train = remember, poison
 sys.exit(main(sys.argv[1:]))
 """)
     for ranks in (1, 3):
-        done = mpirun(ranks, script, *fast, "faults.nonfinite=drop", "cohort=6", "rounds=4", f"output={tmp_path}/{ranks}")
+        done = mpirun(
+            ranks,
+            script,
+            *fast,
+            "faults.nonfinite=drop",
+            "cohort=6",
+            "rounds=4",
+            f"output={tmp_path}/{ranks}",
+        )
         assert done.returncode == 0 and "dropped, not finite: clients 1, 3, 5" in done.stdout, done.stderr
-        assert "dropped, not finite: clients 0, 1, 2, 3, 4, 5; nobody is heard: the weights stay" in done.stdout
+        assert (
+            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; nobody is heard: the weights stay" in done.stdout
+        )
     assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "3/fedavg_seed1.h5")
 
 
-@pytest.mark.parametrize("more", [
-    ["algorithm.name=fedavg"], ["algorithm.name=fednova"], ["algorithm.name=scaffold"], ["algorithm.name=fedadam"], ["rho=loss"]], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["algorithm.name=fedavg"],
+        ["algorithm.name=fednova"],
+        ["algorithm.name=scaffold"],
+        ["algorithm.name=fedadam"],
+        ["rho=loss"],
+    ],
+    ids=str,
+)
 def test_nobody_left_keeps_the_weights(more, fast, poisoned, tmp_path):
     """Nor does what the server remembers change, and the rounds after are as usual."""
     poisoned.clients, seen = set(range(6)), []
     simulation = Simulation(overrides=[*fast, "faults.nonfinite=drop", "rounds=4", *more], folder=tmp_path)
     for record in simulation:
-        state = {name: array for name, array in simulation.server.state_arrays().items() if not name.startswith("pace.")}
-        seen.append((record, simulation.weights.numpy().copy(), {name: array.copy() for name, array in state.items()}))
+        state = {
+            name: array
+            for name, array in simulation.server.state_arrays().items()
+            if not name.startswith("pace.")
+        }
+        seen.append(
+            (record, simulation.weights.numpy().copy(), {name: array.copy() for name, array in state.items()})
+        )
     (_, before, memory), (lost, after, later), (last, end, _) = seen[1:]
     assert np.array_equal(before, after) and not np.array_equal(after, end)
     assert memory.keys() == later.keys() and all(np.array_equal(memory[name], later[name]) for name in memory)
-    assert (lost.clients["status"] == NOT_FINITE).all() and not lost.clients["rho"].any() and lost.columns["clients_aggregated"] == 0
-    assert lost.accuracy == seen[1][0].accuracy and np.isnan(lost.columns["train_loss"]) and lost.columns["kappa2"] == 0
+    assert (
+        (lost.clients["status"] == NOT_FINITE).all()
+        and not lost.clients["rho"].any()
+        and lost.columns["clients_aggregated"] == 0
+    )
+    assert (
+        lost.accuracy == seen[1][0].accuracy
+        and np.isnan(lost.columns["train_loss"])
+        and lost.columns["kappa2"] == 0
+    )
     assert (last.clients["status"] == AGGREGATED).all() and last.clients["rho"].sum() > 0
 
 
@@ -145,7 +198,10 @@ def test_nobody_left_is_the_augmented_model_alone(fast, poisoned, monkeypatch, c
     assert (record.clients["status"] == NOT_FINITE).all() and not record.clients["rho"].any()
     poisoned.clients = set(range(6))
     assert main([*fast, "faults.nonfinite=drop"]) == 0
-    assert "dropped, not finite: clients" in (said := capsys.readouterr().out) and "nobody is heard: the augmented model alone" in said
+    assert (
+        "dropped, not finite: clients" in (said := capsys.readouterr().out)
+        and "nobody is heard: the augmented model alone" in said
+    )
 
 
 def test_a_loss_that_is_not_finite_is_a_fault_too(fast, capsys):

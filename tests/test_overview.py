@@ -19,10 +19,30 @@ def finished(tmp_path):
 
 
 def test_settings_that_need_a_line_of_their_own(tmp_path, capsys):
-    long = ["clients=8", "cohort=4", "training.batch_size=8", "training.lr=0.03", "training.momentum=0.9", "algorithm.name=fednova", "rho=uniform"]
+    long = [
+        "clients=8",
+        "cohort=4",
+        "training.batch_size=8",
+        "training.lr=0.03",
+        "training.momentum=0.9",
+        "algorithm.name=fednova",
+        "rho=uniform",
+    ]
     assert main([*FAST, "rounds=1", f"output={tmp_path}/runs"]) == 0
     for method in ("fedavg", "matched"):
-        assert main([*FAST, *long, f"method={method}", "generation.cap=2", "rounds=1", f"output={tmp_path}/others"]) == 0
+        assert (
+            main(
+                [
+                    *FAST,
+                    *long,
+                    f"method={method}",
+                    "generation.cap=2",
+                    "rounds=1",
+                    f"output={tmp_path}/others",
+                ]
+            )
+            == 0
+        )
     capsys.readouterr()
     assert main(["summary", f"{tmp_path}/runs", f"{tmp_path}/others", "-o", f"{tmp_path}/a.png"]) == 0
     table = capsys.readouterr().out.partition("final: ")[0].splitlines()
@@ -32,11 +52,21 @@ def test_settings_that_need_a_line_of_their_own(tmp_path, capsys):
 
 
 def test_runs_in_every_state(finished, tmp_path, capsys):
-    cut = Job(1, [*FAST, "rounds=100000", "seed=3", f"output={finished}"], finished / "fedavg_seed3.h5", tmp_path / "log")
+    cut = Job(
+        1,
+        [*FAST, "rounds=100000", "seed=3", f"output={finished}"],
+        finished / "fedavg_seed3.h5",
+        tmp_path / "log",
+    )
     cut.after_round(2)
     cut.process.kill()
     cut.end()
-    running = Job(1, [*FAST, "rounds=100000", "seed=4", f"output={finished}"], finished / "fedavg_seed4.h5", tmp_path / "log4")
+    running = Job(
+        1,
+        [*FAST, "rounds=100000", "seed=4", f"output={finished}"],
+        finished / "fedavg_seed4.h5",
+        tmp_path / "log4",
+    )
     running.after_round(1)
     (finished / "fedavg_seed5.h5").write_bytes(b"nothing of ours")
     files = [finished / f"fedavg_seed{seed}.h5" for seed in range(1, 7)]
@@ -59,22 +89,34 @@ def test_runs_in_every_state(finished, tmp_path, capsys):
 @pytest.mark.parametrize("fault", ["training.lr=0.2", "selection=whose:choice"])
 def test_a_refused_start_leaves_everything_as_it_was(fault, tmp_path, monkeypatch, capsys):
     """Of a finished run and of one that was interrupted."""
-    (tmp_path / "whose.py").write_text("from genfl_mpi.federation.policies.selection import random as choice\n")
+    (tmp_path / "whose.py").write_text(
+        "from genfl_mpi.federation.policies.selection import random as choice\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     run = [*FAST, *(["selection=whose:choice"] if "whose" in fault else []), f"output={tmp_path}/runs"]
     assert main([*run, "rounds=2"]) == 0
-    cut = Job(1, [*run, "rounds=100000", "seed=2"], tmp_path / "runs/fedavg_seed2.h5", tmp_path / "log", PYTHONPATH=os.pathsep.join(sys.path))
+    cut = Job(
+        1,
+        [*run, "rounds=100000", "seed=2"],
+        tmp_path / "runs/fedavg_seed2.h5",
+        tmp_path / "log",
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
     cut.after_round(1)
     cut.process.kill()
     cut.end()
     until(lambda: not progress.is_running(cut.results))  # a launcher that is killed ends before its ranks
-    (tmp_path / "whose.py").write_text("from genfl_mpi.federation.policies.selection import random as choice  # changed\n")
+    (tmp_path / "whose.py").write_text(
+        "from genfl_mpi.federation.policies.selection import random as choice  # changed\n"
+    )
     files = sorted((tmp_path / "runs").glob("*.h5"))
     before = [(overview.state(path), progress.read(path)) for path in files]
     for seed, rounds in ((1, 2), (1, 3), (2, 100000)):
         assert main([*run, fault, f"rounds={rounds}", f"seed={seed}"]) == 2
     assert [(overview.state(path), progress.read(path)) for path in files] == before
-    assert [state.word for state, _ in before] == ["finished", "cut off"] and not progress.path_for(files[0]).exists()
+    assert [state.word for state, _ in before] == ["finished", "cut off"] and not progress.path_for(
+        files[0]
+    ).exists()
 
 
 def test_a_start_that_failed_says_why(tmp_path, monkeypatch, capsys):
@@ -84,9 +126,15 @@ def test_a_start_that_failed_says_why(tmp_path, monkeypatch, capsys):
     assert main([*run, "selection=nobody:chosen"]) == 2
     capsys.readouterr()
     assert main(["summary", str(path)]) == 0
-    assert "fedavg_seed1  failed" in (said := capsys.readouterr().out) and "UserError: the selection policy chosen must return" in said
+    assert (
+        "fedavg_seed1  failed" in (said := capsys.readouterr().out)
+        and "UserError: the selection policy chosen must return" in said
+    )
     assert main(run) == 0
-    assert "the start before failed: rank 0" in capsys.readouterr().out and overview.state(path).word == "finished"
+    assert (
+        "the start before failed: rank 0" in capsys.readouterr().out
+        and overview.state(path).word == "finished"
+    )
 
 
 def test_nothing_has_begun(tmp_path, capsys):

@@ -58,12 +58,25 @@ def mine(tmp_path, monkeypatch):
     return path
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    ("selection=own_code:floats", "must return 3 client ids, integers"), ("selection=own_code:names", "must return 3 client ids, integers"),
-    ("kappa.policy=own_code:two", "as a number"), ("kappa.policy=own_code:word", "as a number"),
-    ("model.name=own_code:many_classes", r"must return logits \(n, 10\), and of 2 images returns \(2, 11\)"),
-    ("model.name=own_code:wrong_size", r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; mend its layers"), ("model.name=own_code:pair", "returns tuple"),
-    ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; mend its layers")])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("selection=own_code:floats", "must return 3 client ids, integers"),
+        ("selection=own_code:names", "must return 3 client ids, integers"),
+        ("kappa.policy=own_code:two", "as a number"),
+        ("kappa.policy=own_code:word", "as a number"),
+        (
+            "model.name=own_code:many_classes",
+            r"must return logits \(n, 10\), and of 2 images returns \(2, 11\)",
+        ),
+        (
+            "model.name=own_code:wrong_size",
+            r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; mend its layers",
+        ),
+        ("model.name=own_code:pair", "returns tuple"),
+        ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; mend its layers"),
+    ],
+)
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
     with pytest.raises(UserError, match=message):
         list(Simulation(overrides=[*tiny, setting]))
@@ -81,9 +94,15 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
         assert f"kappa.policy: {mine} has changed since the run began; restore it" in said
 
 
-@pytest.mark.parametrize(("setting", "named"), [
-    ("selection=own_code:crash", "the selection policy crash"), ("rho=own_code:crash", "the rho policy crash"),
-    ("kappa.policy=own_code:crash", "the kappa policy crash"), ("generation.plan=own_code:crash", "generation.plan crash")])
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("selection=own_code:crash", "the selection policy crash"),
+        ("rho=own_code:crash", "the rho policy crash"),
+        ("kappa.policy=own_code:crash", "the kappa policy crash"),
+        ("generation.plan=own_code:crash", "generation.plan crash"),
+    ],
+)
 def test_a_policy_that_raises_is_named(setting, named, tiny, mine, capsys):
     mine.write_text(OWN_CODE + "def crash(state):\n    raise LookupError('nobody is chosen')\n")
     assert main([*tiny, "method=genfl", setting]) == 1
@@ -104,18 +123,32 @@ def stored(data):
     return Description(("even", "odd"), (1, 8, 8), 60, (0.5,), (0.5,)), read
 """)
     monkeypatch.syspath_prepend(tmp_path)
-    arrays = {f"{part}_{kind}": values for part in ("train", "test") for kind, values in (
-        ("images", np.arange(60 * 64, dtype=np.uint8).reshape(60, 1, 8, 8)), ("labels", np.arange(60) % 2))}
+    arrays = {
+        f"{part}_{kind}": values
+        for part in ("train", "test")
+        for kind, values in (
+            ("images", np.arange(60 * 64, dtype=np.uint8).reshape(60, 1, 8, 8)),
+            ("labels", np.arange(60) % 2),
+        )
+    }
     np.savez(tmp_path / "own.npz", **arrays)
-    run = [*fast, "data.name=own_images:stored", f"data.root={tmp_path}/own.npz", "partition.scheme=iid", "checkpoint.keep=1"]
+    run = [
+        *fast,
+        "data.name=own_images:stored",
+        f"data.root={tmp_path}/own.npz",
+        "partition.scheme=iid",
+        "checkpoint.keep=1",
+    ]
     results = tmp_path / "results/fedavg_seed1.h5"
     assert main([*run, "rounds=1"]) == 0 and main([*run, "rounds=2"]) == 0
     arrays["test_images"][0, 0, 0, 0] ^= 1
     np.savez(tmp_path / "own.npz", **arrays)
     capsys.readouterr()
     assert main([*run, "rounds=3"]) == 2
-    refusal = (f"{results}: data: what data.name=own_images:stored reads from data.root={tmp_path}/own.npz "
-               "has changed since the run began")
+    refusal = (
+        f"{results}: data: what data.name=own_images:stored reads from data.root={tmp_path}/own.npz "
+        "has changed since the run began"
+    )
     assert refusal in capsys.readouterr().err
     assert main(["fork", str(results), "--at", "1", "training.lr=0.01"]) == 2
     assert refusal in capsys.readouterr().err
@@ -135,4 +168,6 @@ def test_purposes_of_ones_own():
         return streams.generator(1, purpose, *position).random()
 
     assert draw("turns", 3) == draw("turns", 3)
-    assert len({draw("turns"), draw("turns", 3), draw("turn", 3), *(draw(purpose) for purpose in streams.PURPOSES)}) == 3 + len(streams.PURPOSES)
+    assert len(
+        {draw("turns"), draw("turns", 3), draw("turn", 3), *(draw(purpose) for purpose in streams.PURPOSES)}
+    ) == 3 + len(streams.PURPOSES)

@@ -25,9 +25,17 @@ def drawn(fast, tmp_path, monkeypatch):
     """A run of four rounds that generates a batch a round, at once, into a bank of its own."""
     (tmp_path / "pictures.py").write_text(PICTURES)
     monkeypatch.syspath_prepend(tmp_path)
-    return [*fast, "method=genfl", "rounds=4", "generation.checkpoint=pictures:pictures",
-            "generation.prompts=mnist", "generation.per_round=1", "generation.cap=4",
-            "generation.batch_size=10", f"generation.bank={tmp_path}/bank"]
+    return [
+        *fast,
+        "method=genfl",
+        "rounds=4",
+        "generation.checkpoint=pictures:pictures",
+        "generation.prompts=mnist",
+        "generation.per_round=1",
+        "generation.cap=4",
+        "generation.batch_size=10",
+        f"generation.bank={tmp_path}/bank",
+    ]
 
 
 def made(overrides):
@@ -65,6 +73,7 @@ def test_a_batch_that_does_not_fit_is_not_begun(drawn):
 @pytest.mark.parametrize(("seconds", "batches"), [(0.0, [1, 2, 3, 4]), (1e9, [4, 4, 4, 4])])
 def test_a_round_makes_ahead_what_fits_into_its_wait(drawn, monkeypatch, seconds, batches):
     """The wait is as long as the prediction says, and the barrier never hurries: no clock decides."""
+
     def arrive(comm, meanwhile=None, leaving=None):
         while meanwhile and meanwhile():
             pass
@@ -94,12 +103,21 @@ def test_speeds_are_recalled():
     assert unmeasured.rates().tolist() == [1, 1, 1] and images[0].rate is None
 
 
-@pytest.mark.parametrize(("name", "array"), [
-    ("rates", None), ("rates", np.array([1.0, np.nan])), ("rates", np.array([1.0, -1])),
-    ("rates", np.ones((1, 2))), ("rates", np.ones(2, dtype=np.float32)),
-    ("rates", np.array(["fast", "slow"])), ("overhead", np.array([np.inf])), ("overhead", np.zeros(0)),
-    ("moments", np.zeros((3, 2))),
-    ("generation", np.float64(1))])
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("rates", None),
+        ("rates", np.array([1.0, np.nan])),
+        ("rates", np.array([1.0, -1])),
+        ("rates", np.ones((1, 2))),
+        ("rates", np.ones(2, dtype=np.float32)),
+        ("rates", np.array(["fast", "slow"])),
+        ("overhead", np.array([np.inf])),
+        ("overhead", np.zeros(0)),
+        ("moments", np.zeros((3, 2))),
+        ("generation", np.float64(1)),
+    ],
+)
 def test_malformed_speeds_are_ignored(name, array):
     measured, pace, generation = Pace(2), Pace(2), (Speed(), Speed())
     measured.measure(np.array([50, 50]), np.array([1.0, 0.5]), np.array([0, 1]))

@@ -42,7 +42,13 @@ def test_when_the_pay_is_enough_for_all_nothing_changes(policy, twelve):
 def test_whom_a_round_would_cost_more_is_not_selected(policy, twelve):
     costs = joules(twelve)
     base = float(np.median(costs))
-    _, records = run(*twelve, f"selection={policy}", "selecting.candidates=9", "world.deadline_s=10", f"incentive.base={base}")
+    _, records = run(
+        *twelve,
+        f"selection={policy}",
+        "selecting.candidates=9",
+        "world.deadline_s=10",
+        f"incentive.base={base}",
+    )
     for record in records:
         assert (costs[record.clients["client"]] <= base).all() and record.columns["clients_available"] == 6
         assert record.columns["payments"] == pytest.approx(3 * base)
@@ -57,7 +63,10 @@ def test_too_low_a_pay_leaves_too_few(twelve, tmp_path, capsys):
     two = set(np.argsort(costs)[:2])
     for record in records:
         clients = record.clients
-        assert set(clients["client"][clients["status"] == AGGREGATED]) == two and (clients["status"] == DECLINED).sum() == 1
+        assert (
+            set(clients["client"][clients["status"] == AGGREGATED]) == two
+            and (clients["status"] == DECLINED).sum() == 1
+        )
         assert record.columns["clients_available"] == 2 and clients["rho"].sum() == pytest.approx(1)
     assert np.array_equal(made.weights, run(*twelve, "cohort=2", select=lambda state: sorted(two))[0].weights)
     assert set(np.flatnonzero(made.server.world.spent)) == two, "who declines spends nothing"
@@ -85,7 +94,14 @@ def test_labels_are_told_for_pay(twelve):
 
 def test_with_a_world_that_acts_and_on_any_number_of_ranks(twelve, tmp_path):
     base = float(np.median(joules(twelve)))
-    twelve = [*twelve, f"incentive.base={base}", "incentive.labels=5", "world.acts=true", "world.dropout=0.3", "cohort=7"]
+    twelve = [
+        *twelve,
+        f"incentive.base={base}",
+        "incentive.labels=5",
+        "world.acts=true",
+        "world.dropout=0.3",
+        "cohort=7",
+    ]
     for ranks in (1, 3):
         found = mpirun(ranks, "-m", "genfl_mpi", *twelve, f"output={tmp_path}/{ranks}", timeout=600)
         assert found.returncode == 0, found.stderr
@@ -106,10 +122,17 @@ def everybody(state):
 def test_bad_input_is_one_line_and_status_2(fast, twelve, capsys):
     base = float(np.median(joules(twelve)))
     for arguments, message in (
-            ([*fast, "incentive.base=3"], "incentive.base pays for energy: set world"),
-            ([*twelve, "incentive.base=-1"], "incentive.base: "),
-            ([*twelve, "incentive.labels=3", "incentive.label_cost=[5,1]"], "must be a smallest and a largest value"),
-            ([*twelve, f"incentive.base={base}", f"selection={__name__}:everybody"], "which does not take part for the pay")):
+        ([*fast, "incentive.base=3"], "incentive.base pays for energy: set world"),
+        ([*twelve, "incentive.base=-1"], "incentive.base: "),
+        (
+            [*twelve, "incentive.labels=3", "incentive.label_cost=[5,1]"],
+            "must be a smallest and a largest value",
+        ),
+        (
+            [*twelve, f"incentive.base={base}", f"selection={__name__}:everybody"],
+            "which does not take part for the pay",
+        ),
+    ):
         assert main(arguments) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1

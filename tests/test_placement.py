@@ -17,7 +17,9 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_CPUS_ON_NODE": "4"}
 def node(ranks, cores=range(64), quota=ALL, environ=None, found=0, first=0):
     """The places of a node's ranks; environ: a dict for all, or a function of the rank."""
     of = environ if callable(environ) else lambda rank: environ or {}
-    return [devices.place(rank, "node", cores, quota, of(rank), found) for rank in range(first, first + ranks)]
+    return [
+        devices.place(rank, "node", cores, quota, of(rank), found) for rank in range(first, first + ranks)
+    ]
 
 
 def test_cores_are_those_of_the_masks_together():
@@ -29,13 +31,27 @@ def test_cores_are_those_of_the_masks_together():
 def test_slurm_gives_fewer_cores_than_the_mask_has():
     assert devices.cores_of(node(2, environ=SLURM)) == 4
     assert devices.cores_of(node(2, cores=range(2), environ=SLURM)) == 2
-    assert devices.cores_of(node(2, environ={"SLURM_CPUS_ON_NODE": "4"})) == 64, "a variable that is left over, outside of a job"
+    assert devices.cores_of(node(2, environ={"SLURM_CPUS_ON_NODE": "4"})) == 64, (
+        "a variable that is left over, outside of a job"
+    )
 
 
-@pytest.mark.parametrize(("quotas", "cores"), [
-    ([("/a", 3.0), ("/a", 3.0)], 3), ([("/a", 1.5), ("/b", 1.5)], 3), ([("/a", 0.5)], 1), ([("/a", 3.0), ALL], 64)])
+@pytest.mark.parametrize(
+    ("quotas", "cores"),
+    [
+        ([("/a", 3.0), ("/a", 3.0)], 3),
+        ([("/a", 1.5), ("/b", 1.5)], 3),
+        ([("/a", 0.5)], 1),
+        ([("/a", 3.0), ALL], 64),
+    ],
+)
 def test_quotas_of_one_group_count_once(quotas, cores):
-    assert devices.cores_of([devices.place(rank, "node", range(64), quota, {}, 0) for rank, quota in enumerate(quotas)]) == cores
+    assert (
+        devices.cores_of(
+            [devices.place(rank, "node", range(64), quota, {}, 0) for rank, quota in enumerate(quotas)]
+        )
+        == cores
+    )
 
 
 def test_ranks_take_the_gpus_of_their_node_in_turn():
@@ -48,16 +64,23 @@ def test_ranks_take_the_gpus_of_their_node_in_turn():
 def test_rank_0_has_a_gpu_for_itself_when_there_are_several():
     assert devices.gpus_of(node(7, found=4)) == [0, 1, 2, 3, 1, 2, 3]
     assert devices.gpus_of(node(3, found=2)) == [0, 1, 1]
-    assert devices.gpus_of(node(6, found=4, first=8)) == [0, 1, 2, 3, 0, 1], "a node without rank 0 shares evenly"
+    assert devices.gpus_of(node(6, found=4, first=8)) == [0, 1, 2, 3, 0, 1], (
+        "a node without rank 0 shares evenly"
+    )
 
 
 def test_groups_of_ranks_share_the_gpus_of_their_node():
     """Eight ranks in groups, each with a server: (rank, whether it serves) of all, on some GPUs."""
+
     def of(servers, found):
-        return devices.gpus_of([devices.place(rank, "node", range(64), ALL, {}, found, rank in servers) for rank in range(8)])
+        return devices.gpus_of(
+            [devices.place(rank, "node", range(64), ALL, {}, found, rank in servers) for rank in range(8)]
+        )
 
     assert of({0, 4}, 4) == [0, 2, 3, 2, 1, 3, 2, 3], "a GPU for each server, and two for the six others"
-    assert of({0, 2, 4, 6}, 4) == [0, 0, 1, 1, 2, 2, 3, 3], "as many servers as GPUs: two ranks each, servers apart"
+    assert of({0, 2, 4, 6}, 4) == [0, 0, 1, 1, 2, 2, 3, 3], (
+        "as many servers as GPUs: two ranks each, servers apart"
+    )
     assert of({0, 2, 4, 6}, 2) == [0, 0, 1, 1, 0, 0, 1, 1] and of({0, 2, 4, 6}, 1) == [0] * 8
     assert of(set(range(8)), 4) == [0, 1, 2, 3, 0, 1, 2, 3]
 
@@ -87,10 +110,24 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_group_takes_the_gpus_that_are_its_ranks_among_all_of_the_node(tmp_path):
     (tmp_path / "groups.py").write_text(GROUPS)
-    done = mpirun(4, tmp_path / "groups.py", *FAST, "rounds=1", "sweep.seed=[1,2]", "runtime.ranks_per_run=2", "runtime.device=cpu",
-                  f"output={tmp_path}/results", CUDA_VISIBLE_DEVICES="0,1")
+    done = mpirun(
+        4,
+        tmp_path / "groups.py",
+        *FAST,
+        "rounds=1",
+        "sweep.seed=[1,2]",
+        "runtime.ranks_per_run=2",
+        "runtime.device=cpu",
+        f"output={tmp_path}/results",
+        CUDA_VISIBLE_DEVICES="0,1",
+    )
     assert done.returncode == 0, done.stderr
-    assert {line for line in done.stdout.splitlines() if " takes " in line} == {"0 takes 0", "1 takes 0", "2 takes 1", "3 takes 1"}
+    assert {line for line in done.stdout.splitlines() if " takes " in line} == {
+        "0 takes 0",
+        "1 takes 0",
+        "2 takes 1",
+        "3 takes 1",
+    }
 
 
 def test_ranks_that_see_other_gpus_are_no_rivals():
@@ -98,18 +135,24 @@ def test_ranks_that_see_other_gpus_are_no_rivals():
     apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)
     assert devices.gpus_of(apart) == [0, 1, 0, 1]
     assert [one.gpus[i] for one, i in zip(apart, devices.gpus_of(apart))] == ["0", "1", "2", "3"]
-    assert devices.gpus_of(node(2, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": str(rank)}, found=1)) == [0, 0]
+    assert devices.gpus_of(node(2, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": str(rank)}, found=1)) == [
+        0,
+        0,
+    ]
 
 
 def test_gpus_that_slurm_did_not_give_are_left_alone():
-    without, = node(1, environ=SLURM, found=4)
+    (without,) = node(1, environ=SLURM, found=4)
     assert without.gpus == () and without.usable == 0 and without.withheld == 4
-    assert "none of the node's GPUs" in devices.unused_gpus([without], "cpu") and devices.unused_gpus([without], "cuda") is None
-    some, = node(1, environ={**SLURM, "CUDA_VISIBLE_DEVICES": "2,3"}, found=2)
+    assert (
+        "none of the node's GPUs" in devices.unused_gpus([without], "cpu")
+        and devices.unused_gpus([without], "cuda") is None
+    )
+    (some,) = node(1, environ={**SLURM, "CUDA_VISIBLE_DEVICES": "2,3"}, found=2)
     assert some.gpus == ("2", "3") and some.usable == 2 and some.withheld == 0
-    unusable, = node(1, environ={**SLURM, "CUDA_VISIBLE_DEVICES": "2,3"})
+    (unusable,) = node(1, environ={**SLURM, "CUDA_VISIBLE_DEVICES": "2,3"})
     assert unusable.gpus == ("2", "3") and unusable.usable == 0
-    hidden, = node(1, environ={"CUDA_VISIBLE_DEVICES": ""}, found=0)
+    (hidden,) = node(1, environ={"CUDA_VISIBLE_DEVICES": ""}, found=0)
     assert hidden.gpus == ()
 
 
@@ -135,7 +178,9 @@ def test_quota_of_control_groups_version_2(tmp_path):
     own.write_text("0::/elsewhere\n")
     assert devices.cpu_quota(own, tmp_path / "sys") == ALL
     write(tmp_path / "sys", cpu__max="100000 100000\n")
-    assert devices.cpu_quota(own, tmp_path / "sys") == (str(tmp_path / "sys"), 1.0), "a container's root has the limit"
+    assert devices.cpu_quota(own, tmp_path / "sys") == (str(tmp_path / "sys"), 1.0), (
+        "a container's root has the limit"
+    )
 
 
 def test_quota_of_control_groups_version_1(tmp_path):
@@ -147,10 +192,14 @@ def test_quota_of_control_groups_version_1(tmp_path):
     assert devices.cpu_quota(tmp_path / "none", tmp_path / "sys") == ALL
 
 
-@pytest.mark.parametrize(("environ", "remedy"), [
-    ({"PMI_RANK": "0", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "4"}, "mpi4py"),
-    ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}, "mpi4py"),
-    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "srun --mpi=pmi2")])
+@pytest.mark.parametrize(
+    ("environ", "remedy"),
+    [
+        ({"PMI_RANK": "0", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "4"}, "mpi4py"),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}, "mpi4py"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "srun --mpi=pmi2"),
+    ],
+)
 def test_ranks_that_do_not_know_of_one_another_are_noticed(environ, remedy):
     with pytest.raises(UserError, match="4 processes were started that do not know of one another") as caught:
         launchers.check_size(1, environ)
@@ -158,9 +207,15 @@ def test_ranks_that_do_not_know_of_one_another_are_noticed(environ, remedy):
     launchers.check_size(4, environ)
 
 
-@pytest.mark.parametrize("environ", [
-    {}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, {"PMI_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"},
-    {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+        {"PMI_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
 def test_one_rank_may_be_alone(environ):
     launchers.check_size(1, environ)
 
@@ -168,11 +223,19 @@ def test_one_rank_may_be_alone(environ):
 def test_a_run_says_that_it_is_oversubscribed_and_computes(tmp_path):
     threads = os.cpu_count()
     done = mpirun(2, "-m", "genfl_mpi", *FAST, "rounds=1", f"runtime.threads={threads}", f"output={tmp_path}")
-    assert done.returncode == 0 and done.stdout.count(f"2 ranks of {threads} thread") == 1, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count(f"2 ranks of {threads} thread") == 1, (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_run_started_with_the_wrong_launcher_is_refused(tmp_path):
     """Each process would be alone: as with another MPI library's launcher."""
-    done = subprocess.run([sys.executable, "-m", "genfl_mpi", f"output={tmp_path}"], capture_output=True, text=True,
-                          env={**os.environ, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"})
-    assert done.returncode == 2 and "2 processes were started" in done.stderr and not list(tmp_path.iterdir()), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "genfl_mpi", f"output={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"},
+    )
+    assert (
+        done.returncode == 2 and "2 processes were started" in done.stderr and not list(tmp_path.iterdir())
+    ), done.stderr

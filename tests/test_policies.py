@@ -47,10 +47,25 @@ def kappas(records):
 # --- kappa
 
 
-@pytest.mark.parametrize(("policy", "expected"), [
-    ("linear", [0.5, 0.4, 0.3, 0.3]), ("cosine", [0.5, 0.4, 0.3, 0.3]), ("exponential", [0.5, 0.4, 0.35, 0.325]), ("step", [0.5, 0.5, 0.4, 0.4])])
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("linear", [0.5, 0.4, 0.3, 0.3]),
+        ("cosine", [0.5, 0.4, 0.3, 0.3]),
+        ("exponential", [0.5, 0.4, 0.35, 0.325]),
+        ("step", [0.5, 0.5, 0.4, 0.4]),
+    ],
+)
 def test_schedules(quick, policy, expected):
-    quick = [*quick, "rounds=4", f"kappa.policy={policy}", "kappa.kappa2=0.5", "kappa.horizon=2", "kappa.decay=0.5", "kappa.period=2"]
+    quick = [
+        *quick,
+        "rounds=4",
+        f"kappa.policy={policy}",
+        "kappa.kappa2=0.5",
+        "kappa.horizon=2",
+        "kappa.decay=0.5",
+        "kappa.period=2",
+    ]
     assert kappas(run(*quick, "kappa.end=0.3")[1]) == pytest.approx(expected)
     assert np.array_equal(weights(*quick, "kappa.end=0.5"), weights(*quick, "kappa.policy=fixed"))
 
@@ -59,24 +74,45 @@ def test_amount(quick):
     simulation, records = run(*quick, "kappa.policy=amount", "kappa.quality=50")
     samples = [simulation.server.state.samples[record.clients["client"]].sum() for record in records]
     assert kappas(records) == pytest.approx([500 / (500 + samples[0]), 1000 / (1000 + samples[1])])
-    assert np.array_equal(weights(*quick, "kappa.policy=amount", "kappa.quality=0"), weights(*quick, "method=fedavg"))
+    assert np.array_equal(
+        weights(*quick, "kappa.policy=amount", "kappa.quality=0"), weights(*quick, "method=fedavg")
+    )
 
 
 def test_alignment(quick):
     records = run(*quick, "kappa.policy=alignment")[1]
-    assert kappas(records) == pytest.approx([max(0, record.columns["augmented_cosine"]) for record in records], rel=1e-3)
+    assert kappas(records) == pytest.approx(
+        [max(0, record.columns["augmented_cosine"]) for record in records], rel=1e-3
+    )
     zero, one = np.zeros(4, np.float32), np.array([1, 2, 3, 9], np.float32)
-    state = ServerState(0, None, None, None, None, parameters=3, weights=zero, fl_weights=one, augmented_weights=np.array([2, 4, 6, -9], np.float32))
+    state = ServerState(
+        0,
+        None,
+        None,
+        None,
+        None,
+        parameters=3,
+        weights=zero,
+        fl_weights=one,
+        augmented_weights=np.array([2, 4, 6, -9], np.float32),
+    )
     assert kappa.alignment(state) == pytest.approx(1)  # the fourth is no parameter
-    assert kappa.alignment(replace(state, augmented_weights=-one)) == 0 and kappa.alignment(replace(state, augmented_weights=zero)) == 0
+    assert (
+        kappa.alignment(replace(state, augmented_weights=-one)) == 0
+        and kappa.alignment(replace(state, augmented_weights=zero)) == 0
+    )
 
 
 def test_bias_optimal(quick):
     """The more skewed the cohort and the better the generator, the more it counts."""
     quick = [*quick, "kappa.policy=bias_optimal"]
-    skewed, iid, bad = (kappas(run(*quick, *more)[1]) for more in ([], ["partition.scheme=iid"], ["kappa.theta=1"]))
+    skewed, iid, bad = (
+        kappas(run(*quick, *more)[1]) for more in ([], ["partition.scheme=iid"], ["kappa.theta=1"])
+    )
     assert max(iid) < min(skewed) and max(bad) < min(skewed) and max(bad) < 0.5
-    assert np.array_equal(weights(*quick, "kappa.theta=0"), weights(*quick, "kappa.policy=fixed", "kappa.kappa2=1"))
+    assert np.array_equal(
+        weights(*quick, "kappa.theta=0"), weights(*quick, "kappa.policy=fixed", "kappa.kappa2=1")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,30 +121,64 @@ def lying(tmp_path_factory):
     texts = load_prompts("mnist", tuple("0123456789"))
     file = tmp_path_factory.mktemp("prompts") / "lying.yaml"
     names = [texts.descriptions[(c + 1) % 10] for c in range(10)]
-    file.write_text(yaml.safe_dump({"templates": list(texts.templates), "descriptions": dict(zip("0123456789", names))}))
+    file.write_text(
+        yaml.safe_dump({"templates": list(texts.templates), "descriptions": dict(zip("0123456789", names))})
+    )
     return file
 
 
-@pytest.mark.parametrize(("policy", "source"), [
-    *((policy, "pool") for policy in JUDGES), *(pytest.param(policy, "clients", marks=pytest.mark.slow) for policy in JUDGES),
-    ("line_search", "pool")])  # the cohort's own data praise its own model: a search on them stays at 0
+@pytest.mark.parametrize(
+    ("policy", "source"),
+    [
+        *((policy, "pool") for policy in JUDGES),
+        *(pytest.param(policy, "clients", marks=pytest.mark.slow) for policy in JUDGES),
+        ("line_search", "pool"),
+    ],
+)  # the cohort's own data praise its own model: a search on them stays at 0
 def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
     # A line search finds no use for good images either where the clients' data are even.
     partition = "classes" if policy == "line_search" else "iid"
-    tiny = [*tiny, *JUDGED, WORLD, f"kappa.policy={policy}", f"validation.source={source}", "rounds=3", "training.epochs=3", f"partition.scheme={partition}",
-            "generation.per_round=5", "generation.cap=15", "generation.steps=10", "generation.batch_size=50"]
+    tiny = [
+        *tiny,
+        *JUDGED,
+        WORLD,
+        f"kappa.policy={policy}",
+        f"validation.source={source}",
+        "rounds=3",
+        "training.epochs=3",
+        f"partition.scheme={partition}",
+        "generation.per_round=5",
+        "generation.cap=15",
+        "generation.steps=10",
+        "generation.batch_size=50",
+    ]
     honest, useless = (kappas(run(*tiny, *more)[1]) for more in ([], [f"generation.prompts={lying}"]))
     assert np.mean(useless) < np.mean(honest) and useless[-1] < 0.2
 
 
 def test_a_bandit_learns_from_the_loss(tiny, lying):
     """Of two arms, one of which follows a lying generator alone, it comes to play the other."""
-    tiny = [*tiny, *JUDGED, "kappa.policy=bandit", "kappa.grid=[0,1]", "rounds=12", "training.epochs=2", "partition.scheme=iid", "training.lr=0.02",
-            "generation.per_round=5", "generation.cap=5", "generation.steps=10", "generation.batch_size=50", f"generation.prompts={lying}"]
+    tiny = [
+        *tiny,
+        *JUDGED,
+        "kappa.policy=bandit",
+        "kappa.grid=[0,1]",
+        "rounds=12",
+        "training.epochs=2",
+        "partition.scheme=iid",
+        "training.lr=0.02",
+        "generation.per_round=5",
+        "generation.cap=5",
+        "generation.steps=10",
+        "generation.batch_size=50",
+        f"generation.prompts={lying}",
+    ]
     simulation, records = run(*tiny)
     played = kappas(records)
     assert played[:2] == [0, 1] and played.count(0) > played.count(1)
-    assert simulation.server.remembered["kappa"]["plays"].sum() == 11  # the last arm's reward is not known yet
+    assert (
+        simulation.server.remembered["kappa"]["plays"].sum() == 11
+    )  # the last arm's reward is not known yet
 
 
 def test_a_bandit_credits_an_arm_with_its_own_round(quick):
@@ -117,7 +187,18 @@ def test_a_bandit_credits_an_arm_with_its_own_round(quick):
 
     def ask(round, grid):
         config = single(None, [*quick, *JUDGED, "kappa.policy=bandit", f"kappa.grid={grid}"])
-        return kappa.KAPPA["bandit"](ServerState(round, config, None, None, None, memory=memory, weights=None, judge=lambda _: (next(losses), 0)))
+        return kappa.KAPPA["bandit"](
+            ServerState(
+                round,
+                config,
+                None,
+                None,
+                None,
+                memory=memory,
+                weights=None,
+                judge=lambda _: (next(losses), 0),
+            )
+        )
 
     assert [ask(0, [0, 0.5]), ask(1, [0, 0.5])] == [0, 0.5]
     assert memory["rewards"].tolist() == [1, 0] and memory["plays"].tolist() == [1, 0]
@@ -128,11 +209,19 @@ def test_a_bandit_credits_an_arm_with_its_own_round(quick):
     assert ask(6, [1, 0.3]) == 1 and not memory["plays"].any()
 
 
-@pytest.mark.parametrize(("overrides", "fixed"), [
-    (["kappa.policy=line_search", "kappa.grid=[0.3]"], 0.3), (["kappa.policy=bandit", "kappa.grid=[0.3]"], 0.3),
-    (["kappa.policy=softmax_loss", "kappa.temperature=1e30"], 0.5), (["kappa.policy=softmax_accuracy", "kappa.temperature=1e30"], 0.5)])
+@pytest.mark.parametrize(
+    ("overrides", "fixed"),
+    [
+        (["kappa.policy=line_search", "kappa.grid=[0.3]"], 0.3),
+        (["kappa.policy=bandit", "kappa.grid=[0.3]"], 0.3),
+        (["kappa.policy=softmax_loss", "kappa.temperature=1e30"], 0.5),
+        (["kappa.policy=softmax_accuracy", "kappa.temperature=1e30"], 0.5),
+    ],
+)
 def test_with_nothing_to_choose_kappa_is_fixed(quick, overrides, fixed):
-    assert np.array_equal(weights(*quick, *JUDGED, *overrides), weights(*quick, *JUDGED, f"kappa.kappa2={fixed}"))
+    assert np.array_equal(
+        weights(*quick, *JUDGED, *overrides), weights(*quick, *JUDGED, f"kappa.kappa2={fixed}")
+    )
 
 
 @pytest.mark.parametrize("policy", ["shapley", "cost_aware"])
@@ -142,17 +231,39 @@ def test_like_models_share_evenly(policy):
     class Costs:
         joules, augmented_joules = np.array([2.0, 3.0]), 5.0
 
-    state = ServerState(0, single({"method": "genfl"}), None, None, None, cohort=np.array([0, 1]), forecast=Costs,
-                        weights=start, fl_weights=same, augmented_weights=same, judge=lambda weights: (2 - weights.sum() / 2, 0.5))
+    state = ServerState(
+        0,
+        single({"method": "genfl"}),
+        None,
+        None,
+        None,
+        cohort=np.array([0, 1]),
+        forecast=Costs,
+        weights=start,
+        fl_weights=same,
+        augmented_weights=same,
+        judge=lambda weights: (2 - weights.sum() / 2, 0.5),
+    )
     assert KAPPA[policy](state) == pytest.approx(0.5)
     assert KAPPA[policy](replace(state, augmented_weights=start)) == pytest.approx(0, abs=0.2)
-    assert KAPPA[policy](replace(state, augmented_weights=-same, fl_weights=-same)) == 0.2  # neither helps: as configured
+    assert (
+        KAPPA[policy](replace(state, augmented_weights=-same, fl_weights=-same)) == 0.2
+    )  # neither helps: as configured
 
 
 # --- rho
 
 
-BAD = ["clients=6", "cohort=6", "partition.scheme=iid", "bad_clients.share=0.34", "bad_clients.kind=mislabelled", "method=fedavg", "rounds=3", "training.epochs=2"]
+BAD = [
+    "clients=6",
+    "cohort=6",
+    "partition.scheme=iid",
+    "bad_clients.share=0.34",
+    "bad_clients.kind=mislabelled",
+    "method=fedavg",
+    "rounds=3",
+    "training.epochs=2",
+]
 
 
 @pytest.mark.parametrize("policy", ["loss", "similarity", "leave_one_out", "shapley"])
@@ -173,23 +284,40 @@ def test_a_skewed_client_loses_weight(quick):
     assert np.array_equal(refusing[0].clients["rho"], run(*quick)[1][0].clients["rho"])
 
 
-@pytest.mark.parametrize("overrides", [
-    ["rho=quality", "weighting.gamma=0"], ["rho=loss", "weighting.power=0"], ["rho=similarity", "weighting.alpha=0"],
-    ["rho=leave_one_out", "cohort=1"], ["rho=shapley", "cohort=1"], ["rho=uniform", "cohort=1"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rho=quality", "weighting.gamma=0"],
+        ["rho=loss", "weighting.power=0"],
+        ["rho=similarity", "weighting.alpha=0"],
+        ["rho=leave_one_out", "cohort=1"],
+        ["rho=shapley", "cohort=1"],
+        ["rho=uniform", "cohort=1"],
+    ],
+)
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
 def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
     quick = [*quick, *JUDGED, f"algorithm.name={algorithm}", *overrides]
     assert np.array_equal(weights(*quick), weights(*quick, "rho=size"))
 
 
-@pytest.mark.parametrize(("rho", "setting", "happens"), [
-    ("loss", "power=1e+30", "overflow"), ("loss", "power=-1e+30", "vanish"), ("quality", "gamma=1e+30", "vanish"),
-    ("similarity", "alpha=1e+30", "overflow")])
+@pytest.mark.parametrize(
+    ("rho", "setting", "happens"),
+    [
+        ("loss", "power=1e+30", "overflow"),
+        ("loss", "power=-1e+30", "vanish"),
+        ("quality", "gamma=1e+30", "vanish"),
+        ("similarity", "alpha=1e+30", "overflow"),
+    ],
+)
 def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting, happens):
     """Not the policy, which is ours, and without NumPy's warnings."""
     assert main([*fast, f"rho={rho}", f"weighting.{setting}"]) == 2
     said = capsys.readouterr().err
-    assert said == f"genfl_mpi: weighting.{setting} makes the weights of rho={rho} {happens} in float64; set it nearer to 0\n"
+    assert (
+        said
+        == f"genfl_mpi: weighting.{setting} makes the weights of rho={rho} {happens} in float64; set it nearer to 0\n"
+    )
 
 
 # --- selection
@@ -203,14 +331,32 @@ def test_who_chooses_everybody_chooses_like_everybody(quick, policy):
 
 @pytest.mark.parametrize("sharing", ["histogram", "presence"])
 def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
-    quick = [*quick, "method=fedavg", "rounds=5", "clients=20", "cohort=5", "partition.scheme=classes", f"label_sharing.payload={sharing}"]
+    quick = [
+        *quick,
+        "method=fedavg",
+        "rounds=5",
+        "clients=20",
+        "cohort=5",
+        "partition.scheme=classes",
+        f"label_sharing.payload={sharing}",
+    ]
     distances = []
     for policy in ("label_cover", "random"):
         simulation, records = run(*quick, f"selection={policy}")
         held = simulation.data["label_histograms"]
-        distances.append(np.mean([skew(held[record.clients["client"]].sum(0, keepdims=True), held.sum(0))[0] for record in records]))
+        distances.append(
+            np.mean(
+                [
+                    skew(held[record.clients["client"]].sum(0, keepdims=True), held.sum(0))[0]
+                    for record in records
+                ]
+            )
+        )
     assert distances[0] < 0.6 * distances[1]
-    cohorts = {tuple(record.clients["client"]) for record in run(*quick, "selection=label_cover", "label_sharing.refusing=1")[1]}
+    cohorts = {
+        tuple(record.clients["client"])
+        for record in run(*quick, "selection=label_cover", "label_sharing.refusing=1")[1]
+    }
     assert len(cohorts) > 1  # with clients that share nothing it chooses at random
 
 
@@ -220,7 +366,9 @@ def forecasts(simulation, rounds):
 
 def test_a_slow_client_is_passed_over(quick):
     quick = [*quick, "method=fedavg", "rounds=4", "clients=12", "selection=deadline"]
-    seconds = forecasts(Simulation(overrides=[*quick, WORLD.replace("{devices", "{deadline_s: 1, devices")]), 1)[0].seconds
+    seconds = forecasts(
+        Simulation(overrides=[*quick, WORLD.replace("{devices", "{deadline_s: 1, devices")]), 1
+    )[0].seconds
     limit = float(np.median(seconds))
     records = run(*quick, WORLD.replace("{devices", f"{{deadline_s: {limit}, devices"))[1]
     assert all((seconds[record.clients["client"]] <= limit).all() for record in records)
@@ -230,7 +378,9 @@ def test_a_slow_client_is_passed_over(quick):
 
 def test_power_of_choice_takes_the_largest_losses(quick):
     simulation, records = run(*quick, "method=fedavg", "rounds=4", "selection=power_of_choice")
-    assert len(set(np.concatenate([record.clients["client"] for record in records[:2]]))) == 6  # who never trained comes first
+    assert (
+        len(set(np.concatenate([record.clients["client"] for record in records[:2]]))) == 6
+    )  # who never trained comes first
     losses = np.full(6, np.nan)
     for record in records[:2]:
         losses[record.clients["client"]] = record.clients["loss_first_epoch"]
@@ -242,10 +392,14 @@ def test_oort_prefers_the_useful_and_avoids_the_slow(quick):
     simulation, records = run(*quick, "selecting.penalty=0")
     seconds = forecasts(simulation, 1)[0].seconds
     patient = np.mean([seconds[record.clients["client"]].mean() for record in records])
-    hasty = np.mean([seconds[record.clients["client"]].mean() for record in run(*quick, "selecting.penalty=20")[1]])
+    hasty = np.mean(
+        [seconds[record.clients["client"]].mean() for record in run(*quick, "selecting.penalty=20")[1]]
+    )
     assert hasty < patient
     # Among clients alike but for their losses it takes the largest.
-    state = replace(simulation.server.state, last=np.full(12, 3), losses=np.arange(12.0), samples=np.full(12, 10))
+    state = replace(
+        simulation.server.state, last=np.full(12, 3), losses=np.arange(12.0), samples=np.full(12, 10)
+    )
     state = replace(state, forecast=replace(state.forecast, seconds=np.ones(12)))
     assert set(selection.oort(state)) == {9, 10, 11}
 
@@ -257,13 +411,17 @@ def test_the_cheapest_clients(quick):
 
 
 def test_an_empty_battery_is_spared(quick):
-    world = WORLD.replace("{frequency_ghz: [0.5, 2]}", "{frequency_ghz: [1, 1], transmit_watts: [0.1, 0.1], battery_kj: [1, 1]}")
+    world = WORLD.replace(
+        "{frequency_ghz: [0.5, 2]}", "{frequency_ghz: [1, 1], transmit_watts: [0.1, 0.1], battery_kj: [1, 1]}"
+    )
     quick = [*quick, "method=fedavg", "selection=battery", "partition.scheme=iid", world]
     simulation, [one, two] = run(*quick)
     assert not set(one.clients["client"]) & set(two.clients["client"])
     assert (simulation.server.world.spent > 0).all()
     state = simulation.server.state
-    charge = np.array([1, 1, 1, 0, 0, 0.5])  # two cannot pay for the round, which takes more than half a joule
+    charge = np.array(
+        [1, 1, 1, 0, 0, 0.5]
+    )  # two cannot pay for the round, which takes more than half a joule
     state = replace(state, forecast=replace(state.forecast, charge=charge * state.forecast.battery + 1e-9))
     assert set(selection.battery(state)) == {0, 1, 2}
 
@@ -272,18 +430,33 @@ def test_important_clients_are_drawn_more_often(quick):
     simulation, records = run(*quick, "method=fedavg", "rounds=3", "selection=importance")
     state = simulation.server.state
     assert (state.norms[state.last > 0] > 0).all()
-    state = replace(state, norms=np.array([8, 1, 1, 1, 1, 1.0]), samples=np.full(6, 10), last=np.ones(6, dtype=int))
-    drawn = np.bincount(np.concatenate([selection.importance(replace(state, round=round)) for round in range(300)]), minlength=6)
+    state = replace(
+        state, norms=np.array([8, 1, 1, 1, 1, 1.0]), samples=np.full(6, 10), last=np.ones(6, dtype=int)
+    )
+    drawn = np.bincount(
+        np.concatenate([selection.importance(replace(state, round=round)) for round in range(300)]),
+        minlength=6,
+    )
     assert drawn[0] > 1.5 * drawn[1:].max()
     alike = replace(state, norms=np.ones(6))
-    drawn = np.bincount(np.concatenate([selection.importance(replace(alike, round=round)) for round in range(300)]), minlength=6)
+    drawn = np.bincount(
+        np.concatenate([selection.importance(replace(alike, round=round)) for round in range(300)]),
+        minlength=6,
+    )
     assert drawn.min() > 110  # of 150
 
 
 # --- what runs with such policies keep
 
 
-ALL = ["kappa.policy=line_search", "rho=shapley", "selection=oort", "world={}", "algorithm.name=fednova", "validation.source=clients"]
+ALL = [
+    "kappa.policy=line_search",
+    "rho=shapley",
+    "selection=oort",
+    "world={}",
+    "algorithm.name=fednova",
+    "validation.source=clients",
+]
 
 
 def test_any_number_of_ranks(quick, tmp_path):
@@ -293,13 +466,20 @@ def test_any_number_of_ranks(quick, tmp_path):
     assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "3/genfl_seed1.h5")
 
 
-@pytest.mark.parametrize("overrides", [
-    [*JUDGED, "kappa.policy=bandit", "kappa.grid=[0.1,0.6]", "selection=battery", WORLD], [*JUDGED, "rho=leave_one_out", "selection=power_of_choice"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*JUDGED, "kappa.policy=bandit", "kappa.grid=[0.1,0.6]", "selection=battery", WORLD],
+        [*JUDGED, "rho=leave_one_out", "selection=power_of_choice"],
+    ],
+)
 def test_a_run_continues_where_it_was(quick, tmp_path, overrides):
     assert main([*quick, *overrides, "rounds=4", f"output={tmp_path}/whole"]) == 0
     assert main([*quick, *overrides, "rounds=2"]) == 0
     assert main([*quick, *overrides, "rounds=4"]) == 0
-    assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(tmp_path / "whole/genfl_seed1.h5")
+    assert reader.digests(tmp_path / "results/genfl_seed1.h5") == reader.digests(
+        tmp_path / "whole/genfl_seed1.h5"
+    )
 
 
 def counting(state):
@@ -314,17 +494,29 @@ counting.needs = frozenset({"memory"})
 def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(quick):
     quick = [*quick, *JUDGED, "kappa.policy=bandit", "rho=similarity", "rounds=4"]
     begun = []
-    simulation = Simulation(overrides=quick, select=counting, leaving=lambda: 75 if 3 in begun else 0,
-                            note=lambda *_, round=None, **__: begun.append(round))
+    simulation = Simulation(
+        overrides=quick,
+        select=counting,
+        leaving=lambda: 75 if 3 in begun else 0,
+        note=lambda *_, round=None, **__: begun.append(round),
+    )
     assert len(list(simulation)) == 2 and simulation.left == 75 and simulation.round == 2
     _, records = run(*[*quick, "rounds=2"], select=counting)
     memory = simulation.server.state_arrays()
     assert memory["policy.select.calls"] == [2] and memory["policy.kappa.plays"].sum() == 1
     rest = Simulation(overrides=quick, select=counting)
-    tables = {"clients": {name: np.concatenate([record.clients[name] for record in records]) for name in records[0].clients},
-              "generated": {"label": np.concatenate([batch.label for record in records for _, batch, _, _ in record.generated]),
-                            "image": np.concatenate([images for record in records for _, _, images, _ in record.generated]),
-                            "fidelity": np.concatenate([fidelity for record in records for *_, fidelity in record.generated])}}
+    tables = {
+        "clients": {
+            name: np.concatenate([record.clients[name] for record in records]) for name in records[0].clients
+        },
+        "generated": {
+            "label": np.concatenate(
+                [batch.label for record in records for _, batch, _, _ in record.generated]
+            ),
+            "image": np.concatenate([images for record in records for _, _, images, _ in record.generated]),
+            "fidelity": np.concatenate([fidelity for record in records for *_, fidelity in record.generated]),
+        },
+    }
     rest.restore(2, simulation.weights.numpy(), memory, tables)
     list(rest)
     assert np.array_equal(rest.weights.numpy(), weights(*quick, select=counting))
@@ -345,7 +537,9 @@ def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
     dropped, records = run(*fast, "rho=loss", "weighting.power=0")
     assert sum(np.isnan(record.clients["update_norm"]).sum() for record in records) >= 1
     assert np.allclose(dropped.weights, weights(*fast), atol=1e-6)
-    assert run(*fast, "rho=similarity", "data.public_pool=20", "validation.source=pool")[1][-1].clients["rho"].sum() == pytest.approx(1)
+    assert run(*fast, "rho=similarity", "data.public_pool=20", "validation.source=pool")[1][-1].clients[
+        "rho"
+    ].sum() == pytest.approx(1)
 
 
 def test_trying_models_does_not_change_a_run(quick):
@@ -365,8 +559,12 @@ def test_the_page_about_ones_own_policy_is_right(quick, tmp_path):
 
     page = (Path(__file__).parents[1] / "docs/policies.md").read_text()
     (tmp_path / "mine.py").write_text(page.split("```python\n")[1].split("```")[0])
-    [line] = [line for line in page.splitlines() if line.startswith("    python -m genfl_mpi") and "mine:" in line]
-    done = mpirun(2, "-m", "genfl_mpi", *quick, *line.split()[3:], PYTHONPATH=f"{Path(__file__).parents[1]}:{tmp_path}")
+    [line] = [
+        line for line in page.splitlines() if line.startswith("    python -m genfl_mpi") and "mine:" in line
+    ]
+    done = mpirun(
+        2, "-m", "genfl_mpi", *quick, *line.split()[3:], PYTHONPATH=f"{Path(__file__).parents[1]}:{tmp_path}"
+    )
     assert done.returncode == 0, done.stderr
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
         shared = file["partition/shared_labels"][:]

@@ -19,7 +19,17 @@ def results(tmp_path_factory, bank):
     from conftest import TINY
 
     folder = tmp_path_factory.mktemp("priced")
-    assert main([*TINY, f"output={folder}/results", f"generation.bank={bank}", "sweep.method=[fedavg,genfl,aigc]"][1:]) == 0
+    assert (
+        main(
+            [
+                *TINY,
+                f"output={folder}/results",
+                f"generation.bank={bank}",
+                "sweep.method=[fedavg,genfl,aigc]",
+            ][1:]
+        )
+        == 0
+    )
     return folder / "results"
 
 
@@ -37,34 +47,58 @@ def test_flops_of_training_by_hand():
 
 def test_flops_of_stable_diffusion():
     found = image_flops.of_stable_diffusion(Generation())
-    assert found.weights == 859_520_964 + 83_653_863 + 123_060_480  # as published: UNet, autoencoder, text encoder
+    assert (
+        found.weights == 859_520_964 + 83_653_863 + 123_060_480
+    )  # as published: UNet, autoencoder, text encoder
     # A step is 0.80 TFLOP a prompt, a self-attention of 4096 pixels and 320 channels being 2 * 2 * 4096^2 * 320 of it.
     assert found.denoising == pytest.approx(20 * 2 * 0.80e12, rel=0.01)
-    assert image_flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(found.denoising / 4)
-    assert image_flops.of_stable_diffusion(Generation(size=256)).image < found.image / 4  # attention is quadratic
+    assert image_flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(
+        found.denoising / 4
+    )
+    assert (
+        image_flops.of_stable_diffusion(Generation(size=256)).image < found.image / 4
+    )  # attention is quadratic
 
 
 def test_flops_of_a_pipeline():
     folder = model_folder.locate("digits")
     found = image_flops.of_pipeline(folder, Generation())
-    assert 1.3e6 < found.weights < 1.4e6 and found.denoising == 2 * image_flops.of_pipeline(folder, Generation(steps=10)).denoising
+    assert (
+        1.3e6 < found.weights < 1.4e6
+        and found.denoising == 2 * image_flops.of_pipeline(folder, Generation(steps=10)).denoising
+    )
     # The pipeline's own components, with their weights, have as many.
     from genfl_mpi.generation.pipeline import read
 
     parts = read(folder)
-    assert found.weights == sum(p.numel() for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters())
+    assert found.weights == sum(
+        p.numel() for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters()
+    )
 
 
 def test_price_in_three_worlds(results, tmp_path, capsys):
     before = {path: path.read_bytes() for path in results.glob("*.h5")}
     files = []
-    for name, text in (("near", "channel: {radius_m: 20}"), ("far", "channel: {radius_m: 3000}"), ("plain", "")):
+    for name, text in (
+        ("near", "channel: {radius_m: 20}"),
+        ("far", "channel: {radius_m: 3000}"),
+        ("plain", ""),
+    ):
         (tmp_path / f"{name}.yaml").write_text(text)
         files += ["--world", str(tmp_path / f"{name}.yaml")]
     capsys.readouterr()
     assert (
         main(
-            ["price", str(results), *files, "-o", str(tmp_path / "price.png"), "--csv", str(tmp_path / "all.csv"), "--placements"]
+            [
+                "price",
+                str(results),
+                *files,
+                "-o",
+                str(tmp_path / "price.png"),
+                "--csv",
+                str(tmp_path / "all.csv"),
+                "--placements",
+            ]
         )
         == 0
     )
@@ -78,8 +112,16 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
             world, *numbers = line.split()
             rows[run, world] = [float(number) for number in numbers]
     seconds = {key: row[2] for key, row in rows.items()}
-    assert len(rows) == 9 and seconds["fedavg_seed1", "near"] < seconds["fedavg_seed1", "plain"] < seconds["fedavg_seed1", "far"]
-    assert rows["aigc_seed1", "near"][3] == 0 and rows["genfl_seed1", "near"][3] == rows["fedavg_seed1", "near"][3]
+    assert (
+        len(rows) == 9
+        and seconds["fedavg_seed1", "near"]
+        < seconds["fedavg_seed1", "plain"]
+        < seconds["fedavg_seed1", "far"]
+    )
+    assert (
+        rows["aigc_seed1", "near"][3] == 0
+        and rows["genfl_seed1", "near"][3] == rows["fedavg_seed1", "near"][3]
+    )
     assert rows["genfl_seed1", "near"][4] > rows["fedavg_seed1", "near"][4]  # the server's GPU works
     assert said.count("placements of AIGC on genfl_seed1") == 3 and "alike at (B an image)" in said
     for picture in ("price.png", "price_placements.png"):
@@ -87,7 +129,9 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
     with open(tmp_path / "all.csv") as file:
         lines = list(csv.DictReader(file))
     entities = {
-        line["entity"] for line in lines if line["run"] == "genfl_seed1" and line["world"] == "far" and line["round"] == "2"
+        line["entity"]
+        for line in lines
+        if line["run"] == "genfl_seed1" and line["world"] == "far" and line["round"] == "2"
     }
     with reader.open_results(results / "genfl_seed1.h5") as file:
         trained = file["clients/client"][:][file["clients/round"][:] == 2]
@@ -103,12 +147,32 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
 
 def test_price_as_if_with_the_papers_model_and_generator(results, tmp_path, capsys):
     capsys.readouterr()
-    as_if = ["model.name=resnet18", "generation.checkpoint=stable-diffusion-v1-5/stable-diffusion-v1-5", "generation.steps=20"]
-    assert main(["price", str(results / "genfl_seed1.h5"), "--placements", *as_if, "-o", str(tmp_path / "price.pdf")]) == 0
+    as_if = [
+        "model.name=resnet18",
+        "generation.checkpoint=stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "generation.steps=20",
+    ]
+    assert (
+        main(
+            [
+                "price",
+                str(results / "genfl_seed1.h5"),
+                "--placements",
+                *as_if,
+                "-o",
+                str(tmp_path / "price.pdf"),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
     said = " ".join(said.split())
-    assert "20 images of 34.7 TFLOP" in said and "a model of 44.7 MB" in said and "a generator of 2.13e+03 MB" in said
+    assert (
+        "20 images of 34.7 TFLOP" in said
+        and "a model of 44.7 MB" in said
+        and "a generator of 2.13e+03 MB" in said
+    )
 
 
 def test_a_target(results, tmp_path, capsys):
@@ -138,7 +202,9 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "world", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_and_status_2(arguments, world, message, results, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_status_2(
+    arguments, world, message, results, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.yaml").write_text(world)
     capsys.readouterr()
@@ -166,10 +232,24 @@ def test_where_curves_cross():
 
 def test_runs_that_differ_in_settings_are_told_apart(fast, tmp_path, capsys):
     for alpha in (0.5, 1.0):
-        assert main([*fast, "sweep.seed=[1,2]", "rounds=1", f"partition.alpha={alpha}", f"output={tmp_path}/{alpha}"]) == 0
+        assert (
+            main(
+                [
+                    *fast,
+                    "sweep.seed=[1,2]",
+                    "rounds=1",
+                    f"partition.alpha={alpha}",
+                    f"output={tmp_path}/{alpha}",
+                ]
+            )
+            == 0
+        )
     arguments = [f"{tmp_path}/{alpha}" for alpha in (0.5, 1.0)]
     capsys.readouterr()
-    assert main(["price", *arguments, "-o", str(tmp_path / "price.png"), "--csv", str(tmp_path / "all.csv")]) == 0
+    assert (
+        main(["price", *arguments, "-o", str(tmp_path / "price.png"), "--csv", str(tmp_path / "all.csv")])
+        == 0
+    )
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fedavg")]
     assert rows == [f"fedavg_seed{seed}: α = {alpha:g}" for alpha in (0.5, 1) for seed in (1, 2)]
     with open(tmp_path / "all.csv") as file:

@@ -14,8 +14,23 @@ from genfl_mpi.results import progress, status
 from genfl_mpi.runs import display
 from genfl_mpi.util.errors import UserError
 
-OTHER_VALUES = [None, True, -1, 1.5, 10**400, float("nan"), "", "x", "\n", "\ud800", "\x1b[2J", [], [1], {},
-                {"a": 1}]
+OTHER_VALUES = [
+    None,
+    True,
+    -1,
+    1.5,
+    10**400,
+    float("nan"),
+    "",
+    "x",
+    "\n",
+    "\ud800",
+    "\x1b[2J",
+    [],
+    [1],
+    {},
+    {"a": 1},
+]
 NO_RECORDS = [b"{}", b"[]", b"null", b"0", b'"rank"', b"[[[", b"\xff\xfe", bytes(256), 8000 * b"[", b" "]
 UNREADABLE = "unreadable progress file"
 

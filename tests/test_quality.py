@@ -69,7 +69,13 @@ def test_copies_of_public_images_are_seen(real, monkeypatch):
     images, labels = real["train_images"], real["train_labels"]
     order = np.random.default_rng(1).permutation(len(labels))
     public, other = order[:2000], order[2000:2500]
-    judge = Judge(real, ABOUT, loading.single(overrides=["method=genfl", "training.epochs=1"]), torch.device("cpu"), images[public])
+    judge = Judge(
+        real,
+        ABOUT,
+        loading.single(overrides=["method=genfl", "training.epochs=1"]),
+        torch.device("cpu"),
+        images[public],
+    )
 
     fresh, copied = images[other], images[public[:50]]
     changed = np.clip(copied.astype(int) + RNG.integers(-2, 3, copied.shape), 0, 255).astype(np.uint8)
@@ -77,13 +83,22 @@ def test_copies_of_public_images_are_seen(real, monkeypatch):
     for made in (copied, copied[..., ::-1], changed):
         assert judge.copies(made).all()
     assert np.isnan(judge.measure(fresh, labels[other], generated=False)["copies"]).all()
-    assert judge.measure(np.concatenate([fresh, copied]), labels[[*other, *public[:50]]])["copies"][-1] == pytest.approx(
-        100 * (50 + judge.copies(fresh).sum()) / 550)
+    assert judge.measure(np.concatenate([fresh, copied]), labels[[*other, *public[:50]]])["copies"][
+        -1
+    ] == pytest.approx(100 * (50 + judge.copies(fresh).sum()) / 550)
 
 
 def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 300)
-    settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    settings = {
+        "checkpoint": "0" * 64,
+        "adapter": None,
+        "steps": 1,
+        "guidance": 7,
+        "scheduler": None,
+        "dtype": "float32",
+        "device": "cpu",
+    }
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[-12:] for c in range(10)])
     labels = real["train_labels"][chosen].copy()
     labels[::12] = (labels[::12] + 1) % 10  # one image of each class under a wrong label
@@ -102,20 +117,44 @@ def batch(labels):
 
 def test_the_command(tmp_path, tiny, capsys, real, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 100)
-    settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    settings = {
+        "checkpoint": "0" * 64,
+        "adapter": None,
+        "steps": 1,
+        "guidance": 7,
+        "scheduler": None,
+        "dtype": "float32",
+        "device": "cpu",
+    }
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:12] for c in range(10)])
-    Bank(tmp_path / "bank", settings).write(batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen])
+    Bank(tmp_path / "bank", settings).write(
+        batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen]
+    )
     assert main(["quality", str(tmp_path / "bank"), *tiny, "--counts", "5,300"]) == 0
     said = capsys.readouterr().out
     assert "\n5  " in said and "\n12  " in said and "cas" in said
     assert (tmp_path / "bank/quality.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("images", "labels", "message"), [
-    ((20, 3, 32, 32), range(20), "give the CONFIG of their data set"), ((20, 1, 28, 28), range(20), "label 19 is unknown"),
-    ((10, 1, 28, 28), range(10), "every class needs two"), (None, None, "there are no images")])
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ((20, 3, 32, 32), range(20), "give the CONFIG of their data set"),
+        ((20, 1, 28, 28), range(20), "label 19 is unknown"),
+        ((10, 1, 28, 28), range(10), "every class needs two"),
+        (None, None, "there are no images"),
+    ],
+)
 def test_banks_that_cannot_be_judged(tmp_path, tiny, capsys, images, labels, message):
-    settings = {"checkpoint": "0" * 64, "adapter": None, "steps": 1, "guidance": 7, "scheduler": None, "dtype": "float32", "device": "cpu"}
+    settings = {
+        "checkpoint": "0" * 64,
+        "adapter": None,
+        "steps": 1,
+        "guidance": 7,
+        "scheduler": None,
+        "dtype": "float32",
+        "device": "cpu",
+    }
     if images:
         Bank(tmp_path, settings).write(batch(labels), np.zeros(images, np.uint8))
     assert main(["quality", str(tmp_path), *tiny]) == 2

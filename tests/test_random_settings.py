@@ -13,10 +13,14 @@ def came(folder, ranks, how, first, last):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("first, last, others", [
-    (1, 8, [(3, "extended")]),
-    pytest.param(9, 100, [(3, "whole"), (2, "extended"), (2, "forked")], marks=pytest.mark.slow),
-], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "first, last, others",
+    [
+        (1, 8, [(3, "extended")]),
+        pytest.param(9, 100, [(3, "whole"), (2, "extended"), (2, "forked")], marks=pytest.mark.slow),
+    ],
+    ids=["few", "many"],
+)
 def test_ranks_and_interruptions_change_nothing(tmp_path, first, last, others):
     expected = came(tmp_path / "whole1", 1, "whole", first, last)
     finished = [seed for seed, (status, _) in expected.items() if status == 0]

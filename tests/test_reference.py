@@ -28,7 +28,9 @@ def paper(model, clients, pools, kappa2):
 
     for cohort, pool in zip(clients, pools):
         total = sum(len(labels) for _, labels in cohort)
-        mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in model.state_dict().items()}
+        mean = {
+            name: torch.zeros_like(value, dtype=torch.float64) for name, value in model.state_dict().items()
+        }
         for data in cohort:
             for name, value in trained(data).items():
                 mean[name] += len(data[1]) / total * value.double()
@@ -43,16 +45,35 @@ def small_network_with_batchnorm(*_):
     # Not ResNet-18, whose BatchNorms amplify float32 rounding to a percent on so few samples, whoever computes it;
     # and smooth, since a rounding that flips a ReLU or a max-pool is no longer small.
     torch.manual_seed(5)
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AvgPool2d(4),
-                         nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Tanh(), nn.Flatten(), nn.Linear(256, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Tanh(),
+        nn.AvgPool2d(4),
+        nn.Conv2d(8, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
 
 
 @pytest.mark.parametrize(("method", "kappa2"), [("fedavg", 0.0), ("genfl", 0.3)])
 def test_three_rounds_with_unequal_clients_and_batchnorm(tiny, monkeypatch, method, kappa2):
     monkeypatch.setattr(models, "build", small_network_with_batchnorm)
-    simulation = Simulation(overrides=[
-        *tiny, f"method={method}", f"kappa.kappa2={kappa2}", f"rounds={ROUNDS}", "clients=40",
-        f"training.epochs={EPOCHS}", f"training.lr={LR}", "training.batch_size=4000", "generation.cap=3"])
+    simulation = Simulation(
+        overrides=[
+            *tiny,
+            f"method={method}",
+            f"kappa.kappa2={kappa2}",
+            f"rounds={ROUNDS}",
+            "clients=40",
+            f"training.epochs={EPOCHS}",
+            f"training.lr={LR}",
+            "training.batch_size=4000",
+            "generation.cap=3",
+        ]
+    )
 
     def tensors(images, labels):
         return (torch.from_numpy(images).float() / 255 - 0.1307) / 0.3081, torch.from_numpy(labels)
@@ -61,9 +82,13 @@ def test_three_rounds_with_unequal_clients_and_batchnorm(tiny, monkeypatch, meth
     start = copy.deepcopy(model.state_dict())
     data, clients, pools, pool = simulation.data, [], [], []
     for record in simulation:
-        own = [data["indices"][data["pointers"][n] : data["pointers"][n + 1]] for n in record.clients["client"]]
+        own = [
+            data["indices"][data["pointers"][n] : data["pointers"][n + 1]] for n in record.clients["client"]
+        ]
         assert len({len(samples) for samples in own}) > 1, "the clients should be unequal"
-        clients.append([tensors(data["train_images"][samples], data["train_labels"][samples]) for samples in own])
+        clients.append(
+            [tensors(data["train_images"][samples], data["train_labels"][samples]) for samples in own]
+        )
         pool += [(images, np.array(batch.label)) for _, batch, images, _ in record.generated]
         pools.append(pool and tensors(*map(np.concatenate, zip(*pool))))
     expected, actual = paper(model, clients, pools, kappa2).state_dict(), simulation.model.module.state_dict()

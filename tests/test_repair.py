@@ -21,8 +21,19 @@ DEVICES = "devices: {accelerator_tflops: 0.5, accelerator_watts: 5}"
 
 @pytest.fixture
 def quick(tmp_path, bank):
-    return [*TINY, "method=filled", "data.name=synthetic", "data.size=8", "data.samples=400", "partition.alpha=0.5", "rounds=3",
-            "generation.cap=200", f"world={{{CELL}, {DEVICES}}}", f"output={tmp_path}/results", f"generation.bank={bank}"]
+    return [
+        *TINY,
+        "method=filled",
+        "data.name=synthetic",
+        "data.size=8",
+        "data.samples=400",
+        "partition.alpha=0.5",
+        "rounds=3",
+        "generation.cap=200",
+        f"world={{{CELL}, {DEVICES}}}",
+        f"output={tmp_path}/results",
+        f"generation.bank={bank}",
+    ]
 
 
 def run(*overrides):
@@ -34,7 +45,11 @@ def gaps(quick):
     """(n, gamma) of each client, and c, what an image takes it in J."""
     simulation = Simulation(overrides=quick)
     held = simulation.data["label_histograms"]
-    return held.sum(1), 1 - held.sum(1) / (10 * held.max(1)), simulation.server.world.trace.image_flops / 0.5e12 * 5
+    return (
+        held.sum(1),
+        1 - held.sum(1) / (10 * held.max(1)),
+        simulation.server.world.trace.image_flops / 0.5e12 * 5,
+    )
 
 
 def middle(quick):
@@ -46,13 +61,25 @@ def middle(quick):
 def test_a_share_by_hand():
     # Of 50 samples, and 4 * 40 in an even mix, gamma is 11/16. At r = 4 c n gamma the best share is (1 - 1/2) / gamma = 8/11, for
     # which n gamma u / (1 - gamma u) = 50 images are made.
-    config = single(None, ["method=filled", "clients=2", "cohort=1", "generation.cap=1000", "world={}", "incentive.price=137.5"])
+    config = single(
+        None,
+        [
+            "method=filled",
+            "clients=2",
+            "cohort=1",
+            "generation.cap=1000",
+            "world={}",
+            "incentive.price=137.5",
+        ],
+    )
     held = np.array([[40, 10, 0, 0], [7, 7, 7, 7]])
     about = SimpleNamespace(classes=range(4), shape=(3, 8, 8))
     placement = ClientImages(config, about, {"label_histograms": held}, image_joules=1.0)
     assert placement.share(np.arange(2)) == pytest.approx([8 / 11, 0])
     each, most, share = placement.demand()
-    assert each.tolist() == [50, 0] and most.tolist() == [0, 14, 18, 18] and share == pytest.approx([8 / 11, 0])
+    assert (
+        each.tolist() == [50, 0] and most.tolist() == [0, 14, 18, 18] and share == pytest.approx([8 / 11, 0])
+    )
     for count, enough in (("class", 18), ("total", 50)):
         for cap in (enough, enough - 1):
             generation = config.generation.model_copy(update={"count": count, "cap": cap})
@@ -66,7 +93,10 @@ def test_a_share_by_hand():
 
 def test_a_price_that_is_enough_for_all_and_one_that_is_for_nobody(quick):
     samples, gamma, joules = gaps(quick)
-    enough, little = float((joules * samples * gamma / (1 - gamma) ** 2).max() * 1.001), float((joules * samples * gamma).min())
+    enough, little = (
+        float((joules * samples * gamma / (1 - gamma) ** 2).max() * 1.001),
+        float((joules * samples * gamma).min()),
+    )
     whole, records = run(*quick, f"incentive.price={enough}")
     assert np.array_equal(whole.weights, run(*quick)[0].weights)
     assert all((record.clients["share"] == 1).all() for record in records)
@@ -80,7 +110,7 @@ def test_each_does_what_is_best_for_it_and_is_paid_once(quick):
     samples, gamma, joules = gaps(quick)
     _, records = run(*quick, f"incentive.price={price}", "rounds=4")
     best = np.clip((1 - np.sqrt(joules * samples * gamma / price)) / gamma, 0, 1)
-    assert ((0 < best) & (best < 1)).any() and (best == 1).any()
+    assert ((best > 0) & (best < 1)).any() and (best == 1).any()
     paid = set()
     for record in records:
         clients = record.clients["client"]
@@ -109,7 +139,12 @@ def test_who_would_lose_declines(quick):
 
 def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(quick, tmp_path):
     limit = float(np.median(Simulation(overrides=quick).server.world.forecast(0).seconds))
-    late = [*quick, f"incentive.price={middle(quick)}", "rounds=4", f"world={{acts: true, deadline_s: {limit}, {CELL}, {DEVICES}}}"]
+    late = [
+        *quick,
+        f"incentive.price={middle(quick)}",
+        "rounds=4",
+        f"world={{acts: true, deadline_s: {limit}, {CELL}, {DEVICES}}}",
+    ]
     assert main([*late, "rounds=2"]) == 0 and main(late) == 0
     done = mpirun(2, "-m", "genfl_mpi", *late, f"output={tmp_path}/two")
     assert done.returncode == 0, done.stderr
@@ -126,10 +161,19 @@ def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(qu
 
 
 BAD = {
-    "another method": ("method=fedavg incentive.price=3", "incentive.price pays clients for the images that they make with method=filled"),
+    "another method": (
+        "method=fedavg incentive.price=3",
+        "incentive.price pays clients for the images that they make with method=filled",
+    ),
     "no world": ("world=null incentive.price=3", "incentive.price pays for energy: set world"),
-    "a share that is given": ("incentive.price=3 filling.share=0.5", "leave filling.labels and filling.share out"),
-    "missing labels alone": ("incentive.price=3 filling.labels=missing", "leave filling.labels and filling.share out"),
+    "a share that is given": (
+        "incentive.price=3 filling.share=0.5",
+        "leave filling.labels and filling.share out",
+    ),
+    "missing labels alone": (
+        "incentive.price=3 filling.labels=missing",
+        "leave filling.labels and filling.share out",
+    ),
     "a negative price": ("incentive.price=-3", "incentive.price: "),
     "a cap": ("incentive.price=1e9 generation.cap=3", "generation.cap=3 keeps clients from the images"),
 }

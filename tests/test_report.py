@@ -58,22 +58,37 @@ def test_it_is_well_formed_and_needs_no_network(report):
     page = Page(report.read_text())
     assert len(page.ids) == len(set(page.ids))
     links = [value for name, value in page.attributes if name in ("src", "srcset", "href", "data", "action")]
-    assert len(links) == 2 * 7 and all(link.startswith("data:image/svg+xml;base64,") for link in links), "every figure, on light and on dark"
+    assert len(links) == 2 * 7 and all(link.startswith("data:image/svg+xml;base64,") for link in links), (
+        "every figure, on light and on dark"
+    )
     for link in links:
         ElementTree.fromstring(base64.b64decode(link.partition(",")[2]))
     outside = re.sub(r"data:image[^\"]*", "", report.read_text())
-    assert "http" not in outside and "url(" not in outside and "<script" not in outside and "@import" not in outside
+    assert (
+        "http" not in outside
+        and "url(" not in outside
+        and "<script" not in outside
+        and "@import" not in outside
+    )
 
 
 def test_it_says_what_the_files_say(folder, report):
     said = " ".join(" ".join(Page(report.read_text()).text).split())
-    finals = {method: [100 * h5py.File(folder / f"{method}_seed{seed}.h5")["rounds/accuracy"][-1] for seed in (1, 2)] for method in ("fedavg", "genfl")}
+    finals = {
+        method: [
+            100 * h5py.File(folder / f"{method}_seed{seed}.h5")["rounds/accuracy"][-1] for seed in (1, 2)
+        ]
+        for method in ("fedavg", "genfl")
+    }
     for values in finals.values():
         assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in said
     for path in folder.glob("*.h5"):
         assert path.stem in said and reader.digests(path)[1][:16] in said
     with h5py.File(folder / "fedavg_seed1.h5") as file:
-        assert file["environment"].attrs["packages"] in said and " ".join(file["environment"].attrs["mpi"].split()) in said
+        assert (
+            file["environment"].attrs["packages"] in said
+            and " ".join(file["environment"].attrs["mpi"].split()) in said
+        )
     assert "GenFL has the best accuracy in every setting" in said and "undecided" in said
     assert "generation.per_round" in said and "<runs> & co" in said.replace("co0", "co")
 
@@ -93,7 +108,9 @@ def test_of_one_run_without_images(folder, tmp_path):
 
 def test_captions_say_what_is_drawn(report):
     said = " ".join(" ".join(Page(report.read_text()).text).split())
-    assert "mean over seeds, in a band of a standard deviation" in said and "± their standard deviation" in said
+    assert (
+        "mean over seeds, in a band of a standard deviation" in said and "± their standard deviation" in said
+    )
     assert "What each rank did in the last round of genfl_seed1;" in said and "thin lines: runs" not in said
 
 
@@ -101,28 +118,59 @@ def test_only_what_was_decided_is_listed(report):
     text = report.read_text()
     listed = re.findall(r"<tr><td><code>([\w.]+)</code>", text)
     assert {"rounds", "clients", "training.epochs", "generation.steps"} <= set(listed)
-    assert not {"augmented.lr", "augmented.epochs", "generation.seed", "generation.threads", "runtime.threads", "kappa.kappa1", "method"} & set(listed)
+    assert not {
+        "augmented.lr",
+        "augmented.epochs",
+        "generation.seed",
+        "generation.threads",
+        "runtime.threads",
+        "kappa.kappa1",
+        "method",
+    } & set(listed)
 
 
 def test_claims_that_these_runs_do_not_touch_are_listed_as_skipped(report):
     said = " ".join(" ".join(Page(report.read_text()).text).split())
-    assert "needs runs of genfl and pool skipped" in said and "a part of it needs runs of genfl, fedavg and aigc undecided" in said
+    assert (
+        "needs runs of genfl and pool skipped" in said
+        and "a part of it needs runs of genfl, fedavg and aigc undecided" in said
+    )
 
 
 def test_what_cannot_be_written_or_read(folder, tmp_path, capsys):
-    for arguments, message in (([str(folder), "-o", str(tmp_path / "no/report.html")], "cannot be written"), ([str(tmp_path)], "no results files")):
+    for arguments, message in (
+        ([str(folder), "-o", str(tmp_path / "no/report.html")], "cannot be written"),
+        ([str(tmp_path)], "no results files"),
+    ):
         assert main(["report", *arguments]) == 2
         assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
-@pytest.mark.parametrize(("width", "scheme", "ground"), [(1280, 1, (255, 255, 255)), (1280, 0, (22, 24, 29)), (500, 1, (255, 255, 255)), (500, 0, (22, 24, 29))])
+@pytest.mark.parametrize(
+    ("width", "scheme", "ground"),
+    [(1280, 1, (255, 255, 255)), (1280, 0, (22, 24, 29)), (500, 1, (255, 255, 255)), (500, 0, (22, 24, 29))],
+)
 def test_in_a_browser(report, tmp_path, width, scheme, ground):
     """The ground has the scheme's colour, and the page has pictures on it at every width."""
     picture = tmp_path / "page.png"
-    subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile",
-                    f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width},2400", f"--screenshot={picture}", report.as_uri()],
-                   capture_output=True, timeout=240, check=True)
+    subprocess.run(
+        [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={tmp_path}/profile",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            f"--window-size={width},2400",
+            f"--screenshot={picture}",
+            report.as_uri(),
+        ],
+        capture_output=True,
+        timeout=240,
+        check=True,
+    )
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     assert pixels.shape == (2400, width, 3) and tuple(pixels[2, 2]) == ground
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200

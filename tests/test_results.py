@@ -31,24 +31,39 @@ def test_h5py(file):
         rounds, clients, generated = data["rounds"], data["clients"], data["generated"]
         assert data["finished"][0] == 255
         assert rounds["round"][:].tolist() == [1, 2, 3]
-        assert all(len(rounds[name]) == 3 for name in ROUNDS) and rounds["accuracy_per_class"].shape == (3, 10)
-        assert rounds["accuracy"][:] == pytest.approx(rounds["accuracy_per_class"][:].mean(1))  # classes of equal size
+        assert all(len(rounds[name]) == 3 for name in ROUNDS) and rounds["accuracy_per_class"].shape == (
+            3,
+            10,
+        )
+        assert rounds["accuracy"][:] == pytest.approx(
+            rounds["accuracy_per_class"][:].mean(1)
+        )  # classes of equal size
         assert (rounds["kappa1"][:] + rounds["kappa2"][:]).tolist() == [1, 1, 1]
-        assert all(len(clients[name]) == 9 for name in CLIENTS) and clients["round"][:].tolist() == [1] * 3 + [2] * 3 + [3] * 3
+        assert (
+            all(len(clients[name]) == 9 for name in CLIENTS)
+            and clients["round"][:].tolist() == [1] * 3 + [2] * 3 + [3] * 3
+        )
         assert clients["rho"][:].reshape(3, 3).sum(1) == pytest.approx([1, 1, 1])
         sizes = np.diff(data["partition/pointers"][:])
         assert np.array_equal(clients["samples"][:], sizes[clients["client"][:]])
-        assert all(len(generated[name]) == 20 for name in GENERATED), "one image a class in the first two rounds"
+        assert all(len(generated[name]) == 20 for name in GENERATED), (
+            "one image a class in the first two rounds"
+        )
         assert rounds["images"][:].tolist() == [10, 20, 20]
         assert b"digit" in b" ".join(generated["prompt"][:])
         resolved = yaml.safe_load(data["config"].attrs["resolved"])
-        assert resolved["runtime"]["threads"] == 1 and resolved["runtime"]["device"] == "cpu" and resolved["generation"]["seed"] == 1
+        assert (
+            resolved["runtime"]["threads"] == 1
+            and resolved["runtime"]["device"] == "cpu"
+            and resolved["generation"]["seed"] == 1
+        )
         assert "sweep:" in data["config"].attrs["given"] and "rounds=3" in data["config"].attrs["given"]
         assert "torch" in data["environment"].attrs["packages"]
 
 
 @pytest.mark.filterwarnings(
-    "error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::FutureWarning")
+    "error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::FutureWarning"
+)
 def test_xarray(file):
     with xr.open_dataset(file, group="rounds", engine="h5netcdf") as rounds:
         assert rounds.accuracy.dims == ("round",) and rounds.accuracy_per_class.dims == ("round", "class")
@@ -68,14 +83,29 @@ def test_show(file, capsys):
     assert main(["show", str(file)]) == 0
     said = capsys.readouterr().out
     assert "finished: 3 of 3 rounds, method genfl, seed 1" in said and "20 generated images" in said
-    assert "policies: selection random, rho size, kappa fixed (kappa2 0.2), plan equal, algorithm fedavg" in " ".join(said.split())
-    assert "settings that are no default: rounds=3, clients=6" in said and "augmented" not in said and "generation.seed" not in said
+    assert (
+        "policies: selection random, rho size, kappa fixed (kappa2 0.2), plan equal, algorithm fedavg"
+        in " ".join(said.split())
+    )
+    assert (
+        "settings that are no default: rounds=3, clients=6" in said
+        and "augmented" not in said
+        and "generation.seed" not in said
+    )
     assert max(map(len, said.splitlines()[1:])) <= 80
 
 
-@pytest.mark.parametrize(("setting", "said"), [
-    ("method=aigc", "policies: plan equal\n"), ("method=fedavg", "policies: selection random, rho size, algorithm fedavg\n"),
-    ("algorithm.name=fedadam", "checkpoints in genfl_seed1.checkpoint/ of round 1: for more rounds, and for forks\n")])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("method=aigc", "policies: plan equal\n"),
+        ("method=fedavg", "policies: selection random, rho size, algorithm fedavg\n"),
+        (
+            "algorithm.name=fedadam",
+            "checkpoints in genfl_seed1.checkpoint/ of round 1: for more rounds, and for forks\n",
+        ),
+    ],
+)
 def test_show_names_who_decides_and_what_is_kept(tiny, tmp_path, setting, said, capsys):
     assert main([*tiny, setting, "rounds=1"]) == 0
     capsys.readouterr()
@@ -104,7 +134,11 @@ def test_a_command_without_a_launcher():
 def test_files_that_are_not_results(command, tmp_path, capsys):
     (tmp_path / "text.h5").write_text("no HDF5")
     h5py.File(tmp_path / "other.h5", "w").close()
-    for name, message in (("text.h5", "not a readable HDF5 file"), ("other.h5", "not a results file"), ("none.h5", "no such")):
+    for name, message in (
+        ("text.h5", "not a readable HDF5 file"),
+        ("other.h5", "not a results file"),
+        ("none.h5", "no such"),
+    ):
         assert main([command, str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
 
@@ -148,7 +182,11 @@ def test_a_sweep_writes_a_file_a_run_a_table_and_a_picture(tiny, tmp_path, capsy
     assert main([*arguments, "sweep.seed=[1,2]", "rounds=1"]) == 0
     said = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted(
-        ["accuracy.png", *(f"{method}_seed{seed}.h5" for method in ("fedavg", "genfl", "aigc") for seed in (1, 2))])
+        [
+            "accuracy.png",
+            *(f"{method}_seed{seed}.h5" for method in ("fedavg", "genfl", "aigc") for seed in (1, 2)),
+        ]
+    )
     assert all(name in said for name in ("FedAvg", "GenFL", "AIGC-only", "±"))
     assert (tmp_path / "results/accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "sweep.seed=[1,2]", "rounds=1"]) == 0
@@ -158,8 +196,17 @@ def test_a_sweep_writes_a_file_a_run_a_table_and_a_picture(tiny, tmp_path, capsy
 def test_methods_share_partition_cohorts_and_initial_weights(tiny, tmp_path):
     assert main([*tiny, "method=fedavg"]) == 0
     assert main([*tiny]) == 0
-    with open_results(tmp_path / "results/fedavg_seed1.h5") as a, open_results(tmp_path / "results/genfl_seed1.h5") as b:
-        for name in ("partition/pointers", "partition/label_histograms", "clients/client", "clients/round", "clients/rho"):
+    with (
+        open_results(tmp_path / "results/fedavg_seed1.h5") as a,
+        open_results(tmp_path / "results/genfl_seed1.h5") as b,
+    ):
+        for name in (
+            "partition/pointers",
+            "partition/label_histograms",
+            "clients/client",
+            "clients/round",
+            "clients/rho",
+        ):
             assert np.array_equal(a[name], b[name]), name
         # The first round starts from the same weights with the same batches.
         assert np.array_equal(a["clients/loss_last_epoch"][:3], b["clients/loss_last_epoch"][:3])
@@ -175,7 +222,9 @@ def test_every_rank_and_round_has_a_row_also_when_a_run_is_continued_on_other_ra
         for round in (1, 2, 3):
             own, here = ranks["round"][:] == round, file["rounds/round"][:] == round
             assert ranks["train_seconds"][:][own].max() == file["rounds/train_seconds"][:][here]
-            assert ranks["wait_seconds"][:][own].mean() == pytest.approx(file["rounds/wait_seconds"][:][here][0])
+            assert ranks["wait_seconds"][:][own].mean() == pytest.approx(
+                file["rounds/wait_seconds"][:][here][0]
+            )
 
 
 def test_generation_and_client_training_run_at_the_same_time(tiny, tmp_path):
@@ -185,7 +234,10 @@ def test_generation_and_client_training_run_at_the_same_time(tiny, tmp_path):
     with open_results(tmp_path / "results/genfl_seed1.h5") as file:
         rounds, clients = file["rounds"], file["clients"]
         first = (clients["round"][:] == 1) & (clients["rank"][:] == 1)
-        start, end = rounds["generate_start_seconds"][0], rounds["generate_start_seconds"][0] + rounds["generate_seconds"][0]
+        start, end = (
+            rounds["generate_start_seconds"][0],
+            rounds["generate_start_seconds"][0] + rounds["generate_seconds"][0],
+        )
         starts = clients["start_seconds"][:][first]
         ends = starts + clients["seconds"][:][first]
         assert first.any() and ((starts < end) & (ends > start)).any()
@@ -203,7 +255,9 @@ def test_a_folder_that_has_results_further_down(fast, tmp_path, capsys):
     (tmp_path / "all/bank").mkdir()
     h5py.File(tmp_path / "all/bank/digits.h5", "w").close()
     assert main(["summary", str(tmp_path / "all")]) == 2
-    assert f"there are no results files in this folder, but in {tmp_path}/all/runs\n" in capsys.readouterr().err
+    assert (
+        f"there are no results files in this folder, but in {tmp_path}/all/runs\n" in capsys.readouterr().err
+    )
 
 
 def test_crop_is_less_than_the_images(fast, capsys):
@@ -228,7 +282,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
     assert main([*tiny, "rounds=3", f"output={tmp_path}/whole"]) == 0
     monkeypatch.setattr(disk, "RESERVE", 1e18)
     assert main([*tiny, "rounds=3"]) == 2
-    assert "the disk is full: " in capsys.readouterr().err and not (tmp_path / "results/genfl_seed1.h5").exists()
+    assert (
+        "the disk is full: " in capsys.readouterr().err and not (tmp_path / "results/genfl_seed1.h5").exists()
+    )
     monkeypatch.undo()
     append = Writer.append
 
@@ -251,13 +307,44 @@ def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
     from genfl_mpi.analysis.summary import groups
 
     tiny.remove("method=genfl")
-    assert main([*tiny, "rounds=1", "sweep.method=[{method: fedavg, training.lr: 0.2}, {method: aigc, training.lr: 0.1}]"]) == 0
+    assert (
+        main(
+            [
+                *tiny,
+                "rounds=1",
+                "sweep.method=[{method: fedavg, training.lr: 0.2}, {method: aigc, training.lr: 0.1}]",
+            ]
+        )
+        == 0
+    )
     paths = sorted((tmp_path / "results").glob("*.h5"))
-    assert [(group.method, group.settings) for group in groups(paths)[0]] == [("AIGC-only", ""), ("FedAvg", "")]
-    assert main([*tiny, "rounds=1", "sweep.method=[{method: fedavg, partition.alpha: 0.5}, {method: aigc}]", f"output={tmp_path}/apart"]) == 0
-    assert [group.panel for group in groups(sorted((tmp_path / "apart").glob("*.h5")))[0]] == ["α = 0.1", "α = 0.5"], "an alpha is no method's own"
-    assert main([*tiny, "rounds=1", "sweep.method=[fedavg]", "training.lr=0.3", f"output={tmp_path}/other"]) == 0
-    assert [group.settings for group in groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == ["lr 0.1", "lr 0.2", "lr 0.3"]
+    assert [(group.method, group.settings) for group in groups(paths)[0]] == [
+        ("AIGC-only", ""),
+        ("FedAvg", ""),
+    ]
+    assert (
+        main(
+            [
+                *tiny,
+                "rounds=1",
+                "sweep.method=[{method: fedavg, partition.alpha: 0.5}, {method: aigc}]",
+                f"output={tmp_path}/apart",
+            ]
+        )
+        == 0
+    )
+    assert [group.panel for group in groups(sorted((tmp_path / "apart").glob("*.h5")))[0]] == [
+        "α = 0.1",
+        "α = 0.5",
+    ], "an alpha is no method's own"
+    assert (
+        main([*tiny, "rounds=1", "sweep.method=[fedavg]", "training.lr=0.3", f"output={tmp_path}/other"]) == 0
+    )
+    assert [group.settings for group in groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == [
+        "lr 0.1",
+        "lr 0.2",
+        "lr 0.3",
+    ]
 
 
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
@@ -276,8 +363,15 @@ def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     capsys.readouterr()
     assert main(["plot", str(tmp_path / "results"), "-o", str(tmp_path / "figure.pdf")]) == 0
     said = capsys.readouterr().out
-    assert "FedAvg      α = 0.1" in said and "4 runs" in said and (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
-    for arguments, message in (([str(tmp_path)], "there are no results files"), ([str(tmp_path / "no.h5")], "there is no such results file"),
-                               ([str(tmp_path / "results"), "-o", str(tmp_path / "figure.xyz")], "the figure cannot be written")):
+    assert (
+        "FedAvg      α = 0.1" in said
+        and "4 runs" in said
+        and (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    )
+    for arguments, message in (
+        ([str(tmp_path)], "there are no results files"),
+        ([str(tmp_path / "no.h5")], "there is no such results file"),
+        ([str(tmp_path / "results"), "-o", str(tmp_path / "figure.xyz")], "the figure cannot be written"),
+    ):
         assert main(["plot", *arguments]) == 2
         assert message in capsys.readouterr().err

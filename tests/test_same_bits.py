@@ -58,7 +58,14 @@ def test_another_seed_gives_other_bits(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_filtered_run_continues_with_the_images_that_passed(tiny, tmp_path):
-    tiny = [*tiny, "data.public_pool=500", "generation.min_fidelity=0.6", "generation.per_round=3", "generation.cap=9", "generation.steps=8"]
+    tiny = [
+        *tiny,
+        "data.public_pool=500",
+        "generation.min_fidelity=0.6",
+        "generation.per_round=3",
+        "generation.cap=9",
+        "generation.steps=8",
+    ]
     run(2, [*tiny, "rounds=3", f"output={tmp_path}/whole"])
     assert main([*tiny, "rounds=2"]) == 0
     assert main([*tiny, "rounds=3"]) == 0
@@ -66,7 +73,11 @@ def test_a_filtered_run_continues_with_the_images_that_passed(tiny, tmp_path):
     with reader.open_results(tmp_path / "whole/genfl_seed1.h5") as file:
         fidelity, rounds = file["generated/fidelity"][:], file["generated/round"][:]
         used = [(fidelity[rounds <= round] >= 0.6).sum() for round in (1, 2, 3)]
-        assert file["rounds/images_used"][:].tolist() == used and file["rounds/images"][:].tolist() == [30, 60, 90]
+        assert file["rounds/images_used"][:].tolist() == used and file["rounds/images"][:].tolist() == [
+            30,
+            60,
+            90,
+        ]
         assert 0 < used[-1] < 90
 
 
@@ -97,7 +108,12 @@ def test_more_rounds_continue_a_finished_run(tiny, tmp_path, capsys):
 
 def killed(ranks, overrides, when, tmp_path):
     """Start a run on `ranks` and kill -9 one of them when `when` holds."""
-    job = subprocess.Popen(command(ranks, "-m", "genfl_mpi", *overrides), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    job = subprocess.Popen(
+        command(ranks, "-m", "genfl_mpi", *overrides),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     for line in job.stdout:
         if when(line):
             own = [process for process in Path("/proc").glob("[0-9]*") if _is_rank(process, str(tmp_path))]
@@ -170,19 +186,32 @@ def test_a_continued_run_keeps_its_first_threads(tiny, tmp_path, capsys):
 def test_kappa_at_its_ends_is_a_baseline(tiny, tmp_path, kappa, method):
     assert main([*tiny, kappa]) == 0
     assert main([*tiny, f"method={method}"]) == 0
-    with h5py.File(tmp_path / "results/genfl_seed1.h5", swmr=True) as a, h5py.File(tmp_path / f"results/{method}_seed1.h5", swmr=True) as b:
+    with (
+        h5py.File(tmp_path / "results/genfl_seed1.h5", swmr=True) as a,
+        h5py.File(tmp_path / f"results/{method}_seed1.h5", swmr=True) as b,
+    ):
         assert np.array_equal(a["weights"], b["weights"])
         assert np.array_equal(a["rounds/accuracy"], b["rounds/accuracy"])
         assert np.abs(a["weights"]).max() > 0
 
 
-@pytest.mark.skipif("GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100")
+@pytest.mark.skipif(
+    "GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100"
+)
 @pytest.mark.parametrize("name", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
 def test_the_papers_configurations_on_real_cifar(name, tiny, tmp_path):
     config = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     # A small network instead of ResNet-18, and the generator of digits instead of Stable Diffusion.
-    small = [*tiny, f"data.root={os.environ['GENFL_DATA']}", "rounds=1", "clients=100", "model.name=cnn", "training.lr=0.1",
-             "generation.checkpoint=digits", "generation.batch_size=100"]
+    small = [
+        *tiny,
+        f"data.root={os.environ['GENFL_DATA']}",
+        "rounds=1",
+        "clients=100",
+        "model.name=cnn",
+        "training.lr=0.1",
+        "generation.checkpoint=digits",
+        "generation.batch_size=100",
+    ]
     for ranks in (1, 2):
         done = mpirun(ranks, "-m", "genfl_mpi", config, *small, f"output={tmp_path}/{ranks}")
         assert done.returncode == 0, done.stderr

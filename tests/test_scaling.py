@@ -16,7 +16,21 @@ from genfl_mpi.mpi.round_time import Cluster, exchange, loads
 from genfl_mpi.preparation import plan
 from genfl_mpi.results import reader
 
-COSTS = plan.Costs(rate=100.0, overhead=5.0, batch=2.0, test=1.0, rest=0.25, first=0.0, load=0.0, copying=1e9, down=1000, up=2000, own=0, server=0, shared=0)
+COSTS = plan.Costs(
+    rate=100.0,
+    overhead=5.0,
+    batch=2.0,
+    test=1.0,
+    rest=0.25,
+    first=0.0,
+    load=0.0,
+    copying=1e9,
+    down=1000,
+    up=2000,
+    own=0,
+    server=0,
+    shared=0,
+)
 
 
 def cluster(ranks, nodes=1, cores=64):
@@ -28,7 +42,9 @@ def test_exchange_by_hand():
     # Two nodes: two steps of 1 ms for the broadcast and two for the reduction, half of each message twice, half of one added.
     assert exchange(1000, 2000, cluster(2, 2)) == pytest.approx(4e-3 + 1000e-6 + 2000e-6 + 1000e-9)
     assert exchange(1000, 2000, cluster(8)) > exchange(1000, 2000, cluster(4)) > 0
-    assert exchange(10**6, 10**6, cluster(8, cores=2)) > 3 * exchange(10**6, 10**6, cluster(8)), "ranks that share cores copy more slowly"
+    assert exchange(10**6, 10**6, cluster(8, cores=2)) > 3 * exchange(10**6, 10**6, cluster(8)), (
+        "ranks that share cores copy more slowly"
+    )
 
 
 def test_loads_by_hand():
@@ -49,14 +65,23 @@ def test_a_plan_has_the_clients_of_the_run(fast, tmp_path):
     assert one["round"] == pytest.approx(one["longest rank"] + 1.25) and not one["waiting"].any()
     crowded = plan.predict(config, arrays, COSTS, cluster(4, cores=2))
     many = plan.predict(config, arrays, COSTS, cluster(4))
-    assert many["longest rank"] == pytest.approx([(3 * own + 5).max() / 100 for own in sizes]), "more ranks than clients"
-    assert crowded["longest rank"] == pytest.approx(2 * many["longest rank"]) and many["testing"] == pytest.approx([0.25] * 4)
+    assert many["longest rank"] == pytest.approx([(3 * own + 5).max() / 100 for own in sizes]), (
+        "more ranks than clients"
+    )
+    assert crowded["longest rank"] == pytest.approx(2 * many["longest rank"]) and many[
+        "testing"
+    ] == pytest.approx([0.25] * 4)
     assert plan.total(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
 
 
 def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
-    tiny = [*tiny, "rounds=4", "cohort=2", "generation.cap=3",
-            "generation.bank=" + tiny[-2].partition("=")[2] + "/own"]
+    tiny = [
+        *tiny,
+        "rounds=4",
+        "cohort=2",
+        "generation.cap=3",
+        "generation.bank=" + tiny[-2].partition("=")[2] + "/own",
+    ]
     config, arrays = resolved(tiny)
     alone, three = (plan.predict(config, arrays, COSTS, cluster(ranks)) for ranks in (1, 3))
     learning = np.array([10 + 5, 20 + 5, 30 + 5, 30 + 5]) / 100  # an image a class in the first three rounds
@@ -72,7 +97,15 @@ def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
 def test_plan_from_a_calibration(fast, capsys):
     assert main(["plan", *fast, "-n", "4", "--nodes", "2"]) == 0
     said = capsys.readouterr().out
-    for text in ("samples/s in training", "4 ranks on 2 nodes", "LogGP", "MB to every rank", "strong scaling", "best of these", "weak scaling"):
+    for text in (
+        "samples/s in training",
+        "4 ranks on 2 nodes",
+        "LogGP",
+        "MB to every rank",
+        "strong scaling",
+        "best of these",
+        "weak scaling",
+    ):
         assert text in said
     assert max(map(len, said.splitlines())) <= 80
     assert main(["plan", *fast, "-n", "2", "--nodes", "4"]) == 2
@@ -81,7 +114,9 @@ def test_plan_from_a_calibration(fast, capsys):
 
 def test_scaling_from_files_of_one_and_two_ranks(fast, tmp_path, capsys):
     for ranks in (1, 2):
-        assert mpirun(ranks, "-m", "genfl_mpi", *fast, "rounds=3", f"output={tmp_path}/{ranks}").returncode == 0
+        assert (
+            mpirun(ranks, "-m", "genfl_mpi", *fast, "rounds=3", f"output={tmp_path}/{ranks}").returncode == 0
+        )
     files = [tmp_path / f"{ranks}/fedavg_seed1.h5" for ranks in (1, 2)]
     assert main(["scaling", *map(str, files), "-o", f"{tmp_path}/scaling.png"]) == 0
     said = capsys.readouterr().out
@@ -89,7 +124,9 @@ def test_scaling_from_files_of_one_and_two_ranks(fast, tmp_path, capsys):
     one, two = (scaling.read(file, 1e9) for file in files)
     assert (one.cluster.ranks, two.cluster.ranks) == (1, 2)
     assert sum(two.parts.values()) == pytest.approx(100) and one.parts["wait"] < 5
-    assert scaling.predicted(one, one.cluster) == pytest.approx(one.seconds.mean(), rel=0.05), "it is what was measured, but for waiting"
+    assert scaling.predicted(one, one.cluster) == pytest.approx(one.seconds.mean(), rel=0.05), (
+        "it is what was measured, but for waiting"
+    )
     assert main(["scaling", str(files[0])]) == 2
     assert "nothing to compare" in capsys.readouterr().err
 

@@ -11,9 +11,16 @@ from genfl_mpi.cli import main
 from genfl_mpi.results import checkpoint, progress, reader
 
 
-@pytest.mark.parametrize(("name", "ranks", "to", "status"), [
-    ("SIGTERM", 2, "launcher", 75), ("SIGINT", 2, "launcher", 130), ("SIGUSR1", 2, "launcher", 75), ("SIGTERM", 2, 1, 75),
-    ("SIGINT", 1, 0, 130)])
+@pytest.mark.parametrize(
+    ("name", "ranks", "to", "status"),
+    [
+        ("SIGTERM", 2, "launcher", 75),
+        ("SIGINT", 2, "launcher", 130),
+        ("SIGUSR1", 2, "launcher", 75),
+        ("SIGTERM", 2, 1, 75),
+        ("SIGINT", 1, 0, 130),
+    ],
+)
 def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_path):
     if to == "launcher" and name != "SIGUSR1" and is_open_mpi():
         pytest.skip(f"after {name}, Open MPI's mpirun leaves the ranks a fifth of a second, and kills them")
@@ -53,8 +60,13 @@ worker.train = wait
 def test_a_second_signal_ends_at_once(tmp_path):
     """In the middle of a client that takes an hour."""
     (tmp_path / "hours.py").write_text(SLOW_CLIENT)
-    job = Job(2, [*FAST, "selection=hours:slow", "rounds=9", f"output={tmp_path}/cut"], tmp_path / "cut/fedavg_seed1.h5", tmp_path / "log",
-              PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    job = Job(
+        2,
+        [*FAST, "selection=hours:slow", "rounds=9", f"output={tmp_path}/cut"],
+        tmp_path / "cut/fedavg_seed1.h5",
+        tmp_path / "log",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
     until(lambda: (about := job.rank(1)) and about["phase"] == "train" and about["client"] is not None)
     os.kill(job.rank(1)["pid"], signal.SIGTERM)
     until(lambda: "rank 1: SIGTERM while training client" in job.said())
@@ -86,13 +98,29 @@ def equal(state):
 """
 
 
-@pytest.mark.parametrize(("command", "said"), [("", "left after round 0 of 2"), ("generate", "left before all images were made")])
+@pytest.mark.parametrize(
+    ("command", "said"), [("", "left after round 0 of 2"), ("generate", "left before all images were made")]
+)
 def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
     """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
     (tmp_path / "leaving.py").write_text(LEAVING)
-    overrides = [*FAST, "method=genfl", "rounds=2", "generation.batch_size=5", "generation.plan=leaving:equal", f"generation.bank={tmp_path}/bank",
-                 f"output={tmp_path}/cut"]
-    job = mpirun(1, "-m", "genfl_mpi", *filter(None, [command]), *overrides, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    overrides = [
+        *FAST,
+        "method=genfl",
+        "rounds=2",
+        "generation.batch_size=5",
+        "generation.plan=leaving:equal",
+        f"generation.bank={tmp_path}/bank",
+        f"output={tmp_path}/cut",
+    ]
+    job = mpirun(
+        1,
+        "-m",
+        "genfl_mpi",
+        *filter(None, [command]),
+        *overrides,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
     assert job.returncode == 75, job.stderr
     assert "SIGTERM while generating images" in job.stderr and said in job.stdout
     assert len(list((tmp_path / "bank").glob("*.h5"))) == 1

@@ -14,7 +14,9 @@ def held():
     """(megabytes of memory, open files and mappings) of this process."""
     pages = int(open("/proc/self/statm").read().split()[1])
     with open("/proc/self/maps") as maps:
-        return pages * resource.getpagesize() / 1e6, len(os.listdir("/proc/self/fd")) + sum("/dev/shm" in line for line in maps)
+        return pages * resource.getpagesize() / 1e6, len(os.listdir("/proc/self/fd")) + sum(
+            "/dev/shm" in line for line in maps
+        )
 
 
 def flat(curve, what):

@@ -14,7 +14,9 @@ from genfl_mpi.learning.steps import Steps, is_static, steps_of
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 
-IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
+    memory_format=torch.channels_last
+)
 LABELS = torch.arange(27) % 10
 
 
@@ -51,14 +53,21 @@ def trained(name, settings, mu=0.0, corrected=False, times=2):
     start, found = model.weights.clone(), []
     correction = torch.linspace(-1e-3, 1e-3, model.parameters) if corrected else None
     for key in range(times):
-        found += [train(model, start, IMAGES, LABELS, settings, np.random.default_rng(key), mu, correction), model.weights.clone()]
+        found += [
+            train(model, start, IMAGES, LABELS, settings, np.random.default_rng(key), mu, correction),
+            model.weights.clone(),
+        ]
     return found
 
 
-@pytest.mark.parametrize(("name", "settings", "more"), [
-    ("pfl_cnn", Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, crop=2, flip=True), {}),
-    ("resnet18", Training(epochs=1, batch_size=14), {"mu": 0.1}),
-    ("cnn", Training(epochs=2, batch_size=8, dtype="bfloat16"), {"corrected": True})])
+@pytest.mark.parametrize(
+    ("name", "settings", "more"),
+    [
+        ("pfl_cnn", Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, crop=2, flip=True), {}),
+        ("resnet18", Training(epochs=1, batch_size=14), {"mu": 0.1}),
+        ("cnn", Training(epochs=2, batch_size=8, dtype="bfloat16"), {"corrected": True}),
+    ],
+)
 def test_a_step_over_fixed_buffers_is_the_step(name, settings, more, monkeypatch):
     expected = trained(name, settings, **more)
     repeated = captured(monkeypatch)
@@ -77,7 +86,9 @@ def fails(results):
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
-@pytest.mark.parametrize(("spoil", "said"), [(wrong, "other bits"), (fails, "operation not permitted when stream is capturing$")])
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(wrong, "other bits"), (fails, "operation not permitted when stream is capturing$")]
+)
 def test_a_graph_that_fails_or_computes_something_else_is_not_used(spoil, said, monkeypatch):
     settings = Training(epochs=1, batch_size=8, momentum=0.9)
     expected = trained("pfl_cnn", settings, times=1)
@@ -104,7 +115,11 @@ def test_steps_are_kept_for_clients_and_augmented_model_alike():
     augmented = steps_of(model, Training(lr=1))
     assert steps_of(model, Training()) is clients and steps_of(model, Training(lr=1)) is augmented
     steps_of(model, Training(lr=2))
-    assert len(model.kept) == 2 and steps_of(model, Training(lr=1)) is augmented and steps_of(model, Training()) is not clients
+    assert (
+        len(model.kept) == 2
+        and steps_of(model, Training(lr=1)) is augmented
+        and steps_of(model, Training()) is not clients
+    )
 
 
 class Recorder(TorchDispatchMode):
@@ -119,7 +134,16 @@ class Recorder(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "equal", "unique", "bincount")
+WAITING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "item",
+    "equal",
+    "unique",
+    "bincount",
+)
 
 
 def waits(names, of="nll_loss_backward"):
@@ -129,10 +153,18 @@ def waits(names, of="nll_loss_backward"):
     return [name for name in names[losses[0] : losses[-1]] if any(word in name for word in WAITING)]
 
 
-@pytest.mark.parametrize(("name", "settings", "more"), [
-    ("pfl_cnn", Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, crop=2, flip=True), {"mu": 0.1}),
-    ("resnet18", Training(epochs=2, batch_size=14), {"corrected": True}),
-    ("lenet5", Training(epochs=2, batch_size=8, dtype="bfloat16"), {})])
+@pytest.mark.parametrize(
+    ("name", "settings", "more"),
+    [
+        (
+            "pfl_cnn",
+            Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, crop=2, flip=True),
+            {"mu": 0.1},
+        ),
+        ("resnet18", Training(epochs=2, batch_size=14), {"corrected": True}),
+        ("lenet5", Training(epochs=2, batch_size=8, dtype="bfloat16"), {}),
+    ],
+)
 def test_no_step_waits_for_the_device(name, settings, more):
     with Recorder() as recorder:
         trained(name, settings, times=1, **more)
@@ -146,15 +178,30 @@ def test_what_waits_is_noticed():
 
     module = nn.Sequential(Waiting(), nn.Flatten(), nn.Linear(3072, 10))
     with Recorder() as recorder:
-        train(FlatModel(module), FlatModel(module).weights.clone(), IMAGES, LABELS, Training(epochs=2, batch_size=8), np.random.default_rng(0))
+        train(
+            FlatModel(module),
+            FlatModel(module).weights.clone(),
+            IMAGES,
+            LABELS,
+            Training(epochs=2, batch_size=8),
+            np.random.default_rng(0),
+        )
     assert waits(recorder.names)
 
 
 def test_no_step_of_clients_trained_together_waits_either():
-    model, settings = FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)), LocalTraining(epochs=1, batch_size=8, together=2)
+    model, settings = (
+        FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)),
+        LocalTraining(epochs=1, batch_size=8, together=2),
+    )
     twin = Twin(model, (3, 32, 32), settings)
     with Recorder() as recorder:
-        twin.train(model.weights.clone(), [(IMAGES, LABELS)] * 2, [settings] * 2, [np.random.default_rng(key) for key in range(2)])
+        twin.train(
+            model.weights.clone(),
+            [(IMAGES, LABELS)] * 2,
+            [settings] * 2,
+            [np.random.default_rng(key) for key in range(2)],
+        )
     assert waits(recorder.names, of="convolution_backward") == []
 
 
@@ -165,5 +212,5 @@ def test_no_chunk_of_the_test_set_waits_either():
         totals = evaluate(model, iter(parts), 10, 3)
     assert waits(recorder.names, of="cross_entropy") == []
     guesses = model.module(IMAGES).argmax(1)
-    assert totals[:-1].tolist() == [((guesses == one) & (LABELS == one)).sum() for one in range(10)]
+    assert totals[:-1].tolist() == [((guesses == one) & (one == LABELS)).sum() for one in range(10)]
     assert evaluate(model, iter(()), 10, 3).tolist() == [0] * 11

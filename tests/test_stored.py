@@ -50,7 +50,7 @@ def rows(path):
 
 def said_once(capsys):
     """The one line of a command that was refused."""
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("genfl_mpi: ")
     return line
 
@@ -146,16 +146,26 @@ def test_every_flipped_bit_of_a_state_file_is_noticed(tmp_path):
         path.write_bytes(content)
         flip(path, place, place % 8)
         try:
-            assert np.array_equal(states.read(3, 7)["control"], values)  # a bit of the file's padding may be anything
+            assert np.array_equal(
+                states.read(3, 7)["control"], values
+            )  # a bit of the file's padding may be anything
         except UserError as error:
             noticed += 1
             assert f"{path}: the state of client 3 is" in str(error)
     assert noticed > 0.9 * len(content)
 
 
-@pytest.mark.parametrize(("content", "fault"), [
-    (b"", "is damaged"), (b"\x93NUMPY", "is damaged"), (None, "is missing"), ((RUN, 2, 7), "is damaged"),
-    ((RUN, 3, 6), "is damaged"), ((OTHER, 3, 7), f"is of run {OTHER}, and this is run {RUN}")])
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "is damaged"),
+        (b"\x93NUMPY", "is damaged"),
+        (None, "is missing"),
+        ((RUN, 2, 7), "is damaged"),
+        ((RUN, 3, 6), "is damaged"),
+        ((OTHER, 3, 7), f"is of run {OTHER}, and this is run {RUN}"),
+    ],
+)
 def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
     """Empty, of another kind, missing, renamed from another client or round, and of another run."""
     path = tmp_path / "3_7.safetensors"
@@ -163,7 +173,9 @@ def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
         path.write_bytes(content)
     elif content:
         run, client, round = content
-        ClientStates(tmp_path / "others", {"control": (4,)}, run).write(client, round, {"control": np.ones(4, np.float32)})
+        ClientStates(tmp_path / "others", {"control": (4,)}, run).write(
+            client, round, {"control": np.ones(4, np.float32)}
+        )
         (tmp_path / f"others/{client}_{round}.safetensors").rename(path)
     with pytest.raises(UserError) as error:
         ClientStates(tmp_path, {"control": (4,)}, RUN).read(3, 7)
@@ -172,7 +184,10 @@ def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
 
 
 def test_a_state_file_that_meets_a_limit_is_one_line(tmp_path):
-    states, before = ClientStates(tmp_path / "states", {"control": (1000,)}, RUN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    states, before = (
+        ClientStates(tmp_path / "states", {"control": (1000,)}, RUN),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     states.write(3, 6, {"control": np.ones(1000, np.float32)})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -212,8 +227,14 @@ def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path, monkeypatch)
 def full(tmp_path_factory, bank):
     """A results file with rows in every table."""
     folder = tmp_path_factory.mktemp("full")
-    looks = ["audit=true", "laboratory.every=1", "laboratory.points=2", "probes.every=1", "probes.clients=2",
-             "probes.epochs=1"]
+    looks = [
+        "audit=true",
+        "laboratory.every=1",
+        "laboratory.points=2",
+        "probes.every=1",
+        "probes.clients=2",
+        "probes.epochs=1",
+    ]
     assert main([*TINY, *looks, f"output={folder}", f"generation.bank={bank}"]) == 0
     return folder / "genfl_seed1.h5"
 
@@ -253,7 +274,10 @@ def test_a_flipped_bit_neither_finishes_a_run_nor_begins_it_again(bit, full, tmp
     for mark in (0, 255):
         content[place] = mark ^ 1 << bit
         path.write_bytes(content)
-        with reader.open_results(path) as file, pytest.raises(UserError, match="finished is not as it was written"):
+        with (
+            reader.open_results(path) as file,
+            pytest.raises(UserError, match="finished is not as it was written"),
+        ):
             reader.is_finished(file)
 
 
@@ -409,7 +433,11 @@ def test_a_round_that_comes_out_differently_is_said(cut, tmp_path, monkeypatch, 
 
     def differently(self):
         accuracy, loss, of_classes = evaluate(self)
-        return accuracy, np.nextafter(loss, np.inf) if self.parts.message.head["round"] == 7 else loss, of_classes
+        return (
+            accuracy,
+            np.nextafter(loss, np.inf) if self.parts.message.head["round"] == 7 else loss,
+            of_classes,
+        )
 
     monkeypatch.setattr(Simulation, "_evaluate", differently)
     capsys.readouterr()

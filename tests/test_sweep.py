@@ -17,7 +17,14 @@ THREE = [*FAST, "sweep.seed=[1,2,3]"]
 
 def test_as_many_groups_as_runs_can_be_kept_busy():
     def groups(ranks, *overrides):
-        return sweep.groups(ranks, list(loading.load({}, ["cohort=10", "clients=20", "sweep.seed=[1,2,3,4,5,6,7]", *overrides]).values()))
+        return sweep.groups(
+            ranks,
+            list(
+                loading.load(
+                    {}, ["cohort=10", "clients=20", "sweep.seed=[1,2,3,4,5,6,7]", *overrides]
+                ).values()
+            ),
+        )
 
     assert [groups(ranks) for ranks in (1, 11, 21, 22, 64, 500)] == [1, 1, 1, 2, 5, 7]
     assert groups(64, "method=fedavg") == 6 and groups(64, "method=aigc") == 7
@@ -53,18 +60,38 @@ def patched(tmp_path):
 @pytest.mark.parametrize(("ranks", "each"), [pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)])
 def test_groups_compute_what_one_after_another_would(ranks, each, tmp_path, patched):
     assert main([*THREE, "rounds=3", f"output={tmp_path}/one"]) == 0
-    done = mpirun(ranks, patched, *THREE, "rounds=3", f"output={tmp_path}/groups", f"runtime.ranks_per_run={each}",
-                  "--fresh")
+    done = mpirun(
+        ranks,
+        patched,
+        *THREE,
+        "rounds=3",
+        f"output={tmp_path}/groups",
+        f"runtime.ranks_per_run={each}",
+        "--fresh",
+    )
     assert done.returncode == 0, done.stderr
-    assert f"3 runs on 2 groups of {each} to {each} ranks" in done.stdout and "3 runs in" in done.stdout and "±" in done.stdout
+    assert (
+        f"3 runs on 2 groups of {each} to {each} ranks" in done.stdout
+        and "3 runs in" in done.stdout
+        and "±" in done.stdout
+    )
     assert done.stdout.count("data set read;") == 1, "once a node"
-    assert (tmp_path / "groups/accuracy.png").exists() and sorted(path.name for path in (tmp_path / "groups").iterdir()) == [
-        "accuracy.png", *(f"{name}.h5" for name in NAMES)]
+    assert (tmp_path / "groups/accuracy.png").exists() and sorted(
+        path.name for path in (tmp_path / "groups").iterdir()
+    ) == ["accuracy.png", *(f"{name}.h5" for name in NAMES)]
     for name in NAMES:
         assert reader.digests(tmp_path / f"groups/{name}.h5") == reader.digests(tmp_path / f"one/{name}.h5")
         with reader.open_results(tmp_path / f"groups/{name}.h5") as file:
             assert set(file["ranks/rank"][:]) == set(range(each))
-    again = mpirun(ranks, "-m", "genfl_mpi", *THREE, "rounds=3", f"output={tmp_path}/groups", f"runtime.ranks_per_run={each}")
+    again = mpirun(
+        ranks,
+        "-m",
+        "genfl_mpi",
+        *THREE,
+        "rounds=3",
+        f"output={tmp_path}/groups",
+        f"runtime.ranks_per_run={each}",
+    )
     assert again.returncode == 0 and again.stdout.count("finished before") == 3
 
 
@@ -75,15 +102,28 @@ def test_all_groups_leave_when_they_are_asked_to(tmp_path):
     until(lambda: all(about and about[0]["round"] > 3 for about in map(progress.read, files[:2])))
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.end() == 75, job.said()
-    assert job.said().count("left after round") == 2 and "Traceback" not in job.said() and not files[2].exists()
+    assert (
+        job.said().count("left after round") == 2 and "Traceback" not in job.said() and not files[2].exists()
+    )
     rounds = max(checkpoint.rounds(file)[-1] for file in files[:2]) + 1
     assert mpirun(2, "-m", "genfl_mpi", *arguments, f"rounds={rounds}").returncode == 0
     assert main([*THREE, f"rounds={rounds}", f"output={tmp_path}/whole"]) == 0
-    assert [reader.digests(file) for file in files] == [reader.digests(tmp_path / f"whole/{name}.h5") for name in NAMES]
+    assert [reader.digests(file) for file in files] == [
+        reader.digests(tmp_path / f"whole/{name}.h5") for name in NAMES
+    ]
 
 
 def test_what_one_group_cannot_write_ends_the_job_and_names_the_run(tmp_path, patched):
-    done = mpirun(4, patched, *THREE, "rounds=5000", f"output={tmp_path}/results", "runtime.ranks_per_run=2", timeout=60, FULL=NAMES[1])
+    done = mpirun(
+        4,
+        patched,
+        *THREE,
+        "rounds=5000",
+        f"output={tmp_path}/results",
+        "runtime.ranks_per_run=2",
+        timeout=60,
+        FULL=NAMES[1],
+    )
     assert done.returncode == 2
     assert done.stderr.count("genfl_mpi: fedavg_seed2: no space left") == 1 and "Traceback" not in done.stderr
     with reader.open_results(tmp_path / f"results/{NAMES[0]}.h5") as file:
@@ -91,9 +131,21 @@ def test_what_one_group_cannot_write_ends_the_job_and_names_the_run(tmp_path, pa
 
 
 def test_a_group_that_fails_takes_the_others_along_and_names_the_run(tmp_path):
-    (tmp_path / "failing.py").write_text("def select(state):\n    assert (state.config.seed, state.round) != (2, 1), 'no'\n    return [0, 1, 2]\n")
-    done = mpirun(2, "-m", "genfl_mpi", *THREE, "selection=failing:select", "rounds=5000", f"output={tmp_path}/results", "runtime.ranks_per_run=1",
-                  timeout=60, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "failing.py").write_text(
+        "def select(state):\n    assert (state.config.seed, state.round) != (2, 1), 'no'\n    return [0, 1, 2]\n"
+    )
+    done = mpirun(
+        2,
+        "-m",
+        "genfl_mpi",
+        *THREE,
+        "selection=failing:select",
+        "rounds=5000",
+        f"output={tmp_path}/results",
+        "runtime.ranks_per_run=1",
+        timeout=60,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
     assert done.returncode not in (0, 2)
     assert "run fedavg_seed2, round 2, the selection policy select: AssertionError: no" in done.stderr
     with reader.open_results(tmp_path / f"results/{NAMES[1]}.h5") as file:

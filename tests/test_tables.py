@@ -18,7 +18,10 @@ from genfl_mpi.results.layout import CLIENTS, PARTITION, ROUNDS, VERSION
 def folder(tmp_path_factory):
     """Two seeds by two alphas, of which one run has fewer rounds."""
     folder = tmp_path_factory.mktemp("runs")
-    assert main([*FAST, "sweep.seed=[1,2]", "sweep.partition.alpha=[0.5,1.0]", "rounds=2", f"output={folder}"]) == 0
+    assert (
+        main([*FAST, "sweep.seed=[1,2]", "sweep.partition.alpha=[0.5,1.0]", "rounds=2", f"output={folder}"])
+        == 0
+    )
     assert main([*FAST, "seed=1", "sweep.partition.alpha=[0.5]", "rounds=3", f"output={folder}"]) == 0
     return folder
 
@@ -34,26 +37,38 @@ def test_pandas_has_every_round_of_every_run(folder):
         own = read[read["run"] == run]
         for name in set(ROUNDS) - {"accuracy_per_class"}:
             assert np.array_equal(own[name], file["rounds"][name][:], equal_nan=True), name
-        assert np.array_equal(own[[f"accuracy_per_class[{digit}]" for digit in range(10)]], file["rounds/accuracy_per_class"][:])
+        assert np.array_equal(
+            own[[f"accuracy_per_class[{digit}]" for digit in range(10)]], file["rounds/accuracy_per_class"][:]
+        )
     assert set(read["partition.alpha"]) == {0.5, 1.0} and set(read["seed"]) == {1, 2}
 
 
 def test_pandas_has_the_other_tables(folder):
     clients, partition = read_results(str(folder), "clients"), read_results([folder], "partition")
     assert set(CLIENTS) <= set(clients) and len(clients) == 27
-    assert partition["samples"].sum() == 4 * 200 and set(PARTITION) - {"pointers", "label_histograms", "shared_labels"} <= set(partition)
+    assert partition["samples"].sum() == 4 * 200 and set(PARTITION) - {
+        "pointers",
+        "label_histograms",
+        "shared_labels",
+    } <= set(partition)
 
 
 def test_an_images_seed_is_not_the_runs(tiny, tmp_path):
     assert main([*tiny, "rounds=1", "seed=7"]) == 0
     read = read_results(tmp_path / "results", "generated")
-    assert set(read["seed"]) == {7} and len(set(read["generated.seed"])) == len(read) == 10 and "digit" in " ".join(read["prompt"])
+    assert (
+        set(read["seed"]) == {7}
+        and len(set(read["generated.seed"])) == len(read) == 10
+        and "digit" in " ".join(read["prompt"])
+    )
 
 
 def test_a_setting_that_is_called_like_a_column(tmp_path):
     assert main([*FAST, "sweep.rho=[size,uniform]", "rounds=1", f"output={tmp_path}"]) == 0
     read, array = read_results(tmp_path, "clients"), read_results(tmp_path, "clients", to="xarray")
-    assert sorted(set(read["rho"])) == ["size", "uniform"] and set(read["clients.rho"][read["rho"] == "uniform"]) == {1 / 3}
+    assert sorted(set(read["rho"])) == ["size", "uniform"] and set(
+        read["clients.rho"][read["rho"] == "uniform"]
+    ) == {1 / 3}
     assert array["rho"].values.tolist() == ["size", "uniform"] and (array["clients.rho"][1] == 1 / 3).all()
 
 
@@ -73,8 +88,14 @@ def test_xarray_is_along_the_runs(folder, table):
     if table == "rounds":
         for i, file in enumerate(files(folder).values()):
             values = file["rounds/accuracy"][:]
-            assert np.array_equal(read.accuracy.values[i, : len(values)], values) and np.isnan(read.accuracy.values[i, len(values) :]).all()
-        assert read.accuracy.sel(run="fedavg_seed1_alpha0.5", round=3).notnull() and read.train_seconds.attrs["units"] == "s"
+            assert (
+                np.array_equal(read.accuracy.values[i, : len(values)], values)
+                and np.isnan(read.accuracy.values[i, len(values) :]).all()
+            )
+        assert (
+            read.accuracy.sel(run="fedavg_seed1_alpha0.5", round=3).notnull()
+            and read.train_seconds.attrs["units"] == "s"
+        )
         assert read.accuracy_per_class.dims == ("run", "round", "class")
 
 
@@ -112,14 +133,23 @@ def test_what_is_not_installed_is_named(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_wrong_wishes(folder):
-    for arguments, message in (((folder, "round"), "the tables are rounds, clients"), ((folder, "rounds", "polars"), "pandas or to xarray"),
-                               ((folder / "none",), "no such results file")):
+    for arguments, message in (
+        ((folder, "round"), "the tables are rounds, clients"),
+        ((folder, "rounds", "polars"), "pandas or to xarray"),
+        ((folder / "none",), "no such results file"),
+    ):
         with pytest.raises(UserError, match=message):
             read_results(*arguments)
 
 
-@pytest.mark.parametrize(("version", "message"), [
-    (VERSION + 1, "install that or a newer one"), (VERSION - 1, "compute the run again"), (None, "no layout_version")])
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (VERSION + 1, "install that or a newer one"),
+        (VERSION - 1, "compute the run again"),
+        (None, "no layout_version"),
+    ],
+)
 def test_a_layout_that_is_not_known_is_explained(folder, tmp_path, version, message, capsys):
     path = tmp_path / "other.h5"
     path.write_bytes(next(folder.glob("*.h5")).read_bytes())

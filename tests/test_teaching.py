@@ -15,31 +15,84 @@ from genfl_mpi.generation import model_folder
 from genfl_mpi.preparation import generator_training
 from genfl_mpi.results import reader
 
-SHORT = ["pretraining.autoencoder_steps=2", "pretraining.denoiser_steps=3", "pretraining.autoencoder_channels=[8,16]", "pretraining.denoiser_channels=[16,32]"]
-FEW = ["data.public_pool=100", "finetuning.per_class=2", "finetuning.rounds=2", "finetuning.epochs=1", "finetuning.rank=2"]
+SHORT = [
+    "pretraining.autoencoder_steps=2",
+    "pretraining.denoiser_steps=3",
+    "pretraining.autoencoder_channels=[8,16]",
+    "pretraining.denoiser_channels=[16,32]",
+]
+FEW = [
+    "data.public_pool=100",
+    "finetuning.per_class=2",
+    "finetuning.rounds=2",
+    "finetuning.epochs=1",
+    "finetuning.rank=2",
+]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A generator of a few steps, from a public pool of MNIST."""
     folder = tmp_path_factory.mktemp("made") / "generator"
-    assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2", f"pretraining.output={folder}"]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "method=genfl",
+                *SHORT,
+                "data.public_pool=200",
+                "pretraining.images=public_pool",
+                "runtime.threads=2",
+                f"pretraining.output={folder}",
+            ]
+        )
+        == 0
+    )
     return folder
 
 
 def test_the_same_generator_every_time(made, tmp_path):
-    assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2",
-                 f"pretraining.output={tmp_path}/again"]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "method=genfl",
+                *SHORT,
+                "data.public_pool=200",
+                "pretraining.images=public_pool",
+                "runtime.threads=2",
+                f"pretraining.output={tmp_path}/again",
+            ]
+        )
+        == 0
+    )
     assert model_folder.digest(tmp_path / "again") == model_folder.digest(made)
-    assert main(["pretrain", "method=genfl", *SHORT, "data.public_pool=200", "pretraining.images=public_pool", "runtime.threads=2",
-                 "pretraining.mirror=true", "pretraining.prediction=v_prediction", f"pretraining.output={tmp_path}/other"]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "method=genfl",
+                *SHORT,
+                "data.public_pool=200",
+                "pretraining.images=public_pool",
+                "runtime.threads=2",
+                "pretraining.mirror=true",
+                "pretraining.prediction=v_prediction",
+                f"pretraining.output={tmp_path}/other",
+            ]
+        )
+        == 0
+    )
     assert model_folder.digest(tmp_path / "other") != model_folder.digest(made)
 
 
 def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
     arguments = [*tiny, f"generation.checkpoint={made}"]
     assert main(arguments) == 2
-    assert "learned from 200 public images of mnist5k, which clients must not hold: set data.public_pool=200" in capsys.readouterr().err
+    assert (
+        "learned from 200 public images of mnist5k, which clients must not hold: set data.public_pool=200"
+        in capsys.readouterr().err
+    )
     assert main([*arguments, "data.public_pool=200"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
         assert file["partition/label_histograms"][:].sum() == 3800
@@ -66,18 +119,36 @@ def test_an_adapter_is_the_same_on_any_ranks(tiny, tmp_path, at):
     assert done.returncode == 0, done.stderr
     assert model_folder.digest(tmp_path / "one") == model_folder.digest(tmp_path / "two")
     record = yaml.safe_load((tmp_path / "two/training.yaml").read_text())
-    assert record["images"] == 20 and (record["bytes_sent"] > 0) == (at == "clients") == (record["holders"] > 1)
+    assert record["images"] == 20 and (record["bytes_sent"] > 0) == (at == "clients") == (
+        record["holders"] > 1
+    )
 
 
 def test_a_sample_that_several_clients_hold_is_given_by_one():
-    config = single(None, ["partition.scheme=iid", "partition.replacement=true", "partition.samples=300", "clients=40", "method=genfl", "finetuning.at=clients", "finetuning.per_class=10"])
+    config = single(
+        None,
+        [
+            "partition.scheme=iid",
+            "partition.replacement=true",
+            "partition.samples=300",
+            "clients=40",
+            "method=genfl",
+            "finetuning.at=clients",
+            "finetuning.per_class=10",
+        ],
+    )
     data, about = load_and_divide(config), datasets.describe(config.data)
     given = np.concatenate(generator_training._holders(config, about, data))
     assert np.bincount(data["train_labels"][given]).tolist() == [10] * 10
 
 
 def test_a_run_with_an_adapter(tiny, tmp_path, capsys):
-    assert main(["finetune", *tiny, *FEW, "finetuning.layers=attention", f"finetuning.output={tmp_path}/adapter"]) == 0
+    assert (
+        main(
+            ["finetune", *tiny, *FEW, "finetuning.layers=attention", f"finetuning.output={tmp_path}/adapter"]
+        )
+        == 0
+    )
     images = {}
     for name, more in (("plain", []), ("adapted", [f"generation.adapter={tmp_path}/adapter"])):
         assert main([*tiny, "data.public_pool=100", f"output={tmp_path}/{name}", *more]) == 0
@@ -106,9 +177,14 @@ def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
     assert "is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (["data.public_pool=10"], "needs a public pool of 20 images at the server: set data.public_pool=20"),
-    (["finetuning.at=clients", "finetuning.per_class=2000"], "the clients hold 3"), (["generation.checkpoint=nowhere"], "there is no folder nowhere")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["data.public_pool=10"], "needs a public pool of 20 images at the server: set data.public_pool=20"),
+        (["finetuning.at=clients", "finetuning.per_class=2000"], "the clients hold 3"),
+        (["generation.checkpoint=nowhere"], "there is no folder nowhere"),
+    ],
+)
 def test_what_finetune_cannot_do(tiny, tmp_path, capsys, change, message):
     assert main(["finetune", *tiny, *FEW, *change, f"finetuning.output={tmp_path}/adapter"]) == 2
     assert message in capsys.readouterr().err

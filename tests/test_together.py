@@ -28,8 +28,15 @@ def flat(name):
 
 
 def group_norm(classes, shape):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4, bias=False),
+        nn.GroupNorm(4, 8),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
 
 
 def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
@@ -38,21 +45,36 @@ def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
     model, random = flat(name), torch.Generator().manual_seed(0)
     start = model.weights.clone()
     each = [settings.model_copy(update={"epochs": epochs}) for epochs in EPOCHS]
-    data = [(torch.randn(count, 3, 32, 32, generator=random).contiguous(memory_format=torch.channels_last), torch.arange(count) % 10)
-            for count in SAMPLES]
-    found = Twin(model, (3, 32, 32), settings).train(start, data, each, [np.random.default_rng(key) for key in range(4)], mu)
+    data = [
+        (
+            torch.randn(count, 3, 32, 32, generator=random).contiguous(memory_format=torch.channels_last),
+            torch.arange(count) % 10,
+        )
+        for count in SAMPLES
+    ]
+    found = Twin(model, (3, 32, 32), settings).train(
+        start, data, each, [np.random.default_rng(key) for key in range(4)], mu
+    )
     for key, (weights, report) in enumerate(found):
         expected = train(model, start, *data[key], each[key], np.random.default_rng(key), mu)
         assert (model.weights - start).abs().max() > 100 * tolerance, "it should have learned"
         assert_close(weights, model.weights, rtol=0, atol=tolerance)
-        assert report.samples == expected.samples and report.accuracy_last_epoch == pytest.approx(expected.accuracy_last_epoch)
+        assert report.samples == expected.samples and report.accuracy_last_epoch == pytest.approx(
+            expected.accuracy_last_epoch
+        )
         assert report.loss_first_epoch == pytest.approx(expected.loss_first_epoch, rel=10 * tolerance)
         assert report.loss_last_epoch == pytest.approx(expected.loss_last_epoch, rel=10 * tolerance)
 
 
-@pytest.mark.parametrize(("name", "more"), [
-    ("pfl_cnn", {"momentum": 0.9, "weight_decay": 1e-3, "crop": 2, "flip": True}), ("cnn", {"mu": 0.1}), ("lenet5", {"flip": True}),
-    ("test_together:group_norm", {})])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("pfl_cnn", {"momentum": 0.9, "weight_decay": 1e-3, "crop": 2, "flip": True}),
+        ("cnn", {"mu": 0.1}),
+        ("lenet5", {"flip": True}),
+        ("test_together:group_norm", {}),
+    ],
+)
 def test_together_is_one_by_one(name, more):
     both(name, **more)
 
@@ -61,10 +83,13 @@ def test_in_bfloat16_up_to_its_rounding():
     """Dropout's masks are the same there, too: without that the difference would be as large as the change."""
     model = flat("pfl_cnn")
     settings = LocalTraining(batch_size=8, together=2, epochs=1, dtype="bfloat16")
-    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
     start, labels = model.weights.clone(), torch.arange(16) % 10
     [(weights, _), _] = Twin(model, (3, 32, 32), settings).train(
-        start, [(images, labels)] * 2, [settings] * 2, [np.random.default_rng(key) for key in range(2)])
+        start, [(images, labels)] * 2, [settings] * 2, [np.random.default_rng(key) for key in range(2)]
+    )
     train(model, start, images, labels, settings, np.random.default_rng(0))
     assert (weights - model.weights).norm() < 0.05 * (model.weights - start).norm()
 
@@ -77,7 +102,9 @@ def test_the_global_stream_is_left_alone_and_evaluation_before_does_not_matter()
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         model.module.eval()
-        found.append(twin.train(model.weights, data, [settings] * 2, [np.random.default_rng(key) for key in range(2)]))
+        found.append(
+            twin.train(model.weights, data, [settings] * 2, [np.random.default_rng(key) for key in range(2)])
+        )
         assert torch.equal(torch.get_rng_state(), before)
     for (one, _), (other, _) in zip(*found):
         assert torch.equal(one, other)
@@ -103,10 +130,16 @@ class Twice(nn.Module):
         return self.dropout(self.dropout(images))
 
 
-@pytest.mark.parametrize(("layer", "said"), [
-    (nn.BatchNorm2d(3), "BatchNorm's statistics are those of one client's batch"), (nn.Dropout2d(), "only Dropout's draws can be kept apart"),
-    (Mixing(), "depends on the others of the batch"), (Twice(), "used more than once"),
-    (Branching(), "torch.func.vmap fails on it: ")])
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.BatchNorm2d(3), "BatchNorm's statistics are those of one client's batch"),
+        (nn.Dropout2d(), "only Dropout's draws can be kept apart"),
+        (Mixing(), "depends on the others of the batch"),
+        (Twice(), "used more than once"),
+        (Branching(), "torch.func.vmap fails on it: "),
+    ],
+)
 def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
     model = FlatModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10)))
     with pytest.raises(UserError, match="training.together=3 is not for this network") as caught:
@@ -116,12 +149,19 @@ def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
 
 def test_settings_that_go_together_and_not(fast, capsys):
     config = single(None, ["method=genfl", "training.together=4", "training.lr=0.3"])
-    assert config.training.together == 4 and config.augmented.lr == 0.3 and not hasattr(config.augmented, "together")
+    assert (
+        config.training.together == 4
+        and config.augmented.lr == 0.3
+        and not hasattr(config.augmented, "together")
+    )
     assert main([*fast, "training.together=2", "algorithm.name=scaffold"]) == 2
     assert "scaffold needs training.together=1" in capsys.readouterr().err
     assert main([*fast, "training.together=2", "model.name=resnet18"]) == 2
     said = capsys.readouterr().err
-    assert "BatchNorm's statistics are those of one client's batch; model.norm=group has none" in said and said.count("\n") == 1
+    assert (
+        "BatchNorm's statistics are those of one client's batch; model.norm=group has none" in said
+        and said.count("\n") == 1
+    )
 
 
 def test_a_group_goes_to_one_rank():
@@ -129,8 +169,13 @@ def test_a_group_goes_to_one_rank():
     assert assign(np.array([1.0, 3, 2]), np.ones(2), 0.0, together=9).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("more", [["algorithm.name=fedprox", "rho=loss"], pytest.param(
-    ["model.name=pfl_cnn", "data.size=16", "training.momentum=0.5"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["algorithm.name=fedprox", "rho=loss"],
+        pytest.param(["model.name=pfl_cnn", "data.size=16", "training.momentum=0.5"], marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_bits_on_any_number_of_ranks(more, fast, tmp_path):
     overrides = [*fast, "cohort=5", "training.together=2", "training.batch_size=8", "rounds=2", *more]
     for ranks in (1, 2, 3):
@@ -139,7 +184,10 @@ def test_the_same_bits_on_any_number_of_ranks(more, fast, tmp_path):
     first = reader.digests(tmp_path / "1/fedavg_seed1.h5")
     assert [reader.digests(tmp_path / f"{ranks}/fedavg_seed1.h5") for ranks in (2, 3)] == [first, first]
     main([*overrides, "training.together=1", f"output={tmp_path}/alone"])
-    with reader.open_results(tmp_path / "1/fedavg_seed1.h5") as one, reader.open_results(tmp_path / "alone/fedavg_seed1.h5") as other:
+    with (
+        reader.open_results(tmp_path / "1/fedavg_seed1.h5") as one,
+        reader.open_results(tmp_path / "alone/fedavg_seed1.h5") as other,
+    ):
         assert_close(one["weights"][:], other["weights"][:], rtol=0, atol=TOLERANCE)
         for column in ("client", "samples", "accuracy_last_epoch"):
             assert np.array_equal(one[f"clients/{column}"], other[f"clients/{column}"])
@@ -169,4 +217,7 @@ def test_a_client_that_diverges_is_named_or_dropped_alone(fast, monkeypatch, cap
     [record] = Simulation(overrides=[*together, "faults.nonfinite=drop"])
     assert np.isnan(record.clients["update_norm"]).tolist() == [False, True, False, False]
     assert main([*together]) == 1
-    assert f"client {record.clients['client'][1]}: FloatingPointError: the trained weights are not finite" in capsys.readouterr().err
+    assert (
+        f"client {record.clients['client'][1]}: FloatingPointError: the trained weights are not finite"
+        in capsys.readouterr().err
+    )

@@ -43,12 +43,16 @@ def test_a_live_view_changes_no_bits(ranks, tmp_path):
     assert "\x1b[" in shown and "s a round" in shown
     assert "round  1/60  accuracy" not in shown and "final accuracy" in shown
     assert main([*overrides, f"output={tmp_path}/unseen"]) == 0
-    assert reader.digests(tmp_path / "seen/fedavg_seed1.h5") == reader.digests(tmp_path / "unseen/fedavg_seed1.h5")
+    assert reader.digests(tmp_path / "seen/fedavg_seed1.h5") == reader.digests(
+        tmp_path / "unseen/fedavg_seed1.h5"
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_under_a_live_view(ranks, tmp_path):
-    code, shown = in_terminal(command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"to go", b"\x03")
+    code, shown = in_terminal(
+        command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"to go", b"\x03"
+    )
     assert code == 130, shown
     assert "SIGINT while" in shown and "left after round" in shown and "Traceback" not in shown
     with reader.open_results(tmp_path / "fedavg_seed1.h5") as file:
@@ -75,7 +79,10 @@ def test_quiet_and_verbose(fast, capsys):
     assert "round 1/2" not in said and "final accuracy" in said
     assert main([*fast, "rounds=2", "--fresh", "--verbose"]) == 0
     said = capsys.readouterr().out
-    assert "round 1/2" in said and len(re.findall(r"train [\d.]+ s, generate 0.00 s, .*; 0 images, 3 clients", said)) == 2
+    assert (
+        "round 1/2" in said
+        and len(re.findall(r"train [\d.]+ s, generate 0.00 s, .*; 0 images, 3 clients", said)) == 2
+    )
 
 
 def rounds_said(text):
@@ -88,9 +95,15 @@ def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
     results = tmp_path / "runs/fedavg_seed1.h5"
     job = Job(1, [*FAST, "rounds=60", f"output={results.parent}"], results, tmp_path / "log")
     until(results.exists)
-    spoil = "" if swmr else ("import h5py, genfl_mpi.results.reader as r; o = r._open\n"
-                             "def fail(path):\n    if r.Path(path).with_suffix('.progress').exists(): raise OSError('no SWMR here')\n    return o(path)\n"
-                             "r._open = fail\n")
+    spoil = (
+        ""
+        if swmr
+        else (
+            "import h5py, genfl_mpi.results.reader as r; o = r._open\n"
+            "def fail(path):\n    if r.Path(path).with_suffix('.progress').exists(): raise OSError('no SWMR here')\n    return o(path)\n"
+            "r._open = fail\n"
+        )
+    )
     code = f"{spoil}import sys; from genfl_mpi.cli import main; sys.exit(main(['watch', {str(results.parent)!r}]))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert seen.returncode == 0, seen.stderr
@@ -121,21 +134,39 @@ def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
     note.close()
     path.write_bytes(b"")
     known = status.of_run(path)
-    assert (known.method, known.rounds, [one.number for one in known.done]) == ("FedAvg", 5, [3, 4]) and known.seconds_left() == 3
+    assert (known.method, known.rounds, [one.number for one in known.done]) == (
+        "FedAvg",
+        5,
+        [3, 4],
+    ) and known.seconds_left() == 3
     progress.clear(path)
     with pytest.raises(UserError):
         status.of_run(path)
 
 
 def test_a_frame_fits_a_narrow_terminal(tmp_path):
-    runs = [status.Status(tmp_path / f"genfl_seed{i}_alpha0.1.h5", "GenFL", 9, [status.Round(t, t / 10, 20, 1.5) for t in range(1, 4)]) for i in range(30)]
+    runs = [
+        status.Status(
+            tmp_path / f"genfl_seed{i}_alpha0.1.h5",
+            "GenFL",
+            9,
+            [status.Round(t, t / 10, 20, 1.5) for t in range(1, 4)],
+        )
+        for i in range(30)
+    ]
     note = progress.Progress(runs[-1].path, 0, 1)
     note("train", 5, 4)
     console = Console(width=80, record=True, file=open(os.devnull, "w"))
     console.print(display.frame(runs, 54))
     text = console.export_text()
     note.close()
-    assert "rank 0  training client 5 in round 4" in text and "round 4 of 9" in text and "4 s so far, 9 s to go" in text and "run 30 of 54" in text and "genfl_seed29" in text
+    assert (
+        "rank 0  training client 5 in round 4" in text
+        and "round 4 of 9" in text
+        and "4 s so far, 9 s to go" in text
+        and "run 30 of 54" in text
+        and "genfl_seed29" in text
+    )
     assert len(text.splitlines()) <= display.MOST_RUNS + 4 and max(map(len, text.splitlines())) <= 80
 
 
@@ -150,10 +181,15 @@ def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
     assert words == ["running", "failed"]
     console = Console(width=200, record=True, file=open(os.devnull, "w"))
     console.print(display.frame([run], 1, {run.path: words[1]}))
-    assert "failed: rank 0 of 1" in (text := console.export_text()) and "training client 5 in round 2, which raised ValueError: no" in text
+    assert (
+        "failed: rank 0 of 1" in (text := console.export_text())
+        and "training client 5 in round 2, which raised ValueError: no" in text
+    )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (float("nan"), "?")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42.4, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (float("nan"), "?")]
+)
 def test_durations(seconds, text):
     assert display.duration(seconds) == text
 

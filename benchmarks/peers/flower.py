@@ -11,7 +11,9 @@ import torch.nn.functional as F
 
 HERE = str(Path(__file__).parents[1])
 sys.path.insert(0, HERE)
-os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])  # for the actors' processes
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [HERE, os.environ.get("PYTHONPATH", "")]
+)  # for the actors' processes
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # else the actors yield to whatever else the machine does
 
@@ -38,7 +40,12 @@ def client_app(name, memory_format, threads):
             optimizer.zero_grad()
             F.cross_entropy(module(images[batch]), labels[batch]).backward()
             optimizer.step()
-        content = RecordDict({"arrays": ArrayRecord(module.state_dict()), "metrics": MetricRecord({"num-examples": job.samples})})
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(module.state_dict()),
+                "metrics": MetricRecord({"num-examples": job.samples}),
+            }
+        )
         return Message(content=content, reply_to=message)
 
     return app
@@ -84,7 +91,9 @@ def main():
             min_available_nodes=job.clients,
         )
         strategy.start(
-            grid=grid, initial_arrays=ArrayRecord(network(job, options.format).state_dict()), num_rounds=options.rounds + 1
+            grid=grid,
+            initial_arrays=ArrayRecord(network(job, options.format).state_dict()),
+            num_rounds=options.rounds + 1,
         )
 
     resources = {"num_cpus": options.threads, "num_gpus": 0.0}

@@ -69,9 +69,13 @@ def main():
     clients = {client: of_client(client) for client in range(job.clients)}
     training_data = FederatedDataset.from_slices(clients, get_user_sampler("random", list(clients)))
     model = PyTorchModel(
-        model=module, local_optimizer_create=torch.optim.SGD, central_optimizer=torch.optim.SGD(module.parameters(), 1.0)
+        model=module,
+        local_optimizer_create=torch.optim.SGD,
+        central_optimizer=torch.optim.SGD(module.parameters(), 1.0),
     )
-    backend = SimulatedBackend(training_data=training_data, val_data=None, postprocessors=[WeightByDatapoints()])
+    backend = SimulatedBackend(
+        training_data=training_data, val_data=None, postprocessors=[WeightByDatapoints()]
+    )
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
             central_num_iterations=options.rounds + 1,
@@ -82,7 +86,9 @@ def main():
         backend=backend,
         model=model,
         callbacks=[Stopwatch()],
-        model_train_params=NNTrainHyperParams(local_learning_rate=job.lr, local_num_epochs=1, local_batch_size=job.batch),
+        model_train_params=NNTrainHyperParams(
+            local_learning_rate=job.lr, local_num_epochs=1, local_batch_size=job.batch
+        ),
     )
 
 

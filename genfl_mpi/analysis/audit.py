@@ -47,7 +47,8 @@ RULES = (
     ("length", lambda found: found.length < 1e-3, "returned the global model as it was"),
     ("balance", lambda found: found.balance > 1e-2, "returned no trained model: its biases do not add up"),
     ("unclaimed", lambda found: found.unclaimed > 0.05, "trained on labels that it did not claim"),
-    ("unseen", lambda found: found.unseen > found.allowed, "did not train on much of what it claimed"))
+    ("unseen", lambda found: found.unseen > found.allowed, "did not train on much of what it claimed"),
+)
 
 
 def allowed(claims, rounds):
@@ -64,8 +65,13 @@ def allowed(claims, rounds):
 def evidence(clients, observed, claims):
     """The `Evidence` in columns of /clients and of /audit, dicts of arrays. claims: float64 (N, classes), samples of each label
     that the clients told, or 0 and 1."""
-    row = {place: number for number, place in enumerate(zip(clients["round"].tolist(), clients["client"].tolist()))}
-    norms = clients["update_norm"][[row[place] for place in zip(observed["round"].tolist(), observed["client"].tolist())]]
+    row = {
+        place: number
+        for number, place in enumerate(zip(clients["round"].tolist(), clients["client"].tolist()))
+    }
+    norms = clients["update_norm"][
+        [row[place] for place in zip(observed["round"].tolist(), observed["client"].tolist())]
+    ]
     longest = np.zeros(observed["round"].max() + 1)
     np.maximum.at(longest, observed["round"], norms)
     length = norms / np.maximum(longest[observed["round"]], 1e-300)
@@ -77,9 +83,15 @@ def evidence(clients, observed, claims):
     np.add.at(mean, place, balance)
     np.add.at(rise, place, np.maximum(change, 0))
     claims, told = claims[who], np.where(claims[who].any(1), 1.0, np.nan)
-    return Evidence(who, rounds, least, mean / rounds,
-                    told * (rise * (claims == 0)).sum(1) / np.maximum(rise.sum(1), 1e-300),
-                    told * (claims * (rise == 0)).sum(1) / np.maximum(claims.sum(1), 1e-300), allowed(claims, rounds))
+    return Evidence(
+        who,
+        rounds,
+        least,
+        mean / rounds,
+        told * (rise * (claims == 0)).sum(1) / np.maximum(rise.sum(1), 1e-300),
+        told * (claims * (rise == 0)).sum(1) / np.maximum(claims.sum(1), 1e-300),
+        allowed(claims, rounds),
+    )
 
 
 def failures(found):
@@ -94,10 +106,14 @@ def read(path):
         observed, clients = (reader.columns_of(file, table) for table in ("audit", "clients"))
         shared = reader.array_of(file, "partition/shared_labels").astype(np.float64)
     if not len(observed["round"]):
-        raise UserError(f"{path}: nobody looked at the clients' models; make the run with audit=true, and a method with clients")
+        raise UserError(
+            f"{path}: nobody looked at the clients' models; make the run with audit=true, and a method with clients"
+        )
     if config.label_sharing.epsilon is not None:
-        raise UserError(f"{path}: by label_sharing.epsilon the clients do not tell the truth of their labels, which is no fault "
-                        "to find")
+        raise UserError(
+            f"{path}: by label_sharing.epsilon the clients do not tell the truth of their labels, which is no fault "
+            "to find"
+        )
     told = shared.any(1, keepdims=True)  # what the public pool gives to all, all train on
     return config, evidence(clients, observed, shared + told * config.data.shared / shared.shape[1])
 
@@ -107,12 +123,20 @@ def lines(path):
     config, found = read(path)
     fails = failures(found)
     failed = np.any(list(fails.values()), axis=0)
-    yield (f"{len(found.client)} of {config.clients} clients were heard, {found.rounds.mean():.1f} times in the mean; "
-           f"{failed.sum()} fail")
+    yield (
+        f"{len(found.client)} of {config.clients} clients were heard, {found.rounds.mean():.1f} times in the mean; "
+        f"{failed.sum()} fail"
+    )
     for n in np.flatnonzero(failed)[:MOST]:
-        why = "; ".join(f"{about} ({name} {getattr(found, name)[n]:.3g})" for name, _, about in RULES if fails[name][n])
-        yield from textwrap.wrap(f"client {found.client[n]}, heard {found.rounds[n]} times: {why}", WIDTH,
-                                 initial_indent="  ", subsequent_indent=" " * 6)
+        why = "; ".join(
+            f"{about} ({name} {getattr(found, name)[n]:.3g})" for name, _, about in RULES if fails[name][n]
+        )
+        yield from textwrap.wrap(
+            f"client {found.client[n]}, heard {found.rounds[n]} times: {why}",
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent=" " * 6,
+        )
     if failed.sum() > MOST:
         yield f"  and {failed.sum() - MOST} more"
     yield f"{'evidence':<12}{'least':>10}{'median':>10}{'largest':>10}{'who fails':>12}"
@@ -122,5 +146,7 @@ def lines(path):
         yield f"  {name:<10}{values.min():10.3g}{np.median(values):10.3g}{values.max():10.3g}{fails[name].sum():12d}"
     if config.bad_clients.share:
         bad = bad_clients(config.clients, config.bad_clients, config.seed)[found.client]
-        yield (f"of the {bad.sum()} {config.bad_clients.kind} clients heard {(failed & bad).sum()} fail, and of the "
-               f"{(~bad).sum()} others {(failed & ~bad).sum()}")
+        yield (
+            f"of the {bad.sum()} {config.bad_clients.kind} clients heard {(failed & bad).sum()} fail, and of the "
+            f"{(~bad).sum()} others {(failed & ~bad).sum()}"
+        )

@@ -4,10 +4,10 @@ The statistics, their thresholds and the fewest rounds and seeds stand here, and
 A verdict is drawn from paired seeds: the methods of a pair had the same partition, cohorts and batches.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable
 
 import numpy as np
 from scipy import stats
@@ -85,7 +85,13 @@ def verdict(claim, rows):
     if not rows:
         return "skipped"
     words = {row.verdict[0] for row in rows}
-    return "refuted" if "refuted" in words else "supported" if words == {"supported"} and not claim.lacks(rows) else "undecided"
+    return (
+        "refuted"
+        if "refuted" in words
+        else "supported"
+        if words == {"supported"} and not claim.lacks(rows)
+        else "undecided"
+    )
 
 
 def interval(values):
@@ -95,8 +101,17 @@ def interval(values):
     if n < 2 or np.ptp(values) == 0:
         return (values[0], values[0]) if n > 1 else (np.nan, np.nan)
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    return tuple(stats.bootstrap((values,), np.mean, confidence_level=1 - 2 * tail, n_resamples=99_999, batch=9_999, method="percentile",
-                                 rng=streams.generator(0, "bootstrap")).confidence_interval)
+    return tuple(
+        stats.bootstrap(
+            (values,),
+            np.mean,
+            confidence_level=1 - 2 * tail,
+            n_resamples=99_999,
+            batch=9_999,
+            method="percentile",
+            rng=streams.generator(0, "bootstrap"),
+        ).confidence_interval
+    )
 
 
 def seeds_needed(differences):
@@ -123,7 +138,9 @@ def early(run):
 
 def smoothed(run):
     """The running mean of the last rounds' accuracy, float64 (rounds,); at the beginning, of as many as there are."""
-    return np.array([run.accuracy[max(0, end - LAST) : end].mean() for end in range(1, len(run.accuracy) + 1)])
+    return np.array(
+        [run.accuracy[max(0, end - LAST) : end].mean() for end in range(1, len(run.accuracy) + 1)]
+    )
 
 
 def rounds_to(run, target):
@@ -170,7 +187,14 @@ def over_alphas(runs, methods, measure, what, sign=1):
         values = [sign * (measure(*after[seed]) - measure(*before[seed])) for seed in before if seed in after]
         if values:
             here, there = (small, large) if sign > 0 else (large, small)
-            rows.append(Row(f"{small.data} α {here.alpha:g} to {there.alpha:g}", what, np.array(values), runs.rounds[small.data]))
+            rows.append(
+                Row(
+                    f"{small.data} α {here.alpha:g} to {there.alpha:g}",
+                    what,
+                    np.array(values),
+                    runs.rounds[small.data],
+                )
+            )
     return rows
 
 
@@ -197,7 +221,9 @@ def _small_alphas(runs):
 
 
 def best(runs):
-    return [row for other in ("fedavg", "aigc") for row in differences(runs, "genfl", other, final, AT_THE_END)]
+    return [
+        row for other in ("fedavg", "aigc") for row in differences(runs, "genfl", other, final, AT_THE_END)
+    ]
 
 
 def worst(runs):
@@ -206,19 +232,46 @@ def worst(runs):
 
 def early_lead(runs):
     many, few = _with_classes(runs, MANY_CLASSES, np.inf), _with_classes(runs, 0, FEW_CLASSES)
-    return [*differences(runs, "aigc", "fedavg", early, "early accuracy", settings=many),
-            *differences(runs, "fedavg", "aigc", early, "early accuracy", -NO_FASTER, settings=few)]
+    return [
+        *differences(runs, "aigc", "fedavg", early, "early accuracy", settings=many),
+        *differences(runs, "fedavg", "aigc", early, "early accuracy", -NO_FASTER, settings=few),
+    ]
 
 
 def coverage(runs):
-    return [*_rows(runs, "cohorts with every label, share", ("fedavg",), covering, MOST, _with_classes(runs, 0, FEW_CLASSES)),
-            *_rows(runs, "cohorts that lack a label, share", ("fedavg",), lambda run: 1 - covering(run), MOST, _with_classes(runs, MANY_CLASSES, np.inf))]
+    return [
+        *_rows(
+            runs,
+            "cohorts with every label, share",
+            ("fedavg",),
+            covering,
+            MOST,
+            _with_classes(runs, 0, FEW_CLASSES),
+        ),
+        *_rows(
+            runs,
+            "cohorts that lack a label, share",
+            ("fedavg",),
+            lambda run: 1 - covering(run),
+            MOST,
+            _with_classes(runs, MANY_CLASSES, np.inf),
+        ),
+    ]
 
 
 def orthogonality(runs):
     limit = np.cos(np.deg2rad(NEAR_ORTHOGONAL))
-    return [*_rows(runs, f"cos {NEAR_ORTHOGONAL}° - cosine of updates", ("fedavg",), lambda run: limit - cosine(run), 0.0, _small_alphas(runs)),
-            *over_alphas(runs, ("fedavg",), cosine, "cosine of updates, its rise")]
+    return [
+        *_rows(
+            runs,
+            f"cos {NEAR_ORTHOGONAL}° - cosine of updates",
+            ("fedavg",),
+            lambda run: limit - cosine(run),
+            0.0,
+            _small_alphas(runs),
+        ),
+        *over_alphas(runs, ("fedavg",), cosine, "cosine of updates, its rise"),
+    ]
 
 
 def costs(runs):
@@ -232,49 +285,125 @@ def costs(runs):
         classes, shape = len(about.classes), about.shape
         images = settings.per_round * (classes if settings.count == "class" else 1)
         samples = run.label_histograms.sum() / config.clients
-        training = samples * config.training.epochs * flops.of_training(models.build(config.model, classes, shape, 0), shape)
+        training = (
+            samples
+            * config.training.epochs
+            * flops.of_training(models.build(config.model, classes, shape, 0), shape)
+        )
         generators = {"Stable Diffusion v1.5": image_flops.of_stable_diffusion(settings)}
         with suppress(UserError):  # where the run's own checkpoint is not at hand
             generators |= {f"checkpoint {settings.checkpoint}": image_flops.of_configured(settings)}
-        rows += [Row(f"{run.setting.data}, {name}", "energy to generate at a client / to train", np.array([images / config.cohort * one.image / training]), 0, 1.0)
-                 for name, one in generators.items()]
-        rows += [Row(f"{run.setting.data}, {name}", "bytes of the images / of the weights", np.array([images * np.prod(size) / (4 * run.weights)]), 0, 1.0)
-                 for name, size in ((f"images {shape[1]} x {shape[2]}", shape), ("images 512 x 512", (3, 512, 512)))]
+        rows += [
+            Row(
+                f"{run.setting.data}, {name}",
+                "energy to generate at a client / to train",
+                np.array([images / config.cohort * one.image / training]),
+                0,
+                1.0,
+            )
+            for name, one in generators.items()
+        ]
+        rows += [
+            Row(
+                f"{run.setting.data}, {name}",
+                "bytes of the images / of the weights",
+                np.array([images * np.prod(size) / (4 * run.weights)]),
+                0,
+                1.0,
+            )
+            for name, size in (
+                (f"images {shape[1]} x {shape[2]}", shape),
+                ("images 512 x 512", (3, 512, 512)),
+            )
+        ]
     return sorted(rows, key=lambda row: row.statistic, reverse=True)
 
 
 CLAIMS = (
     Claim("C1", "GenFL has the best accuracy in every setting", "genfl, fedavg and aigc", best, 2),
     Claim("C2", "AIGC-only has the worst final accuracy", "genfl, fedavg and aigc", worst, 2),
-    Claim("C3", "FedAvg improves with alpha", "fedavg at two alphas",
-          lambda runs: over_alphas(runs, ("fedavg",), final, f"{AT_THE_END} of fedavg, its rise")),
-    Claim("C4", "GenFL's speed-up over FedAvg is larger at small alpha", "fedavg and genfl at two alphas",
-          lambda runs: over_alphas(runs, ("fedavg", "genfl"), speed_up, "log2 of the speed-up, its rise", -1)),
-    Claim("C5", "AIGC-only saturates early", "fedavg and aigc",
-          lambda runs: differences(runs, "fedavg", "aigc", saturation, f"share of the rounds until 95 % of the last {LAST}")),
-    Claim("C6", "FedAvg's final accuracy exceeds AIGC-only's", "fedavg and aigc",
-          lambda runs: differences(runs, "fedavg", "aigc", final, AT_THE_END)),
-    Claim("C7", "With many classes AIGC-only is faster than FedAvg in early rounds, with few it is not",
-          "fedavg and aigc, on data sets of few and of many classes", early_lead, 2),
-    Claim("C8", "With few classes a cohort holds all labels, with many it does not", "fedavg, on data sets of few and of many classes", coverage, 2),
-    Claim("C9", "Under label skew the clients' updates are nearly orthogonal", "fedavg at two alphas", orthogonality, 2),
-    Claim("C10", "Generating at clients costs too much energy, sending generated data too much bandwidth", "genfl", costs, 2),
-    Claim("K1", "Control: GenFL ends above the same with the public pool in place of images", "genfl and pool",
-          lambda runs: differences(runs, "genfl", "pool", final, AT_THE_END)),
-    Claim("K2", "Control: GenFL ends above FedAvg with as many more local steps", "genfl and matched",
-          lambda runs: differences(runs, "genfl", "matched", final, AT_THE_END)),
+    Claim(
+        "C3",
+        "FedAvg improves with alpha",
+        "fedavg at two alphas",
+        lambda runs: over_alphas(runs, ("fedavg",), final, f"{AT_THE_END} of fedavg, its rise"),
+    ),
+    Claim(
+        "C4",
+        "GenFL's speed-up over FedAvg is larger at small alpha",
+        "fedavg and genfl at two alphas",
+        lambda runs: over_alphas(runs, ("fedavg", "genfl"), speed_up, "log2 of the speed-up, its rise", -1),
+    ),
+    Claim(
+        "C5",
+        "AIGC-only saturates early",
+        "fedavg and aigc",
+        lambda runs: differences(
+            runs, "fedavg", "aigc", saturation, f"share of the rounds until 95 % of the last {LAST}"
+        ),
+    ),
+    Claim(
+        "C6",
+        "FedAvg's final accuracy exceeds AIGC-only's",
+        "fedavg and aigc",
+        lambda runs: differences(runs, "fedavg", "aigc", final, AT_THE_END),
+    ),
+    Claim(
+        "C7",
+        "With many classes AIGC-only is faster than FedAvg in early rounds, with few it is not",
+        "fedavg and aigc, on data sets of few and of many classes",
+        early_lead,
+        2,
+    ),
+    Claim(
+        "C8",
+        "With few classes a cohort holds all labels, with many it does not",
+        "fedavg, on data sets of few and of many classes",
+        coverage,
+        2,
+    ),
+    Claim(
+        "C9",
+        "Under label skew the clients' updates are nearly orthogonal",
+        "fedavg at two alphas",
+        orthogonality,
+        2,
+    ),
+    Claim(
+        "C10",
+        "Generating at clients costs too much energy, sending generated data too much bandwidth",
+        "genfl",
+        costs,
+        2,
+    ),
+    Claim(
+        "K1",
+        "Control: GenFL ends above the same with the public pool in place of images",
+        "genfl and pool",
+        lambda runs: differences(runs, "genfl", "pool", final, AT_THE_END),
+    ),
+    Claim(
+        "K2",
+        "Control: GenFL ends above FedAvg with as many more local steps",
+        "genfl and matched",
+        lambda runs: differences(runs, "genfl", "matched", final, AT_THE_END),
+    ),
 )
 
 
 def ledger(runs):
     """The claims judged: a list of (claim, rows, word)."""
-    return [(claim, rows, verdict(claim, rows)) for claim, rows in ((claim, claim.rows(runs)) for claim in CLAIMS)]
+    return [
+        (claim, rows, verdict(claim, rows)) for claim, rows in ((claim, claim.rows(runs)) for claim in CLAIMS)
+    ]
 
 
 def note(runs):
     """What the figures mean, and of which runs they are."""
     left_out = f" Left out, because not finished: {', '.join(runs.left_out)}." if runs.left_out else ""
-    counts = ", ".join(f"{sum(run.setting == setting for run in runs)} of {setting}" for setting in runs.settings())
+    counts = ", ".join(
+        f"{sum(run.setting == setting for run in runs)} of {setting}" for setting in runs.settings()
+    )
     return (
         f"{len(list(runs))} runs: {counts}.{left_out} An effect is the mean over paired seeds, with a {100 * LEVEL:.0f} % bootstrap interval (percentiles of "
         f"resampled means, widened for few seeds as Student's t is). A row is supported where the interval lies above its threshold, refuted where it lies "
@@ -282,4 +411,5 @@ def note(runs):
         f"rows are, refuted where one is, and skipped where these runs give it no row. Accuracies are in percentage points; where the paper says final "
         f"accuracy, the mean of the last {LAST} rounds is tested; early: mean of the first {100 * EARLY:.0f} %; curves are smoothed over {LAST} rounds. A "
         f"speed-up is in rounds to 0.9 times FedAvg's accuracy of the last {LAST}, a run that never gets there taking one round more than it has. Rows "
-        "without seeds are computed from models and messages, without chance.")
+        "without seeds are computed from models and messages, without chance."
+    )

@@ -8,9 +8,26 @@ from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatt
 from genfl_mpi.analysis.summary import groups
 from genfl_mpi.util.plotting import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
 
-PLACEMENT_STYLES = {"P0": ("#999999", ":"), "P1": ("#009E73", "-"), "P2": ("#0072B2", "-"), "P3": ("#D55E00", "-"),
-                    "P4": ("#E69F00", "--"), "P5": ("#CC79A7", "-.")}
-PHASES = ("round", "train", "generate", "generate_ahead", "augment", "send", "wait", "reduce", "broadcast", "evaluate")
+PLACEMENT_STYLES = {
+    "P0": ("#999999", ":"),
+    "P1": ("#009E73", "-"),
+    "P2": ("#0072B2", "-"),
+    "P3": ("#D55E00", "-"),
+    "P4": ("#E69F00", "--"),
+    "P5": ("#CC79A7", "-."),
+}
+PHASES = (
+    "round",
+    "train",
+    "generate",
+    "generate_ahead",
+    "augment",
+    "send",
+    "wait",
+    "reduce",
+    "broadcast",
+    "evaluate",
+)
 MESSAGES = ("broadcast", "reduce")
 
 
@@ -21,15 +38,30 @@ def measured(paths):
     found, _ = groups(paths)
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
     figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
-    for axes, names, unit, label in ((above, PHASES, "seconds", "seconds a round"), (below, MESSAGES, "bytes", "size of a message")):
+    for axes, names, unit, label in (
+        (above, PHASES, "seconds", "seconds a round"),
+        (below, MESSAGES, "bytes", "size of a message"),
+    ):
         thick = 0.8 / len(found)
         for i, group in enumerate(found):
             a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
             spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
-            whose, kind = ", ".join(filter(None, (group.method, group.panel, group.settings))), kinds.index((group.panel, group.settings))
-            axes.barh(np.arange(len(names)) + (i + 0.5) * thick - 0.4, a_run.mean(1), thick, xerr=spread,
-                      color=tinted(COLOURS[group.method], kind), hatch=HATCHES[kind % len(HATCHES)], edgecolor=rcParams["figure.facecolor"], linewidth=0,
-                      error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]}, label=whose)
+            whose, kind = (
+                ", ".join(filter(None, (group.method, group.panel, group.settings))),
+                kinds.index((group.panel, group.settings)),
+            )
+            axes.barh(
+                np.arange(len(names)) + (i + 0.5) * thick - 0.4,
+                a_run.mean(1),
+                thick,
+                xerr=spread,
+                color=tinted(COLOURS[group.method], kind),
+                hatch=HATCHES[kind % len(HATCHES)],
+                edgecolor=rcParams["figure.facecolor"],
+                linewidth=0,
+                error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]},
+                label=whose,
+            )
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))
         axes.grid(axis="x")
@@ -47,20 +79,38 @@ def accuracy(runs, measures):
 
     runs: tuples (method, settings, world, accuracy (rounds,), {measure: spent (rounds,)}); measures: their units by name.
     """
-    worlds, kinds = (list(dict.fromkeys(kind)) for kind in ([run[2] for run in runs], [run[1:3] for run in runs]))
+    worlds, kinds = (
+        list(dict.fromkeys(kind)) for kind in ([run[2] for run in runs], [run[1:3] for run in runs])
+    )
     figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
     named = set()
     for axes, (measure, unit) in zip(grid.flat, measures.items()):
-        nothing = dict.fromkeys(method for method, *_, spent in runs if not spent[measure].any())  # and no place on its axis
-        axes.text(0.98, 0.03, "".join(f"{method}: none\n" for method in nothing).strip(), size="x-small", ha="right", transform=axes.transAxes)
+        nothing = dict.fromkeys(
+            method for method, *_, spent in runs if not spent[measure].any()
+        )  # and no place on its axis
+        axes.text(
+            0.98,
+            0.03,
+            "".join(f"{method}: none\n" for method in nothing).strip(),
+            size="x-small",
+            ha="right",
+            transform=axes.transAxes,
+        )
         for method, settings, world, reached, spent in runs:
             label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
             kind = kinds.index((settings, world))
-            axes.plot(spent[measure], 100 * reached, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[method], kind),
-                      label=None if (measure, label) in named else label)
+            axes.plot(
+                spent[measure],
+                100 * reached,
+                LINE_STYLES[kind % len(LINE_STYLES)],
+                color=tinted(COLOURS[method], kind),
+                label=None if (measure, label) in named else label,
+            )
             named.add((measure, label))
         axes.set(xlabel=_axis(measure, unit), xscale="log")
-        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))  # within a decade there is no other label
+        axes.xaxis.set_minor_formatter(
+            LogFormatterSciNotation(minor_thresholds=(1, 0.4))
+        )  # within a decade there is no other label
         axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
         axes.grid()
     figure.supylabel("test accuracy (%)", fontsize=8)
@@ -82,7 +132,12 @@ def placements(costs, factors, measures, title):
                 colour, style = PLACEMENT_STYLES[placement]
                 axes.plot(factors, values[measure], style, color=colour, label=placement)
             axes.axvline(1, color="black", linewidth=0.6)
-            axes.set(xscale="log", yscale="log", xlabel=f"{axis} of the images\n(times the run's)", title=_axis(measure, unit))
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel=f"{axis} of the images\n(times the run's)",
+                title=_axis(measure, unit),
+            )
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.grid()
     figure.suptitle(title)

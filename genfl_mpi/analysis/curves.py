@@ -27,14 +27,28 @@ def loss(paths):
 def classes(paths):
     """Test accuracy of each class against rounds, mean over seeds: a panel for each method. Raises UserError."""
     found, _ = groups(paths)
-    titles = [textwrap.fill(", ".join(filter(None, (group.method, group.panel, group.settings))), 36) for group in found]
+    titles = [
+        textwrap.fill(", ".join(filter(None, (group.method, group.panel, group.settings))), 36)
+        for group in found
+    ]
     lines = 1 + max(title.count("\n") for title in titles)
-    figure, all_axes = column(len(found), 0.42 + 0.13 * lines + min(2.4, 0.12 * max(len(group.classes) for group in found)), sharex=True)
+    figure, all_axes = column(
+        len(found),
+        0.42 + 0.13 * lines + min(2.4, 0.12 * max(len(group.classes) for group in found)),
+        sharex=True,
+    )
     for group, title, [axes] in zip(found, titles, all_axes):
         names = group.classes
         mean = 100 * group.of("accuracy_per_class").mean(0)
-        image = axes.imshow(mean.T, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0, vmax=100,
-                            extent=(0.5, len(mean) + 0.5, len(names) - 0.5, -0.5))
+        image = axes.imshow(
+            mean.T,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="cividis",
+            vmin=0,
+            vmax=100,
+            extent=(0.5, len(mean) + 0.5, len(names) - 0.5, -0.5),
+        )
         axes.set(title=title, ylabel="class")
         label_classes(axes, names)
     axes.set(xlabel="round")
@@ -53,12 +67,20 @@ def _over_rounds(paths, name, label, unit):
             curves = unit * group.of(name)
             kind, mean, x = settings.index(group.settings), curves.mean(0), np.arange(1, curves.shape[1] + 1)
             colour, style = tinted(COLOURS[group.method], kind), LINE_STYLES[kind % len(LINE_STYLES)]
-            axes.plot(x, mean, style, color=colour, label=f"{group.method}, {group.settings}" if group.settings else group.method)
+            axes.plot(
+                x,
+                mean,
+                style,
+                color=colour,
+                label=f"{group.method}, {group.settings}" if group.settings else group.method,
+            )
             for curve in group.behind(name):
                 axes.plot(np.arange(1, len(curve) + 1), unit * curve, style, color=colour, linewidth=0.5)
             if len(curves) > 1:
                 deviation = curves.std(0, ddof=1)
-                axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(
+                    x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
+                )
         axes.set(ylabel=label, title=panel or _title(common))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()

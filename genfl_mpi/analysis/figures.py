@@ -12,8 +12,13 @@ from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, op
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 
-OF_RUNS = {"accuracy": curves.accuracy, "loss": curves.loss, "classes": curves.classes, "costs": cost_figures.measured,
-           "heterogeneity": heterogeneity}
+OF_RUNS = {
+    "accuracy": curves.accuracy,
+    "loss": curves.loss,
+    "classes": curves.classes,
+    "costs": cost_figures.measured,
+    "heterogeneity": heterogeneity,
+}
 IMAGES = 6  # of each class, generated and real
 
 
@@ -48,7 +53,9 @@ def images(path):
         config, names = config_of(file), yaml.safe_load(file["config"].attrs["class_names"])
         labels, pixels = columns_of(file, "generated", ["label", "image"]).values()
         if not len(labels):
-            raise UserError(f"{path}: there are no generated images; runs of method=genfl, aigc, sent and filled have some")
+            raise UserError(
+                f"{path}: there are no generated images; runs of method=genfl, aigc, sent and filled have some"
+            )
         first = np.sort(np.concatenate([np.flatnonzero(labels == c)[:IMAGES] for c in range(len(names))]))
         sets = {"generated": (pixels[first], labels[first])}
     try:

@@ -12,7 +12,12 @@ def _mean(run, name):
     """(rounds, mean over the probed clients) of a column of /probed_clients, where a client has a value; NaN where none has."""
     rounds, values = run["probed_clients/round"], run[f"probed_clients/{name}"]
     there, known = np.unique(rounds), np.isfinite(values)
-    return there, np.array([values[known & (rounds == round)].mean() if known[rounds == round].any() else np.nan for round in there])
+    return there, np.array(
+        [
+            values[known & (rounds == round)].mean() if known[rounds == round].any() else np.nan
+            for round in there
+        ]
+    )
 
 
 PANELS = {
@@ -30,21 +35,40 @@ def heterogeneity(paths):
     UserError, also for runs that were not probed."""
     found, _ = groups(paths, ("probes", "probed_clients"))
     if not any(len(run["probes/round"]) for group in found for run in group.runs):
-        raise UserError(f"{paths[0]}: nothing was probed; make the run with probes.every=1, which changes nothing else of it")
+        raise UserError(
+            f"{paths[0]}: nothing was probed; make the run with probes.every=1, which changes nothing else of it"
+        )
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
     figure, grid = column(len(PANELS), 1.35, sharex=True)
     for [axes], (label, read) in zip(grid, PANELS.items()):
         for group in found:
             runs = [read(run) for run in group.runs if len(run["probes/round"])]
             if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
-                rounds = max((rounds for rounds, _ in runs), key=len)  # seeds that were probed in others are not in the mean
+                rounds = max(
+                    (rounds for rounds, _ in runs), key=len
+                )  # seeds that were probed in others are not in the mean
                 mean = np.mean([values for others, values in runs if np.array_equal(others, rounds)], axis=0)
                 kind = kinds.index((group.panel, group.settings))
                 marker = "." if len(rounds) < 30 else None
-                axes.plot(rounds, mean, LINE_STYLES[kind % len(LINE_STYLES)], color=tinted(COLOURS[group.method], kind), marker=marker, markersize=3,
-                          label=", ".join(filter(None, (group.method, group.panel, group.settings))))
+                axes.plot(
+                    rounds,
+                    mean,
+                    LINE_STYLES[kind % len(LINE_STYLES)],
+                    color=tinted(COLOURS[group.method], kind),
+                    marker=marker,
+                    markersize=3,
+                    label=", ".join(filter(None, (group.method, group.panel, group.settings))),
+                )
         if not axes.lines:
-            axes.text(0.5, 0.5, "none of these runs has a value", size="small", ha="center", va="center", transform=axes.transAxes)
+            axes.text(
+                0.5,
+                0.5,
+                "none of these runs has a value",
+                size="small",
+                ha="center",
+                va="center",
+                transform=axes.transAxes,
+            )
         top = axes.dataLim.y1  # -inf where nothing is drawn
         axes.set(ylabel=label, ylim=(0, 1.05 * top if top > 0 else 1))
         axes.grid()
@@ -52,5 +76,7 @@ def heterogeneity(paths):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
-    figure.set_figheight(figure.get_figheight() + 0.15 * (legend_below(figure, handles.values(), handles) - 1))
+    figure.set_figheight(
+        figure.get_figheight() + 0.15 * (legend_below(figure, handles.values(), handles) - 1)
+    )
     return figure

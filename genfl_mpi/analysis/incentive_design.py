@@ -25,7 +25,9 @@ def command(options):
     whole = incentive.cost(clients, np.ones(len(clients.samples))) - clients.fixed
     before = float(clients.weight @ clients.emd)
     if not before:
-        raise UserError(f"{options.file}: every client has as many samples of each label; there is nothing to repair")
+        raise UserError(
+            f"{options.file}: every client has as many samples of each label; there is nothing to repair"
+        )
     value = 2 * whole.sum() / before if options.value is None else options.value
     base = float(np.median(clients.fixed)) if options.base is None else options.base
     budget = np.inf if options.budget is None else options.budget
@@ -49,8 +51,10 @@ def clients_of(path, files):
     worlds = worlds_for([run], files)
     [world] = worlds[0].values()
     if not run.trace.image_flops:
-        raise UserError(f"{path}: nothing was generated, so that nobody knows what an image costs; "
-                        "give a run with method=genfl, sent or filled")
+        raise UserError(
+            f"{path}: nothing was generated, so that nobody knows what an image costs; "
+            "give a run with method=genfl, sent or filled"
+        )
     with reader.open_results(path) as file, reader.damage(path):
         held = workload.held(file, validate(reader.config_of(file), str(path)))
     [priced] = in_worlds([run], worlds)

@@ -37,7 +37,9 @@ def read(path):
         columns = columns_of(file, "laboratory")
         rounds, own = np.unique(columns["round"]), config_of(file)["kappa"]["policy"].rpartition(":")[2]
     if not len(rounds):
-        raise UserError(f"{path}: nothing was looked at; make the run with laboratory.every=1, and a method that has both models")
+        raise UserError(
+            f"{path}: nothing was looked at; make the run with laboratory.every=1, and a method that has both models"
+        )
     _refuse_changes(path, columns, rounds)
     names = [name.decode() for name in dict.fromkeys(columns["policy"].tolist())]
 
@@ -47,9 +49,17 @@ def read(path):
     kappa2, losses = (columns[name].reshape(len(rounds), -1) for name in ("kappa2", "loss"))
     segment, loss = of("", "kappa2")[0], of("", "loss")
     best = np.take_along_axis(kappa2, losses.argmin(1)[:, None], 1)[:, 0]
-    return Looks(rounds, segment, loss, losses.min(1), best, barrier(segment, loss),
-                 {name: of(name, "kappa2")[:, 0] for name in names if name},
-                 {name: of(name, "regret")[:, 0] for name in names if name}, own)
+    return Looks(
+        rounds,
+        segment,
+        loss,
+        losses.min(1),
+        best,
+        barrier(segment, loss),
+        {name: of(name, "kappa2")[:, 0] for name in names if name},
+        {name: of(name, "regret")[:, 0] for name in names if name},
+        own,
+    )
 
 
 def _refuse_changes(path, columns, rounds):
@@ -57,8 +67,10 @@ def _refuse_changes(path, columns, rounds):
     asked, tried = (np.split(columns[name], ends) for name in ("policy", "kappa2"))
     looked = [(policies.tolist(), kappa2[policies == b""].tolist()) for policies, kappa2 in zip(asked, tried)]
     if changed := next((round for round, one in zip(rounds, looked) if one != looked[0]), None):
-        raise UserError(f"{path}: from round {changed} on other models or policies were looked at, because laboratory or kappa.policy "
-                        "changed there: the rounds cannot be taken together")
+        raise UserError(
+            f"{path}: from round {changed} on other models or policies were looked at, because laboratory or kappa.policy "
+            "changed there: the rounds cannot be taken together"
+        )
 
 
 def barrier(segment, loss):
@@ -93,13 +105,23 @@ def draw(looks):
     left.set(xlabel="κ2: from ω_fl (0) to ω_a (1)", ylabel="loss above the least (nat)")
     left.set_yscale("symlog", linthresh=0.1)
     scale = ScalarMappable(Normalize(looks.rounds[0], looks.rounds[-1]), "viridis")
-    figure.colorbar(scale, ax=left, label="round", location="top", shrink=0.7, ticks=MaxNLocator(4, integer=True))
+    figure.colorbar(
+        scale, ax=left, label="round", location="top", shrink=0.7, ticks=MaxNLocator(4, integer=True)
+    )
     order = sorted(looks.regret, key=lambda name: looks.regret[name].sum())
     for number, name in enumerate(order):
-        line = {"color": colormaps["tab10"](number % 10), "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
-                "linewidth": 2 if name == looks.own else 1}
+        line = {
+            "color": colormaps["tab10"](number % 10),
+            "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
+            "linewidth": 2 if name == looks.own else 1,
+        }
         middle.plot(looks.rounds, looks.kappa2[name], **line)
-        right.plot(looks.rounds, np.cumsum(looks.regret[name]), label=name + (" (own)" if name == looks.own else ""), **line)
+        right.plot(
+            looks.rounds,
+            np.cumsum(looks.regret[name]),
+            label=name + (" (own)" if name == looks.own else ""),
+            **line,
+        )
     middle.plot(looks.rounds, looks.best, "k.", label="best in hindsight")
     middle.set(xlabel="round", ylabel="κ2", title="what each policy chose", ylim=(-0.03, 1.03))
     right.set(xlabel="round", ylabel="nat", title="regret, added up")
@@ -107,6 +129,9 @@ def draw(looks):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, middle, right):
         axes.grid()
-    handles, names = ([*one, *other] for one, other in zip(middle.get_legend_handles_labels(), right.get_legend_handles_labels()))
+    handles, names = (
+        [*one, *other]
+        for one, other in zip(middle.get_legend_handles_labels(), right.get_legend_handles_labels())
+    )
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
     return figure

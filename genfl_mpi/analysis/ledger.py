@@ -10,11 +10,15 @@ from genfl_mpi.util.text import WIDTH
 def text(judged, note):
     """Lines of at most 80 columns. judged: (claim, rows, word) of each claim, as `claims.ledger` gives them; note: a text."""
     for claim, rows, word in judged:
-        first, *rest = textwrap.wrap(f"{claim.name:<4}{claim.statement}", WIDTH - 12, subsequent_indent="    ")
+        first, *rest = textwrap.wrap(
+            f"{claim.name:<4}{claim.statement}", WIDTH - 12, subsequent_indent="    "
+        )
         yield f"{first:<{WIDTH - 11}}{word:>11}"
         yield from rest
         if claim.lacks(rows):
-            yield from textwrap.wrap(lacking(claim, rows), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+            yield from textwrap.wrap(
+                lacking(claim, rows), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8
+            )
         what = None
         for row in rows:
             if row.statistic != what:
@@ -46,8 +50,10 @@ def _markdown(judged, note):
     for claim, rows, word in judged:
         for row in rows:
             verdict, needs = row.verdict
-            yield (f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values) if row.rounds else ''} | {row.rounds or ''} | "
-                   f"{verdict}{f': needs {needs}' if needs else ''} |")
+            yield (
+                f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values) if row.rounds else ''} | {row.rounds or ''} | "
+                f"{verdict}{f': needs {needs}' if needs else ''} |"
+            )
         if claim.lacks(rows):
             yield f"| {claim.name} | {lacking(claim, rows)} | | | | | | {'undecided' if rows else word} |"
     yield "\n" + "\n".join(textwrap.wrap(note, 120))

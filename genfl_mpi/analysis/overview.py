@@ -56,7 +56,9 @@ def lines(states):
             done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else ""
             yield f"{one.path.stem:<{width}}  {one.word:<8}  {'; '.join(filter(None, (done, one.remark)))}".rstrip()
     words = [one.word for one in states]
-    yield f"\n{counted(len(states), 'run')}: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    yield f"\n{counted(len(states), 'run')}: " + ", ".join(
+        f"{words.count(word)} {word}" for word in dict.fromkeys(words)
+    )
 
 
 def with_rounds(states):

@@ -22,12 +22,17 @@ TITLES = {
     "accuracy": ("Test accuracy against rounds", ": mean over seeds, in a band of a standard deviation"),
     "loss": ("Test loss against rounds", ": mean over seeds, in a band of a standard deviation"),
     "classes": ("Test accuracy of each class", ", mean over seeds"),
-    "costs": ("Seconds of each phase, mean over rounds; phases of different ranks go on at the same time. Size of the two messages of a round",
-              "; the thin lines are the standard deviation over seeds"),
+    "costs": (
+        "Seconds of each phase, mean over rounds; phases of different ranks go on at the same time. Size of the two messages of a round",
+        "; the thin lines are the standard deviation over seeds",
+    ),
     "heterogeneity": ("How the clients differ, in the rounds that were probed", ": mean over seeds"),
     "partition": ("Samples of each class that each client holds{of}", ""),
-    "timeline": ("What each rank did in the last round{of}; the numbers are clients. Rank 0 first writes what the round before came to; "
-                 "aggregate: it applies Eq. (1), and the others wait", ""),
+    "timeline": (
+        "What each rank did in the last round{of}; the numbers are clients. Rank 0 first writes what the round before came to; "
+        "aggregate: it applies Eq. (1), and the others wait",
+        "",
+    ),
     "images": ("Generated images of each class{of}, and real ones", ""),
 }
 MOST_ROWS = 10  # of the table of rounds
@@ -38,16 +43,28 @@ def write(paths, out):
     groups, _ = summary.groups(paths)  # complains of a run without a finished round
     runs = [_run(path) | {"told": told} for path, told in zip(paths, tables.varied(paths))]
     settings = [settings_of(run["config"]) for run in runs]
-    common = {key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)}
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).from_string(
-        files("genfl_mpi").joinpath("analysis/report.html").read_text())
+    common = {
+        key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)
+    }
+    page = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(files("genfl_mpi").joinpath("analysis/report.html").read_text())
     text = page.render(
-        title=runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs", version=__version__, runs=runs,
+        title=runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs",
+        version=__version__,
+        runs=runs,
         varied=[key for key in runs[0]["told"] if key not in ("run", "method", "seed")],
-        groups=[_group(group) for group in groups], several=summary.several(groups), rounds=_rounds(groups), figures=list(_figures(paths, groups)),
+        groups=[_group(group) for group in groups],
+        several=summary.several(groups),
+        rounds=_rounds(groups),
+        figures=list(_figures(paths, groups)),
         chosen={key: value for key, value in decided(runs[0]["config"]).items() if key in common},
         resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
-        environments=_environments(runs), ledger=_ledger(paths) if len({(one["method"], one["partition.alpha"]) for one in settings}) > 1 else None)
+        environments=_environments(runs),
+        ledger=_ledger(paths)
+        if len({(one["method"], one["partition.alpha"]) for one in settings}) > 1
+        else None,
+    )
     try:
         Path(out).write_text(text)
     except OSError as error:
@@ -57,19 +74,40 @@ def write(paths, out):
 def _run(path):
     """What is said of one run."""
     with reader.open_results(path) as file, reader.damage(path):
-        config, rounds = reader.config_of(file), reader.columns_of(file, "rounds", ("accuracy", "images", "round_seconds"))
+        config, rounds = (
+            reader.config_of(file),
+            reader.columns_of(file, "rounds", ("accuracy", "images", "round_seconds")),
+        )
         accuracy = 100 * rounds["accuracy"]
-        return {"name": Path(path).stem, "config": config, "method": METHOD_TITLES[config["method"]],
-                "rounds": len(accuracy), "finished": reader.is_finished(file), "origin": file["config"].attrs.get("origin", ""),
-                "environment": dict(file["environment"].attrs), "final": accuracy[-1], "best": accuracy.max(),
-                "images": int(rounds["images"][-1]), "seconds": rounds["round_seconds"].sum(), "digest": reader.digests(path)[1]}
+        return {
+            "name": Path(path).stem,
+            "config": config,
+            "method": METHOD_TITLES[config["method"]],
+            "rounds": len(accuracy),
+            "finished": reader.is_finished(file),
+            "origin": file["config"].attrs.get("origin", ""),
+            "environment": dict(file["environment"].attrs),
+            "final": accuracy[-1],
+            "best": accuracy.max(),
+            "images": int(rounds["images"][-1]),
+            "seconds": rounds["round_seconds"].sum(),
+            "digest": reader.digests(path)[1],
+        }
 
 
 def _group(group):
     final, best, seconds = group.outcome()
-    return {"method": group.method, "colour": plotting.COLOURS[group.method], "settings": ", ".join(filter(None, (group.panel, group.settings))),
-            "final": final.mean(), "deviation": final.std(ddof=1) if len(final) > 1 else None,
-            "mean": 100 * group.of("accuracy").mean(), "best": best, "seconds": seconds, "seeds": len(final)}
+    return {
+        "method": group.method,
+        "colour": plotting.COLOURS[group.method],
+        "settings": ", ".join(filter(None, (group.panel, group.settings))),
+        "final": final.mean(),
+        "deviation": final.std(ddof=1) if len(final) > 1 else None,
+        "mean": 100 * group.of("accuracy").mean(),
+        "best": best,
+        "seconds": seconds,
+        "seeds": len(final),
+    }
 
 
 def _rounds(groups):
@@ -90,10 +128,17 @@ def _figures(paths, groups):
                 dark = plotting.svg(dark)
         except UserError:  # no images, say
             continue
-        title = title.format(of=f" of {Path(shown[0]).stem}" if len(paths) > 1 and len(shown) == 1 else "") + (of_seeds if summary.several(groups) else "")
+        title = title.format(
+            of=f" of {Path(shown[0]).stem}" if len(paths) > 1 and len(shown) == 1 else ""
+        ) + (of_seeds if summary.several(groups) else "")
         if name in ("accuracy", "loss") and any(group.behind("round") for group in groups):
             title += "; thin lines: runs with fewer rounds"
-        yield {"name": name, "title": f"{title}.", "light": _embedded(plotting.svg(light)), "dark": _embedded(dark)}
+        yield {
+            "name": name,
+            "title": f"{title}.",
+            "light": _embedded(plotting.svg(light)),
+            "dark": _embedded(dark),
+        }
 
 
 def _embedded(svg):
@@ -115,6 +160,13 @@ def _ledger(paths):
         runs = Runs(paths)
     except UserError as error:
         return {"why": str(error), "claims": []}
-    judged = [(claim, [(row, ledger.effect(row), *row.verdict) for row in rows], word, ledger.lacking(claim, rows) if claim.lacks(rows) else "")
-              for claim, rows, word in claims.ledger(runs)]
+    judged = [
+        (
+            claim,
+            [(row, ledger.effect(row), *row.verdict) for row in rows],
+            word,
+            ledger.lacking(claim, rows) if claim.lacks(rows) else "",
+        )
+        for claim, rows, word in claims.ledger(runs)
+    ]
     return {"why": claims.note(runs), "claims": judged}

@@ -11,8 +11,22 @@ from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, is
 from genfl_mpi.util.errors import UserError
 
 # Runs of a data set must agree in these, or they had other clients, cohorts or models, and are no pairs.
-PAIRED = ("data", "partition", "bad_clients", "clients", "cohort", "rounds", "selection", "model", "evaluation",
-          "training.batch_size", "training.epochs", "algorithm", "world", "incentive")
+PAIRED = (
+    "data",
+    "partition",
+    "bad_clients",
+    "clients",
+    "cohort",
+    "rounds",
+    "selection",
+    "model",
+    "evaluation",
+    "training.batch_size",
+    "training.epochs",
+    "algorithm",
+    "world",
+    "incentive",
+)
 # In these the runs of a comparison may differ: they are what is compared, or the machine's.
 APART = {"seed", "generation.seed", "method", "partition.alpha", "generation.threads", "generation.device"}
 
@@ -67,10 +81,14 @@ class Runs:
                 _check_alike(first_of.setdefault(group, run), run, keys)
             key = run.setting, run.method, run.seed
             if key in self._runs:
-                raise UserError(f"{self._runs[key].path} and {path} are the same method, data set, alpha and seed; leave one of them out")
+                raise UserError(
+                    f"{self._runs[key].path} and {path} are the same method, data set, alpha and seed; leave one of them out"
+                )
             self._runs[key] = run
         if not self._runs:
-            raise UserError(f"none of the {len(self.left_out)} runs is finished; start their command again, it continues them")
+            raise UserError(
+                f"none of the {len(self.left_out)} runs is finished; start their command again, it continues them"
+            )
         self.rounds = {run.setting.data: len(run.accuracy) for run in self._runs.values()}
 
     def __iter__(self):
@@ -100,17 +118,33 @@ def _read(path):
         rounds = columns_of(file, "rounds", ["accuracy", "update_cosine"])
         cohorts = columns_of(file, "clients", ["client"])["client"].reshape(len(rounds["accuracy"]), -1)
         setting = Setting(config["data.name"], config["partition.alpha"] if skewed else np.inf)
-        return Run(path, config, config["method"], config["seed"], setting, 100 * rounds["accuracy"],
-                   rounds["update_cosine"], array_of(file, "partition/label_histograms"), cohorts,
-                   len(file["weights"]))
+        return Run(
+            path,
+            config,
+            config["method"],
+            config["seed"],
+            setting,
+            100 * rounds["accuracy"],
+            rounds["update_cosine"],
+            array_of(file, "partition/label_histograms"),
+            cohorts,
+            len(file["weights"]),
+        )
 
 
 def _check_alike(one, other, sections):
     """Raise UserError if two runs differ in one of `sections`; without any, in whatever changes a result."""
     for key in {**one.config, **other.config}:  # a world's keys are only where there is one
         section, value = key.partition(".")[0], one.config.get(key)
-        if key in APART or section == "runtime" or (is_free(key) and key != "rounds") or (sections and not {section, key} & set(sections)):
+        if (
+            key in APART
+            or section == "runtime"
+            or (is_free(key) and key != "rounds")
+            or (sections and not {section, key} & set(sections))
+        ):
             continue
         if other.config.get(key) != value:
-            raise UserError(f"{one.path} and {other.path} cannot be compared: {key} is {value} in the one and {other.config.get(key)} in the "
-                            "other; give runs that differ in data set, alpha, method and seed alone")
+            raise UserError(
+                f"{one.path} and {other.path} cannot be compared: {key} is {value} in the one and {other.config.get(key)} in the "
+                "other; give runs that differ in data set, alpha, method and seed alone"
+            )

@@ -42,7 +42,9 @@ def command(paths, out):
     studies, memory = {}, copying()
     for path in paths:
         run = read(path, memory)
-        key = str({name: value for name, value in run.config.items() if not is_free(name) and name not in STUDIED})
+        key = str(
+            {name: value for name, value in run.config.items() if not is_free(name) and name not in STUDIED}
+        )
         studies.setdefault(key, []).append(run)
     drawn = []
     for runs in studies.values():
@@ -61,8 +63,10 @@ def command(paths, out):
             drawn.append((what, rows))
             yield from _clients_table(what, rows)
     if not drawn:
-        raise UserError("nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, "
-                        "and else in the seed alone")
+        raise UserError(
+            "nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, "
+            "and else in the seed alone"
+        )
     plotting.save(scaling_figure.draw(drawn), out)
     yield f"figure in {out}"
 
@@ -75,28 +79,54 @@ def read(path, memory):
         accuracy = 100 * rounds["accuracy"][-1] if len(rounds["round"]) else np.nan
     count = len(rounds["round"])
     if not count or len(ranks["rank"]) % count or len(set(np.bincount(ranks["round"])[1:])) > 1:
-        raise UserError(f"{path}: has no rounds, or was continued on another number of ranks; give runs that were computed "
-                        "on one number")
+        raise UserError(
+            f"{path}: has no rounds, or was continued on another number of ranks; give runs that were computed "
+            "on one number"
+        )
     size = len(ranks["rank"]) // count
     hosts = set(about["hosts"].split(", "))
     cluster = Cluster(size, len(hosts), int(about["cores"]), int(about["threads"]), *NETWORK, memory)
     seconds = rounds["round_seconds"]
     server = rounds["generate_seconds"] + rounds["augment_seconds"] + rounds["generate_ahead_seconds"]
     traffic, test = rounds["reduce_seconds"] + rounds["broadcast_seconds"], rounds["evaluate_seconds"]
-    spent = [ranks["train_seconds"].reshape(count, size).mean(1), server / size, rounds["wait_seconds"], traffic, test]
+    spent = [
+        ranks["train_seconds"].reshape(count, size).mean(1),
+        server / size,
+        rounds["wait_seconds"],
+        traffic,
+        test,
+    ]
     spent.append(seconds - sum(spent))
     parts = {part: 100 * one.sum() / seconds.sum() for part, one in zip(PARTS, spent)}
-    return Measured(str(path), config, cluster, seconds, parts, accuracy, clients["seconds"].reshape(count, -1), server,
-                    (traffic + spent[-1]).mean(), test.mean(),
-                    (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])))
+    return Measured(
+        str(path),
+        config,
+        cluster,
+        seconds,
+        parts,
+        accuracy,
+        clients["seconds"].reshape(count, -1),
+        server,
+        (traffic + spent[-1]).mean(),
+        test.mean(),
+        (int(rounds["broadcast_bytes"][-1]), int(rounds["reduce_bytes"][-1])),
+    )
 
 
 def predicted(run, cluster):
     """Mean seconds of a round of `run` on another `cluster`: its clients and its server as they were measured, assigned anew."""
     slower = cluster.crowding / run.cluster.crowding
-    longest = [loads(clients * slower, busy * slower, cluster.ranks).max() for clients, busy in zip(run.clients, run.server)]
-    return (np.mean(longest) + run.test * slower * run.cluster.ranks / cluster.ranks + run.fixed
-            + exchange(*run.messages, cluster) - exchange(*run.messages, run.cluster))
+    longest = [
+        loads(clients * slower, busy * slower, cluster.ranks).max()
+        for clients, busy in zip(run.clients, run.server)
+    ]
+    return (
+        np.mean(longest)
+        + run.test * slower * run.cluster.ranks / cluster.ranks
+        + run.fixed
+        + exchange(*run.messages, cluster)
+        - exchange(*run.messages, run.cluster)
+    )
 
 
 def over_ranks(runs):
@@ -104,8 +134,12 @@ def over_ranks(runs):
     base = min(runs, key=lambda run: run.cluster.ranks)
     for ranks in sorted({run.cluster.ranks for run in runs}):
         own = [run for run in runs if run.cluster.ranks == ranks]
-        yield (ranks, np.mean([run.seconds.mean() for run in own]), predicted(base, own[0].cluster),
-               {part: np.mean([run.parts[part] for run in own]) for part in PARTS})
+        yield (
+            ranks,
+            np.mean([run.seconds.mean() for run in own]),
+            predicted(base, own[0].cluster),
+            {part: np.mean([run.parts[part] for run in own]) for part in PARTS},
+        )
 
 
 def over_clients(by_size):
@@ -113,8 +147,14 @@ def over_clients(by_size):
     for (clients, cohort), runs in sorted(by_size.items()):
         for ranks in sorted({run.cluster.ranks for run in runs}):
             own = [run for run in runs if run.cluster.ranks == ranks]
-            yield (clients, cohort, ranks, np.mean([run.seconds.mean() for run in own]), np.mean([run.accuracy for run in own]),
-                   len(own))
+            yield (
+                clients,
+                cohort,
+                ranks,
+                np.mean([run.seconds.mean() for run in own]),
+                np.mean([run.accuracy for run in own]),
+                len(own),
+            )
 
 
 def _ranks_table(title, rows):

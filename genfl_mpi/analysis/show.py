@@ -8,7 +8,15 @@ import numpy as np
 from genfl_mpi.config.loading import decided
 from genfl_mpi.config.settings import Composition, Config
 from genfl_mpi.results import checkpoint, progress
-from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, is_finished, open_results, run_of
+from genfl_mpi.results.reader import (
+    array_of,
+    columns_of,
+    config_of,
+    damage,
+    is_finished,
+    open_results,
+    run_of,
+)
 from genfl_mpi.util.text import counted
 
 
@@ -27,15 +35,22 @@ def show(path):
         yield from ranks
         yield from _checkpoints(Path(path), is_finished(file))
         yield from _wrapped(f"policies: {', '.join(_policies(config))}")
-        yield from _wrapped("settings that are no default: " + ", ".join(f"{key}={value}" for key, value in decided(config).items()))
+        yield from _wrapped(
+            "settings that are no default: "
+            + ", ".join(f"{key}={value}" for key, value in decided(config).items())
+        )
         yield from _wrapped(environment["packages"])
-        where = (f"{counted(environment['ranks'], 'rank')} x {counted(environment['threads'], 'thread')} on {environment['device']}, "
-                 f"{environment['processor']}, {environment['started']}")
+        where = (
+            f"{counted(environment['ranks'], 'rank')} x {counted(environment['threads'], 'thread')} on {environment['device']}, "
+            f"{environment['processor']}, {environment['started']}"
+        )
         yield from _wrapped(where)
         emd, sizes = array_of(file, "partition/emd"), np.diff(array_of(file, "partition/pointers"))
         how = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
-        yield (f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
-               f"mean EMD {emd.mean():.2f}")
+        yield (
+            f"  data {config['data']['name']}, {config['clients']} clients, {how}: {sizes.min()} to {sizes.max()} samples, "
+            f"mean EMD {emd.mean():.2f}"
+        )
         yield f"  model {config['model']['name']}, {len(file['weights']):,} weights; {len(file['generated/number']):,} generated images"
         yield ""
         yield from _table(rounds)
@@ -60,7 +75,9 @@ def _policies(config):
         yield from (f"selection {config['selection']}", f"rho {config['rho']}")
     if method.trains_clients and method.augments:
         kappa = config["kappa"]
-        yield f"kappa {kappa['policy']}" + (f" (kappa2 {kappa['kappa2']:g})" if kappa["policy"] == "fixed" else "")
+        yield f"kappa {kappa['policy']}" + (
+            f" (kappa2 {kappa['kappa2']:g})" if kappa["policy"] == "fixed" else ""
+        )
     if method.generates and not method.fills:
         yield f"plan {config['generation']['plan']}"
     if method.trains_clients:
@@ -84,10 +101,14 @@ def _table(rounds):
     yield "             (%)  (nat)                     (s)      (s)     (s)     (s)     (s)"
     for i in _some(len(rounds["round"])):
         row = {name: column[i] for name, column in rounds.items()}
-        loss = f"{row['loss']:5.2f}" if row["loss"] < 99 else f"{row['loss']:5.0e}"  # a run that diverges has 5 columns too
-        yield (f"{row['round']:6d}  {100 * row['accuracy']:8.2f}  {loss}  {row['kappa2']:6.2f}  {row['images']:6d}"
-               f"  {row['train_seconds']:6.2f} {row['generate_seconds']:8.2f} {row['augment_seconds']:7.2f}"
-               f"  {row['wait_seconds']:6.2f}  {row['round_seconds']:6.2f}")
+        loss = (
+            f"{row['loss']:5.2f}" if row["loss"] < 99 else f"{row['loss']:5.0e}"
+        )  # a run that diverges has 5 columns too
+        yield (
+            f"{row['round']:6d}  {100 * row['accuracy']:8.2f}  {loss}  {row['kappa2']:6.2f}  {row['images']:6d}"
+            f"  {row['train_seconds']:6.2f} {row['generate_seconds']:8.2f} {row['augment_seconds']:7.2f}"
+            f"  {row['wait_seconds']:6.2f}  {row['round_seconds']:6.2f}"
+        )
 
 
 def _some(count, most=20):

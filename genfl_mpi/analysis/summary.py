@@ -32,7 +32,9 @@ class Group:
 
     def of(self, column):
         """A column of the runs that have the most rounds, float64 (runs, rounds, ...)."""
-        return np.array([run[column] for run in self.runs if len(run["round"]) == self._rounds()], dtype=np.float64)
+        return np.array(
+            [run[column] for run in self.runs if len(run["round"]) == self._rounds()], dtype=np.float64
+        )
 
     def behind(self, column):
         """The column of the other runs, float64 (rounds, ...) each."""
@@ -64,7 +66,10 @@ def groups(paths, tables=()):
     told, common = distinguished(configs)
     found = {}
     for values, (columns, classes), (panel, settings) in zip(configs, runs, told):
-        group = found.setdefault((values["method"], panel, settings), Group(METHOD_TITLES[values["method"]], panel, settings, classes))
+        group = found.setdefault(
+            (values["method"], panel, settings),
+            Group(METHOD_TITLES[values["method"]], panel, settings, classes),
+        )
         group.runs.append(columns)
     return list(found.values()), common
 
@@ -75,11 +80,21 @@ def distinguished(configs):
     flats = [_flat(values) for values in configs]
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
     keys = dict.fromkeys("world" if key.startswith("world.") else key for key in loading.varied(configs))
-    varied = [key for key in keys if key not in SET_ASIDE and (key in PANELS or not _is_methods_own(key, flats))]
+    varied = [
+        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _is_methods_own(key, flats))
+    ]
     panels = PANELS if "method" not in common else {}
-    return [(", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied),
-             ", ".join(PANELS.get(key, f"{_short(key)} {{}}").format(flat[key]) for key in varied if key not in panels))
-            for flat in flats], common
+    return [
+        (
+            ", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied),
+            ", ".join(
+                PANELS.get(key, f"{_short(key)} {{}}").format(flat[key])
+                for key in varied
+                if key not in panels
+            ),
+        )
+        for flat in flats
+    ], common
 
 
 def _short(key):
@@ -115,7 +130,9 @@ def table(paths):
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     first, width = max(11, *(len(group.method) for group in found)), max(map(len, names))
-    apart = width > WIDTH - len(HEAD.format("method", first, "", 0))  # then a name has lines of its own, above its rows
+    apart = width > WIDTH - len(
+        HEAD.format("method", first, "", 0)
+    )  # then a name has lines of its own, above its rows
     width = 0 if apart else width
     yield HEAD.format("method", first, "", width)
     for group, name, above in zip(found, names, [None, *names]):
@@ -123,11 +140,15 @@ def table(paths):
             yield from textwrap.wrap(name, WIDTH)
         final, best, seconds = group.outcome()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
-        yield (f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
-               f"  {seconds:7.1f}  {len(final):5d}")
+        yield (
+            f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
+            f"  {seconds:7.1f}  {len(final):5d}"
+        )
     for group, name in zip(found, names):
         if group.method != METHOD_TITLES["aigc"] and not group.of("clients_aggregated").any():
-            yield from textwrap.wrap(f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round", WIDTH)
+            yield from textwrap.wrap(
+                f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round", WIDTH
+            )
     if several(found):
         yield "final: last round, mean ± standard deviation over seeds; best: mean of the best"
     else:

@@ -13,8 +13,13 @@ from genfl_mpi.results.reader import columns_of, config_of, damage, find, open_r
 from genfl_mpi.util.errors import UserError
 
 ALL = (*TABLES, "partition")
-TAGS = {"accuracy": "test/accuracy", "loss": "test/loss", "train_accuracy": "train/accuracy", "train_loss": "train/loss",
-        "augmented_loss": "train/augmented_loss"}  # as TensorBoard groups them; other columns go by what they measure
+TAGS = {
+    "accuracy": "test/accuracy",
+    "loss": "test/loss",
+    "train_accuracy": "train/accuracy",
+    "train_loss": "train/loss",
+    "augmented_loss": "train/augmented_loss",
+}  # as TensorBoard groups them; other columns go by what they measure
 
 
 def read_results(names, table="rounds", to="pandas"):
@@ -37,9 +42,19 @@ def read_results(names, table="rounds", to="pandas"):
     settings = varied(paths)
     runs = [_dataset(xarray, path, table, settings[0]) for path in paths]
     try:
-        together = xarray.concat(runs, "run", data_vars="all", coords="minimal", compat="override", join="outer", combine_attrs="override")
+        together = xarray.concat(
+            runs,
+            "run",
+            data_vars="all",
+            coords="minimal",
+            compat="override",
+            join="outer",
+            combine_attrs="override",
+        )
     except xarray.AlignmentError:
-        raise UserError(f"{table}: runs with other numbers of clients or classes have no common array; read them apart, or to pandas") from None
+        raise UserError(
+            f"{table}: runs with other numbers of clients or classes have no common array; read them apart, or to pandas"
+        ) from None
     return together.assign_coords({name: ("run", [one[name] for one in settings]) for name in settings[0]})
 
 
@@ -50,8 +65,11 @@ def varied(paths):
         with open_results(path) as file, damage(path):
             configs.append(config_of(file))
     differing = [key for key in loading.varied(configs) if key not in ("method", "seed")]
-    return [{"run": path.stem, "method": flat["method"], "seed": flat["seed"]} | {key: flat.get(key) for key in differing}
-            for path, flat in zip(paths, map(loading.settings_of, configs))]
+    return [
+        {"run": path.stem, "method": flat["method"], "seed": flat["seed"]}
+        | {key: flat.get(key) for key in differing}
+        for path, flat in zip(paths, map(loading.settings_of, configs))
+    ]
 
 
 def tidy(paths, table):
@@ -59,11 +77,18 @@ def tidy(paths, table):
     for path, settings in zip(paths, varied(paths)):
         columns, names = _columns(path, table)
         rows = len(next(iter(columns.values())))
-        found = {name: np.full(rows, str(value) if isinstance(value, (list, type(None))) else value) for name, value in settings.items()}
+        found = {
+            name: np.full(rows, str(value) if isinstance(value, (list, type(None))) else value)
+            for name, value in settings.items()
+        }
         for name, values in columns.items():
             if values.dtype.kind == "S":
                 values = np.array([text.decode() for text in values], dtype=object)
-            found |= {_clear(table, name, settings): values} if values.ndim == 1 else {f"{name}[{one}]": values[:, i] for i, one in enumerate(names)}
+            found |= (
+                {_clear(table, name, settings): values}
+                if values.ndim == 1
+                else {f"{name}[{one}]": values[:, i] for i, one in enumerate(names)}
+            )
         yield found
 
 
@@ -84,8 +109,16 @@ def _dataset(xarray, path, table, settings):
         names = [name for name in columns if name != "image"]
         values = columns_of(file, table, names)
     rows = () if table == "partition" else (next(iter(columns)),)
-    return xarray.Dataset({_clear(table, name, settings): ((*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows, values[name],
-                                                 {"units": columns[name].unit, "long_name": columns[name].about}) for name in names})
+    return xarray.Dataset(
+        {
+            _clear(table, name, settings): (
+                (*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows,
+                values[name],
+                {"units": columns[name].unit, "long_name": columns[name].about},
+            )
+            for name in names
+        }
+    )
 
 
 def _clear(table, name, settings):
@@ -109,7 +142,9 @@ def rows(paths, table):
         if header is None:
             yield (header := tuple(columns))
         if tuple(columns) != header:
-            raise UserError("the runs have different classes, and no columns in common; export those of one data set at a time")
+            raise UserError(
+                "the runs have different classes, and no columns in common; export those of one data set at a time"
+            )
         yield from zip(*(values.tolist() for values in columns.values()))
 
 
@@ -140,4 +175,6 @@ def _needed(package, extra):
     try:
         return import_module(package)
     except ImportError:
-        raise UserError(f"this needs the package {package}, which is not installed: pip install 'genfl_mpi[{extra}]'") from None
+        raise UserError(
+            f"this needs the package {package}, which is not installed: pip install 'genfl_mpi[{extra}]'"
+        ) from None

@@ -10,8 +10,20 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.plotting import WIDTH, column, legend_below, styled
 
 # Paul Tol's light colours, made for areas with dark text on them.
-PHASES = {"write": "#B0B7C3", "train": "#77AADD", "generate": "#EE8866", "generate ahead": "#FFAABB", "augment": "#EEDD88", "send": "#AAAA00", "wait": "#E4E4E4",
-          "reduce": "#44BB99", "aggregate": "#C3B1E1", "broadcast": "#BBCC33", "evaluate": "#99DDFF", "probe": "#D2B48C"}
+PHASES = {
+    "write": "#B0B7C3",
+    "train": "#77AADD",
+    "generate": "#EE8866",
+    "generate ahead": "#FFAABB",
+    "augment": "#EEDD88",
+    "send": "#AAAA00",
+    "wait": "#E4E4E4",
+    "reduce": "#44BB99",
+    "aggregate": "#C3B1E1",
+    "broadcast": "#BBCC33",
+    "evaluate": "#99DDFF",
+    "probe": "#D2B48C",
+}
 MOST_RANKS = 32  # of which bars are drawn
 
 
@@ -34,19 +46,37 @@ def spans(path, round):
     that rank 0 did ahead while it waited is drawn as one piece. Raises UserError.
     """
     with open_results(path) as file, damage(path):
-        rounds, clients = columns_of(file, "rounds"), columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank"))
-        waits, probes = columns_of(file, "ranks", ("round", "rank", "wait_seconds")), columns_of(file, "probes", ("round", "seconds"))
+        rounds, clients = (
+            columns_of(file, "rounds"),
+            columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank")),
+        )
+        waits, probes = (
+            columns_of(file, "ranks", ("round", "rank", "wait_seconds")),
+            columns_of(file, "probes", ("round", "seconds")),
+        )
     there = rounds["round"].tolist()
     if not there or round not in (None, *there):
-        raise UserError(f"{path} has no round {round}; it has {len(there)}" if there else f"{path}: no round is finished yet")
+        raise UserError(
+            f"{path} has no round {round}; it has {len(there)}"
+            if there
+            else f"{path}: no round is finished yet"
+        )
     round = there[-1] if round is None else round
     row = {name: values[there.index(round)] for name, values in rounds.items()}
     own = (clients["round"] == round) & (clients["rank"] >= 0)  # without those that nobody trained
     waits = waits["wait_seconds"][waits["round"] == round].tolist()  # one a rank, in their order
-    found = [Span(int(rank), "train", start, start + seconds, int(client)) for client, start, seconds, rank in
-             zip(*(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank")))]
+    found = [
+        Span(int(rank), "train", start, start + seconds, int(client))
+        for client, start, seconds, rank in zip(
+            *(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank"))
+        )
+    ]
     if np.isfinite(row["generate_start_seconds"]):
-        made = _in_a_row(0, row["generate_start_seconds"], {name: row[f"{name}_seconds"] for name in ("generate", "augment", "send")})
+        made = _in_a_row(
+            0,
+            row["generate_start_seconds"],
+            {name: row[f"{name}_seconds"] for name in ("generate", "augment", "send")},
+        )
         found += made
         if row["send_seconds"]:  # then nobody trains before
             found += [Span(rank, "wait", 0.0, made[-1].end) for rank in range(1, len(waits))]
@@ -62,8 +92,12 @@ def spans(path, round):
     arrived = max(start + wait for start, wait in zip(free, waits))
     reduced, announced = arrived + row["reduce_seconds"], row["round_seconds"] - sum(together.values())
     for rank, wait in enumerate(waits):
-        found += _in_a_row(rank, free[rank], {"wait": wait}) + _in_a_row(rank, arrived, {"reduce": row["reduce_seconds"]})
-        found += _in_a_row(rank, reduced, {"wait" if rank else "aggregate": announced - reduced}) + _in_a_row(rank, announced, together)
+        found += _in_a_row(rank, free[rank], {"wait": wait}) + _in_a_row(
+            rank, arrived, {"reduce": row["reduce_seconds"]}
+        )
+        found += _in_a_row(rank, reduced, {"wait" if rank else "aggregate": announced - reduced}) + _in_a_row(
+            rank, announced, together
+        )
     return sorted(found), round
 
 
@@ -86,13 +120,35 @@ def timeline(path, round=None):
     for span in found:
         if span.rank < ranks:
             lasted = span.end - span.start
-            axes.barh(span.rank, lasted, left=span.start, height=0.8, color=PHASES[span.phase], edgecolor="white", linewidth=0.3)
+            axes.barh(
+                span.rank,
+                lasted,
+                left=span.start,
+                height=0.8,
+                color=PHASES[span.phase],
+                edgecolor="white",
+                linewidth=0.3,
+            )
             if span.client is not None and lasted / end * WIDTH > 0.07 * len(str(span.client)):
-                axes.text((span.start + span.end) / 2, span.rank, span.client, ha="center", va="center", fontsize=6, color="black")
+                axes.text(
+                    (span.start + span.end) / 2,
+                    span.rank,
+                    span.client,
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="black",
+                )
     seen = {span.phase for span in found}
     handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen]
     lines = legend_below(figure, handles, [handle.get_label() for handle in handles])
     figure.set_figheight(0.75 + 0.26 * ranks + 0.15 * lines)
-    axes.set(xlabel="seconds since the round began", ylabel="rank", title=f"round {round}", yticks=range(ranks), xlim=(0, end),
-             ylim=(ranks - 0.5, -0.5))
+    axes.set(
+        xlabel="seconds since the round began",
+        ylabel="rank",
+        title=f"round {round}",
+        yticks=range(ranks),
+        xlim=(0, end),
+        ylim=(ranks - 0.5, -0.5),
+    )
     return figure

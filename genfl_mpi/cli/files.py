@@ -13,20 +13,35 @@ FIGURES = {
     "images": "generated images beside real ones, of a run",
     "heterogeneity": "how the clients differ, of probed runs",
     "costs": "seconds of each phase and bytes of each message; with --world\n"
-             "             accuracy against simulated seconds, joules and bytes",
+    "             accuracy against simulated seconds, joules and bytes",
 }
 
 
 def plot(arguments):
     parser = launch.parser_of_results(
-        "plot", "Draw a figure from results files, for one column of a two-column paper:\n"
+        "plot",
+        "Draw a figure from results files, for one column of a two-column paper:\n"
         + "\n".join(f"  {name:<15}{about}" for name, about in FIGURES.items())
         + "\nOf several runs the figures of a run show the first one of GenFL.\nFor example:\n  python -m genfl_mpi plot results/default\n"
-        "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf")
-    parser.add_argument("--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME")
-    parser.add_argument("--round", type=int, metavar="N", help="the round of a timeline (default: the last one)")
-    parser.add_argument("--world", action="append", metavar="FILE", help="costs in a simulated world, see configs/worlds; may be given several times")
-    parser.add_argument("-o", "--output", help="the image file: .png, .svg or .pdf (default: NAME.png in the folder where you are)")
+        "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf",
+    )
+    parser.add_argument(
+        "--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME"
+    )
+    parser.add_argument(
+        "--round", type=int, metavar="N", help="the round of a timeline (default: the last one)"
+    )
+    parser.add_argument(
+        "--world",
+        action="append",
+        metavar="FILE",
+        help="costs in a simulated world, see configs/worlds; may be given several times",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        help="the image file: .png, .svg or .pdf (default: NAME.png in the folder where you are)",
+    )
     options = launch.parse_once(parser, arguments)
 
     def lines():
@@ -57,12 +72,18 @@ def plot(arguments):
 
 def summary(arguments):
     parser = launch.parser_of(
-        "summary", "Many runs at a glance, while some of them still run, were cut off or have not\n"
+        "summary",
+        "Many runs at a glance, while some of them still run, were cut off or have not\n"
         "begun: how far each is, the final accuracies of those that are finished, and a\n"
         "figure of all rounds that there are. For example:\n"
-        "  python -m genfl_mpi summary results/fig5")
-    parser.add_argument("results", nargs="+", help="results files, whether they are there or not, or folders of them")
-    parser.add_argument("-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the results)")
+        "  python -m genfl_mpi summary results/fig5",
+    )
+    parser.add_argument(
+        "results", nargs="+", help="results files, whether they are there or not, or folders of them"
+    )
+    parser.add_argument(
+        "-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the results)"
+    )
     options = launch.parse_once(parser, arguments)
 
     def lines():
@@ -82,10 +103,17 @@ def summary(arguments):
 
 def claims(arguments):
     parser = launch.parser_of_results(
-        "claims", "Test the paper's claims on results files of several methods, alphas and seeds,\n"
+        "claims",
+        "Test the paper's claims on results files of several methods, alphas and seeds,\n"
         "and write the ledger as a table. For example:\n"
-        "  python -m genfl_mpi claims results/fig5-small results/fig6-small")
-    parser.add_argument("-o", "--output", default="claims.md", help="the table, in Markdown (default: %(default)s in the folder where you are)")
+        "  python -m genfl_mpi claims results/fig5-small results/fig6-small",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="claims.md",
+        help="the table, in Markdown (default: %(default)s in the folder where you are)",
+    )
     options = launch.parse_once(parser, arguments)
 
     def lines():
@@ -104,18 +132,34 @@ def claims(arguments):
 
 def price(arguments):
     parser = launch.parser_of(
-        "price", "What finished runs take in seconds, joules and bytes in simulated worlds,\n"
+        "price",
+        "What finished runs take in seconds, joules and bytes in simulated worlds,\n"
         "without training: a table, and accuracy against each of the three. A setting of\n"
         "model.* or of the generator, as key=value, prices the run as if it had had that\n"
         "model or generator. For example:\n"
-        "  python -m genfl_mpi price results/default --world configs/worlds/city.yaml")
-    parser.add_argument("results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them")
-    parser.add_argument("--world", action="append", default=[], metavar="FILE",
-                        help="YAML file of a world, see configs/worlds; may be given several times; none: the default world")
-    parser.add_argument("--target", type=float, help="price the rounds until the test accuracy, between 0 and 1, is this")
-    parser.add_argument("--placements", action="store_true",
-                        help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements")
-    parser.add_argument("--csv", metavar="FILE", help="write seconds and joules of each client, round and entity")
+        "  python -m genfl_mpi price results/default --world configs/worlds/city.yaml",
+    )
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them"
+    )
+    parser.add_argument(
+        "--world",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file of a world, see configs/worlds; may be given several times; none: the default world",
+    )
+    parser.add_argument(
+        "--target", type=float, help="price the rounds until the test accuracy, between 0 and 1, is this"
+    )
+    parser.add_argument(
+        "--placements",
+        action="store_true",
+        help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements",
+    )
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write seconds and joules of each client, round and entity"
+    )
     launch.add_figure(parser, "price.png")
     options = launch.parse_once(parser, arguments)
 
@@ -126,15 +170,25 @@ def price(arguments):
 
 def incentive(arguments):
     parser = launch.parser_of(
-        "incentive", "What the server should pay the clients of a run for generating what their\n"
+        "incentive",
+        "What the server should pay the clients of a run for generating what their\n"
         "labels lack: their best responses to a price, the price it prefers, and what\n"
         "follows; and a figure over the price. Money is in joules. For example:\n"
-        "  python -m genfl_mpi incentive results/default/genfl_seed1.h5")
+        "  python -m genfl_mpi incentive results/default/genfl_seed1.h5",
+    )
     parser.add_argument("file")
-    parser.add_argument("--world", metavar="FILE", help="YAML file of a world, see configs/worlds; none: the default world")
-    parser.add_argument("--value", type=float, metavar="J",
-                        help="what a unit less of mean EMD is worth to the server; none: twice what repairing all would cost")
-    parser.add_argument("--base", type=float, metavar="J", help="pay for taking part; none: the median of what it costs")
+    parser.add_argument(
+        "--world", metavar="FILE", help="YAML file of a world, see configs/worlds; none: the default world"
+    )
+    parser.add_argument(
+        "--value",
+        type=float,
+        metavar="J",
+        help="what a unit less of mean EMD is worth to the server; none: twice what repairing all would cost",
+    )
+    parser.add_argument(
+        "--base", type=float, metavar="J", help="pay for taking part; none: the median of what it costs"
+    )
     parser.add_argument("--budget", type=float, metavar="J", help="most that the server pays; none: no limit")
     launch.add_figure(parser, "incentive.png")
     options = launch.parse_once(parser, arguments)
@@ -146,12 +200,14 @@ def incentive(arguments):
 
 def audit(arguments):
     parser = launch.parser_of(
-        "audit", "Whether the clients of a run that was made with audit=true did what they claim:\n"
+        "audit",
+        "Whether the clients of a run that was made with audit=true did what they claim:\n"
         "who returned the global model, or a model that was not trained, and who holds\n"
         "other labels than it told. For example:\n"
         "  python -m genfl_mpi audit=true bad_clients.share=0.2 \\\n"
         "      bad_clients.kind=free_rider method=fedavg output=results/audit\n"
-        "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5")
+        "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5",
+    )
     parser.add_argument("file")
     options = launch.parse_once(parser, arguments)
 
@@ -162,12 +218,14 @@ def audit(arguments):
 
 def laboratory(arguments):
     parser = launch.parser_of(
-        "laboratory", "What kappa would have been the best in hindsight, in a run that was made with\n"
+        "laboratory",
+        "What kappa would have been the best in hindsight, in a run that was made with\n"
         "laboratory.every=1 or more: the loss along the segment between the round's two\n"
         "models, its barrier, and each kappa policy's regret; and one figure.\n"
         "For example:\n"
         "  python -m genfl_mpi method=genfl laboratory.every=1 output=results/lab\n"
-        "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5")
+        "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5",
+    )
     parser.add_argument("file")
     launch.add_figure(parser, "laboratory.png")
     options = launch.parse_once(parser, arguments)
@@ -186,11 +244,13 @@ def laboratory(arguments):
 
 def scaling(arguments):
     parser = launch.parser_of_results(
-        "scaling", "Print and draw how runs scaled, from results files of the same configuration on\n"
+        "scaling",
+        "Print and draw how runs scaled, from results files of the same configuration on\n"
         "different numbers of ranks: speed-up, efficiency and where the time went,\n"
         "against the prediction from the fewest ranks; and from runs that differ in\n"
         "clients or cohort: seconds of a round and accuracy. For example:\n"
-        "  python -m genfl_mpi scaling results/1 results/2 results/4")
+        "  python -m genfl_mpi scaling results/1 results/2 results/4",
+    )
     launch.add_figure(parser, "scaling.png")
     options = launch.parse_once(parser, arguments)
 
@@ -204,8 +264,11 @@ def scaling(arguments):
 
 
 def show(arguments):
-    parser = launch.parser_of("show", "Print what is in a results file. For example:\n"
-                              "  python -m genfl_mpi show results/default/genfl_seed1.h5")
+    parser = launch.parser_of(
+        "show",
+        "Print what is in a results file. For example:\n"
+        "  python -m genfl_mpi show results/default/genfl_seed1.h5",
+    )
     parser.add_argument("file")
     options = launch.parse_once(parser, arguments)
     from genfl_mpi.analysis.show import show
@@ -215,9 +278,11 @@ def show(arguments):
 
 def digest(arguments):
     parser = launch.parser_of(
-        "digest", "Print the SHA-256 of the final weights and of the results without clocks, hosts\n"
+        "digest",
+        "Print the SHA-256 of the final weights and of the results without clocks, hosts\n"
         "and bytes: equal for equal runs on any number of ranks. For example:\n"
-        "  python -m genfl_mpi digest results/default/*.h5")
+        "  python -m genfl_mpi digest results/default/*.h5",
+    )
     parser.add_argument("file", nargs="+")
     options = launch.parse_once(parser, arguments)
     from genfl_mpi.results.reader import digests
@@ -232,9 +297,11 @@ def digest(arguments):
 
 def watch(arguments):
     parser = launch.parser_of_results(
-        "watch", "Follow runs that another shell or a batch job computes, until they are finished:\n"
+        "watch",
+        "Follow runs that another shell or a batch job computes, until they are finished:\n"
         "on a terminal a view that is drawn again and again, else a line for each round.\n"
-        "For example:\n  python -m genfl_mpi watch results/default")
+        "For example:\n  python -m genfl_mpi watch results/default",
+    )
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi.results import reader
@@ -253,13 +320,26 @@ def watch(arguments):
 
 def export(arguments):
     parser = launch.parser_of_results(
-        "export", "Write a table of results files for other tools: a CSV file with a row for each\n"
+        "export",
+        "Write a table of results files for other tools: a CSV file with a row for each\n"
         "round, or logs for TensorBoard. For example:\n"
         "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
-        "  python -m genfl_mpi export results/default --tensorboard results/logs")
-    parser.add_argument("--table", choices=("rounds", "clients", "generated", "partition"), default="rounds", help="which (default: %(default)s)")
-    parser.add_argument("-o", "--output", help="the CSV file (default: TABLE.csv in the folder where you are)")
-    parser.add_argument("--tensorboard", metavar="FOLDER", help="write the rounds of each run as scalars into FOLDER/RUN instead")
+        "  python -m genfl_mpi export results/default --tensorboard results/logs",
+    )
+    parser.add_argument(
+        "--table",
+        choices=("rounds", "clients", "generated", "partition"),
+        default="rounds",
+        help="which (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--output", help="the CSV file (default: TABLE.csv in the folder where you are)"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        metavar="FOLDER",
+        help="write the rounds of each run as scalars into FOLDER/RUN instead",
+    )
     options = launch.parse_once(parser, arguments)
 
     def lines():
@@ -280,10 +360,14 @@ def export(arguments):
 
 def report(arguments):
     parser = launch.parser_of_results(
-        "report", "Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
+        "report",
+        "Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
         "it: configuration, environment, figures, tables, claims, images. For example:\n"
-        "  python -m genfl_mpi report results/default -o report.html")
-    parser.add_argument("-o", "--output", help="the HTML file (default: report.html beside the first results file)")
+        "  python -m genfl_mpi report results/default -o report.html",
+    )
+    parser.add_argument(
+        "-o", "--output", help="the HTML file (default: report.html beside the first results file)"
+    )
     options = launch.parse_once(parser, arguments)
 
     def lines():

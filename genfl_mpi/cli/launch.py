@@ -11,8 +11,12 @@ from genfl_mpi.util.errors import UserError
 
 def parser_of(command, description, epilog=None):
     """The parser of a command, without its arguments."""
-    return argparse.ArgumentParser(prog=f"python -m genfl_mpi {command}".strip(), description=description, epilog=epilog,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(
+        prog=f"python -m genfl_mpi {command}".strip(),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def parser_of_config(command, description, epilog=None, first=None):
@@ -20,8 +24,15 @@ def parser_of_config(command, description, epilog=None, first=None):
     parser = parser_of(command, description, epilog)
     if first:
         parser.add_argument(first, metavar=first.upper())
-    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's, for example training.lr=0.01")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace the file's, for example training.lr=0.01",
+    )
     return parser
 
 
@@ -34,7 +45,12 @@ def parser_of_results(command, description):
 
 def add_figure(parser, default):
     """Let a command's figure be put elsewhere than into the file `default`."""
-    parser.add_argument("-o", "--output", default=default, help="the figure: .png, .pdf or .svg (default: %(default)s in the folder where you are)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default=default,
+        help="the figure: .png, .pdf or .svg (default: %(default)s in the folder where you are)",
+    )
 
 
 def options_of(parser, arguments):
@@ -49,8 +65,10 @@ def on_config(options, command):
     """Read the configuration of parsed `options`, and run `command(comm, options, runs, say)` on every rank."""
     from genfl_mpi.config import loading
 
-    return on_all_ranks(lambda: loading.load(options.config, options.overrides),
-                        lambda comm, runs, say: command(comm, options, runs, say))
+    return on_all_ranks(
+        lambda: loading.load(options.config, options.overrides),
+        lambda comm, runs, say: command(comm, options, runs, say),
+    )
 
 
 def with_config(parser, arguments, command):
@@ -60,6 +78,7 @@ def with_config(parser, arguments, command):
 
 def print_of_config(parser, arguments, lines):
     """Parse, read the configuration, and print, on rank 0, what `lines(comm, options, runs)` gives, which every rank goes through."""
+
     def command(comm, options, runs, say):
         for line in lines(comm, options, runs):
             say(line)

@@ -26,20 +26,32 @@ def run(arguments):
     from genfl_mpi.config.settings import describe
 
     parser = launch.parser_of_config(
-        "", "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
+        "",
+        "Simulate generative federated learning (GenFL) over MPI: by default the paper's\n"
         "three methods on real handwritten digits. Started again, it skips the runs that\n"
         "are finished and continues the others. Their files and the closing figure, named\n"
         "after CONFIG.yaml or else accuracy.png, are in the folder `output`.\n"
         "Other commands, each with --help:\n"
         + "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items() if about),
-        epilog=EXAMPLES + describe())
+        epilog=EXAMPLES + describe(),
+    )
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
-    parser.add_argument("--fresh", action="store_true",
-                        help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on")
-    parser.add_argument("--members", action="store_true",
-                        help="print the results file of each run of the sweep, a line each, and compute nothing")
-    parser.add_argument("--member", type=int, metavar="K",
-                        help="compute the K-th of them alone, counted from 0: for a batch system's job array")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start over; what there is of the runs is moved aside, into OUTPUT/aside-1 and so on",
+    )
+    parser.add_argument(
+        "--members",
+        action="store_true",
+        help="print the results file of each run of the sweep, a line each, and compute nothing",
+    )
+    parser.add_argument(
+        "--member",
+        type=int,
+        metavar="K",
+        help="compute the K-th of them alone, counted from 0: for a batch system's job array",
+    )
     _verbosity(parser)
     options = launch.options_of(parser, arguments)
 
@@ -51,7 +63,9 @@ def run(arguments):
         return launch.print_lines(members())
 
     def command(comm, options, runs, say):
-        given = "\n".join([loading.text_of(options.config), *(f"# {override}" for override in options.overrides)])
+        given = "\n".join(
+            [loading.text_of(options.config), *(f"# {override}" for override in options.overrides)]
+        )
         picture = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
         if options.member is not None:
             runs, picture = _member(runs, options.member), None
@@ -74,22 +88,35 @@ def _member(runs, number):
 
 def fork(arguments):
     parser = launch.parser_of(
-        "fork", "Go on from a checkpointed round of the run in FILE with other settings: a\n"
+        "fork",
+        "Go on from a checkpointed round of the run in FILE with other settings: a\n"
         "counterfactual. The new results file begins with the rounds before, and records\n"
         "where it comes from. For example:\n"
-        "  python -m genfl_mpi fork FILE --at 10 kappa.kappa2=0.5")
+        "  python -m genfl_mpi fork FILE --at 10 kappa.kappa2=0.5",
+    )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--at", type=int, required=True, metavar="ROUND",
-                        help="the round after which it begins; a run with checkpoint.keep=1 keeps all")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="settings from then on; by default output=FILE_forkROUND")
+    parser.add_argument(
+        "--at",
+        type=int,
+        required=True,
+        metavar="ROUND",
+        help="the round after which it begins; a run with checkpoint.keep=1 keeps all",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings from then on; by default output=FILE_forkROUND",
+    )
     _verbosity(parser)
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi.runs import fork as forks
 
     def command(comm, runs, say):
-        given = "\n".join([f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)])
+        given = "\n".join(
+            [f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)]
+        )
         return _run_all(comm, runs, given, say, options, fork=(options.file, options.at))
 
     return launch.on_all_ranks(lambda: forks.runs(options.file, options.at, options.overrides), command)
@@ -97,8 +124,17 @@ def fork(arguments):
 
 def _verbosity(parser):
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--quiet", dest="level", action="store_const", const="quiet", default="normal", help="no word of each round")
-    how.add_argument("--verbose", dest="level", action="store_const", const="verbose", help="what each round took, too")
+    how.add_argument(
+        "--quiet",
+        dest="level",
+        action="store_const",
+        const="quiet",
+        default="normal",
+        help="no word of each round",
+    )
+    how.add_argument(
+        "--verbose", dest="level", action="store_const", const="verbose", help="what each round took, too"
+    )
 
 
 def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="accuracy.png"):
@@ -110,12 +146,16 @@ def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="a
 
     start = time.perf_counter()
     paths = [_results(one, name) for name, one in runs.items()]
-    alone = comm.rank == 0 and sweep.groups(comm.size, runs.values()) == 1  # else several ranks have lines to say
+    alone = (
+        comm.rank == 0 and sweep.groups(comm.size, runs.values()) == 1
+    )  # else several ranks have lines to say
     with Signals(comm) as signals, live.view(say, len(runs), options.level, alone) as view:
         signals.tell = getattr(view, "tell", signals.tell)
         # All of a sweep is checked before its first run.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
-        for line in devices.remarks(comm, max(one.runtime.threads for one in configs), configs[0].runtime.device):
+        for line in devices.remarks(
+            comm, max(one.runtime.threads for one in configs), configs[0].runtime.device
+        ):
             view.say(line)
         held = {}
         if fresh:
@@ -135,5 +175,7 @@ def _run_all(comm, runs, given, say, options, fresh=False, fork=None, picture="a
         say("")
         for line in summary.table(paths):
             say(line)
-        say(f"\n{counted(len(paths), 'run')} in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}")
+        say(
+            f"\n{counted(len(paths), 'run')} in {time.perf_counter() - start:.0f} s; files in {paths[0].parent}/, curves in {picture}"
+        )
     return 0

@@ -8,7 +8,17 @@ from pathlib import Path
 from genfl_mpi.util.errors import UserError
 
 # Settings that may name a function of the user's.
-OWN = ("algorithm.name", "selection", "rho", "kappa.policy", "generation.plan", "generation.checkpoint", "data.name", "model.name", "partition.scheme")
+OWN = (
+    "algorithm.name",
+    "selection",
+    "rho",
+    "kappa.policy",
+    "generation.plan",
+    "generation.checkpoint",
+    "data.name",
+    "model.name",
+    "partition.scheme",
+)
 
 
 def sources(settings):
@@ -39,7 +49,9 @@ def find(name, known, key, kind=None):
     module, colon, function = name.partition(":")
     if not colon:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise UserError(f"{key}: there is no {name!r}; did you mean {near!r}? Your own is written module:function")
+        raise UserError(
+            f"{key}: there is no {name!r}; did you mean {near!r}? Your own is written module:function"
+        )
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the module does when it is imported

@@ -48,10 +48,15 @@ def load(source=None, overrides=()):
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
         if together := _together(choices):
             # An override pins a key in all of them, and leaves those out that were to have another method.
-            sweep[key] = [{name: given.get(name, value) for name, value in choice.items()} for choice in together
-                          if choice.get("method") == given.get("method", choice.get("method"))]
+            sweep[key] = [
+                {name: given.get(name, value) for name, value in choice.items()}
+                for choice in together
+                if choice.get("method") == given.get("method", choice.get("method"))
+            ]
             if len(together) < len(choices) or not sweep[key]:
-                raise UserError(f"{where}: sweep.{key} must be mappings of settings, all of them, and one at least of method={given.get('method')}")
+                raise UserError(
+                    f"{where}: sweep.{key} must be mappings of settings, all of them, and one at least of method={given.get('method')}"
+                )
     if (count := math.prod(map(len, sweep.values()))) > MOST_RUNS:
         raise UserError(f"{where}: the sweep has {count} runs, and {MOST_RUNS} are the most")
     runs = {}
@@ -61,15 +66,21 @@ def load(source=None, overrides=()):
         for key, value in chosen.items():
             for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
                 _set(member, name, one)
-        if isinstance(member.get("world"), str):  # its settings become the run's, whatever happens to the file
+        if isinstance(
+            member.get("world"), str
+        ):  # its settings become the run's, whatever happens to the file
             member["world"] = load_world(member["world"]).model_dump()
         config = validate(member, where)
         name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
         if name in runs:
-            raise UserError(f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out")
+            raise UserError(
+                f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out"
+            )
         if len(name.encode()) > LONGEST_NAME:
-            raise UserError(f"{where}: a run of the sweep would be called {name[:50]}..., which is too long for a file; "
-                            "sweep shorter values")
+            raise UserError(
+                f"{where}: a run of the sweep would be called {name[:50]}..., which is too long for a file; "
+                "sweep shorter values"
+            )
         runs[name] = config
     return runs
 
@@ -83,14 +94,18 @@ def single(source=None, overrides=()):
     """The one run of a configuration without a sweep, or with every swept key pinned. Raises UserError."""
     runs = load(source, overrides)
     if len(runs) > 1:
-        raise UserError(f"the configuration is a sweep of {len(runs)} runs ({', '.join(list(runs)[:3])}, ...); pin the swept keys, for example method=genfl")
+        raise UserError(
+            f"the configuration is a sweep of {len(runs)} runs ({', '.join(list(runs)[:3])}, ...); pin the swept keys, for example method=genfl"
+        )
     return next(iter(runs.values()))
 
 
 def validate(values, where="configuration", kind=Config):
     """`Config`, or another `kind` of section, from a nested dict. Raises UserError with a line that names the first wrong key."""
     try:
-        return kind.model_validate({key: value for key, value in values.items() if value is not None or not _is_section(key, kind)})
+        return kind.model_validate(
+            {key: value for key, value in values.items() if value is not None or not _is_section(key, kind)}
+        )
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error.errors()[0], kind)}") from None
 
@@ -123,7 +138,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := next((key for key, count in Counter(seen).items() if count > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice} is there twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -134,10 +151,18 @@ def parse(text, where):
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
+        raise UserError(
+            f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"
+        ) from None
     except RecursionError:
         raise UserError(f"{where}: too deeply nested") from None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # "2001-99-99" say, or "!!int x"
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # "2001-99-99" say, or "!!int x"
         raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
@@ -157,7 +182,9 @@ def _copied(values, where):
             return {copied(str(key), depth + 1): copied(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [copied(item, depth + 1) for item in value]
-        if isinstance(value, str) and ("\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
+        if isinstance(value, str) and (
+            "\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
+        ):
             raise UserError(f"{where}: {value!r} has a character that no text may have")
         return value
 
@@ -178,7 +205,9 @@ def _split_override(text):
 
 def _set(values, key, value):
     *sections, leaf = str(key).split(".")
-    if sections[:1] == ["world"] and isinstance(values.get("world"), str):  # a file's world, and what is another in it
+    if sections[:1] == ["world"] and isinstance(
+        values.get("world"), str
+    ):  # a file's world, and what is another in it
         values["world"] = load_world(values["world"]).model_dump()
     for section in sections:
         if values.get(section) is None:
@@ -206,7 +235,9 @@ def _explain(error, kind):
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = keys(kind)
-        near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(key, known, n=1, cutoff=0)
+        near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(
+            key, known, n=1, cutoff=0
+        )
         return f"unknown key {key}; did you mean {near[0]}?"
     message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
     message = message[:1].lower() + message[1:]
@@ -265,7 +296,11 @@ def decided(values, keys=None):
             left = without
         else:
             found[key] = flat[key]
-    if values.get("world") is not None and (not keys or "world" in keys) and not any(key.startswith("world.") for key in found):
+    if (
+        values.get("world") is not None
+        and (not keys or "world" in keys)
+        and not any(key.startswith("world.") for key in found)
+    ):
         found["world"] = {}
     return found
 
@@ -274,7 +309,11 @@ def varied(configs):
     """The dotted keys in which resolved configurations, nested dicts, differ because somebody decided so, or ran them on other machines;
     without those that no round depends on."""
     flats = list(map(settings_of, configs))
-    keys = [key for key in dict.fromkeys(itertools.chain(*flats)) if not is_free(key) and any(flat.get(key) != flats[0].get(key) for flat in flats)]
+    keys = [
+        key
+        for key in dict.fromkeys(itertools.chain(*flats))
+        if not is_free(key) and any(flat.get(key) != flats[0].get(key) for flat in flats)
+    ]
     wanted = {key for config in configs for key in decided(config, keys)} if keys else set()
     return [key for key in keys if key in wanted or key in MACHINES]
 
@@ -299,4 +338,6 @@ def text_of(source=None):
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
         hint = f"; a setting is written {source}=value" if str(source) in keys() else ""
-        raise UserError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}") from None
+        raise UserError(
+            f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}"
+        ) from None

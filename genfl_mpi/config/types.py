@@ -33,7 +33,9 @@ SMALLEST, LARGEST = 1e-37, 1e37
 
 def _in_float32(value):
     if value and not SMALLEST <= abs(value) <= LARGEST:
-        raise ValueError(f"must be 0, or from {SMALLEST:g} to {LARGEST:g} in size: models are computed in float32, which ends there")
+        raise ValueError(
+            f"must be 0, or from {SMALLEST:g} to {LARGEST:g} in size: models are computed in float32, which ends there"
+        )
     return value
 
 
@@ -48,7 +50,9 @@ def at_most(limit, why):
     return AfterValidator(check)
 
 
-Number = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_in_float32)]  # also of "1e-4", which YAML takes for a text
+Number = Annotated[
+    float, BeforeValidator(_no_bool), AfterValidator(_in_float32)
+]  # also of "1e-4", which YAML takes for a text
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -56,7 +60,9 @@ Decibels = Annotated[Number, Field(ge=-400, le=400)]
 Natural = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 Epochs = Annotated[Count, at_most(10_000, "the batches of all epochs are drawn before the first step")]
-Threads = Annotated[Count, at_most(1024, "no node has more cores, and its processes may not have many more threads")]
+Threads = Annotated[
+    Count, at_most(1024, "no node has more cores, and its processes may not have many more threads")
+]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]  # smallest and largest value of a draw
 

@@ -21,7 +21,9 @@ def client_data(data, client, config):
     images = data["train_images"][samples]
     if is_spoiled(data, client, config):
         own = len(images) - config.data.shared
-        images[:own] = spoil(images[:own], config.bad_clients.kind, streams.generator(config.seed, "spoil", client))
+        images[:own] = spoil(
+            images[:own], config.bad_clients.kind, streams.generator(config.seed, "spoil", client)
+        )
     return images, labels
 
 
@@ -31,7 +33,10 @@ def client_samples(data, client, config):
     samples, labels = data["indices"][own], data["client_labels"][own].astype(np.int64)
     if config.data.shared:
         given = data["given"]
-        samples, labels = np.concatenate([samples, given]), np.concatenate([labels, data["train_labels"][given]])
+        samples, labels = (
+            np.concatenate([samples, given]),
+            np.concatenate([labels, data["train_labels"][given]]),
+        )
     return samples, labels
 
 
@@ -53,12 +58,16 @@ def check_memory(config):
     named = f"data.name={data.name}" + f" with data.size={data.size}" * (data.name in ("folder", "synthetic"))
     division = f"clients={config.clients}" + f" with partition.samples={split.samples}" * split.replacement
     taken = {  # a byte a value of an image, 8 a label; 4 a sample of a client, and 8 a class: its histogram, and what it shares of it
-        f"the {about.train_samples} training images of {named}": about.train_samples * (math.prod(about.shape) + 8),
-        f"the samples of all clients, with {division},": 4 * held + 8 * len(about.classes) * config.clients}
+        f"the {about.train_samples} training images of {named}": about.train_samples
+        * (math.prod(about.shape) + 8),
+        f"the samples of all clients, with {division},": 4 * held + 8 * len(about.classes) * config.clients,
+    }
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for what, size in taken.items():
         if size > there:
-            raise UserError(f"{what} take {size / 1e9:,.0f} GB of memory, and this machine has {there / 1e9:,.0f} GB; use fewer, or smaller ones")
+            raise UserError(
+                f"{what} take {size / 1e9:,.0f} GB of memory, and this machine has {there / 1e9:,.0f} GB; use fewer, or smaller ones"
+            )
 
 
 def load_once_a_node(comm, data):
@@ -75,7 +84,9 @@ def divide(config, arrays):
     """
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
-    held = np.setdiff1d(np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes))
+    held = np.setdiff1d(
+        np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes)
+    )
     pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
     for block in blocks(len(indices)):
         indices[block] = held[indices[block]]
@@ -84,7 +95,9 @@ def divide(config, arrays):
     if config.bad_clients.kind == "mislabelled":
         for client in np.flatnonzero(bad):
             own = slice(pointers[client], pointers[client + 1])
-            client_labels[own] = mislabel(client_labels[own], classes, streams.generator(config.seed, "spoil", client))
+            client_labels[own] = mislabel(
+                client_labels[own], classes, streams.generator(config.seed, "spoil", client)
+            )
     histograms = label_histograms(client_labels, pointers, classes)
     claims = histograms
     if config.bad_clients.kind == "overclaiming":
@@ -93,8 +106,16 @@ def divide(config, arrays):
     told &= tells(config.clients, config.incentive, config.seed)
     shared[~told] = 0
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
-    return {**given, "pointers": pointers, "indices": indices, "client_labels": client_labels, "bad": bad,
-            "label_histograms": histograms, "shared_labels": shared, "told": told}
+    return {
+        **given,
+        "pointers": pointers,
+        "indices": indices,
+        "client_labels": client_labels,
+        "bad": bad,
+        "label_histograms": histograms,
+        "shared_labels": shared,
+        "told": told,
+    }
 
 
 def load_and_divide(config):

@@ -29,4 +29,8 @@ def spoil(images, kind, rng):
     if kind == "blurred":
         padded = F.pad(torch.from_numpy(images.astype(np.float32)), (2, 2, 2, 2), mode="reflect")
         return F.avg_pool2d(padded, 5, stride=1).round().to(torch.uint8).numpy()
-    return np.clip(images + 64 * rng.standard_normal(images.shape, dtype=np.float32), 0, 255).round().astype(np.uint8)
+    return (
+        np.clip(images + 64 * rng.standard_normal(images.shape, dtype=np.float32), 0, 255)
+        .round()
+        .astype(np.uint8)
+    )

@@ -23,29 +23,146 @@ class Description:
     train_samples: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    folder: str | None = None  # below data.root, as torchvision lays it out; None: installed with a package, or made
+    folder: str | None = (
+        None  # below data.root, as torchvision lays it out; None: installed with a package, or made
+    )
 
 
 DIGITS = tuple("0123456789")
-FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-EMNIST = (*DIGITS, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt")  # letters of one shape in both cases are one class
+FASHION = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+EMNIST = (
+    *DIGITS,
+    *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    *"abdefghnqrt",
+)  # letters of one shape in both cases are one class
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR100 = tuple("""
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm""".split())
+CIFAR100 = tuple(
+    [
+        "apple",
+        "aquarium_fish",
+        "baby",
+        "bear",
+        "beaver",
+        "bed",
+        "bee",
+        "beetle",
+        "bicycle",
+        "bottle",
+        "bowl",
+        "boy",
+        "bridge",
+        "bus",
+        "butterfly",
+        "camel",
+        "can",
+        "castle",
+        "caterpillar",
+        "cattle",
+        "chair",
+        "chimpanzee",
+        "clock",
+        "cloud",
+        "cockroach",
+        "couch",
+        "crab",
+        "crocodile",
+        "cup",
+        "dinosaur",
+        "dolphin",
+        "elephant",
+        "flatfish",
+        "forest",
+        "fox",
+        "girl",
+        "hamster",
+        "house",
+        "kangaroo",
+        "keyboard",
+        "lamp",
+        "lawn_mower",
+        "leopard",
+        "lion",
+        "lizard",
+        "lobster",
+        "man",
+        "maple_tree",
+        "motorcycle",
+        "mountain",
+        "mouse",
+        "mushroom",
+        "oak_tree",
+        "orange",
+        "orchid",
+        "otter",
+        "palm_tree",
+        "pear",
+        "pickup_truck",
+        "pine_tree",
+        "plain",
+        "plate",
+        "poppy",
+        "porcupine",
+        "possum",
+        "rabbit",
+        "raccoon",
+        "ray",
+        "road",
+        "rocket",
+        "rose",
+        "sea",
+        "seal",
+        "shark",
+        "shrew",
+        "skunk",
+        "skyscraper",
+        "snail",
+        "snake",
+        "spider",
+        "squirrel",
+        "streetcar",
+        "sunflower",
+        "sweet_pepper",
+        "table",
+        "tank",
+        "telephone",
+        "television",
+        "tiger",
+        "tractor",
+        "train",
+        "trout",
+        "tulip",
+        "turtle",
+        "wardrobe",
+        "whale",
+        "willow_tree",
+        "wolf",
+        "woman",
+        "worm",
+    ]
+)
 
 DESCRIPTIONS = {
     "mnist5k": Description(DIGITS, (1, 28, 28), 4000, (0.1307,), (0.3081,)),
     "mnist": Description(DIGITS, (1, 28, 28), 60000, (0.1307,), (0.3081,), "MNIST"),
     "fashion_mnist": Description(FASHION, (1, 28, 28), 60000, (0.2860,), (0.3530,), "FashionMNIST"),
     "emnist": Description(EMNIST, (1, 28, 28), 112800, (0.1751,), (0.3332,), "EMNIST"),
-    "cifar10": Description(CIFAR10, (3, 32, 32), 50000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar-10-batches-py"),
-    "cifar100": Description(CIFAR100, (3, 32, 32), 50000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "cifar-100-python"),
+    "cifar10": Description(
+        CIFAR10, (3, 32, 32), 50000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar-10-batches-py"
+    ),
+    "cifar100": Description(
+        CIFAR100, (3, 32, 32), 50000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "cifar-100-python"
+    ),
 }
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -54,12 +171,22 @@ def describe(data):
     """The `Description` of config.data; with data.normalise=false pixels stay in [0, 1]. Raises UserError."""
     if data.name == "folder":
         files_of_class = {name: len(found) for name, found in _image_files(Path(data.root) / "train").items()}
-        about = Description(tuple(files_of_class), (3, data.size, data.size), sum(files_of_class.values()), (0.5,) * 3, (0.25,) * 3)
+        about = Description(
+            tuple(files_of_class),
+            (3, data.size, data.size),
+            sum(files_of_class.values()),
+            (0.5,) * 3,
+            (0.25,) * 3,
+        )
     elif data.name == "synthetic":
         about = Description(DIGITS, (3, data.size, data.size), data.samples, (0.5,) * 3, (0.25,) * 3)
     else:
         about = DESCRIPTIONS[data.name] if data.name in DESCRIPTIONS else _own(data)[0]
-    return about if data.normalise else replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
+    return (
+        about
+        if data.normalise
+        else replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
+    )
 
 
 def check(data, samples):
@@ -67,12 +194,16 @@ def check(data, samples):
     about = describe(data)
     folder = about.folder and Path(data.root) / about.folder
     if folder and not data.download and not folder.is_dir():
-        raise UserError(f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
-                        "or let torchvision fetch it once, where there is a network, with data.download=true")
+        raise UserError(
+            f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
+            "or let torchvision fetch it once, where there is a network, with data.download=true"
+        )
     if samples > about.train_samples - data.public_pool:
         besides = f" besides the public pool of {data.public_pool}" if data.public_pool else ""
-        raise UserError(f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples - data.public_pool} "
-                        f"training samples{besides}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
+        raise UserError(
+            f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples - data.public_pool} "
+            f"training samples{besides}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true"
+        )
 
 
 def source(data):
@@ -117,8 +248,15 @@ def fingerprint(arrays):
 def _own(data):
     """A user's data set: its `Description`, and a function without arguments that reads the arrays of `load`. Raises UserError."""
     found = find(data.name, DESCRIPTIONS, "data.name")(data)
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Description) and callable(found[1])):
-        raise UserError(f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that reads the arrays")
+    if not (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and isinstance(found[0], Description)
+        and callable(found[1])
+    ):
+        raise UserError(
+            f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that reads the arrays"
+        )
     return found
 
 
@@ -127,23 +265,34 @@ def _checked(name, about, read):
     for part in ("train", "test"):
         images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
         if images.dtype != np.uint8 or images.shape != (len(images), *about.shape):
-            raise UserError(f"data.name: {part}_images of {name} must be uint8 (n, {', '.join(map(str, about.shape))}), "
-                            f"not {images.dtype} {images.shape}")
+            raise UserError(
+                f"data.name: {part}_images of {name} must be uint8 (n, {', '.join(map(str, about.shape))}), "
+                f"not {images.dtype} {images.shape}"
+            )
         whole = labels.dtype.kind in "iu" and labels.shape == (len(images),) and len(labels)
         if not whole or labels.min() < 0 or labels.max() >= len(about.classes):
-            raise UserError(f"data.name: {part}_labels of {name} must be one of 0 to {len(about.classes) - 1} "
-                            f"for each of the {len(images)} images")
+            raise UserError(
+                f"data.name: {part}_labels of {name} must be one of 0 to {len(about.classes) - 1} "
+                f"for each of the {len(images)} images"
+            )
         arrays[f"{part}_labels"] = labels.astype(np.int64)
     if len(arrays["train_labels"]) != about.train_samples:
-        raise UserError(f"data.name: {name} has {len(arrays['train_labels'])} images for training, and its description says {about.train_samples}")
+        raise UserError(
+            f"data.name: {name} has {len(arrays['train_labels'])} images for training, and its description says {about.train_samples}"
+        )
     return arrays
 
 
 def _torchvision(data, is_train, download):
     from torchvision import datasets  # here, because importing it takes seconds
 
-    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "emnist": datasets.EMNIST,
-            "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    kind = {
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+        "emnist": datasets.EMNIST,
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+    }[data.name]
     split = {"split": "balanced"} if data.name == "emnist" else {}
     try:
         loaded = kind(data.root, train=is_train, download=download, **split)
@@ -165,8 +314,10 @@ def _mnist5k():
     for digit in range(10):
         is_test[np.flatnonzero(labels == digit)[400:]] = True
     return {
-        "train_images": images[~is_test], "train_labels": labels[~is_test],
-        "test_images": images[is_test], "test_labels": labels[is_test],
+        "train_images": images[~is_test],
+        "train_labels": labels[~is_test],
+        "test_images": images[is_test],
+        "test_labels": labels[is_test],
     }
 
 
@@ -179,13 +330,21 @@ def _folder(data):
         images, labels = [], []
         for name, paths in _image_files(Path(data.root) / part).items():
             if name not in classes:
-                raise UserError(f"data set folder: class {name} is in {data.root}/test and not in {data.root}/train")
+                raise UserError(
+                    f"data set folder: class {name} is in {data.root}/test and not in {data.root}/train"
+                )
             for path in paths:
                 try:
                     with Image.open(path) as image:
-                        images.append(np.asarray(image.convert("RGB").resize((data.size, data.size), Image.Resampling.BILINEAR)))
+                        images.append(
+                            np.asarray(
+                                image.convert("RGB").resize((data.size, data.size), Image.Resampling.BILINEAR)
+                            )
+                        )
                 except OSError:
-                    raise UserError(f"data set folder: {path} is not an image that can be read; remove it") from None
+                    raise UserError(
+                        f"data set folder: {path} is not an image that can be read; remove it"
+                    ) from None
                 labels.append(classes.index(name))
         arrays[f"{part}_images"] = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
         arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
@@ -198,7 +357,9 @@ def _image_files(folder):
     for sub in sorted(path for path in folder.glob("*") if path.is_dir()):
         found[sub.name] = sorted(path for path in sub.iterdir() if path.suffix.lower() in IMAGE_FILES)
     if not any(found.values()):
-        raise UserError(f"data set folder: there are no images in {folder}/CLASS; set data.root to a folder with train/CLASS and test/CLASS")
+        raise UserError(
+            f"data set folder: there are no images in {folder}/CLASS; set data.root to a folder with train/CLASS and test/CLASS"
+        )
     return found
 
 

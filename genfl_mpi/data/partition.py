@@ -26,13 +26,17 @@ def partition(labels, clients, classes, settings, seed):
     if settings.replacement:
         return _with_replacement(labels, clients, classes, settings, rng)
     if clients * settings.min_samples > len(labels):
-        raise UserError(f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} samples and the training "
-                        f"set has {len(labels)}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true")
+        raise UserError(
+            f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} samples and the training "
+            f"set has {len(labels)}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true"
+        )
     owners = _owners(labels, clients, classes, settings, rng)
     sizes = np.bincount(owners[owners >= 0], minlength=clients)
     if sizes.min() < settings.min_samples:
-        raise UserError(f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, fewer than partition.min_samples="
-                        f"{settings.min_samples}; use fewer clients or a smaller minimum")
+        raise UserError(
+            f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, fewer than partition.min_samples="
+            f"{settings.min_samples}; use fewer clients or a smaller minimum"
+        )
     pointers = np.zeros(clients + 1, dtype=np.int64)
     np.cumsum(sizes, out=pointers[1:])
     return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :].astype(np.int32)
@@ -45,9 +49,18 @@ def blocks(count):
 
 def _owners(labels, clients, classes, settings, rng):
     """The client of each sample, int (n,), by a scheme of ours or the user's own; -1: of none. Raises UserError."""
-    owners = np.asarray(find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng))
-    if owners.shape != labels.shape or owners.dtype.kind not in "iu" or owners.min() < -1 or owners.max() >= clients:
-        raise UserError(f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for each of {len(labels)} samples")
+    owners = np.asarray(
+        find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng)
+    )
+    if (
+        owners.shape != labels.shape
+        or owners.dtype.kind not in "iu"
+        or owners.min() < -1
+        or owners.max() >= clients
+    ):
+        raise UserError(
+            f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for each of {len(labels)} samples"
+        )
     return owners
 
 
@@ -110,8 +123,10 @@ def _dirichlet_client(labels, clients, classes, settings, rng):
 def _shards(labels, clients, classes, settings, rng):
     """Sorted by label, cut into clients x shards pieces, of which each client gets `shards` (McMahan et al. 2017)."""
     if clients * settings.shards > len(labels):
-        raise UserError(f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} shards, and there are "
-                        f"{len(labels)} samples to divide; use fewer clients or shards")
+        raise UserError(
+            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} shards, and there are "
+            f"{len(labels)} samples to divide; use fewer clients or shards"
+        )
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     pieces = rng.permutation(clients * settings.shards)
@@ -135,23 +150,38 @@ def _classes(labels, clients, classes, settings, rng):
 def _groups(labels, clients, classes, settings, rng):
     """Each client is a group of the user's file: a name for each training sample, a line each."""
     if settings.groups is None:
-        raise UserError("partition.scheme=groups needs partition.groups: a text file with the group of each training sample, a line each")
+        raise UserError(
+            "partition.scheme=groups needs partition.groups: a text file with the group of each training sample, a line each"
+        )
     try:
         names = Path(settings.groups).read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"partition.groups: {settings.groups} cannot be read: {getattr(error, 'strerror', None) or 'not text'}") from None
+        raise UserError(
+            f"partition.groups: {settings.groups} cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+        ) from None
     names = names[:-1] if names[-1] == "" else names
     if len(names) != len(labels):
-        raise UserError(f"partition.groups: {settings.groups} has {len(names)} lines, and there are {len(labels)} training samples")
+        raise UserError(
+            f"partition.groups: {settings.groups} has {len(names)} lines, and there are {len(labels)} training samples"
+        )
     found, group = np.unique(names, return_inverse=True)
     if len(found) < clients:
-        raise UserError(f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}")
+        raise UserError(
+            f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}"
+        )
     client_of = np.full(len(found), -1, dtype=np.int64)
     client_of[rng.permutation(len(found))[:clients]] = np.arange(clients)
     return client_of[group]
 
 
-SCHEMES = {"dirichlet": _dirichlet, "dirichlet_client": _dirichlet_client, "iid": _iid, "shards": _shards, "classes": _classes, "groups": _groups}
+SCHEMES = {
+    "dirichlet": _dirichlet,
+    "dirichlet_client": _dirichlet_client,
+    "iid": _iid,
+    "shards": _shards,
+    "classes": _classes,
+    "groups": _groups,
+}
 
 
 def _with_replacement(labels, clients, classes, settings, rng):
@@ -167,7 +197,9 @@ def _with_replacement(labels, clients, classes, settings, rng):
     for block in blocks(clients):
         counts[block] = rng.multinomial(settings.samples, mixes[block])
     if (missing := counts[:, sizes == 0].any(0)).any():
-        raise UserError(f"partition.scheme={settings.scheme}: there are no training samples of class {np.flatnonzero(sizes == 0)[missing][0]}")
+        raise UserError(
+            f"partition.scheme={settings.scheme}: there are no training samples of class {np.flatnonzero(sizes == 0)[missing][0]}"
+        )
     del mixes
     by_label = np.argsort(labels, kind="stable").astype(np.int32)
     starts = np.searchsorted(labels[by_label], np.arange(classes))
@@ -221,6 +253,9 @@ def _repair(owners, clients, min_samples, rng):
             count = min(min_samples - sizes[client], max(1, (sizes[donor] - min_samples) // 2))
             moved = rng.choice(members[donor], count, replace=False)
             owners[moved] = client
-            for one, samples in (donor, np.setdiff1d(members[donor], moved, assume_unique=True)), (client, np.union1d(members[client], moved)):
+            for one, samples in (
+                (donor, np.setdiff1d(members[donor], moved, assume_unique=True)),
+                (client, np.union1d(members[client], moved)),
+            ):
                 members[one], sizes[one] = samples, len(samples)
                 heapq.heappush(largest, (-len(samples), one))

@@ -25,7 +25,9 @@ def pool(labels, size, classes):
     for label, share in enumerate(counts(size, classes)):
         samples = np.flatnonzero(labels == label)
         if share > len(samples):
-            raise UserError(f"data.public_pool={size} needs {share} training samples of class {label}, and there are {len(samples)}")
+            raise UserError(
+                f"data.public_pool={size} needs {share} training samples of class {label}, and there are {len(samples)}"
+            )
         chosen.append(streams.generator(0, "pool", label).permutation(samples)[:share])
     return np.sort(np.concatenate(chosen))
 
@@ -40,12 +42,19 @@ def images(arrays, about, data, source):
     if source == "uci_digits":
         values, labels = uci_digits()
         if about.shape != tuple(values.shape[1:]):
-            raise UserError(f"pretraining.images=uci_digits: these are digits like MNIST's; data.name={data.name} has others")
+            raise UserError(
+                f"pretraining.images=uci_digits: these are digits like MNIST's; data.name={data.name} has others"
+            )
     else:
         if not data.public_pool:
-            raise UserError("data.public_pool is 0: set it to the number of training images that the generator may learn from")
+            raise UserError(
+                "data.public_pool is 0: set it to the number of training images that the generator may learn from"
+            )
         chosen = pool(arrays["train_labels"], data.public_pool, len(about.classes))
-        values, labels = torch.from_numpy(arrays["train_images"][chosen]).float() / 255, arrays["train_labels"][chosen]
+        values, labels = (
+            torch.from_numpy(arrays["train_images"][chosen]).float() / 255,
+            arrays["train_labels"][chosen],
+        )
     tested = set(map(_hash, arrays["test_images"]))
     public = np.array([_hash(one) not in tested for one in (values * 255).round().byte().numpy()])
     return values[public], labels[public], int((~public).sum())

@@ -11,7 +11,14 @@ from genfl_mpi.util import streams
 
 # What became of a client in a round: status in /clients.
 AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (
-    b"aggregated", b"late", b"outage", b"dropout", b"battery", b"declined", b"not finite")
+    b"aggregated",
+    b"late",
+    b"outage",
+    b"dropout",
+    b"battery",
+    b"declined",
+    b"not finite",
+)
 STATUS = "S16"
 SLACK = 1e-9  # relative: allocation=min_max lets all be done at the same time, up to its rounding
 
@@ -22,7 +29,9 @@ def attend(world, battery, round, price, spent):
     battery: float64 (N,), J of all clients when the run began; spent: float64 (N,), J of each in the rounds before; price: the
     `Price` of the round if nothing came in between.
     """
-    seconds, joules = (np.array(list(phases.values())) for phases in (price.client_seconds, price.client_joules))
+    seconds, joules = (
+        np.array(list(phases.values())) for phases in (price.client_seconds, price.client_joules)
+    )
     done, deadline = seconds.sum(0), world.deadline_s or np.inf
     luck, moment = streams.generator(world.seed, "dropout", round).random((2, len(spent)))[:, price.clients]
     silent = np.where(luck < world.dropout, moment * done, np.inf)
@@ -32,8 +41,11 @@ def attend(world, battery, round, price, spent):
     charge = np.maximum(battery - spent, 0)[price.clients]
     empty = (parts * joules).sum(0) > charge
     parts = np.where(empty, np.minimum(parts, _reached(joules, charge)), parts)
-    status = np.select([empty, silent < np.minimum(done, deadline), late, price.lost],
-                       [BATTERY, DROPOUT, LATE, OUTAGE], AGGREGATED)
+    status = np.select(
+        [empty, silent < np.minimum(done, deadline), late, price.lost],
+        [BATTERY, DROPOUT, LATE, OUTAGE],
+        AGGREGATED,
+    )
     waited = (parts * seconds).sum(0).max(initial=0)
     if np.isfinite(deadline) and (status != AGGREGATED).any():
         waited = deadline

@@ -87,8 +87,10 @@ def needed_bandwidth(uplink, T):
         series = 2 * d + 8 / 3 * d**2 + 28 / 9 * d**3
         G = np.minimum(uplink.bits * np.log(2) / (uplink.reach * (T - uplink.ready)), 1 - 1e-3)
         x = minus_lambert(G) / G - 1
-        x = np.where(d > 1e-3, x - (np.log1p(x) - G * x) / (1 / (1 + x) - G), series)  # a step of Newton for the last digits
-        return np.where(T > _never_before(uplink), uplink.reach / x, np.inf)
+        x = np.where(
+            d > 1e-3, x - (np.log1p(x) - G * x) / (1 / (1 + x) - G), series
+        )  # a step of Newton for the last digits
+        return np.where(_never_before(uplink) < T, uplink.reach / x, np.inf)
 
 
 def minus_lambert(G):
@@ -109,12 +111,16 @@ def least_energy(uplink):
     phi is inverted by interpolation in a table, and the common level is the root of one equation.
     """
     if uplink.deadline is None:
-        raise UserError("allocation=least_energy needs deadline_s, the time by which the clients must be done")
+        raise UserError(
+            "allocation=least_energy needs deadline_s, the time by which the clients must be done"
+        )
     least = needed_bandwidth(uplink, uplink.deadline)
     if not least.sum() <= uplink.total:
         earliest = (uplink.ready + seconds(uplink, min_max(uplink))).max()
-        raise UserError(f"deadline_s={uplink.deadline:g} cannot be met: the clients of a round are done after {earliest:.4g} s "
-                        "at the earliest")
+        raise UserError(
+            f"deadline_s={uplink.deadline:g} cannot be met: the clients of a round are done after {earliest:.4g} s "
+            "at the earliest"
+        )
     log_x = np.linspace(-12, 60, 200_000)
     once = np.log1p(np.exp(log_x))
     log_phi = 2 * log_x + np.log(np.log(2) * (once - np.exp(log_x) / (1 + np.exp(log_x)))) - 2 * np.log(once)
@@ -131,11 +137,18 @@ def least_energy(uplink):
 def _shared(uplink, parts):
     """Divide the whole bandwidth in proportion to `parts`. Raises UserError if these are not finite."""
     if not 0 < (whole := parts.sum()) < np.inf:
-        raise UserError("the clients' channels are too poor, or too good, for the bandwidth to be divided over them: their p h / N0 are "
-                        f"{uplink.reach.min():.3g} to {uplink.reach.max():.3g} Hz, and the band is {uplink.total:.3g} Hz; mend the "
-                        "world's channel or devices.transmit_watts")
+        raise UserError(
+            "the clients' channels are too poor, or too good, for the bandwidth to be divided over them: their p h / N0 are "
+            f"{uplink.reach.min():.3g} to {uplink.reach.max():.3g} Hz, and the band is {uplink.total:.3g} Hz; mend the "
+            "world's channel or devices.transmit_watts"
+        )
     return uplink.total * parts / whole
 
 
-ALLOCATIONS = {"equal": equal, "proportional": proportional, "min_max": min_max, "least_energy": least_energy,
-               "weighted": weighted}
+ALLOCATIONS = {
+    "equal": equal,
+    "proportional": proportional,
+    "min_max": min_max,
+    "least_energy": least_energy,
+    "weighted": weighted,
+}

@@ -41,7 +41,9 @@ def shadowing_db(world, clients, round):
     draw to the next within `decorrelation_m`, by cosine and sine, so that its variance stays the same."""
     settings = world.channel
     place, between = divmod(_way(settings, round) / settings.decorrelation_m, 1)
-    one, other = (streams.generator(world.seed, "shadowing", place + step).standard_normal(clients) for step in (0, 1))
+    one, other = (
+        streams.generator(world.seed, "shadowing", place + step).standard_normal(clients) for step in (0, 1)
+    )
     return settings.shadowing_db * (np.cos(np.pi / 2 * between) * one + np.sin(np.pi / 2 * between) * other)
 
 

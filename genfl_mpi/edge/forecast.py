@@ -27,15 +27,24 @@ def forecast(world, devices, round, cohort, work, spent, clients=slice(None)):
     devices: of all clients; work: the `Work` of each one that is asked for, `clients`, by default all; spent: float64 (N,),
     joules of all in the rounds before. The channel is known before the choice; what is sent arrives at each client's own rate.
     """
-    settings, noise, have = world.channel, channel.noise(world.channel), Devices(*(array[clients] for array in devices))
+    settings, noise, have = (
+        world.channel,
+        channel.noise(world.channel),
+        Devices(*(array[clients] for array in devices)),
+    )
     up, down = (channel.gains(world, len(spent), round, way)[clients] for way in (channel.UP, channel.DOWN))
     band, watts = settings.bandwidth_mhz * 1e6, world.server.transmit_watts
     part = 1 if work.all_receive else cohort
-    receive = (8 * work.weights_bytes / channel.rate(band, watts, down, noise)
-               + 8 * work.received_bytes / channel.rate(band / part, watts / part, down, noise))
+    receive = 8 * work.weights_bytes / channel.rate(
+        band, watts, down, noise
+    ) + 8 * work.received_bytes / channel.rate(band / part, watts / part, down, noise)
     send = 8 * work.weights_bytes / channel.rate(band / cohort, have.power, up, noise)
     make, cycles = making(world.devices, work), work.flops / world.devices.flops_per_cycle
-    joules = (world.devices.receive_watts * receive + computing_joules(cycles, have.frequency, world.devices.capacitance)
-              + have.power * send + world.devices.accelerator_watts * make)
+    joules = (
+        world.devices.receive_watts * receive
+        + computing_joules(cycles, have.frequency, world.devices.capacitance)
+        + have.power * send
+        + world.devices.accelerator_watts * make
+    )
     seconds = waiting(world.server, work) + receive + make + computing_seconds(cycles, have.frequency) + send
     return Forecast(seconds, joules, have.battery, have.battery - spent[clients])

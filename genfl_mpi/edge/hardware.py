@@ -19,14 +19,19 @@ class Devices(NamedTuple):
 def draw(world, clients):
     """The `Devices` of a world. Raises UserError if it has fewer than `clients`."""
     if world.clients is not None and world.clients < clients:
-        raise UserError(f"the world has {world.clients} clients, and the run had {clients}; leave its `clients` out, or raise it")
+        raise UserError(
+            f"the world has {world.clients} clients, and the run had {clients}; leave its `clients` out, or raise it"
+        )
     settings = world.devices
 
     def uniform(ends, which):
         return streams.generator(world.seed, "device", which).uniform(*ends, clients)
 
-    return Devices(1e9 * uniform(settings.frequency_ghz, 0), np.exp(uniform(np.log(settings.transmit_watts), 1)),
-                   1e3 * uniform(settings.battery_kj, 2))
+    return Devices(
+        1e9 * uniform(settings.frequency_ghz, 0),
+        np.exp(uniform(np.log(settings.transmit_watts), 1)),
+        1e3 * uniform(settings.battery_kj, 2),
+    )
 
 
 def computing_seconds(cycles, frequency):

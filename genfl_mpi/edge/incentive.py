@@ -55,8 +55,14 @@ def clients_of(histograms, fixed, image):
     samples, classes = histograms.sum(1).astype(np.float64), histograms.shape[1]
     even = histograms.max(1) * classes  # samples when every label has as many as the most frequent one
     emd = np.abs(histograms / samples[:, None] - 1 / classes).sum(1)
-    return Clients(samples, 1 - samples / even, emd, np.broadcast_to(fixed, samples.shape).astype(np.float64),
-                   np.broadcast_to(image, samples.shape).astype(np.float64), samples / samples.sum())
+    return Clients(
+        samples,
+        1 - samples / even,
+        emd,
+        np.broadcast_to(fixed, samples.shape).astype(np.float64),
+        np.broadcast_to(image, samples.shape).astype(np.float64),
+        samples / samples.sum(),
+    )
 
 
 def images(clients, share):
@@ -93,8 +99,17 @@ def equilibrium(clients, base, price, value):
     payments = float((base + price * share)[joins].sum())
     emd, before = float(clients.weight @ (clients.emd * (1 - share))), float(clients.weight @ clients.emd)
     spent = float(cost(clients, share)[joins].sum())
-    return Equilibrium(price, share, joins, gain, np.where(joins, images(clients, share), 0.0), payments, emd,
-                       value * emd + payments, value * (before - emd) - spent)
+    return Equilibrium(
+        price,
+        share,
+        joins,
+        gain,
+        np.where(joins, images(clients, share), 0.0),
+        payments,
+        emd,
+        value * emd + payments,
+        value * (before - emd) - spent,
+    )
 
 
 def best_price(clients, base, value, budget):
@@ -103,12 +118,15 @@ def best_price(clients, base, value, budget):
     Between the prices at which a client joins, begins or ends its repair, the objective is smooth: each such piece is searched
     by itself, with both its ends, on either side of which it may jump. Raises UserError if even r = 0 is above the budget.
     """
+
     def at(price):
         return equilibrium(clients, base, price, value)
 
     if (nothing := at(0.0)).payments > budget:
-        raise UserError(f"the budget of {budget:g} J does not pay those who take part for the base pay alone, "
-                        f"which is {nothing.payments:g} J")
+        raise UserError(
+            f"the budget of {budget:g} J does not pay those who take part for the base pay alone, "
+            f"which is {nothing.payments:g} J"
+        )
     first = clients.image * clients.samples * clients.gap
     corners = np.concatenate([first, first / (1 - clients.gap) ** 2, _joining(clients, base)])
     corners = np.unique(corners[np.isfinite(corners) & (corners > 0)])
@@ -120,8 +138,12 @@ def best_price(clients, base, value, budget):
         if at(top).payments > budget:
             top = _affordable(at, low, top, budget)
         if low < top:
-            piece = minimize_scalar(lambda price: at(price).objective, bounds=(low, top), method="bounded",
-                                    options={"xatol": 1e-6 * top})
+            piece = minimize_scalar(
+                lambda price: at(price).objective,
+                bounds=(low, top),
+                method="bounded",
+                options={"xatol": 1e-6 * top},
+            )
             found.append(at(piece.x))
         found += [at(top), at(high)]
     return min((one for one in found if one.payments <= budget), key=lambda one: one.objective)

@@ -60,13 +60,23 @@ def bill(trace, world, met, placement=None):
             status.append(heard)
         holdings.add(cohort.clients, work, prices[-1].parts)
         per_client[cohort.clients] += sum(prices[-1].client_joules.values())
-    gpu = [{name: one.server_joules[name] for name in one.server_joules if name != "helper"} for one in prices]
+    gpu = [
+        {name: one.server_joules[name] for name in one.server_joules if name != "helper"} for one in prices
+    ]
     return Bill(
         np.array([one.seconds for one in prices]),
-        {"clients": np.array([sum(joules.sum() for joules in one.client_joules.values()) for one in prices]),
-         "server": np.array([sum(joules.values()) for joules in gpu]),
-         "helper": np.array([one.server_joules["helper"] for one in prices])},
-        {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")}, per_client, prices, status)
+        {
+            "clients": np.array(
+                [sum(joules.sum() for joules in one.client_joules.values()) for one in prices]
+            ),
+            "server": np.array([sum(joules.values()) for joules in gpu]),
+            "helper": np.array([one.server_joules["helper"] for one in prices]),
+        },
+        {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")},
+        per_client,
+        prices,
+        status,
+    )
 
 
 class Holdings:
@@ -93,8 +103,12 @@ def _whole(images, part):
 def asked(trace, world, round, holdings, placement=None, down=None):
     """The `Work` of a round of a `Trace`, with a placement, by default its own. holdings: `Holdings`, which stay as they are.
     down: float64 (K,), gains of the cohort's channels, for P5. The round's cohort may be any index of the N clients."""
-    work = Work(trace.sample_flops * trace.epochs[round] * trace.samples[round], trace.weights_bytes,
-                value=trace.value[trace.cohorts[round]], image_flops=trace.image_flops)
+    work = Work(
+        trace.sample_flops * trace.epochs[round] * trace.samples[round],
+        trace.weights_bytes,
+        value=trace.value[trace.cohorts[round]],
+        image_flops=trace.image_flops,
+    )
     return replace(work, **WORK[placement or trace.placement](trace, world, round, holdings, down))
 
 
@@ -109,9 +123,14 @@ def _server(trace, world, round, holdings, down):
 def _sent(trace, world, round, holdings, down):
     """Each client of the cohort is sent the images that it does not have yet, and trains on all of them."""
     lacking = trace.pool[round] - holdings.images[trace.cohorts[round]]
-    return {"server_images": trace.new_images[round], "they_wait": True,
-            "received_images": lacking, "received_bytes": lacking * image_bytes(trace, world.images),
-            "all_receive": world.images.delivery == "broadcast", "flops": _flops_with(trace, round, trace.pool[round])}
+    return {
+        "server_images": trace.new_images[round],
+        "they_wait": True,
+        "received_images": lacking,
+        "received_bytes": lacking * image_bytes(trace, world.images),
+        "all_receive": world.images.delivery == "broadcast",
+        "flops": _flops_with(trace, round, trace.pool[round]),
+    }
 
 
 def _at_clients(trace, world, round, holdings, down):
@@ -120,14 +139,21 @@ def _at_clients(trace, world, round, holdings, down):
     wanted = np.ceil(trace.pool[round] * trace.missing[clients]) if trace.made is None else trace.made[round]
     made = wanted - holdings.images[clients]
     fetches = ~holdings.generator[clients] & (made > 0)
-    return {"made_images": made, "fetches": fetches, "received_bytes": fetches * trace.generator_bytes,
-            "flops": _flops_with(trace, round, wanted)}
+    return {
+        "made_images": made,
+        "fetches": fetches,
+        "received_bytes": fetches * trace.generator_bytes,
+        "flops": _flops_with(trace, round, wanted),
+    }
 
 
 def _helper(trace, world, round, holdings, down):
     images = trace.new_images[round]
-    return {"helper_images": images, "helper_bytes": images * image_bytes(trace, world.images),
-            "augment_flops": _augment_flops(trace, round)}
+    return {
+        "helper_images": images,
+        "helper_bytes": images * image_bytes(trace, world.images),
+        "augment_flops": _augment_flops(trace, round),
+    }
 
 
 def _hybrid(trace, world, round, holdings, down):
@@ -137,15 +163,26 @@ def _hybrid(trace, world, round, holdings, down):
     share = np.ceil(trace.pool[round] * trace.missing[clients])
     wanted = share - holdings.images[clients]
     noise, size = channel.noise(world.channel), image_bytes(trace, world.images)
-    rate = channel.rate(world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, down, noise)
+    rate = channel.rate(
+        world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, down, noise
+    )
     joules_a_byte = 8 * world.devices.receive_watts / rate
     fetches = ~holdings.generator[clients]
-    sent = (wanted > 0) & (wanted * size * joules_a_byte <= wanted * image_joules(world.devices, trace.image_flops)
-                           + fetches * trace.generator_bytes * joules_a_byte)
+    sent = (wanted > 0) & (
+        wanted * size * joules_a_byte
+        <= wanted * image_joules(world.devices, trace.image_flops)
+        + fetches * trace.generator_bytes * joules_a_byte
+    )
     fetches &= ~sent & (wanted > 0)
-    return {"server_images": trace.new_images[round], "they_wait": bool(sent.any()), "made_images": wanted * ~sent,
-            "received_images": wanted * sent, "fetches": fetches,
-            "received_bytes": wanted * sent * size + fetches * trace.generator_bytes, "flops": _flops_with(trace, round, share)}
+    return {
+        "server_images": trace.new_images[round],
+        "they_wait": bool(sent.any()),
+        "made_images": wanted * ~sent,
+        "received_images": wanted * sent,
+        "fetches": fetches,
+        "received_bytes": wanted * sent * size + fetches * trace.generator_bytes,
+        "flops": _flops_with(trace, round, share),
+    }
 
 
 def _augment_flops(trace, round):
@@ -161,4 +198,9 @@ WORK = {"P0": _none, "P1": _server, "P2": _sent, "P3": _at_clients, "P4": _helpe
 
 def scaled(trace, images=1.0, size=1.0):
     """The trace with `images` times as many images, each `size` times as large to send."""
-    return replace(trace, new_images=trace.new_images * images, pool=trace.pool * images, image_size=trace.image_size * size)
+    return replace(
+        trace,
+        new_images=trace.new_images * images,
+        pool=trace.pool * images,
+        image_size=trace.image_size * size,
+    )

@@ -1,6 +1,6 @@
 """What one round takes in a world: seconds and joules of each client, of the server and of a helper, and bytes on the air.
 
-    T_round = max(max_n(t_down + t_make + t_compute + t_up), t_generate + t_augment) + t_aggregate
+T_round = max(max_n(t_down + t_make + t_compute + t_up), t_generate + t_augment) + t_aggregate
 """
 
 from dataclasses import dataclass, replace
@@ -112,18 +112,26 @@ def price(world, cohort, work):
     augment = work.augment_flops / (server.tflops * 1e12)
     helper = work.helper_images * image_seconds(world.helper, work.image_flops)
     link = 8 * work.helper_bytes / (world.helper.link_mbps * 1e6)
-    aggregate = 2 * (count + 1) * work.weights_bytes / 4 / (server.tflops * 1e12)  # a product and a sum for each weight
+    aggregate = (
+        2 * (count + 1) * work.weights_bytes / 4 / (server.tflops * 1e12)
+    )  # a product and a sum for each weight
 
     # Down: the weights to all at the rate of the worst receiver, then what else each is sent.
     wait = waiting(server, work) * each
-    worst = channel.rate(band, server.transmit_watts, cohort.down.min(initial=np.inf), noise) if count else np.inf
+    worst = (
+        channel.rate(band, server.transmit_watts, cohort.down.min(initial=np.inf), noise) if count else np.inf
+    )
     broadcast = 8 * work.weights_bytes / worst * each
     received = work.received_bytes * each
     if work.all_receive:
         receive = 8 * received.max(initial=0) / worst * each
         sent, sending = received.max(initial=0), receive.max(initial=0)
     else:
-        receive = 8 * received / channel.rate(band / max(count, 1), server.transmit_watts / max(count, 1), cohort.down, noise)
+        receive = (
+            8
+            * received
+            / channel.rate(band / max(count, 1), server.transmit_watts / max(count, 1), cohort.down, noise)
+        )
         sent, sending = received.sum(), receive.max(initial=0)
 
     # The clients make images, train, and send their weights.
@@ -134,7 +142,9 @@ def price(world, cohort, work):
     upload, tries, lost = np.zeros(count), each, each < 1
     if count:
         reach = power * cohort.up / noise
-        uplink = Uplink(8 * work.weights_bytes, ready, power, reach, band, world.deadline_s, work.value * each)
+        uplink = Uplink(
+            8 * work.weights_bytes, ready, power, reach, band, world.deadline_s, work.value * each
+        )
         bandwidth = ALLOCATIONS[settings.allocation](uplink)
         error = channel.packet_error(bandwidth, power, cohort.up, noise, settings.waterfall)
         tries = channel.transmissions(cohort.luck, error, settings.most_tries)
@@ -146,23 +156,50 @@ def price(world, cohort, work):
         compute = computing_seconds(cycles, frequency)
     done = wait + broadcast + receive + make + compute + upload
 
-    client_seconds = {"wait": wait, "down": broadcast, "receive": receive, "make": make, "compute": compute, "up": upload}
+    client_seconds = {
+        "wait": wait,
+        "down": broadcast,
+        "receive": receive,
+        "make": make,
+        "compute": compute,
+        "up": upload,
+    }
     return Price(
         clients=cohort.clients,
         seconds=_whole(done.max(initial=0), generate, augment, helper, link, aggregate),
         client_seconds=client_seconds,
         client_joules={
-            "wait": 0 * each, "down": world.devices.receive_watts * broadcast, "receive": world.devices.receive_watts * receive,
+            "wait": 0 * each,
+            "down": world.devices.receive_watts * broadcast,
+            "receive": world.devices.receive_watts * receive,
             "make": world.devices.accelerator_watts * make,
-            "compute": computing_joules(cycles, frequency, world.devices.capacitance), "up": power * upload},
-        server_seconds={"send": broadcast.max(initial=0) + sending, "generate": generate, "augment": augment,
-                        "aggregate": aggregate, "helper": helper, "link": link},
-        server_joules={"send": server.transmit_watts * (broadcast.max(initial=0) + sending), "generate": server.watts * generate,
-                       "augment": server.watts * augment, "aggregate": server.watts * aggregate,
-                       "helper": world.helper.watts * helper, "link": 0.0},
-        bytes={"down": work.weights_bytes * (count > 0) + sent, "up": work.weights_bytes * tries.sum(),
-               "wire": work.helper_bytes},
-        parts=dict.fromkeys(client_seconds, each), sent=work.weights_bytes * tries, lost=lost,
+            "compute": computing_joules(cycles, frequency, world.devices.capacitance),
+            "up": power * upload,
+        },
+        server_seconds={
+            "send": broadcast.max(initial=0) + sending,
+            "generate": generate,
+            "augment": augment,
+            "aggregate": aggregate,
+            "helper": helper,
+            "link": link,
+        },
+        server_joules={
+            "send": server.transmit_watts * (broadcast.max(initial=0) + sending),
+            "generate": server.watts * generate,
+            "augment": server.watts * augment,
+            "aggregate": server.watts * aggregate,
+            "helper": world.helper.watts * helper,
+            "link": 0.0,
+        },
+        bytes={
+            "down": work.weights_bytes * (count > 0) + sent,
+            "up": work.weights_bytes * tries.sum(),
+            "wire": work.helper_bytes,
+        },
+        parts=dict.fromkeys(client_seconds, each),
+        sent=work.weights_bytes * tries,
+        lost=lost,
     )
 
 
@@ -172,10 +209,16 @@ def until(price, parts, waited):
     phases = dict(zip(price.client_seconds, parts))
     server, sent = price.server_seconds, price.sent * phases["up"]
     return replace(
-        price, parts=phases, sent=sent, bytes=price.bytes | {"up": sent.sum()},
-        seconds=_whole(waited, *(server[phase] for phase in ("generate", "augment", "helper", "link", "aggregate"))),
+        price,
+        parts=phases,
+        sent=sent,
+        bytes=price.bytes | {"up": sent.sum()},
+        seconds=_whole(
+            waited, *(server[phase] for phase in ("generate", "augment", "helper", "link", "aggregate"))
+        ),
         client_seconds={phase: seconds * phases[phase] for phase, seconds in price.client_seconds.items()},
-        client_joules={phase: joules * phases[phase] for phase, joules in price.client_joules.items()})
+        client_joules={phase: joules * phases[phase] for phase, joules in price.client_joules.items()},
+    )
 
 
 def _whole(waited, generate, augment, helper, link, aggregate):

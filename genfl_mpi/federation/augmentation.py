@@ -13,8 +13,16 @@ def augment(model, omega, images, settings, seed, round):
     """
     if not len(images):
         return None, None
-    report = train(model, omega, *images.normalised(), at_round(settings, round), streams.generator(seed, "augmented", round))
+    report = train(
+        model,
+        omega,
+        *images.normalised(),
+        at_round(settings, round),
+        streams.generator(seed, "augmented", round),
+    )
     omega_a = model.weights.to("cpu", copy=True)
     if not omega_a.sum().isfinite():
-        raise FloatingPointError("the augmented model's weights are not finite; a smaller augmented.lr may help")
+        raise FloatingPointError(
+            "the augmented model's weights are not finite; a smaller augmented.lr may help"
+        )
     return omega_a, report

@@ -6,7 +6,13 @@ class ClientData:
     images: `ClientImages`."""
 
     def __init__(self, arrays, config, about, resident, images):
-        self.arrays, self.config, self.about, self.resident, self.images = arrays, config, about, resident, images
+        self.arrays, self.config, self.about, self.resident, self.images = (
+            arrays,
+            config,
+            about,
+            resident,
+            images,
+        )
 
     def of(self, client):
         """Normalised float32 images (n, C, H, W) and int64 labels (n,), on the device."""

@@ -53,7 +53,10 @@ class ClientImages:
         self.config, self.about, self.data, self.classes = config, about, data, len(about.classes)
         self.image_joules = image_joules
         # Of all images that were made so far: pixels, labels, and how many of the label there are before it.
-        self.images, self.labels, self.place = np.zeros((0, *about.shape), dtype=np.uint8), *np.zeros((2, 0), dtype=np.int64)
+        self.images, self.labels, self.place = (
+            np.zeros((0, *about.shape), dtype=np.uint8),
+            *np.zeros((2, 0), dtype=np.int64),
+        )
         self.sent = None  # with method=sent, what every client has beside its own data, normalised
         self.bytes = 0  # of the last round's messages
 
@@ -82,15 +85,21 @@ class ClientImages:
         wanted = lacking(self.real(clients), self.config, share)
         found = capped(wanted, self.config)
         if self.config.incentive.price is not None and (found < wanted).any():
-            raise UserError(f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays "
-                            "for: raise it")
+            raise UserError(
+                f"generation.cap={self.config.generation.cap} keeps clients from the images that incentive.price pays "
+                "for: raise it"
+            )
         return found
 
     def demand(self):
         """With method=filled, (int64 (clients,), images that each makes; int64 (classes,), the most that one makes of each
         label; float64 (clients,), the share of its gap that each fills). Raises UserError as `makes` does."""
         clients = self.config.clients
-        each, most, share = np.zeros(clients, dtype=np.int64), np.zeros(self.classes, dtype=np.int64), np.zeros(clients)
+        each, most, share = (
+            np.zeros(clients, dtype=np.int64),
+            np.zeros(self.classes, dtype=np.int64),
+            np.zeros(clients),
+        )
         for block in blocks(clients):
             share[block] = self.share(block)
             made = self.makes(block, share[block])
@@ -114,8 +123,7 @@ class ClientImages:
         return own, torch.from_numpy(self.labels[chosen]).to(device)
 
     def exchange(self, comm, server_images):
-        """Bring the images that are new at the server to every rank. server_images: `ServerImages` on rank 0, elsewhere None. Collective.
-        """
+        """Bring the images that are new at the server to every rank. server_images: `ServerImages` on rank 0, elsewhere None. Collective."""
         images, labels, count = self.images[:0], self.labels[:0], np.zeros(1, dtype=np.int64)
         if server_images is not None:
             images, labels = server_images.used(len(self.labels))
@@ -124,9 +132,15 @@ class ClientImages:
         self._broadcast(comm, count)
         if count[0]:
             if server_images is None:
-                images, labels = np.empty((count[0], *images.shape[1:]), dtype=np.uint8), np.empty(count[0], dtype=np.int64)
+                images, labels = (
+                    np.empty((count[0], *images.shape[1:]), dtype=np.uint8),
+                    np.empty(count[0], dtype=np.int64),
+                )
             self._broadcast(comm, images.reshape(-1), labels)
-            self.images, self.labels = np.concatenate([self.images, images]), np.concatenate([self.labels, labels])
+            self.images, self.labels = (
+                np.concatenate([self.images, images]),
+                np.concatenate([self.labels, labels]),
+            )
             self.place, self.sent = np.empty_like(self.labels), None
             for label in range(self.classes):
                 mine = self.labels == label

@@ -17,16 +17,21 @@ def find_policies(config, given=None):
     """The configured select, rho, kappa and plan, or those `given` in their place, as functions by name. Raises UserError, also
     if one needs what the configuration does not have."""
     found = {
-        "select": functions.find(config.selection, SELECTION, "selection"), "rho": functions.find(config.rho, RHO, "rho"),
+        "select": functions.find(config.selection, SELECTION, "selection"),
+        "rho": functions.find(config.rho, RHO, "rho"),
         "kappa": functions.find(config.kappa.policy, KAPPA, "kappa.policy"),
         "plan": functions.find(config.generation.plan, PLANS, "generation.plan"),
     } | (given or {})
     for name, policy in found.items():
         what = f"{POLICIES[name]}: {functions.of(policy)}"
         if "validation" in needed(policy) and config.validation.source == "none":
-            raise UserError(f"{what} tries models on validation data: set validation.source to pool, clients or generated")
+            raise UserError(
+                f"{what} tries models on validation data: set validation.source to pool, clients or generated"
+            )
         if "world" in needed(policy) and config.world is None:
-            raise UserError(f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}")
+            raise UserError(
+                f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}"
+            )
     if found["select"] is SELECTION["deadline"] and config.world.deadline_s is None:
         raise UserError("selection: deadline needs world.deadline_s")
     if config.laboratory.every:
@@ -38,6 +43,17 @@ def remembering(config):
     """What in this configuration remembers things from round to round, without which a run cannot go on: its name, or None."""
     if algorithms.find(config).remembers(config):
         return f"the server of {config.algorithm.name}"
-    asked = {"select": config.trains_clients, "rho": config.trains_clients, "kappa": config.trains_clients and config.augments}
+    asked = {
+        "select": config.trains_clients,
+        "rho": config.trains_clients,
+        "kappa": config.trains_clients and config.augments,
+    }
     policies = find_policies(config)
-    return next((f"the policy of {POLICIES[name]}" for name in asked if asked[name] and "memory" in needed(policies[name])), None)
+    return next(
+        (
+            f"the policy of {POLICIES[name]}"
+            for name in asked
+            if asked[name] and "memory" in needed(policies[name])
+        ),
+        None,
+    )

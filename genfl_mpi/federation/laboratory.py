@@ -22,7 +22,11 @@ def policies(config):
     for name, policy in list(found.items()):
         if missing := sorted(needed(policy) - there):
             if settings.policies:
-                why = "which only the run's own policy has" if missing[0] == "memory" else "see docs/policies.md"
+                why = (
+                    "which only the run's own policy has"
+                    if missing[0] == "memory"
+                    else "see docs/policies.md"
+                )
                 raise UserError(f"laboratory.policies: {name} needs {missing[0]}, {why}")
             del found[name]
     return found
@@ -52,5 +56,11 @@ def look(state, own, kappa2, test):
     rows = [(b"", point) for point in np.linspace(0, 1, config.laboratory.points)]
     rows += [(name.encode(), chosen) for name, chosen in {own: kappa2, **asked}.items()]
     loss, accuracy = np.array([measured(float(point)) for _, point in rows]).T
-    return {"round": np.full(len(rows), state.round + 1), "policy": np.array([name for name, _ in rows], "S64"),
-            "kappa2": np.array([point for _, point in rows]), "loss": loss, "accuracy": accuracy, "regret": loss - loss.min()}
+    return {
+        "round": np.full(len(rows), state.round + 1),
+        "policy": np.array([name for name, _ in rows], "S64"),
+        "kappa2": np.array([point for _, point in rows]),
+        "loss": loss,
+        "accuracy": accuracy,
+        "regret": loss - loss.min(),
+    }

@@ -7,8 +7,16 @@ reduction ride in the same integer sum: every row is written, as the bits of flo
 import numpy as np
 
 CLIENT_FIELDS = (
-    "samples", "loss_first_epoch", "loss_last_epoch", "accuracy_last_epoch", "update_norm", "largest_weight", "start_seconds",
-    "seconds", "rank")
+    "samples",
+    "loss_first_epoch",
+    "loss_last_epoch",
+    "accuracy_last_epoch",
+    "update_norm",
+    "largest_weight",
+    "start_seconds",
+    "seconds",
+    "rank",
+)
 RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
 NO_RANK = -1  # the rank of a member of the cohort that does not train
 MODEL = "model"  # the sum of the clients' weights
@@ -75,7 +83,12 @@ class Reduction:
     def skip(self, absent, samples):
         """Fill the rows of members that no rank trains. absent: bool (cohort,); samples: int (cohort,), of each client."""
         self.clients[absent] = np.nan
-        for name, values in (("samples", samples[absent]), ("largest_weight", 0.0), ("seconds", 0.0), ("rank", NO_RANK)):
+        for name, values in (
+            ("samples", samples[absent]),
+            ("largest_weight", 0.0),
+            ("seconds", 0.0),
+            ("rank", NO_RANK),
+        ):
             self.of_clients(name)[absent] = values
 
     def clear(self):
@@ -85,4 +98,6 @@ class Reduction:
 def _views(vector, shapes):
     """{name: a view of `vector` of that shape}, one after another."""
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
-    return {name: part.reshape(shape) for part, (name, shape) in zip(np.split(vector, ends[:-1]), shapes.items())}
+    return {
+        name: part.reshape(shape) for part, (name, shape) in zip(np.split(vector, ends[:-1]), shapes.items())
+    }

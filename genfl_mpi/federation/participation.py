@@ -24,8 +24,10 @@ def choose(select, state):
     if len(cohort) != size or len(chosen) != size or cohort[0] < 0 or cohort[-1] >= clients:
         raise UserError(f"{name} must return {size} distinct clients of {clients}, not {chosen}")
     if available is not None and not available[cohort].all():
-        raise UserError(f"{name} chose client {cohort[~available[cohort]][0]}, which does not take part for the "
-                        "pay: it must keep to state.available")
+        raise UserError(
+            f"{name} chose client {cohort[~available[cohort]][0]}, which does not take part for the "
+            "pay: it must keep to state.available"
+        )
     return cohort, np.ones(size, dtype=bool)
 
 
@@ -42,4 +44,6 @@ def payments(config, status, round, told, owed):
     owed for its images; in the first one, round 1, config.incentive.labels to each of so many that told their labels. status:
     STATUS (cohort,); owed: float64 (cohort,), or 0."""
     settings = config.incentive
-    return ((status == AGGREGATED) * ((settings.base or 0.0) + owed)).sum() + (settings.labels or 0.0) * told * (round == 1)
+    return ((status == AGGREGATED) * ((settings.base or 0.0) + owed)).sum() + (
+        settings.labels or 0.0
+    ) * told * (round == 1)

@@ -35,7 +35,14 @@ class Probes:
     `ClientImages`; note: told of the phase."""
 
     def __init__(self, comm, config, model, dataset, client_images, note):
-        self.comm, self.config, self.model, self.dataset, self.client_images, self.note = comm, config, model, dataset, client_images, note
+        self.comm, self.config, self.model, self.dataset, self.client_images, self.note = (
+            comm,
+            config,
+            model,
+            dataset,
+            client_images,
+            note,
+        )
         self.omega_t, self.plan, self.kept = None, None, {}
 
     def begin(self, round, omega, plan):
@@ -58,13 +65,25 @@ class Probes:
             return {}
         self.note("probe")
         start, cohort = time.perf_counter(), self.plan["client"]
-        asked = np.sort(streams.generator(self.config.seed, "probe").permutation(self.config.clients)[: self.config.probes.clients])
+        asked = np.sort(
+            streams.generator(self.config.seed, "probe").permutation(self.config.clients)[
+                : self.config.probes.clients
+            ]
+        )
         clients = np.union1d(asked, cohort)
-        place_of = {client: place for place, client in enumerate(cohort.tolist()) if self.plan["rank"][place] != NO_RANK}
-        ranks = [int(self.plan["rank"][place_of[client]]) if client in place_of else row % self.comm.size
-                 for row, client in enumerate(clients.tolist())]
+        place_of = {
+            client: place
+            for place, client in enumerate(cohort.tolist())
+            if self.plan["rank"][place] != NO_RANK
+        }
+        ranks = [
+            int(self.plan["rank"][place_of[client]]) if client in place_of else row % self.comm.size
+            for row, client in enumerate(clients.tolist())
+        ]
         held = self.client_images.real(clients) + self.client_images.generated(clients)
-        shares = np.where(np.isin(clients, asked), held.sum(1), 0) / held.sum(1)[np.isin(clients, asked)].sum()
+        shares = (
+            np.where(np.isin(clients, asked), held.sum(1), 0) / held.sum(1)[np.isin(clients, asked)].sum()
+        )
         norms, difference, error = np.zeros(1), np.zeros(len(clients)), np.zeros(len(clients))
 
         own = [row for row, rank in enumerate(ranks) if rank == self.comm.rank]
@@ -80,7 +99,11 @@ class Probes:
         for row in own:
             difference[row] = (gradients[row].double() - whole).norm()
             place = place_of.get(int(clients[row]))
-            error[row] = self._local_error(int(clients[row]), self.kept[place], round) if place in self.kept else np.nan
+            error[row] = (
+                self._local_error(int(clients[row]), self.kept[place], round)
+                if place in self.kept
+                else np.nan
+            )
         self.kept = {}
         for values in (difference, error):
             collectives.sum_everywhere(self.comm, values.view(np.int64))
@@ -90,12 +113,20 @@ class Probes:
         divergence = self._divergence(omega_fl, round) if omega_fl is not None else np.nan
         return {
             "probed_clients": {
-                "round": np.full(len(clients), round), "client": clients, "samples": held.sum(1),
-                "label_emd": skew(held, histograms.sum(0)), "labels": (held > 0).sum(1),
-                "gradient_difference": difference, "local_error": error},
+                "round": np.full(len(clients), round),
+                "client": clients,
+                "samples": held.sum(1),
+                "label_emd": skew(held, histograms.sum(0)),
+                "labels": (held > 0).sum(1),
+                "gradient_difference": difference,
+                "local_error": error,
+            },
             "probes": {
-                "round": [round], "gradient_norm": norms, "weight_divergence": [divergence],
-                "seconds": [time.perf_counter() - start]},
+                "round": [round],
+                "gradient_norm": norms,
+                "weight_divergence": [divergence],
+                "seconds": [time.perf_counter() - start],
+            },
         }
 
     def _load(self, weights):
@@ -115,14 +146,25 @@ class Probes:
     def _loss(self, weights, images, labels):
         """F_n of float32 weights (size,)."""
         model = self._load(weights)
-        return sum(F.cross_entropy(model.module(part), target, reduction="sum").item()
-                   for part, target in zip(images.split(CHUNK), labels.split(CHUNK))) / len(labels)
+        return sum(
+            F.cross_entropy(model.module(part), target, reduction="sum").item()
+            for part, target in zip(images.split(CHUNK), labels.split(CHUNK))
+        ) / len(labels)
 
     def _local_error(self, client, omega_n, round):
         images, labels = self.dataset.of(client)
         before = self._loss(omega_n, images, labels)
-        settings = at_round(self.config.training, round - 1).model_copy(update={"epochs": self.config.probes.epochs})
-        train(self.model, omega_n, images, labels, settings, streams.generator(self.config.seed, "probe", round, client))
+        settings = at_round(self.config.training, round - 1).model_copy(
+            update={"epochs": self.config.probes.epochs}
+        )
+        train(
+            self.model,
+            omega_n,
+            images,
+            labels,
+            settings,
+            streams.generator(self.config.seed, "probe", round, client),
+        )
         after = self._loss(self.model.weights.clone(), images, labels)
         return before - min(before, after) if np.isfinite(after) else np.nan
 
@@ -132,6 +174,13 @@ class Probes:
         cohort = plan["client"].tolist()
         images, labels = (torch.cat(parts) for parts in zip(*(self.dataset.of(client) for client in cohort)))
         settings = at_round(self.config.training, round - 1)
-        settings = settings.model_copy(update={"batch_size": settings.batch_size * len(cohort), "epochs": int(plan["epochs"][0])})
-        train(model, self.omega_t, images, labels, settings, streams.generator(self.config.seed, "probe", round))
-        return distance(omega_fl, model.weights.cpu(), model.parameters) / model.weights[: model.parameters].double().norm().item()
+        settings = settings.model_copy(
+            update={"batch_size": settings.batch_size * len(cohort), "epochs": int(plan["epochs"][0])}
+        )
+        train(
+            model, self.omega_t, images, labels, settings, streams.generator(self.config.seed, "probe", round)
+        )
+        return (
+            distance(omega_fl, model.weights.cpu(), model.parameters)
+            / model.weights[: model.parameters].double().norm().item()
+        )

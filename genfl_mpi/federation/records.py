@@ -59,7 +59,13 @@ class Round:
 def note(parts, this, omega, trials):
     """Note what is known of a complete round on rank 0, before its weights are replaced: in its tables, and in the server's memory. parts:
     `round.Parts`; omega: float32 (size,), the weights before the round."""
-    config, server, data, images, reduction = parts.config, parts.server, parts.data, parts.client_images, parts.reduction
+    config, server, data, images, reduction = (
+        parts.config,
+        parts.server,
+        parts.data,
+        parts.client_images,
+        parts.reduction,
+    )
     clients, number = of_clients(reduction, parts.message.plan, this.t + 1, server.status), this.t + 1
     made = images.generated(clients["client"])
     clients["images"], clients["share"] = made.sum(1), images.share(clients["client"])
@@ -70,22 +76,37 @@ def note(parts, this, omega, trials):
     samples, seconds, rank = (clients[name][trained] for name in ("samples", "seconds", "rank"))
     server.pace.measure(samples * clients["epochs"][trained], seconds, rank.astype(int))
     if this.augmented:  # by the same trainer on rank 0
-        server.pace.speeds[0].measure(this.augmented.samples * config.augmented.epochs, this.clock.seconds["augment"])
+        server.pace.speeds[0].measure(
+            this.augmented.samples * config.augmented.epochs, this.clock.seconds["augment"]
+        )
     this.tables["columns"] = {
-        "kappa1": 1 - this.kappa2, "kappa2": this.kappa2, "images": server.state.generated.sum(), "images_used": len(server.images),
+        "kappa1": 1 - this.kappa2,
+        "kappa2": this.kappa2,
+        "images": server.state.generated.sum(),
+        "images_used": len(server.images),
         "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
-        **pay, **of_cohort(images.real(clients["client"]) + made, data["label_histograms"]),
+        **pay,
+        **of_cohort(images.real(clients["client"]) + made, data["label_histograms"]),
         **of_models(clients, omega, this.average, this.omega_a, parts.worker.model.parameters),
     }
     if this.asked and laboratory.is_due(config, number):
-        this.tables["laboratory"] = laboratory.look(this.asked, server.kappa_policy.__name__, this.kappa2, trials.test)
-    this.tables |= {"clients": clients, "ranks": of_ranks(reduction, number), "audit": of_audit(reduction, clients), "generated": this.made}
+        this.tables["laboratory"] = laboratory.look(
+            this.asked, server.kappa_policy.__name__, this.kappa2, trials.test
+        )
+    this.tables |= {
+        "clients": clients,
+        "ranks": of_ranks(reduction, number),
+        "audit": of_audit(reduction, clients),
+        "generated": this.made,
+    }
 
 
 def of_round(parts, this, accuracy, loss, accuracy_per_class, probed):
     """The `Record` of a complete round, once its weights were evaluated."""
     if parts.server:
-        this.tables["columns"] |= of_clocks(this.clock, this.waiting, parts.message, parts.reduction, parts.client_images.bytes)
+        this.tables["columns"] |= of_clocks(
+            this.clock, this.waiting, parts.message, parts.reduction, parts.client_images.bytes
+        )
         this.tables["columns"] |= accuracy_over_clients(accuracy_per_class, parts.data["label_histograms"])
     return Record(this.t + 1, accuracy, loss, accuracy_per_class, probes=probed, **this.tables)
 
@@ -95,7 +116,12 @@ def of_clients(reduction, plan, round, status):
     was heard and who was not."""
     clients = dict(zip(CLIENT_FIELDS, reduction.clients.T.copy()))
     del clients["largest_weight"]
-    return clients | {"status": status} | {name: plan[name].copy() for name in ("client", "rho", "epochs")} | {"round": np.full(len(plan), round)}
+    return (
+        clients
+        | {"status": status}
+        | {name: plan[name].copy() for name in ("client", "rho", "epochs")}
+        | {"round": np.full(len(plan), round)}
+    )
 
 
 def of_audit(reduction, clients):
@@ -103,7 +129,9 @@ def of_audit(reduction, clients):
     if not reduction.outputs.size:
         return {}
     heard = clients["status"] == AGGREGATED
-    return {name: clients[name][heard] for name in ("round", "client")} | {"bias_change": reduction.outputs[heard]}
+    return {name: clients[name][heard] for name in ("round", "client")} | {
+        "bias_change": reduction.outputs[heard]
+    }
 
 
 def of_ranks(reduction, round):
@@ -119,7 +147,8 @@ def of_cohort(held, histograms):
         return {"cohort_emd": np.nan, "clients_emd": np.nan, "cohort_labels": 0}
     pooled, population = held.sum(0), histograms.sum(0)
     return {
-        "cohort_emd": skew(pooled[None], population)[0], "cohort_labels": np.count_nonzero(pooled),
+        "cohort_emd": skew(pooled[None], population)[0],
+        "cohort_labels": np.count_nonzero(pooled),
         "clients_emd": np.average(skew(held, population), weights=held.sum(1)),
     }
 
@@ -131,7 +160,11 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
     augmented model, (size,), with the parameters first; None for what there is not.
     """
     counted = clients["rho"] > 0  # without those that were dropped
-    rho, norms, both = clients["rho"][counted], clients["update_norm"][counted], omega_fl is not None and omega_a is not None
+    rho, norms, both = (
+        clients["rho"][counted],
+        clients["update_norm"][counted],
+        omega_fl is not None and omega_a is not None,
+    )
     trained = omega_fl is not None
     change = distance(omega_fl, omega_t, parameters) if trained else np.nan
     return {
@@ -140,16 +173,20 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
         "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
         "clients_trained": len(clients["client"]),
         "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
-        **{name: rho @ clients[column][counted] / rho.sum() if trained else np.nan
-           for name, column in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))},
+        **{
+            name: rho @ clients[column][counted] / rho.sum() if trained else np.nan
+            for name, column in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))
+        },
     }
 
 
 def of_pay(config, status, round, available, told, owed):
     """Columns of /rounds on who takes part for the pay. status: of the cohort; available: bool (clients,), or None if all are; told,
     owed: as in `payments`."""
-    return {"clients_available": config.clients if available is None else available.sum(),
-            "payments": payments(config, status, round, told, owed)}
+    return {
+        "clients_available": config.clients if available is None else available.sum(),
+        "payments": payments(config, status, round, told, owed),
+    }
 
 
 def of_clocks(clock, waiting, message, reduction, sent):
@@ -158,9 +195,13 @@ def of_clocks(clock, waiting, message, reduction, sent):
     return {
         "round_seconds": clock.now(),
         "generate_start_seconds": clock.starts.get("generate", np.nan),
-        **{f"{phase}_seconds": clock.seconds.get(phase, 0.0)
-           for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")},
+        **{
+            f"{phase}_seconds": clock.seconds.get(phase, 0.0)
+            for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")
+        },
         "generate_ahead_seconds": waiting.working_seconds,
-        "train_seconds": reduction.of_ranks("train_seconds").max(), "wait_seconds": reduction.of_ranks("wait_seconds").mean(),
-        "broadcast_bytes": message.buffer.nbytes + sent, "reduce_bytes": reduction.buffer.nbytes,
+        "train_seconds": reduction.of_ranks("train_seconds").max(),
+        "wait_seconds": reduction.of_ranks("wait_seconds").mean(),
+        "broadcast_bytes": message.buffer.nbytes + sent,
+        "reduce_bytes": reduction.buffer.nbytes,
     }

@@ -24,8 +24,14 @@ class Resident:
 
     def __init__(self, comm, device, broadcast, reduction, declared, images):
         self.device, self.reduction = device, reduction
-        self.messages = {name: torch.from_numpy(array) for name, array in {MODEL: broadcast.weights, **broadcast.arrays}.items()}
-        bits = {name: declared[name].fraction_bits if name in declared else FRACTION_BITS for name in reduction.sums}
+        self.messages = {
+            name: torch.from_numpy(array)
+            for name, array in {MODEL: broadcast.weights, **broadcast.arrays}.items()
+        }
+        bits = {
+            name: declared[name].fraction_bits if name in declared else FRACTION_BITS
+            for name in reduction.sums
+        }
         self.sums = {name: ExactSum(units.reshape(-1), bits[name]) for name, units in reduction.sums.items()}
         self.arrays, self.units, self.images, self.is_gpu_aware = dict(self.messages), None, None, False
         if device.type == "cuda":
@@ -39,8 +45,12 @@ class Resident:
         """Keep what is in the messages on the device, too. is_gpu_aware: whether the MPI library sends from a GPU's memory."""
         self.is_gpu_aware = is_gpu_aware
         self.arrays = {name: tensor.to(self.device, copy=True) for name, tensor in self.messages.items()}
-        self.units = torch.zeros(len(self.reduction.buffer), dtype=torch.int64, device=self.device)  # like the message
-        parts = self.units[: len(self.reduction.units)].split([units.size for units in self.reduction.sums.values()])
+        self.units = torch.zeros(
+            len(self.reduction.buffer), dtype=torch.int64, device=self.device
+        )  # like the message
+        parts = self.units[: len(self.reduction.units)].split(
+            [units.size for units in self.reduction.sums.values()]
+        )
         self.sums = {name: DeviceSum(part, bits[name]) for name, part in zip(self.reduction.sums, parts)}
 
     def clear(self):
@@ -61,8 +71,10 @@ class Resident:
 
     def received(self):
         """The reduced sums, {name: float64 tensor of the declared shape}, on rank 0."""
-        return {name: ExactSum(units.reshape(-1), self.sums[name].fraction_bits).value().reshape(units.shape)
-                for name, units in self.reduction.sums.items()}
+        return {
+            name: ExactSum(units.reshape(-1), self.sums[name].fraction_bits).value().reshape(units.shape)
+            for name, units in self.reduction.sums.items()
+        }
 
     def client_data(self, arrays, client, config, about):
         """What a client trains on: normalised float32 images (n, C, H, W) and int64 labels (n,) on the device. They are cut out

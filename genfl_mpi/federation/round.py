@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 def rounds(parts, t):
     """Compute round t (0 is the first) and all that follow, until the ranks are asked to leave: yields the `Record` of each, once the
     next one's cohort is known to every rank. Collective. A round that is left before its end counts for nothing."""
-    config, server, worker, message, resident = parts.config, parts.server, parts.worker, parts.message, parts.resident
+    config, server, message, resident = parts.config, parts.server, parts.message, parts.resident
     omega, clock, this = torch.from_numpy(message.weights), Clock(parts.note), None
     while True:
         # III-A: the clients' labels are known; omega^t, and who trains where with which rho, to every rank
@@ -75,10 +75,16 @@ def rounds(parts, t):
             _reduce(parts, this)
             with parts.questions.session() as ask:
                 if server and _is_complete(parts):
-                    this.average, this.omega_fl = aggregate(server, omega, worker.model.parameters, message.plan, parts.reduction, resident)
-                    this.kappa2, this.asked = server.kappa2(omega, this.omega_fl, this.omega_a, worker.model.parameters, Trials(ask))
+                    this.average, this.omega_fl = aggregate(
+                        server, omega, parts.worker.model.parameters, message.plan, parts.reduction, resident
+                    )
+                    this.kappa2, this.asked = server.kappa2(
+                        omega, this.omega_fl, this.omega_a, parts.worker.model.parameters, Trials(ask)
+                    )
                     records.note(parts, this, omega, Trials(ask))
-                    omega.copy_(weighted_sum((1 - this.kappa2, this.omega_fl), (this.kappa2, this.omega_a), omega))  # Eq. (1)
+                    kappa1, kappa2 = 1 - this.kappa2, this.kappa2
+                    # Eq. (1)
+                    omega.copy_(weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a), omega))
                     t += 1
 
 
@@ -105,7 +111,14 @@ def _generate_and_augment(parts, this):
         with this.clock("augment"):
             server.images.interrupted = bool(parts.leaving())
             if not server.images.interrupted:
-                this.omega_a, this.augmented = augment(parts.worker.model, parts.resident.omega, server.images, config.augmented, config.seed, this.t)
+                this.omega_a, this.augmented = augment(
+                    parts.worker.model,
+                    parts.resident.omega,
+                    server.images,
+                    config.augmented,
+                    config.seed,
+                    this.t,
+                )
 
 
 def _exchange_images(parts, this):
@@ -132,7 +145,9 @@ def _train(parts, this):
     with clock("train"):
         parts.worker.train(this.t, clock)
     parts.note("wait")
-    this.waiting = collectives.arrive(parts.comm, make_ahead if server and parts.config.generates else None, parts.leaving)
+    this.waiting = collectives.arrive(
+        parts.comm, make_ahead if server and parts.config.generates else None, parts.leaving
+    )
     reduction.ranks[parts.comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, parts.leaving()
 
 
@@ -145,7 +160,9 @@ def _reduce(parts, this):
         collectives.reduce_sum(comm, rows.view("i8"))
         with parts.questions.session() as ask:
             if parts.server:
-                parts.server.weigh_models(plan, rows, parts.message.weights, worker.model.parameters, Trials(ask))
+                parts.server.weigh_models(
+                    plan, rows, parts.message.weights, worker.model.parameters, Trials(ask)
+                )
         coefficients = plan["rho"].copy()  # on rank 0 those of the policy, or 0 if it was not asked
         collectives.broadcast(comm, coefficients)
         worker.add_kept(coefficients)

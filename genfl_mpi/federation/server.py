@@ -39,9 +39,15 @@ class Server:
 
     def __init__(self, config, about, data, device, algorithm, policies, ranks, ready=None):
         self.config, self.algorithm = config, algorithm
-        self.select_policy, self.rho_policy, self.kappa_policy = (policies[name] for name in ("select", "rho", "kappa"))
-        self.samples = np.diff(data["pointers"]) + config.data.shared  # of each client, without generated images
-        self.world = Surroundings(config, about, self.samples, data["shared_labels"]) if config.world else None
+        self.select_policy, self.rho_policy, self.kappa_policy = (
+            policies[name] for name in ("select", "rho", "kappa")
+        )
+        self.samples = (
+            np.diff(data["pointers"]) + config.data.shared
+        )  # of each client, without generated images
+        self.world = (
+            Surroundings(config, about, self.samples, data["shared_labels"]) if config.world else None
+        )
         self.image_joules = self.world.image_joules if self.world else None
         plan = policies["plan"]
         if config.fills:
@@ -51,16 +57,24 @@ class Server:
                 self.world.fill(wanted, share)
         self.images = ServerImages(config, about, data, device, plan, ready)
         self.state = ServerState(
-            0, config, self.samples + wanted if config.fills else self.samples, data["shared_labels"],
-            generated=self.images.made_of_label, last=np.zeros(config.clients, dtype=np.int64),
-            losses=np.full(config.clients, np.nan), norms=np.full(config.clients, np.nan))
+            0,
+            config,
+            self.samples + wanted if config.fills else self.samples,
+            data["shared_labels"],
+            generated=self.images.made_of_label,
+            last=np.zeros(config.clients, dtype=np.int64),
+            losses=np.full(config.clients, np.nan),
+            norms=np.full(config.clients, np.nan),
+        )
         self.pace, self.seconds_of_others = Pace(ranks), 0.0
         # What policies remember, by the policy's name: after the last whole round, and in the round at hand, which may not count.
         self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
         self.memories = {}
         self.memory = {}
         keeps = algorithm.declared("client", 1, config)
-        self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)  # round of each client's last training
+        self.trained = np.zeros(
+            config.clients if keeps else 0, dtype=np.int64
+        )  # round of each client's last training
         self.willing = np.ones(0, dtype=bool)  # which of the cohort does not decline
         self.status = np.empty(0, STATUS)
         self.cohort = Cohort(*np.zeros((3, 0), dtype=np.int64), np.zeros(0))
@@ -80,9 +94,16 @@ class Server:
         if not self.config.trains_clients:
             return
         with failing.named(f"the selection policy {functions.of(self.select_policy)}"):
-            cohort, self.willing = participation.choose(self.select_policy, replace(self.state, memory=self.memories.get("select")))
+            cohort, self.willing = participation.choose(
+                self.select_policy, replace(self.state, memory=self.memories.get("select"))
+            )
         self.state = replace(self.state, cohort=cohort)
-        plan["client"], plan["rho"], plan["rank"], plan["epochs"] = cohort, 0.0, NO_RANK, self._local_epochs(cohort)
+        plan["client"], plan["rho"], plan["rank"], plan["epochs"] = (
+            cohort,
+            0.0,
+            NO_RANK,
+            self._local_epochs(cohort),
+        )
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
         if not self.config.sends:
             self._admit(plan)
@@ -108,12 +129,16 @@ class Server:
     def weigh(self, plan, counted, **known):
         """Ask the rho policy, and write the coefficients of the cohort's models into `plan`. counted: bool (cohort,), the members that
         it is asked about: the others have none. known: what the policy knows besides, after training."""
-        state = replace(self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known)
+        state = replace(
+            self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known
+        )
         with failing.named(f"the rho policy {functions.of(self.rho_policy)}"):
             rho = np.asarray(self.rho_policy(state), dtype=np.float64)
         if rho.shape != state.cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
-            raise UserError(f"the rho policy {functions.of(self.rho_policy)} must return a weight >= 0 for each client of the cohort, "
-                            f"with sum 1, not {rho}")
+            raise UserError(
+                f"the rho policy {functions.of(self.rho_policy)} must return a weight >= 0 for each client of the cohort, "
+                f"with sum 1, not {rho}"
+            )
         shares = np.zeros(len(counted))
         shares[counted] = rho
         self.cohort = self.cohort._replace(rho=shares)
@@ -134,9 +159,16 @@ class Server:
             every[counted] = coefficients
             return trials.average(every, reports["largest_weight"])
 
-        self.weigh(plan, counted, reports={name: column[counted] for name, column in reports.items()}, weights=omega,
-                   parameters=parameters, judge=self._judge(trials), average=average,
-                   cosines=lambda weights: trials.cosines(weights)[counted])
+        self.weigh(
+            plan,
+            counted,
+            reports={name: column[counted] for name, column in reports.items()},
+            weights=omega,
+            parameters=parameters,
+            judge=self._judge(trials),
+            average=average,
+            cosines=lambda weights: trials.cosines(weights)[counted],
+        )
 
     def kappa2(self, omega, omega_fl, omega_a, parameters, trials):
         """The augmented model's weight in Eq. (1), and the `ServerState` of which the kappa policy was asked for it, or None if one of the
@@ -148,10 +180,17 @@ class Server:
             joules = self.world.augmented_joules(self.images.new, len(self.images))
             forecast = replace(forecast, augmented_joules=joules)
         state = replace(
-            self.state, cohort=self.state.cohort[self.status == AGGREGATED], weights=omega.numpy(),
-            fl_weights=omega_fl.float().numpy(), augmented_weights=omega_a.numpy(), parameters=parameters,
+            self.state,
+            cohort=self.state.cohort[self.status == AGGREGATED],
+            weights=omega.numpy(),
+            fl_weights=omega_fl.float().numpy(),
+            augmented_weights=omega_a.numpy(),
+            parameters=parameters,
             judge=self._judge(trials),
-            images=len(self.images), forecast=forecast, memory=self.memories.get("kappa"))
+            images=len(self.images),
+            forecast=forecast,
+            memory=self.memories.get("kappa"),
+        )
         name = f"the kappa policy {functions.of(self.kappa_policy)}"
         with failing.named(name):
             kappa2 = np.asarray(self.kappa_policy(state))
@@ -174,8 +213,13 @@ class Server:
             images = {}
             if self.world and self.config.sends:
                 used = self.images.passes(generated["fidelity"])
-                images = {"pool": (used & (generated["round"] <= round)).sum(), "new": (generated["round"] == round).sum()}
-            participation.attend(self.world, round - 1, rows["client"], rows["status"] != DECLINED, rows["epochs"], **images)
+                images = {
+                    "pool": (used & (generated["round"] <= round)).sum(),
+                    "new": (generated["round"] == round).sum(),
+                }
+            participation.attend(
+                self.world, round - 1, rows["client"], rows["status"] != DECLINED, rows["epochs"], **images
+            )
             self._note_clients(rows)
 
     def _note_clients(self, clients):
@@ -193,14 +237,25 @@ class Server:
         them the first round after a restart is balanced."""
         return (
             {ALGORITHM + name: tensor.numpy() for name, tensor in self.memory.items()}
-            | {f"{POLICY}{policy}.{name}": value for policy, memory in self.remembered.items() for name, value in memory.items()}
-            | {PACE + name: array for name, array in self.pace.memory((self.images.speed, self.images.loading)).items()}
-            | ({TRAINED: self.trained} if len(self.trained) else {}))
+            | {
+                f"{POLICY}{policy}.{name}": value
+                for policy, memory in self.remembered.items()
+                for name, value in memory.items()
+            }
+            | {
+                PACE + name: array
+                for name, array in self.pace.memory((self.images.speed, self.images.loading)).items()
+            }
+            | ({TRAINED: self.trained} if len(self.trained) else {})
+        )
 
     def restore(self, arrays, tables):
         """Take back `state_arrays`, and the tables of the results until then, {"clients": {column: array}, "generated": ...}."""
+
         def under(prefix):
-            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            return {
+                name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
+            }
 
         self.memory = {name: torch.as_tensor(array) for name, array in under(ALGORITHM).items()}
         for policy, remembered in self.remembered.items():
@@ -217,7 +272,11 @@ class Server:
     def _count_images(self):
         """Bring up to date in the state how many images there are, and what clients train on who are sent them."""
         images = len(self.images)
-        self.state = replace(self.state, images=images, samples=self.samples + images if self.config.sends else self.state.samples)
+        self.state = replace(
+            self.state,
+            images=images,
+            samples=self.samples + images if self.config.sends else self.state.samples,
+        )
 
     def _expected_images(self):
         """If clients are sent the images: how many there will be in the round that begins, and how many of them are new, if all
@@ -238,11 +297,19 @@ class Server:
         for round in range(self.state.round + 1):
             state = replace(state, round=round)
             if (counts := self.images.counts(state)) is None:
-                raise UserError("method=matched needs a generation.plan that can tell before the cohort is chosen")
+                raise UserError(
+                    "method=matched needs a generation.plan that can tell before the cohort is chosen"
+                )
             state = replace(state, generated=state.generated + counts)
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
-        samples, share = (self.samples, self.config.cohort / self.config.clients) if cohort is None else (self.samples[cohort], 1)
-        return training.epochs + int(np.ceil(steps / (share * local_batches(samples, training.batch_size).sum())))
+        samples, share = (
+            (self.samples, self.config.cohort / self.config.clients)
+            if cohort is None
+            else (self.samples[cohort], 1)
+        )
+        return training.epochs + int(
+            np.ceil(steps / (share * local_batches(samples, training.batch_size).sum()))
+        )
 
 
 def planning_server(config, arrays, ranks=1, ready=None):

@@ -70,7 +70,11 @@ class ServerImages:
 
     def used(self, first=0):
         """uint8 images (n, C, H, W) and int64 labels (n,) that models learn from, beginning with number `first`."""
-        images, labels, left = [np.zeros((0, *self.about.shape), dtype=np.uint8)], [np.zeros(0, dtype=np.int64)], len(self) - first
+        images, labels, left = (
+            [np.zeros((0, *self.about.shape), dtype=np.uint8)],
+            [np.zeros(0, dtype=np.int64)],
+            len(self) - first,
+        )
         for one, its in zip(reversed(self._images), reversed(self._labels)):
             if left <= 0:
                 break
@@ -86,8 +90,10 @@ class ServerImages:
         images, labels = self.used(count)
         if self._normalised is None:
             self._normalised = _Growing(self.device)
-        self._normalised.add(normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device),
-                             torch.from_numpy(labels).to(self.device))
+        self._normalised.add(
+            normalise(torch.from_numpy(images), self.about.mean, self.about.std, self.device),
+            torch.from_numpy(labels).to(self.device),
+        )
         return self._normalised.arrays()
 
     def make(self, state, leaving):
@@ -99,7 +105,9 @@ class ServerImages:
                 self.interrupted = True
                 return made
             images = self._of_batch(batch)
-            fidelity = self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
+            fidelity = (
+                self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
+            )
             made.append(Made(self.generator.bank.key(batch), batch, images, fidelity))
         for one in made:
             self.add(one.batch.label, one.images, one.fidelity)
@@ -108,7 +116,11 @@ class ServerImages:
 
     @cached_property
     def _filter(self):
-        return read_pool(self.config, self.about, self.data, self.device) if self.config.generation.min_fidelity else None
+        return (
+            read_pool(self.config, self.about, self.data, self.device)
+            if self.config.generation.min_fidelity
+            else None
+        )
 
     def make_ahead(self, state, seconds):
         """Make at most one batch of a later round than that of `state`, if it is predicted to fit.
@@ -161,8 +173,10 @@ class ServerImages:
             return None
         counts, classes = np.asarray(counts), len(self.about.classes)
         if counts.shape != (classes,) or counts.dtype.kind not in "iu" or counts.min() < 0:
-            raise UserError(f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
-                            f"classes, as integers, not {counts}")
+            raise UserError(
+                f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
+                f"classes, as integers, not {counts}"
+            )
         return counts
 
     def _batches(self, state, counts=None):
@@ -209,7 +223,9 @@ class _Growing:
         count = self.count + len(labels)
         if self.images is None or count > len(self.labels):
             before = self.arrays()
-            self.images = torch.empty((2 * count, *images.shape[1:]), device=self.device, memory_format=torch.channels_last)
+            self.images = torch.empty(
+                (2 * count, *images.shape[1:]), device=self.device, memory_format=torch.channels_last
+            )
             self.labels = torch.empty(2 * count, dtype=torch.int64, device=self.device)
             for whole, part in zip((self.images, self.labels), before):
                 whole[: self.count].copy_(part)

@@ -49,15 +49,32 @@ class Simulation:
     the algorithm has none. server: the `Server` on rank 0, elsewhere None. message_bytes: of the broadcast and of the reduction.
     """
 
-    def __init__(self, source=None, overrides=(), *, comm=None, folder=None, run=None, dataset=None, note=lambda *_, **__: None, leaving=lambda: 0,
-                 **policies):
+    def __init__(
+        self,
+        source=None,
+        overrides=(),
+        *,
+        comm=None,
+        folder=None,
+        run=None,
+        dataset=None,
+        note=lambda *_, **__: None,
+        leaving=lambda: 0,
+        **policies,
+    ):
         if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
-            raise UserError(f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
-                            "the configuration's `selection` is given as select")
+            raise UserError(
+                f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
+                "the configuration's `selection` is given as select"
+            )
         if isinstance(source, Config) and overrides:
-            raise UserError("overrides go with a file, a dict or the default; change a Config itself with model_copy")
+            raise UserError(
+                "overrides go with a file, a dict or the default; change a Config itself with model_copy"
+            )
         self.comm, self.left, self.round = comm or collectives.world(), 0, 0
-        self.config = config = resolve(source if isinstance(source, Config) else single(source, overrides), self.comm)
+        self.config = config = resolve(
+            source if isinstance(source, Config) else single(source, overrides), self.comm
+        )
         self.about = about = datasets.describe(config.data)
         algorithm = collectives.together(self.comm, lambda: algorithms.find(config))
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
@@ -70,21 +87,38 @@ class Simulation:
         divided, window = collectives.node_shared(self.comm, lambda: divide(config, dataset))
         self._windows.append(window)
         self.data = {**dataset, **divided}
-        module = collectives.together(self.comm, lambda: models.build(
-            config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")))
+        module = collectives.together(
+            self.comm,
+            lambda: models.build(
+                config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")
+            ),
+        )
         self.model = FlatModel(module, self.device)
         outputs = collectives.together(self.comm, self._check)
 
-        size, cohort, declared = len(self.model.weights), config.cohort if config.trains_clients else 0, partial(
-            algorithm.declared, parameters=self.model.parameters, config=config)
+        size, cohort, declared = (
+            len(self.model.weights),
+            config.cohort if config.trains_clients else 0,
+            partial(algorithm.declared, parameters=self.model.parameters, config=config),
+        )
         zeros = partial(staging.zeros, device=self.device)
         message = Broadcast(size, cohort, declared("broadcast"), zeros)
-        reduction = Reduction(size, cohort, self.comm.size, declared("sum"), len(about.classes) if config.audit else 0, zeros)
+        reduction = Reduction(
+            size, cohort, self.comm.size, declared("sum"), len(about.classes) if config.audit else 0, zeros
+        )
         self.weights = torch.from_numpy(message.weights)
         self.weights.copy_(self.model.weights)
-        resident = Resident(self.comm, self.device, message, reduction, declared("sum"), self.data["train_images"])
-        self.server = collectives.together(self.comm, lambda: None if self.comm.rank else Server(
-            config, about, self.data, self.device, algorithm, policies, self.comm.size))
+        resident = Resident(
+            self.comm, self.device, message, reduction, declared("sum"), self.data["train_images"]
+        )
+        self.server = collectives.together(
+            self.comm,
+            lambda: (
+                None
+                if self.comm.rank
+                else Server(config, about, self.data, self.device, algorithm, policies, self.comm.size)
+            ),
+        )
         joules = collectives.from_rank0(self.comm, lambda: self.server.image_joules) if config.fills else None
         images = ClientImages(config, about, self.data, joules)
         clients = ClientData(self.data, config, about, resident, images)
@@ -95,17 +129,51 @@ class Simulation:
             shapes = {name: array.shape for name, array in kept.items()}
             self.client_states = ClientStates(folder or Path(config.output) / "variates", shapes, run)
         keeps_models = config.trains_clients and "models" in needed(policies["rho"])
-        worker = Worker(self.comm, config, algorithm, self.model, message, reduction, resident, self.client_states, clients, keeps_models,
-                        note, leaving)
-        questions = trials.questions(self.comm, config, about, self.data, self.model, message.plan,
-                                     self.server.images if self.server else None, worker)
+        worker = Worker(
+            self.comm,
+            config,
+            algorithm,
+            self.model,
+            message,
+            reduction,
+            resident,
+            self.client_states,
+            clients,
+            keeps_models,
+            note,
+            leaving,
+        )
+        questions = trials.questions(
+            self.comm,
+            config,
+            about,
+            self.data,
+            self.model,
+            message.plan,
+            self.server.images if self.server else None,
+            worker,
+        )
         probes = Probes(self.comm, config, self.model, clients, images, note)
         worker.observers.append(probes.keep)
         if config.audit:
             worker.observers.append(_bias_changes(reduction, resident, outputs))
         self.message_bytes = message.buffer.nbytes, reduction.buffer.nbytes
-        self.parts = Parts(self.comm, config, self.data, self.server, worker, message, reduction, resident, images,
-                            Questions(self.comm, questions), probes, self._evaluate, note, leaving)
+        self.parts = Parts(
+            self.comm,
+            config,
+            self.data,
+            self.server,
+            worker,
+            message,
+            reduction,
+            resident,
+            images,
+            Questions(self.comm, questions),
+            probes,
+            self._evaluate,
+            note,
+            leaving,
+        )
 
     def _check(self):
         """The slice of the weights with the biases of the model's last layer, if they are audited. Raises UserError for settings that do
@@ -113,8 +181,10 @@ class Simulation:
         config, side = self.config, min(self.about.shape[1:])
         outputs = self.model.outputs(len(self.about.classes)) if config.audit else None
         if config.audit and outputs is None:
-            raise UserError("audit looks at the biases of the model's last layer, and "
-                            f"model.name={config.model.name} does not end in them")
+            raise UserError(
+                "audit looks at the biases of the model's last layer, and "
+                f"model.name={config.model.name} does not end in them"
+            )
         for section in ("training", "augmented"):
             if (crop := getattr(config, section).crop) >= side:
                 raise UserError(f"{section}.crop={crop} must be less than the images' side, {side}")
@@ -156,7 +226,9 @@ class Simulation:
         """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
         self.model.load(self.parts.resident.omega)
-        own = chunks(self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size)
+        own = chunks(
+            self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size
+        )
         totals = evaluate(self.model, own, len(self.about.classes), -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)
         return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))

@@ -28,11 +28,22 @@ class Surroundings:
 
     def __init__(self, config, about, samples, shared):
         self.config, self.world, self.samples, self.wanted = config, config.world, samples, None
-        self.devices, self.spent, self.owed = draw(config.world, config.clients), *np.zeros((2, config.clients))
+        self.devices, self.spent, self.owed = (
+            draw(config.world, config.clients),
+            *np.zeros((2, config.clients)),
+        )
         self.holdings, self.begun = Holdings(config.clients, config.world), None
         generator = of_generator(config) if config.sends or config.fills else {}
-        self.trace = Trace(**of_model(config, about), **generator, cohorts=[], samples=[], epochs=[], new_images=np.zeros(1),
-                           pool=np.zeros(1), value=value_of_labels(shared))  # what all rounds have in common
+        self.trace = Trace(
+            **of_model(config, about),
+            **generator,
+            cohorts=[],
+            samples=[],
+            epochs=[],
+            new_images=np.zeros(1),
+            pool=np.zeros(1),
+            value=value_of_labels(shared),
+        )  # what all rounds have in common
         if self.world.acts and self.world.deadline_s and config.trains_clients:
             self._check_deadline()
 
@@ -85,19 +96,37 @@ class Surroundings:
 
     def _work(self, clients, epochs, pool, new):
         made = None if self.wanted is None else [self.wanted[clients]]
-        return asked(replace(self.trace, cohorts=[clients], samples=[self.samples[clients]], epochs=[epochs], made=made,
-                             pool=[pool], new_images=[new]), self.world, 0, self.holdings)
+        return asked(
+            replace(
+                self.trace,
+                cohorts=[clients],
+                samples=[self.samples[clients]],
+                epochs=[epochs],
+                made=made,
+                pool=[pool],
+                new_images=[new],
+            ),
+            self.world,
+            0,
+            self.holdings,
+        )
 
     def _check_deadline(self):
         """Of training alone, on a client's own data: images that one round has no time for may be made, or sent, in several."""
-        least = Work(self.trace.sample_flops * self.config.training.epochs * self.samples, self.trace.weights_bytes)
+        least = Work(
+            self.trace.sample_flops * self.config.training.epochs * self.samples, self.trace.weights_bytes
+        )
         quickest = np.inf
         for round in range(self.config.rounds):  # of which the first one settles it, as a rule
-            quickest = min(quickest, forecast(self.world, self.devices, round, 1, least, self.spent).seconds.min())
+            quickest = min(
+                quickest, forecast(self.world, self.devices, round, 1, least, self.spent).seconds.min()
+            )
             if quickest <= self.world.deadline_s:
                 return
-        raise UserError(f"world.deadline_s={self.world.deadline_s:g} cannot be met: in no round is anybody done by then; the "
-                        f"quickest, alone in the whole band, takes {quickest:.4g} s")
+        raise UserError(
+            f"world.deadline_s={self.world.deadline_s:g} cannot be met: in no round is anybody done by then; the "
+            f"quickest, alone in the whole band, takes {quickest:.4g} s"
+        )
 
     def augmented_joules(self, made, images):
         """What the server takes to generate so many images and to train the augmented model on so many."""

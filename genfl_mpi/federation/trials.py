@@ -73,7 +73,9 @@ def _on_data(comm, config, about, data, model, plan, server_images, source):
         model.load(torch.from_numpy(weights))
         totals = np.zeros(classes + 2, dtype=np.int64)
         for images, labels in share():
-            totals[:-1] += evaluate(model, chunks(images, labels, size, about, model.weights.device), classes, MAX_CHUNKS)
+            totals[:-1] += evaluate(
+                model, chunks(images, labels, size, about, model.weights.device), classes, MAX_CHUNKS
+            )
             totals[-1] += len(labels)
         return totals
 
@@ -89,7 +91,9 @@ def _on_data(comm, config, about, data, model, plan, server_images, source):
                 chosen = sample(len(labels))
                 yield images[chosen], labels[chosen]
         else:
-            images, labels = (data[f"{'test' if source == 'test' else 'train'}_{what}"] for what in ("images", "labels"))
+            images, labels = (
+                data[f"{'test' if source == 'test' else 'train'}_{what}"] for what in ("images", "labels")
+            )
             chosen = np.arange(len(labels))
             if source == "pool":
                 pool = public.pool(labels, config.data.public_pool, classes)
@@ -100,7 +104,9 @@ def _on_data(comm, config, about, data, model, plan, server_images, source):
 
     def sample(count):
         """At most validation.samples numbers below `count`, in rising order."""
-        return np.sort(streams.generator(config.seed, "validation").permutation(count)[: config.validation.samples])
+        return np.sort(
+            streams.generator(config.seed, "validation").permutation(count)[: config.validation.samples]
+        )
 
     return Question(np.zeros(len(model.weights), dtype=np.float32), answer)
 
@@ -108,7 +114,9 @@ def _on_data(comm, config, about, data, model, plan, server_images, source):
 def _measured(totals):
     """(loss, accuracy) of a model, from the answer to `_on_data`."""
     if not totals[-1]:
-        raise FloatingPointError("there are no data to try a model on: validation.source=generated, and no image passed")
+        raise FloatingPointError(
+            "there are no data to try a model on: validation.source=generated, and no image passed"
+        )
     accuracy, loss, _ = summarise(totals[:-1], totals[-1:])
     return loss, accuracy
 

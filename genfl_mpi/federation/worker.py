@@ -27,7 +27,21 @@ class Worker:
     (size,)), called with each trained model that is finite.
     """
 
-    def __init__(self, comm, config, algorithm, model, broadcast, reduction, resident, client_states, dataset, keeps, note, leaving):
+    def __init__(
+        self,
+        comm,
+        config,
+        algorithm,
+        model,
+        broadcast,
+        reduction,
+        resident,
+        client_states,
+        dataset,
+        keeps,
+        note,
+        leaving,
+    ):
         self.comm, self.config, self.algorithm, self.model = comm, config, algorithm, model
         self.broadcast, self.reduction, self.resident, self.dataset = broadcast, reduction, resident, dataset
         self.client_states, self.keeps, self.note, self.leaving = client_states, keeps, note, leaving
@@ -74,18 +88,26 @@ class Worker:
                 reports, begun = [], omega
                 for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
                     local = settings.model_copy(update={"epochs": stage.epochs})
-                    reports.append(train(self.model, begun, images, labels, local, rng, stage.prox, stage.correction, omega))
+                    reports.append(
+                        train(
+                            self.model, begun, images, labels, local, rng, stage.prox, stage.correction, omega
+                        )
+                    )
                     begun = self.model.weights
                 report = combined(reports)
             else:
                 report = free_ride(self.model, omega, images, labels, noise, rng)
             largest, update_norm = self._add(place, rho, self.model.weights, report)
             if np.isfinite(update_norm):
-                sums, own = self.algorithm.contribute(client, omega, self.model.weights, self.resident.arrays, own, self.config)
+                sums, own = self.algorithm.contribute(
+                    client, omega, self.model.weights, self.resident.arrays, own, self.config
+                )
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
                 if own:
-                    self.client_states.write(number, round + 1, {name: tensor.cpu().numpy() for name, tensor in own.items()})
+                    self.client_states.write(
+                        number, round + 1, {name: tensor.cpu().numpy() for name, tensor in own.items()}
+                    )
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
     def _train_group(self, places, round, clock):
@@ -100,7 +122,12 @@ class Worker:
             whole = Client(clients[0], len(data[0][1]), 0, settings[0], self.model.parameters)
             [stage] = self.algorithm.stages(whole, omega, self.resident.arrays, {}, self.config)
             trained = self.twin.train(
-                omega, data, settings, [streams.generator(self.config.seed, "client", round, client) for client in clients], stage.prox)
+                omega,
+                data,
+                settings,
+                [streams.generator(self.config.seed, "client", round, client) for client in clients],
+                stage.prox,
+            )
         for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):
             with failing.named(f"client {client}"):
                 done.append((place, report, *self._add(place, rho, weights, report)))
@@ -129,5 +156,13 @@ class Worker:
 
     def _report(self, place, report, largest, update_norm, start, seconds):
         self.reduction.clients[place] = (
-            report.samples, report.loss_first_epoch, report.loss_last_epoch, report.accuracy_last_epoch, update_norm, largest, start,
-            seconds, self.comm.rank)
+            report.samples,
+            report.loss_first_epoch,
+            report.loss_last_epoch,
+            report.accuracy_last_epoch,
+            update_norm,
+            largest,
+            start,
+            seconds,
+            self.comm.rank,
+        )

@@ -18,9 +18,14 @@ PLACEMENTS = {"sent": "P2", "made": "P3"}  # of images that clients train on; P1
 def of_model(config, about):
     """What a `Trace` has of the model, whatever the rounds. about: the data set's `Description`."""
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
-    return {"clients": config.clients, "augmented_epochs": config.augmented.epochs, "shape": about.shape,
-            "sample_flops": of_training(model.module, about.shape), "placement": PLACEMENTS.get(config.composition.images, "P1"),
-            "weights_bytes": model.weights.numel() * model.weights.element_size()}
+    return {
+        "clients": config.clients,
+        "augmented_epochs": config.augmented.epochs,
+        "shape": about.shape,
+        "sample_flops": of_training(model.module, about.shape),
+        "placement": PLACEMENTS.get(config.composition.images, "P1"),
+        "weights_bytes": model.weights.numel() * model.weights.element_size(),
+    }
 
 
 def of_generator(config):
@@ -38,14 +43,21 @@ def of_file(file, config):
     clients = reader.columns_of(file, "clients", ("round", "client", "samples", "images", "epochs", "status"))
     members = [(clients["status"] != DECLINED) & (clients["round"] == round) for round in rounds["round"]]
     # The epochs that method=matched adds stay as they were.
-    clients["epochs"] = clients["epochs"] + config.training.epochs - reader.config_of(file)["training"]["epochs"]
+    clients["epochs"] = (
+        clients["epochs"] + config.training.epochs - reader.config_of(file)["training"]["epochs"]
+    )
     clients["samples"] = clients["samples"] - clients["images"]
     of_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
     made_in = reader.columns_of(file, "generated", ["round"])["round"]
     return Trace(
-        **of_model(config, datasets.describe(config.data)), **of_generator(config), cohorts=of_round["client"],
-        samples=of_round["samples"], epochs=of_round["epochs"], made=of_round["images"] if config.fills else None,
-        new_images=np.array([(made_in == round).sum() for round in rounds["round"]]), pool=rounds["images_used"],
+        **of_model(config, datasets.describe(config.data)),
+        **of_generator(config),
+        cohorts=of_round["client"],
+        samples=of_round["samples"],
+        epochs=of_round["epochs"],
+        made=of_round["images"] if config.fills else None,
+        new_images=np.array([(made_in == round).sum() for round in rounds["round"]]),
+        pool=rounds["images_used"],
         missing=(held(file, config) == 0).mean(1),
         value=value_of_labels(reader.array_of(file, "partition/shared_labels")),
     ), members

@@ -43,11 +43,17 @@ def batches_of_round(counts, already, prompts, seed, size):
     class has its template and noise from (seed, class, j) alone. The order is the first image of every class, the
     second of every class and so on.
     """
-    wanted = [(j, label) for label in range(len(counts)) for j in range(already[label], already[label] + counts[label])]
+    wanted = [
+        (j, label)
+        for label in range(len(counts))
+        for j in range(already[label], already[label] + counts[label])
+    ]
     images = []
     for j, label in sorted(wanted):
         template = int(streams.generator(seed, "template", label, j).integers(len(prompts.templates)))
-        images.append((label, template, streams.integer(seed, "image", label, j), prompts.text(label, template)))
+        images.append(
+            (label, template, streams.integer(seed, "image", label, j), prompts.text(label, template))
+        )
     return [Batch(*zip(*images[i : i + size])) for i in range(0, len(images), size)]
 
 
@@ -58,7 +64,9 @@ class Bank:
         self.folder = Path(folder)
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UserError(f"generation.bank: {self.folder} cannot be written: {there} is not a folder that you may write to")
+            raise UserError(
+                f"generation.bank: {self.folder} cannot be written: {there} is not a folder that you may write to"
+            )
         self.settings = json.dumps(settings, sort_keys=True)
 
     def key(self, batch):
@@ -112,15 +120,19 @@ class Bank:
             if ours in found:
                 return None
         if found:
-            return (f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, and none of {ours}, this run's generator: "
-                    "new ones are made, the others stay")
+            return (
+                f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, and none of {ours}, this run's generator: "
+                "new ones are made, the others stay"
+            )
         return None
 
 
 def maker(settings):
     """The checkpoint and adapter of a bank file's settings, in short."""
     adapter = settings.get("adapter")
-    return f"checkpoint {settings.get('checkpoint', '?')[:12]}" + (f" with adapter {adapter[:12]}" if adapter else "")
+    return f"checkpoint {settings.get('checkpoint', '?')[:12]}" + (
+        f" with adapter {adapter[:12]}" if adapter else ""
+    )
 
 
 def read(path):
@@ -140,10 +152,14 @@ def read(path):
     except UNREADABLE:
         whole = False
     if not whole:
-        raise UserError(f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again")
+        raise UserError(
+            f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again"
+        )
     if path.stem != key:
-        raise UserError(f"generation.bank: {path} holds other images than its name says; "
-                        "remove it, and its images are made again")
+        raise UserError(
+            f"generation.bank: {path} holds other images than its name says; "
+            "remove it, and its images are made again"
+        )
     return batch
 
 

@@ -25,8 +25,14 @@ class Reader:
         self.about, self.device, settings = about, device, config.training
         self.model = untrained(about, config, device)
         epochs = max(1, round(STEPS * min(settings.batch_size, MAX_BATCH * len(images)) / len(images)))
-        train(self.model, self.model.weights.clone(), self.prepared(images), torch.from_numpy(np.array(labels, dtype=np.int64)).to(device),
-              settings.model_copy(update={"epochs": epochs}), streams.generator(config.seed, "quality"))
+        train(
+            self.model,
+            self.model.weights.clone(),
+            self.prepared(images),
+            torch.from_numpy(np.array(labels, dtype=np.int64)).to(device),
+            settings.model_copy(update={"epochs": epochs}),
+            streams.generator(config.seed, "quality"),
+        )
         self.model.module.eval()
 
     def prepared(self, images):
@@ -39,7 +45,9 @@ class Reader:
         last = [layer for layer in self.model.module.modules() if isinstance(layer, torch.nn.Linear)][-1]
         seen = []
         hook = last.register_forward_hook(lambda layer, given, _: seen.append(given[0].double().cpu()))
-        logits = torch.cat([self.model.module(chunk).double().cpu() for chunk in self.prepared(images).split(500)])
+        logits = torch.cat(
+            [self.model.module(chunk).double().cpu() for chunk in self.prepared(images).split(500)]
+        )
         hook.remove()
         return torch.cat(seen).numpy(), logits.numpy()
 
@@ -50,4 +58,7 @@ class Reader:
 
 
 def untrained(about, config, device):
-    return FlatModel(models.build(config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")), device)
+    return FlatModel(
+        models.build(config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")),
+        device,
+    )

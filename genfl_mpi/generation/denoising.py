@@ -16,7 +16,14 @@ def prompt_rows(labels, prompts, generator):
 
 def prompt_texts(prompts):
     """Every prompt there is, once: text c * templates + k is class c in template k; the last is empty."""
-    return [*(prompts.text(label, k) for label in range(len(prompts.descriptions)) for k in range(len(prompts.templates))), ""]
+    return [
+        *(
+            prompts.text(label, k)
+            for label in range(len(prompts.descriptions))
+            for k in range(len(prompts.templates))
+        ),
+        "",
+    ]
 
 
 def embed(text_encoder, tokens, rows):
@@ -32,7 +39,13 @@ def diffusion_loss(unet, scheduler, clean, condition, generator):
     numbers, on the CPU whatever the device.
     """
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    timestep = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=generator).to(clean.device)
+    timestep = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=generator).to(
+        clean.device
+    )
     noisy = scheduler.add_noise(clean, noise, timestep)
-    target = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(clean, noise, timestep)
+    target = (
+        noise
+        if scheduler.config.prediction_type == "epsilon"
+        else scheduler.get_velocity(clean, noise, timestep)
+    )
     return F.mse_loss(unet(noisy, timestep, condition).sample, target)

@@ -26,7 +26,9 @@ class Generator:
             self.function = find(settings.checkpoint, {}, "generation.checkpoint")
             path = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
             if path is None:
-                raise UserError(f"generation.checkpoint: the file of {settings.checkpoint} cannot be read; write a function of Python in a file of yours")
+                raise UserError(
+                    f"generation.checkpoint: the file of {settings.checkpoint} cannot be read; write a function of Python in a file of yours"
+                )
             # The function's file determines its images, as far as anybody can see.
             self.identity = hashlib.sha256(path.read_bytes()).hexdigest(), None
         else:
@@ -35,19 +37,39 @@ class Generator:
                 self.adapter = model_folder.locate_adapter(settings.adapter, self.folder)
             for folder in filter(None, (self.folder, self.adapter)):
                 model_folder.check_public(folder, config.data)
-            self.identity = model_folder.digest(self.folder), self.adapter and model_folder.digest(self.adapter)
+            self.identity = (
+                model_folder.digest(self.folder),
+                self.adapter and model_folder.digest(self.adapter),
+            )
         if settings.scheduler is not None:
             model_folder.check_scheduler(settings.scheduler)
         if settings.size is not None and settings.size % 8:
-            raise UserError(f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need")
+            raise UserError(
+                f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need"
+            )
         # Everything but prompt and seed that an image's bits depend on.
-        names = ("negative_prompt", "scheduler", "steps", "guidance", "size", "batch_size", "dtype", "device", "save_memory")
-        self.bank = Bank(settings.bank, {
-            "checkpoint": self.identity[0], "adapter": self.identity[1], "shape": list(shape),
-            "resize": "bilinear, antialiased",
-            "threads": settings.threads if settings.device == "cpu" else None,
-            **{name: getattr(settings, name) for name in names},
-        })
+        names = (
+            "negative_prompt",
+            "scheduler",
+            "steps",
+            "guidance",
+            "size",
+            "batch_size",
+            "dtype",
+            "device",
+            "save_memory",
+        )
+        self.bank = Bank(
+            settings.bank,
+            {
+                "checkpoint": self.identity[0],
+                "adapter": self.identity[1],
+                "shape": list(shape),
+                "resize": "bilinear, antialiased",
+                "threads": settings.threads if settings.device == "cpu" else None,
+                **{name: getattr(settings, name) for name in names},
+            },
+        )
 
     def ready(self, batch):
         return batch in self.bank
@@ -67,11 +89,15 @@ class Generator:
         if self.function:
             return self._drawn_by_function
         loaded = pipeline.load(self.folder, self.adapter, self.settings, self.identity)
-        return lambda batch, shape: pipeline.draw(loaded, list(batch.prompt), batch.seed, self.settings, shape)
+        return lambda batch, shape: pipeline.draw(
+            loaded, list(batch.prompt), batch.seed, self.settings, shape
+        )
 
     def _draw(self, batch):
         # A short batch is filled up, so that every image is computed in a batch of the same size.
-        full = Batch(*(values + values[-1:] * (self.settings.batch_size - len(batch)) for values in astuple(batch)))
+        full = Batch(
+            *(values + values[-1:] * (self.settings.batch_size - len(batch)) for values in astuple(batch))
+        )
         threads = torch.get_num_threads()
         torch.set_num_threads(self.settings.threads)
         try:
@@ -83,6 +109,10 @@ class Generator:
         images = self.function(batch, shape)
         wanted = (len(batch), *shape)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != wanted:
-            got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise UserError(f"generation.checkpoint: {self.settings.checkpoint} must return a NumPy array uint8 {wanted}, not {got}")
+            got = (
+                f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            )
+            raise UserError(
+                f"generation.checkpoint: {self.settings.checkpoint} must return a NumPy array uint8 {wanted}, not {got}"
+            )
         return images

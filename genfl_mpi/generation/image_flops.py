@@ -12,13 +12,27 @@ from genfl_mpi.util.text import first_line
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 # Stable Diffusion v1.5: what its configuration files say and is not diffusers' default.
-UNET = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
-VAE = {
-    "sample_size": 512, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
 }
-TEXT = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "max_position_embeddings": 77}
+VAE = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+}
 
 
 class Flops(NamedTuple):
@@ -49,8 +63,10 @@ def of_pipeline(folder, settings):
         parts = [json.loads((folder / part / "config.json").read_text()) for part in ORIGINAL_PARTS]
         return _count(*parts, settings)
     except Exception as error:  # the libraries raise whatever a wrong value makes them meet
-        raise UserError(f"generation.checkpoint: {folder}: config.json of {', '.join(ORIGINAL_PARTS)} "
-                        f"do not describe a pipeline: {first_line(error)}") from error
+        raise UserError(
+            f"generation.checkpoint: {folder}: config.json of {', '.join(ORIGINAL_PARTS)} "
+            f"do not describe a pipeline: {first_line(error)}"
+        ) from error
 
 
 def of_stable_diffusion(settings):
@@ -74,8 +90,12 @@ def _count(unet, vae, text, settings):
     step = _flops(unet, latents.expand(prompts, -1, -1, -1), torch.zeros((), device="meta"), condition)
     modules = (unet, vae, encoder)
     text = _flops(encoder, torch.zeros(prompts, length, dtype=torch.int64, device="meta"))
-    return Flops(text, settings.steps * step, _flops(vae.decode, latents),
-                 sum(weights.numel() for module in modules for weights in module.parameters()))
+    return Flops(
+        text,
+        settings.steps * step,
+        _flops(vae.decode, latents),
+        sum(weights.numel() for module in modules for weights in module.parameters()),
+    )
 
 
 def _flops(function, *arguments):

@@ -11,7 +11,10 @@ from genfl_mpi.learning.batches import batches
 from genfl_mpi.learning.weights import FlatModel
 
 ATTENTION = r"to_q|to_k|to_v|to_out\.0"
-LAYERS = {"attention": ATTENTION, "all": rf"{ATTENTION}|conv1|conv2|conv_shortcut|proj_in|proj_out|time_emb_proj|ff\.net\.0\.proj|ff\.net\.2"}
+LAYERS = {
+    "attention": ATTENTION,
+    "all": rf"{ATTENTION}|conv1|conv2|conv_shortcut|proj_in|proj_out|time_emb_proj|ff\.net\.0\.proj|ff\.net\.2",
+}
 
 
 class Adapter:
@@ -23,25 +26,47 @@ class Adapter:
 
     def __init__(self, pipeline, prompts, settings):
         self.pipeline, self.prompts, self.settings = pipeline, prompts, settings
-        self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)  # the checkpoint's noise, whatever it draws with
+        self.scheduler = DDPMScheduler.from_config(
+            pipeline.scheduler.config
+        )  # the checkpoint's noise, whatever it draws with
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
             part.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # peft initialises adapters from the global stream
-            pipeline.unet.add_adapter(peft.LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=rf".*\.({LAYERS[settings.layers]})"))
+            pipeline.unet.add_adapter(
+                peft.LoraConfig(
+                    r=settings.rank,
+                    lora_alpha=settings.rank,
+                    target_modules=rf".*\.({LAYERS[settings.layers]})",
+                )
+            )
         pipeline.unet.train()
-        self._flat = FlatModel(torch.nn.ParameterList(p for p in pipeline.unet.parameters() if p.requires_grad), pipeline.device)
+        self._flat = FlatModel(
+            torch.nn.ParameterList(p for p in pipeline.unet.parameters() if p.requires_grad), pipeline.device
+        )
         self.weights = self._flat.weights
-        self._tokens = pipeline.tokenizer(prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pipeline.device)
+        self._tokens = pipeline.tokenizer(
+            prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids.to(pipeline.device)
 
     @torch.no_grad()
     def latents(self, images):
         """What the autoencoder makes of uint8 images (n, C, H, W), NumPy, enlarged to the pipeline's size."""
         size = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
-        images = F.interpolate(torch.from_numpy(images).float() / 255, size, mode="bilinear", align_corners=False)
+        images = F.interpolate(
+            torch.from_numpy(images).float() / 255, size, mode="bilinear", align_corners=False
+        )
         images = images.repeat(1, 3 // images.shape[1], 1, 1) * 2 - 1
         vae = self.pipeline.vae
-        return torch.cat([vae.encode(chunk.to(vae.device)).latent_dist.mean for chunk in images.split(self.settings.batch_size)]) * vae.config.scaling_factor
+        return (
+            torch.cat(
+                [
+                    vae.encode(chunk.to(vae.device)).latent_dist.mean
+                    for chunk in images.split(self.settings.batch_size)
+                ]
+            )
+            * vae.config.scaling_factor
+        )
 
     def train(self, start, latents, labels, seed):
         """Train from the weights `start` for a round; the result is `weights`. labels: int64 (n,). Returns the mean loss."""
@@ -53,7 +78,11 @@ class Adapter:
         for _ in range(settings.epochs):
             for batch in batches(len(latents), settings.batch_size, rng):
                 with torch.no_grad():
-                    condition = embed(pipeline.text_encoder, self._tokens, prompt_rows(labels[batch], self.prompts, generator))
+                    condition = embed(
+                        pipeline.text_encoder,
+                        self._tokens,
+                        prompt_rows(labels[batch], self.prompts, generator),
+                    )
                 loss = diffusion_loss(pipeline.unet, self.scheduler, latents[batch], condition, generator)
                 loss.backward()
                 whole.grad = self._flat.gradient()

@@ -21,9 +21,22 @@ ADAPTED = ("unet", "transformer")  # the parts of a pipeline to which an adapter
 # What an adapter's file may set besides its tensors. All other settings must be peft's defaults: with some,
 # peft imports a module that the file names, or changes the checkpoint's own weights.
 LORA_SETTINGS = {
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_dora", "use_rslora",
-    "lora_bias", "bias", "lora_dropout", "peft_type", "task_type", "peft_version", "base_model_name_or_path",
-    "revision", "inference_mode",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+    "lora_bias",
+    "bias",
+    "lora_dropout",
+    "peft_type",
+    "task_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
 }
 
 
@@ -37,12 +50,19 @@ def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", sa
     silence()
     index = read_index(folder)
     with _guarded(), _loading(f"generation.checkpoint: {folder}"):
-        parts = {part: origin and _read_part(folder / part, *origin, getattr(torch, dtype))
-                 for part, origin in index.parts.items()}
+        parts = {
+            part: origin and _read_part(folder / part, *origin, getattr(torch, dtype))
+            for part, origin in index.parts.items()
+        }
         kind = getattr(diffusers, index.pipeline)
         # Neither a filter nor a watermark, which would depend on what else is installed.
-        given = {**dict.fromkeys(UNUSED), **index.options, **parts,
-                 "requires_safety_checker": False, "add_watermarker": False}
+        given = {
+            **dict.fromkeys(UNUSED),
+            **index.options,
+            **parts,
+            "requires_safety_checker": False,
+            "add_watermarker": False,
+        }
         pipeline = kind(**{name: given[name] for name in inspect.signature(kind).parameters if name in given})
         if scheduler is not None:
             pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
@@ -68,9 +88,15 @@ def _read_part(folder, library, name, dtype):
     import diffusers
     import transformers
 
-    kinds = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel,
-             transformers.PreTrainedTokenizerBase, transformers.ImageProcessingMixin,
-             transformers.FeatureExtractionMixin, transformers.ProcessorMixin)
+    kinds = (
+        diffusers.ModelMixin,
+        diffusers.SchedulerMixin,
+        transformers.PreTrainedModel,
+        transformers.PreTrainedTokenizerBase,
+        transformers.ImageProcessingMixin,
+        transformers.FeatureExtractionMixin,
+        transformers.ProcessorMixin,
+    )
     with _loading(f"generation.checkpoint: {folder}"):
         kind = getattr(importlib.import_module(library), name, None)
         if not isinstance(kind, type) or not issubclass(kind, kinds):
@@ -79,7 +105,8 @@ def _read_part(folder, library, name, dtype):
             _check_vocabulary(folder, getattr(kind, "vocab_files_names", {}))
             return kind.from_pretrained(folder, local_files_only=True)
         module, report = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     _check_weights(folder, module, report, library)
     return module
 
@@ -101,6 +128,7 @@ def _check_weights(folder, module, report, library):
 
     report: of how the library filled `module`.
     """
+
     def form(name):
         return re.sub(r"\d+", "0", name)
 
@@ -110,8 +138,10 @@ def _check_weights(folder, module, report, library):
     wrong = {"lack": report["missing_keys"], "have": extra, "have another size of": report["mismatched_keys"]}
     for what, names in wrong.items():
         if names:
-            raise UserError(f"generation.checkpoint: {folder}: the weights do not fit config.json: "
-                            f"they {what} {min(map(str, names))}")
+            raise UserError(
+                f"generation.checkpoint: {folder}: the weights do not fit config.json: "
+                f"they {what} {min(map(str, names))}"
+            )
 
 
 def _fuse(pipeline, folder, file):
@@ -132,11 +162,17 @@ def _fuse(pipeline, folder, file):
     wanted = convert_unet_state_dict_to_peft(found[0] if isinstance(found, tuple) else found)
     layers = {f"{part}.{layer}" for part in adapted for layer, _ in pipeline.components[part].named_modules()}
     if stray := [tensor for tensor in wanted if tensor.partition(".lora_")[0] not in layers]:
-        raise UserError(f"generation.adapter: {file}: {min(stray)} would not be applied: it belongs to no layer "
-                        f"of {folder}'s {' and '.join(adapted)}")
+        raise UserError(
+            f"generation.adapter: {file}: {min(stray)} would not be applied: it belongs to no layer "
+            f"of {folder}'s {' and '.join(adapted)}"
+        )
     pipeline.load_lora_weights(file.parent, adapter_name=name, **options)
-    applied = {f"{part}.{tensor}" for part in adapted if hasattr(pipeline.components[part], "peft_config")
-               for tensor in peft.get_peft_model_state_dict(pipeline.components[part], adapter_name=name)}
+    applied = {
+        f"{part}.{tensor}"
+        for part in adapted
+        if hasattr(pipeline.components[part], "peft_config")
+        for tensor in peft.get_peft_model_state_dict(pipeline.components[part], adapter_name=name)
+    }
     if unlike := wanted.keys() ^ applied:
         state = "missing" if min(unlike) in applied else "not applied"
         raise UserError(f"generation.adapter: {file}: {min(unlike)} is {state}")
@@ -170,6 +206,7 @@ def _loading(what):
 def _guarded():
     """Refuse to unpickle, on whichever way a library comes to it, and restore torch's default dtype, which
     diffusers leaves changed when it cannot load a model."""
+
     def refuse(file, *_, **__):
         raise UserError(f"generation.checkpoint: {file} may hold code (a pickle); only safetensors are read")
 
@@ -198,8 +235,9 @@ def _read_once(identity, folder, adapter, *options):
     # Images are stored under the digests, so what was read must be what has them.
     for setting, path, known in zip(("checkpoint", "adapter"), (folder, adapter), identity):
         if path is not None and digest(path) != known:
-            raise UserError(f"generation.{setting}: {path} has changed since the run began; "
-                            "restore it, or start again")
+            raise UserError(
+                f"generation.{setting}: {path} has changed since the run began; restore it, or start again"
+            )
     return loaded
 
 
@@ -208,8 +246,15 @@ def load(folder, adapter, settings, identity):
 
     identity: `digest` of both, None without an adapter. Raises UserError if they have other digests now.
     """
-    return _read_once(identity, folder, adapter, settings.scheduler, settings.dtype, settings.device,
-                      tuple(settings.save_memory))
+    return _read_once(
+        identity,
+        folder,
+        adapter,
+        settings.scheduler,
+        settings.dtype,
+        settings.device,
+        tuple(settings.save_memory),
+    )
 
 
 def draw(pipeline, prompts, seeds, settings, shape):
@@ -220,8 +265,15 @@ def draw(pipeline, prompts, seeds, settings, shape):
     """
     # Noise is drawn on the CPU, whatever the device.
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    options = {"negative_prompt": [settings.negative_prompt] * len(prompts), "num_inference_steps": settings.steps,
-               "guidance_scale": settings.guidance, "height": settings.size, "width": settings.size, "generator": noise, "output_type": "pt"}
+    options = {
+        "negative_prompt": [settings.negative_prompt] * len(prompts),
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        "height": settings.size,
+        "width": settings.size,
+        "generator": noise,
+        "output_type": "pt",
+    }
     unknown = options.keys() - inspect.signature(pipeline.__call__).parameters
     if "negative_prompt" in unknown and not settings.negative_prompt:
         unknown.remove("negative_prompt")

@@ -56,4 +56,9 @@ def _divide(state, shares):
     return np.clip(counts, 0, np.maximum(room, 0))
 
 
-PLANS = {"equal": equal, "inverse_frequency": inverse_frequency, "deficit": deficit, "cohort_deficit": cohort_deficit}
+PLANS = {
+    "equal": equal,
+    "inverse_frequency": inverse_frequency,
+    "deficit": deficit,
+    "cohort_deficit": cohort_deficit,
+}

@@ -27,7 +27,9 @@ def pretrain(images, labels, prompts, settings, device, out, say):
     """
     start = time.perf_counter()
     silence()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # with several threads some gradients add up in any order else
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # with several threads some gradients add up in any order else
 
     def report(text):
         say(f"{time.perf_counter() - start:6.0f} s  {text}")
@@ -35,19 +37,37 @@ def pretrain(images, labels, prompts, settings, device, out, say):
     generator = torch.Generator().manual_seed(settings.seed)
     tokenizer = build_tokenizer(prompt_texts(prompts))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)  # diffusers and transformers initialise their modules from the global stream
+        torch.manual_seed(
+            settings.seed
+        )  # diffusers and transformers initialise their modules from the global stream
         vae, text_encoder, unet = (module.to(device) for module in _build_modules(tokenizer, settings))
     images = _framed(images, settings.mirror).to(device)
     labels = torch.as_tensor(labels).repeat(len(images) // len(labels))
     _train_autoencoder(vae, images, settings.autoencoder_steps, generator, report)
     latents = _encode(vae, images)
     # Stable Diffusion v1.5's noise schedule.
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, prediction_type=settings.prediction)
-    unet, text_encoder = _train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report)
-    pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
-                                       scheduler=scheduler, safety_checker=None, feature_extractor=None,
-                                       requires_safety_checker=False)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=settings.prediction,
+    )
+    unet, text_encoder = _train_denoiser(
+        unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out)
     report(f"wrote {out}")
@@ -77,7 +97,11 @@ def _byte_symbols():
 
     The printable ones of Latin-1 stand for themselves, those from U+0100 on for the others.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     return [*map(chr, printable), *(chr(0x100 + i) for i in range(256 - len(printable)))]
 
 
@@ -85,21 +109,43 @@ def _build_modules(tokenizer, settings):
     """The autoencoder, text encoder and UNet, untrained."""
     channels = settings.autoencoder_channels
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=IMAGE_SIZE, block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=IMAGE_SIZE,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
     )
-    text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH, projection_dim=TEXT_WIDTH,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     deeper = len(settings.denoiser_channels) - 1
     unet = UNet2DConditionModel(
-        in_channels=4, out_channels=4, sample_size=IMAGE_SIZE // 2 ** (len(channels) - 1),
-        block_out_channels=settings.denoiser_channels, layers_per_block=1,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * deeper), up_block_types=(*("CrossAttnUpBlock2D",) * deeper, "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16,
+        in_channels=4,
+        out_channels=4,
+        sample_size=IMAGE_SIZE // 2 ** (len(channels) - 1),
+        block_out_channels=settings.denoiser_channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * deeper),
+        up_block_types=(*("CrossAttnUpBlock2D",) * deeper, "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
     )
     return vae, text_encoder, unet
 
@@ -146,7 +192,9 @@ def _encode(vae, images):
     return latents * vae.config.scaling_factor
 
 
-def _train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report):
+def _train_denoiser(
+    unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report
+):
     """Minimise the diffusion loss under a random template per image.
 
     Returns exponential moving averages of both modules' weights, which draw better than the last step's.
@@ -154,9 +202,12 @@ def _train_denoiser(unet, text_encoder, tokenizer, scheduler, latents, labels, p
     steps = settings.denoiser_steps
     modules = torch.nn.ModuleList([unet, text_encoder])
     average = torch.optim.swa_utils.AveragedModel(
-        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, 1 - 12.5 / steps)))
+        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, 1 - 12.5 / steps))
+    )
     optimizer, schedule = _optimizer_with_schedule(modules.parameters(), settings.denoiser_lr, steps)
-    tokens = tokenizer(prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(latents.device)
+    tokens = tokenizer(
+        prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids.to(latents.device)
     running = None
     for step, batch in enumerate(_minibatches(len(latents), 128, steps, generator)):
         condition = embed(text_encoder, tokens, prompt_rows(labels[batch], prompts, generator))

@@ -123,10 +123,20 @@ class Judge:
         truth = np.repeat([0, 1], sum(sizes))
         shuffled = rng.permutation(len(truth))
         scores = np.empty(len(truth))
-        scores[shuffled] = cross_val_predict(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-                                             inputs[shuffled], truth[shuffled], cv=5, method="decision_function")
+        scores[shuffled] = cross_val_predict(
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+            inputs[shuffled],
+            truth[shuffled],
+            cv=5,
+            method="decision_function",
+        )
         owner = np.tile(np.repeat(np.arange(self.classes), sizes), 2)
-        return np.array([*(roc_auc_score(truth[owner == c], scores[owner == c]) for c in range(self.classes)), roc_auc_score(truth, scores)])
+        return np.array(
+            [
+                *(roc_auc_score(truth[owner == c], scores[owner == c]) for c in range(self.classes)),
+                roc_auc_score(truth, scores),
+            ]
+        )
 
 
 def frechet(one, other):

@@ -25,8 +25,13 @@ DIGESTED = (".json", ".safetensors", ".txt", ".model")  # endings of the files t
 # The libraries whose classes a checkpoint may name, and what each calls the weights of a model.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 # Classes without weights, by the end of their names, and the configuration file that they cannot do without.
-CONFIGS = {"Scheduler": "scheduler_config.json", "Tokenizer": "tokenizer_config.json",
-           "TokenizerFast": "tokenizer_config.json", "Processor": None, "Extractor": None}
+CONFIGS = {
+    "Scheduler": "scheduler_config.json",
+    "Tokenizer": "tokenizer_config.json",
+    "TokenizerFast": "tokenizer_config.json",
+    "Processor": None,
+    "Extractor": None,
+}
 WEIGHTLESS = re.compile(rf"({'|'.join(CONFIGS)})$")
 # Parts that drawing from text can do without, and that are not loaded: filters, watermarks, image encoders.
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder", "watermarker"}
@@ -69,8 +74,11 @@ def read_index(folder):
         elif isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value):
             library, kind = value
             if library not in WEIGHTS:
-                _refuse(file, f"{name} is of {quote.repr(library)}; a checkpoint may name classes of "
-                              f"{' and '.join(WEIGHTS)} alone, and nothing else is imported for it")
+                _refuse(
+                    file,
+                    f"{name} is of {quote.repr(library)}; a checkpoint may name classes of "
+                    f"{' and '.join(WEIGHTS)} alone, and nothing else is imported for it",
+                )
             if not kind.isidentifier():
                 _refuse(file, f"{name} must be [library, class], not {quote.repr(value)}")
             parts[name] = library, kind
@@ -87,8 +95,11 @@ def check_checkpoint(folder):
     """Raise UserError if `folder` does not hold a whole, harmless pipeline from text to images."""
     index = read_index(folder)
     if index.pipeline not in catalogue.text_to_image():
-        _refuse(folder, f"it holds a {quote.repr(index.pipeline)}, which is not among diffusers' pipelines "
-                        "from text to image")
+        _refuse(
+            folder,
+            f"it holds a {quote.repr(index.pipeline)}, which is not among diffusers' pipelines "
+            "from text to image",
+        )
     _check_files(folder)
     for part, origin in index.parts.items():
         if origin is not None:
@@ -127,10 +138,16 @@ def read_record(folder):
         record = parse(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{file} cannot be read; restore it") from None
-    if not (isinstance(record, dict) and isinstance(record.get("data"), str)
-            and type(record.get("public_pool")) is int and isinstance(record.get("checkpoint", ""), str)):
-        raise UserError(f"{file} is not what `pretrain` or `finetune` writes: `data` and `public_pool` must "
-                        f"say what {folder.name} learned from; restore it")
+    if not (
+        isinstance(record, dict)
+        and isinstance(record.get("data"), str)
+        and type(record.get("public_pool")) is int
+        and isinstance(record.get("checkpoint", ""), str)
+    ):
+        raise UserError(
+            f"{file} is not what `pretrain` or `finetune` writes: `data` and `public_pool` must "
+            f"say what {folder.name} learned from; restore it"
+        )
     return record
 
 
@@ -145,8 +162,10 @@ def _is_numbers(values):
 def _json(file):
     """The JSON object in a file. Raises UserError."""
     if not file.exists():
-        raise UserError(f"generation.checkpoint: {file} is missing: {file.parent} is incomplete, or not in "
-                        "diffusers' format")
+        raise UserError(
+            f"generation.checkpoint: {file} is missing: {file.parent} is incomplete, or not in "
+            "diffusers' format"
+        )
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, RecursionError):

@@ -23,8 +23,15 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
 # Layers that draw in training, and those that keep statistics of the batch.
-RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-          nn.RReLU)
+RANDOM = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    nn.RReLU,
+)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -42,14 +49,22 @@ class Masked(nn.Module):
 
     def note(self, layer, inputs):
         """Remember the shape, type and order in memory of what the layer sees."""
-        values, = inputs
+        (values,) = inputs
         channels_last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
-        self.seen.append((values.shape[1:], values.dtype, torch.channels_last if channels_last else torch.contiguous_format))
+        self.seen.append(
+            (
+                values.shape[1:],
+                values.dtype,
+                torch.channels_last if channels_last else torch.contiguous_format,
+            )
+        )
 
     def draw(self, count):
         """The mask of so many samples, as the layer would draw it now."""
         shape, dtype, order = self.seen[0]
-        return self.dropout[0](torch.empty(count, *shape, dtype=dtype, device=self.mask.device, memory_format=order).fill_(1))
+        return self.dropout[0](
+            torch.empty(count, *shape, dtype=dtype, device=self.mask.device, memory_format=order).fill_(1)
+        )
 
 
 class Batch(NamedTuple):
@@ -69,9 +84,15 @@ class Twin:
 
     def __init__(self, model, shape, settings):
         self.model, self.settings = model, settings
-        self._refuse([layer for layer in model.module.modules() if isinstance(layer, BATCH_NORM)],
-                     "BatchNorm's statistics are those of one client's batch; model.norm=group has none")
-        drawing = [layer for layer in model.module.modules() if isinstance(layer, RANDOM) and not isinstance(layer, nn.Dropout)]
+        self._refuse(
+            [layer for layer in model.module.modules() if isinstance(layer, BATCH_NORM)],
+            "BatchNorm's statistics are those of one client's batch; model.norm=group has none",
+        )
+        drawing = [
+            layer
+            for layer in model.module.modules()
+            if isinstance(layer, RANDOM) and not isinstance(layer, nn.Dropout)
+        ]
         self._refuse(drawing, "only Dropout's draws can be kept apart")
         self.module = plain(copy.deepcopy(model.module)).train()
         self.masks = {}
@@ -106,15 +127,30 @@ class Twin:
             module(images[:2].clone())
         for hook in noting:
             hook.remove()
-        self._refuse([masked.dropout[0] for masked in self.masks.values() if len(masked.seen) != 1],
-                     "a layer is used more than once, or not at all")
+        self._refuse(
+            [masked.dropout[0] for masked in self.masks.values() if len(masked.seen) != 1],
+            "a layer is used more than once, or not at all",
+        )
         weights = self.model.weights.repeat(2, 1)
-        masks = {name: masked.draw(2).new_ones(2, 2, *masked.seen[0][0]) for name, masked in self.masks.items()}
-        labels, share = torch.zeros(2, 2, dtype=torch.int64, device=device), torch.tensor([[1.0, 0.0]] * 2, device=device)
-        first, _ = self.gradients(self._named(weights), masks, images[[0, 0, 1, 2]].view(2, 2, *shape)[[0, 0]], labels, share)
-        other, _ = self.gradients(self._named(weights), masks, images[[0, 3, 0, 3]].view(2, 2, *shape), labels, share)
-        alike = all(torch.allclose(one, two, rtol=1e-3, atol=1e-5) for one, two in zip(first.values(), other.values()))
-        self._refuse([] if alike else [module], "what it makes of a sample depends on the others of the batch")
+        masks = {
+            name: masked.draw(2).new_ones(2, 2, *masked.seen[0][0]) for name, masked in self.masks.items()
+        }
+        labels, share = (
+            torch.zeros(2, 2, dtype=torch.int64, device=device),
+            torch.tensor([[1.0, 0.0]] * 2, device=device),
+        )
+        first, _ = self.gradients(
+            self._named(weights), masks, images[[0, 0, 1, 2]].view(2, 2, *shape)[[0, 0]], labels, share
+        )
+        other, _ = self.gradients(
+            self._named(weights), masks, images[[0, 3, 0, 3]].view(2, 2, *shape), labels, share
+        )
+        alike = all(
+            torch.allclose(one, two, rtol=1e-3, atol=1e-5) for one, two in zip(first.values(), other.values())
+        )
+        self._refuse(
+            [] if alike else [module], "what it makes of a sample depends on the others of the batch"
+        )
 
     def _autocast(self, device):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
@@ -125,7 +161,9 @@ class Twin:
 
     def _loss(self, parameters, masks, images, labels, share):
         """Of one client: its batch's loss, and (that, how many of its samples the model told right)."""
-        parameters = {name: value if self.trained[name] else value.detach() for name, value in parameters.items()}
+        parameters = {
+            name: value if self.trained[name] else value.detach() for name, value in parameters.items()
+        }
         with self._autocast(images.device):
             logits = functional_call(self.module, {**parameters, **masks}, (images,))
         loss = (F.cross_entropy(logits.float(), labels, reduction="none") * share).sum()
@@ -141,7 +179,9 @@ class Twin:
         drawn = [draw(*one) for one in zip(samples, settings, rngs)]
         # The one with the most steps first: those that go on are always the first ones.
         order = sorted(range(len(data)), key=lambda client: -len(drawn[client].sizes))
-        batches = _batches([drawn[client] for client in order], np.cumsum([0, *(samples[client] for client in order[:-1])]))
+        batches = _batches(
+            [drawn[client] for client in order], np.cumsum([0, *(samples[client] for client in order[:-1])])
+        )
         images, labels = (torch.cat([data[client][part] for client in order]) for part in (0, 1))
         weights = start.to(device).repeat(len(data), 1)
         buffers = {"velocity": torch.zeros_like(weights)} if settings[0].momentum else {}
@@ -160,19 +200,34 @@ class Twin:
                 if batch.moves is not None:
                     pixels = augment(pixels, settings[0], on_device(batch.moves.reshape(3, -1), device))
                 parameters = self._named(weights[:count])
-                gradients, (_, figures) = self.gradients(parameters, masks, pixels.unflatten(0, index.shape), targets, share)
+                gradients, (_, figures) = self.gradients(
+                    parameters, masks, pixels.unflatten(0, index.shape), targets, share
+                )
                 velocity = self._named(buffers["velocity"][:count]).values() if buffers else ()
-                learning = (list(compress(parts, self.trained.values())) for parts in (parameters.values(), gradients.values()))
+                learning = (
+                    list(compress(parts, self.trained.values()))
+                    for parts in (parameters.values(), gradients.values())
+                )
                 with torch.no_grad():
-                    descend(*learning, settings[0], list(compress(velocity, self.trained.values())), mu,
-                            list(compress(begun, self.trained.values())))
+                    descend(
+                        *learning,
+                        settings[0],
+                        list(compress(velocity, self.trained.values())),
+                        mu,
+                        list(compress(begun, self.trained.values())),
+                    )
                 told.append(figures)
-        told = torch.stack([F.pad(one, (0, 0, 0, len(data) - len(one))) for one in told]).double().cpu().numpy()  # the one wait
+        told = (
+            torch.stack([F.pad(one, (0, 0, 0, len(data) - len(one))) for one in told]).double().cpu().numpy()
+        )  # the one wait
         found = [None] * len(data)
         for row, client in enumerate(order):
             sizes, epochs = drawn[client].sizes, settings[client].epochs
             losses, right = told[: len(sizes), row].T
-            found[client] = weights[row], report(losses.tolist(), right[-(len(sizes) // epochs) :].sum().item(), sizes, epochs)
+            found[client] = (
+                weights[row],
+                report(losses.tolist(), right[-(len(sizes) // epochs) :].sum().item(), sizes, epochs),
+            )
         return found
 
     def _draw(self, stream, states, batch):

@@ -25,10 +25,17 @@ class Draws(NamedTuple):
 def draw(count, settings, rng):
     """The `Draws` of a training on so many samples. settings: config.training; rng: NumPy generator that orders the batches and
     seeds dropout, and whose child augments."""
-    dropping, augmenting = int(rng.integers(2**63)), rng.spawn(1)[0] if settings.crop or settings.flip else None
-    steps = [batch.numpy() for _ in range(settings.epochs) for batch in batches(count, settings.batch_size, rng)]
+    dropping, augmenting = (
+        int(rng.integers(2**63)),
+        rng.spawn(1)[0] if settings.crop or settings.flip else None,
+    )
+    steps = [
+        batch.numpy() for _ in range(settings.epochs) for batch in batches(count, settings.batch_size, rng)
+    ]
     sizes = list(map(len, steps))
-    moves = np.concatenate([_moves(size, settings, augmenting) for size in sizes], axis=1) if augmenting else None
+    moves = (
+        np.concatenate([_moves(size, settings, augmenting) for size in sizes], axis=1) if augmenting else None
+    )
     return Draws(dropping, sizes, np.concatenate(steps), moves)
 
 
@@ -66,10 +73,17 @@ def augment(images, settings, moves):
         images = torch.where(moves[0].bool()[:, None, None, None], images.flip(3), images)
     if settings.crop:
         padded = F.pad(images, (settings.crop,) * 4, mode="reflect")
-        rows, columns = (shift[:, None] + torch.arange(size, device=images.device)
-                         for shift, size in zip(moves[1:], (height, width)))
+        rows, columns = (
+            shift[:, None] + torch.arange(size, device=images.device)
+            for shift, size in zip(moves[1:], (height, width))
+        )
         which, channel = (torch.arange(size, device=images.device) for size in (count, channels))
-        images = padded[which[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+        images = padded[
+            which[:, None, None, None],
+            channel[:, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
     return images
 
 

@@ -23,7 +23,9 @@ class DeviceSum:
         if since is not None:
             for one, other in zip(weights[: len(since)].split(BLOCK), since.to(weights.device).split(BLOCK)):
                 square += (other.double() - one.double()).square().sum()
-        low, high, square = torch.stack([*(bound.double() for bound in torch.aminmax(weights)), square]).tolist()
+        low, high, square = torch.stack(
+            [*(bound.double() for bound in torch.aminmax(weights)), square]
+        ).tolist()
         largest = check_size(rho, max(high, -low), self.fraction_bits)
         for units, one in zip(self.units.split(BLOCK), weights.split(BLOCK)):
             # A product of two float64 and its rounding to an integer depend on this client alone.

@@ -16,8 +16,10 @@ def chunks(images, labels, size, about, device, first=0, every=1):
     """
     for start in range(first * size, len(labels), every * size):
         part = slice(start, start + size)
-        yield (normalise(on_device(np.array(images[part]), device), about.mean, about.std, device),
-               on_device(np.array(labels[part]), device))
+        yield (
+            normalise(on_device(np.array(images[part]), device), about.mean, about.std, device),
+            on_device(np.array(labels[part]), device),
+        )
 
 
 @torch.inference_mode()
@@ -47,11 +49,18 @@ def accuracy_over_clients(accuracy_per_class, histograms):
     known = histograms @ np.isfinite(accuracy_per_class)  # without classes of which the test set has nothing
     right = histograms @ np.nan_to_num(accuracy_per_class)
     accuracy = np.sort(right[known > 0] / known[known > 0])
-    return {"clients_accuracy": accuracy.mean(), "clients_accuracy_worst_tenth": accuracy[: -(-len(accuracy) // 10)].mean()}
+    return {
+        "clients_accuracy": accuracy.mean(),
+        "clients_accuracy_worst_tenth": accuracy[: -(-len(accuracy) // 10)].mean(),
+    }
 
 
 def summarise(totals, class_sizes):
     """(accuracy, loss, per-class accuracy (classes,)) from the totals of all ranks and the test samples of each class; NaN for
     a class without."""
     accuracy_per_class = np.where(class_sizes > 0, totals[:-1] / np.maximum(class_sizes, 1), np.nan)
-    return totals[:-1].sum() / class_sizes.sum(), from_fixed_point(totals[-1]) / class_sizes.sum(), accuracy_per_class
+    return (
+        totals[:-1].sum() / class_sizes.sum(),
+        from_fixed_point(totals[-1]) / class_sizes.sum(),
+        accuracy_per_class,
+    )

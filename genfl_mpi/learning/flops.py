@@ -16,5 +16,7 @@ def of_training(module, shape):
     there = copy.deepcopy(module).to("meta").train()
     counter = FlopCounterMode(display=False)
     with counter:  # two samples, because BatchNorm cannot normalise one
-        F.cross_entropy(there(torch.empty(2, *shape, device="meta")), torch.empty(2, dtype=torch.int64, device="meta")).backward()
+        F.cross_entropy(
+            there(torch.empty(2, *shape, device="meta")), torch.empty(2, dtype=torch.int64, device="meta")
+        ).backward()
     return counter.get_total_flops() / 2

@@ -29,7 +29,12 @@ class Dropout(nn.Dropout):
     """Dropout with 16 random bits a value, so that p is off by 2^-17 at most, where torch draws with more effort."""
 
     def forward(self, values):
-        if not self.training or not 0 < self.p < 1 or values.device.type != "cpu" or not values.is_floating_point():
+        if (
+            not self.training
+            or not 0 < self.p < 1
+            or values.device.type != "cpu"
+            or not values.is_floating_point()
+        ):
             return super().forward(values)
         mask = torch.empty_like(values)
         words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -44,7 +49,12 @@ class Conv2d(nn.Conv2d):
     pixels, the last layers' kernels of 3x3 see a single pixel, and eight of nine weights are multiplied by zero."""
 
     def forward(self, images):
-        usual = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str) and images.dim() == 4
+        usual = (
+            self.groups == 1
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and images.dim() == 4
+        )
         alike = images.dtype == self.weight.dtype or torch.is_autocast_enabled("cpu")
         if usual and alike and images.device.type == "cpu":
             sides = zip(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
@@ -64,7 +74,13 @@ def _taps(size, kernel, stride, padding, dilation):
         shift = tap * dilation - padding  # output pixel o meets input pixel o * stride + shift
         first, last = max(0, -(shift // stride)), min(count - 1, (size - 1 - shift) // stride)
         if first <= last:
-            found.append((tap, slice(first, last + 1), slice(first * stride + shift, last * stride + shift + 1, stride)))
+            found.append(
+                (
+                    tap,
+                    slice(first, last + 1),
+                    slice(first * stride + shift, last * stride + shift + 1, stride),
+                )
+            )
     return count, found
 
 
@@ -78,7 +94,9 @@ class _ByTaps(torch.autograd.Function):
         ctx.save_for_backward(images, weight)
         ctx.taps = rows[1], columns[1]
         shape = len(images), len(weight), rows[0], columns[0]
-        output = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last).zero_()
+        output = torch.empty(
+            shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last
+        ).zero_()
         images, total = images.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1)
         for (i, to_y, from_y), (j, to_x, from_x) in itertools.product(*ctx.taps):
             _add_product(total[:, to_y, to_x], images[:, from_y, from_x], weight[:, :, i, j].t())

@@ -19,7 +19,9 @@ def build(settings, classes, shape, seed):
     Raises UserError.
     """
     check(settings, classes, shape)
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream: lend it
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # torch's layers draw their weights from the global stream: lend it
         torch.manual_seed(seed)
         module = _make(find(settings.name, MODELS, "model.name"), settings, classes, shape)
         if settings.name not in MODELS:
@@ -55,28 +57,43 @@ def _try(function, settings, classes, shape, samples):
         except Exception as error:  # whatever a layer raises that does not fit
             images = f"images of {' x '.join(map(str, shape))} (channels, height, width)"
             reason = first_line(error)
-            raise UserError(f"model.name: {name} cannot be trained on {images}{' one by one' * (samples == 1)}: {reason}; "
-                            f"{_remedy(name, samples)}, or choose another model") from error
+            raise UserError(
+                f"model.name: {name} cannot be trained on {images}{' one by one' * (samples == 1)}: {reason}; "
+                f"{_remedy(name, samples)}, or choose another model"
+            ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"model.name: {name} must return a torch.nn.Module, not {type(module).__name__}")
     if not isinstance(logits, torch.Tensor) or logits.shape != (samples, classes):
         returned = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"model.name: {name} must return logits (n, {classes}), and of {samples} images returns {returned}")
+        raise UserError(
+            f"model.name: {name} must return logits (n, {classes}), and of {samples} images returns {returned}"
+        )
 
 
 def _remedy(name, samples):
     if samples == 1:
         return "let no batch have a single sample, by a larger partition.min_samples or another training.batch_size"
-    return "use images of another size, which data.size sets for folder and synthetic" if name in MODELS else "mend its layers"
+    return (
+        "use images of another size, which data.size sets for folder and synthetic"
+        if name in MODELS
+        else "mend its layers"
+    )
 
 
 def _cnn(classes, shape, settings):
     """Two convolutions and two dense layers, for trials."""
     channels, height, width = shape
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),  # pooling first: the same function, less work
-        nn.Conv2d(16, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * (height // 4) * (width // 4), 64), nn.ReLU(), nn.Linear(64, classes),
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.ReLU(),  # pooling first: the same function, less work
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
     )
 
 
@@ -84,9 +101,17 @@ def _pfl_cnn(classes, shape, settings):
     """The network of pfl-research's CIFAR-10 benchmark (Granqvist et al. 2024): 1,626,442 parameters there."""
     channels, height, width = shape
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 3), nn.ReLU(inplace=True), nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True),  # as above
-        nn.Dropout(0.25), nn.Flatten(), nn.Linear(64 * (height // 2 - 2) * (width // 2 - 2), 128), nn.ReLU(inplace=True),
-        nn.Dropout(0.5), nn.Linear(128, classes),
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 64, 3),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),  # as above
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 2 - 2) * (width // 2 - 2), 128),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(128, classes),
     )
 
 
@@ -96,15 +121,26 @@ def _lenet5(classes, shape, settings):
     rows, columns = 32 - height, 32 - width
     return nn.Sequential(
         *([nn.ZeroPad2d((0, columns % 2, 0, rows % 2))] if rows % 2 or columns % 2 else []),
-        nn.Conv2d(channels, 6, 5, padding=(rows // 2, columns // 2)), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
+        nn.Conv2d(channels, 6, 5, padding=(rows // 2, columns // 2)),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(6, 16, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
     )
 
 
 def _resnet18(classes, shape, settings):
     """torchvision's ResNet-18; the `cifar` stem keeps 32x32 images large: a 3x3 convolution and no max-pool."""
-    from torchvision.models import resnet18  # here, because importing it takes seconds that a CNN need not pay
+    from torchvision.models import (
+        resnet18,
+    )  # here, because importing it takes seconds that a CNN need not pay
 
     norm = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}[settings.norm]
     module = resnet18(num_classes=classes, norm_layer=norm)

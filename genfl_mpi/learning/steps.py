@@ -45,7 +45,11 @@ class Steps:
     def __init__(self, model, settings, mu=0.0, corrected=False):
         self.model, self.settings, self.mu = model, settings, mu
         wanted = {"velocity": settings.momentum, "begun": mu, "correction": corrected}
-        self.buffers = {name: torch.zeros_like(model.weights[: model.parameters]) for name, needed in wanted.items() if needed}
+        self.buffers = {
+            name: torch.zeros_like(model.weights[: model.parameters])
+            for name, needed in wanted.items()
+            if needed
+        }
         self.parameters = list(model.module.parameters())
         self.split = {name: model.split(buffer) for name, buffer in self.buffers.items()}
         self.graphs, self.pool = {}, None
@@ -56,7 +60,10 @@ class Steps:
         default `start`."""
         self.model.load(start)
         self.model.module.train()
-        for name, value in (("begun", (start if anchor is None else anchor)[: self.model.parameters]), ("correction", correction)):
+        for name, value in (
+            ("begun", (start if anchor is None else anchor)[: self.model.parameters]),
+            ("correction", correction),
+        ):
             if name in self.buffers:
                 self.buffers[name].copy_(value, non_blocking=True)
         if "velocity" in self.buffers:
@@ -81,19 +88,30 @@ class Steps:
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         with torch.no_grad():
-            has = [weights.grad is not None for weights in self.parameters]  # what is frozen, or not used, stays as it is
+            has = [
+                weights.grad is not None for weights in self.parameters
+            ]  # what is frozen, or not used, stays as it is
             own = {name: list(compress(parts, has)) for name, parts in self.split.items()}
             learning = list(compress(self.parameters, has))
             descend(learning, [weights.grad for weights in learning], self.settings, mu=self.mu, **own)
         for parameter in self.parameters:
-            parameter.grad = None  # the next backward pass then writes its own, and nothing need be zeroed or added up
+            parameter.grad = (
+                None  # the next backward pass then writes its own, and nothing need be zeroed or added up
+            )
         return loss.detach(), logits.detach()
 
     def _prepare(self, images, labels):
         """(replay, inputs, results) of a graph of the step on batches of this shape. The model is left as it was. Where there can
         be none, or it computes something else, no step of these is fixed any more."""
-        inputs, state = (images.clone(), labels.clone()), (self.model.weights, *self.model.others, *self.buffers.values())
-        stream = torch.cuda.default_generators[images.device.index] if images.device.type == "cuda" else torch.default_generator
+        inputs, state = (
+            (images.clone(), labels.clone()),
+            (self.model.weights, *self.model.others, *self.buffers.values()),
+        )
+        stream = (
+            torch.cuda.default_generators[images.device.index]
+            if images.device.type == "cuda"
+            else torch.default_generator
+        )
         before, drawn = [tensor.clone() for tensor in state], stream.get_state()
 
         def back():
@@ -140,7 +158,10 @@ class Steps:
 def is_static(module):
     """Whether a module does the same with every batch: all its layers are torch's or torchvision's own, which do not branch on
     what they see, or ours."""
-    return all(type(layer).__module__.partition(".")[0] in ("torch", "torchvision", "genfl_mpi") for layer in module.modules())
+    return all(
+        type(layer).__module__.partition(".")[0] in ("torch", "torchvision", "genfl_mpi")
+        for layer in module.modules()
+    )
 
 
 def steps_of(model, settings, mu=0.0, corrected=False):

@@ -34,13 +34,17 @@ def normalise(images, mean, std, device):
     """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation; in memory with
     the channels last, as the kernels have them."""
     mean, std = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
-    return images.to(device).float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return (
+        images.to(device).float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    )
 
 
 def at_round(settings, round):
     """config.training with the learning rate of a round, of which the first is 0."""
     factor = {
-        "constant": 1.0, "exponential": settings.decay**round, "step": settings.decay ** (round // settings.period),
+        "constant": 1.0,
+        "exponential": settings.decay**round,
+        "step": settings.decay ** (round // settings.period),
         "cosine": (1 + math.cos(math.pi * min(round, settings.period - 1) / settings.period)) / 2,
     }[settings.schedule]
     return settings.model_copy(update={"lr": settings.lr * factor})
@@ -87,8 +91,10 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None, 
             except ValueError as error:
                 if len(target) > 1:
                     raise
-                raise UserError(f"the model cannot be trained on a batch of a single sample: {first_line(error)}; set another "
-                                "batch_size, of `training` or `augmented`, or let there be more images") from error
+                raise UserError(
+                    f"the model cannot be trained on a batch of a single sample: {first_line(error)}; set another "
+                    "batch_size, of `training` or `augmented`, or let there be more images"
+                ) from error
             losses.append(loss)
             if number >= last:
                 outputs.append(logits)
@@ -109,5 +115,8 @@ def report(losses, correct, sizes, epochs):
     """A `Report` from the mean loss and the samples of each step, and the correct predictions of the last epoch."""
     steps = len(losses) // epochs
     samples = sum(sizes[:steps])
-    first, last = (sum(map(operator.mul, losses[part], sizes[part])) / samples for part in (slice(steps), slice(-steps, None)))
+    first, last = (
+        sum(map(operator.mul, losses[part], sizes[part])) / samples
+        for part in (slice(steps), slice(-steps, None))
+    )
     return Report(samples, first, last, correct / samples)

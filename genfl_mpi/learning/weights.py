@@ -161,15 +161,19 @@ class ExactSum:
 def check_size(rho, largest, fraction_bits=FRACTION_BITS):
     """The size of the largest weight of a summand, if the exact sum can hold it; else raise ArithmeticError."""
     if not max(1, rho) * largest < 2.0 ** (62 - fraction_bits):  # also true of NaN, which extremes pass on
-        raise FloatingPointError(f"the trained weights are not finite or too large to be averaged: largest {largest:g}")
+        raise FloatingPointError(
+            f"the trained weights are not finite or too large to be averaged: largest {largest:g}"
+        )
     return largest
 
 
 def bound(rho, largest):
     """Raise ArithmeticError if the exact sum of weights with these largest sizes, float64 (n,), may have overflowed."""
     if not (total := float(rho @ largest)) < LIMIT:
-        raise FloatingPointError(f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
-                                 "a smaller learning rate may help")
+        raise FloatingPointError(
+            f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
+            "a smaller learning rate may help"
+        )
 
 
 def fixed_point(value, summands):
@@ -178,7 +182,9 @@ def fixed_point(value, summands):
     Raises ArithmeticError if it is not finite, or so large that a sum of so many might overflow 64 bits.
     """
     if not abs(value) < 2**42 / summands:
-        raise FloatingPointError(f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help")
+        raise FloatingPointError(
+            f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help"
+        )
     return int(np.rint(value * 2**20))
 
 

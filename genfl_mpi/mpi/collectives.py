@@ -116,7 +116,12 @@ def node_shared(comm, make):
     Collective. Returns the dict, as read-only arrays over MPI shared memory, and the window that keeps them alive.
     """
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
-    made = together(comm, lambda: {name: np.ascontiguousarray(array) for name, array in make().items()} if node.rank == 0 else {})
+    made = together(
+        comm,
+        lambda: (
+            {name: np.ascontiguousarray(array) for name, array in make().items()} if node.rank == 0 else {}
+        ),
+    )
     header = node.bcast([(name, array.dtype.str, array.shape) for name, array in made.items()], root=0)
     sizes = [-(-np.dtype(dtype).itemsize * int(np.prod(shape)) // 64) * 64 for _, dtype, shape in header]
     window = MPI.Win.Allocate_shared(sum(sizes) if node.rank == 0 else 0, 1, comm=node)

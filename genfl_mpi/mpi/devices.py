@@ -40,8 +40,17 @@ def place(rank, host, cores, quota, environ, found, serves=None):
     gpus = launchers.granted_gpus(environ)
     if gpus is None:
         gpus = tuple(map(str, range(found)))
-    return Place(rank, host, frozenset(cores), *quota, launchers.granted_cores(environ), gpus, usable=min(found, len(gpus)),
-                 withheld=0 if gpus else found, serves=rank == 0 if serves is None else serves)
+    return Place(
+        rank,
+        host,
+        frozenset(cores),
+        *quota,
+        launchers.granted_cores(environ),
+        gpus,
+        usable=min(found, len(gpus)),
+        withheld=0 if gpus else found,
+        serves=rank == 0 if serves is None else serves,
+    )
 
 
 def cores_of(places):
@@ -82,16 +91,20 @@ def oversubscription(places, threads):
     cores, ranks = cores_of(places), len(places)
     if ranks * threads <= cores:
         return None
-    return (f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on {counted(cores, 'core')}: "
-            f"start at most {max(1, cores // threads)} there, or ask for more cores")
+    return (
+        f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on {counted(cores, 'core')}: "
+        f"start at most {max(1, cores // threads)} there, or ask for more cores"
+    )
 
 
 def unused_gpus(places, kind):
     """A line if the ranks of one node compute on its cores because Slurm gave the job none of its GPUs; else None."""
     if kind == "cuda" or not places[0].withheld:
         return None
-    return (f"{places[0].host}: Slurm gave the job none of the node's GPUs: ask with --gpus-per-node, or take them with "
-            "runtime.device=cuda")
+    return (
+        f"{places[0].host}: Slurm gave the job none of the node's GPUs: ask with --gpus-per-node, or take them with "
+        "runtime.device=cuda"
+    )
 
 
 _surveyed = None  # what `neighbours` returns, when all ranks of the job were asked
@@ -117,13 +130,19 @@ def resolve(comm, runtime):
     """
     places, own = neighbours(comm)
     threads = comm.allreduce(max(1, cores_of(places) // len(places)), op=MPI.MIN)
-    everywhere = comm.allgather((places[own].host, places[own].gpus, places[own].usable, places[own].withheld))
+    everywhere = comm.allgather(
+        (places[own].host, places[own].gpus, places[own].usable, places[own].withheld)
+    )
     if runtime.device == "cuda" and not all(usable or withheld for _, _, usable, withheld in everywhere):
-        raise UserError("runtime.device=cuda, but not every rank sees a GPU that torch can use; set runtime.device=cpu")
+        raise UserError(
+            "runtime.device=cuda, but not every rank sees a GPU that torch can use; set runtime.device=cpu"
+        )
     for host, gpus, usable, _ in everywhere:
         if runtime.device == "auto" and gpus and not usable:
-            raise UserError(f"{host}: the job was given GPU {','.join(gpus)}, and torch cannot use it; install a torch for this "
-                            "GPU and its driver, or set runtime.device=cpu")
+            raise UserError(
+                f"{host}: the job was given GPU {','.join(gpus)}, and torch cannot use it; install a torch for this "
+                "GPU and its driver, or set runtime.device=cpu"
+            )
     kind = "cuda" if all(usable for _, _, usable, _ in everywhere) else "cpu"
     return runtime.threads or threads, kind if runtime.device == "auto" else runtime.device
 
@@ -131,7 +150,12 @@ def resolve(comm, runtime):
 def remarks(comm, threads, kind):
     """Lines, on rank 0 alone, about what the user may have wanted otherwise: of the first node concerned. Collective."""
     places, own = neighbours(comm)
-    said = comm.gather((oversubscription(places, threads), unused_gpus(places, kind)) if own == 0 else (None, None)) or []
+    said = (
+        comm.gather(
+            (oversubscription(places, threads), unused_gpus(places, kind)) if own == 0 else (None, None)
+        )
+        or []
+    )
     return [min(lines) for column in zip(*said) if (lines := list(filter(None, column)))]
 
 
@@ -140,11 +164,15 @@ def use(comm, threads, kind):
     torch.set_num_threads(threads)
     if kind == "cpu":
         return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same bits every time, as far as the library can
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # the same bits every time, as far as the library can
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     places, own = neighbours(comm)
-    number = gpus_of(places)[own] if places[own].usable else own % torch.cuda.device_count()  # of what Slurm withholds
+    number = (
+        gpus_of(places)[own] if places[own].usable else own % torch.cuda.device_count()
+    )  # of what Slurm withholds
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
@@ -171,8 +199,14 @@ def cpu_quota(environment="/proc/self/cgroup", root="/sys/fs/cgroup"):
         for folder in [top / path.lstrip("/"), *(top / path.lstrip("/")).parents]:
             if folder != top and top not in folder.parents:
                 break
-            quota, period = (_read(folder / "cpu.max").split() or ["max", "1"]) if not controllers else (
-                _read(folder / "cpu.cfs_quota_us").strip() or "-1", _read(folder / "cpu.cfs_period_us").strip() or "1")
+            quota, period = (
+                (_read(folder / "cpu.max").split() or ["max", "1"])
+                if not controllers
+                else (
+                    _read(folder / "cpu.cfs_quota_us").strip() or "-1",
+                    _read(folder / "cpu.cfs_period_us").strip() or "1",
+                )
+            )
             if quota not in ("max", "-1"):
                 found.append((int(quota) / int(period), str(folder)))
     return (min(found)[1], min(found)[0]) if found else ("", None)
@@ -187,8 +221,17 @@ def _read(path):
 
 def _ask(comm, serves=None):
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
-    places = node.allgather(place(comm.rank, os.uname().nodename, os.sched_getaffinity(0), cpu_quota(), os.environ,
-                                  torch.cuda.device_count(), serves))
+    places = node.allgather(
+        place(
+            comm.rank,
+            os.uname().nodename,
+            os.sched_getaffinity(0),
+            cpu_quota(),
+            os.environ,
+            torch.cuda.device_count(),
+            serves,
+        )
+    )
     own = node.rank
     node.Free()
     return places, own

@@ -39,11 +39,15 @@ def exit_status(comm, function):
             MPI.Finalize()
             os._exit(2)
         return 2
-    except BaseException as error:  # also of an interrupt or an exit on one rank, for which the others would wait
+    except (
+        BaseException
+    ) as error:  # also of an interrupt or an exit on one rank, for which the others would wait
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
         if status == 1 and not isinstance(error, (FloatingPointError, MemoryError)):
             traceback.print_exc()
-        where = ", ".join([f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))])
+        where = ", ".join(
+            [f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))]
+        )
         _complain(f"{where}: {type(error).__name__}: {error}")
         if comm.size > 1:
             _abort(comm, status)

@@ -35,7 +35,9 @@ class Turns:
         turn = np.zeros(1, dtype=np.int64)
         if self.group.rank == 0:
             self.window.Lock(0, MPI.LOCK_SHARED, MPI.MODE_NOCHECK)
-            self.window.Fetch_and_op([np.ones(1, dtype=np.int64), MPI.INT64_T], [turn, MPI.INT64_T], 0, op=MPI.SUM)
+            self.window.Fetch_and_op(
+                [np.ones(1, dtype=np.int64), MPI.INT64_T], [turn, MPI.INT64_T], 0, op=MPI.SUM
+            )
             self.window.Unlock(0)
         self.group.Bcast([turn, MPI.INT64_T], root=0)
         return int(turn[0])

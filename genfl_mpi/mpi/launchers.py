@@ -37,7 +37,9 @@ def command(size, environ):
         with suppress(OSError, ValueError, IndexError):
             for pid, name in parents():
                 if name.startswith(LAUNCHERS):
-                    return shlex.join(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1])
+                    return shlex.join(
+                        Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+                    )
     if size > 1:
         own = ["srun" if "SLURM_STEP_ID" in environ else "mpirun", "-n", str(size), *own]
     return shlex.join(own).encode(errors="replace").decode()
@@ -53,7 +55,11 @@ def granted_gpus(environ):
     """Names of the GPUs that the process may use, as a tuple; None if nobody has said."""
     for name in GPUS:
         if name in environ:
-            return tuple(part.strip() for part in environ[name].split(",") if part.strip() not in ("", "-1", "NoDevFiles"))
+            return tuple(
+                part.strip()
+                for part in environ[name].split(",")
+                if part.strip() not in ("", "-1", "NoDevFiles")
+            )
     return () if "SLURM_JOB_ID" in environ else None
 
 
@@ -64,7 +70,12 @@ def check_size(size, environ):
     by_mpirun = sizes or "MPI_LOCALNRANKS" in environ or "OMPI_COMM_WORLD_RANK" in environ
     started = max(sizes) if sizes else 1 if by_mpirun else int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if size == 1 and started > 1:
-        remedy = ("install mpi4py with the MPI library of that mpirun, or call the mpirun of mpi4py's library" if by_mpirun else
-                  "try srun --mpi=pmi2 or another kind of `srun --mpi=list`, or mpirun")
-        raise UserError(f"{started} processes were started that do not know of one another: the MPI library and what "
-                        f"started them do not fit; {remedy}")
+        remedy = (
+            "install mpi4py with the MPI library of that mpirun, or call the mpirun of mpi4py's library"
+            if by_mpirun
+            else "try srun --mpi=pmi2 or another kind of `srun --mpi=list`, or mpirun"
+        )
+        raise UserError(
+            f"{started} processes were started that do not know of one another: the MPI library and what "
+            f"started them do not fit; {remedy}"
+        )

@@ -51,8 +51,10 @@ def exchange(down, up, cluster):
     2005): scatter and ring allgather; reduce-scatter by recursive halving and gather. In a node every byte is copied twice.
     """
     seconds = 0.0
-    levels = ((cluster.nodes, cluster.latency, 1 / cluster.bandwidth),
-              (cluster.ranks_a_node, MEMORY_LATENCY, 2 * cluster.crowding / cluster.copying))
+    levels = (
+        (cluster.nodes, cluster.latency, 1 / cluster.bandwidth),
+        (cluster.ranks_a_node, MEMORY_LATENCY, 2 * cluster.crowding / cluster.copying),
+    )
     for parties, latency, a_byte in levels:
         steps, share = int(np.ceil(np.log2(parties))), (parties - 1) / parties
         seconds += (steps + parties - 1) * latency + 2 * share * down * a_byte

@@ -64,8 +64,12 @@ class Pace:
         generation: the `Speed`s of rank 0's generation, a pair.
         """
         rates = [speed.rate or 0.0 for speed in self.speeds]
-        return {"rates": np.array(rates), "overhead": np.array([self.overhead]), "moments": self.moments,
-                "generation": np.array([speed.rate or 0.0 for speed in generation])}
+        return {
+            "rates": np.array(rates),
+            "overhead": np.array([self.overhead]),
+            "moments": self.moments,
+            "generation": np.array([speed.rate or 0.0 for speed in generation]),
+        }
 
     def recall(self, memory, generation):
         """Take back what `memory` returned; from another number of ranks, each rank gets the mean rate.
@@ -92,8 +96,12 @@ class Pace:
 
 def _is_measured(array, shape):
     """Whether `array` is a float64 array of `shape` whose values are finite and not negative."""
-    return (isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.float64
-            and bool((np.isfinite(array) & (array >= 0)).all()))
+    return (
+        isinstance(array, np.ndarray)
+        and array.shape == shape
+        and array.dtype == np.float64
+        and bool((np.isfinite(array) & (array >= 0)).all())
+    )
 
 
 def assign(costs, rates, busy, together=1):

@@ -45,7 +45,10 @@ class Signals:
     def asked(self):
         """0; or, once this rank or another one was asked to leave, the exit status for it. Not collective, and cheap."""
         if self.caught and self.told is None:
-            self.message = [np.array([self.caught], dtype=np.int64), MPI.INT64_T]  # must live as long as it travels
+            self.message = [
+                np.array([self.caught], dtype=np.int64),
+                MPI.INT64_T,
+            ]  # must live as long as it travels
             others = [rank for rank in range(self.comm.size) if rank != self.comm.rank]
             self.told = [self.comm.Issend(self.message, rank) for rank in others]
         self._listen()

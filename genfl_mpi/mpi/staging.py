@@ -11,7 +11,9 @@ def zeros(count, dtype, device):
     """A NumPy array of zeros: page-locked if `device` is a GPU, which then copies from and to it at full speed."""
     if device.type != "cuda":
         return np.zeros(count, dtype)
-    return torch.zeros(count * np.dtype(dtype).itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)
+    return (
+        torch.zeros(count * np.dtype(dtype).itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)
+    )
 
 
 def reduce(comm, message, partial, aware):

@@ -25,9 +25,13 @@ def prefetch(runs):
     """Download the data sets and checkpoints of `runs`; yields a line for each. For a login node with a network."""
     for data in {run.data for run in runs}:
         datasets.download(data)
-        yield f"data set {data.name}: " + (f"in {data.root}" if datasets.describe(data).folder else "installed with the package")
+        yield f"data set {data.name}: " + (
+            f"in {data.root}" if datasets.describe(data).folder else "installed with the package"
+        )
     for name in sorted({run.generation.checkpoint for run in runs if run.generates}):
-        yield f"generator {name}: " + ("a function" if model_folder.is_function(name) else f"in {model_folder.fetch(name)}")
+        yield f"generator {name}: " + (
+            "a function" if model_folder.is_function(name) else f"in {model_folder.fetch(name)}"
+        )
 
 
 def partition(comm, config):
@@ -35,20 +39,26 @@ def partition(comm, config):
     arrays, about = load_and_divide(config), datasets.describe(config.data)
     server, histograms = planning_server(resolve(config, comm), arrays), arrays["label_histograms"]
     sizes, emd, labels = histograms.sum(1), earth_movers_distance(histograms), (histograms > 0).sum(1)
-    yield (f"{config.data.name}: {sizes.sum()} samples at {config.clients} clients, {config.data.public_pool} in the public pool, "
-           f"of {len(arrays['train_labels'])} for training")
+    yield (
+        f"{config.data.name}: {sizes.sum()} samples at {config.clients} clients, {config.data.public_pool} in the public pool, "
+        f"of {len(arrays['train_labels'])} for training"
+    )
     yield f"samples a client: {sizes.min()} to {sizes.max()}, median {np.median(sizes):g}, mean {sizes.mean():.1f}"
     yield f"labels a client: {labels.min()} to {labels.max()} of {len(about.classes)}, mean {labels.mean():.1f}"
     yield f"EMD of a client: {emd.min():.2f} to {emd.max():.2f}, mean {emd.mean():.2f}, weighted by samples {emd @ sizes / sizes.sum():.2f}"
-    if config.trains_clients and ("world" in needed(server.select_policy) or config.incentive.base is not None):
+    if config.trains_clients and (
+        "world" in needed(server.select_policy) or config.incentive.base is not None
+    ):
         yield "the cohorts depend on the world: they are not told ahead"
     elif config.trains_clients:
         cohorts = [server.select_policy(replace(server.state, round=round)) for round in range(config.rounds)]
         pooled = np.array([histograms[cohort].sum(0) for cohort in cohorts])
         covered = (pooled > 0).sum(1)
         distance = np.abs(pooled / pooled.sum(1, keepdims=True) - histograms.sum(0) / sizes.sum()).sum(1)
-        yield (f"the cohorts of {config.rounds} rounds: {covered.min()} to {covered.max()} labels of {len(about.classes)}, mean {covered.mean():.1f}; "
-               f"EMD of a pooled cohort, mean {distance.mean():.2f}")
+        yield (
+            f"the cohorts of {config.rounds} rounds: {covered.min()} to {covered.max()} labels of {len(about.classes)}, mean {covered.mean():.1f}; "
+            f"EMD of a pooled cohort, mean {distance.mean():.2f}"
+        )
     picture = Path(config.output) / "partition.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     plotting.save(plotting.partition(histograms, about.classes), picture)
@@ -79,9 +89,15 @@ def generate(comm, configs, say, signals):
     for config in configs:
         config = resolve(config, comm)
         devices.use(comm, config.runtime.threads, config.generation.device)
-        generator = collectives.together(comm, lambda: Generator(config, datasets.describe(config.data).shape))
-        missing = collectives.from_rank0(comm, lambda: [
-            batch for batches in _batches(config) for batch in batches if not generator.ready(batch)])
+        generator = collectives.together(
+            comm, lambda: Generator(config, datasets.describe(config.data).shape)
+        )
+        missing = collectives.from_rank0(
+            comm,
+            lambda: [
+                batch for batches in _batches(config) for batch in batches if not generator.ready(batch)
+            ],
+        )
         if comm.rank == 0 and (others := generator.bank.made_by_others()):
             say(others)
         own = missing[comm.rank :: comm.size]
@@ -89,7 +105,9 @@ def generate(comm, configs, say, signals):
             generator.load()
         collectives.arrive(comm)
         start = time.perf_counter()
-        with tqdm(total=sum(map(len, missing)), unit=" images", disable=comm.rank > 0 or not missing, mininterval=1) as bar:
+        with tqdm(
+            total=sum(map(len, missing)), unit=" images", disable=comm.rank > 0 or not missing, mininterval=1
+        ) as bar:
 
             def look():
                 """Every rank's progress is in the bank: no message is needed to show it."""
@@ -110,8 +128,10 @@ def generate(comm, configs, say, signals):
         peak = collectives.largest(comm, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         made = sum(map(len, missing))
         rate = f", {made / seconds:.2f} images/s" if made else ""
-        say(f"made {made} images in {seconds:.1f} s{rate}; {comm.size} ranks x {config.generation.threads} threads on "
-            f"{config.generation.device}, at most {peak / 1e9:.2f} GB a rank; bank {config.generation.bank}")
+        say(
+            f"made {made} images in {seconds:.1f} s{rate}; {comm.size} ranks x {config.generation.threads} threads on "
+            f"{config.generation.device}, at most {peak / 1e9:.2f} GB a rank; bank {config.generation.bank}"
+        )
     return 0
 
 

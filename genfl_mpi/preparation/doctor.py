@@ -33,13 +33,24 @@ def doctor(comm, runs, say):
     """Examine the set-up of the ranks for `runs`. Collective. Returns the exit status: 0, or 2 if there is something to mend."""
     configs, refused = zip(*(_resolved(comm, config) for config in runs.values()))
     checks = {
-        "MPI": _mpi, "ranks": _ranks, "cores": _cores, "GPUs": _gpus, "versions": _versions, "files": _files,
-        "data": _data, "generator": _generator, "messages": _messages, "start": _start,
+        "MPI": _mpi,
+        "ranks": _ranks,
+        "cores": _cores,
+        "GPUs": _gpus,
+        "versions": _versions,
+        "files": _files,
+        "data": _data,
+        "generator": _generator,
+        "messages": _messages,
+        "start": _start,
     }
     problems = list(dict.fromkeys(filter(None, refused)))
     for heading, check in checks.items():
         lines, wrong = check(comm, configs)
-        for line in [*lines[:MOST_LINES], *[f"and {len(lines) - MOST_LINES} more"] * (len(lines) > MOST_LINES)]:
+        for line in [
+            *lines[:MOST_LINES],
+            *[f"and {len(lines) - MOST_LINES} more"] * (len(lines) > MOST_LINES),
+        ]:
             say(textwrap.fill(line, 80, initial_indent=f"{heading:<11}", subsequent_indent=" " * 11))
             heading = ""
         problems += wrong
@@ -59,8 +70,11 @@ def _resolved(comm, config):
 
 
 def _mpi(comm, configs):
-    aware = {True: "sends from a GPU's memory", False: "does not send from a GPU's memory, which is not needed",
-             None: "does not say whether it sends from a GPU's memory, which is not needed"}[measure.is_gpu_aware()]
+    aware = {
+        True: "sends from a GPU's memory",
+        False: "does not send from a GPU's memory, which is not needed",
+        None: "does not say whether it sends from a GPU's memory, which is not needed",
+    }[measure.is_gpu_aware()]
     return [" ".join(collectives.library().split()), aware], []
 
 
@@ -78,15 +92,21 @@ def _cores(comm, configs):
     problems = devices.remarks(comm, threads, "cuda")
     for places in _by_node(comm):
         cores, one = devices.cores_of(places), places[0]
-        limits = [f"affinity {_spans(frozenset().union(*(place.cores for place in places)))} of {os.cpu_count()}"]
+        limits = [
+            f"affinity {_spans(frozenset().union(*(place.cores for place in places)))} of {os.cpu_count()}"
+        ]
         limits += [f"Slurm's grant {one.granted}"] if one.granted is not None else []
         limits += [f"quota {one.quota:g}"] if one.quota is not None else []
-        lines.append(f"{one.host}: rank{'s' * (len(places) > 1)} {_spans(place.rank for place in places)} on "
-                     f"{counted(cores, 'core')} ({', '.join(limits)}), {counted(threads, 'thread')} each")
+        lines.append(
+            f"{one.host}: rank{'s' * (len(places) > 1)} {_spans(place.rank for place in places)} on "
+            f"{counted(cores, 'core')} ({', '.join(limits)}), {counted(threads, 'thread')} each"
+        )
         all_cores = one.granted or os.cpu_count()
         if "OMPI_COMM_WORLD_RANK" in os.environ and cores <= len(places) and 2 * cores <= all_cores:
-            problems.append(f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: mpirun --bind-to none, or "
-                            "--map-by slot:pe=THREADS")
+            problems.append(
+                f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: mpirun --bind-to none, or "
+                "--map-by slot:pe=THREADS"
+            )
     return lines, problems
 
 
@@ -100,46 +120,69 @@ def _gpus(comm, configs):
         lines += [f"{places[0].host}: GPU {i}: {name}" for i, name in enumerate(names)]
         for place, number in zip(places, devices.gpus_of(places)):
             if number is not None:
-                lines.append(f"{place.host}: rank {place.rank} takes GPU {place.gpus[number]} of {','.join(place.gpus)}"
-                             + ("" if place.usable else ", which torch cannot use"))
-    problems += filter(None, (devices.unused_gpus(places, configs[0].runtime.device) for places in _by_node(comm)))
+                lines.append(
+                    f"{place.host}: rank {place.rank} takes GPU {place.gpus[number]} of {','.join(place.gpus)}"
+                    + ("" if place.usable else ", which torch cannot use")
+                )
+    problems += filter(
+        None, (devices.unused_gpus(places, configs[0].runtime.device) for places in _by_node(comm))
+    )
     return lines or ["none: the cores compute"], problems[:1]
 
 
 def _versions(comm, configs):
-    mine = {"python": platform.python_version(), "MPI": collectives.library(), "HDF5": h5py.version.hdf5_version,
-            "commit": environment.git_commit(), **environment.versions()}
+    mine = {
+        "python": platform.python_version(),
+        "MPI": collectives.library(),
+        "HDF5": h5py.version.hdf5_version,
+        "commit": environment.git_commit(),
+        **environment.versions(),
+    }
     found = comm.gather((os.uname().nodename, mine))
     if comm.rank:
         return [], []
     problems = []
     for name, version in mine.items():
-        others = [(host, rank, theirs[name]) for rank, (host, theirs) in enumerate(found) if theirs[name] != version]
+        others = [
+            (host, rank, theirs[name]) for rank, (host, theirs) in enumerate(found) if theirs[name] != version
+        ]
         for host, rank, theirs in others[:1]:
-            problems.append(f"{name} is {version} on rank 0, and {host} (rank {rank}) has {theirs}: start all ranks from one "
-                            "environment, on a file system that all nodes see")
+            problems.append(
+                f"{name} is {version} on rank 0, and {host} (rank {rank}) has {theirs}: start all ranks from one "
+                "environment, on a file system that all nodes see"
+            )
     return [", ".join(f"{name} {version}" for name, version in mine.items() if name != "MPI")], problems
 
 
 def _files(comm, configs):
     """Where the results and the bank go: one folder for all hosts, locks, speed."""
     lines, problems = [], []
-    folders = {config.output: "output" for config in configs} | {config.generation.bank: "generation.bank" for config in configs}
+    folders = {config.output: "output" for config in configs} | {
+        config.generation.bank: "generation.bank" for config in configs
+    }
     for folder, setting in folders.items():
         found = collectives.from_rank0(comm, lambda: _probe(Path(folder), setting))
-        seen = comm.gather((os.uname().nodename, os.path.exists(found["marker"])) if "marker" in found else None)
+        seen = comm.gather(
+            (os.uname().nodename, os.path.exists(found["marker"])) if "marker" in found else None
+        )
         if comm.rank:
             continue
         if "marker" in found:
             os.unlink(found["marker"])
-            lines.append(f"{folder}: {found['system']}, {found['rate'] / 1e6:.0f} MB/s, {1e3 * found['small']:.1f} ms for a "
-                         "small file")
+            lines.append(
+                f"{folder}: {found['system']}, {found['rate'] / 1e6:.0f} MB/s, {1e3 * found['small']:.1f} ms for a "
+                "small file"
+            )
             if missing := [host for host, sees in seen if not sees]:
-                problems.append(f"{setting}: {folder} is not the same folder on {missing[0]} as on rank 0: choose one on a file "
-                                "system that all nodes see")
+                problems.append(
+                    f"{setting}: {folder} is not the same folder on {missing[0]} as on rank 0: choose one on a file "
+                    "system that all nodes see"
+                )
             if found["rate"] < SLOW_DISK or found["small"] > SLOW_FILE:
-                problems.append(f"{setting}: {folder} is on a slow file system: choose another, or write less often with "
-                                "checkpoint.every_rounds=10")
+                problems.append(
+                    f"{setting}: {folder} is on a slow file system: choose another, or write less often with "
+                    "checkpoint.every_rounds=10"
+                )
         problems += found["problems"]
     return lines, problems
 
@@ -153,14 +196,22 @@ def _probe(folder, setting):
         small = sorted(_seconds_to_write(marker, 4096) for _ in range(5))[2]
     except OSError as error:
         return {"problems": [f"{setting}: {folder} cannot be written: {error.strerror}; set another folder"]}
-    found = {"marker": str(marker), "system": _file_system(marker), "rate": rate, "small": small, "problems": []}
+    found = {
+        "marker": str(marker),
+        "system": _file_system(marker),
+        "rate": rate,
+        "small": small,
+        "problems": [],
+    }
     try:
         with h5py.File(marker, "w", libver="v110") as file:
             file.swmr_mode = True
             h5py.File(marker, "r", libver="latest", swmr=True).close()
     except OSError as error:
-        found["problems"] = [f"{setting}: HDF5 cannot use {folder} ({first_line(error)}): export "
-                             "HDF5_USE_FILE_LOCKING=FALSE, or choose another file system"]
+        found["problems"] = [
+            f"{setting}: HDF5 cannot use {folder} ({first_line(error)}): export "
+            "HDF5_USE_FILE_LOCKING=FALSE, or choose another file system"
+        ]
     return found
 
 
@@ -195,7 +246,12 @@ def _generator(comm, configs):
     def missing(config):
         Generator(config, datasets.describe(config.data).shape)
 
-    return _on_each_node(comm, {config.generation.checkpoint: config for config in configs if config.generates}, missing, "there")
+    return _on_each_node(
+        comm,
+        {config.generation.checkpoint: config for config in configs if config.generates},
+        missing,
+        "there",
+    )
 
 
 def _on_each_node(comm, configs, check, word):
@@ -217,14 +273,20 @@ def _on_each_node(comm, configs, check, word):
 def _messages(comm, configs):
     """A ping to a rank of every host, and the reduction of a round."""
     hosts, problems, lines = comm.allgather(os.uname().nodename), [], []
-    partners = sorted({hosts.index(host) for host in hosts} - {0} | ({1} if comm.size > 1 else set()))[:MOST_PARTNERS]
+    partners = sorted({hosts.index(host) for host in hosts} - {0} | ({1} if comm.size > 1 else set()))[
+        :MOST_PARTNERS
+    ]
     for partner in partners:
         if (result := measure.ping(comm, partner)) is not None and comm.rank == 0:
             seconds, rate = result
-            lines.append(f"rank 0 to rank {partner} on {hosts[partner]}: {1e6 * seconds:.1f} us, {rate / 1e9:.2f} GB/s")
+            lines.append(
+                f"rank 0 to rank {partner} on {hosts[partner]}: {1e6 * seconds:.1f} us, {rate / 1e9:.2f} GB/s"
+            )
             if hosts[partner] != hosts[0] and rate < SLOW_NETWORK:
-                problems.append(f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed the fast "
-                                "network; take the site's own MPI library, or ask for the variables that it wants")
+                problems.append(
+                    f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed the fast "
+                    "network; take the site's own MPI library, or ask for the variables that it wants"
+                )
     model, about = configs[0].model, datasets.describe(configs[0].data)
     try:
         module = collectives.together(comm, lambda: models.build(model, len(about.classes), about.shape, 0))
@@ -233,22 +295,30 @@ def _messages(comm, configs):
     weights = sum(value.numel() for value in module.state_dict().values())
     seconds = measure.reduction(comm, weights)
     if comm.size > 1:
-        lines.append(f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: {1e3 * seconds:.1f} ms, "
-                     f"{8 * weights / seconds / 1e9:.2f} GB/s")
+        lines.append(
+            f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: {1e3 * seconds:.1f} ms, "
+            f"{8 * weights / seconds / 1e9:.2f} GB/s"
+        )
     return lines or ["none: there is one rank"], problems
 
 
 def _start(comm, configs):
     seconds = max(comm.gather(_age()) or [0])
-    wrong = (f"a process took {seconds:.0f} s to start: keep the Python environment on a fast file system, the nodes' own say, "
-             "or in a container")
-    return [f"{seconds:.0f} s from the start of a process to here, on the slowest rank"], [wrong] if seconds > SLOW_START else []
+    wrong = (
+        f"a process took {seconds:.0f} s to start: keep the Python environment on a fast file system, the nodes' own say, "
+        "or in a container"
+    )
+    return [f"{seconds:.0f} s from the start of a process to here, on the slowest rank"], [
+        wrong
+    ] if seconds > SLOW_START else []
 
 
 def _age():
     """Seconds since this process began."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf(
+            "SC_CLK_TCK"
+        )
         return float(Path("/proc/uptime").read_text().split()[0]) - started
     except (OSError, ValueError, IndexError):
         return 0.0

@@ -30,18 +30,33 @@ def pretrain(comm, config, say):
         if comm.size > 1:
             raise UserError("pretrain works on one rank; start it without mpirun, or with -n 1")
         prompts, arrays = load_prompts(config.generation.prompts, about.classes), datasets.load(config.data)
-        return prompts, public.images(arrays, about, config.data, settings.images), _new_folder("pretraining.output", settings.output)
+        return (
+            prompts,
+            public.images(arrays, about, config.data, settings.images),
+            _new_folder("pretraining.output", settings.output),
+        )
 
     prompts, (images, labels, tested), out = collectives.together(comm, ready)
     device = devices.use(comm, config.runtime.threads, config.runtime.device)
-    say(f"{len(images)} public images to learn from; {tested} left out, which are byte for byte in the test set")
+    say(
+        f"{len(images)} public images to learn from; {tested} left out, which are byte for byte in the test set"
+    )
     from genfl_mpi.generation import pretraining  # here, because diffusers takes seconds
 
     start = time.perf_counter()
     pretraining.pretrain(images, labels, prompts, settings, device, out, say)
-    _record(out, config, {
-        "data": config.data.name, "public_pool": config.data.public_pool if settings.images == "public_pool" else 0,
-        "images": len(images), "left_out_as_test_images": tested, "pretraining": settings.model_dump()}, start)
+    _record(
+        out,
+        config,
+        {
+            "data": config.data.name,
+            "public_pool": config.data.public_pool if settings.images == "public_pool" else 0,
+            "images": len(images),
+            "left_out_as_test_images": tested,
+            "pretraining": settings.model_dump(),
+        },
+        start,
+    )
 
 
 def finetune(comm, config, say):
@@ -69,11 +84,19 @@ def finetune(comm, config, say):
     from genfl_mpi.generation.lora import Adapter  # here, because diffusers takes seconds
 
     start = time.perf_counter()
-    adapter = Adapter(collectives.together(comm, lambda: pipeline.read(folder, device=device)), prompts, settings)
+    adapter = Adapter(
+        collectives.together(comm, lambda: pipeline.read(folder, device=device)), prompts, settings
+    )
     sizes = np.array([len(samples) for samples in holders])
     ranks = assign(sizes, np.ones(comm.size), 0.0)
-    own = {holder: (adapter.latents(data["train_images"][samples]), torch.from_numpy(data["train_labels"][samples]))
-           for holder, samples in enumerate(holders) if ranks[holder] == comm.rank}
+    own = {
+        holder: (
+            adapter.latents(data["train_images"][samples]),
+            torch.from_numpy(data["train_labels"][samples]),
+        )
+        for holder, samples in enumerate(holders)
+        if ranks[holder] == comm.rank
+    }
     weights, units = adapter.weights.to("cpu", copy=True), np.zeros(len(adapter.weights), dtype=np.int64)
     total = ExactSum(units)
     for round in range(settings.rounds):
@@ -81,7 +104,9 @@ def finetune(comm, config, say):
         units[:] = 0
         for holder, (latents, labels) in own.items():
             with failing.named(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
-                adapter.train(weights, latents, labels, streams.integer(settings.seed, "finetune", round, holder))
+                adapter.train(
+                    weights, latents, labels, streams.integer(settings.seed, "finetune", round, holder)
+                )
                 total.add(sizes[holder] / sizes.sum(), adapter.weights)
         collectives.arrive(comm)
         collectives.reduce_sum(comm, units)
@@ -93,11 +118,25 @@ def finetune(comm, config, say):
         size = adapter.save(out)
         seconds = time.perf_counter() - start
         sent = 2 * size * len(holders) * settings.rounds if settings.at == "clients" else 0
-        _record(out, config, {
-            "data": config.data.name, "public_pool": int(sizes.sum()) if settings.at == "server" else 0, "checkpoint": model_folder.digest(folder),
-            "images": int(sizes.sum()), "holders": len(holders), "bytes": size, "bytes_sent": sent, "finetuning": settings.model_dump()}, start)
-        say(f"wrote {out}: an adapter of {size / 1e3:.0f} kB, from {sizes.sum()} images at {counted(len(holders), 'holder')}, "
-            f"in {seconds:.0f} s on {comm.size} ranks; up- and downlinks of the clients carried {sent / 1e6:.1f} MB")
+        _record(
+            out,
+            config,
+            {
+                "data": config.data.name,
+                "public_pool": int(sizes.sum()) if settings.at == "server" else 0,
+                "checkpoint": model_folder.digest(folder),
+                "images": int(sizes.sum()),
+                "holders": len(holders),
+                "bytes": size,
+                "bytes_sent": sent,
+                "finetuning": settings.model_dump(),
+            },
+            start,
+        )
+        say(
+            f"wrote {out}: an adapter of {size / 1e3:.0f} kB, from {sizes.sum()} images at {counted(len(holders), 'holder')}, "
+            f"in {seconds:.0f} s on {comm.size} ranks; up- and downlinks of the clients carried {sent / 1e6:.1f} MB"
+        )
     window.Free()
 
 
@@ -107,16 +146,24 @@ def _holders(config, about, data):
     wanted = settings.per_class * len(about.classes)
     if settings.at == "server":
         if wanted > config.data.public_pool:
-            raise UserError(f"finetuning.per_class={settings.per_class} needs a public pool of {wanted} images at the server: set data.public_pool={wanted}")
+            raise UserError(
+                f"finetuning.per_class={settings.per_class} needs a public pool of {wanted} images at the server: set data.public_pool={wanted}"
+            )
         return [public.pool(labels, wanted, len(about.classes))]
     held = data["indices"]
-    chosen = np.zeros(len(held), dtype=bool)  # with replacement several clients may hold a sample, and one of them gives it
+    chosen = np.zeros(
+        len(held), dtype=bool
+    )  # with replacement several clients may hold a sample, and one of them gives it
     for label in range(len(about.classes)):
         places = np.flatnonzero(labels[held] == label)
         if len(places) < settings.per_class:
-            raise UserError(f"finetuning.per_class={settings.per_class}: the clients hold {len(places)} images of {about.classes[label]}")
+            raise UserError(
+                f"finetuning.per_class={settings.per_class}: the clients hold {len(places)} images of {about.classes[label]}"
+            )
         places = places[np.argsort(held[places], kind="stable")]
-        chosen[streams.generator(settings.seed, "finetune", label).permutation(places)[: settings.per_class]] = True
+        chosen[
+            streams.generator(settings.seed, "finetune", label).permutation(places)[: settings.per_class]
+        ] = True
     clients = zip(*(np.split(part, data["pointers"][1:-1]) for part in (held, chosen)))
     return [samples[own] for samples, own in clients if own.any()]
 
@@ -127,7 +174,9 @@ def _new_folder(key, name):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise UserError(f"{key}: {name} is there already and not empty; move it away, or set another folder")
+            raise UserError(
+                f"{key}: {name} is there already and not empty; move it away, or set another folder"
+            )
     except OSError as error:
         raise UserError(f"{key}: {name} cannot be written: {error.strerror}") from None
     return folder
@@ -135,6 +184,11 @@ def _new_folder(key, name):
 
 def _record(out, config, what, start):
     """Write down what was made, how, and in what time."""
-    record = {**what, "seconds": round(time.perf_counter() - start), "device": config.runtime.device, "threads": config.runtime.threads,
-              "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}}
+    record = {
+        **what,
+        "seconds": round(time.perf_counter() - start),
+        "device": config.runtime.device,
+        "threads": config.runtime.threads,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
+    }
     (out / validation.RECORD).write_text(yaml.safe_dump(record, sort_keys=False))

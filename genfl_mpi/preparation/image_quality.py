@@ -14,7 +14,15 @@ from genfl_mpi.mpi import devices
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 
-FORMATS = {"cas": "8.1f", "fidelity": "8.1f", "frechet": "8.2f", "diversity": "9.2f", "auc": "6.3f", "theta": "6.3f", "copies": "6.1f"}
+FORMATS = {
+    "cas": "8.1f",
+    "fidelity": "8.1f",
+    "frechet": "8.2f",
+    "diversity": "9.2f",
+    "auc": "6.3f",
+    "theta": "6.3f",
+    "copies": "6.1f",
+}
 
 
 def quality(comm, folder, config, counts):
@@ -36,7 +44,10 @@ def quality(comm, folder, config, counts):
     yield f"classifier: {config.model.name}; trained on the real {config.data.name} it reaches {judge.real_accuracy():.1f} %"
     yield from (f"  {name:<10} {meaning}" for name, meaning in MEASURES.items())
     if learned_from is not None:
-        sets = {f"real: the public images, {len(learned_from)} in all": (learned_from, labels_learned), **sets}
+        sets = {
+            f"real: the public images, {len(learned_from)} in all": (learned_from, labels_learned),
+            **sets,
+        }
     for about_set, (images, labels) in sets.items():
         generated = images is not learned_from
         yield f"\n{about_set}"
@@ -46,10 +57,14 @@ def quality(comm, folder, config, counts):
             images, labels = images[passed], labels[passed]
         fewest = np.bincount(labels, minlength=len(about.classes)).min()
         if fewest < 2:
-            raise UserError(f"{folder}: of some class the filter keeps {fewest} images, and two are needed to judge; lower generation.min_fidelity")
+            raise UserError(
+                f"{folder}: of some class the filter keeps {fewest} images, and two are needed to judge; lower generation.min_fidelity"
+            )
         yield _header("images a class")
         for count in sorted({min(count, fewest) for count in counts}):
-            chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(about.classes))]))
+            chosen = np.sort(
+                np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(about.classes))])
+            )
             measured = judge.measure(images[chosen], labels[chosen], generated)
             yield _row(f"{count}", measured, -1)
         if not generated:
@@ -75,22 +90,32 @@ def _sets(folder, about, name):
     """Images and labels of each generator in a bank, by a description of the generator."""
     files = sorted(folder.glob("*.h5"))
     if not files:
-        raise UserError(f"{folder}: there are no images; make some with: python -m genfl_mpi generate CONFIG generation.bank={folder}")
+        raise UserError(
+            f"{folder}: there are no images; make some with: python -m genfl_mpi generate CONFIG generation.bank={folder}"
+        )
     found = {}
     for file in map(bank.read, files):
         if file["image"].shape[1:] != about.shape:
-            raise UserError(f"{folder}: its images are {file['image'].shape[1:]}, those of {name} {about.shape}; give the CONFIG of their data set")
+            raise UserError(
+                f"{folder}: its images are {file['image'].shape[1:]}, those of {name} {about.shape}; give the CONFIG of their data set"
+            )
         if file["label"].max() >= len(about.classes):
-            raise UserError(f"{folder}: label {file['label'].max()} is unknown; {name} has {len(about.classes)} classes")
+            raise UserError(
+                f"{folder}: label {file['label'].max()} is unknown; {name} has {len(about.classes)} classes"
+            )
         settings = file["settings"]
-        key = (f"{bank.maker(settings)}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
-               f"{settings['scheduler'] or 'own scheduler'}, {settings['dtype']} on {settings['device']}")
+        key = (
+            f"{bank.maker(settings)}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
+            f"{settings['scheduler'] or 'own scheduler'}, {settings['dtype']} on {settings['device']}"
+        )
         found.setdefault(key, []).append(file)
     for key, some in found.items():
         images, labels = (np.concatenate([file[name] for file in some]) for name in ("image", "label"))
         counts = np.bincount(labels, minlength=len(about.classes))
         if counts.min() < 2:
-            raise UserError(f"{folder}: class {about.classes[counts.argmin()]!r} has {counts.min()} images of {key}; every class needs two to be judged")
+            raise UserError(
+                f"{folder}: class {about.classes[counts.argmin()]!r} has {counts.min()} images of {key}; every class needs two to be judged"
+            )
         found[key] = images, labels
     return found
 

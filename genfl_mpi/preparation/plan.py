@@ -58,9 +58,15 @@ def calibrate(config):
     images, of which the first warms up."""
     with tempfile.TemporaryDirectory() as folder:
         training = config.training.model_copy(update={"epochs": 1})
-        few = config.model_copy(update={
-            "method": "fedavg", "composition": Composition(images="nowhere"), "rounds": 20, "cohort": min(config.cohort, max(CLIENTS, training.together)),
-            "training": training})
+        few = config.model_copy(
+            update={
+                "method": "fedavg",
+                "composition": Composition(images="nowhere"),
+                "rounds": 20,
+                "cohort": min(config.cohort, max(CLIENTS, training.together)),
+                "training": training,
+            }
+        )
         simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
         pace, rounds, start = Pace(1), [], None
         for record in simulation:
@@ -75,14 +81,33 @@ def calibrate(config):
         shared = sum(array.nbytes for array in simulation.data.values())
         messages = simulation.message_bytes
         own = _resident() - shared
-        rest = [one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate")) for one in rounds]
+        rest = [
+            one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
+            for one in rounds
+        ]
         simulation.close()
         load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
-    test, rest, rate = np.median([one["evaluate_seconds"] for one in rounds]), max(0.0, np.median(rest)), pace.rates()[0]
+    test, rest, rate = (
+        np.median([one["evaluate_seconds"] for one in rounds]),
+        max(0.0, np.median(rest)),
+        pace.rates()[0],
+    )
     usual = (_trained(first)[0] + pace.overhead).sum() / rate + test + rest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Costs(rate, pace.overhead, batch, test, rest, max(0.0, first.columns["round_seconds"] - usual), load, copying(), *messages,
-                 own, max(own, peak - shared), shared)
+    return Costs(
+        rate,
+        pace.overhead,
+        batch,
+        test,
+        rest,
+        max(0.0, first.columns["round_seconds"] - usual),
+        load,
+        copying(),
+        *messages,
+        own,
+        max(own, peak - shared),
+        shared,
+    )
 
 
 def _trained(record):
@@ -96,7 +121,9 @@ def _batch_seconds(config, folder):
     SECONDS, or else by the straight line through two smaller numbers of them."""
 
     def batch_of(steps, number):
-        generation = config.generation.model_copy(update={"steps": steps, "bank": f"{folder}/{number}", "seed": number})
+        generation = config.generation.model_copy(
+            update={"steps": steps, "bank": f"{folder}/{number}", "seed": number}
+        )
         few = config.model_copy(update={"generation": generation})
         server = planning_server(few, load_and_divide(few))
         batch = next(batch for batches in server.images.batches_from(server.state, 0) for batch in batches)
@@ -123,11 +150,19 @@ def predict(config, arrays, costs, cluster):
     The server of the run itself chooses the cohorts, asks for the images and schedules, round by round; nothing is computed.
     arrays: of `load_and_divide`. At most MOST rounds.
     """
-    if config.generation.plan == "cohort_deficit":  # its images are known too late, and are as many as of this one
-        config = config.model_copy(update={"generation": config.generation.model_copy(update={"plan": "deficit"})})
+    if (
+        config.generation.plan == "cohort_deficit"
+    ):  # its images are known too late, and are as many as of this one
+        config = config.model_copy(
+            update={"generation": config.generation.model_copy(update={"plan": "deficit"})}
+        )
     made, in_bank = set(), None
     server = planning_server(config, arrays, cluster.ranks, lambda batch: batch in made or in_bank(batch))
-    images, message, wanted = server.images, Broadcast(0, config.cohort if config.trains_clients else 0, {}), []
+    images, message, wanted = (
+        server.images,
+        Broadcast(0, config.cohort if config.trains_clients else 0, {}),
+        [],
+    )
     if config.generates:
         in_bank = images.generator.ready
         wanted = list(images.batches_from(server.state, 0))
@@ -175,8 +210,14 @@ def predict(config, arrays, costs, cluster):
             ends[0] += sum(make([batch])[:2])
         server.pace.measure(units, seconds, trained["rank"])
         chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
-        parts = (early + ends.max(), early + busy, (ends.max() - ends).mean(), exchange(costs.down, costs.up, cluster),
-                 costs.test * slow * -(-chunks // cluster.ranks) / chunks, costs.rest)
+        parts = (
+            early + ends.max(),
+            early + busy,
+            (ends.max() - ends).mean(),
+            exchange(costs.down, costs.up, cluster),
+            costs.test * slow * -(-chunks // cluster.ranks) / chunks,
+            costs.rest,
+        )
         for part, value in zip(PARTS, parts):
             found[part].append(value)
     found = {part: np.array(values) for part, values in found.items()}
@@ -192,8 +233,13 @@ def command(comm, config, cluster, name, gpus=None):
     """Lines of the `plan` command. Collective: every rank of `comm` measures, at the same time. cluster: a `Cluster`, of
     which the run's threads and the copying are not known yet. gpus: of a node, by default this one's if the run is on them."""
     asked = config
-    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={
-        "threads": config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)})})
+    config = config.model_copy(
+        update={
+            "runtime": config.runtime.model_copy(
+                update={"threads": config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)}
+            )
+        }
+    )
     config = resolve(config, comm)
     devices.use(comm, config.runtime.threads, config.runtime.device)
     costs = calibrate(config)
@@ -201,9 +247,13 @@ def command(comm, config, cluster, name, gpus=None):
     if comm.rank:
         return
     measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copying")
-    costs = replace(each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured})
+    costs = replace(
+        each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
+    )
     if neighbours > 1:  # then what messages in memory really take is known
-        here = Cluster(neighbours, 1, cluster.cores, config.runtime.threads, cluster.latency, cluster.bandwidth, 1.0)
+        here = Cluster(
+            neighbours, 1, cluster.cores, config.runtime.threads, cluster.latency, cluster.bandwidth, 1.0
+        )
         costs = replace(costs, copying=exchange(0, costs.up, here) / seconds)
     cluster = replace(cluster, threads=config.runtime.threads, copying=costs.copying)
     arrays = load_and_divide(config)
@@ -217,8 +267,10 @@ def command(comm, config, cluster, name, gpus=None):
     yield f"  seconds   {own['round'].mean():.3g} a round, {total(own['round'], config):,.4g} in all, start and files aside"
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
-    yield (f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node "
-           "for the data")
+    yield (
+        f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node "
+        "for the data"
+    )
     if gpus or config.runtime.device == "cuda":
         for line in gpu_memory.lines(asked, arrays, cluster.ranks_a_node, gpus or torch.cuda.device_count()):
             yield from textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 12)
@@ -230,21 +282,32 @@ def command(comm, config, cluster, name, gpus=None):
 
 def _measured(config, ranks, costs):
     threads = counted(config.runtime.threads, "thread")
-    images = (f"{config.generation.batch_size} images in {costs.batch:.2f} s, after {costs.load:.2f} s until the generator is loaded; "
-              if config.generates else "")
-    return (f"measured by {counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
-            f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
-            f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s, and {costs.first:.2f} s more "
-            f"in the first one; "
-            f"messages in memory {costs.copying / 1e9:.1f} GB/s")
+    images = (
+        f"{config.generation.batch_size} images in {costs.batch:.2f} s, after {costs.load:.2f} s until the generator is loaded; "
+        if config.generates
+        else ""
+    )
+    return (
+        f"measured by {counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
+        f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
+        f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s, and {costs.first:.2f} s more "
+        f"in the first one; "
+        f"messages in memory {costs.copying / 1e9:.1f} GB/s"
+    )
 
 
 def _assumed(cluster):
-    crowded = (f"; {cluster.ranks_a_node} ranks of {counted(cluster.threads, 'thread')} share {counted(cluster.cores, 'core')}, so that "
-               f"all takes {cluster.crowding:.3g} times as long" if cluster.crowding > 1 else "")
-    return (f"assumed: nodes like this one, of {counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
-            f"{8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by "
-            f"reduce-scatter and gather{crowded}")
+    crowded = (
+        f"; {cluster.ranks_a_node} ranks of {counted(cluster.threads, 'thread')} share {counted(cluster.cores, 'core')}, so that "
+        f"all takes {cluster.crowding:.3g} times as long"
+        if cluster.crowding > 1
+        else ""
+    )
+    return (
+        f"assumed: nodes like this one, of {counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
+        f"{8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by "
+        f"reduce-scatter and gather{crowded}"
+    )
 
 
 def _others(cluster, most):
@@ -254,8 +317,10 @@ def _others(cluster, most):
 
 
 def _strong(config, arrays, costs, cluster):
-    seconds = {one: total(predict(config, arrays, costs, one)["round"], config) / config.rounds
-               for one in _others(cluster, max(cluster.ranks, 2 * config.cohort))}
+    seconds = {
+        one: total(predict(config, arrays, costs, one)["round"], config) / config.rounds
+        for one in _others(cluster, max(cluster.ranks, 2 * config.cohort))
+    }
     first = next(iter(seconds.values()))
     yield "\nstrong scaling: the same run\n  ranks  nodes  s a round  speed-up  efficiency (%)"
     for one, taken in seconds.items():
@@ -266,7 +331,11 @@ def _strong(config, arrays, costs, cluster):
 
 def _weak(config, arrays, costs, cluster, busy):
     """A cohort that grows with the ranks, of clients like these."""
-    rng, sizes, each = np.random.default_rng(0), np.diff(arrays["pointers"]), max(1, round(config.cohort / cluster.ranks))
+    rng, sizes, each = (
+        np.random.default_rng(0),
+        np.diff(arrays["pointers"]),
+        max(1, round(config.cohort / cluster.ranks)),
+    )
     chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
     yield f"\nweak scaling: {each} clients a rank\n  ranks  nodes  s a round  efficiency (%)"
     first = None

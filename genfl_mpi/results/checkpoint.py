@@ -43,8 +43,11 @@ def save(results, run, round, weights, state, keep=None):
 
 def rounds(results):
     """The checkpointed rounds, in their order, damaged or not."""
-    return sorted(int(path.stem) for path in path_for(results).glob("*.safetensors")
-                  if re.fullmatch(r"[1-9][0-9]*", path.stem, re.ASCII) and path.is_file())
+    return sorted(
+        int(path.stem)
+        for path in path_for(results).glob("*.safetensors")
+        if re.fullmatch(r"[1-9][0-9]*", path.stem, re.ASCII) and path.is_file()
+    )
 
 
 def load(results, run, say, at=None):
@@ -60,13 +63,17 @@ def load(results, run, say, at=None):
         with suppress(sealed_files.Damaged, FileNotFoundError):
             identity, state = sealed_files.read(path)
             if identity.get("run", run) != run:
-                raise UserError(f"{path}: a checkpoint of run {identity['run']}, but {results.name} is of "
-                                f"run {run}: move it away")
+                raise UserError(
+                    f"{path}: a checkpoint of run {identity['run']}, but {results.name} is of "
+                    f"run {run}: move it away"
+                )
             if identity == _identity(run, round) and "weights" in state:
                 return round, state.pop("weights"), state
         say(f"{path}: the checkpoint is damaged")
     if found:
-        raise UserError(f"{path_for(results)}: no checkpoint is whole; start over with --fresh, which moves the old files aside")
+        raise UserError(
+            f"{path_for(results)}: no checkpoint is whole; start over with --fresh, which moves the old files aside"
+        )
     return 0, None, {}
 
 

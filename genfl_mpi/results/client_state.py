@@ -37,14 +37,18 @@ class ClientStates:
             identity, arrays = sealed_files.read(path)
             if identity.get("run", self.run) != self.run:
                 fault = f"is of run {identity['run']}, and this is run {self.run}"
-            elif identity == self._identity(client, round) and self.shapes == {name: array.shape for name, array in arrays.items()}:
+            elif identity == self._identity(client, round) and self.shapes == {
+                name: array.shape for name, array in arrays.items()
+            }:
                 return arrays
         except FileNotFoundError:
             fault = "is missing"
         except sealed_files.Damaged:
             pass
-        raise UserError(f"{path}: the state of client {client} {fault}: the run cannot be "
-                        "continued; set another `output`, or start over with --fresh")
+        raise UserError(
+            f"{path}: the state of client {client} {fault}: the run cannot be "
+            "continued; set another `output`, or start over with --fresh"
+        )
 
     def write(self, client, round, arrays):
         """Store {name: float32 array} in one step. Raises UserError if that is not possible."""

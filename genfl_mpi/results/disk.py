@@ -18,8 +18,10 @@ def ensure(folder, size):
     disk = os.statvfs(folder)
     free, needed = disk.f_bavail * disk.f_frsize, size + RESERVE
     if free < needed:
-        raise UserError(f"{folder}: the disk is full: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed to go on; "
-                        "make room and start again: finished rounds are kept")
+        raise UserError(
+            f"{folder}: the disk is full: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed to go on; "
+            "make room and start again: finished rounds are kept"
+        )
 
 
 def check(folder):
@@ -28,8 +30,10 @@ def check(folder):
         os.stat(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"output: {folder} cannot be written: {there} is not a folder that you may write to; "
-                        "set another `output`")
+        raise UserError(
+            f"output: {folder} cannot be written: {there} is not a folder that you may write to; "
+            "set another `output`"
+        )
 
 
 def flush(path):
@@ -56,9 +60,16 @@ def failed(path, error):
     It is unclean: HDF5 may crash when it closes the results file of the run on the same disk.
     """
     number = getattr(error, "errno", None) or next(
-        (code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-         if f"errno = {code}," in str(error) or f"os error {code})" in str(error)), None)
+        (
+            code
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+            if f"errno = {code}," in str(error) or f"os error {code})" in str(error)
+        ),
+        None,
+    )
     reason = os.strerror(number) if number else first_line(error)
-    error = UserError(f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can")
+    error = UserError(
+        f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can"
+    )
     error.unclean = True
     return error

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,11 +15,19 @@ def describe(command, mpi_library, hosts, cores, threads, device):
     """Attributes of /environment. command: the line that started all ranks; hosts: the host of each rank; cores: that the ranks on
     rank 0's node may use together."""
     return {
-        "command": command, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(), "system": platform.platform(), "processor": processor(),
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor(),
         "packages": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "git_commit": git_commit(), "mpi": mpi_library, "ranks": len(hosts), "hosts": ", ".join(hosts),
-        "cores": cores, "threads": threads, "device": device,
+        "git_commit": git_commit(),
+        "mpi": mpi_library,
+        "ranks": len(hosts),
+        "hosts": ", ".join(hosts),
+        "cores": cores,
+        "threads": threads,
+        "device": device,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
     }
 
@@ -49,8 +57,12 @@ def git_commit():
     """Of the package's own checkout, if it runs from one."""
     folder = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-                               capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return "unknown"
     return found.stdout.strip()

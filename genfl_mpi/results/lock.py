@@ -35,8 +35,9 @@ class Lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._locked_file(results)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}; "
-                            "set `output` to a folder that can") from None
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror}; set `output` to a folder that can"
+            ) from None
         with suppress(OSError):  # without it a second start cannot say who holds the lock
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
@@ -60,9 +61,11 @@ class Lock:
     def check(self):
         """Raise UserError if the lock is lost."""
         if self.is_lost():
-            raise UserError(f"{self.path}: the lock file was removed while this job computed the run, and "
-                            "another job may compute it now, so this one ends; finished rounds are kept; "
-                            "start again, and leave the file alone")
+            raise UserError(
+                f"{self.path}: the lock file was removed while this job computed the run, and "
+                "another job may compute it now, so this one ends; finished rounds are kept; "
+                "start again, and leave the file alone"
+            )
 
     def release(self):
         """Remove the lock file and let others take the lock. May be called again."""
@@ -101,8 +104,10 @@ def _refuse(results):
     with suppress(OSError), open(path_for(results), "rb") as file:
         owner = file.read(MAX_OWNER_BYTES)
     who = owner.decode(errors="replace").strip() or "an unknown process"
-    raise UserError(f"{results}: this run is being computed by another job (rank 0: {who}); "
-                    "wait for its end, or set another `output`")
+    raise UserError(
+        f"{results}: this run is being computed by another job (rank 0: {who}); "
+        "wait for its end, or set another `output`"
+    )
 
 
 def _take(descriptor, deadline):

@@ -13,18 +13,29 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from genfl_mpi.results import lock
 from genfl_mpi.util.errors import UserError
 
 LENGTH = 256  # bytes of a file
 MAX_BYTES = 8192  # that are read of one: an error's text makes it longer
-PHASES = {"start": "starting", "begin": "beginning", "generate": "generating images",
-          "augment": "training the augmented model", "send": "sending images", "train": "training",
-          "wait": "waiting for the others",
-          "reduce": "summing weights", "broadcast": "sending weights", "evaluate": "testing", "probe": "probing",
-          "results": "writing the results file", "checkpoint": "writing the checkpoint", "finish": "finishing"}
+PHASES = {
+    "start": "starting",
+    "begin": "beginning",
+    "generate": "generating images",
+    "augment": "training the augmented model",
+    "send": "sending images",
+    "train": "training",
+    "wait": "waiting for the others",
+    "reduce": "summing weights",
+    "broadcast": "sending weights",
+    "evaluate": "testing",
+    "probe": "probing",
+    "results": "writing the results file",
+    "checkpoint": "writing the checkpoint",
+    "finish": "finishing",
+}
 MOST = 8  # ranks that are told of
 MOST_SAID = 200  # characters of what an error says
 ROUNDS = "rounds"  # the file of finished rounds: a line of JSON about the run, then one for each round
@@ -46,7 +57,13 @@ class Progress:
     """
 
     def __init__(self, results, rank, ranks, held=None):
-        self.about = {"rank": rank, "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid(), "round": 0}
+        self.about = {
+            "rank": rank,
+            "ranks": ranks,
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "round": 0,
+        }
         self.results, self.descriptor, self.folder = results, None, path_for(results)
         self.lock = held or (lock.Lock(results) if rank == 0 else None)
         self.replaced = _contents(self.folder) if rank == 0 else None
@@ -58,13 +75,16 @@ class Progress:
         except OSError as error:
             if rank == 0:
                 self.lock.release()
-                raise UserError(f"{self.folder}: cannot be written: {error.strerror}; "
-                                "set `output` to a folder that can") from None
+                raise UserError(
+                    f"{self.folder}: cannot be written: {error.strerror}; set `output` to a folder that can"
+                ) from None
         self("start")
 
     def __call__(self, phase, client=None, round=None):
         """Note that the rank begins a phase of the round noted last, or of `round`."""
-        self.about |= {"phase": phase, "client": client, "time": _now()} | ({} if round is None else {"round": round})
+        self.about |= {"phase": phase, "client": client, "time": _now()} | (
+            {} if round is None else {"round": round}
+        )
         if self.descriptor is not None:
             with suppress(OSError):  # it is a help, and no reason to end a run
                 os.pwrite(self.descriptor, f"{json.dumps(self.about):{LENGTH - 1}}\n".encode(), 0)
@@ -224,7 +244,7 @@ def seconds_since(about):
     """How long a rank has been doing what it does; NaN if that is unknown."""
     if about["time"] is None:
         return math.nan
-    then = datetime.strptime(about["time"], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=timezone.utc)
+    then = datetime.strptime(about["time"], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC)
     return max(0.0, time.time() - then.timestamp())
 
 

@@ -11,7 +11,15 @@ import yaml
 
 from genfl_mpi import __version__
 from genfl_mpi.results import progress, superblock
-from genfl_mpi.results.layout import CHECKSUMS, FINISHED, PARTITION, TABLES, VERSION, checksum, checksum_of_attributes
+from genfl_mpi.results.layout import (
+    CHECKSUMS,
+    FINISHED,
+    PARTITION,
+    TABLES,
+    VERSION,
+    checksum,
+    checksum_of_attributes,
+)
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
@@ -30,7 +38,9 @@ def open_results(path):
         file = _open(path)
     except OSError as error:
         if isinstance(error, BlockingIOError):
-            raise UserError(f"{path}: another program has the file open for writing; close it there") from None
+            raise UserError(
+                f"{path}: another program has the file open for writing; close it there"
+            ) from None
         raise UserError(f"{path}: not a readable HDF5 file: {first_line(error)}") from None
     try:
         with damage(path):
@@ -51,8 +61,14 @@ def _unknown(file):
         return "an HDF5 file, but not a results file of genfl_mpi: it has no layout_version"
     if version != VERSION:
         packages = file["environment"].attrs.get("packages", "") if "environment" in file else ""
-        writer = next((name for name in packages.split(", ") if name.startswith("genfl_mpi ")), "another genfl_mpi")
-        advice = "install that or a newer one to read it" if version > VERSION else "read it with that, or compute the run again with this one"
+        writer = next(
+            (name for name in packages.split(", ") if name.startswith("genfl_mpi ")), "another genfl_mpi"
+        )
+        advice = (
+            "install that or a newer one to read it"
+            if version > VERSION
+            else "read it with that, or compute the run again with this one"
+        )
         return f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout {VERSION}: {advice}"
     missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - set(file)
     return f"a results file of layout {version} without /{min(missing)}: it is damaged" if missing else None
@@ -92,7 +108,9 @@ def find(names):
     for path in map(Path, names):
         inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
         if not inside:
-            below = next((f", but in {one.parent}" for one in sorted(path.glob("*/*.h5")) if _is_results(one)), "")
+            below = next(
+                (f", but in {one.parent}" for one in sorted(path.glob("*/*.h5")) if _is_results(one)), ""
+            )
             raise UserError(f"{path}: there are no results files in this folder{below}")
         found += inside
     return list(dict.fromkeys(found))
@@ -176,8 +194,10 @@ def tables_until(file, round):
 
 def until(tables, round):
     """The rows of rounds 1 to `round` of tables, {"rounds": {column: array}, ...}."""
-    return {table: {name: column[columns["round"] <= round] for name, column in columns.items()}
-            for table, columns in tables.items()}
+    return {
+        table: {name: column[columns["round"] <= round] for name, column in columns.items()}
+        for table, columns in tables.items()
+    }
 
 
 def digests(path):

@@ -54,7 +54,12 @@ def of_run(path):
     try:
         with reader.open_results(path) as file, reader.damage(path):
             config = reader.config_of(file)
-            found = Status(path, METHOD_TITLES[config["method"]], config["rounds"], _rounds(reader.columns_of(file, "rounds", FIELDS)))
+            found = Status(
+                path,
+                METHOD_TITLES[config["method"]],
+                config["rounds"],
+                _rounds(reader.columns_of(file, "rounds", FIELDS)),
+            )
     except UserError:  # the file system lacks what a growing file needs, or the file is not there yet
         if not noted and progress.read(path):
             return None
@@ -70,4 +75,8 @@ FIELDS = ("round", "accuracy", "images", "round_seconds")
 
 
 def _rounds(columns):
-    return [Round(*row) for row in zip(*(np.asarray(columns[name]).tolist() for name in FIELDS))] if columns else []
+    return (
+        [Round(*row) for row in zip(*(np.asarray(columns[name]).tolist() for name in FIELDS))]
+        if columns
+        else []
+    )

@@ -53,13 +53,16 @@ class Writer:
                 for name, column in columns.items():
                     shape = shapes.get(name, ())
                     chunk = max(1, 4096 // int(np.prod(shape)))
-                    data = group.create_dataset(name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape))
+                    data = group.create_dataset(
+                        name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
+                    )
                     _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
                     self.columns[table, name] = data
                 width = 1 + len(columns)
                 chunks = (max(1, 4096 // width), width)
                 data = self.file.create_dataset(
-                    f"{CHECKSUMS}/{table}", (0, width), "i8", maxshape=(None, width), chunks=chunks)
+                    f"{CHECKSUMS}/{table}", (0, width), "i8", maxshape=(None, width), chunks=chunks
+                )
                 data.attrs["long_name"] = "rows after an append, and CRC-32 of what was added to each column"
                 self.columns[CHECKSUMS, table] = data
             chunks = (min(size, CHUNK),)
@@ -114,7 +117,8 @@ class Writer:
                         f"{self.path}: round {round} computed again differs from what is stored in {table}/{name}: "
                         "the processor or the versions of libraries are others than the run began with (see "
                         "/environment), or a computation went wrong. Continue on a machine like the first, or "
-                        "start over with --fresh")
+                        "start over with --fresh"
+                    )
 
     def finish(self, weights):
         """Add the final weights, float32 (size,), and declare the run finished: on the disk, as its checkpoint may
@@ -190,19 +194,35 @@ def _tables(record):
     whole."""
     tables = {}
     if record.generated:
-        batches = [{
-            "image": images, "fidelity": fidelity,
-            "label": batch.label, "template": batch.template, "seed": batch.seed,
-            "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
-            "round": np.full(len(batch), record.round), "batch": np.full(len(batch), key.encode())}
-            for key, batch, images, fidelity in record.generated]
+        batches = [
+            {
+                "image": images,
+                "fidelity": fidelity,
+                "label": batch.label,
+                "template": batch.template,
+                "seed": batch.seed,
+                "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
+                "round": np.full(len(batch), record.round),
+                "batch": np.full(len(batch), key.encode()),
+            }
+            for key, batch, images, fidelity in record.generated
+        ]
         tables["generated"] = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}
     tables |= {"clients": record.clients, "laboratory": record.laboratory, "audit": record.audit}
     tables |= record.probes | {"ranks": record.ranks}
     tables = {table: columns for table, columns in tables.items() if columns}
-    return tables | {"rounds": {name: [value] for name, value in {
-        "round": record.round, "accuracy": record.accuracy, "loss": record.loss,
-        "accuracy_per_class": record.accuracy_per_class, **record.columns}.items()}}
+    return tables | {
+        "rounds": {
+            name: [value]
+            for name, value in {
+                "round": record.round,
+                "accuracy": record.accuracy,
+                "loss": record.loss,
+                "accuracy_per_class": record.accuracy_per_class,
+                **record.columns,
+            }.items()
+        }
+    }
 
 
 def _own(table):

@@ -72,7 +72,9 @@ class Lines:
 
     def add(self, record):
         """A round of the run is finished."""
-        row = status.Round(record.round, record.accuracy, int(record.columns["images"]), record.columns["round_seconds"])
+        row = status.Round(
+            record.round, record.accuracy, int(record.columns["images"]), record.columns["round_seconds"]
+        )
         self.known.done.append(row)
         if self.level != "quiet":
             self.say(line(self.known, row, record.loss) + _dropped(record))
@@ -88,7 +90,9 @@ class Live(Lines):
         super().__init__(say, level)
         self.total, self.descriptor, self.runs, self.notices = total, descriptor, [], []
         self.console = Console(force_terminal=True)
-        self.display = Display(get_renderable=self._frame, console=self.console, refresh_per_second=1 / REFRESH, transient=True)
+        self.display = Display(
+            get_renderable=self._frame, console=self.console, refresh_per_second=1 / REFRESH, transient=True
+        )
 
     def __enter__(self):
         self.display.start()
@@ -120,7 +124,9 @@ class Live(Lines):
 
     def _frame(self):
         _fit(self.console, self.descriptor)
-        return Group(frame(self.runs, self.total), *(Text(notice, style="bold") for notice in list(self.notices)))
+        return Group(
+            frame(self.runs, self.total), *(Text(notice, style="bold") for notice in list(self.notices))
+        )
 
 
 def _fit(console, descriptor):
@@ -140,15 +146,29 @@ def frame(runs, total, ended=None):
         elif ranks or (known is runs[-1] and not known.finished):
             parts += [_bar(known), *_ranks(ranks)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("run" if total == len(runs) else f"run {len(runs)} of {total}", no_wrap=True, overflow="ellipsis")
+    table.add_column(
+        "run" if total == len(runs) else f"run {len(runs)} of {total}", no_wrap=True, overflow="ellipsis"
+    )
     for name in ("round", "accuracy", "best", "images", "s a round"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, overflow="crop")
     for known in runs[-MOST_RUNS:]:
         reached = [100 * one.accuracy for one in known.done]
-        table.add_row(known.name, f"{len(known.done)}/{known.rounds}", *(
-            (f"{reached[-1]:.2f} %", f"{max(reached):.2f} %", f"{known.done[-1].images}", f"{np.mean([one.seconds for one in known.done]):.2f}",
-             sparkline(reached)) if reached else ("",) * 5))
+        table.add_row(
+            known.name,
+            f"{len(known.done)}/{known.rounds}",
+            *(
+                (
+                    f"{reached[-1]:.2f} %",
+                    f"{max(reached):.2f} %",
+                    f"{known.done[-1].images}",
+                    f"{np.mean([one.seconds for one in known.done]):.2f}",
+                    sparkline(reached),
+                )
+                if reached
+                else ("",) * 5
+            ),
+        )
     return Group(*parts, table)
 
 
@@ -159,8 +179,12 @@ def _bar(known):
         grid.add_column(no_wrap=True)
     spent = sum(one.seconds for one in known.done)
     done = len(known.done)
-    grid.add_row(known.name, f"round {min(done + 1, known.rounds)} of {known.rounds}", ProgressBar(known.rounds, done, width=12),
-                 f"{duration(spent)} so far, {duration(known.seconds_left())} to go" if known.done else "")
+    grid.add_row(
+        known.name,
+        f"round {min(done + 1, known.rounds)} of {known.rounds}",
+        ProgressBar(known.rounds, done, width=12),
+        f"{duration(spent)} so far, {duration(known.seconds_left())} to go" if known.done else "",
+    )
     return grid
 
 
@@ -176,7 +200,10 @@ def _ranks(ranks):
 def sparkline(values, width=20):
     """A curve of percentages, in one line of text: the last value of each of at most `width` stretches."""
     ends = np.unique(np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int))
-    return "".join(BARS[min(len(BARS) - 1, int(len(BARS) * values[i] / 100))] if np.isfinite(values[i]) else " " for i in ends)
+    return "".join(
+        BARS[min(len(BARS) - 1, int(len(BARS) * values[i] / 100))] if np.isfinite(values[i]) else " "
+        for i in ends
+    )
 
 
 def duration(seconds):
@@ -185,13 +212,18 @@ def duration(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )
 
 
 def line(known, row, loss=None):
     """A finished round as a line. row: its `Round`; loss: of the test set, if it is known."""
-    return (f"{known.name}  round {row.number:>{len(str(known.rounds))}}/{known.rounds}  accuracy {100 * row.accuracy:5.2f} %  "
-            + (f"loss {loss:.3f}  " if loss is not None else "") + f"{row.seconds:.2f} s")
+    return (
+        f"{known.name}  round {row.number:>{len(str(known.rounds))}}/{known.rounds}  accuracy {100 * row.accuracy:5.2f} %  "
+        + (f"loss {loss:.3f}  " if loss is not None else "")
+        + f"{row.seconds:.2f} s"
+    )
 
 
 def _took(record):
@@ -203,10 +235,18 @@ def _dropped(record):
     if not record.clients or record.columns["clients_aggregated"] == len(record.clients["client"]):
         return ""
     clients, status = record.clients["client"], record.clients["status"]
-    missing = [f"{one.decode()}: client{'s' * (len(who) > 1)} {', '.join(map(str, who))}"
-               for one in np.unique(status) if one != AGGREGATED for who in [clients[status == one]]]
-    nobody = "" if record.clients["rho"].any() else "; nobody is heard: " + (
-        "the augmented model alone" if record.columns["kappa2"] else "the weights stay")
+    missing = [
+        f"{one.decode()}: client{'s' * (len(who) > 1)} {', '.join(map(str, who))}"
+        for one in np.unique(status)
+        if one != AGGREGATED
+        for who in [clients[status == one]]
+    ]
+    nobody = (
+        ""
+        if record.clients["rho"].any()
+        else "; nobody is heard: "
+        + ("the augmented model alone" if record.columns["kappa2"] else "the weights stay")
+    )
     return f"  dropped, {'; '.join(missing)}{nobody}"
 
 
@@ -227,7 +267,10 @@ def watch(paths, say):
             if shown:
                 words = {path: progress.state(path) for path in shown}
                 runs = sorted(shown.values(), key=lambda known: (words[known.path] == "running", known.name))
-                display.update(frame(runs, len(runs), {path: word for path, word in words.items() if word != "running"}), refresh=True)
+                display.update(
+                    frame(runs, len(runs), {path: word for path, word in words.items() if word != "running"}),
+                    refresh=True,
+                )
             if not goes_on:
                 return
             time.sleep(REFRESH)

@@ -36,7 +36,9 @@ def _move_aside(paths, say):
         old = [part for path in paths if path.parent == folder for part in _parts(path) if part.exists()]
         if not old:
             continue
-        aside = next(place for number in itertools.count(1) if not (place := folder / f"aside-{number}").exists())
+        aside = next(
+            place for number in itertools.count(1) if not (place := folder / f"aside-{number}").exists()
+        )
         try:
             aside.mkdir()
             for part in old:
@@ -58,7 +60,9 @@ def runs(path, round, overrides):
     if not 1 <= round <= rows:
         raise UserError(f"--at {round}: {path} has rounds 1 to {rows}")
     before = flatten(stored)
-    stored = nested(decided(stored)) | {"runtime": stored["runtime"]}  # what follows from other settings, follows them again
+    stored = nested(decided(stored)) | {
+        "runtime": stored["runtime"]
+    }  # what follows from other settings, follows them again
     stored["output"] = str(path.with_suffix("")) + f"_fork{round}"
     found = load(stored, overrides)
     for name, config in found.items():
@@ -67,7 +71,11 @@ def runs(path, round, overrides):
             if now[key] != before.get(key) and not FIXED.isdisjoint({key, key.partition(".")[0]}):
                 raise UserError(f"{key} cannot change in a fork: it was {before.get(key)} in {path}")
         if config.rounds <= round:
-            raise UserError(f"rounds={config.rounds}: nothing would follow round {round}, at which the fork begins")
+            raise UserError(
+                f"rounds={config.rounds}: nothing would follow round {round}, at which the fork begins"
+            )
         if Path(config.output, f"{name}.h5").resolve() == path.resolve():
-            raise UserError(f"output={config.output}: a fork must not be written over {path}; set another `output`")
+            raise UserError(
+                f"output={config.output}: a fork must not be written over {path}; set another `output`"
+            )
     return found

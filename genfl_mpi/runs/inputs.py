@@ -64,8 +64,10 @@ def check(results, config, before, now):
     names = {setting: f"{setting}: {path}" for setting, path in paths(config).items()}
     names[DATA] = f"{DATA}: what data.name={data.name} reads from data.root={data.root}"
     which, have = "; ".join(names[setting] for setting in changed), "has" if len(changed) == 1 else "have"
-    raise UserError(f"{results}: {which} {have} changed since the run began; restore it, "
-                    "set another `output`, or start over with --fresh, which moves the old files aside")
+    raise UserError(
+        f"{results}: {which} {have} changed since the run began; restore it, "
+        "set another `output`, or start over with --fresh, which moves the old files aside"
+    )
 
 
 def _digest(setting, path):

@@ -61,7 +61,9 @@ def prepare(comm, path, config, fresh=False, fork=None):
     Raises UserError on every rank if the run cannot be started or continued.
     """
     exists = collectives.from_rank0(comm, lambda: os.path.exists(path) and not fresh)
-    config = resolve(collectives.from_rank0(comm, lambda: _with_first_runtime(path, config) if exists else config), comm)
+    config = resolve(
+        collectives.from_rank0(comm, lambda: _with_first_runtime(path, config) if exists else config), comm
+    )
 
     def check():
         if comm.rank:
@@ -125,7 +127,8 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=
 def _compute(comm, path, config, given, view, signals, note, earlier, rounds, name, dataset):
     say, folder = view.say, path.with_suffix(".variates")
     simulation = Simulation(
-        config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.asked)
+        config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.asked
+    )
     digests = collectives.together(comm, lambda: comm.rank == 0 and _inputs(path, simulation, earlier))
     if earlier and earlier.stored:
         say(f"{path.stem}: {_continues(earlier)}")
@@ -135,7 +138,11 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
             before = earlier.weights, earlier.state, reader.until(earlier.tables, rounds)
         simulation.restore(rounds, *before)
     hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
-    if comm.rank == 0 and config.generates and (others := simulation.server.images.generator.bank.made_by_others()):
+    if (
+        comm.rank == 0
+        and config.generates
+        and (others := simulation.server.images.generator.bank.made_by_others())
+    ):
         say(f"{path.stem}: {others}")
 
     def opened():
@@ -167,11 +174,15 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
         if done:
             note("finish")
             writer.finish(simulation.weights.numpy())
-            if not remembering(config):  # else the last one stays, so that the run may be extended by more rounds
+            if not remembering(
+                config
+            ):  # else the last one stays, so that the run may be extended by more rounds
                 checkpoint.remove(path, config.checkpoint.keep)
         writer.close()
         if not done:
-            say(f"{path.stem}: left after round {simulation.round} of {config.rounds}; the same command continues")
+            say(
+                f"{path.stem}: left after round {simulation.round} of {config.rounds}; the same command continues"
+            )
     simulation.close()
     return 0 if done else simulation.left
 
@@ -201,7 +212,9 @@ def _save(path, run, simulation, writer, note):
     if states:
         states.flush()
     keep = simulation.config.checkpoint.keep
-    checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), simulation.server.state_arrays(), keep)
+    checkpoint.save(
+        path, run, simulation.round, simulation.weights.numpy(), simulation.server.state_arrays(), keep
+    )
     if states:
         states.prune(checkpoint.trained(path))
 
@@ -211,8 +224,12 @@ def _with_first_runtime(path, config):
     with reader.open_results(path) as file:
         first = validate(reader.config_of(file), str(path)).runtime
     now = config.runtime
-    runtime = now.model_copy(update={"threads": now.threads or first.threads,
-                                     "device": first.device if now.device == "auto" else now.device})
+    runtime = now.model_copy(
+        update={
+            "threads": now.threads or first.threads,
+            "device": first.device if now.device == "auto" else now.device,
+        }
+    )
     return config.model_copy(update={"runtime": runtime})
 
 
@@ -256,15 +273,22 @@ def _kept_rounds(path, file, config, fork, say):
     """`Earlier`, without tables, from an open results file that `config` continues. Raises UserError if it cannot."""
     both = reader.config_of(file), config.model_dump(mode="json")
     stored, wanted = map(settings_of, both)
-    differing = [key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)]
+    differing = [
+        key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)
+    ]
     told = set(varied(both)) if differing else set()  # without what follows from the others
-    differences = [f"{key} was {stored.get(key)} and is {wanted.get(key)}" for key in ([key for key in differing if key in told] or differing)]
+    differences = [
+        f"{key} was {stored.get(key)} and is {wanted.get(key)}"
+        for key in ([key for key in differing if key in told] or differing)
+    ]
     rows, finished, run = reader.rounds_of(file), reader.is_finished(file), reader.run_of(file)
     if differences and not rows:
         return Earlier()
     if differences:
-        raise UserError(f"{path} holds a run of another configuration: {'; '.join(differences)}. "
-                        "Set another `output`, or start over with --fresh, which moves the old files aside")
+        raise UserError(
+            f"{path} holds a run of another configuration: {'; '.join(differences)}. "
+            "Set another `output`, or start over with --fresh, which moves the old files aside"
+        )
     before = inputs.stored(file, config)
     if rows:
         inputs.check(path, config, before, inputs.digests(config))
@@ -275,14 +299,19 @@ def _kept_rounds(path, file, config, fork, say):
     if finished and rounds != rows:
         rounds, weights, state = rows, reader.array_of(file, "weights"), {}
         if rows < config.rounds and (who := remembering(config)):
-            raise UserError(f"{path}: what {who} remembers is missing, which was in {checkpoint.path_for(path).name}: "
-                            "the run cannot be continued; set another `output`, or start over with --fresh")
+            raise UserError(
+                f"{path}: what {who} remembers is missing, which was in {checkpoint.path_for(path).name}: "
+                "the run cannot be continued; set another `output`, or start over with --fresh"
+            )
     if rounds > rows:
-        raise UserError(f"{checkpoint.path_for(path)}: a checkpoint of round {rounds}, but {path.name} has "
-                        f"{counted(rows, 'round')}, as if it were an older copy; move the checkpoint away")
+        raise UserError(
+            f"{checkpoint.path_for(path)}: a checkpoint of round {rounds}, but {path.name} has "
+            f"{counted(rows, 'round')}, as if it were an older copy; move the checkpoint away"
+        )
     if rows > config.rounds:
-        raise UserError(f"{path} already holds {rows} rounds and rounds={config.rounds}; "
-                        "set another `output`")
+        raise UserError(
+            f"{path} already holds {rows} rounds and rounds={config.rounds}; set another `output`"
+        )
     return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run)
 
 
@@ -299,10 +328,21 @@ def from_file(path, round, config, say):
             weights = reader.array_of(file, "weights")
         elif not found:
             there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
-            raise UserError(f"{path} has no checkpoint of round {round} (there are: {there}); "
-                            "a run with checkpoint.keep=1 keeps all")
-        return Earlier(False, round, weights, state, reader.tables_until(file, round), origin_of(path, round), path,
-                       run, inputs.stored(file, config))
+            raise UserError(
+                f"{path} has no checkpoint of round {round} (there are: {there}); "
+                "a run with checkpoint.keep=1 keeps all"
+            )
+        return Earlier(
+            False,
+            round,
+            weights,
+            state,
+            reader.tables_until(file, round),
+            origin_of(path, round),
+            path,
+            run,
+            inputs.stored(file, config),
+        )
 
 
 def origin_of(path, round):
@@ -325,11 +365,28 @@ def _open(path, simulation, given, hosts, cores, earlier, digests):
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
     names = yaml.safe_dump(list(simulation.about.classes))
-    texts = {"run": earlier.run, "given": given, "resolved": to_yaml(config), "class_names": names,
-             "origin": earlier.origin, "inputs": yaml.safe_dump(digests)}
-    about = environment.describe(launchers.command(len(hosts), os.environ), collectives.library(), hosts, cores, config.runtime.threads,
-                                 config.runtime.device)
-    partition = {"pointers": data["pointers"], "label_histograms": histograms, "shared_labels": data["shared_labels"], "emd": earth_movers_distance(histograms)}
+    texts = {
+        "run": earlier.run,
+        "given": given,
+        "resolved": to_yaml(config),
+        "class_names": names,
+        "origin": earlier.origin,
+        "inputs": yaml.safe_dump(digests),
+    }
+    about = environment.describe(
+        launchers.command(len(hosts), os.environ),
+        collectives.library(),
+        hosts,
+        cores,
+        config.runtime.threads,
+        config.runtime.device,
+    )
+    partition = {
+        "pointers": data["pointers"],
+        "label_histograms": histograms,
+        "shared_labels": data["shared_labels"],
+        "emd": earth_movers_distance(histograms),
+    }
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
     # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
     if earlier.source or not earlier.rounds:

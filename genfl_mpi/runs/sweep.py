@@ -31,11 +31,21 @@ def run(comm, paths, configs, given, view, say, signals, fork=None, held=None):
     count, status, held = groups(comm.size, configs), 0, held or {}
     if count == 1:
         runs = zip(paths, configs, map(held.get, paths))
-        return next(filter(None, (runner.run(comm, path, config, given, view, signals, fork, held=lock)
-                                  for path, config, lock in runs)), 0)
+        return next(
+            filter(
+                None,
+                (
+                    runner.run(comm, path, config, given, view, signals, fork, held=lock)
+                    for path, config, lock in runs
+                ),
+            ),
+            0,
+        )
     for lock in held.values():  # other processes take them, each when its group comes to the run
         lock.release()
-    view.say(f"{len(configs)} runs on {count} groups of {comm.size // count} to {-(-comm.size // count)} ranks")
+    view.say(
+        f"{len(configs)} runs on {count} groups of {comm.size // count} to {-(-comm.size // count)} ranks"
+    )
     group = split(comm, count)
     devices.survey(comm, serves=group.rank == 0)
     view = Lines(say if group.rank == 0 else lambda line: None, view.level)

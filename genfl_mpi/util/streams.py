@@ -9,9 +9,34 @@ import hashlib
 import numpy as np
 
 # Part of every key: append new purposes at the end, never reorder. Users have words of their own.
-PURPOSES = ("partition", "init", "cohort", "client", "augmented", "template", "image", "labels", "quality", "pool", "finetune", "synthetic",
-            "bad clients", "spoil", "device", "position", "shadowing", "fading", "outage", "bootstrap", "candidates",
-            "permutation", "validation", "dropout", "label cost", "probe")
+PURPOSES = (
+    "partition",
+    "init",
+    "cohort",
+    "client",
+    "augmented",
+    "template",
+    "image",
+    "labels",
+    "quality",
+    "pool",
+    "finetune",
+    "synthetic",
+    "bad clients",
+    "spoil",
+    "device",
+    "position",
+    "shadowing",
+    "fading",
+    "outage",
+    "bootstrap",
+    "candidates",
+    "permutation",
+    "validation",
+    "dropout",
+    "label cost",
+    "probe",
+)
 
 
 def _sequence(seed, purpose, *position):

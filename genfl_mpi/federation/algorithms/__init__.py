@@ -17,7 +17,9 @@ def find(config):
     name = config.algorithm.name
     found = functions.find(name, ALGORITHMS, "algorithm.name", Algorithm)
     if config.training.together > 1 and not found.trains_together:
-        raise UserError(f"algorithm.name={name} needs training.together=1: it trains each client in a way of its own")
+        raise UserError(
+            f"algorithm.name={name} needs training.together=1: it trains each client in a way of its own"
+        )
     if config.audit and found.corrects_gradients:
         raise UserError(f"audit reads the clients' gradients, which algorithm.name={name} corrects")
     found.check(config)

@@ -22,7 +22,9 @@ def coefficients(cohort, config):
 def average(omega, received, config):
     """BatchNorm's statistics, of which a difference would be no variance, are averaged by the same coefficients over their sum."""
     total, weight, parameters = received.model, received.coefficient, received.parameters
-    return torch.cat([total[:parameters] + (1 - weight) * omega[:parameters].double(), total[parameters:] / weight])
+    return torch.cat(
+        [total[:parameters] + (1 - weight) * omega[:parameters].double(), total[parameters:] / weight]
+    )
 
 
 FEDNOVA = Algorithm("fednova", coefficients=coefficients, average=average)

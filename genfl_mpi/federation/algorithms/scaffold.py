@@ -14,7 +14,9 @@ from genfl_mpi.util.errors import UserError
 
 def check(config):
     if config.training.momentum:
-        raise UserError("algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients")
+        raise UserError(
+            "algorithm.name=scaffold needs training.momentum=0: its control variates are mean gradients"
+        )
 
 
 def declare(parameters, config):
@@ -37,7 +39,9 @@ def stages(client, omega, arrays, own, config):
 def contribute(client, omega, trained, arrays, own, config):
     moved = omega[: client.parameters] - trained[: client.parameters]
     new = own["own_control"] - arrays["control"] + moved / (client.steps * client.settings.lr)
-    return Contribution({"control_change": (1 / config.clients, new - own["own_control"])}, {"own_control": new})
+    return Contribution(
+        {"control_change": (1 / config.clients, new - own["own_control"])}, {"own_control": new}
+    )
 
 
 def aggregate(state, omega, average, received, config):
@@ -45,5 +49,14 @@ def aggregate(state, omega, average, received, config):
     return average
 
 
-SCAFFOLD = Algorithm("scaffold", declare=declare, check=check, broadcast=broadcast, stages=stages, contribute=contribute,
-                     aggregate=aggregate, trains_together=False, corrects_gradients=True)
+SCAFFOLD = Algorithm(
+    "scaffold",
+    declare=declare,
+    check=check,
+    broadcast=broadcast,
+    stages=stages,
+    contribute=contribute,
+    aggregate=aggregate,
+    trains_together=False,
+    corrects_gradients=True,
+)

@@ -66,6 +66,7 @@ def needs(*what):
     cohort's trained models: a rho policy then is asked after training, and may use `reports`, `average` and `cosines`.
     memory: `memory`, without which a run cannot be continued.
     """
+
     def decorated(policy):
         policy.needs = frozenset(what)
         return policy
@@ -91,4 +92,6 @@ def skew(histograms, population=None):
 
 def mixed(state, kappa2):
     """The model on the segment from the clients' average to the augmented one: float32 (size,)."""
-    return ((1 - kappa2) * state.fl_weights.astype(np.float64) + kappa2 * state.augmented_weights).astype(np.float32)
+    return ((1 - kappa2) * state.fl_weights.astype(np.float64) + kappa2 * state.augmented_weights).astype(
+        np.float32
+    )

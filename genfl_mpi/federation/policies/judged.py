@@ -32,7 +32,12 @@ def bandit(state):
     the round that it was used, over the largest change so far. A round before one in which there was nothing to choose does not count."""
     grid, memory, loss = np.array(state.config.kappa.grid), state.memory, state.judge(state.weights)[0]
     if not np.array_equal(memory.get("grid"), grid):  # also where a run is forked with another one
-        memory |= {"grid": grid, "plays": np.zeros(len(grid)), "rewards": np.zeros(len(grid)), "largest": np.zeros(1)}
+        memory |= {
+            "grid": grid,
+            "plays": np.zeros(len(grid)),
+            "rewards": np.zeros(len(grid)),
+            "largest": np.zeros(1),
+        }
     elif memory["last"][2] == state.round - 1:
         arm, before = int(memory["last"][0]), memory["last"][1]
         memory["plays"][arm] += 1
@@ -53,7 +58,9 @@ def cost_aware(state):
     """Each model in proportion to what it takes off the loss for a joule: of the clients' training and sending, and of the
     server's generating and training. The configured kappa2 if neither takes anything off."""
     before = state.judge(state.weights)[0]
-    gain_fl, gain_a = (max(0.0, before - state.judge(weights)[0]) for weights in (state.fl_weights, state.augmented_weights))
+    gain_fl, gain_a = (
+        max(0.0, before - state.judge(weights)[0]) for weights in (state.fl_weights, state.augmented_weights)
+    )
     fl = gain_fl / max(LEAST_JOULES, state.forecast.joules[state.cohort].sum())
     augmented = gain_a / max(LEAST_JOULES, state.forecast.augmented_joules)
     return augmented / (fl + augmented) if fl + augmented else state.config.kappa.kappa2
@@ -64,9 +71,13 @@ def shapley(state):
     """The augmented model's share of both models' Shapley values in taking off the loss; together they are mixed by the
     configured kappa2, which also decides if neither has a positive value."""
     nobody = state.judge(state.weights)[0]
-    fl, augmented, both = (nobody - state.judge(weights)[0] for weights in (
-        state.fl_weights, state.augmented_weights, mixed(state, state.config.kappa.kappa2)))
-    value_fl, value_a = (max(0.0, (alone + both - other) / 2) for alone, other in ((fl, augmented), (augmented, fl)))
+    fl, augmented, both = (
+        nobody - state.judge(weights)[0]
+        for weights in (state.fl_weights, state.augmented_weights, mixed(state, state.config.kappa.kappa2))
+    )
+    value_fl, value_a = (
+        max(0.0, (alone + both - other) / 2) for alone, other in ((fl, augmented), (augmented, fl))
+    )
     return value_a / (value_fl + value_a) if value_fl + value_a else state.config.kappa.kappa2
 
 
@@ -74,5 +85,11 @@ def _softmax(state, lead):
     return 1 / (1 + np.exp(np.clip(-lead / state.config.kappa.temperature, -700, 700)))
 
 
-KAPPA = {"softmax_accuracy": softmax_accuracy, "softmax_loss": softmax_loss, "line_search": line_search, "bandit": bandit,
-         "cost_aware": cost_aware, "shapley": shapley}
+KAPPA = {
+    "softmax_accuracy": softmax_accuracy,
+    "softmax_loss": softmax_loss,
+    "line_search": line_search,
+    "bandit": bandit,
+    "cost_aware": cost_aware,
+    "shapley": shapley,
+}

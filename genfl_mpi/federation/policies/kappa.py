@@ -40,8 +40,10 @@ def amount(state):
 
 def alignment(state):
     """max(0, cos(Delta_a, Delta_fl)): the more the two models' changes agree, the more the augmented one counts."""
-    fl, augmented = ((weights[: state.parameters] - state.weights[: state.parameters]).astype(np.float64)
-                     for weights in (state.fl_weights, state.augmented_weights))
+    fl, augmented = (
+        (weights[: state.parameters] - state.weights[: state.parameters]).astype(np.float64)
+        for weights in (state.fl_weights, state.augmented_weights)
+    )
     lengths = np.linalg.norm(fl) * np.linalg.norm(augmented)
     return min(1.0, max(0.0, fl @ augmented / lengths)) if lengths else 0.0
 
@@ -65,5 +67,14 @@ def _between(state, share):
     return settings.end + (settings.kappa2 - settings.end) * share
 
 
-KAPPA = {"fixed": fixed, "linear": linear, "cosine": cosine, "exponential": exponential, "step": step, "amount": amount,
-         "alignment": alignment, "bias_optimal": bias_optimal, **judged.KAPPA}
+KAPPA = {
+    "fixed": fixed,
+    "linear": linear,
+    "cosine": cosine,
+    "exponential": exponential,
+    "step": step,
+    "amount": amount,
+    "alignment": alignment,
+    "bias_optimal": bias_optimal,
+    **judged.KAPPA,
+}

@@ -31,7 +31,9 @@ def quality(state):
 def loss(state):
     """rho_n ~ |D_n| F_n^power, with F_n the client's loss on the global model. power: weighting.power; above 0 it is q-FFL's
     fairness (Li et al. 2020), below 0 trust in who fits, at 0 the paper's."""
-    return _proportional(state, "power", lambda power: np.maximum(state.reports["loss_first_epoch"], 1e-12) ** power)
+    return _proportional(
+        state, "power", lambda power: np.maximum(state.reports["loss_first_epoch"], 1e-12) ** power
+    )
 
 
 @needs("models")
@@ -40,7 +42,9 @@ def similarity(state):
     = a (1 - e^(-e^(-a (theta - 1)))), a Gompertz function (FedAdp, Wu and Wang 2021, without its smoothing over rounds). a:
     weighting.alpha, at 0 the paper's."""
     angle = np.arccos(np.clip(state.cosines(state.average(size(state))), -1, 1))
-    return _proportional(state, "alpha", lambda alpha: np.exp(alpha * (1 - np.exp(-np.exp(-alpha * (angle - 1))))))
+    return _proportional(
+        state, "alpha", lambda alpha: np.exp(alpha * (1 - np.exp(-np.exp(-alpha * (angle - 1)))))
+    )
 
 
 @needs("models", "validation")
@@ -90,10 +94,19 @@ def _proportional(state, setting, factors):
         weights = state.samples[state.cohort] * factors(value)
         total = weights.sum()
     if not 0 < total < np.inf:
-        raise UserError(f"weighting.{setting}={value:g} makes the weights of rho={state.config.rho} {'vanish' if total == 0 else 'overflow'} "
-                        "in float64; set it nearer to 0")
+        raise UserError(
+            f"weighting.{setting}={value:g} makes the weights of rho={state.config.rho} {'vanish' if total == 0 else 'overflow'} "
+            "in float64; set it nearer to 0"
+        )
     return weights / total
 
 
-RHO = {"size": size, "uniform": uniform, "quality": quality, "loss": loss, "similarity": similarity,
-       "leave_one_out": leave_one_out, "shapley": shapley}
+RHO = {
+    "size": size,
+    "uniform": uniform,
+    "quality": quality,
+    "loss": loss,
+    "similarity": similarity,
+    "leave_one_out": leave_one_out,
+    "shapley": shapley,
+}

@@ -60,9 +60,13 @@ def oort(state):
     root of the mean squared loss.)"""
     order, settings = _candidates(state), state.config.selecting
     known, new = order[state.last[order] > 0], order[state.last[order] == 0]
-    exploring = min(len(new), max(round(settings.exploration * state.config.cohort), state.config.cohort - len(known)))
+    exploring = min(
+        len(new), max(round(settings.exploration * state.config.cohort), state.config.cohort - len(known))
+    )
     utility = state.samples[known] * _filled(state.losses)[known]
-    utility = utility / max(1e-300, utility.max(initial=0)) + np.sqrt(0.1 * np.log(state.round + 1) / state.last[known])
+    utility = utility / max(1e-300, utility.max(initial=0)) + np.sqrt(
+        0.1 * np.log(state.round + 1) / state.last[known]
+    )
     seconds = state.forecast.seconds[known]
     wanted = state.config.world.deadline_s or np.median(state.forecast.seconds)
     utility *= np.minimum(1, wanted / seconds) ** settings.penalty
@@ -118,5 +122,13 @@ def _candidates(state):
     return order[_available(state)[order]][: _count(state)]
 
 
-SELECTION = {"random": random, "label_cover": label_cover, "deadline": deadline, "power_of_choice": power_of_choice, "oort": oort,
-             "energy": energy, "battery": battery, "importance": importance}
+SELECTION = {
+    "random": random,
+    "label_cover": label_cover,
+    "deadline": deadline,
+    "power_of_choice": power_of_choice,
+    "oort": oort,
+    "energy": energy,
+    "battery": battery,
+    "importance": importance,
+}

@@ -30,11 +30,18 @@ def load_prompts(name, classes):
     path = path_of(name)
     try:
         content = parse(path.read_text(), str(path))
-        templates, descriptions = content["templates"], {str(k): v for k, v in content["descriptions"].items()}
+        templates, descriptions = (
+            content["templates"],
+            {str(k): v for k, v in content["descriptions"].items()},
+        )
     except OSError:
-        raise UserError(f"generation.prompts: {name} is neither a file nor one of {', '.join(ours())}") from None
+        raise UserError(
+            f"generation.prompts: {name} is neither a file nor one of {', '.join(ours())}"
+        ) from None
     except (UnicodeDecodeError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path}: must be YAML with a list `templates` and a mapping `descriptions`") from None
+        raise UserError(
+            f"{path}: must be YAML with a list `templates` and a mapping `descriptions`"
+        ) from None
     if not isinstance(templates, list) or not templates:
         raise UserError(f"{path}: templates must be a list of texts")
     for template in templates:
@@ -44,7 +51,9 @@ def load_prompts(name, classes):
         raise UserError(f"{path}: descriptions has {unknown[0]!r}, which is no class of the data set")
     for label in classes:
         if not isinstance(descriptions.get(label), str):
-            raise UserError(f"generation.prompts: {name} has no description of class {label!r}; give a file that has one for each class")
+            raise UserError(
+                f"generation.prompts: {name} has no description of class {label!r}; give a file that has one for each class"
+            )
     return Prompts(templates, [descriptions[label] for label in classes])
 
 
