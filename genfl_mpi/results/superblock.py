@@ -10,7 +10,8 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-SIGNATURE, SIZE, FLAGS = b"\x89HDF\r\n\x1a\n\x03\x08\x08", 48, 11  # version 3, offsets and lengths of 8 bytes
+SIGNATURE, SIZE = b"\x89HDF\r\n\x1a\n\x03\x08\x08", 48  # version 3, offsets and lengths of 8 bytes
+FLAGS, END = 11, slice(28, 36)  # places of the consistency flags and of the end-of-file address
 
 
 class Superblock(NamedTuple):
@@ -27,7 +28,8 @@ def read(path):
 
 
 def clear(path, is_written):
-    """Clear the consistency flags of a file whose writer is dead, as `h5clear -s` does.
+    """Clear the consistency flags of a file whose writer is dead, and set its end-of-file address, as
+    `h5clear -s --increment=0` does.
 
     is_written: a function that says whether the writer is alive. Without effect if the file may not be
     changed, or if another program has it open. Safe beside a start of the run: a start never writes to the
@@ -42,6 +44,8 @@ def clear(path, is_written):
         if (found := _parse(descriptor)) and found.marked and found.whole:
             content = bytearray(os.pread(descriptor, SIZE, 0))
             content[FLAGS] = 0
+            # A killed writer may have added data, and an index that points to them, without this address.
+            content[END] = os.fstat(descriptor).st_size.to_bytes(8, "little")
             content[-4:] = _lookup3(content[:-4]).to_bytes(4, "little")
             os.pwrite(descriptor, content, 0)
 
@@ -52,7 +56,7 @@ def _parse(descriptor):
         return None
     if int.from_bytes(content[-4:], "little") != _lookup3(content[:-4]):
         return None
-    end = int.from_bytes(content[28:36], "little")
+    end = int.from_bytes(content[END], "little")
     return Superblock(bool(content[FLAGS]), os.fstat(descriptor).st_size >= end)
 
 
