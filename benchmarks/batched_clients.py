@@ -1,6 +1,6 @@
-"""Clients trained one by one against several as one batched computation (training.together).
+"""Clients trained one by one against several as one batched computation (training.clients_per_batch).
 
-    python benchmarks/together.py [--repeats 7] [--device cpu]
+    python benchmarks/batched_clients.py [--repeats 7] [--device cpu]
 
 Milliseconds a client, in turn, medians with least and most: R2's network and client (50 images of 32x32 pixels, batches of 10), and
 small networks on small images, of which a launch takes longer than the work. On a CPU it is processor time of one thread, because
@@ -51,7 +51,7 @@ def main():
             )
             for _ in range(CLIENTS)
         ]
-        twin = Twin(model, shape, settings.model_copy(update={"together": 2}))
+        twin = Twin(model, shape, settings.model_copy(update={"clients_per_batch": 2}))
         found = {}
 
         def rngs(first, count):

@@ -68,7 +68,7 @@ def test_the_partition_is_printed_and_drawn(tiny, tmp_path, capsys):
 
 
 def test_cohorts_that_depend_on_a_world_are_not_told_ahead(tiny, capsys):
-    for more in (["selection=energy"], ["incentive.base=1"]):
+    for more in (["selection.policy=energy"], ["incentive.base=1"]):
         assert main(["partition", *tiny, "world={}", *more]) == 0
         assert "the cohorts depend on the world: they are not told ahead" in capsys.readouterr().out
 
@@ -107,7 +107,12 @@ def test_prefetch_names_what_is_there_and_what_cannot_be_had(tiny, capsys, monke
 def test_every_plan_runs(tiny, tmp_path, plan):
     assert (
         main(
-            [*tiny, f"generation.plan={plan}", "label_sharing.payload=presence", "label_sharing.refusing=0.5"]
+            [
+                *tiny,
+                f"generation.plan={plan}",
+                "label_sharing.payload=presence",
+                "label_sharing.refusal_rate=0.5",
+            ]
         )
         == 0
     )

@@ -162,7 +162,7 @@ def test_fednova_averages_statistics(fast, monkeypatch):
             "algorithm.name=fednova",
             "cohort=6",
             "rounds=1",
-            "rho=uniform",
+            "rho.policy=uniform",
             "training.batch_size=2",
             "partition.alpha=0.05",
             "partition.min_samples=2",
@@ -193,7 +193,7 @@ def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
 
 def test_a_server_that_heard_nobody_yet_remembers_that(fast, tmp_path):
     """Its moments are none, which is not the same as lost."""
-    fast = [*fast, "algorithm.name=fedavgm", "cohort=1", "world={acts: true, dropout: 0.5, seed: 4}"]
+    fast = [*fast, "algorithm.name=fedavgm", "cohort=1", "world={enforced: true, dropout: 0.5, seed: 4}"]
     assert main([*fast, "rounds=4", f"output={tmp_path}/whole"]) == 0
     with reader.open_results(tmp_path / "whole/fedavg_seed1.h5") as file:
         status = file["clients/status"][:].tolist()

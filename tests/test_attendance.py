@@ -24,7 +24,7 @@ PLAIN = "channel: {radius_m: 50, fading: none, shadowing_db: 0, allocation: equa
 
 
 def world(more, channel=PLAIN):
-    return f"world={{acts: true, {channel}, {more}}}"
+    return f"world={{enforced: true, {channel}, {more}}}"
 
 
 def run(*overrides, **policies):
@@ -129,7 +129,7 @@ def test_nobody_is_heard(fast, tiny, capsys):
     # GenFL without clients is AIGC-only, whichever policy weighs them.
     alone = weights(*tiny, "method=aigc")
     for rho in ("size", "loss"):
-        made, records = run(*tiny, world("dropout: 1"), f"rho={rho}")
+        made, records = run(*tiny, world("dropout: 1"), f"rho.policy={rho}")
         assert np.array_equal(made.weights, alone) and records[0].columns["kappa2"] == 1
     main([*tiny, world("dropout: 1")])
     assert "nobody is heard: the augmented model alone" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_policies_that_try_models_hear_who_is_heard(tiny, tmp_path):
         world("dropout: 0.3"),
     ]
     more = ["validation.source=clients", "kappa.policy=softmax_loss"]
-    one, records = run(*tiny, *more, "rho=loss", "weighting.power=0")
+    one, records = run(*tiny, *more, "rho.policy=loss", "rho.power=0")
     other, _ = run(*tiny, *more)
     assert np.allclose(one.weights, other.weights, atol=1e-6)
     assert all(record.clients["rho"].sum() == pytest.approx(1) for record in records)
@@ -180,7 +180,7 @@ def test_the_share_of_dropouts_is_as_said(everybody):
 
 
 def test_a_message_that_is_lost_every_time(everybody):
-    bad = PLAIN.replace("radius_m: 50", "radius_m: 50, waterfall: 1.0e+9, most_tries: 2")
+    bad = PLAIN.replace("radius_m: 50", "radius_m: 50, waterfall: 1.0e+9, max_transmissions: 2")
     made, records = run(*everybody, world("dropout: 0", bad))
     assert all(one == attendance.OUTAGE for status in statuses(records) for one in status)
     assert (made.server.world.spent > 0).all(), "it was sent all the same"
@@ -190,7 +190,7 @@ def test_an_empty_battery(everybody):
     free = run(*everybody[:-1], "rounds=1", world("dropout: 0"))[0].server.world.spent
     limit = float(2.5 * free.max())  # J: enough for two rounds of any
     made, records = run(
-        *everybody[:-1], "rounds=12", world(f"devices: {{battery_kj: [{limit / 1e3}, {limit / 1e3}]}}")
+        *everybody[:-1], "rounds=12", world(f"hardware: {{battery_kj: [{limit / 1e3}, {limit / 1e3}]}}")
     )
     status = np.array(statuses(records))
     assert (status[:2] == attendance.AGGREGATED).all() and (status == attendance.BATTERY).any()
@@ -228,7 +228,7 @@ def test_what_is_spent_until_then_by_hand():
         lost=np.array([False, True, False]),
     )
     battery = np.array([100.0, 100.0, 14.0])
-    status, found = attendance.attend(World(acts=True), battery, 0, priced, np.zeros(3))
+    status, found = attendance.attend(World(enforced=True), battery, 0, priced, np.zeros(3))
     assert status.tolist() == [attendance.AGGREGATED, attendance.OUTAGE, attendance.BATTERY]
     assert sum(found.client_joules.values()) == pytest.approx([34, 34, 14])
     assert sum(found.client_seconds.values()) == pytest.approx([5, 5, 3])
@@ -237,13 +237,13 @@ def test_what_is_spent_until_then_by_hand():
         and found.seconds == pytest.approx(5)
         and found.bytes["up"] == pytest.approx(21)
     )
-    status, found = attendance.attend(World(acts=True, deadline_s=4), battery, 0, priced, np.zeros(3))
+    status, found = attendance.attend(World(enforced=True, deadline_s=4), battery, 0, priced, np.zeros(3))
     assert status.tolist() == [attendance.LATE, attendance.LATE, attendance.BATTERY]
     assert sum(found.client_joules.values()) == pytest.approx(
         [24, 24, 14]
     ) and found.seconds == pytest.approx(4)
     status, found = attendance.attend(
-        World(acts=True, deadline_s=9), battery, 0, priced, np.array([0, 0, 14.0])
+        World(enforced=True, deadline_s=9), battery, 0, priced, np.array([0, 0, 14.0])
     )
     assert status.tolist() == [attendance.AGGREGATED, attendance.OUTAGE, attendance.BATTERY]
     assert sum(found.client_joules.values())[2] == 0
@@ -251,7 +251,7 @@ def test_what_is_spent_until_then_by_hand():
 
 
 MISSING = [
-    world("deadline_s: 0.0104, dropout: 0.2, devices: {battery_kj: [1.0e-6, 5.0e-6]}"),
+    world("deadline_s: 0.0104, dropout: 0.2, hardware: {battery_kj: [1.0e-6, 5.0e-6]}"),
     "rounds=4",
     "cohort=5",
 ]
@@ -286,7 +286,7 @@ def test_its_price_counts_what_the_missing_have_spent(fast, tmp_path, capsys):
     assert (found.bill.seconds <= 0.0104 * (1 + 1e-6)).all()
     arguments = ["-o", str(tmp_path / "price.png")]
     (tmp_path / "other.yaml").write_text("{}")
-    (tmp_path / "acting.yaml").write_text("acts: true")
+    (tmp_path / "acting.yaml").write_text("enforced: true")
     assert main(["price", str(path), *arguments]) == 0
     capsys.readouterr()
     assert main(["price", str(path), "--world", str(tmp_path / "other.yaml"), *arguments]) == 2
@@ -316,17 +316,20 @@ def test_its_price_counts_what_the_missing_have_spent(fast, tmp_path, capsys):
 BAD = {
     "a dropout that does not act": ("world={dropout: 0.1}", "dropout is for a world that acts on runs"),
     "an allocation without late ones": (
-        "world={acts: true, deadline_s: 9, channel: {allocation: least_energy}}",
+        "world={enforced: true, deadline_s: 9, channel: {allocation: least_energy}}",
         "least_energy lets nobody be late",
     ),
-    "more than all": ("world={acts: true, dropout: 1.5}", "world.dropout: "),
-    "negative power": ("world={acts: true, devices: {receive_watts: -1}}", "world.devices.receive_watts: "),
-    "a deadline in the past": ("world={acts: true, deadline_s: -3}", "world.deadline_s: "),
+    "more than all": ("world={enforced: true, dropout: 1.5}", "world.dropout: "),
+    "negative power": (
+        "world={enforced: true, hardware: {receive_watts: -1}}",
+        "world.hardware.receive_watts: ",
+    ),
+    "a deadline in the past": ("world={enforced: true, deadline_s: -3}", "world.deadline_s: "),
     "a deadline for nobody": (
-        "world={acts: true, deadline_s: 1.0e-6}",
+        "world={enforced: true, deadline_s: 1.0e-6}",
         "world.deadline_s=1e-06 cannot be met: in no round is anybody done by then",
     ),
-    "too small a world": ("world={acts: true, clients: 3}", "world.clients (3) is less than clients (6)"),
+    "too small a world": ("world={enforced: true, clients: 3}", "world.clients (3) is less than clients (6)"),
 }
 
 
@@ -339,4 +342,4 @@ def test_bad_input_is_one_line_and_status_2(override, message, fast, capsys):
 
 def test_a_deadline_is_checked_before_anything_is_trained(fast):
     with pytest.raises(UserError, match="cannot be met"):
-        Simulation(single(None, [*fast, "world={acts: true, deadline_s: 1.0e-6}"]))
+        Simulation(single(None, [*fast, "world={enforced: true, deadline_s: 1.0e-6}"]))

@@ -8,7 +8,7 @@ from conftest import mpirun
 from genfl_mpi import Simulation
 from genfl_mpi.analysis import audit
 from genfl_mpi.cli import main
-from genfl_mpi.data.corruption import bad_clients
+from genfl_mpi.data.corruption import draw_misbehaving
 from genfl_mpi.results import reader
 
 
@@ -22,7 +22,7 @@ def failed(path):
     """(who of the clients fails by each rule, who is bad): {rule: bool (n,)}, bool (n,)."""
     config, found = audit.read(path)
     assert found.rounds.tolist() == [3] * 8
-    return audit.failures(found), bad_clients(8, config.bad_clients, config.seed)
+    return audit.failures(found), draw_misbehaving(8, config.misbehaving_clients, config.seed)
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_honest_clients_pass(looked, tmp_path, capsys):
         ["partition.alpha=1"],
         ["partition.scheme=iid"],
         ["label_sharing.payload=presence"],
-        ["label_sharing.refusing=0.5"],
+        ["label_sharing.refusal_rate=0.5"],
         ["training.momentum=0.9", "training.weight_decay=5e-4"],
         ["algorithm.name=fedprox", "algorithm.mu=1"],
     ):
@@ -51,7 +51,7 @@ def test_honest_clients_pass(looked, tmp_path, capsys):
     ],
 )
 def test_who_does_not_do_what_it_claims_fails(kind, rules, more, looked, tmp_path, capsys):
-    assert main([*looked, *more, "bad_clients.share=0.25", f"bad_clients.kind={kind}"]) == 0
+    assert main([*looked, *more, "misbehaving_clients.share=0.25", f"misbehaving_clients.kind={kind}"]) == 0
     path = tmp_path / "results/fedavg_seed1.h5"
     found, bad = failed(path)
     assert bad.sum() == 2 and np.array_equal(np.any(list(found.values()), axis=0), bad)
@@ -67,24 +67,28 @@ def test_who_does_not_do_what_it_claims_fails(kind, rules, more, looked, tmp_pat
 
 def test_what_a_free_rider_returns(looked):
     common = [*looked, "rounds=1"]
-    one = ["bad_clients.share=1", "bad_clients.kind=free_rider"]
+    one = ["misbehaving_clients.share=1", "misbehaving_clients.kind=free_rider"]
     made = Simulation(overrides=[*common, *one])
     before = made.weights.numpy().copy()
     [record] = made
     assert np.abs(made.weights.numpy() - before).max() <= 2**-20 and not record.clients["update_norm"].any()
     assert np.array_equal(record.clients["loss_first_epoch"], record.clients["loss_last_epoch"])
-    noise = Simulation(overrides=[*common, *one[:1], "bad_clients.kind=disguised", "bad_clients.noise=0.01"])
+    noise = Simulation(
+        overrides=[*common, *one[:1], "misbehaving_clients.kind=disguised", "misbehaving_clients.noise=0.01"]
+    )
     [record] = noise
     assert record.clients["update_norm"] == pytest.approx(0.01 * np.sqrt(noise.model.parameters), rel=0.02)
 
 
 def test_overclaiming_is_told_alone(looked):
-    made = Simulation(overrides=[*looked, "bad_clients.share=0.25", "bad_clients.kind=overclaiming"])
+    made = Simulation(
+        overrides=[*looked, "misbehaving_clients.share=0.25", "misbehaving_clients.kind=overclaiming"]
+    )
     data, honest = made.data, Simulation(overrides=looked).data
-    bad = data["bad"]
+    bad = data["misbehaving"]
     assert np.array_equal(data["label_histograms"], honest["label_histograms"])
     assert np.array_equal(data["shared_labels"][~bad], honest["shared_labels"][~bad])
-    nobody = Simulation(overrides=[*looked, "bad_clients.kind=overclaiming"]).data
+    nobody = Simulation(overrides=[*looked, "misbehaving_clients.kind=overclaiming"]).data
     assert np.array_equal(nobody["shared_labels"], honest["shared_labels"])
     assert (data["shared_labels"][bad] > 0).all() and (np.ptp(data["shared_labels"][bad], axis=1) == 0).all()
 

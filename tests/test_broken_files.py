@@ -297,7 +297,7 @@ def much(state):
         "genfl_mpi",
         *FAST,
         "rounds=5",
-        "selection=greedy:much",
+        "selection.policy=greedy:much",
         f"output={tmp_path}/results",
         timeout=120,
         PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
@@ -318,7 +318,7 @@ def test_an_exception_is_in_the_progress(tmp_path, capsys):
         "-m",
         "genfl_mpi",
         *FAST,
-        "selection=failing:now",
+        "selection.policy=failing:now",
         f"output={tmp_path}/results",
         PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
     )

@@ -64,7 +64,7 @@ def stateful(classes, shape):
     return nn.Sequential(Steps(), nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4, momentum=None), Mean(), nn.Flatten(),
                          nn.Linear(4 * (shape[1] - 2) * (shape[2] - 2), classes))
 """
-SETTINGS = LocalTraining(epochs=2, batch_size=4, together=2)
+SETTINGS = LocalTraining(epochs=2, batch_size=4, clients_per_batch=2)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import yaml
 from genfl_mpi.analysis.run_groups import PAIRED
 from genfl_mpi.cli import COMMANDS, main
 from genfl_mpi.config import loading
-from genfl_mpi.config.settings import filled_in
+from genfl_mpi.config.renamed import RENAMED
+from genfl_mpi.config.settings import filled_in, keys
 from genfl_mpi.util.errors import UserError
 
 
@@ -146,10 +147,10 @@ BAD = {
     "kappa": (["kappa.kappa1=0.5", "kappa.kappa2=0.6"], "kappa1 + kappa2 must be 1"),
     "model": (["model.name=resnet19"], "model.name: "),
     "method": (["method=fedsgd"], "method: "),
-    "policy": (["method=fedavg", "selection=randon"], "did you mean 'random'?"),
+    "policy": (["method=fedavg", "selection.policy=randon"], "did you mean 'random'?"),
     "imported policy": (
-        ["method=fedavg", "rho=no_such_module:f"],
-        "rho: no_such_module:f cannot be imported",
+        ["method=fedavg", "rho.policy=no_such_module:f"],
+        "rho.policy: no_such_module:f cannot be imported",
     ),
     "data set": (["method=fedavg", "data.name=cifar10", "data.root=nowhere"], "data.download=true"),
     "too many clients": (["method=fedavg", "clients=500"], "partition.min_samples"),
@@ -181,12 +182,12 @@ BAD = {
         "kappa.policy: bandit tries models on validation data: set validation.source",
     ),
     "a policy without a world": (
-        ["method=fedavg", "selection=oort"],
-        "selection: oort asks what a round would take: set world",
+        ["method=fedavg", "selection.policy=oort"],
+        "selection.policy: oort asks what a round would take: set world",
     ),
     "a deadline that is none": (
-        ["method=fedavg", "selection=deadline", "world={}"],
-        "selection: deadline needs world.deadline_s",
+        ["method=fedavg", "selection.policy=deadline", "world={}"],
+        "selection.policy: deadline needs world.deadline_s",
     ),
     "a key of the world": (
         ["method=fedavg", "world={radius_m: 3}"],
@@ -334,3 +335,24 @@ def test_help_fits_a_terminal(command, capsys, monkeypatch):
 def test_single_names_the_way_out_of_a_sweep():
     with pytest.raises(UserError, match="pin the swept keys"):
         loading.single()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("bad_clients.share=0.1", "bad_clients is called misbehaving_clients now"),
+        ("training.together=2", "training.together is called training.clients_per_batch now"),
+        ("world={acts: true}", "world.acts is called world.enforced now"),
+        ("world.devices.battery_kj=[1,2]", "world.devices is called world.hardware now"),
+        ("selection=oort", "selection is a section, and 'oort' a value; set for example selection.policy"),
+    ],
+)
+def test_an_old_key_is_answered_with_the_new_one(old, new, fast, capsys):
+    assert main([*fast, old]) == 2
+    assert capsys.readouterr().err == f"genfl_mpi: the settings given: {new}\n"
+
+
+def test_every_key_that_was_renamed_has_a_present_name():
+    sections = {key.rpartition(".")[0] for key in keys()}
+    known = {*keys(), *sections}
+    assert set(RENAMED.values()) <= known and RENAMED.keys().isdisjoint(known)

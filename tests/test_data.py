@@ -39,7 +39,7 @@ def test_a_class_that_nobody_has():
 def test_who_told_is_known_even_if_noise_made_it_nothing():
     shared, told = share(
         np.eye(10, dtype=np.int32).repeat(100, 0),
-        LabelSharing(payload="presence", epsilon=4.0, refusing=0.2),
+        LabelSharing(payload="presence", epsilon=4.0, refusal_rate=0.2),
         1,
     )
     assert told.sum() == 800 and not shared[~told].any() and not shared[told].any(1).all()
@@ -161,12 +161,12 @@ def test_sharing_presence_or_histogram():
 
 
 def test_clients_that_refuse_share_nothing():
-    shared = share(HISTOGRAMS, LabelSharing(refusing=0.3), 1)[0]
+    shared = share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 1)[0]
     silent = ~shared.any(1)
     assert silent.sum() == 300
     assert np.array_equal(shared[~silent], HISTOGRAMS[~silent])
-    assert np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 1)[0])
-    assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusing=0.3), 2)[0])
+    assert np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 1)[0])
+    assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 2)[0])
 
 
 def test_randomised_response_lies_as_often_as_epsilon_allows():
@@ -348,21 +348,21 @@ def test_without_normalisation_pixels_stay_in_the_unit_interval():
 
 def test_bad_clients_hold_bad_data():
     def divided(**bad):
-        one = loading.single({"method": "fedavg", "bad_clients": bad})
+        one = loading.single({"method": "fedavg", "misbehaving_clients": bad})
         return one, load_and_divide(one)
 
     _, clean = divided()
     for kind in ("blurred", "noisy", "mislabelled"):
         one, data = divided(share=0.3, kind=kind)
-        assert data["bad"].sum() == 6 and np.array_equal(data["indices"], clean["indices"])
+        assert data["misbehaving"].sum() == 6 and np.array_equal(data["indices"], clean["indices"])
         for client in range(20):
             images, labels = client_data(data, client, one)
             images_before, labels_before = client_data(clean, client, one)
             images_differ, labels_differ = (images != images_before).any(), labels != labels_before
-            assert images_differ == (data["bad"][client] and kind != "mislabelled")
+            assert images_differ == (data["misbehaving"][client] and kind != "mislabelled")
             assert (
                 labels_differ.all()
-                if data["bad"][client] and kind == "mislabelled"
+                if data["misbehaving"][client] and kind == "mislabelled"
                 else not labels_differ.any()
             )
             again, _ = client_data(data, client, one)

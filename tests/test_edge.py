@@ -319,11 +319,11 @@ def test_a_world_is_a_function_of_its_settings():
     ("text", "message"),
     [
         (
-            "devices: {transmit_watts: [-0.1, 0.2]}",
-            "devices.transmit_watts.0: input should be greater than 0",
+            "hardware: {transmit_watts: [-0.1, 0.2]}",
+            "hardware.transmit_watts.0: input should be greater than 0",
         ),
         ("server: {watts: -1}", "server.watts: input should be greater than or equal to 0"),
-        ("devices: {frequency_ghz: [2, 1]}", "must be a smallest and a largest value"),
+        ("hardware: {frequency_ghz: [2, 1]}", "must be a smallest and a largest value"),
         ("channel: {radius: 3}", "unknown key channel.radius; did you mean channel.radius_m?"),
         ("channel: {allocation: fair}", "channel.allocation: "),
         ("- 1", "must be a mapping"),

@@ -70,16 +70,16 @@ sys.exit(main(sys.argv[2:]))
     ("ranks", "how", "more"),
     [
         (2, "aware", ["algorithm.name=scaffold"]),
-        (2, "staged", ["training.together=2", "method=fedavg"]),
+        (2, "staged", ["training.clients_per_batch=2", "method=fedavg"]),
         (
             2,
             "staged",
             [
-                "rho=shapley",
+                "rho.policy=shapley",
                 "validation.source=clients",
                 "data.public_pool=20",
                 "data.shared=10",
-                "bad_clients.share=0.5",
+                "misbehaving_clients.share=0.5",
             ],
         ),
     ],
@@ -101,8 +101,8 @@ def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, mo
     [
         [],
         ["data.public_pool=20", "data.shared=10"],
-        ["bad_clients.share=1", "bad_clients.kind=blurred"],
-        ["bad_clients.share=1", "bad_clients.kind=mislabelled"],
+        ["misbehaving_clients.share=1", "misbehaving_clients.kind=blurred"],
+        ["misbehaving_clients.share=1", "misbehaving_clients.kind=mislabelled"],
     ],
 )
 def test_a_client_cut_out_of_resident_images_is_the_client(more):
@@ -162,7 +162,7 @@ def test_weights_by_hand():
         "optimizer": 360,
         "exact sum": 1520,
     }, "SCAFFOLD's"
-    assert of_weights(100, 90, Training(momentum=0.9), 1, together=5) == {
+    assert of_weights(100, 90, Training(momentum=0.9), 1, clients_per_batch=5) == {
         "weights": 7 * 400,
         "algorithm's arrays": 0,
         "gradients": 5 * 360,
@@ -196,7 +196,7 @@ def test_the_memory_of_a_rank_and_of_the_server():
         and rank["training images"] == arrays["train_images"].nbytes
     )
     together = gpu_memory.of_rank(
-        single(None, ["method=genfl", "training.batch_size=16", "training.together=3"]), arrays
+        single(None, ["method=genfl", "training.batch_size=16", "training.clients_per_batch=3"]), arrays
     )
     assert (
         together["activations"] == 3 * rank["activations"]

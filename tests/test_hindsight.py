@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from genfl_mpi.analysis import laboratory_figures
+from genfl_mpi.analysis import hindsight_figures
 from genfl_mpi.cli import main
 from genfl_mpi.results import reader
 
-LOOK = ["laboratory.every=1", "laboratory.points=5"]
+LOOK = ["hindsight.every=1", "hindsight.points=5"]
 
 
 @pytest.fixture
@@ -16,24 +16,28 @@ def quick(tiny):
     return [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400", "rounds=3"]
 
 
-@pytest.mark.parametrize("more", [[], ["kappa.policy=bandit", "validation.source=clients", "rho=similarity"]])
+@pytest.mark.parametrize(
+    "more", [[], ["kappa.policy=bandit", "validation.source=clients", "rho.policy=similarity"]]
+)
 def test_looking_does_not_change_the_run(quick, more, tmp_path):
     for folder, look in (("without", []), ("with", LOOK)):
         assert main([*quick, *more, *look, f"output={tmp_path}/{folder}"]) == 0
     results = [tmp_path / folder / "genfl_seed1.h5" for folder in ("without", "with")]
     assert reader.digests(results[0])[0] == reader.digests(results[1])[0]
     with reader.open_results(results[0]) as one, reader.open_results(results[1]) as other:
-        assert np.array_equal(one["rounds/loss"], other["rounds/loss"]) and not len(one["laboratory/look"])
+        assert np.array_equal(one["rounds/loss"], other["rounds/loss"]) and not len(
+            one["hindsight/candidate"]
+        )
 
 
 def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
     assert main([*quick, *LOOK, "kappa.kappa2=0.3", "world={}", "validation.source=clients"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
-        rows = reader.columns_of(file, "laboratory")
+        rows = reader.columns_of(file, "hindsight")
         own = rows["policy"] == b"fixed"
         assert rows["loss"][own] == pytest.approx(file["rounds/loss"][:], rel=1e-5)
         assert rows["accuracy"][own] == pytest.approx(file["rounds/accuracy"][:], abs=0.02)
-    looks = laboratory_figures.read(tmp_path / "results/genfl_seed1.h5")
+    looks = hindsight_figures.read(tmp_path / "results/genfl_seed1.h5")
     # All that can be asked are; the bandit cannot, which remembers.
     assert set(looks.regret) == {
         "fixed",
@@ -75,24 +79,22 @@ def test_any_number_of_ranks_and_a_start_in_between(quick, tmp_path):
 
 
 def test_rounds_that_were_looked_at_in_another_way_are_not_mixed(quick, tmp_path, capsys):
-    assert main([*quick, *LOOK, "rounds=1"]) == main([*quick, *LOOK, "rounds=2", "laboratory.points=3"]) == 0
+    assert main([*quick, *LOOK, "rounds=1"]) == main([*quick, *LOOK, "rounds=2", "hindsight.points=3"]) == 0
     capsys.readouterr()
-    assert main(["laboratory", str(tmp_path / "results/genfl_seed1.h5")]) == 2
+    assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5")]) == 2
     assert "from round 2 on other models or policies were looked at" in capsys.readouterr().err
 
 
 def test_a_barrier_is_what_rises_above_the_straight_line():
     segment = np.array([0, 0.5, 1])
     loss = np.array([[1, 3, 2], [1, 1.5, 2], [1, 1.2, 2]])
-    assert laboratory_figures.barrier(segment, loss).tolist() == [1.5, 0, 0]
+    assert hindsight_figures.barrier(segment, loss).tolist() == [1.5, 0, 0]
 
 
 def test_the_command(quick, tmp_path, capsys):
-    assert main([*quick, *LOOK, "laboratory.policies=[linear,amount]"]) == 0
+    assert main([*quick, *LOOK, "hindsight.policies=[linear,amount]"]) == 0
     capsys.readouterr()
-    assert (
-        main(["laboratory", str(tmp_path / "results/genfl_seed1.h5"), "-o", str(tmp_path / "lab.png")]) == 0
-    )
+    assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5"), "-o", str(tmp_path / "lab.png")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert max(map(len, said)) <= 80 and (tmp_path / "lab.png").exists()
     assert {line.split()[0] for line in said[1:6]} == {"fixed", "linear", "amount", "never", "always"}
@@ -102,15 +104,15 @@ def test_the_command(quick, tmp_path, capsys):
     ("overrides", "message"),
     [
         (
-            ["laboratory.policies=[linaer]"],
-            "laboratory.policies: there is no 'linaer'; did you mean 'linear'?",
+            ["hindsight.policies=[linaer]"],
+            "hindsight.policies: there is no 'linaer'; did you mean 'linear'?",
         ),
-        (["laboratory.policies=[line_search]"], "laboratory.policies: line_search needs validation"),
+        (["hindsight.policies=[line_search]"], "hindsight.policies: line_search needs validation"),
         (
-            ["laboratory.policies=[bandit]", "validation.source=clients"],
+            ["hindsight.policies=[bandit]", "validation.source=clients"],
             "bandit needs memory, which only the run's own policy has",
         ),
-        (["laboratory.points=1"], "laboratory.points"),
+        (["hindsight.points=1"], "hindsight.points"),
     ],
 )
 def test_bad_input(quick, overrides, message, capsys):
@@ -120,5 +122,5 @@ def test_bad_input(quick, overrides, message, capsys):
 
 def test_nothing_to_see(quick, tmp_path, capsys):
     assert main([*quick, "rounds=1"]) == 0
-    assert main(["laboratory", str(tmp_path / "results/genfl_seed1.h5")]) == 2
+    assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5")]) == 2
     assert "nothing was looked at" in capsys.readouterr().err

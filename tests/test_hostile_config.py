@@ -163,10 +163,10 @@ def test_nasty_files(text, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "override",
     [
-        "selection=:f",
-        "selection=..:f",
-        "rho=math:pi",
-        "rho=nowhere:f",
+        "selection.policy=:f",
+        "selection.policy=..:f",
+        "rho.policy=math:pi",
+        "rho.policy=nowhere:f",
         "model.name=os:path",
         "generation.prompts=" + "x" * 5000,
         "generation.checkpoint=" + "x" * 5000,
@@ -256,7 +256,7 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
             "training.lr: must be 0, or from 1e-37 to 1e+37 in size: models are computed in float32, which ends there",
         ),
         ("algorithm.mu=1e39", "algorithm.mu: must be 0, or"),
-        ("weighting.power=1e300", "weighting.power: must be 0, or"),
+        ("rho.power=1e300", "rho.power: must be 0, or"),
         ("kappa.temperature=1e-320", "kappa.temperature: must be 0, or"),
         ("incentive.base=nan", "incentive.base: must be 0, or"),
         (
@@ -264,8 +264,8 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
             "training.epochs: must be at most 10000: the batches of all epochs are drawn before the first step",
         ),
         ("runtime.threads=2147483647", "runtime.threads: must be at most 1024: "),
-        ("training.together=2147483647", "training.together: must be at most 10000: "),
-        ("laboratory.points=2147483648", "laboratory.points: "),
+        ("training.clients_per_batch=2147483647", "training.clients_per_batch: must be at most 10000: "),
+        ("hindsight.points=2147483648", "hindsight.points: "),
         ("generation.batch_size=2147483647", "generation.batch_size: must be at most 10000: "),
         ("pretraining.autoencoder_channels=[8, 2147483648]", "pretraining.autoencoder_channels.1: "),
         ("finetuning.rank=2147483647", "finetuning.rank: must be at most 1024: "),
@@ -318,16 +318,20 @@ POOL = ["method=pool", "data.public_pool=20", "validation.source=clients"]
         ["algorithm.name=fedprox", "algorithm.mu=1e37"],
         ["algorithm.name=fedadam", "algorithm.tau=1e37"],
         ["algorithm.name=fedyogi", "algorithm.server_lr=1e37"],
-        ["bad_clients.kind=disguised", "bad_clients.share=0.5", "bad_clients.noise=1e37"],
+        [
+            "misbehaving_clients.kind=disguised",
+            "misbehaving_clients.share=0.5",
+            "misbehaving_clients.noise=1e37",
+        ],
         ["label_sharing.payload=presence", "label_sharing.epsilon=1e37"],
         [*POOL, "augmented.lr=1e37"],
         [*POOL, "kappa.policy=amount", "kappa.quality=1e37"],
         [*POOL, "kappa.policy=bias_optimal", "kappa.theta=1e37"],
         [*POOL, "kappa.policy=softmax_loss", "kappa.temperature=1e-37"],
-        ["selection=oort", "selecting.penalty=1e37", "world={deadline_s: 1.0e-3}"],
-        ["world={acts: true, channel: {bandwidth_mhz: 1.0e+37}}"],
-        ["world={acts: true, devices: {transmit_watts: [1.0e-37, 1.0e+37]}}"],
-        ["world={acts: true, devices: {frequency_ghz: [1.0e-37, 1.0e+37]}}", "incentive.base=1e37"],
+        ["selection.policy=oort", "selection.penalty=1e37", "world={deadline_s: 1.0e-3}"],
+        ["world={enforced: true, channel: {bandwidth_mhz: 1.0e+37}}"],
+        ["world={enforced: true, hardware: {transmit_watts: [1.0e-37, 1.0e+37]}}"],
+        ["world={enforced: true, hardware: {frequency_ghz: [1.0e-37, 1.0e+37]}}", "incentive.base=1e37"],
     ],
     ids=lambda settings: settings[-1],
 )
@@ -355,7 +359,7 @@ MATTERS = {
         ["training.schedule=step"],
     ],
     "augmented": [POOL, [*POOL, "augmented.schedule=cosine"]],
-    "bad_clients": [["bad_clients.kind=disguised", "bad_clients.share=0.5"]],
+    "misbehaving_clients": [["misbehaving_clients.kind=disguised", "misbehaving_clients.share=0.5"]],
     "label_sharing": [[], ["label_sharing.payload=presence"]],
     "kappa": [
         [*POOL, f"kappa.policy={policy}"]
@@ -371,10 +375,10 @@ MATTERS = {
             "bandit",
         )
     ],
-    "weighting": [["rho=loss"], ["rho=quality"], ["rho=similarity"]],
-    "selecting": [["selection=oort", "world={deadline_s: 1.0e-3}"]],
+    "rho": [["rho.policy=loss"], ["rho.policy=quality"], ["rho.policy=similarity"]],
+    "selection": [["selection.policy=oort", "world={deadline_s: 1.0e-3}"]],
     "validation": [[*POOL, "kappa.policy=softmax_loss"]],
-    "laboratory": [[*POOL, "laboratory.every=1"]],
+    "hindsight": [[*POOL, "hindsight.every=1"]],
     "probes": [["probes.every=1"]],
     "partition": [
         ["partition.scheme=classes"],
@@ -384,22 +388,22 @@ MATTERS = {
     "data": [[], POOL],
     "incentive": [["world={}"]],
     "world": [
-        ["world={acts: true, deadline_s: 1.0e+6, channel: {waterfall: 0.5}}", "selection=oort"],
+        ["world={enforced: true, deadline_s: 1.0e+6, channel: {waterfall: 0.5}}", "selection.policy=oort"],
         [
-            "world={acts: true, channel: {allocation: weighted, speed_mps: 1}}",
+            "world={enforced: true, channel: {allocation: weighted, speed_mps: 1}}",
             "incentive.base=1",
-            "selection=battery",
+            "selection.policy=battery",
         ],
-        ["world={deadline_s: 100, channel: {allocation: least_energy}}", "selection=energy"],
+        ["world={deadline_s: 100, channel: {allocation: least_energy}}", "selection.policy=energy"],
     ],
 }
 LONG = {
     "rounds",
-    "weighting.permutations",
+    "rho.permutations",
     "training.epochs",
     "augmented.epochs",
     "probes.epochs",
-    "laboratory.points",
+    "hindsight.points",
     "runtime.threads",
 }
 

@@ -42,18 +42,20 @@ def test_rare_labels_are_filled_to_an_even_mix_or_a_share_of_it():
     assert not emd(HELD + wanted).any()
     many = 1000 * HELD  # so that rounding does not count
     for share in (0.0, 0.25, 0.6, 0.9):
-        filled = lacking(many, config(f"filling.share={share}"))
+        filled = lacking(many, config(f"client_generation.share={share}"))
         assert emd(many + filled) == pytest.approx((1 - share) * emd(HELD), abs=1e-3)
         assert not filled[HELD.max(1, keepdims=True) == HELD].any(), "the most frequent label is filled"
 
 
 def test_missing_labels_alone():
-    assert lacking(HELD, config("filling.labels=missing")).tolist() == [
+    assert lacking(HELD, config("client_generation.labels=missing")).tolist() == [
         [0, 0, 40, 40],
         [0, 0, 0, 0],
         [5, 0, 5, 0],
     ]
-    assert lacking(HELD, config("filling.labels=missing", "filling.share=0.5")).tolist()[0] == [0, 0, 20, 20]
+    assert lacking(HELD, config("client_generation.labels=missing", "client_generation.share=0.5")).tolist()[
+        0
+    ] == [0, 0, 20, 20]
 
 
 def test_the_cap_is_of_a_label_or_of_all():
@@ -76,7 +78,7 @@ def test_nothing_to_send_or_to_fill_is_federated_learning_alone(quick, algorithm
         return [record.loss for record in records], simulation.weights.numpy().tobytes()
 
     alone = losses("fedavg")
-    assert losses("filled", "filling.share=0") == alone
+    assert losses("filled", "client_generation.share=0") == alone
     assert losses("sent", plan=lambda state: np.zeros(10, dtype=int)) == alone
     assert losses("filled") != alone and losses("sent") != alone
 
@@ -88,7 +90,7 @@ def test_any_number_of_ranks_and_a_kill_in_between(method, bank, tmp_path):
         f"method={method}",
         f"generation.bank={bank}",
         "generation.cap=5",
-        "selection=power_of_choice",
+        "selection.policy=power_of_choice",
     ]
     cut = tmp_path / f"cut/{method}_seed1.h5"
     job = Job(2, [*run, "rounds=5000", f"output={tmp_path}/cut"], cut, tmp_path / "log")
@@ -210,8 +212,8 @@ BAD = {
         "method=filled validation.source=generated",
         "method=filled has none at the server",
     ),
-    "a share": ("method=filled filling.share=2", "filling.share"),
-    "labels": ("method=filled filling.labels=all", "filling.labels"),
+    "a share": ("method=filled client_generation.share=2", "client_generation.share"),
+    "labels": ("method=filled client_generation.labels=all", "client_generation.labels"),
 }
 
 
@@ -230,7 +232,7 @@ def test_shared_images_are_a_clients_own(quick, tmp_path):
                 *quick,
                 *shared,
                 "method=filled",
-                "filling.labels=missing",
+                "client_generation.labels=missing",
                 "rounds=1",
                 f"output={tmp_path}/runs",
             ]
@@ -265,7 +267,7 @@ def test_a_composition_without_a_name(fast, tmp_path):
     run = [
         *fast,
         "method=genfl",
-        "composition.images=sent",
+        "composition.images=sent_to_clients",
         "composition.source=pool",
         "data.public_pool=100",
         "rounds=2",

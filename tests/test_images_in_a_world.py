@@ -45,7 +45,7 @@ def test_a_world_that_acts_counts_them(fast, tmp_path):
         "method=matched",
         "rounds=3",
         "generation.cap=30",
-        "world={acts: true, channel: {allocation: equal}}",
+        "world={enforced: true, channel: {allocation: equal}}",
     ]
     assert main(matched) == 0
     _, free = priced(tmp_path / "results/matched_seed1.h5")
@@ -62,7 +62,7 @@ def test_a_world_that_acts_counts_them(fast, tmp_path):
 CELL = "channel: {radius_m: 50, allocation: equal, fading: none, shadowing_db: 0}"
 WORLDS = {
     "sent": f"{CELL}, images: {{bits_per_pixel: 4800, delivery: unicast}}",
-    "filled": f"{CELL}, images: {{installed: true}}, devices: {{accelerator_tflops: 0.5}}",
+    "filled": f"{CELL}, images: {{installed: true}}, hardware: {{accelerator_tflops: 0.5}}",
 }
 METHODS = pytest.mark.parametrize("method", WORLDS)
 
@@ -94,7 +94,7 @@ def late(quick):
         around = Simulation(overrides=[*quick, f"method={method}", world(method)]).server.world
         images = {"pool": 10, "new": 10} if method == "sent" else {}
         limit = float(np.median(around.forecast(0, **images).seconds))
-        return [*quick, f"method={method}", world(method, f", acts: true, deadline_s: {limit}")]
+        return [*quick, f"method={method}", world(method, f", enforced: true, deadline_s: {limit}")]
 
     return of
 
@@ -103,7 +103,7 @@ def late(quick):
 def test_an_endless_deadline_is_no_world(method, quick):
     runs = [
         Simulation(overrides=[*quick, f"method={method}", *more])
-        for more in ([], [world(method, ", acts: true, deadline_s: 1.0e+9")])
+        for more in ([], [world(method, ", enforced: true, deadline_s: 1.0e+9")])
     ]
     assert all(len(list(one)) == 4 for one in runs) and np.array_equal(*(one.weights for one in runs))
 
@@ -124,7 +124,7 @@ def test_its_price_is_what_it_took(method, late, tmp_path):
 
 @pytest.mark.parametrize("method", ["sent"])  # filled, and paid for: test_repair.py
 def test_any_number_of_ranks_and_a_continued_run(method, late, tmp_path):
-    run = [*late(method), "selection=battery"]
+    run = [*late(method), "selection.policy=battery"]
     assert main([*run, "rounds=2"]) == 0 and main(run) == 0
     done = mpirun(2, "-m", "genfl_mpi", *run, f"output={tmp_path}/two")
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_what_clients_hold_and_spent_comes_back(method, quick, tmp_path):
 
 def test_a_forecast_counts_what_a_client_lacks(quick):
     """A client that makes images also fetches the generator, once."""
-    bare = f"{CELL}, devices: {{accelerator_tflops: 0.5, receive_watts: 3}}"
+    bare = f"{CELL}, hardware: {{accelerator_tflops: 0.5, receive_watts: 3}}"
     made, plain = (
         Simulation(overrides=[*quick, f"method={method}", "rounds=1", f"world={{{bare}}}"])
         for method in ("filled", "fedavg")

@@ -42,7 +42,7 @@ def named(tmp_path, monkeypatch):
         {f"{layer}.lora_{side}.weight": weights for side in "AB"}, tmp_path / "adapter" / model_folder.ADAPTER
     )
     files = {
-        "selection": tmp_path / "own_choice.py",
+        "selection.policy": tmp_path / "own_choice.py",
         "partition.groups": tmp_path / "groups.txt",
         "generation.prompts": tmp_path / "prompts.yaml",
         "generation.adapter": tmp_path / "adapter" / model_folder.ADAPTER,
@@ -55,7 +55,7 @@ def named(tmp_path, monkeypatch):
         "checkpoint.keep=1",
         f"output={tmp_path}/results",
         f"generation.bank={tmp_path}/bank",
-        "selection=own_choice:choose",
+        "selection.policy=own_choice:choose",
         "partition.scheme=groups",
         f"partition.groups={tmp_path}/groups.txt",
         f"generation.prompts={tmp_path}/prompts.yaml",
@@ -121,10 +121,10 @@ def test_a_fork_may_name_another_file(named, tmp_path, capsys):
 
 def test_a_run_without_a_round_binds_nobody_to_its_inputs(named, tmp_path, capsys):
     run, files = named
-    files["selection"].write_text("def choose(state):\n    return []\n")
+    files["selection.policy"].write_text("def choose(state):\n    return []\n")
     assert main([*run, "rounds=1"]) == 2
     change(files["generation.adapter"])
-    files["selection"].write_text(
+    files["selection.policy"].write_text(
         "from genfl_mpi.federation.policies.selection import random as choose\n# mended\n"
     )
     del sys.modules["own_choice"]
@@ -184,7 +184,7 @@ OTHERS = {
     "pretraining.output",
     "finetuning.output",
     "generation.bank",
-    "laboratory.policies",
+    "hindsight.policies",
     "data.root",
     "generation.negative_prompt",
     "generation.scheduler",
@@ -202,4 +202,4 @@ def test_every_setting_that_may_name_an_input_is_watched(named):
 def test_what_a_run_does_not_read_is_none_of_its_inputs(named):
     run, _ = named
     found = inputs.digests(loading.single(overrides=[*run, "method=fedavg", "partition.scheme=iid"]))
-    assert found.keys() == {"selection"}
+    assert found.keys() == {"selection.policy"}

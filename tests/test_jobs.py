@@ -174,7 +174,7 @@ def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkey
     """A minute is the shortest limit that Slurm has; the signal comes in the second half of it."""
     (cluster.folder / "pace.py").write_text(SLOW_AT_FIRST)
     path = os.pathsep.join([str(cluster.folder), os.environ.get("PYTHONPATH", "")])
-    overrides = [*FAST, "rounds=150", "selection=pace:slow", "checkpoint.every_rounds=1000"]
+    overrides = [*FAST, "rounds=150", "selection.policy=pace:slow", "checkpoint.every_rounds=1000"]
     job = cluster.submit(
         "--ntasks=2",
         "--time=1",

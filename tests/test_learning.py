@@ -353,7 +353,9 @@ def test_what_is_frozen_or_not_used_stays(together):
     model = FlatModel(network(), torch.device("cpu"))
     start, frozen = model.weights.clone(), slice(0, 12 * 6 + 6)
     data = torch.randn(20, 3, 2, 2), torch.arange(20) % 3
-    settings = LocalTraining(lr=0.1, momentum=0.9, weight_decay=0.1, batch_size=5, epochs=3, together=2)
+    settings = LocalTraining(
+        lr=0.1, momentum=0.9, weight_decay=0.1, batch_size=5, epochs=3, clients_per_batch=2
+    )
     if together:
         [[weights, _], _] = Twin(model, (3, 2, 2), settings).train(
             start, [data] * 2, [settings] * 2, [np.random.default_rng(1) for _ in range(2)]

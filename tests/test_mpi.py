@@ -178,7 +178,7 @@ def test_a_rank_that_leaves_takes_the_others_along(tiny, tmp_path, leave):
         "genfl_mpi",
         *tiny,
         "method=fedavg",
-        "selection=leaving:random",
+        "selection.policy=leaving:random",
         timeout=60,
         PYTHONPATH=str(tmp_path),
     )

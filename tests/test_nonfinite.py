@@ -151,7 +151,7 @@ sys.exit(main(sys.argv[1:]))
         ["algorithm.name=fednova"],
         ["algorithm.name=scaffold"],
         ["algorithm.name=fedadam"],
-        ["rho=loss"],
+        ["rho.policy=loss"],
     ],
     ids=str,
 )
@@ -192,7 +192,7 @@ def test_nobody_left_is_the_augmented_model_alone(fast, poisoned, monkeypatch, c
     found = Simulation(overrides=[*fast, "faults.nonfinite=drop"])
     [record] = found
     poisoned.clients = set()
-    expected = Simulation(overrides=[*fast, "world={acts: true, dropout: 1}"])
+    expected = Simulation(overrides=[*fast, "world={enforced: true, dropout: 1}"])
     list(expected)
     assert np.array_equal(found.weights, expected.weights) and record.columns["kappa2"] == 1
     assert (record.clients["status"] == NOT_FINITE).all() and not record.clients["rho"].any()

@@ -26,7 +26,7 @@ def test_settings_that_need_a_line_of_their_own(tmp_path, capsys):
         "training.lr=0.03",
         "training.momentum=0.9",
         "algorithm.name=fednova",
-        "rho=uniform",
+        "rho.policy=uniform",
     ]
     assert main([*FAST, "rounds=1", f"output={tmp_path}/runs"]) == 0
     for method in ("fedavg", "matched"):
@@ -86,14 +86,14 @@ def test_runs_in_every_state(finished, tmp_path, capsys):
     assert (finished / "summary.png").stat().st_size > 10000
 
 
-@pytest.mark.parametrize("fault", ["training.lr=0.2", "selection=whose:choice"])
+@pytest.mark.parametrize("fault", ["training.lr=0.2", "selection.policy=whose:choice"])
 def test_a_refused_start_leaves_everything_as_it_was(fault, tmp_path, monkeypatch, capsys):
     """Of a finished run and of one that was interrupted."""
     (tmp_path / "whose.py").write_text(
         "from genfl_mpi.federation.policies.selection import random as choice\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    run = [*FAST, *(["selection=whose:choice"] if "whose" in fault else []), f"output={tmp_path}/runs"]
+    run = [*FAST, *(["selection.policy=whose:choice"] if "whose" in fault else []), f"output={tmp_path}/runs"]
     assert main([*run, "rounds=2"]) == 0
     cut = Job(
         1,
@@ -123,7 +123,7 @@ def test_a_start_that_failed_says_why(tmp_path, monkeypatch, capsys):
     (tmp_path / "nobody.py").write_text("def chosen(state):\n    return ['all of them']\n")
     monkeypatch.syspath_prepend(tmp_path)
     run, path = [*FAST, "rounds=2", f"output={tmp_path}/runs"], tmp_path / "runs/fedavg_seed1.h5"
-    assert main([*run, "selection=nobody:chosen"]) == 2
+    assert main([*run, "selection.policy=nobody:chosen"]) == 2
     capsys.readouterr()
     assert main(["summary", str(path)]) == 0
     assert (

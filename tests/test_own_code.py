@@ -61,8 +61,8 @@ def mine(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("selection=own_code:floats", "must return 3 client ids, integers"),
-        ("selection=own_code:names", "must return 3 client ids, integers"),
+        ("selection.policy=own_code:floats", "must return 3 client ids, integers"),
+        ("selection.policy=own_code:names", "must return 3 client ids, integers"),
         ("kappa.policy=own_code:two", "as a number"),
         ("kappa.policy=own_code:word", "as a number"),
         (
@@ -97,8 +97,8 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("selection=own_code:crash", "the selection policy crash"),
-        ("rho=own_code:crash", "the rho policy crash"),
+        ("selection.policy=own_code:crash", "the selection policy crash"),
+        ("rho.policy=own_code:crash", "the rho policy crash"),
         ("kappa.policy=own_code:crash", "the kappa policy crash"),
         ("generation.plan=own_code:crash", "generation.plan crash"),
     ],

@@ -31,7 +31,7 @@ def joules(twelve):
 
 @pytest.mark.parametrize("policy", SELECTION)
 def test_when_the_pay_is_enough_for_all_nothing_changes(policy, twelve):
-    twelve = [*twelve, f"selection={policy}", "rounds=3", "world.deadline_s=10"]
+    twelve = [*twelve, f"selection.policy={policy}", "rounds=3", "world.deadline_s=10"]
     free, _ = run(*twelve)
     paid, records = run(*twelve, "incentive.base=1e9", "incentive.labels=10")
     assert np.array_equal(free.weights, paid.weights)
@@ -44,8 +44,8 @@ def test_whom_a_round_would_cost_more_is_not_selected(policy, twelve):
     base = float(np.median(costs))
     _, records = run(
         *twelve,
-        f"selection={policy}",
-        "selecting.candidates=9",
+        f"selection.policy={policy}",
+        "selection.candidates=9",
         "world.deadline_s=10",
         f"incentive.base={base}",
     )
@@ -98,7 +98,7 @@ def test_with_a_world_that_acts_and_on_any_number_of_ranks(twelve, tmp_path):
         *twelve,
         f"incentive.base={base}",
         "incentive.labels=5",
-        "world.acts=true",
+        "world.enforced=true",
         "world.dropout=0.3",
         "cohort=7",
     ]
@@ -129,7 +129,7 @@ def test_bad_input_is_one_line_and_status_2(fast, twelve, capsys):
             "must be a smallest and a largest value",
         ),
         (
-            [*twelve, f"incentive.base={base}", f"selection={__name__}:everybody"],
+            [*twelve, f"incentive.base={base}", f"selection.policy={__name__}:everybody"],
             "which does not take part for the pay",
         ),
     ):

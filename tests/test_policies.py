@@ -21,7 +21,7 @@ from genfl_mpi.results import reader
 JUDGES = ("softmax_accuracy", "softmax_loss", "shapley", "cost_aware")
 JUDGED = ["data.public_pool=200", "validation.source=pool"]
 # Without fading and with a small cell, the world's clients differ by their devices alone.
-WORLD = "world={devices: {frequency_ghz: [0.5, 2]}, channel: {radius_m: 50, fading: none, shadowing_db: 0}}"
+WORLD = "world={hardware: {frequency_ghz: [0.5, 2]}, channel: {radius_m: 50, fading: none, shadowing_db: 0}}"
 
 
 @pytest.fixture
@@ -258,8 +258,8 @@ BAD = [
     "clients=6",
     "cohort=6",
     "partition.scheme=iid",
-    "bad_clients.share=0.34",
-    "bad_clients.kind=mislabelled",
+    "misbehaving_clients.share=0.34",
+    "misbehaving_clients.kind=mislabelled",
     "method=fedavg",
     "rounds=3",
     "training.epochs=2",
@@ -268,37 +268,39 @@ BAD = [
 
 @pytest.mark.parametrize("policy", ["loss", "similarity", "leave_one_out", "shapley"])
 def test_a_mislabelled_client_loses_weight(tiny, policy):
-    simulation, records = run(*tiny, *BAD, *JUDGED, f"rho={policy}")
-    bad, last = simulation.data["bad"], records[-1]
+    simulation, records = run(*tiny, *BAD, *JUDGED, f"rho.policy={policy}")
+    bad, last = simulation.data["misbehaving"], records[-1]
     assert bad.sum() == 2 and last.clients["rho"].sum() == pytest.approx(1)
     samples = simulation.server.state.samples
     assert last.clients["rho"][bad].sum() < 0.8 * samples[bad].sum() / samples.sum()
 
 
 def test_a_skewed_client_loses_weight(quick):
-    simulation, records = run(*quick, "rho=quality", "cohort=6", "weighting.gamma=2")
+    simulation, records = run(*quick, "rho.policy=quality", "cohort=6", "rho.gamma=2")
     samples, distance = simulation.server.state.samples, skew(simulation.data["shared_labels"])
     ratio = records[0].clients["rho"] / samples
     assert np.array_equal(np.argsort(-ratio), np.argsort(distance))
-    refusing = run(*quick, "rho=quality", "label_sharing.refusing=1")[1]  # nothing is known of anybody
+    refusing = run(*quick, "rho.policy=quality", "label_sharing.refusal_rate=1")[
+        1
+    ]  # nothing is known of anybody
     assert np.array_equal(refusing[0].clients["rho"], run(*quick)[1][0].clients["rho"])
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["rho=quality", "weighting.gamma=0"],
-        ["rho=loss", "weighting.power=0"],
-        ["rho=similarity", "weighting.alpha=0"],
-        ["rho=leave_one_out", "cohort=1"],
-        ["rho=shapley", "cohort=1"],
-        ["rho=uniform", "cohort=1"],
+        ["rho.policy=quality", "rho.gamma=0"],
+        ["rho.policy=loss", "rho.power=0"],
+        ["rho.policy=similarity", "rho.alpha=0"],
+        ["rho.policy=leave_one_out", "cohort=1"],
+        ["rho.policy=shapley", "cohort=1"],
+        ["rho.policy=uniform", "cohort=1"],
     ],
 )
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
 def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
     quick = [*quick, *JUDGED, f"algorithm.name={algorithm}", *overrides]
-    assert np.array_equal(weights(*quick), weights(*quick, "rho=size"))
+    assert np.array_equal(weights(*quick), weights(*quick, "rho.policy=size"))
 
 
 @pytest.mark.parametrize(
@@ -312,11 +314,11 @@ def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
 )
 def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting, happens):
     """Not the policy, which is ours, and without NumPy's warnings."""
-    assert main([*fast, f"rho={rho}", f"weighting.{setting}"]) == 2
+    assert main([*fast, f"rho.policy={rho}", f"rho.{setting}"]) == 2
     said = capsys.readouterr().err
     assert (
         said
-        == f"genfl_mpi: weighting.{setting} makes the weights of rho={rho} {happens} in float64; set it nearer to 0\n"
+        == f"genfl_mpi: rho.{setting} makes the weights of rho.policy={rho} {happens} in float64; set it nearer to 0\n"
     )
 
 
@@ -326,7 +328,7 @@ def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting
 @pytest.mark.parametrize("policy", SELECTION)
 def test_who_chooses_everybody_chooses_like_everybody(quick, policy):
     quick = [*quick, "cohort=6", "method=fedavg", "world={deadline_s: 10}"]
-    assert np.array_equal(weights(*quick, f"selection={policy}"), weights(*quick))
+    assert np.array_equal(weights(*quick, f"selection.policy={policy}"), weights(*quick))
 
 
 @pytest.mark.parametrize("sharing", ["histogram", "presence"])
@@ -342,7 +344,7 @@ def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
     ]
     distances = []
     for policy in ("label_cover", "random"):
-        simulation, records = run(*quick, f"selection={policy}")
+        simulation, records = run(*quick, f"selection.policy={policy}")
         held = simulation.data["label_histograms"]
         distances.append(
             np.mean(
@@ -355,7 +357,7 @@ def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
     assert distances[0] < 0.6 * distances[1]
     cohorts = {
         tuple(record.clients["client"])
-        for record in run(*quick, "selection=label_cover", "label_sharing.refusing=1")[1]
+        for record in run(*quick, "selection.policy=label_cover", "label_sharing.refusal_rate=1")[1]
     }
     assert len(cohorts) > 1  # with clients that share nothing it chooses at random
 
@@ -365,7 +367,7 @@ def forecasts(simulation, rounds):
 
 
 def test_a_slow_client_is_passed_over(quick):
-    quick = [*quick, "method=fedavg", "rounds=4", "clients=12", "selection=deadline"]
+    quick = [*quick, "method=fedavg", "rounds=4", "clients=12", "selection.policy=deadline"]
     seconds = forecasts(
         Simulation(overrides=[*quick, WORLD.replace("{devices", "{deadline_s: 1, devices")]), 1
     )[0].seconds
@@ -377,7 +379,7 @@ def test_a_slow_client_is_passed_over(quick):
 
 
 def test_power_of_choice_takes_the_largest_losses(quick):
-    simulation, records = run(*quick, "method=fedavg", "rounds=4", "selection=power_of_choice")
+    simulation, records = run(*quick, "method=fedavg", "rounds=4", "selection.policy=power_of_choice")
     assert (
         len(set(np.concatenate([record.clients["client"] for record in records[:2]]))) == 6
     )  # who never trained comes first
@@ -388,12 +390,12 @@ def test_power_of_choice_takes_the_largest_losses(quick):
 
 
 def test_oort_prefers_the_useful_and_avoids_the_slow(quick):
-    quick = [*quick, "method=fedavg", "rounds=8", "clients=12", "selection=oort", WORLD]
-    simulation, records = run(*quick, "selecting.penalty=0")
+    quick = [*quick, "method=fedavg", "rounds=8", "clients=12", "selection.policy=oort", WORLD]
+    simulation, records = run(*quick, "selection.penalty=0")
     seconds = forecasts(simulation, 1)[0].seconds
     patient = np.mean([seconds[record.clients["client"]].mean() for record in records])
     hasty = np.mean(
-        [seconds[record.clients["client"]].mean() for record in run(*quick, "selecting.penalty=20")[1]]
+        [seconds[record.clients["client"]].mean() for record in run(*quick, "selection.penalty=20")[1]]
     )
     assert hasty < patient
     # Among clients alike but for their losses it takes the largest.
@@ -405,7 +407,7 @@ def test_oort_prefers_the_useful_and_avoids_the_slow(quick):
 
 
 def test_the_cheapest_clients(quick):
-    simulation, records = run(*quick, "method=fedavg", "selection=energy", WORLD)
+    simulation, records = run(*quick, "method=fedavg", "selection.policy=energy", WORLD)
     for record, expected in zip(records, forecasts(simulation, 2)):
         assert set(record.clients["client"]) == set(np.argsort(expected.joules)[:3])
 
@@ -414,7 +416,7 @@ def test_an_empty_battery_is_spared(quick):
     world = WORLD.replace(
         "{frequency_ghz: [0.5, 2]}", "{frequency_ghz: [1, 1], transmit_watts: [0.1, 0.1], battery_kj: [1, 1]}"
     )
-    quick = [*quick, "method=fedavg", "selection=battery", "partition.scheme=iid", world]
+    quick = [*quick, "method=fedavg", "selection.policy=battery", "partition.scheme=iid", world]
     simulation, [one, two] = run(*quick)
     assert not set(one.clients["client"]) & set(two.clients["client"])
     assert (simulation.server.world.spent > 0).all()
@@ -427,7 +429,7 @@ def test_an_empty_battery_is_spared(quick):
 
 
 def test_important_clients_are_drawn_more_often(quick):
-    simulation, records = run(*quick, "method=fedavg", "rounds=3", "selection=importance")
+    simulation, records = run(*quick, "method=fedavg", "rounds=3", "selection.policy=importance")
     state = simulation.server.state
     assert (state.norms[state.last > 0] > 0).all()
     state = replace(
@@ -451,8 +453,8 @@ def test_important_clients_are_drawn_more_often(quick):
 
 ALL = [
     "kappa.policy=line_search",
-    "rho=shapley",
-    "selection=oort",
+    "rho.policy=shapley",
+    "selection.policy=oort",
     "world={}",
     "algorithm.name=fednova",
     "validation.source=clients",
@@ -469,8 +471,8 @@ def test_any_number_of_ranks(quick, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [*JUDGED, "kappa.policy=bandit", "kappa.grid=[0.1,0.6]", "selection=battery", WORLD],
-        [*JUDGED, "rho=leave_one_out", "selection=power_of_choice"],
+        [*JUDGED, "kappa.policy=bandit", "kappa.grid=[0.1,0.6]", "selection.policy=battery", WORLD],
+        [*JUDGED, "rho.policy=leave_one_out", "selection.policy=power_of_choice"],
     ],
 )
 def test_a_run_continues_where_it_was(quick, tmp_path, overrides):
@@ -492,7 +494,7 @@ counting.needs = frozenset({"memory"})
 
 
 def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(quick):
-    quick = [*quick, *JUDGED, "kappa.policy=bandit", "rho=similarity", "rounds=4"]
+    quick = [*quick, *JUDGED, "kappa.policy=bandit", "rho.policy=similarity", "rounds=4"]
     begun = []
     simulation = Simulation(
         overrides=quick,
@@ -534,12 +536,12 @@ def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
     monkeypatch.setattr(worker, "train", poisoned)
     fast = [*fast, "faults.nonfinite=drop", "cohort=5", "rounds=2"]
     poisoned.samples = int(Simulation(overrides=fast).server.state.samples.max())
-    dropped, records = run(*fast, "rho=loss", "weighting.power=0")
+    dropped, records = run(*fast, "rho.policy=loss", "rho.power=0")
     assert sum(np.isnan(record.clients["update_norm"]).sum() for record in records) >= 1
     assert np.allclose(dropped.weights, weights(*fast), atol=1e-6)
-    assert run(*fast, "rho=similarity", "data.public_pool=20", "validation.source=pool")[1][-1].clients[
-        "rho"
-    ].sum() == pytest.approx(1)
+    assert run(*fast, "rho.policy=similarity", "data.public_pool=20", "validation.source=pool")[1][
+        -1
+    ].clients["rho"].sum() == pytest.approx(1)
 
 
 def test_trying_models_does_not_change_a_run(quick):

@@ -185,7 +185,7 @@ def test_a_target(results, tmp_path, capsys):
 
 
 BAD = {
-    "negative power": (["--world", "w.yaml"], "devices: {receive_watts: -1}", "devices.receive_watts: "),
+    "negative power": (["--world", "w.yaml"], "hardware: {receive_watts: -1}", "hardware.receive_watts: "),
     "no such world": (["--world", "none.yaml"], "", "none.yaml: cannot be read"),
     "too few clients": (["--world", "w.yaml"], "clients: 5", "the world has 5 clients, and the run had 6"),
     "a deadline": (
@@ -214,7 +214,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 
 def test_a_run_on_which_a_world_acted_is_priced_in_its_own(tmp_path, tiny, capsys):
-    assert main([*tiny, "method=fedavg", "selection=energy", "world={channel: {radius_m: 50}}"]) == 0
+    assert main([*tiny, "method=fedavg", "selection.policy=energy", "world={channel: {radius_m: 50}}"]) == 0
     arguments = ["price", str(tmp_path / "results"), "-o", str(tmp_path / "price.png")]
     (tmp_path / "other.yaml").write_text("channel: {radius_m: 60}")
     capsys.readouterr()

@@ -19,7 +19,7 @@ PROBED = ["probes.every=2", "probes.epochs=4", "rounds=4"]
 
 
 def test_probing_does_not_change_the_run(fast, tmp_path):
-    more = ["rounds=4", "algorithm.name=fedadam", "selection=power_of_choice", "training.crop=1"]
+    more = ["rounds=4", "algorithm.name=fedadam", "selection.policy=power_of_choice", "training.crop=1"]
     for folder, look in (("without", []), ("with", PROBED)):
         assert main([*fast, *more, *look, f"output={tmp_path}/{folder}"]) == 0
     results = [tmp_path / folder / "fedavg_seed1.h5" for folder in ("without", "with")]

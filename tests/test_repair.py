@@ -16,7 +16,7 @@ from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
 CELL = "channel: {radius_m: 50, allocation: equal, fading: none, shadowing_db: 0}, images: {installed: true}"
-DEVICES = "devices: {accelerator_tflops: 0.5, accelerator_watts: 5}"
+DEVICES = "hardware: {accelerator_tflops: 0.5, accelerator_watts: 5}"
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(qu
         *quick,
         f"incentive.price={middle(quick)}",
         "rounds=4",
-        f"world={{acts: true, deadline_s: {limit}, {CELL}, {DEVICES}}}",
+        f"world={{enforced: true, deadline_s: {limit}, {CELL}, {DEVICES}}}",
     ]
     assert main([*late, "rounds=2"]) == 0 and main(late) == 0
     done = mpirun(2, "-m", "genfl_mpi", *late, f"output={tmp_path}/two")
@@ -167,12 +167,12 @@ BAD = {
     ),
     "no world": ("world=null incentive.price=3", "incentive.price pays for energy: set world"),
     "a share that is given": (
-        "incentive.price=3 filling.share=0.5",
-        "leave filling.labels and filling.share out",
+        "incentive.price=3 client_generation.share=0.5",
+        "leave client_generation.labels and client_generation.share out",
     ),
     "missing labels alone": (
-        "incentive.price=3 filling.labels=missing",
-        "leave filling.labels and filling.share out",
+        "incentive.price=3 client_generation.labels=missing",
+        "leave client_generation.labels and client_generation.share out",
     ),
     "a negative price": ("incentive.price=-3", "incentive.price: "),
     "a cap": ("incentive.price=1e9 generation.cap=3", "generation.cap=3 keeps clients from the images"),

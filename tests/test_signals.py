@@ -62,7 +62,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     (tmp_path / "hours.py").write_text(SLOW_CLIENT)
     job = Job(
         2,
-        [*FAST, "selection=hours:slow", "rounds=9", f"output={tmp_path}/cut"],
+        [*FAST, "selection.policy=hours:slow", "rounds=9", f"output={tmp_path}/cut"],
         tmp_path / "cut/fedavg_seed1.h5",
         tmp_path / "log",
         PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),

@@ -192,7 +192,7 @@ def test_what_waits_is_noticed():
 def test_no_step_of_clients_trained_together_waits_either():
     model, settings = (
         FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)),
-        LocalTraining(epochs=1, batch_size=8, together=2),
+        LocalTraining(epochs=1, batch_size=8, clients_per_batch=2),
     )
     twin = Twin(model, (3, 32, 32), settings)
     with Recorder() as recorder:

@@ -229,8 +229,8 @@ def full(tmp_path_factory, bank):
     folder = tmp_path_factory.mktemp("full")
     looks = [
         "audit=true",
-        "laboratory.every=1",
-        "laboratory.points=2",
+        "hindsight.every=1",
+        "hindsight.points=2",
         "probes.every=1",
         "probes.clients=2",
         "probes.epochs=1",
@@ -372,6 +372,20 @@ def test_the_first_command_after_a_kill_lets_other_tools_read_the_file(command, 
         assert file["rounds/round"][:].tolist() == [1, 2, 3]
     assert main([*FAST, "rounds=6", f"output={killed.parent}"]) == 0
     assert reader.digests(killed) == reader.digests(tmp_path / "growing/fedavg_seed1.h5")
+
+
+def test_data_behind_the_end_of_file_address_of_a_killed_writer_are_read(killed):
+    """A kill may come after the writes of new data and of the index, and before that of the superblock."""
+    with h5py.File(killed, libver="latest", swmr=True) as file:
+        place = file["rounds/round"].id.get_chunk_info(0).byte_offset
+    content = bytearray(killed.read_bytes())
+    content[superblock.END] = place.to_bytes(8, "little")
+    content[superblock.SIZE - 4 : superblock.SIZE] = superblock._lookup3(
+        content[: superblock.SIZE - 4]
+    ).to_bytes(4, "little")
+    killed.write_bytes(content)
+    assert superblock.read(killed) == (True, True)
+    assert rows(killed) == [1, 2, 3] and not superblock.read(killed).marked
 
 
 def test_the_flags_of_a_file_in_use_stay(killed):

@@ -80,9 +80,7 @@ def test_the_round_is_short_and_asks_seldom_for_the_server():
     )
     assert ast.unparse(rounds).count(
         "Eq. (1)"
-    ) <= 1 and "weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a)" in ast.unparse(
-        rounds
-    )
+    ) <= 1 and "weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a)" in ast.unparse(rounds)
 
 
 def test_algorithms_know_nothing_of_ranks_and_files_and_nobody_else_knows_their_names():

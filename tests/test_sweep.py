@@ -139,7 +139,7 @@ def test_a_group_that_fails_takes_the_others_along_and_names_the_run(tmp_path):
         "-m",
         "genfl_mpi",
         *THREE,
-        "selection=failing:select",
+        "selection.policy=failing:select",
         "rounds=5000",
         f"output={tmp_path}/results",
         "runtime.ranks_per_run=1",

@@ -63,13 +63,12 @@ def test_an_images_seed_is_not_the_runs(tiny, tmp_path):
     )
 
 
-def test_a_setting_that_is_called_like_a_column(tmp_path):
-    assert main([*FAST, "sweep.rho=[size,uniform]", "rounds=1", f"output={tmp_path}"]) == 0
+def test_a_swept_setting_is_a_column_and_a_coordinate(tmp_path):
+    assert main([*FAST, "sweep.rho.policy=[size,uniform]", "rounds=1", f"output={tmp_path}"]) == 0
     read, array = read_results(tmp_path, "clients"), read_results(tmp_path, "clients", to="xarray")
-    assert sorted(set(read["rho"])) == ["size", "uniform"] and set(
-        read["clients.rho"][read["rho"] == "uniform"]
-    ) == {1 / 3}
-    assert array["rho"].values.tolist() == ["size", "uniform"] and (array["clients.rho"][1] == 1 / 3).all()
+    assert sorted(set(read["rho.policy"])) == ["size", "uniform"]
+    assert set(read["rho"][read["rho.policy"] == "uniform"]) == {1 / 3}
+    assert array["rho.policy"].values.tolist() == ["size", "uniform"] and (array["rho"][1] == 1 / 3).all()
 
 
 def test_runs_that_have_no_common_array(tmp_path):

@@ -41,7 +41,7 @@ def group_norm(classes, shape):
 
 def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
     """Train four clients together and one by one, and compare: weights within `tolerance`, losses likewise, predictions alike."""
-    settings = LocalTraining(batch_size=8, together=4, **settings)
+    settings = LocalTraining(batch_size=8, clients_per_batch=4, **settings)
     model, random = flat(name), torch.Generator().manual_seed(0)
     start = model.weights.clone()
     each = [settings.model_copy(update={"epochs": epochs}) for epochs in EPOCHS]
@@ -82,7 +82,7 @@ def test_together_is_one_by_one(name, more):
 def test_in_bfloat16_up_to_its_rounding():
     """Dropout's masks are the same there, too: without that the difference would be as large as the change."""
     model = flat("pfl_cnn")
-    settings = LocalTraining(batch_size=8, together=2, epochs=1, dtype="bfloat16")
+    settings = LocalTraining(batch_size=8, clients_per_batch=2, epochs=1, dtype="bfloat16")
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
         memory_format=torch.channels_last
     )
@@ -95,7 +95,7 @@ def test_in_bfloat16_up_to_its_rounding():
 
 
 def test_the_global_stream_is_left_alone_and_evaluation_before_does_not_matter():
-    model, settings = flat("pfl_cnn"), LocalTraining(batch_size=8, together=2, epochs=1)
+    model, settings = flat("pfl_cnn"), LocalTraining(batch_size=8, clients_per_batch=2, epochs=1)
     twin, found = Twin(model, (3, 32, 32), settings), []
     data = [(torch.ones(9, 3, 32, 32), torch.arange(9))] * 2
     for seed in (1, 2):
@@ -142,21 +142,21 @@ class Twice(nn.Module):
 )
 def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
     model = FlatModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10)))
-    with pytest.raises(UserError, match="training.together=3 is not for this network") as caught:
-        Twin(model, (3, 8, 8), LocalTraining(together=3))
+    with pytest.raises(UserError, match="training.clients_per_batch=3 is not for this network") as caught:
+        Twin(model, (3, 8, 8), LocalTraining(clients_per_batch=3))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_settings_that_go_together_and_not(fast, capsys):
-    config = single(None, ["method=genfl", "training.together=4", "training.lr=0.3"])
+    config = single(None, ["method=genfl", "training.clients_per_batch=4", "training.lr=0.3"])
     assert (
-        config.training.together == 4
+        config.training.clients_per_batch == 4
         and config.augmented.lr == 0.3
-        and not hasattr(config.augmented, "together")
+        and not hasattr(config.augmented, "clients_per_batch")
     )
-    assert main([*fast, "training.together=2", "algorithm.name=scaffold"]) == 2
-    assert "scaffold needs training.together=1" in capsys.readouterr().err
-    assert main([*fast, "training.together=2", "model.name=resnet18"]) == 2
+    assert main([*fast, "training.clients_per_batch=2", "algorithm.name=scaffold"]) == 2
+    assert "scaffold needs training.clients_per_batch=1" in capsys.readouterr().err
+    assert main([*fast, "training.clients_per_batch=2", "model.name=resnet18"]) == 2
     said = capsys.readouterr().err
     assert (
         "BatchNorm's statistics are those of one client's batch; model.norm=group has none" in said
@@ -165,25 +165,38 @@ def test_settings_that_go_together_and_not(fast, capsys):
 
 
 def test_a_group_goes_to_one_rank():
-    assert assign(np.array([1.0, 1, 5, 1, 2]), np.ones(2), 0.0, together=2).tolist() == [1, 1, 0, 0, 1]
-    assert assign(np.array([1.0, 3, 2]), np.ones(2), 0.0, together=9).tolist() == [0, 0, 0]
+    assert assign(np.array([1.0, 1, 5, 1, 2]), np.ones(2), 0.0, clients_per_batch=2).tolist() == [
+        1,
+        1,
+        0,
+        0,
+        1,
+    ]
+    assert assign(np.array([1.0, 3, 2]), np.ones(2), 0.0, clients_per_batch=9).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        ["algorithm.name=fedprox", "rho=loss"],
+        ["algorithm.name=fedprox", "rho.policy=loss"],
         pytest.param(["model.name=pfl_cnn", "data.size=16", "training.momentum=0.5"], marks=pytest.mark.slow),
     ],
 )
 def test_the_same_bits_on_any_number_of_ranks(more, fast, tmp_path):
-    overrides = [*fast, "cohort=5", "training.together=2", "training.batch_size=8", "rounds=2", *more]
+    overrides = [
+        *fast,
+        "cohort=5",
+        "training.clients_per_batch=2",
+        "training.batch_size=8",
+        "rounds=2",
+        *more,
+    ]
     for ranks in (1, 2, 3):
         done = mpirun(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/{ranks}")
         assert done.returncode == 0, done.stderr
     first = reader.digests(tmp_path / "1/fedavg_seed1.h5")
     assert [reader.digests(tmp_path / f"{ranks}/fedavg_seed1.h5") for ranks in (2, 3)] == [first, first]
-    main([*overrides, "training.together=1", f"output={tmp_path}/alone"])
+    main([*overrides, "training.clients_per_batch=1", f"output={tmp_path}/alone"])
     with (
         reader.open_results(tmp_path / "1/fedavg_seed1.h5") as one,
         reader.open_results(tmp_path / "alone/fedavg_seed1.h5") as other,
@@ -196,7 +209,7 @@ def test_the_same_bits_on_any_number_of_ranks(more, fast, tmp_path):
 
 
 def test_each_client_has_its_part_of_the_time(fast):
-    [record] = Simulation(overrides=[*fast, "cohort=4", "training.together=4", "rounds=1"])
+    [record] = Simulation(overrides=[*fast, "cohort=4", "training.clients_per_batch=4", "rounds=1"])
     clients = record.clients
     rate = clients["samples"] / clients["seconds"]
     assert (clients["seconds"] > 0).all() and rate == pytest.approx(np.full(4, rate[0]))
@@ -213,7 +226,7 @@ def test_a_client_that_diverges_is_named_or_dropped_alone(fast, monkeypatch, cap
         return found
 
     monkeypatch.setattr(Twin, "train", poison)
-    together = [*fast, "cohort=4", "training.together=4", "rounds=1"]
+    together = [*fast, "cohort=4", "training.clients_per_batch=4", "rounds=1"]
     [record] = Simulation(overrides=[*together, "faults.nonfinite=drop"])
     assert np.isnan(record.clients["update_norm"]).tolist() == [False, True, False, False]
     assert main([*together]) == 1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genfl_mpi.config.loading import validate
-from genfl_mpi.data.corruption import bad_clients
+from genfl_mpi.data.corruption import draw_misbehaving
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
@@ -144,9 +144,9 @@ def lines(path):
         values = getattr(found, name)
         values = values[~np.isnan(values)] if not np.isnan(values).all() else np.full(1, np.nan)
         yield f"  {name:<10}{values.min():10.3g}{np.median(values):10.3g}{values.max():10.3g}{fails[name].sum():12d}"
-    if config.bad_clients.share:
-        bad = bad_clients(config.clients, config.bad_clients, config.seed)[found.client]
+    if config.misbehaving_clients.share:
+        bad = draw_misbehaving(config.clients, config.misbehaving_clients, config.seed)[found.client]
         yield (
-            f"of the {bad.sum()} {config.bad_clients.kind} clients heard {(failed & bad).sum()} fail, and of the "
+            f"of the {bad.sum()} {config.misbehaving_clients.kind} clients heard {(failed & bad).sum()} fail, and of the "
             f"{(~bad).sum()} others {(failed & ~bad).sum()}"
         )

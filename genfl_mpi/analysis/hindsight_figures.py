@@ -34,11 +34,11 @@ class Looks:
 def read(path):
     """The `Looks` in a results file. Raises UserError."""
     with open_results(path) as file, damage(path):
-        columns = columns_of(file, "laboratory")
+        columns = columns_of(file, "hindsight")
         rounds, own = np.unique(columns["round"]), config_of(file)["kappa"]["policy"].rpartition(":")[2]
     if not len(rounds):
         raise UserError(
-            f"{path}: nothing was looked at; make the run with laboratory.every=1, and a method that has both models"
+            f"{path}: nothing was looked at; make the run with hindsight.every=1, and a method that has both models"
         )
     _refuse_changes(path, columns, rounds)
     names = [name.decode() for name in dict.fromkeys(columns["policy"].tolist())]
@@ -68,7 +68,7 @@ def _refuse_changes(path, columns, rounds):
     looked = [(policies.tolist(), kappa2[policies == b""].tolist()) for policies, kappa2 in zip(asked, tried)]
     if changed := next((round for round, one in zip(rounds, looked) if one != looked[0]), None):
         raise UserError(
-            f"{path}: from round {changed} on other models or policies were looked at, because laboratory or kappa.policy "
+            f"{path}: from round {changed} on other models or policies were looked at, because hindsight or kappa.policy "
             "changed there: the rounds cannot be taken together"
         )
 

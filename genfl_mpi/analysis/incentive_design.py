@@ -59,7 +59,7 @@ def clients_of(path, files):
         held = workload.held(file, validate(reader.config_of(file), str(path)))
     [priced] = in_worlds([run], worlds)
     fixed = priced.bill.client_joules
-    return incentive.clients_of(held, fixed, image_joules(world.devices, run.trace.image_flops))
+    return incentive.clients_of(held, fixed, image_joules(world.hardware, run.trace.image_flops))
 
 
 def table(best, clients, base, value, budget):

@@ -99,10 +99,10 @@ def worlds_for(runs, files, as_if=()):
     """The worlds of each of `runs`, {name: `World`}: those of the YAML files, or the default world; and for a run on which a world
     acted, its own. Raises UserError if another is wanted for that one, or it is to be priced as if it had been another."""
     worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
-    if acting := next((name for name, world in worlds.items() if world.acts), None):
+    if acting := next((name for name, world in worlds.items() if world.enforced), None):
         raise UserError(
-            f"world {acting} acts on runs (acts=true), and would have had another run of these: make one in it, with "
-            "world=FILE, or price them with acts=false"
+            f"world {acting} acts on runs (enforced=true), and would have had another run of these: make one in it, with "
+            "world=FILE, or price them with enforced=false"
         )
     for run in runs:
         if run.world is not None and (files or as_if):
@@ -150,7 +150,7 @@ def figure(priced):
 def _placements(runs, worlds_of, output):
     """Lines that compare the placements of AIGC in each world, and a figure of the first one."""
     generating = [(run, worlds) for run, worlds in zip(runs, worlds_of) if run.generates]
-    if any(world.acts for _, worlds in generating[:1] for world in worlds.values()):
+    if any(world.enforced for _, worlds in generating[:1] for world in worlds.values()):
         raise UserError(
             f"--placements: in another placement other clients of {generating[0][0].name} would have been heard "
             "in its world, and it would have been another run"

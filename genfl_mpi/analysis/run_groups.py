@@ -14,7 +14,7 @@ from genfl_mpi.util.errors import UserError
 PAIRED = (
     "data",
     "partition",
-    "bad_clients",
+    "misbehaving_clients",
     "clients",
     "cohort",
     "rounds",

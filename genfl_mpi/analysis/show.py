@@ -72,7 +72,7 @@ def _policies(config):
     """Who decides in the run: its policies, as far as its method asks them, and the algorithm."""
     method = Config.model_construct(composition=Composition(**config["composition"]))
     if method.trains_clients:
-        yield from (f"selection {config['selection']}", f"rho {config['rho']}")
+        yield from (f"selection {config['selection']['policy']}", f"rho {config['rho']['policy']}")
     if method.trains_clients and method.augments:
         kappa = config["kappa"]
         yield f"kappa {kappa['policy']}" + (

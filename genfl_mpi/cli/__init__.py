@@ -23,7 +23,7 @@ COMMANDS = {
     "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
     "incentive": ("files", "what to pay clients for generating what their labels lack"),
     "audit": ("files", "which clients did not do what they claim"),
-    "laboratory": ("files", "which kappa would have been the best, and each policy's regret"),
+    "hindsight": ("files", "which kappa would have been the best, and each policy's regret"),
     "scaling": ("files", "print and draw how runs scaled with ranks, clients and cohort"),
     "export": ("files", "write results as CSV or for TensorBoard"),
     "watch": ("files", "follow runs while they are computed"),

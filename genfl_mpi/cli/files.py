@@ -204,8 +204,8 @@ def audit(arguments):
         "Whether the clients of a run that was made with audit=true did what they claim:\n"
         "who returned the global model, or a model that was not trained, and who holds\n"
         "other labels than it told. For example:\n"
-        "  python -m genfl_mpi audit=true bad_clients.share=0.2 \\\n"
-        "      bad_clients.kind=free_rider method=fedavg output=results/audit\n"
+        "  python -m genfl_mpi audit=true misbehaving_clients.share=0.2 \\\n"
+        "      misbehaving_clients.kind=free_rider method=fedavg output=results/audit\n"
         "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5",
     )
     parser.add_argument("file")
@@ -216,27 +216,27 @@ def audit(arguments):
     return launch.print_lines(audit.lines(options.file))
 
 
-def laboratory(arguments):
+def hindsight(arguments):
     parser = launch.parser_of(
-        "laboratory",
+        "hindsight",
         "What kappa would have been the best in hindsight, in a run that was made with\n"
-        "laboratory.every=1 or more: the loss along the segment between the round's two\n"
+        "hindsight.every=1 or more: the loss along the segment between the round's two\n"
         "models, its barrier, and each kappa policy's regret; and one figure.\n"
         "For example:\n"
-        "  python -m genfl_mpi method=genfl laboratory.every=1 output=results/lab\n"
-        "  python -m genfl_mpi laboratory results/lab/genfl_seed1.h5",
+        "  python -m genfl_mpi method=genfl hindsight.every=1 output=results/lab\n"
+        "  python -m genfl_mpi hindsight results/lab/genfl_seed1.h5",
     )
     parser.add_argument("file")
-    launch.add_figure(parser, "laboratory.png")
+    launch.add_figure(parser, "hindsight.png")
     options = launch.parse_once(parser, arguments)
 
     def lines():
-        from genfl_mpi.analysis import laboratory_figures
+        from genfl_mpi.analysis import hindsight_figures
         from genfl_mpi.util import plotting
 
-        looks = laboratory_figures.read(options.file)
-        plotting.save(laboratory_figures.draw(looks), options.output)
-        yield from laboratory_figures.table(looks)
+        looks = hindsight_figures.read(options.file)
+        plotting.save(hindsight_figures.draw(looks), options.output)
+        yield from hindsight_figures.table(looks)
         yield f"figure in {options.output}"
 
     return launch.print_lines(lines())

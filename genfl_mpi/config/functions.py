@@ -10,8 +10,8 @@ from genfl_mpi.util.errors import UserError
 # Settings that may name a function of the user's.
 OWN = (
     "algorithm.name",
-    "selection",
-    "rho",
+    "selection.policy",
+    "rho.policy",
     "kappa.policy",
     "generation.plan",
     "generation.checkpoint",

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from genfl_mpi.config.renamed import new_name
 from genfl_mpi.config.settings import MACHINES, Config, filled_in, is_free, keys
 from genfl_mpi.config.types import Section
 from genfl_mpi.config.world import World
@@ -214,18 +215,20 @@ def _set(values, key, value):
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise UserError(f"{key}: {section} is a value, not a section")
+            raise UserError(
+                f"{key}: {section} is a section of settings, and {_short(values)} was set in its place"
+            )
     values[leaf] = value
 
 
 def _run_name(config, chosen):
     """method_seed, then the other swept keys: a file name without surprises."""
-    leaves = Counter(key.rpartition(".")[2] for key in chosen)
+    leaves = {key: key.removesuffix(".policy").rpartition(".")[2] for key in chosen}
+    count = Counter(leaves.values())
     parts = [config.method, f"seed{config.seed}"]
     for key, value in chosen.items():
         if key not in ("method", "seed"):
-            leaf = key.rpartition(".")[2]
-            parts.append(f"{leaf if leaves[leaf] == 1 else key}{value}")
+            parts.append(f"{leaves[key] if count[leaves[key]] == 1 else key}{value}")
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))
 
 
@@ -234,11 +237,16 @@ def _explain(error, kind):
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = keys(kind)
+        known, prefix = keys(kind), "world." if kind is World else ""
+        if now := new_name(prefix + key):
+            return f"{key} is called {now.removeprefix(prefix)} now"
         near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(
             key, known, n=1, cutoff=0
         )
         return f"unknown key {key}; did you mean {near[0]}?"
+    if error["type"] == "model_type":
+        example = next(known for known in keys(kind) if known.startswith(f"{key}."))
+        return f"{key} is a section, and {_short(error['input'])} a value; set for example {example}"
     message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
     message = message[:1].lower() + message[1:]
     if error["type"] == "value_error" and "=" not in key:

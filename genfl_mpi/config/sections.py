@@ -69,7 +69,7 @@ class Partition(Section):
     samples: Count = Field(50, description="with replacement: samples of each client")
 
 
-class BadClients(Section):
+class MisbehavingClients(Section):
     """Clients whose data are bad, or who do not what they say."""
 
     share: Share = Field(0.0, description="share of the clients")
@@ -121,11 +121,11 @@ class Training(Section):
 
 
 class LocalTraining(Training):
-    together: Annotated[Count, at_most(10_000, "the weights of all these clients are in memory at once")] = (
-        Field(
-            1,
-            description="clients of the cohort that are trained as one batched computation, for small networks on a GPU; the result differs in its last digits",
-        )
+    clients_per_batch: Annotated[
+        Count, at_most(10_000, "the weights of all these clients are in memory at once")
+    ] = Field(
+        1,
+        description="clients of the cohort that are trained as one batched computation, for small networks on a GPU; the result differs in its last digits",
     )
 
 
@@ -159,7 +159,7 @@ class LabelSharing(Section):
     epsilon: Positive | None = Field(
         None, description="local differential privacy of one sample; none: the truth"
     )
-    refusing: Share = Field(0.0, description="share of the clients that tell nothing")
+    refusal_rate: Share = Field(0.0, description="share of the clients that tell nothing")
 
 
 class Generation(Section):
@@ -215,7 +215,7 @@ class Generation(Section):
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
 
 
-class Filling(Section):
+class ClientGeneration(Section):
     """method=filled: what each client generates, for at most generation.cap images."""
 
     labels: Literal["rare", "missing"] = Field(
@@ -326,8 +326,10 @@ class Kappa(Section):
         return self
 
 
-class Weighting(Section):
-    """What rho policies use."""
+class Rho(Section):
+    """The clients' weights rho_n in Eq. (1): the policy, and what policies use."""
+
+    policy: str = Field("size", description="a name or module:function")
 
     gamma: NonNegative = Field(1.0, description="quality: exponent of 1 - EMD / 2")
     power: Number = Field(
@@ -337,8 +339,10 @@ class Weighting(Section):
     permutations: Count = Field(10, description="shapley: orders in which the clients join")
 
 
-class Selecting(Section):
-    """What selection policies use."""
+class Selection(Section):
+    """How the cohort is chosen: the policy, and what policies use."""
+
+    policy: str = Field("random", description="a name or module:function")
 
     candidates: Count | None = Field(
         None, description="clients drawn at random, of which the policy chooses; none: all"
@@ -357,7 +361,7 @@ class Validation(Section):
     samples: Count = Field(500, description="most images of the pool, or generated ones, every so many")
 
 
-class Laboratory(Section):
+class Hindsight(Section):
     """A look at the segment between a round's two models, on the test set; the run is the same with and without."""
 
     every: Count | None = Field(None, description="rounds between two looks; none: never")

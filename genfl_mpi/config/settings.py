@@ -7,27 +7,27 @@ from pydantic import Field, model_validator
 
 from genfl_mpi.config.sections import (
     Algorithm,
-    BadClients,
     Checkpoint,
+    ClientGeneration,
     Data,
     Evaluation,
     Faults,
-    Filling,
     Finetuning,
     Generation,
+    Hindsight,
     Kappa,
     LabelSharing,
-    Laboratory,
     LocalTraining,
+    MisbehavingClients,
     Model,
     Partition,
     Pretraining,
     Probes,
+    Rho,
     Runtime,
-    Selecting,
+    Selection,
     Training,
     Validation,
-    Weighting,
 )
 from genfl_mpi.config.types import Count, Section, Seed
 from genfl_mpi.config.world import Incentive, World
@@ -43,7 +43,7 @@ FREE = {
     "pretraining",
     "finetuning",
     "runtime.ranks_per_run",
-    "laboratory",
+    "hindsight",
     "probes",
     "audit",
 }
@@ -77,9 +77,9 @@ class Composition(Section):
     """What a round is made of. `method` gives these values, where they are not set."""
 
     local_training: bool = Field(True, description="whether clients train on their own data")
-    images: Literal["server", "sent", "made", "nowhere"] = Field(
+    images: Literal["server", "sent_to_clients", "made_by_clients", "nowhere"] = Field(
         "server",
-        description="where images are used: server trains the augmented model on them; sent: the server sends them to the clients, made: the clients make what their labels lack, and they train on them too; nowhere",
+        description="where images are used: server: it trains the augmented model on them; sent_to_clients: clients train on them, too; made_by_clients: each client generates what its labels lack, and trains on that, too; nowhere",
     )
     source: Literal["generator", "pool"] = Field(
         "generator", description="where images come from: the generator, or the public pool"
@@ -95,8 +95,8 @@ METHODS = {
     "fedavg": {"images": "nowhere"},
     "aigc": {"local_training": False},
     "genfl": {},
-    "sent": {"images": "sent"},
-    "filled": {"images": "made"},
+    "sent": {"images": "sent_to_clients"},
+    "filled": {"images": "made_by_clients"},
     "pool": {"source": "pool"},
     "matched": {"images": "nowhere", "matched_steps": True},
 }
@@ -127,11 +127,9 @@ class Config(Section):
     rounds: Count = Field(30, description="rounds T")
     clients: Count = Field(20, description="clients N")
     cohort: Count = Field(5, description="clients selected in a round")
-    selection: str = Field("random", description="how the cohort is chosen: a name or module:function")
-    rho: str = Field("size", description="the clients' weights in Eq. (1): a name or module:function")
     data: Data = Data()
     partition: Partition = Partition()
-    bad_clients: BadClients = BadClients()
+    misbehaving_clients: MisbehavingClients = MisbehavingClients()
     model: Model = Model()
     training: LocalTraining = LocalTraining()
     algorithm: Algorithm = Algorithm()
@@ -141,18 +139,18 @@ class Config(Section):
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Generation = Generation()
-    filling: Filling = Filling()
+    client_generation: ClientGeneration = ClientGeneration()
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
     kappa: Kappa = Kappa()
-    weighting: Weighting = Weighting()
-    selecting: Selecting = Selecting()
+    rho: Rho = Rho()
+    selection: Selection = Selection()
     validation: Validation = Validation()
     world: World | None = Field(
         None,
         description="a simulated edge for policies that ask for times and energies: a YAML file, or a section as `price` knows it; none: there is none",
     )
-    laboratory: Laboratory = Laboratory()
+    hindsight: Hindsight = Hindsight()
     audit: bool = Field(
         False,
         description="keep what each client's model tells of the labels that it learned from, for the command `audit`",
@@ -190,7 +188,9 @@ class Config(Section):
         if isinstance(values, dict) and isinstance(values.get("training"), dict):
             augmented = values.get("augmented") or {}
             if isinstance(augmented, dict):
-                inherited = {key: value for key, value in values["training"].items() if key != "together"}
+                inherited = {
+                    key: value for key, value in values["training"].items() if key != "clients_per_batch"
+                }
                 values = {**values, "augmented": {**inherited, **augmented}}
         return values
 
@@ -204,7 +204,7 @@ class Config(Section):
             )
         if self.fills and self.composition.source == "pool":
             raise ValueError(
-                "composition.source=pool is at the server, and with composition.images=made the clients make images: take another source or place"
+                "composition.source=pool is at the server, and with composition.images=made_by_clients the clients make images: take another source or place"
             )
         if self.matches_steps and self.composition.images != "nowhere":
             raise ValueError(
@@ -218,9 +218,12 @@ class Config(Section):
             raise ValueError(
                 "generation.plan=cohort_deficit cannot tell ahead how many images there will be, which composition.matched_steps asks"
             )
-        if self.bad_clients.kind in ("free_rider", "disguised") and self.training.together > 1:
+        if (
+            self.misbehaving_clients.kind in ("free_rider", "disguised")
+            and self.training.clients_per_batch > 1
+        ):
             raise ValueError(
-                f"bad_clients.kind={self.bad_clients.kind} needs training.together=1: who does not train is not trained with others"
+                f"misbehaving_clients.kind={self.misbehaving_clients.kind} needs training.clients_per_batch=1: who does not train is not trained with others"
             )
         if self.source == "pool" and not self.data.public_pool:
             raise ValueError(
@@ -266,9 +269,11 @@ class Config(Section):
             raise ValueError(
                 "incentive.price pays for energy: set world, to configs/worlds/city.yaml say, or to {}"
             )
-        if self.incentive.price is not None and (self.filling.labels != "rare" or self.filling.share != 1):
+        if self.incentive.price is not None and (
+            self.client_generation.labels != "rare" or self.client_generation.share != 1
+        ):
             raise ValueError(
-                "incentive.price lets each client choose which share of the gap to an even mix it fills: leave filling.labels and filling.share out"
+                "incentive.price lets each client choose which share of the gap to an even mix it fills: leave client_generation.labels and client_generation.share out"
             )
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError(
@@ -301,12 +306,12 @@ class Config(Section):
     @property
     def sends(self):
         """Whether the server sends its images to the clients (placement P2)."""
-        return self.composition.images == "sent"
+        return self.composition.images == "sent_to_clients"
 
     @property
     def fills(self):
         """Whether the clients generate what they lack (placement P3)."""
-        return self.composition.images == "made"
+        return self.composition.images == "made_by_clients"
 
     @property
     def matches_steps(self):

@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from genfl_mpi.config.types import Count, Decibels, NonNegative, Positive, Range, Section, Seed, Share
 
 
-class Devices(Section):
+class Hardware(Section):
     """The clients' hardware. A range is drawn from uniformly, once for each client."""
 
     frequency_ghz: Range = Field((1.0, 2.0), description="clock of the CPU when it trains, GHz")
-    lowest_frequency_ghz: Positive = Field(0.3, description="slowest clock that a deadline lets it take, GHz")
+    min_frequency_ghz: Positive = Field(0.3, description="slowest clock that a deadline lets it take, GHz")
     flops_per_cycle: Positive = Field(
         8.0,
         description="floating-point operations that the CPU makes in a cycle; cycles a sample follow from the model's measured FLOPs",
@@ -60,7 +60,7 @@ class Channel(Section):
         0.0,
         description="threshold m of the packet error 1 - exp(-m N0 b / (p h)); a lost message is sent again",
     )
-    most_tries: Count = Field(
+    max_transmissions: Count = Field(
         10, description="how often a message is sent at most; the last time it is taken to arrive"
     )
     allocation: Literal["equal", "proportional", "min_max", "least_energy", "weighted"] = Field(
@@ -121,13 +121,13 @@ class World(Section):
     )
     dropout: Share = Field(
         0.0,
-        description="acts=true: share of the clients that fall silent in a round, at a moment drawn uniformly from their way",
+        description="enforced=true: share of the clients that fall silent in a round, at a moment drawn uniformly from their way",
     )
-    acts: bool = Field(
+    enforced: bool = Field(
         False,
-        description="whether a run in this world goes without the clients that are later than deadline_s, whose message is lost most_tries times, whose battery is empty, or that drop out",
+        description="whether a run in this world goes without the clients that are later than deadline_s, whose message is lost max_transmissions times, whose battery is empty, or that drop out",
     )
-    devices: Devices = Devices()
+    hardware: Hardware = Hardware()
     channel: Channel = Channel()
     server: Server = Server()
     helper: Helper = Helper()
@@ -135,11 +135,11 @@ class World(Section):
 
     @model_validator(mode="after")
     def consistent(self):
-        if self.dropout and not self.acts:
-            raise ValueError("dropout is for a world that acts on runs; set acts=true")
-        if self.acts and self.channel.allocation == "least_energy":
+        if self.dropout and not self.enforced:
+            raise ValueError("dropout is for a world that acts on runs; set enforced=true")
+        if self.enforced and self.channel.allocation == "least_energy":
             raise ValueError(
-                "channel.allocation=least_energy lets nobody be late, and acts=true is for who is; "
+                "channel.allocation=least_energy lets nobody be late, and enforced=true is for who is; "
                 "take another allocation"
             )
         return self
@@ -154,7 +154,7 @@ class Incentive(Section):
     )
     price: NonNegative | None = Field(
         None,
-        description="method=filled: pay for filling the whole gap of its labels, J, and in proportion for a share of it, which each client chooses as is best for it; none: all fill filling.share for nothing",
+        description="method=filled: pay for filling the whole gap of its labels, J, and in proportion for a share of it, which each client chooses as is best for it; none: all fill client_generation.share for nothing",
     )
     labels: NonNegative | None = Field(
         None,

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from genfl_mpi.data import datasets, public
-from genfl_mpi.data.corruption import bad_clients, mislabel, overclaim, spoil
+from genfl_mpi.data.corruption import draw_misbehaving, mislabel, overclaim, spoil
 from genfl_mpi.data.labels import label_histograms, share, tells
 from genfl_mpi.data.partition import blocks, partition
 from genfl_mpi.mpi import collectives
@@ -22,7 +22,7 @@ def client_data(data, client, config):
     if is_spoiled(data, client, config):
         own = len(images) - config.data.shared
         images[:own] = spoil(
-            images[:own], config.bad_clients.kind, streams.generator(config.seed, "spoil", client)
+            images[:own], config.misbehaving_clients.kind, streams.generator(config.seed, "spoil", client)
         )
     return images, labels
 
@@ -42,13 +42,13 @@ def client_samples(data, client, config):
 
 def is_spoiled(data, client, config):
     """Whether a client's own images are other than those of the training set."""
-    return data["bad"][client] and config.bad_clients.kind in ("blurred", "noisy")
+    return data["misbehaving"][client] and config.misbehaving_clients.kind in ("blurred", "noisy")
 
 
 def noise_of_free_rider(data, client, config):
     """Standard deviation of the noise under which a client returns the global model in place of training; None if it trains."""
-    kinds = {"free_rider": 0.0, "disguised": config.bad_clients.noise}
-    return kinds.get(config.bad_clients.kind) if data["bad"][client] else None
+    kinds = {"free_rider": 0.0, "disguised": config.misbehaving_clients.noise}
+    return kinds.get(config.misbehaving_clients.kind) if data["misbehaving"][client] else None
 
 
 def check_memory(config):
@@ -91,8 +91,8 @@ def divide(config, arrays):
     for block in blocks(len(indices)):
         indices[block] = held[indices[block]]
     client_labels = labels.astype(np.min_scalar_type(classes))[indices]
-    bad = bad_clients(config.clients, config.bad_clients, config.seed)
-    if config.bad_clients.kind == "mislabelled":
+    bad = draw_misbehaving(config.clients, config.misbehaving_clients, config.seed)
+    if config.misbehaving_clients.kind == "mislabelled":
         for client in np.flatnonzero(bad):
             own = slice(pointers[client], pointers[client + 1])
             client_labels[own] = mislabel(
@@ -100,7 +100,7 @@ def divide(config, arrays):
             )
     histograms = label_histograms(client_labels, pointers, classes)
     claims = histograms
-    if config.bad_clients.kind == "overclaiming":
+    if config.misbehaving_clients.kind == "overclaiming":
         claims = np.where(bad[:, None], overclaim(histograms), histograms)
     shared, told = share(claims, config.label_sharing, config.seed)
     told &= tells(config.clients, config.incentive, config.seed)
@@ -111,7 +111,7 @@ def divide(config, arrays):
         "pointers": pointers,
         "indices": indices,
         "client_labels": client_labels,
-        "bad": bad,
+        "misbehaving": bad,
         "label_histograms": histograms,
         "shared_labels": shared,
         "told": told,

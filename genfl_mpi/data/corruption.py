@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from genfl_mpi.util import streams
 
 
-def bad_clients(clients, settings, seed):
-    """Which clients hold bad data, bool (clients,). settings: config.bad_clients."""
+def draw_misbehaving(clients, settings, seed):
+    """Which clients hold bad data, bool (clients,). settings: config.misbehaving_clients."""
     chosen = streams.generator(seed, "bad clients").permutation(clients)[: round(settings.share * clients)]
     return np.isin(np.arange(clients), chosen)
 

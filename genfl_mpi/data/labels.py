@@ -42,7 +42,7 @@ def share(histograms, settings, seed):
     elif settings.epsilon:
         noisy = shared + rng.laplace(scale=2 / settings.epsilon, size=shared.shape)
         shared = np.clip(np.rint(noisy), 0, np.iinfo(np.int32).max)
-    refusing = rng.permutation(len(histograms))[: round(settings.refusing * len(histograms))]
+    refusing = rng.permutation(len(histograms))[: round(settings.refusal_rate * len(histograms))]
     shared = shared.astype(np.int32)
     told = np.ones(len(histograms), dtype=bool)
     shared[refusing], told[refusing] = 0, False

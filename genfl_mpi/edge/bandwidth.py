@@ -140,7 +140,7 @@ def _shared(uplink, parts):
         raise UserError(
             "the clients' channels are too poor, or too good, for the bandwidth to be divided over them: their p h / N0 are "
             f"{uplink.reach.min():.3g} to {uplink.reach.max():.3g} Hz, and the band is {uplink.total:.3g} Hz; mend the "
-            "world's channel or devices.transmit_watts"
+            "world's channel or hardware.transmit_watts"
         )
     return uplink.total * parts / whole
 

@@ -39,12 +39,12 @@ def forecast(world, devices, round, cohort, work, spent, clients=slice(None)):
         band, watts, down, noise
     ) + 8 * work.received_bytes / channel.rate(band / part, watts / part, down, noise)
     send = 8 * work.weights_bytes / channel.rate(band / cohort, have.power, up, noise)
-    make, cycles = making(world.devices, work), work.flops / world.devices.flops_per_cycle
+    make, cycles = making(world.hardware, work), work.flops / world.hardware.flops_per_cycle
     joules = (
-        world.devices.receive_watts * receive
-        + computing_joules(cycles, have.frequency, world.devices.capacitance)
+        world.hardware.receive_watts * receive
+        + computing_joules(cycles, have.frequency, world.hardware.capacitance)
         + have.power * send
-        + world.devices.accelerator_watts * make
+        + world.hardware.accelerator_watts * make
     )
     seconds = waiting(world.server, work) + receive + make + computing_seconds(cycles, have.frequency) + send
     return Forecast(seconds, joules, have.battery, have.battery - spent[clients])

@@ -22,7 +22,7 @@ def draw(world, clients):
         raise UserError(
             f"the world has {world.clients} clients, and the run had {clients}; leave its `clients` out, or raise it"
         )
-    settings = world.devices
+    settings = world.hardware
 
     def uniform(ends, which):
         return streams.generator(world.seed, "device", which).uniform(*ends, clients)

@@ -55,7 +55,7 @@ def bill(trace, world, met, placement=None):
     for round, cohort in enumerate(met):
         work = asked(trace, world, round, holdings, placement, cohort.down)
         prices.append(price(world, cohort, work))
-        if world.acts:
+        if world.enforced:
             heard, prices[-1] = attend(world, battery, round, prices[-1], per_client)
             status.append(heard)
         holdings.add(cohort.clients, work, prices[-1].parts)
@@ -166,11 +166,11 @@ def _hybrid(trace, world, round, holdings, down):
     rate = channel.rate(
         world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, down, noise
     )
-    joules_a_byte = 8 * world.devices.receive_watts / rate
+    joules_a_byte = 8 * world.hardware.receive_watts / rate
     fetches = ~holdings.generator[clients]
     sent = (wanted > 0) & (
         wanted * size * joules_a_byte
-        <= wanted * image_joules(world.devices, trace.image_flops)
+        <= wanted * image_joules(world.hardware, trace.image_flops)
         + fetches * trace.generator_bytes * joules_a_byte
     )
     fetches &= ~sent & (wanted > 0)

@@ -92,12 +92,12 @@ def waiting(server, work):
 
 
 def making(settings, work):
-    """Seconds in which each client makes its images. settings: world.devices."""
+    """Seconds in which each client makes its images. settings: world.hardware."""
     return work.made_images * work.image_flops / (settings.accelerator_tflops * 1e12)
 
 
 def image_joules(settings, flops):
-    """What an image of `flops` takes a client. settings: world.devices."""
+    """What an image of `flops` takes a client. settings: world.hardware."""
     return flops / (settings.accelerator_tflops * 1e12) * settings.accelerator_watts
 
 
@@ -135,8 +135,8 @@ def price(world, cohort, work):
         sent, sending = received.sum(), receive.max(initial=0)
 
     # The clients make images, train, and send their weights.
-    make = making(world.devices, work) * each
-    cycles = work.flops / world.devices.flops_per_cycle * each
+    make = making(world.hardware, work) * each
+    cycles = work.flops / world.hardware.flops_per_cycle * each
     compute = computing_seconds(cycles, frequency)
     ready = wait + broadcast + receive + make + compute
     upload, tries, lost = np.zeros(count), each, each < 1
@@ -147,12 +147,12 @@ def price(world, cohort, work):
         )
         bandwidth = ALLOCATIONS[settings.allocation](uplink)
         error = channel.packet_error(bandwidth, power, cohort.up, noise, settings.waterfall)
-        tries = channel.transmissions(cohort.luck, error, settings.most_tries)
-        lost = channel.never_arrives(cohort.luck, error, settings.most_tries)
+        tries = channel.transmissions(cohort.luck, error, settings.max_transmissions)
+        lost = channel.never_arrives(cohort.luck, error, settings.max_transmissions)
         upload = seconds(uplink, bandwidth) * tries
     if settings.allocation == "least_energy":  # what the deadline leaves, a slower clock uses
         left = world.deadline_s - upload - (ready - compute)
-        frequency = slowest_frequency(cycles, left, world.devices.lowest_frequency_ghz * 1e9, frequency)
+        frequency = slowest_frequency(cycles, left, world.hardware.min_frequency_ghz * 1e9, frequency)
         compute = computing_seconds(cycles, frequency)
     done = wait + broadcast + receive + make + compute + upload
 
@@ -170,10 +170,10 @@ def price(world, cohort, work):
         client_seconds=client_seconds,
         client_joules={
             "wait": 0 * each,
-            "down": world.devices.receive_watts * broadcast,
-            "receive": world.devices.receive_watts * receive,
-            "make": world.devices.accelerator_watts * make,
-            "compute": computing_joules(cycles, frequency, world.devices.capacitance),
+            "down": world.hardware.receive_watts * broadcast,
+            "receive": world.hardware.receive_watts * receive,
+            "make": world.hardware.accelerator_watts * make,
+            "compute": computing_joules(cycles, frequency, world.hardware.capacitance),
             "up": power * upload,
         },
         server_seconds={

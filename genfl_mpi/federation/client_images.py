@@ -17,13 +17,13 @@ from genfl_mpi.util.errors import UserError
 
 def lacking(held, config, share=None):
     """How many images of each label clients lack, int64 (n, classes). held: int (n, classes), samples that each has; share:
-    float64 (n,), of each, by default filling.share.
+    float64 (n,), of each, by default client_generation.share.
 
     With a share u and m samples of its most frequent label, m C of an even mix, which is R = m C / |D_n| times as many as
     it has, a client makes (m - m_c) u / (u + (1 - u) R) of label c: its mix is then (1 - u) its own and u even. With
-    filling.labels=missing u m of each label that it lacks.
+    client_generation.labels=missing u m of each label that it lacks.
     """
-    settings = config.filling
+    settings = config.client_generation
     held = np.asarray(held, dtype=np.int64)
     most, total = held.max(1, keepdims=True), held.sum(1, keepdims=True)
     share = settings.share if share is None else share[:, None]
@@ -66,11 +66,13 @@ class ClientImages:
 
     def share(self, clients):
         """Which share of the gap between its labels and an even mix each client fills, float64 (n,): its best response to the
-        price, or filling.share; 0 with other methods."""
+        price, or client_generation.share; 0 with other methods."""
         if self.config.fills and self.config.incentive.price is not None:
             told = incentive.clients_of(self.real(clients), 0.0, self.image_joules)
             return incentive.best_response(told, self.config.incentive.price)
-        return np.full(len(self.real(clients)), self.config.filling.share if self.config.fills else 0.0)
+        return np.full(
+            len(self.real(clients)), self.config.client_generation.share if self.config.fills else 0.0
+        )
 
     def generated(self, clients):
         """Images of each label that each of `clients` trains on, as far as they are made: int64 (n, classes)."""

@@ -1,7 +1,7 @@
 """The policies that a configuration names, and what they need of it."""
 
 from genfl_mpi.config import functions
-from genfl_mpi.federation import algorithms, laboratory
+from genfl_mpi.federation import algorithms, hindsight
 from genfl_mpi.federation.policies import needed
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
@@ -10,15 +10,20 @@ from genfl_mpi.generation.plans import PLANS
 from genfl_mpi.util.errors import UserError
 
 # Policies, and where they are configured.
-POLICIES = {"select": "selection", "rho": "rho", "kappa": "kappa.policy", "plan": "generation.plan"}
+POLICIES = {
+    "select": "selection.policy",
+    "rho": "rho.policy",
+    "kappa": "kappa.policy",
+    "plan": "generation.plan",
+}
 
 
 def find_policies(config, given=None):
     """The configured select, rho, kappa and plan, or those `given` in their place, as functions by name. Raises UserError, also
     if one needs what the configuration does not have."""
     found = {
-        "select": functions.find(config.selection, SELECTION, "selection"),
-        "rho": functions.find(config.rho, RHO, "rho"),
+        "select": functions.find(config.selection.policy, SELECTION, "selection.policy"),
+        "rho": functions.find(config.rho.policy, RHO, "rho.policy"),
         "kappa": functions.find(config.kappa.policy, KAPPA, "kappa.policy"),
         "plan": functions.find(config.generation.plan, PLANS, "generation.plan"),
     } | (given or {})
@@ -33,9 +38,9 @@ def find_policies(config, given=None):
                 f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}"
             )
     if found["select"] is SELECTION["deadline"] and config.world.deadline_s is None:
-        raise UserError("selection: deadline needs world.deadline_s")
-    if config.laboratory.every:
-        laboratory.policies(config)
+        raise UserError("selection.policy: deadline needs world.deadline_s")
+    if config.hindsight.every:
+        hindsight.policies(config)
     return found
 
 

@@ -12,13 +12,13 @@ from genfl_mpi.util.errors import UserError
 
 
 def policies(config):
-    """The kappa policies, by name, that are asked beside the run's own: config.laboratory.policies, or all of ours for which
+    """The kappa policies, by name, that are asked beside the run's own: config.hindsight.policies, or all of ours for which
     the configuration has what they need. A policy that remembers cannot be asked: what it did on another way is not what
     happened on the run's. Raises UserError."""
-    settings = config.laboratory
+    settings = config.hindsight
     has = {"validation": config.validation.source != "none", "world": config.world is not None}
     there = {word for word in has if has[word]}
-    found = {name: find(name, KAPPA, "laboratory.policies") for name in settings.policies or KAPPA}
+    found = {name: find(name, KAPPA, "hindsight.policies") for name in settings.policies or KAPPA}
     for name, policy in list(found.items()):
         if missing := sorted(needed(policy) - there):
             if settings.policies:
@@ -27,19 +27,19 @@ def policies(config):
                     if missing[0] == "memory"
                     else "see docs/policies.md"
                 )
-                raise UserError(f"laboratory.policies: {name} needs {missing[0]}, {why}")
+                raise UserError(f"hindsight.policies: {name} needs {missing[0]}, {why}")
             del found[name]
     return found
 
 
 def is_due(config, round):
     """Whether the laboratory looks at a round, of which the first is 1."""
-    every = config.laboratory.every
+    every = config.hindsight.every
     return every is not None and round % every == 0
 
 
 def look(state, own, kappa2, test):
-    """Columns of /laboratory for a round: arrays, a row for each point of the segment from omega_fl (kappa2 = 0) to omega_a
+    """Columns of /hindsight for a round: arrays, a row for each point of the segment from omega_fl (kappa2 = 0) to omega_a
     (kappa2 = 1), with no name, and then for each policy.
 
     state: the `ServerState` of which the kappa policy, called `own`, was asked; kappa2: what it said; test: (float32 weights
@@ -53,7 +53,7 @@ def look(state, own, kappa2, test):
         return tried[kappa2]
 
     asked = {name: float(policy(state)) for name, policy in policies(config).items() if name != own}
-    rows = [(b"", point) for point in np.linspace(0, 1, config.laboratory.points)]
+    rows = [(b"", point) for point in np.linspace(0, 1, config.hindsight.points)]
     rows += [(name.encode(), chosen) for name, chosen in {own: kappa2, **asked}.items()]
     loss, accuracy = np.array([measured(float(point)) for _, point in rows]).T
     return {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from genfl_mpi.edge.attendance import AGGREGATED
-from genfl_mpi.federation import laboratory
+from genfl_mpi.federation import hindsight
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
 from genfl_mpi.federation.policies import skew
@@ -20,7 +20,7 @@ class Record:
 
     accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of this round. laboratory,
-    audit: columns of /laboratory and /audit, empty if they are not due. probes: columns of /probes and /probed_clients by table,
+    audit: columns of /hindsight and /audit, empty if they are not due. probes: columns of /probes and /probed_clients by table,
     empty if there was no probe.
     """
 
@@ -32,7 +32,7 @@ class Record:
     clients: dict = field(default_factory=dict)
     ranks: dict = field(default_factory=dict)
     generated: list = field(default_factory=list)
-    laboratory: dict = field(default_factory=dict)
+    hindsight: dict = field(default_factory=dict)
     audit: dict = field(default_factory=dict)
     probes: dict = field(default_factory=dict)
 
@@ -89,8 +89,8 @@ def note(parts, this, omega, trials):
         **of_cohort(images.real(clients["client"]) + made, data["label_histograms"]),
         **of_models(clients, omega, this.average, this.omega_a, parts.worker.model.parameters),
     }
-    if this.asked and laboratory.is_due(config, number):
-        this.tables["laboratory"] = laboratory.look(
+    if this.asked and hindsight.is_due(config, number):
+        this.tables["hindsight"] = hindsight.look(
             this.asked, server.kappa_policy.__name__, this.kappa2, trials.test
         )
     this.tables |= {

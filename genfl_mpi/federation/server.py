@@ -123,7 +123,7 @@ class Server:
             self.weigh(plan, counted)
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
         busy = self.images.busy_seconds(self.state, rates[0])
-        plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.together)
+        plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.clients_per_batch)
         self.seconds_of_others = self.pace.seconds_of_others(costs, ranks)
 
     def weigh(self, plan, counted, **known):

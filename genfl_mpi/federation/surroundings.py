@@ -44,13 +44,13 @@ class Surroundings:
             pool=np.zeros(1),
             value=value_of_labels(shared),
         )  # what all rounds have in common
-        if self.world.acts and self.world.deadline_s and config.trains_clients:
+        if self.world.enforced and self.world.deadline_s and config.trains_clients:
             self._check_deadline()
 
     @property
     def image_joules(self):
         """What an image takes the client that makes it, in J."""
-        return image_joules(self.world.devices, self.trace.image_flops)
+        return image_joules(self.world.hardware, self.trace.image_flops)
 
     def fill(self, wanted, share):
         """With method=filled: how many images each client makes, int (clients,), and for which share of its gap, float64
@@ -77,7 +77,7 @@ class Surroundings:
         down."""
         status, who = np.where(willing, AGGREGATED, DECLINED).astype(STATUS), cohort[willing]
         work = self._work(who, epochs[willing], pool, new)
-        if self.world.acts:
+        if self.world.enforced:
             undisturbed = price(self.world, meet(self.world, self.devices, round, who), work)
             status[willing], found = attend(self.world, self.devices.battery, round, undisturbed, self.spent)
             self.begun = cohort, who, work, sum(found.client_joules.values()), found.parts

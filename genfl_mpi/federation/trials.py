@@ -28,7 +28,7 @@ def questions(comm, config, about, data, model, plan, server_images, worker):
     found = {}
     if config.validation.source != "none":
         found["judge"] = on_data(config.validation.source)
-    if config.laboratory.every is not None:
+    if config.hindsight.every is not None:
         found["test"] = on_data("test")
     if worker.keeps:
         found["average"] = _average(worker.kept, len(model.weights), len(plan))

@@ -47,13 +47,13 @@ class Worker:
         self.client_states, self.keeps, self.note, self.leaving = client_states, keeps, note, leaving
         self.kept, self.observers = {}, []
         self.twin = None
-        if config.trains_clients and config.training.together > 1:
+        if config.trains_clients and config.training.clients_per_batch > 1:
             self.twin = collectives.together(comm, lambda: Twin(model, dataset.about.shape, config.training))
 
     def train(self, round, clock):
         """Train this rank's part of the cohort, unless the ranks are asked to leave. Groups are those that follow one another in
-        the cohort, as many as training.together says, on whatever rank they have been given to."""
-        ranks, together = self.broadcast.plan["rank"], self.config.training.together
+        the cohort, as many as training.clients_per_batch says, on whatever rank they have been given to."""
+        ranks, together = self.broadcast.plan["rank"], self.config.training.clients_per_batch
         training = np.flatnonzero(ranks != NO_RANK).tolist()
         for first in range(0, len(training), together):
             places = training[first : first + together]

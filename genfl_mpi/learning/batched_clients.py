@@ -113,7 +113,7 @@ class Twin:
 
     def _refuse(self, found, why):
         if found:
-            where = f"training.together={self.settings.together} is not for this network ({type(found[0]).__name__})"
+            where = f"training.clients_per_batch={self.settings.clients_per_batch} is not for this network ({type(found[0]).__name__})"
             raise UserError(f"{where}: {why}")
 
     def _try(self, shape):

@@ -32,18 +32,18 @@ def of_activations(module, shape, batch, dtype="float32"):
     return sum(storage.nbytes() for storage in kept.values()) + copies
 
 
-def of_weights(size, parameters, settings, of_step=0, arrays=0, sums=0, together=1):
+def of_weights(size, parameters, settings, of_step=0, arrays=0, sums=0, clients_per_batch=1):
     """Bytes of what is as long as the weights, by name. size: weights; parameters: of them; settings: config.training; of_step:
     vectors that a step needs besides gradients and velocity (FedProx, SCAFFOLD); arrays, sums: values of an algorithm's broadcast
-    arrays and sums; together: clients trained as one."""
+    arrays and sums; clients_per_batch: clients trained as one."""
     models = 2 + (
-        together if together > 1 else 0
-    )  # one to compute with, omega^t, and those that are trained together
-    velocities = max(1, together) * bool(settings.momentum)
+        clients_per_batch if clients_per_batch > 1 else 0
+    )  # one to compute with, omega^t, and those that are trained as one batch
+    velocities = max(1, clients_per_batch) * bool(settings.momentum)
     return {
         "weights": FLOAT * models * size,
         "algorithm's arrays": FLOAT * arrays,
-        "gradients": FLOAT * together * parameters,
+        "gradients": FLOAT * clients_per_batch * parameters,
         "optimizer": FLOAT * (velocities + of_step) * parameters,
         "exact sum": UNIT * (size + sums),
     }

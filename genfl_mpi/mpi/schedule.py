@@ -104,15 +104,15 @@ def _is_measured(array, shape):
     )
 
 
-def assign(costs, rates, busy, together=1):
+def assign(costs, rates, busy, clients_per_batch=1):
     """Longest processing time first (Graham 1969): the next largest client goes to the rank that finishes it first.
 
     costs: float (cohort,), work of each client; rates: float (ranks,), work a second; busy: float, the seconds that
-    rank 0 works as the server before it is free (infinite: it gets clients only if it is alone); together: clients, in
+    rank 0 works as the server before it is free (infinite: it gets clients only if it is alone); clients_per_batch: clients, in
     their order, that are trained as one and go to one rank.
     Returns int (cohort,), the rank of each client.
     """
-    count, costs = len(costs), np.add.reduceat(costs, np.arange(0, len(costs), together))
+    count, costs = len(costs), np.add.reduceat(costs, np.arange(0, len(costs), clients_per_batch))
     finish = np.zeros(len(rates))
     finish[0] = busy
     ranks = np.empty(len(costs), dtype=np.int64)
@@ -120,4 +120,4 @@ def assign(costs, rates, busy, together=1):
         ends = finish + costs[client] / rates
         ranks[client] = ends.argmin()
         finish[ranks[client]] = ends[ranks[client]]
-    return np.repeat(ranks, together)[:count]
+    return np.repeat(ranks, clients_per_batch)[:count]

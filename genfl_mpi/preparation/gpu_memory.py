@@ -25,7 +25,11 @@ def of_rank(config, arrays, serves=False):
 
     The generator counts with its weights alone: what it needs for a batch of images is not in it.
     """
-    about, training, together = datasets.describe(config.data), config.training, config.training.together
+    about, training, together = (
+        datasets.describe(config.data),
+        config.training,
+        config.training.clients_per_batch,
+    )
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
     found = of_weights(
         len(model.weights), model.parameters, training, *_of_algorithm(config, model), together

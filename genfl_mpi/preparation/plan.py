@@ -63,7 +63,7 @@ def calibrate(config):
                 "method": "fedavg",
                 "composition": Composition(images="nowhere"),
                 "rounds": 20,
-                "cohort": min(config.cohort, max(CLIENTS, training.together)),
+                "cohort": min(config.cohort, max(CLIENTS, training.clients_per_batch)),
                 "training": training,
             }
         )

@@ -138,8 +138,8 @@ GENERATED = {
     ),
 }
 
-LABORATORY = {
-    "look": Column("i8", "1", "a model of a round that was tried in hindsight"),
+HINDSIGHT = {
+    "candidate": Column("i8", "1", "a model of a round that was tried in hindsight"),
     "round": Column("i8", "1", "the round"),
     "policy": Column(
         "S64",
@@ -207,7 +207,7 @@ TABLES = {
     "clients": CLIENTS,
     "ranks": RANKS,
     "generated": GENERATED,
-    "laboratory": LABORATORY,
+    "hindsight": HINDSIGHT,
     "audit": AUDIT,
     "probes": PROBES,
     "probed_clients": PROBED_CLIENTS,

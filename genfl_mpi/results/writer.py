@@ -208,7 +208,7 @@ def _tables(record):
             for key, batch, images, fidelity in record.generated
         ]
         tables["generated"] = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}
-    tables |= {"clients": record.clients, "laboratory": record.laboratory, "audit": record.audit}
+    tables |= {"clients": record.clients, "hindsight": record.hindsight, "audit": record.audit}
     tables |= record.probes | {"ranks": record.ranks}
     tables = {table: columns for table, columns in tables.items() if columns}
     return tables | {

@@ -16,9 +16,9 @@ def find(config):
     """The configured `Algorithm`. Raises UserError if there is none of that name, or the configuration does not go with it."""
     name = config.algorithm.name
     found = functions.find(name, ALGORITHMS, "algorithm.name", Algorithm)
-    if config.training.together > 1 and not found.trains_together:
+    if config.training.clients_per_batch > 1 and not found.can_batch:
         raise UserError(
-            f"algorithm.name={name} needs training.together=1: it trains each client in a way of its own"
+            f"algorithm.name={name} needs training.clients_per_batch=1: it trains each client in a way of its own"
         )
     if config.audit and found.corrects_gradients:
         raise UserError(f"audit reads the clients' gradients, which algorithm.name={name} corrects")

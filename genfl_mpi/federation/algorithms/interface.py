@@ -126,7 +126,7 @@ class Algorithm:
         The federated model omega_fl, on rank 0, before Eq. (1); the average by default. state: {name: float64 tensor}, the declared
         server arrays, which it may change and which begin as an empty dict.
 
-    trains_together: whether clients may be trained as one batched computation (`training.together`). corrects_gradients: whether
+    can_batch: whether clients may be trained as one batched computation (`training.clients_per_batch`). corrects_gradients: whether
     a client's update follows from more than its own gradients, so that `audit` cannot read its labels from it.
     """
 
@@ -139,7 +139,7 @@ class Algorithm:
     contribute: Callable = _contribute
     average: Callable = _average
     aggregate: Callable = _aggregate
-    trains_together: bool = True
+    can_batch: bool = True
     corrects_gradients: bool = False
 
     def declared(self, kind, parameters, config):

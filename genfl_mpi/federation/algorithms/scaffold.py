@@ -57,6 +57,6 @@ SCAFFOLD = Algorithm(
     stages=stages,
     contribute=contribute,
     aggregate=aggregate,
-    trains_together=False,
+    can_batch=False,
     corrects_gradients=True,
 )

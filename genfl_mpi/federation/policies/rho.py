@@ -20,7 +20,7 @@ def uniform(state):
 
 def quality(state):
     """rho_n ~ |D_n| (1 - EMD_n / 2)^gamma, by the labels that the client shared; one that shared nothing is taken to be as skewed
-    as the mean of those of the cohort that did. gamma: weighting.gamma, at 0 the paper's."""
+    as the mean of those of the cohort that did. gamma: rho.gamma, at 0 the paper's."""
     distance = skew(state.shared_labels)[state.cohort]
     known = distance[~np.isnan(distance)]
     distance = np.where(np.isnan(distance), known.mean() if len(known) else 0.0, distance)
@@ -29,7 +29,7 @@ def quality(state):
 
 @needs("models")
 def loss(state):
-    """rho_n ~ |D_n| F_n^power, with F_n the client's loss on the global model. power: weighting.power; above 0 it is q-FFL's
+    """rho_n ~ |D_n| F_n^power, with F_n the client's loss on the global model. power: rho.power; above 0 it is q-FFL's
     fairness (Li et al. 2020), below 0 trust in who fits, at 0 the paper's."""
     return _proportional(
         state, "power", lambda power: np.maximum(state.reports["loss_first_epoch"], 1e-12) ** power
@@ -40,7 +40,7 @@ def loss(state):
 def similarity(state):
     """rho_n ~ |D_n| e^f(theta_n), with theta_n the angle between the client's change and the cohort's mean change, and f(theta)
     = a (1 - e^(-e^(-a (theta - 1)))), a Gompertz function (FedAdp, Wu and Wang 2021, without its smoothing over rounds). a:
-    weighting.alpha, at 0 the paper's."""
+    rho.alpha, at 0 the paper's."""
     angle = np.arccos(np.clip(state.cosines(state.average(size(state))), -1, 1))
     return _proportional(
         state, "alpha", lambda alpha: np.exp(alpha * (1 - np.exp(-np.exp(-alpha * (angle - 1)))))
@@ -58,9 +58,9 @@ def leave_one_out(state):
 
 @needs("models", "validation")
 def shapley(state):
-    """rho_n ~ the client's Shapley value in lowering the validation loss, where it is positive, by weighting.permutations orders
+    """rho_n ~ the client's Shapley value in lowering the validation loss, where it is positive, by rho.permutations orders
     of joining drawn at random (Ghorbani and Zou 2019); the paper's weights if it is for nobody."""
-    count, permutations = len(state.cohort), state.config.weighting.permutations
+    count, permutations = len(state.cohort), state.config.rho.permutations
     rng, known, values = streams.generator(state.config.seed, "permutation", state.round), {}, np.zeros(count)
     for _ in range(permutations):
         joined = np.zeros(count, dtype=bool)
@@ -87,15 +87,15 @@ def _share_of(state, values):
 
 
 def _proportional(state, setting, factors):
-    """rho_n ~ |D_n| factors_n: float64 (K,). factors: a function of the value of weighting.`setting`. Raises UserError if the value
+    """rho_n ~ |D_n| factors_n: float64 (K,). factors: a function of the value of rho.`setting`. Raises UserError if the value
     takes the weights out of the range of float64."""
-    value = getattr(state.config.weighting, setting)
+    value = getattr(state.config.rho, setting)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         weights = state.samples[state.cohort] * factors(value)
         total = weights.sum()
     if not 0 < total < np.inf:
         raise UserError(
-            f"weighting.{setting}={value:g} makes the weights of rho={state.config.rho} {'vanish' if total == 0 else 'overflow'} "
+            f"rho.{setting}={value:g} makes the weights of rho.policy={state.config.rho.policy} {'vanish' if total == 0 else 'overflow'} "
             "in float64; set it nearer to 0"
         )
     return weights / total

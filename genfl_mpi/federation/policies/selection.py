@@ -1,6 +1,6 @@
 """Which clients train: (state) -> int array (cohort,) of distinct client ids.
 
-Where a policy says candidates, these are selecting.candidates clients drawn at random, or all if it is not set. Ties go to
+Where a policy says candidates, these are selection.candidates clients drawn at random, or all if it is not set. Ties go to
 whom the draw has first.
 """
 
@@ -54,11 +54,11 @@ def power_of_choice(state):
 
 @needs("world")
 def oort(state):
-    """Of those that have trained the most useful, |D_n| F_n plus a bonus for long absence, times (T / t_n)^selecting.penalty if
-    the client needs longer than T, the deadline or else the median time; a share selecting.exploration of the cohort is drawn
+    """Of those that have trained the most useful, |D_n| F_n plus a bonus for long absence, times (T / t_n)^selection.penalty if
+    the client needs longer than T, the deadline or else the median time; a share selection.exploration of the cohort is drawn
     from those that were never chosen; who never was heard counts as the mean of the others. (Lai et al. 2021; F_n stands for the
     root of the mean squared loss.)"""
-    order, settings = _candidates(state), state.config.selecting
+    order, settings = _candidates(state), state.config.selection
     known, new = order[state.last[order] > 0], order[state.last[order] == 0]
     exploring = min(
         len(new), max(round(settings.exploration * state.config.cohort), state.config.cohort - len(known))
@@ -112,7 +112,7 @@ def _available(state):
 
 def _count(state):
     available = int(_available(state).sum())
-    return max(state.config.cohort, min(available, state.config.selecting.candidates or available))
+    return max(state.config.cohort, min(available, state.config.selection.candidates or available))
 
 
 def _candidates(state):
