@@ -134,6 +134,25 @@ def test_a_checksum_of_an_append_that_failed_is_not_counted(fast, tmp_path):
     assert reader.digests(path) == before
 
 
+def test_an_append_whose_last_write_failed_is_not_counted(killed, tmp_path):
+    """HDF5 may write how long the numbering is although the numbers themselves could not be written."""
+    for table in ("rounds", "clients"):
+        with h5py.File(killed, libver="latest", swmr=True) as file:
+            numbering = file[table][next(iter(TABLES[table]))]
+            place, rows = numbering.id.get_chunk_info(0).byte_offset, len(numbering)
+        content = bytearray(killed.read_bytes())
+        end = place + rows * 8
+        content[end - 8 * (rows // 3) : end] = bytes(8 * (rows // 3))
+        killed.write_bytes(content)
+        with reader.open_results(killed) as file:
+            assert len(reader.columns_of(file, table)["round"]) == rows // 3 * 2
+    with reader.open_results(killed) as file:
+        assert reader.rounds_of(file) == 2
+    shutil.rmtree(checkpoint.path_for(killed))
+    assert main([*FAST, "rounds=6", f"output={killed.parent}"]) == 0
+    assert reader.digests(killed) == reader.digests(tmp_path / "growing/fedavg_seed1.h5")
+
+
 # State files.
 
 

@@ -143,8 +143,8 @@ def is_finished(file):
 
 
 def rounds_of(file):
-    """How many rounds are there whole."""
-    return len(file["rounds/round"])
+    """Return the number of rounds that are stored completely."""
+    return len(columns_of(file, "rounds", ["round"])["round"])
 
 
 def array_of(file, name):
@@ -176,6 +176,10 @@ def columns_of(file, table, names=None):
     ends, found = [0, *sums[:, 0].tolist()], {}
     if ends[-1] != rows or ends != sorted(ends):
         raise _damaged(file, f"{CHECKSUMS}/{table}")
+    if len(sums) and not is_finished(file):
+        last = _read(file, f"{table}/{order[0]}")[ends[-2] : rows]
+        if checksum(last) != sums[-1, 1]:  # the write that was to complete the last append failed
+            rows, ends, sums = ends[-2], ends[:-1], sums[:-1]
     for name in order if names is None else names:
         array = found[name] = _read(file, f"{table}/{name}", rows)
         found_sums = [checksum(array[start:end]) for start, end in pairwise(ends)]
