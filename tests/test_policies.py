@@ -572,5 +572,5 @@ def test_the_page_about_ones_own_policy_is_right(quick, tmp_path):
         shared = file["partition/shared_labels"][:]
         rarest = np.argsort(-shared[:, shared.sum(0).argmin()], kind="stable")[:3]
         assert set(file["clients/client"][:3]) == set(rarest) and set(file["rounds/kappa2"][:]) <= {0, 1}
-    names = page.partition("## Ours")[2]
+    names = page.partition("## Built-in policies")[2]
     assert all(f"`{name}`" in names for name in (*KAPPA, *RHO, *SELECTION))
