@@ -1,7 +1,7 @@
 #!/bin/bash
-# A sweep in one large allocation: the ranks form groups, and each group takes the next run that is left.
+# A sweep in one large allocation: the ranks form groups, and each group takes the next remaining run.
 #   sbatch jobs/allocation.sh configs/fig5.yaml data.root=/data
-# One wait in the queue instead of one for each run; jobs/sweep.sh starts sooner where the cluster is full.
+# It waits in the queue once instead of once per run; on a full cluster jobs/sweep.sh starts sooner.
 #SBATCH --job-name=genfl-allocation
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=32

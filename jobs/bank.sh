@@ -1,7 +1,7 @@
 #!/bin/bash
-# All images of a configuration first, over all ranks into the bank; then training, which reads them.
+# Generate all images of a configuration into the bank, on all ranks; then train.
 #   sbatch jobs/bank.sh configs/fig5.yaml data.root=/data
-# Worth it where several runs share the images, or where one rank generates too slowly for all others.
+# Use it if several runs share the images, or if one rank generates too slowly for the others.
 #SBATCH --job-name=genfl-bank
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4

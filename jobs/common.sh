@@ -1,11 +1,11 @@
-# What every job file begins with (`source jobs/common.sh`): adapt it once to your cluster, and all of them follow.
-# Cores, GPUs and time are asked for at the head of each job file, or on sbatch's command line, which wins.
+# Sourced by every job file. Adapt it once to your cluster.
+# Cores, GPUs and time are requested at the head of each job file; sbatch's command line overrides them.
 
 # Your software: modules, and the virtual environment.
 # module load python openmpi
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
-# What starts the ranks: srun where your MPI library understands Slurm, else mpirun. docs/clusters.md says how to find out.
+# The launcher: srun if your MPI library supports Slurm, else mpirun. docs/clusters.md describes how to find out.
 launcher=${launcher:-srun}
 
 # Account and partition, for all jobs that this shell submits.
@@ -13,23 +13,23 @@ launcher=${launcher:-srun}
 
 # Nothing to change below.
 
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer takes it from the job
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer inherits it from the job
 # Open MPI's mpirun would bind the first rank of every job on a node to the same core.
 export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
 
 # ranks [OPTIONS] COMMAND: start COMMAND on every rank of the job, and end the job if it fails.
-# Before the time is over Slurm sends USR1 to the job file (`#SBATCH --signal`). It is passed on; the run writes a checkpoint and
-# leaves with status 75; the job goes back into the queue; and the same command continues, until the run is finished.
+# Before the time limit Slurm sends USR1 to the job file (`#SBATCH --signal`), which forwards it. The run writes a checkpoint and
+# leaves with status 75. The job is requeued, and the same command continues until the run is finished.
 ranks() {
   local process status=0
   $launcher "$@" &
   process=$!
   trap 'time_is_over=yes; kill -USR1 $process' USR1
   wait $process || true
-  while kill -0 $process 2>/dev/null; do wait $process || true; done  # the signal ends a wait, but not the process
+  while kill -0 $process 2>/dev/null; do wait $process || true; done  # the signal ends the wait, but not the process
   wait $process || status=$?
   trap - USR1
-  # 75: left with a checkpoint; 138: ended by the signal, before it could listen to it.
+  # 75: left with a checkpoint; 138: killed by the signal before its handler was installed.
   if [ "$time_is_over" = yes ] && { [ $status = 75 ] || [ $status = 138 ]; }; then scontrol requeue "$SLURM_JOB_ID"; fi
   if [ $status != 0 ]; then exit $status; fi
 }

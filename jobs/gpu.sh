@@ -1,10 +1,10 @@
 #!/bin/bash
-# One GPU for each rank; rank 0, which generates images too, has the first for itself:
+# One GPU per rank; rank 0, which also generates images, has the first:
 #   sbatch jobs/gpu.sh configs/cifar10.yaml data.root=/data
-# Every rank sees all GPUs of the job on its node and takes one by its place there: no --gpus-per-task, no --gpu-bind.
+# Every rank sees all GPUs of the job on its node and takes one by its rank there: no --gpus-per-task, no --gpu-bind.
 #SBATCH --job-name=genfl-gpu
-#SBATCH --nodes=1               # more nodes, more ranks: nothing else changes
-#SBATCH --ntasks-per-node=4     # as many as GPUs
+#SBATCH --nodes=1               # for more ranks raise this alone
+#SBATCH --ntasks-per-node=4     # one per GPU
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8       # a GPU's share of the node's cores
 #SBATCH --time=04:00:00

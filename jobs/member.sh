@@ -1,11 +1,11 @@
 #!/bin/bash
-# One run of a sweep, the one that the array's index names; jobs/sweep.sh submits it. A single one again:
+# One run of a sweep, selected by the array index; submitted by jobs/sweep.sh. To repeat a single run:
 #   sbatch --array=7 jobs/member.sh configs/fig5.yaml data.root=/data
 #SBATCH --job-name=genfl-member
 #SBATCH --nodes=1
-#SBATCH --ntasks=4              # ranks of each run
+#SBATCH --ntasks=4              # ranks per run
 #SBATCH --cpus-per-task=1
-#SBATCH --time=04:00:00         # of each run, which goes back into the queue when it needs more
+#SBATCH --time=04:00:00         # per run; a run that needs more is requeued
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append

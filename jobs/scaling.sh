@@ -1,11 +1,11 @@
 #!/bin/bash
-# How a run scales on your machine: a study of runs, one after another in one allocation, and its table and figure.
-#   sbatch jobs/scaling.sh strong     the same work on more and more ranks
-#   sbatch jobs/scaling.sh weak       as many clients a rank, on more and more ranks
-#   sbatch jobs/scaling.sh clients    ever more clients to choose from, the same cohort, all ranks
-# Settings may follow, your own model or data set say.
+# Measure how a run scales on your machine: several runs in one allocation, then a table and a figure.
+#   sbatch jobs/scaling.sh strong     the same work on more ranks
+#   sbatch jobs/scaling.sh weak       the same clients per rank, on more ranks
+#   sbatch jobs/scaling.sh clients    more clients, the same cohort, all ranks
+# Settings may follow, for example your own model or data set.
 #SBATCH --job-name=genfl-scaling
-#SBATCH --nodes=1               # of one kind, and nobody else on them
+#SBATCH --nodes=1               # identical nodes, not shared
 #SBATCH --exclusive
 #SBATCH --ntasks=32
 #SBATCH --cpus-per-task=1
@@ -16,7 +16,7 @@ source jobs/common.sh
 study=$1; shift
 output=${output:-results/scaling-$study}
 all=$SLURM_NTASKS
-# Clients of equal size, drawn with replacement, so that there can be any number of them; threads as in every other run.
+# Clients of equal size, drawn with replacement, so that their number is not limited; fixed threads, so that runs are comparable.
 settings="method=fedavg rounds=5 partition.scheme=iid partition.replacement=true partition.samples=250"
 settings="$settings runtime.threads=$SLURM_CPUS_PER_TASK"
 

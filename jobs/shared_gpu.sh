@@ -1,10 +1,10 @@
 #!/bin/bash
-# Several ranks on each GPU, for models too small to fill one:
+# Several ranks per GPU, for models too small to fill one:
 #   sbatch jobs/shared_gpu.sh configs/cifar10_pool.yaml data.root=/data
-# With several GPUs on its node, rank 0 keeps the first for itself; the other ranks take the others in turn.
+# With several GPUs on its node, rank 0 has the first alone; the other ranks take the others in turn.
 #SBATCH --job-name=genfl-shared
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=13    # rank 0, and four on each of the three other GPUs
+#SBATCH --ntasks-per-node=13    # rank 0, and four per other GPU
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=2
 #SBATCH --time=04:00:00
@@ -15,7 +15,7 @@
 
 source jobs/common.sh
 
-# NVIDIA's Multi-Process Service lets the ranks compute on a GPU at the same time instead of in turn.
+# NVIDIA's Multi-Process Service lets ranks use a GPU concurrently instead of in turn.
 if command -v nvidia-cuda-mps-control >/dev/null; then
   export CUDA_MPS_PIPE_DIRECTORY=/tmp/mps-$SLURM_JOB_ID CUDA_MPS_LOG_DIRECTORY=/tmp/mps-$SLURM_JOB_ID
   nvidia-cuda-mps-control -d

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Table and figure of a sweep, of what there is of its runs; jobs/sweep.sh submits it behind the array.
+# Table and figure of the existing runs of a sweep; submitted by jobs/sweep.sh after the array.
 #   sbatch jobs/summary.sh configs/fig5.yaml data.root=/data
 #SBATCH --job-name=genfl-summary
 #SBATCH --ntasks=1
