@@ -1,4 +1,4 @@
-"""The documents: their code runs, their links lead somewhere, and they describe the layout that there is."""
+"""The documents: their code runs, their links resolve, and they describe the current layout."""
 
 import re
 import shlex
@@ -18,20 +18,21 @@ from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES, VERSION
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORT = {
+# Settings that make a command fast enough for a test.
+FAST_SETTINGS = {
     "pretrain": ["pretraining.autoencoder_channels=[8,16]", "pretraining.denoiser_channels=[16,32]"]
-}  # tests have little time
+}
 
 
 def blocks(page):
-    """(line, language, text) of each fenced block."""
+    """Yield (line, language, text) of each fenced block."""
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
         yield page.read_text()[: found.start()].count("\n") + 1, found[1], found[2]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, bank):
-    """What the README's commands leave, from runs of seconds."""
+    """Return a folder with the results of the README's commands, from runs of seconds."""
     folder = tmp_path_factory.mktemp("documents")
     overrides = [one for one in TINY if not one.startswith("method")]
     assert (
@@ -43,8 +44,11 @@ def results(tmp_path_factory, bank):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_path, monkeypatch):
-    """Python is run, in one namespace a page; commands are, on one rank; what begins with a file's name is that file. The default is a tiny
-    run here, where the page does not say otherwise."""
+    """Execute a page's blocks: Python in one namespace, commands on one rank, and files.
+
+    A block whose first line is a file name is written to that file. The default configuration is a tiny
+    run here, unless the page overrides it.
+    """
     load, matplotlib_backend = loading.load, matplotlib.get_backend()
     short = [*(one for one in TINY if not one.startswith("method")), f"generation.bank={bank}"]
     monkeypatch.setattr(loading, "load", lambda source=None, overrides=(): load(source, [*short, *overrides]))
@@ -62,7 +66,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_pat
         elif language == "bash":
             for command in text.splitlines():
                 assert (words := shlex.split(command))[:3] == ["python", "-m", "genfl_mpi"], where
-                assert cli.main([*words[3:], *SHORT.get(words[3], [])]) == 0, f"{where}: {command}"
+                assert cli.main([*words[3:], *FAST_SETTINGS.get(words[3], [])]) == 0, f"{where}: {command}"
         else:
             assert language == "yaml", f"{where}: nothing runs {language!r}"
     matplotlib.use(matplotlib_backend)
@@ -71,9 +75,27 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_pat
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short_and_has_the_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    for extras, command in (
+        ("mpich", ".venv/bin/mpirun -n 4 .venv/bin/python -m genfl_mpi"),
+        ("mpich,test", ".venv/bin/python -m pytest"),
+    ):
+        install = f'python3 -m venv .venv && .venv/bin/pip install -q ".[{extras}]"'
+        assert f"\n\n    {install} && {command}\n\n" in text
+
+
+def test_tests_named_in_the_documents_exist():
+    tests = {file.name: file.read_text() for file in (ROOT / "tests").glob("*.py")}
+    for page in PAGES:
+        for name in re.findall(r"`((?:test|fuzz)_\w+)(?:\.py)?`", page.read_text()):
+            assert f"{name}.py" in tests or any(f"def {name}(" in text for text in tests.values()), name
 
 
 def test_commands_named_in_the_documents_exist():
@@ -91,10 +113,9 @@ def test_results_page_has_every_column():
         for name, column in columns.items():
             kind = np.dtype(column.dtype)
             dimensions = ", ".join(rows if name in rows else (*rows, *DIMENSIONS.get(name, ())))
-            wanted.append(
-                f"| `{name}` | {dimensions} | {f'text, {kind.itemsize} bytes' if kind.kind == 'S' else kind.name} | {column.unit} | "
-                f"{column.about}{' (measured)' if column.measured else ''} |"
-            )
+            dtype = f"text, {kind.itemsize} bytes" if kind.kind == "S" else kind.name
+            about = f"{column.about}{' (measured)' if column.measured else ''}"
+            wanted.append(f"| `{name}` | {dimensions} | {dtype} | {column.unit} | {about} |")
     assert [line for line in text.splitlines() if line.startswith("| `") and line.count("|") == 6] == wanted
 
 
@@ -102,7 +123,8 @@ def test_results_page_has_every_column():
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([*([command] if command != "run" else []), "--help"])
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert re.search(
-        r"(For example:|examples:).*python -m genfl_mpi" + (f" {command} " if command != "run" else ""), said
+        r"(For example:|examples:).*python -m genfl_mpi" + (f" {command} " if command != "run" else ""),
+        output,
     )

@@ -1,4 +1,4 @@
-"""The rooms of the house: who may import whom, and what the round must be."""
+"""The rooms: which may import which, and the form of the round."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ from genfl_mpi.util import streams
 
 ROOT = Path(genfl_mpi.__file__).parent
 MAX_FLOORS = 8
-# From the top down: a room imports those below it, and none above or beside it.
+# From the top down: a room imports only rooms below it.
 FLOORS = [
     {"__main__"},
     {"cli"},
@@ -70,10 +70,10 @@ def test_no_two_files_share_a_name():
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_the_round_is_short_and_asks_seldom_for_the_server():
+def test_the_round_is_short_and_rarely_branches_on_the_server():
     tree = ast.parse((ROOT / "federation/round.py").read_text())
     rounds = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "rounds")
-    first = rounds.body[1].lineno  # behind the docstring
+    first = rounds.body[1].lineno  # after the docstring
     assert rounds.end_lineno - first + 1 <= 40
     assert (
         sum(isinstance(node, ast.If) and "server" in ast.unparse(node.test) for node in ast.walk(rounds)) <= 3
@@ -83,7 +83,7 @@ def test_the_round_is_short_and_asks_seldom_for_the_server():
     ) <= 1 and "weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a)" in ast.unparse(rounds)
 
 
-def test_algorithms_know_nothing_of_ranks_and_files_and_nobody_else_knows_their_names():
+def test_algorithms_are_independent_of_ranks_and_files_and_named_nowhere_else():
     inside = ROOT / "federation/algorithms"
     for file in inside.glob("*.py"):
         assert not any(
@@ -97,7 +97,7 @@ def test_algorithms_know_nothing_of_ranks_and_files_and_nobody_else_knows_their_
             texts = {
                 node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)
             }
-            assert not texts & (set(ALGORITHMS) - {"fedavg"}), file  # fedavg is a method's name, too
+            assert not texts & (set(ALGORITHMS) - {"fedavg"}), file  # fedavg is also a method
 
 
 def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
@@ -109,7 +109,7 @@ def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
 
 
 def test_every_purpose_of_a_random_draw_is_known():
-    """A misspelt one would be a stream of its own, unnoticed."""
+    """A misspelt purpose would silently be another stream."""
     for file in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
@@ -129,7 +129,10 @@ def test_edge_is_numpy_and_scipy_alone():
 
 
 def test_a_worker_imports_neither_diffusers_nor_transformers():
-    code = "import sys, genfl_mpi.runs.runner; print([m for m in ('diffusers', 'transformers', 'torchvision') if m in sys.modules])"
+    code = (
+        "import sys, genfl_mpi.runs.runner; "
+        "print([m for m in ('diffusers', 'transformers', 'torchvision') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -139,7 +142,14 @@ def test_a_worker_imports_neither_diffusers_nor_transformers():
 
 
 def test_help_needs_neither_torch_nor_mpi():
-    code = "import sys\nfrom genfl_mpi.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
+    code = """if True:
+        import sys
+        from genfl_mpi.cli import main
+        try:
+            main(["--help"])
+        except SystemExit:
+            print([m for m in ("torch", "mpi4py") if m in sys.modules])
+    """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]") and "generation.per_round" in done.stdout
 
@@ -157,7 +167,7 @@ def test_constraints_name_a_version_of_every_dependency_that_is_allowed():
 
 
 def test_every_library_that_is_imported_is_a_dependency():
-    """None is there only because another one needs it now."""
+    """No import relies on a dependency of another library."""
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = [*project["dependencies"], *extras["tables"], *extras["tensorboard"]]
