@@ -233,7 +233,7 @@ def test_a_batch_of_a_single_generated_image_is_said(fast, capsys):
     ]
     assert main(run) == 2
     assert (
-        "the model cannot be trained on a batch of a single sample" in (said := capsys.readouterr().err)
+        "the model cannot be trained on a batch of one sample" in (said := capsys.readouterr().err)
         and said.count("\n") == 1
     )
 

@@ -133,16 +133,16 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (nn.BatchNorm2d(3), "BatchNorm's statistics are those of one client's batch"),
-        (nn.Dropout2d(), "only Dropout's draws can be kept apart"),
-        (Mixing(), "depends on the others of the batch"),
-        (Twice(), "used more than once"),
+        (nn.BatchNorm2d(3), "BatchNorm's statistics belong to one client's batch"),
+        (nn.Dropout2d(), "only the draws of Dropout can be kept separate"),
+        (Mixing(), "depends on the other samples of the batch"),
+        (Twice(), "uses the layer more than once"),
         (Branching(), "torch.func.vmap fails on it: "),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
     model = FlatModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10)))
-    with pytest.raises(UserError, match="training.clients_per_batch=3 is not for this network") as caught:
+    with pytest.raises(UserError, match="training.clients_per_batch=3 does not support this network") as caught:
         Twin(model, (3, 8, 8), LocalTraining(clients_per_batch=3))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_settings_that_go_together_and_not(fast, capsys):
     assert main([*fast, "training.clients_per_batch=2", "model.name=resnet18"]) == 2
     said = capsys.readouterr().err
     assert (
-        "BatchNorm's statistics are those of one client's batch; model.norm=group has none" in said
+        "one client's batch; set training.clients_per_batch=1 or model.norm=group" in said
         and said.count("\n") == 1
     )
 

@@ -1,62 +1,76 @@
-"""Which samples each step of a local training sees, and how they are augmented: all drawn before the first step, so that no
-step waits for a random number, and sent to the device at once."""
+"""The batches of a local training and their augmentation.
 
-from typing import NamedTuple
+All of it is drawn before the first step and sent to the device at once, so that no step waits for random numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Training
+
+Counts = TypeVar("Counts", int, np.ndarray)
+
 
 class Draws(NamedTuple):
-    """What a local training draws.
+    """The random draws of one local training.
 
-    dropping: the seed of dropout. sizes: samples of each step, epoch after epoch. order: int64 (sum of sizes,), the samples
-    themselves. moves: int64 (3, sum of sizes), whether each is mirrored, and its shifts down and right, in pixels; None without
-    augmentation.
+    dropout_seed: seed of dropout. sizes: batch size of each step, all epochs in sequence. order: int64 (sum of sizes,), samples in
+    the order of training. moves: int64 (3, sum of sizes), augmentation of each: whether it is mirrored, and its vertical and
+    horizontal offset in the padded image, in pixels; None without augmentation.
     """
 
-    dropping: int
-    sizes: list
+    dropout_seed: int
+    sizes: list[int]
     order: np.ndarray
     moves: np.ndarray | None
 
 
-def draw(count, settings, rng):
-    """The `Draws` of a training on so many samples. settings: config.training; rng: NumPy generator that orders the batches and
-    seeds dropout, and whose child augments."""
-    dropping, augmenting = (
-        int(rng.integers(2**63)),
-        rng.spawn(1)[0] if settings.crop or settings.flip else None,
-    )
+def draw(count: int, settings: Training, rng: np.random.Generator) -> Draws:
+    """Draw the `Draws` of a training on `count` samples.
+
+    settings: config.training. rng: NumPy generator that seeds dropout and orders the batches; a child of it draws the augmentation.
+    """
+    dropout_seed = int(rng.integers(2**63))
+    augmenting = rng.spawn(1)[0] if settings.crop or settings.flip else None
     steps = [
         batch.numpy() for _ in range(settings.epochs) for batch in batches(count, settings.batch_size, rng)
     ]
     sizes = list(map(len, steps))
     moves = (
-        np.concatenate([_moves(size, settings, augmenting) for size in sizes], axis=1) if augmenting else None
+        np.concatenate([_draw_moves(size, settings, augmenting) for size in sizes], axis=1)
+        if augmenting
+        else None
     )
-    return Draws(dropping, sizes, np.concatenate(steps), moves)
+    return Draws(dropout_seed, sizes, np.concatenate(steps), moves)
 
 
-def batches(count, batch_size, rng):
-    """Index tensors that cover 0..count-1 once in random order: as few as there can be of `batch_size`, equally large but for
-    one sample. (A small rest at the end would make the last step the noisiest: a rest of 4 images cost ten points of accuracy.)"""
+def batches(count: int, batch_size: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    """Split 0..count-1, in random order, into index tensors of at most `batch_size`.
+
+    Uses the minimum number of batches; their sizes differ by at most one sample. (A small remainder as the last batch would make the
+    last step the noisiest: a remainder of 4 images cost ten percentage points of accuracy.)
+    """
     order = torch.from_numpy(rng.permutation(count))
     return order.tensor_split(local_batches(count, batch_size))
 
 
-def local_batches(samples, batch_size):
-    """Steps of an epoch over each number of samples."""
+def local_batches(samples: Counts, batch_size: int) -> Counts:
+    """Return the number of steps in an epoch; samples: number of samples, an int or an array."""
     return -(-samples // batch_size)
 
 
-def smallest_batch(samples, batch_size):
-    """Samples of the smallest batch of an epoch over each number of samples."""
+def smallest_batch(samples: Counts, batch_size: int) -> Counts:
+    """Return the size of the smallest batch in an epoch; samples: number of samples, an int or an array."""
     return samples // local_batches(samples, batch_size)
 
 
-def _moves(count, settings, rng):
+def _draw_moves(count: int, settings: Training, rng: np.random.Generator) -> np.ndarray:
     moves = np.zeros((3, count), dtype=np.int64)
     if settings.flip:
         moves[0] = rng.random(count) < 0.5
@@ -65,21 +79,26 @@ def _moves(count, settings, rng):
     return moves
 
 
-def augment(images, settings, moves):
-    """Images mirrored and shifted, as settings (config.training) has it; float32 (n, C, H, W) on any device, like moves, int64
-    (3, n) of a `Draws` (or None without augmentation)."""
+def augment(images: torch.Tensor, settings: Training, moves: torch.Tensor | None) -> torch.Tensor:
+    """Mirror and shift images.
+
+    images: float32 (n, C, H, W), on any device. settings: config.training. moves: int64 (3, n) as in `Draws`, on the same device;
+    None without augmentation.
+    """
+    if moves is None:
+        return images
     count, channels, height, width = images.shape
     if settings.flip:
         images = torch.where(moves[0].bool()[:, None, None, None], images.flip(3), images)
     if settings.crop:
         padded = F.pad(images, (settings.crop,) * 4, mode="reflect")
         rows, columns = (
-            shift[:, None] + torch.arange(size, device=images.device)
-            for shift, size in zip(moves[1:], (height, width))
+            offset[:, None] + torch.arange(size, device=images.device)
+            for offset, size in zip(moves[1:], (height, width))
         )
-        which, channel = (torch.arange(size, device=images.device) for size in (count, channels))
+        image, channel = (torch.arange(size, device=images.device) for size in (count, channels))
         images = padded[
-            which[:, None, None, None],
+            image[:, None, None, None],
             channel[:, None, None],
             rows[:, None, :, None],
             columns[:, None, None, :],
@@ -87,7 +106,7 @@ def augment(images, settings, moves):
     return images
 
 
-def on_device(array, device):
-    """A NumPy array as a tensor there: onto a GPU through page-locked memory, and nobody waits for it."""
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy a NumPy array to `device`: to a GPU through page-locked memory, asynchronously."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

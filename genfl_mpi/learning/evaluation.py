@@ -1,4 +1,9 @@
-"""Accuracy and loss on the test set, in fixed chunks that any rank can take."""
+"""Accuracy and loss on the test set, in fixed chunks that any rank can evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -8,11 +13,32 @@ from genfl_mpi.learning.batches import on_device
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.learning.weights import fixed_point, from_fixed_point
 
+if TYPE_CHECKING:
+    from genfl_mpi.learning.weights import FlatModel
 
-def chunks(images, labels, size, about, device, first=0, every=1):
-    """Chunks of at most `size` samples for `evaluate`, on `device`: number `first` and each `every`-th after it.
 
-    images: uint8 (n, C, H, W), and labels: int64 (n,), read-only maybe; about: the data set's `Description`.
+class Normalisation(Protocol):
+    """The part of a data set's `Description` used here: mean and standard deviation of each channel."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def chunks(
+    images: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    about: Normalisation,
+    device: torch.device,
+    first: int = 0,
+    every: int = 1,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield chunks of at most `size` samples for `evaluate`, on `device`: number `first`, and every `every`-th after it.
+
+    images: uint8 (n, C, H, W), and labels: int64 (n,), which may be read-only; about: the data set's `Description`.
     """
     for start in range(first * size, len(labels), every * size):
         part = slice(start, start + size)
@@ -23,10 +49,12 @@ def chunks(images, labels, size, about, device, first=0, every=1):
 
 
 @torch.inference_mode()
-def evaluate(model, chunks, classes, total):
-    """Integer totals over chunks of the test set, which add up over ranks to the same result in any division.
+def evaluate(
+    model: FlatModel, chunks: Iterable[tuple[torch.Tensor, torch.Tensor]], classes: int, total: int
+) -> np.ndarray:
+    """Compute integer totals over chunks of the test set; summed over ranks they are the same for any division.
 
-    model: FlatModel; chunks: iterable of float32 images (n, C, H, W) and int64 labels (n,); total: number of chunks, all ranks'.
+    chunks: float32 images (n, C, H, W) and int64 labels (n,); total: number of chunks on all ranks.
     Returns int64 (classes + 1,): correct predictions of each class, then the summed loss in fixed point.
     """
     model.module.eval()
@@ -36,28 +64,32 @@ def evaluate(model, chunks, classes, total):
         logits = model.module(images)
         correct.index_add_(0, labels, (logits.argmax(1) == labels).long())
         losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-    totals[:-1] = correct.cpu().numpy()  # looked at after the last chunk, so that none waits for the device
+    # Read after the last chunk: no chunk synchronizes with the device.
+    totals[:-1] = correct.cpu().numpy()
     totals[-1] = sum(fixed_point(loss, total) for loss in torch.stack(losses).tolist()) if losses else 0
     return totals
 
 
-def accuracy_over_clients(accuracy_per_class, histograms):
-    """What the clients would see on test data with their own mix of labels: the mean over clients, and over the worst tenth.
+def accuracy_over_clients(accuracy_per_class: np.ndarray, histograms: np.ndarray) -> dict[str, float]:
+    """Estimate each client's accuracy on test data with its own label mix; return the mean and the mean of the worst tenth.
 
-    accuracy_per_class: float64 (classes,); histograms: int (clients, classes).
+    accuracy_per_class: float64 (classes,), NaN for classes without test samples, which do not count; histograms: int (clients,
+    classes).
     """
-    known = histograms @ np.isfinite(accuracy_per_class)  # without classes of which the test set has nothing
-    right = histograms @ np.nan_to_num(accuracy_per_class)
-    accuracy = np.sort(right[known > 0] / known[known > 0])
+    known = histograms @ np.isfinite(accuracy_per_class)
+    correct = histograms @ np.nan_to_num(accuracy_per_class)
+    accuracy = np.sort(correct[known > 0] / known[known > 0])
     return {
         "clients_accuracy": accuracy.mean(),
         "clients_accuracy_worst_tenth": accuracy[: -(-len(accuracy) // 10)].mean(),
     }
 
 
-def summarise(totals, class_sizes):
-    """(accuracy, loss, per-class accuracy (classes,)) from the totals of all ranks and the test samples of each class; NaN for
-    a class without."""
+def summarise(totals: np.ndarray, class_sizes: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Compute (accuracy, loss, accuracy of each class (classes,)) from the totals of all ranks.
+
+    class_sizes: test samples of each class; the accuracy of a class without any is NaN.
+    """
     accuracy_per_class = np.where(class_sizes > 0, totals[:-1] / np.maximum(class_sizes, 1), np.nan)
     return (
         totals[:-1].sum() / class_sizes.sum(),

@@ -1,25 +1,31 @@
-"""Lengths of models' updates and the angles between them, in float64."""
+"""Norms of model updates and angles between them, in float64."""
+
+from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
-BLOCK = 32768  # weights of which a cache holds what is computed with them
+BLOCK = 32768  # weights processed at a time, few enough that the intermediate results stay in the cache
 
 
-def distance(one, other, parameters):
-    """Euclidean distance of two models' parameters, in float64."""
+def distance(one: torch.Tensor, other: torch.Tensor, parameters: int) -> float:
+    """Compute the Euclidean distance of the parameters of two models, in float64."""
     return math.sqrt(_dot(one, one, other, parameters))
 
 
-def cosine(one, other, before, parameters):
-    """Cosine of the angle between two models' changes from `before`; NaN if one has not changed."""
+def cosine(one: torch.Tensor, other: torch.Tensor, before: torch.Tensor, parameters: int) -> float:
+    """Compute the cosine of the angle between two models' updates since `before`; NaN if an update is zero."""
     product = math.sqrt(_dot(one, one, before, parameters) * _dot(other, other, before, parameters))
     return _dot(one, other, before, parameters) / product if product else math.nan
 
 
-def _dot(one, other, before, parameters):
-    """The product of two models' changes, in float64. Block by block: of whole vectors the memory would take most of the time."""
+def _dot(one: torch.Tensor, other: torch.Tensor, before: torch.Tensor, parameters: int) -> float:
+    """Compute the dot product of two models' updates since `before`, in float64.
+
+    Works block by block: on whole vectors, memory traffic would take most of the time.
+    """
     total = 0.0
     for start in range(0, parameters, BLOCK):
         block = slice(start, min(start + BLOCK, parameters))
@@ -29,11 +35,11 @@ def _dot(one, other, before, parameters):
     return total
 
 
-def mean_cosine(rho, norms, norm_of_sum):
-    """Mean cosine between the changes of two different clients, a pair weighted by rho_i |Delta_i| rho_j |Delta_j|.
+def mean_cosine(rho: np.ndarray, norms: np.ndarray, norm_of_sum: float) -> float:
+    """Compute the mean cosine between the updates of two different clients, pairs weighted by rho_i |Delta_i| rho_j |Delta_j|.
 
-    It follows from |sum rho Delta|^2 = sum rho_i^2 |Delta_i|^2 + sum over pairs of rho_i rho_j Delta_i Delta_j, so that no
-    client's change need travel. rho, norms: float64 (cohort,); norm_of_sum: |sum rho Delta|. NaN for a cohort of one.
+    Follows from |sum rho Delta|^2 = sum rho_i^2 |Delta_i|^2 + sum over pairs of rho_i rho_j Delta_i Delta_j, so that no client's
+    update needs to be sent. rho, norms: float64 (cohort,); norm_of_sum: |sum rho Delta|. NaN for a cohort of one.
     """
     parts = rho * norms
     pairs = parts.sum() ** 2 - (parts**2).sum()

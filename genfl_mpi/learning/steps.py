@@ -1,25 +1,45 @@
-"""Steps of SGD: one function over fixed buffers, which a GPU repeats as a CUDA graph."""
+"""SGD steps: one function over fixed buffers, which a GPU replays as a CUDA graph."""
+
+from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from itertools import compress
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from genfl_mpi.util.text import first_line
 
-MOST_GRAPHS = 64  # shapes of a batch that have a graph; others are computed step by step
-KEPT = 2  # `Steps` of a model that are kept: of the clients, and of the augmented model
-WARM_UPS = 3  # steps before a capture, in which libraries choose their kernels
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Training
+    from genfl_mpi.learning.weights import FlatModel
+
+MAX_GRAPHS = 64  # batch shapes with a graph of their own; steps on further shapes run eagerly
+MAX_CACHED_STEPS = 2  # `Steps` cached per model: of the clients, and of the augmented model
+WARM_UP_STEPS = 3  # eager steps before a capture, in which libraries choose their kernels
 
 
-def descend(parameters, direction, settings, velocity=(), mu=0.0, begun=(), correction=()):
-    """A step of SGD along gradients, with momentum and weight decay as torch.optim.SGD has them. All are lists of tensors alike;
-    parameters and velocity are changed in place, and direction is used up.
+def descend(
+    parameters: Sequence[torch.Tensor],
+    direction: list[torch.Tensor],
+    settings: Training,
+    velocity: Sequence[torch.Tensor] = (),
+    mu: float = 0.0,
+    begun: Sequence[torch.Tensor] = (),
+    correction: Sequence[torch.Tensor] = (),
+) -> None:
+    """Take an SGD step along gradients, with momentum and weight decay as in torch.optim.SGD.
 
-    velocity: with momentum, zeros before the first step. mu, begun: FedProx's pull towards `begun`; correction: is added to the
-    gradients. Nothing else is done to a weight, so that each is read and written once. torch's own optimizers
-    call these private functions of lists, too; a loop over the tensors would launch a kernel for each.
+    All sequences hold tensors of the same shapes. Updates parameters and velocity in place; overwrites direction, the gradients.
+
+    velocity: with momentum, zeros before the first step. mu, begun: strength and centre of FedProx's proximal term.
+    correction: added to the gradients.
+
+    Each weight is read and written as few times as possible. The private `torch._foreach_*` functions, which torch's own
+    optimizers call, too, process all tensors in one launch; a loop over the tensors would launch a kernel for each.
     """
     if mu:
         torch._foreach_add_(direction, torch._foreach_sub(parameters, begun), alpha=mu)
@@ -30,123 +50,133 @@ def descend(parameters, direction, settings, velocity=(), mu=0.0, begun=(), corr
     if settings.momentum:
         torch._foreach_mul_(velocity, settings.momentum)
         torch._foreach_add_(velocity, direction)
-        direction = velocity
+        direction = list(velocity)
     torch._foreach_add_(parameters, direction, alpha=-settings.lr)
 
 
 class Steps:
-    """Steps of a model with the same settings: `begin` a training, then call it with each batch.
+    """The steps of a model under fixed settings: call `begin` once per training, then the object with each batch.
 
     model: `FlatModel`; settings: config.training; mu: of FedProx; corrected: whether gradients are corrected (SCAFFOLD).
-    On a GPU a batch of a shape seen before is copied to where the last one lay, and the whole step (forwards, backwards, update)
-    is one launch of a CUDA graph. A graph is used only if its first step has the same bits as the step by itself.
+
+    On a GPU, a batch whose shape was seen before is copied to the address of the first one, and the whole step (forward, backward,
+    update) is one launch of a CUDA graph. A graph is used only if its first replay equals the eager step bit for bit.
     """
 
-    def __init__(self, model, settings, mu=0.0, corrected=False):
+    def __init__(self, model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False):
         self.model, self.settings, self.mu = model, settings, mu
-        wanted = {"velocity": settings.momentum, "begun": mu, "correction": corrected}
+        needed = {"velocity": settings.momentum, "begun": mu, "correction": corrected}
         self.buffers = {
             name: torch.zeros_like(model.weights[: model.parameters])
-            for name, needed in wanted.items()
-            if needed
+            for name, is_needed in needed.items()
+            if is_needed
         }
         self.parameters = list(model.module.parameters())
         self.split = {name: model.split(buffer) for name, buffer in self.buffers.items()}
-        self.graphs, self.pool = {}, None
+        self.graphs: dict[torch.Size, tuple] = {}
+        self.pool: tuple[int, int] | None = None
         self.fixed = model.weights.device.type == "cuda" and is_static(model.module)
 
-    def begin(self, start, correction=None, anchor=None):
-        """Begin a training. start: float32 (size,); correction: float32 (parameters,); anchor: float32 (size,), of the proximal term, by
-        default `start`."""
+    def begin(
+        self,
+        start: torch.Tensor,
+        correction: torch.Tensor | None = None,
+        anchor: torch.Tensor | None = None,
+    ) -> None:
+        """Begin a training.
+
+        start: float32 (size,); correction: float32 (parameters,); anchor: float32 (size,), centre of the proximal term, by default
+        `start`.
+        """
         self.model.load(start)
         self.model.module.train()
-        for name, value in (
-            ("begun", (start if anchor is None else anchor)[: self.model.parameters]),
-            ("correction", correction),
-        ):
-            if name in self.buffers:
-                self.buffers[name].copy_(value, non_blocking=True)
+        if "begun" in self.buffers:
+            centre = (start if anchor is None else anchor)[: self.model.parameters]
+            self.buffers["begun"].copy_(centre, non_blocking=True)
+        if "correction" in self.buffers:
+            self.buffers["correction"].copy_(correction, non_blocking=True)
         if "velocity" in self.buffers:
             self.buffers["velocity"].zero_()
 
-    def __call__(self, images, labels):
-        """A step on a batch. Returns (loss, logits), nobody's but the caller's."""
-        if self.fixed and images.shape not in self.graphs and len(self.graphs) < MOST_GRAPHS:
-            self.graphs[images.shape] = self._prepare(images, labels)
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a step on a batch. Return fresh copies of (loss, logits)."""
+        if self.fixed and images.shape not in self.graphs and len(self.graphs) < MAX_GRAPHS:
+            self._prepare(images, labels)
         if not self.fixed or images.shape not in self.graphs:
             return self.compute(images, labels)
         replay, inputs, results = self.graphs[images.shape]
         for buffer, given in zip(inputs, (images, labels)):
             buffer.copy_(given)
         replay()
-        return tuple(result.clone() for result in results)
+        loss, logits = results
+        return loss.clone(), logits.clone()
 
-    def compute(self, images, labels):
-        """A step on whatever is in these tensors: what a graph repeats."""
+    def compute(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a step on the contents of these tensors, eagerly; a graph captures this function. Return (loss, logits)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
             logits = self.model.module(images)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         with torch.no_grad():
-            has = [
-                weights.grad is not None for weights in self.parameters
-            ]  # what is frozen, or not used, stays as it is
-            own = {name: list(compress(parts, has)) for name, parts in self.split.items()}
-            learning = list(compress(self.parameters, has))
-            descend(learning, [weights.grad for weights in learning], self.settings, mu=self.mu, **own)
+            # Parameters that are frozen or unused have no gradient; the step leaves them unchanged.
+            has_gradient = [parameter.grad is not None for parameter in self.parameters]
+            buffers = {name: list(compress(parts, has_gradient)) for name, parts in self.split.items()}
+            parameters = list(compress(self.parameters, has_gradient))
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            descend(parameters, gradients, self.settings, mu=self.mu, **buffers)
         for parameter in self.parameters:
-            parameter.grad = (
-                None  # the next backward pass then writes its own, and nothing need be zeroed or added up
-            )
+            # The next backward pass then writes new gradients: no zeroing, and no addition to old ones.
+            parameter.grad = None
         return loss.detach(), logits.detach()
 
-    def _prepare(self, images, labels):
-        """(replay, inputs, results) of a graph of the step on batches of this shape. The model is left as it was. Where there can
-        be none, or it computes something else, no step of these is fixed any more."""
-        inputs, state = (
-            (images.clone(), labels.clone()),
-            (self.model.weights, *self.model.others, *self.buffers.values()),
-        )
+    def _prepare(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Capture and check a graph of the step on batches of this shape; leave the model unchanged.
+
+        If the capture fails, or the replay differs from the eager step, all further steps run eagerly.
+        """
+        inputs = images.clone(), labels.clone()
+        state = self.model.weights, *self.model.others, *self.buffers.values()
         stream = (
             torch.cuda.default_generators[images.device.index]
             if images.device.type == "cuda"
             else torch.default_generator
         )
-        before, drawn = [tensor.clone() for tensor in state], stream.get_state()
+        saved, stream_state = [tensor.clone() for tensor in state], stream.get_state()
 
-        def back():
-            for tensor, value in zip(state, before):
+        def restore() -> None:
+            for tensor, value in zip(state, saved):
                 tensor.copy_(value)
-            stream.set_state(drawn)
+            stream.set_state(stream_state)
 
-        def after(results):
+        def copy_outcome(results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             return [tensor.clone() for tensor in (*state, *results)]
 
-        problem = "its first step had other bits"
+        problem = "graph replay differs from the eager step"
         try:
             replay, results = self._capture(lambda: self.compute(*inputs))
-            back()
-            expected = after(self.compute(*inputs))
-            back()
+            restore()
+            expected = copy_outcome(self.compute(*inputs))
+            restore()
             replay()
-            self.fixed = all(map(torch.equal, after(results), expected))
+            self.fixed = all(map(torch.equal, copy_outcome(results), expected))
         except RuntimeError as error:
             self.fixed, problem = False, first_line(error)
         for parameter in self.parameters:
             parameter.grad = None
-        back()
+        restore()
         if self.fixed:
-            return replay, inputs, results
-        self.graphs.clear()
-        warnings.warn(f"steps of training are not repeated as a CUDA graph: {problem}", stacklevel=2)
+            self.graphs[images.shape] = replay, inputs, results
+        else:
+            self.graphs.clear()
+            warnings.warn(f"training steps run without CUDA graphs: {problem}", stacklevel=2)
 
-    def _capture(self, function):
-        """(a function that repeats `function` on the same memory, its results there)."""
+    def _capture(self, function: Callable[[], tuple]) -> tuple[Callable[[], None], tuple]:
+        """Return a function that replays `function` on the same memory, and the results in that memory."""
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
+            for _ in range(WARM_UP_STEPS):
                 function()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -155,23 +185,28 @@ class Steps:
         return graph.replay, results
 
 
-def is_static(module):
-    """Whether a module does the same with every batch: all its layers are torch's or torchvision's own, which do not branch on
-    what they see, or ours."""
+def is_static(module: nn.Module) -> bool:
+    """Return whether a module runs the same operations on every batch.
+
+    True if all layers are torch's, torchvision's or ours: these do not branch on their input.
+    """
     return all(
         type(layer).__module__.partition(".")[0] in ("torch", "torchvision", "genfl_mpi")
         for layer in module.modules()
     )
 
 
-def steps_of(model, settings, mu=0.0, corrected=False):
-    """`Steps`, kept with the model as long as nothing but epochs changes, so that a GPU captures no graph again."""
+def steps_of(model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False) -> Steps:
+    """Return the `Steps` cached with the model for these settings, or new ones.
+
+    Settings that differ in epochs alone share their `Steps`, so that a GPU does not capture the graphs again.
+    """
     key = settings.model_copy(update={"epochs": 1}), mu, corrected
-    kept = model.kept
-    for index, (known, steps) in enumerate(kept):
+    cached = model.cached_steps
+    for index, (known, steps) in enumerate(cached):
         if known == key:
-            kept.append(kept.pop(index))
+            cached.append(cached.pop(index))
             return steps
-    del kept[: len(kept) - KEPT + 1]
-    kept.append((key, Steps(model, settings, mu, corrected)))
-    return kept[-1][1]
+    del cached[: len(cached) - MAX_CACHED_STEPS + 1]
+    cached.append((key, Steps(model, settings, mu, corrected)))
+    return cached[-1][1]

@@ -1,11 +1,16 @@
-"""Local SGD: what a client does with its data, and the server with the generated images."""
+"""Local SGD: of a client on its data, and of the server on the generated images."""
+
+from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from genfl_mpi.learning.batches import augment, draw, on_device
@@ -13,34 +18,42 @@ from genfl_mpi.learning.steps import steps_of
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Training
+    from genfl_mpi.learning.weights import FlatModel
+
 
 @dataclass(frozen=True)
 class Report:
-    """Of one local training: mean loss over its first and its last epoch, the accuracy during the last, and the samples."""
+    """Metrics of one local training: samples, mean loss over the first and the last epoch, accuracy during the last epoch."""
 
     samples: int
     loss_first_epoch: float
     loss_last_epoch: float
     accuracy_last_epoch: float
 
-    def check(self):
-        """Raise ArithmeticError if a loss is not finite."""
+    def check(self) -> None:
+        """Raise FloatingPointError if a loss is not finite."""
         for loss in (self.loss_first_epoch, self.loss_last_epoch):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is not finite: {loss}; a smaller learning rate may help")
 
 
-def normalise(images, mean, std, device):
-    """uint8 (n, C, H, W) to float32 on `device`: pixels in [0, 1], then less the mean and over the deviation; in memory with
-    the channels last, as the kernels have them."""
-    mean, std = (torch.tensor(x, device=device).view(1, -1, 1, 1) for x in (mean, std))
-    return (
-        images.to(device).float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
-    )
+def normalise(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> torch.Tensor:
+    """Normalise uint8 images (n, C, H, W) to float32 on `device`.
+
+    Scales pixels to [0, 1], subtracts `mean` and divides by `std`, both per channel. The result has the channels last in memory, the
+    layout of the fastest kernels.
+    """
+    offset, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
+    pixels = images.to(device).float().div_(255).sub_(offset).div_(scale)
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def at_round(settings, round):
-    """config.training with the learning rate of a round, of which the first is 0."""
+def at_round(settings: Training, round: int) -> Training:
+    """Return config.training with the learning rate of a round; rounds count from 0."""
     factor = {
         "constant": 1.0,
         "exponential": settings.decay**round,
@@ -50,39 +63,54 @@ def at_round(settings, round):
     return settings.model_copy(update={"lr": settings.lr * factor})
 
 
-def stream_of(device):
-    """The device's global `torch.Generator`."""
+def stream_of(device: torch.device) -> torch.Generator:
+    """Return the device's global random stream, from which dropout draws."""
     return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
 
 
 @contextmanager
-def lent(seed, device):
-    """Lend the device's global stream, which dropout draws from, and give it back as it was. (torch.manual_seed would seed every
-    kind of device and, where there is no GPU, write down the stack each time: as long as a step of a small network.)"""
+def lent(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the device's global random stream for the length of a `with` block, and restore its state afterwards.
+
+    (torch.manual_seed would seed the streams of all kinds of devices. Where there is no GPU, it also records the stack on each call,
+    which takes as long as a step of a small network.)
+    """
     stream = stream_of(device)
-    before = stream.get_state()
+    state = stream.get_state()
     stream.manual_seed(seed)
     try:
         yield
     finally:
-        stream.set_state(before)
+        stream.set_state(state)
 
 
-def train(model, start, images, labels, settings, rng, mu=0.0, correction=None, anchor=None):
-    """Run SGD from the weights `start`; the result is model.weights. Returns a `Report`.
+def train(
+    model: FlatModel,
+    start: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    settings: Training,
+    rng: np.random.Generator,
+    mu: float = 0.0,
+    correction: torch.Tensor | None = None,
+    anchor: torch.Tensor | None = None,
+) -> Report:
+    """Run SGD from the weights `start`; leave the result in model.weights and return a `Report`.
 
-    model: FlatModel; start: float32 (size,); images: float32 (n, C, H, W) and labels: int64 (n,) on the model's device;
-    settings: config.training; rng: NumPy generator, for `draw`;
-    mu: of a proximal term (FedProx, Li et al. 2020): mu / 2 times the squared distance of the parameters to those of `anchor`,
-    float32 (size,), by default `start`, joins the loss; correction: float32 (parameters,), added to every gradient (SCAFFOLD).
+    start: float32 (size,). images: float32 (n, C, H, W), and labels: int64 (n,), on the model's device. settings: config.training.
+    rng: NumPy generator, for `draw`.
+    mu: weight of a proximal term in the loss (FedProx, Li et al. 2020): mu / 2 times the squared distance of the parameters to those
+    of `anchor`, float32 (size,), by default `start`. correction: float32 (parameters,), added to every gradient (SCAFFOLD).
+
+    Does not synchronize with the device before the last step. Raises UserError if the model cannot train on a batch of one sample.
     """
     drawn, device = draw(len(images), settings, rng), images.device
     order = on_device(drawn.order, device).split(drawn.sizes)
     moves = repeat(None) if drawn.moves is None else on_device(drawn.moves, device).split(drawn.sizes, 1)
-    last = len(order) - len(order) // settings.epochs  # the first step of the last epoch
+    last_epoch = len(order) - len(order) // settings.epochs  # index of its first step
     step = steps_of(model, settings, mu, correction is not None)
-    losses, outputs, targets = [], [], []  # looked at after the last step, so that none waits for the device
-    with lent(drawn.dropping, device):
+    losses, outputs, targets = [], [], []  # on the device; read after the last step
+    with lent(drawn.dropout_seed, device):
         step.begin(start, correction, anchor)
         for number, (batch, move) in enumerate(zip(order, moves)):
             target = labels[batch]
@@ -92,27 +120,30 @@ def train(model, start, images, labels, settings, rng, mu=0.0, correction=None, 
                 if len(target) > 1:
                     raise
                 raise UserError(
-                    f"the model cannot be trained on a batch of a single sample: {first_line(error)}; set another "
-                    "batch_size, of `training` or `augmented`, or let there be more images"
+                    f"the model cannot be trained on a batch of one sample: {first_line(error)}; change batch_size of "
+                    "`training` or `augmented`, or provide more images"
                 ) from error
             losses.append(loss)
-            if number >= last:
+            if number >= last_epoch:
                 outputs.append(logits)
                 targets.append(target)
     model.gather()
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
-    *losses, correct = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()  # the one wait
-    return report(losses, correct, drawn.sizes, settings.epochs)
+    # The only synchronization with the device.
+    *mean_losses, correct_predictions = torch.cat(
+        [torch.stack(losses).double(), correct[None]]
+    ).tolist()
+    return report(mean_losses, correct_predictions, drawn.sizes, settings.epochs)
 
 
-def combined(reports):
-    """The `Report` of local trainings that followed one another: the first epoch of the first, the last of the last."""
+def combined(reports: Sequence[Report]) -> Report:
+    """Return one `Report` for consecutive trainings: the first epoch of the first one, all else from the last one."""
     first, last = reports[0], reports[-1]
     return Report(last.samples, first.loss_first_epoch, last.loss_last_epoch, last.accuracy_last_epoch)
 
 
-def report(losses, correct, sizes, epochs):
-    """A `Report` from the mean loss and the samples of each step, and the correct predictions of the last epoch."""
+def report(losses: Sequence[float], correct: float, sizes: Sequence[int], epochs: int) -> Report:
+    """Compute a `Report` from each step's mean loss and batch size, and the number of correct predictions in the last epoch."""
     steps = len(losses) // epochs
     samples = sum(sizes[:steps])
     first, last = (

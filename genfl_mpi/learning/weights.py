@@ -1,36 +1,42 @@
 """A model's weights as one flat float32 vector, and the exact sum of such vectors."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from torch import nn
 
 from genfl_mpi.learning.layers import quicken
 
-# The exact sum works in units of 2**-40, or as declared, on 64-bit integers. With so many bits of the fraction it cannot overflow
-# as long as sum rho_n max |w_n| < 2**(62 - bits), because the integer then stays below 2**62 (and roundings of half a unit a client
-# would need 2**62 clients to matter). Each summand is held below that here; whoever adds some with a sum of rho above 1, as
-# FedNova's may be, checks their `bound` too.
+# The exact sum adds 64-bit integers in units of 2**-40, or as declared. It cannot overflow as long as
+# sum rho_n max |w_n| < 2**(62 - bits), where bits is the length of the fraction: the integer then stays below 2**62. (Rounding adds
+# half a unit per client, and would need 2**62 clients to matter.) `ExactSum.add` keeps each summand below this limit. Where the sum
+# of rho may exceed 1, as in FedNova, the caller checks all summands together, with `bound`.
 FRACTION_BITS = 40
 LIMIT = 2.0 ** (62 - FRACTION_BITS)
-BLOCK = 32768  # weights that the sum takes in at a time: as float64 and as integers, twice 256 KiB
+BLOCK = 32768  # weights processed at a time: 256 KiB as float64, and 256 KiB as integers
 
 
 class FlatModel:
     """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
 
-    weights: float32 (size,), parameters first. parameters: how many of them are parameters. Other buffers, such as BatchNorm's
-    counters, are neither sent nor averaged: `load` resets them. others: these tensors. The module's layers become those of
-    `layers.quicken`. kept: the `steps.Steps` of its last trainings.
+    The module's layers are replaced by those of `layers.quicken`.
+
+    weights: float32 (size,), parameters first. parameters: number of parameters among them. others: the other buffers, such as
+    BatchNorm's counters; these are neither sent nor averaged, and `load` resets them. cached_steps: cache of `steps.steps_of`.
     """
 
-    def __init__(self, module, device="cpu"):
-        self.module, self.kept = quicken(module.to(device)), []
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu"):
+        self.module = quicken(module.to(device))
+        self.cached_steps: list[tuple] = []
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner, name, tensor in buffers_of(module) if tensor.is_floating_point()]
-        self._initial = snapshot(owned for owned in buffers_of(module) if not owned[2].is_floating_point())
+        self._initial = snapshot(entry for entry in buffers_of(module) if not entry[2].is_floating_point())
         self.others = [buffer for _, _, buffer, _ in self._initial]
-        self._views = []
+        self._views: list[tuple[nn.Module, str, torch.Tensor]] = []
         self._shapes = [p.shape for p in parameters]
         self.parameters = sum(p.numel() for p in parameters)
         size = self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers)
@@ -45,35 +51,37 @@ class FlatModel:
             self._views.append((owner, name, view))
             start += value.numel()
 
-    def load(self, weights):
-        """Set the weights to float32 (size,), and reset all other buffers to what they were when the model was built.
+    def load(self, weights: torch.Tensor) -> None:
+        """Set the weights to float32 (size,), and reset all other buffers to their values at construction.
 
-        What a model computes then depends on these weights alone, not on what was trained or tested on this rank before.
+        The model's outputs then depend on these weights alone, not on what this rank trained or tested before.
         """
         for owner, name, view in self._views:
             _bind(owner, name, view)
         self.weights.copy_(weights, non_blocking=True)
         restore(self._initial)
 
-    def gather(self):
-        """Copy buffers that a layer has replaced by new tensors, instead of changing them in place, back into the weights."""
+    def gather(self) -> None:
+        """Copy buffers that a layer replaced by new tensors, instead of updating them in place, back into the weights."""
         for owner, name, view in self._views:
             if (replaced := getattr(owner, name)) is not view:
                 view.copy_(replaced)
                 _bind(owner, name, view)
 
-    def split(self, vector):
-        """A vector (parameters,) as a list of tensors like the module's parameters; or several, (k, parameters), as (k, ...)."""
+    def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """Split a vector (parameters,) into views shaped like the module's parameters; (k, parameters) into views (k, ...)."""
         parts = vector.split([shape.numel() for shape in self._shapes], -1)
-        return [_shaped(part, shape) for part, shape in zip(parts, self._shapes)]
+        return [_reshape(part, shape) for part, shape in zip(parts, self._shapes)]
 
-    def outputs(self, classes):
-        """The slice of the weights with the biases of the last layer, one for each of the classes; None if the module ends
-        otherwise."""
+    def outputs(self, classes: int) -> slice | None:
+        """Return the slice of the weights that holds the last layer's biases, one per class.
+
+        None if the module's last parameter is not such a bias.
+        """
         return slice(self.parameters - classes, self.parameters) if self._shapes[-1] == (classes,) else None
 
-    def gradient(self):
-        """The parameters' gradients as one vector (parameters,) on their device, taken away from them."""
+    def gradient(self) -> torch.Tensor:
+        """Return the parameters' gradients as one vector (parameters,) on their device, and reset them to None."""
         vector = torch.zeros_like(self.weights[: self.parameters])
         for parameter, part in zip(self.module.parameters(), self.split(vector)):
             if parameter.grad is not None:
@@ -82,93 +90,106 @@ class FlatModel:
         return vector
 
 
-def buffers_of(module):
+def buffers_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
     """Yield (owner, name, tensor) for every buffer of a module, persistent or not."""
     for owner in module.modules():
         for name, tensor in owner.named_buffers(recurse=False):
             yield owner, name, tensor
 
 
-def snapshot(buffers):
+def snapshot(
+    buffers: Iterable[tuple[nn.Module, str, torch.Tensor]],
+) -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
     """Copy buffers, given as (owner, name, tensor), for `restore`."""
     return [(owner, name, tensor, tensor.clone()) for owner, name, tensor in buffers]
 
 
-def restore(initial):
-    """Reset the buffers of a `snapshot`, in the same memory, because a CUDA graph keeps its addresses."""
+def restore(initial: Iterable[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]) -> None:
+    """Reset the buffers of a `snapshot` in place: a CUDA graph keeps using their addresses."""
     for owner, name, buffer, value in initial:
         buffer.copy_(value)
         _bind(owner, name, buffer)
 
 
-def _bind(owner, name, buffer):
+def _bind(owner: nn.Module, name: str, buffer: torch.Tensor) -> None:
     if getattr(owner, name) is not buffer:
         setattr(owner, name, buffer)
 
 
-def _shaped(view, shape):
-    """A vector as a tensor of `shape`; kernels of convolutions with their channels last, which CPUs and GPUs like best."""
-    several = view.shape[:-1]
+def _reshape(vector: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """View a vector (..., n) as a tensor (..., *shape).
+
+    Convolution kernels have their channels last in memory, the fastest layout on CPUs and GPUs.
+    """
+    leading = vector.shape[:-1]
     if len(shape) != 4:
-        return view.view(*several, *shape)
+        return vector.view(*leading, *shape)
     outputs, inputs, height, width = shape
-    return view.view(*several, outputs, height, width, inputs).movedim(-1, -3)
+    return vector.view(*leading, outputs, height, width, inputs).movedim(-1, -3)
 
 
 class ExactSum:
-    """sum_n rho_n w_n in 64-bit fixed point: the same bits in whatever order, and on however many ranks, it is added.
+    """sum_n rho_n w_n in 64-bit fixed point: bit for bit the same in any order of summation and on any number of ranks.
 
-    units: int64 (size,), NumPy, where the sum is kept: part of a message, so that it need not be copied. fraction_bits: of a unit.
+    units: int64 (size,), NumPy, the accumulator: part of a message, so that it need not be copied. fraction_bits: bits of the
+    fraction; a unit is 2**-fraction_bits.
     """
 
-    def __init__(self, units, fraction_bits=FRACTION_BITS):
+    def __init__(self, units: np.ndarray, fraction_bits: int = FRACTION_BITS):
         self.units, self.fraction_bits = units, fraction_bits
         self.scratch = torch.empty(2, min(BLOCK, len(units)), dtype=torch.float64)
 
-    def add(self, rho, weights, since=None):
-        """Add rho (>= 0) times weights (float32 (size,)). Returns the largest weight's size and, in float64, the Euclidean
-        distance of the first weights to `since` (float32 (parameters,)), if that is given. Raises ArithmeticError, with
-        nothing added, on what it cannot represent.
+    def add(
+        self, rho: float, weights: torch.Tensor, since: torch.Tensor | None = None
+    ) -> tuple[float, float]:
+        """Add rho (>= 0) times weights (float32 (size,)).
 
-        All of it is done block by block, while a cache holds the block.
+        Returns the largest absolute weight and, computed in float64, the Euclidean distance of the first weights to `since`
+        (float32 (parameters,)); 0 without `since`. Raises FloatingPointError, with nothing added, if the sum cannot represent the
+        weights. Works block by block, so that each block stays in the cache.
         """
-        weights = weights.cpu().numpy()
-        since = np.empty(0, dtype=np.float32) if since is None else since.numpy()
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(weights), BLOCK)]
-        largest = float(np.max([(weights[block].max(), -weights[block].min()) for block in blocks]))
-        check_size(rho, largest, self.fraction_bits)
+        values = weights.cpu().numpy()
+        reference = np.empty(0, dtype=np.float32) if since is None else since.numpy()
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
+        largest = float(np.max([(values[block].max(), -values[block].min()) for block in blocks]))
+        check_summand(rho, largest, self.fraction_bits)
         square, scale = 0.0, rho * 2.0**self.fraction_bits
         for block in blocks:
-            values, change = (row[: len(weights[block])] for row in self.scratch.numpy())
-            np.copyto(values, weights[block])
-            if count := len(since[block]):
-                np.copyto(change[:count], since[block])
-                change[:count] -= values[:count]
+            scaled, change = (row[: len(values[block])] for row in self.scratch.numpy())
+            np.copyto(scaled, values[block])
+            if count := len(reference[block]):
+                np.copyto(change[:count], reference[block])
+                change[:count] -= scaled[:count]
                 square += torch.dot(self.scratch[1, :count], self.scratch[1, :count]).item()
-            # A product of two float64 and its rounding to an integer depend on this client alone.
-            values *= scale
-            np.rint(values, out=values)
-            whole = change.view(np.int64)
-            np.copyto(whole, values, casting="unsafe")
-            self.units[block] += whole
+            # The float64 product and its rounding to an integer depend on this client alone; integer sums have no order.
+            scaled *= scale
+            np.rint(scaled, out=scaled)
+            rounded = change.view(np.int64)
+            np.copyto(rounded, scaled, casting="unsafe")
+            self.units[block] += rounded
         return largest, math.sqrt(square)
 
-    def value(self):
-        """The sum as float64 (size,)."""
+    def value(self) -> torch.Tensor:
+        """Return the sum as float64 (size,)."""
         return torch.from_numpy(np.multiply(self.units, 2.0**-self.fraction_bits))
 
 
-def check_size(rho, largest, fraction_bits=FRACTION_BITS):
-    """The size of the largest weight of a summand, if the exact sum can hold it; else raise ArithmeticError."""
-    if not max(1, rho) * largest < 2.0 ** (62 - fraction_bits):  # also true of NaN, which extremes pass on
+def check_summand(rho: float, largest: float, fraction_bits: int = FRACTION_BITS) -> float:
+    """Return `largest`, the largest absolute weight of a summand; raise FloatingPointError if the exact sum cannot hold it."""
+    # Written so that NaN fails, too: it propagates through minimum and maximum.
+    if not max(1, rho) * largest < 2.0 ** (62 - fraction_bits):
         raise FloatingPointError(
-            f"the trained weights are not finite or too large to be averaged: largest {largest:g}"
+            f"the trained weights are not finite or too large to be averaged: largest {largest:g}; a smaller "
+            "learning rate may help"
         )
     return largest
 
 
-def bound(rho, largest):
-    """Raise ArithmeticError if the exact sum of weights with these largest sizes, float64 (n,), may have overflowed."""
+def bound(rho: np.ndarray, largest: np.ndarray) -> None:
+    """Raise FloatingPointError if the exact sum may have overflowed.
+
+    rho: float64 (n,); largest: float64 (n,), the largest absolute weight of each summand.
+    """
     if not (total := float(rho @ largest)) < LIMIT:
         raise FloatingPointError(
             f"the clients' weights are too large to be summed: rho times their largest add up to {total:g}; "
@@ -176,10 +197,10 @@ def bound(rho, largest):
         )
 
 
-def fixed_point(value, summands):
-    """A float as an integer number of 2**-20, for sums of losses that do not depend on their order.
+def fixed_point(value: float, summands: int) -> int:
+    """Convert a float to an integer number of 2**-20, so that sums of losses do not depend on the order of summation.
 
-    Raises ArithmeticError if it is not finite, or so large that a sum of so many might overflow 64 bits.
+    Raises FloatingPointError if it is not finite, or so large that a sum of `summands` such values might overflow 64 bits.
     """
     if not abs(value) < 2**42 / summands:
         raise FloatingPointError(
@@ -188,5 +209,6 @@ def fixed_point(value, summands):
     return int(np.rint(value * 2**20))
 
 
-def from_fixed_point(units):
+def from_fixed_point(units: int) -> float:
+    """Convert a sum of `fixed_point` values back to a float."""
     return units / 2**20
