@@ -173,7 +173,7 @@ def test_models_are_tried_on_images_of_every_size(name, fits):
                 f"model.name: {name} cannot be trained on images of 1 x {size} x {size} (channels, height, width): "
             )
             assert str(error).endswith(
-                "; use images of another size, which data.size sets for folder and synthetic, or choose another model"
+                "; use images of another size (data.size for folder and synthetic), or choose another model"
             )
         else:
             assert size in fits
@@ -209,7 +209,7 @@ def test_a_model_that_does_not_fit_is_refused_before_the_start(override, fast, t
     assert main([*fast, override, *filter(None, [sizes.get(override)])]) == 2
     said = capsys.readouterr().err
     assert "cannot be trained on images of 3 x" in said and said.count("\n") == 1
-    assert ("one by one" in said) == (override == "training.batch_size=1") and not list(
+    assert ("in batches of one" in said) == (override == "training.batch_size=1") and not list(
         tmp_path.glob("results/*.h5")
     )
 

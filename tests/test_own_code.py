@@ -67,14 +67,14 @@ def mine(tmp_path, monkeypatch):
         ("kappa.policy=own_code:word", "as a number"),
         (
             "model.name=own_code:many_classes",
-            r"must return logits \(n, 10\), and of 2 images returns \(2, 11\)",
+            r"must return logits \(n, 10\), but returns \(2, 11\) for 2 images",
         ),
         (
             "model.name=own_code:wrong_size",
-            r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; mend its layers",
+            r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; correct its layers",
         ),
         ("model.name=own_code:pair", "returns tuple"),
-        ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; mend its layers"),
+        ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; correct its layers"),
     ],
 )
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):

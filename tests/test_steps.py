@@ -87,7 +87,8 @@ def fails(results):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"), [(wrong, "differs from the eager step"), (fails, "operation not permitted when stream is capturing$")]
+    ("spoil", "said"),
+    [(wrong, "differs from the eager step"), (fails, "operation not permitted when stream is capturing$")],
 )
 def test_a_graph_that_fails_or_computes_something_else_is_not_used(spoil, said, monkeypatch):
     settings = Training(epochs=1, batch_size=8, momentum=0.9)

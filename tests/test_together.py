@@ -142,7 +142,9 @@ class Twice(nn.Module):
 )
 def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
     model = FlatModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10)))
-    with pytest.raises(UserError, match="training.clients_per_batch=3 does not support this network") as caught:
+    with pytest.raises(
+        UserError, match="training.clients_per_batch=3 does not support this network"
+    ) as caught:
         Twin(model, (3, 8, 8), LocalTraining(clients_per_batch=3))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 

@@ -1,7 +1,8 @@
-"""Train several clients as one batched computation: one set of kernel launches performs a step of all of them.
+"""Train several clients as one batched computation: one set of kernel launches per step.
 
-For small networks, which leave most of a GPU idle when they run alone. Each client takes its own steps on its own batches with its
-own random draws, as in `training.train`; only the order of summation inside matrix products differs.
+For small networks, which leave most of a GPU idle when they run alone. Each client takes its own steps on its
+own batches with its own random draws, as in `training.train`; only the order of summation inside matrix
+products differs.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ class _MaskedDropout(nn.Module):
 class _Batch(NamedTuple):
     """One step of k clients, with smaller batches padded to the largest, b.
 
-    index: int64 (k, b), samples in the concatenated images of all clients. share: float32 (k, b), weight of a sample in its
-    client's loss: 1 / batch size, or 0 for padding. moves: int64 (3, k, b), augmentation as in `Draws`, or None. sizes: batch size
-    of each client.
+    samples: int64 (k, b), indices into the concatenated images of all clients. share: float32 (k, b), weight
+    of a sample in its client's loss: 1 / batch size, or 0 for padding. moves: int64 (3, k, b), augmentation
+    as in `Draws`, or None. sizes: batch size of each client.
     """
 
-    index: np.ndarray
+    samples: np.ndarray
     share: np.ndarray
     moves: np.ndarray | None
     sizes: list[int]
@@ -92,7 +93,8 @@ class _Batch(NamedTuple):
 class Twin:
     """The network of a `FlatModel`, evaluated for several weight vectors at once, with torch's own layers.
 
-    shape: (C, H, W) of an image; settings: config.training. Raises UserError if the network cannot be batched over clients.
+    shape: (C, H, W) of an image; settings: config.training. Raises UserError if the network cannot be batched
+    over clients.
     """
 
     def __init__(self, model: FlatModel, shape: tuple[int, int, int], settings: LocalTraining):
@@ -138,7 +140,8 @@ class Twin:
     def _check_independence(self, shape: tuple[int, int, int]) -> None:
         """Record the inputs of the dropout layers, and refuse a network that mixes the samples of a batch.
 
-        A sample's contribution to the gradients must not depend on the other samples, because these may be padding.
+        A sample's contribution to the gradients must not depend on the other samples, because these may be
+        padding.
         """
         device, module = self.model.weights.device, self.model.module.train()
         masked_layers = self.masked_layers
@@ -191,7 +194,7 @@ class Twin:
         labels: torch.Tensor,
         share: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of one client's batch and, as one tensor (2,), this loss and the number of correct predictions."""
+        """Return the loss of one client's batch, and a tensor (2,): this loss and the correct predictions."""
         parameters = {
             name: value if self.trainable[name] else value.detach() for name, value in parameters.items()
         }
@@ -208,10 +211,11 @@ class Twin:
         rngs: Sequence[np.random.Generator],
         mu: float = 0.0,
     ) -> list[tuple[torch.Tensor, Report]]:
-        """Train several clients as `training.train` does; return (weights, `Report`) of each, weights float32 (size,).
+        """Train several clients as `training.train` does; return (weights, `Report`) of each.
 
-        start: float32 (size,), common to all clients. data: (images, labels) of each, on the device. settings: config.training of
-        each, which may differ in epochs alone. rngs: NumPy generator of each. mu: weight of FedProx's proximal term.
+        Weights are float32 (size,). start: float32 (size,), common to all clients. data: (images, labels) of
+        each, on the device. settings: config.training of each, which may differ in epochs alone. rngs: NumPy
+        generator of each. mu: weight of FedProx's proximal term.
         """
         device, samples = self.model.weights.device, [len(labels) for _, labels in data]
         drawn = [draw(*one) for one in zip(samples, settings, rngs)]
@@ -233,7 +237,7 @@ class Twin:
                 stream_states.append(stream.manual_seed(drawn[client].dropout_seed).get_state())
             for batch in batches:
                 count = len(batch.sizes)
-                index, share = (on_device(part, device) for part in (batch.index, batch.share))
+                index, share = (on_device(part, device) for part in (batch.samples, batch.share))
                 masks = self._draw_masks(stream, stream_states, batch)
                 pixels, targets = images[index.flatten()], labels[index]
                 if batch.moves is not None:
@@ -266,8 +270,8 @@ class Twin:
     def _draw_masks(
         self, stream: torch.Generator, states: list[torch.Tensor], batch: _Batch
     ) -> dict[str, torch.Tensor]:
-        """Draw the dropout masks of a step, by buffer name; each client continues its own state of the device's stream."""
-        clients, width = batch.index.shape
+        """Draw the dropout masks of a step, by buffer name; each client continues its own random stream."""
+        clients, width = batch.samples.shape
         masks: dict[str, torch.Tensor] = {}
         for row, size in enumerate(batch.sizes) if self.masked_layers else ():
             stream.set_state(states[row])
@@ -283,7 +287,8 @@ class Twin:
 def _batches(drawn: Sequence[Draws], starts: np.ndarray) -> Iterator[_Batch]:
     """Yield the `_Batch` of each step.
 
-    drawn: `Draws` of each client, in descending order of steps; starts: index of each client's first image among all images.
+    drawn: `Draws` of each client, in descending order of steps; starts: index of each client's first image
+    among all images.
     """
     bounds = [np.cumsum([0, *one.sizes]) for one in drawn]
     for step in range(len(drawn[0].sizes)):

@@ -1,6 +1,7 @@
 """The batches of a local training and their augmentation.
 
-All of it is drawn before the first step and sent to the device at once, so that no step waits for random numbers.
+All of it is drawn before the first step and sent to the device at once, so that no step waits for random
+numbers.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ Counts = TypeVar("Counts", int, np.ndarray)
 class Draws(NamedTuple):
     """The random draws of one local training.
 
-    dropout_seed: seed of dropout. sizes: batch size of each step, all epochs in sequence. order: int64 (sum of sizes,), samples in
-    the order of training. moves: int64 (3, sum of sizes), augmentation of each: whether it is mirrored, and its vertical and
-    horizontal offset in the padded image, in pixels; None without augmentation.
+    dropout_seed: seed of dropout. sizes: batch size of each step, all epochs in sequence. order: int64 (sum
+    of sizes,), samples in the order of training. moves: int64 (3, sum of sizes), augmentation of each:
+    whether it is mirrored, and its vertical and horizontal offset in the padded image, in pixels; None
+    without augmentation.
     """
 
     dropout_seed: int
@@ -34,7 +36,8 @@ class Draws(NamedTuple):
 def draw(count: int, settings: Training, rng: np.random.Generator) -> Draws:
     """Draw the `Draws` of a training on `count` samples.
 
-    settings: config.training. rng: NumPy generator that seeds dropout and orders the batches; a child of it draws the augmentation.
+    settings: config.training. rng: NumPy generator that seeds dropout and orders the batches; a child of it
+    draws the augmentation.
     """
     dropout_seed = int(rng.integers(2**63))
     augmenting = rng.spawn(1)[0] if settings.crop or settings.flip else None
@@ -53,8 +56,9 @@ def draw(count: int, settings: Training, rng: np.random.Generator) -> Draws:
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
     """Split 0..count-1, in random order, into index tensors of at most `batch_size`.
 
-    Uses the minimum number of batches; their sizes differ by at most one sample. (A small remainder as the last batch would make the
-    last step the noisiest: a remainder of 4 images cost ten percentage points of accuracy.)
+    Uses the minimum number of batches; their sizes differ by at most one sample. (A small remainder as the
+    last batch would make the last step the noisiest: a remainder of 4 images cost ten percentage points of
+    accuracy.)
     """
     order = torch.from_numpy(rng.permutation(count))
     return order.tensor_split(local_batches(count, batch_size))
@@ -82,8 +86,8 @@ def _draw_moves(count: int, settings: Training, rng: np.random.Generator) -> np.
 def augment(images: torch.Tensor, settings: Training, moves: torch.Tensor | None) -> torch.Tensor:
     """Mirror and shift images.
 
-    images: float32 (n, C, H, W), on any device. settings: config.training. moves: int64 (3, n) as in `Draws`, on the same device;
-    None without augmentation.
+    images: float32 (n, C, H, W), on any device. settings: config.training. moves: int64 (3, n) as in `Draws`,
+    on the same device; None without augmentation.
     """
     if moves is None:
         return images

@@ -12,7 +12,8 @@ BLOCK = 1 << 22  # weights processed at a time: 32 MiB as float64
 class DeviceSum:
     """`ExactSum` on any device. The sum has the same bits; the norm of an update may differ in its last bits.
 
-    units: int64 (size,), on any device, the accumulator; fraction_bits: bits of the fraction, a unit is 2**-fraction_bits.
+    units: int64 (size,), on any device, the accumulator; fraction_bits: bits of the fraction, a unit is
+    2**-fraction_bits.
     """
 
     def __init__(self, units: torch.Tensor, fraction_bits: int = FRACTION_BITS):
@@ -21,7 +22,10 @@ class DeviceSum:
     def add(
         self, rho: float, weights: torch.Tensor, since: torch.Tensor | None = None
     ) -> tuple[float, float]:
-        """Do as `ExactSum.add`; weights and since on any device. Synchronizes once, for the two numbers that it returns."""
+        """Do as `ExactSum.add`, with weights and since on any device.
+
+        Synchronizes with the device once, for the two numbers that it returns.
+        """
         weights = weights.to(self.units.device)
         square = torch.zeros((), dtype=torch.float64, device=weights.device)
         if since is not None:
@@ -30,6 +34,7 @@ class DeviceSum:
         low, high, squared = torch.stack([*(end.double() for end in torch.aminmax(weights)), square]).tolist()
         largest = check_summand(rho, max(high, -low), self.fraction_bits)
         for units, one in zip(self.units.split(BLOCK), weights.split(BLOCK)):
-            # The float64 product and its rounding to an integer depend on this client alone; integer sums have no order.
+            # The float64 product and its rounding to an integer depend on this client alone; integer sums
+            # have no order.
             units += one.double().mul_(rho * 2.0**self.fraction_bits).round_().long()
         return largest, squared**0.5

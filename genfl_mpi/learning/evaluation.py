@@ -36,9 +36,10 @@ def chunks(
     first: int = 0,
     every: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield chunks of at most `size` samples for `evaluate`, on `device`: number `first`, and every `every`-th after it.
+    """Yield chunks of at most `size` samples for `evaluate`: chunk `first` and every `every`-th after it.
 
-    images: uint8 (n, C, H, W), and labels: int64 (n,), which may be read-only; about: the data set's `Description`.
+    images: uint8 (n, C, H, W), and labels: int64 (n,), possibly read-only; device: of the result; about: the
+    data set's `Description`.
     """
     for start in range(first * size, len(labels), every * size):
         part = slice(start, start + size)
@@ -52,7 +53,7 @@ def chunks(
 def evaluate(
     model: FlatModel, chunks: Iterable[tuple[torch.Tensor, torch.Tensor]], classes: int, total: int
 ) -> np.ndarray:
-    """Compute integer totals over chunks of the test set; summed over ranks they are the same for any division.
+    """Compute integer totals over chunks of the test set; their sum over ranks is the same for any division.
 
     chunks: float32 images (n, C, H, W) and int64 labels (n,); total: number of chunks on all ranks.
     Returns int64 (classes + 1,): correct predictions of each class, then the summed loss in fixed point.
@@ -71,10 +72,10 @@ def evaluate(
 
 
 def accuracy_over_clients(accuracy_per_class: np.ndarray, histograms: np.ndarray) -> dict[str, float]:
-    """Estimate each client's accuracy on test data with its own label mix; return the mean and the mean of the worst tenth.
+    """Estimate clients' accuracy on test data with their own label mix: mean, and mean of the worst tenth.
 
-    accuracy_per_class: float64 (classes,), NaN for classes without test samples, which do not count; histograms: int (clients,
-    classes).
+    accuracy_per_class: float64 (classes,), NaN for classes without test samples, which do not count;
+    histograms: int (clients, classes).
     """
     known = histograms @ np.isfinite(accuracy_per_class)
     correct = histograms @ np.nan_to_num(accuracy_per_class)

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 def of_training(module: nn.Module, shape: tuple[int, ...]) -> float:
     """Count the FLOPs of an SGD step on one sample, forward and backward; a multiply-add counts as two.
 
-    module: maps (n, C, H, W) to logits; shape: (C, H, W). Counts convolutions and dense layers. Elementwise operations (activations,
-    normalisation, the update itself) are not counted; they are less than a hundredth of these.
+    module: maps (n, C, H, W) to logits; shape: (C, H, W). Counts convolutions and dense layers. Elementwise
+    operations (activations, normalisation, the update itself) are not counted; they are less than a hundredth
+    of these.
     """
     copied = copy.deepcopy(module).to("meta").train()
     counter = FlopCounterMode(display=False)

@@ -1,4 +1,4 @@
-"""Free-riders, clients that return a model without training (Fraboni et al. 2021: plain and disguised free-riders)."""
+"""Clients that return a model without training: plain and disguised free-riders (Fraboni et al. 2021)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def free_ride(
 ) -> Report:
     """Set model.weights to `start`, plus normal noise of standard deviation `noise` on each parameter.
 
-    Returns a `Report` that passes off the global model's loss and accuracy on the client's data as its training metrics. Other
-    arguments as in `training.train`.
+    Returns a `Report` that passes off the global model's loss and accuracy on the client's data as its
+    training metrics. Other arguments as in `training.train`.
     """
     model.load(start)
     model.module.eval()

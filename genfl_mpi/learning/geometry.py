@@ -16,7 +16,7 @@ def distance(one: torch.Tensor, other: torch.Tensor, parameters: int) -> float:
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor, before: torch.Tensor, parameters: int) -> float:
-    """Compute the cosine of the angle between two models' updates since `before`; NaN if an update is zero."""
+    """Compute the cosine between two models' updates since `before`; NaN if an update is zero."""
     product = math.sqrt(_dot(one, one, before, parameters) * _dot(other, other, before, parameters))
     return _dot(one, other, before, parameters) / product if product else math.nan
 
@@ -36,10 +36,11 @@ def _dot(one: torch.Tensor, other: torch.Tensor, before: torch.Tensor, parameter
 
 
 def mean_cosine(rho: np.ndarray, norms: np.ndarray, norm_of_sum: float) -> float:
-    """Compute the mean cosine between the updates of two different clients, pairs weighted by rho_i |Delta_i| rho_j |Delta_j|.
+    """Compute the mean cosine between the updates of different clients.
 
-    Follows from |sum rho Delta|^2 = sum rho_i^2 |Delta_i|^2 + sum over pairs of rho_i rho_j Delta_i Delta_j, so that no client's
-    update needs to be sent. rho, norms: float64 (cohort,); norm_of_sum: |sum rho Delta|. NaN for a cohort of one.
+    A pair has the weight rho_i |Delta_i| rho_j |Delta_j|. Follows from |sum rho Delta|^2 = sum rho_i^2
+    |Delta_i|^2 + sum over pairs of rho_i rho_j Delta_i Delta_j, so that no client's update needs to be sent.
+    rho, norms: float64 (cohort,); norm_of_sum: |sum rho Delta|. NaN for a cohort of one.
     """
     parts = rho * norms
     pairs = parts.sum() ** 2 - (parts**2).sum()

@@ -1,44 +1,61 @@
-"""Bytes that training takes on a device, counted from shapes alone."""
+"""Bytes that training needs on a device, counted from shapes alone."""
+
+from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-FLOAT, UNIT = 4, 8  # bytes of a weight and of its part in the exact sum
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Training
+
+FLOAT, UNIT = 4, 8  # bytes of a weight, and of its entry in the exact sum
 
 
-def of_activations(module, shape, batch, dtype="float32"):
-    """Bytes that a forward pass on `batch` samples keeps for the backward pass, with the batch itself, less the weights.
+def of_activations(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: str = "float32") -> int:
+    """Count the bytes that a forward pass keeps for the backward pass, batch included, weights excluded.
 
-    module: maps float32 (n, C, H, W) to logits; shape: (C, H, W); dtype: "float32" or "bfloat16", as config.training has it, of
-    which the latter keeps a copy of the weights, too.
+    module: maps float32 (n, C, H, W) to logits; shape: (C, H, W); batch: samples; dtype: "float32" or
+    "bfloat16", as in config.training. In bfloat16 a copy of the weights counts, too.
     """
-    there = copy.deepcopy(module).to("meta", getattr(torch, dtype)).train()
-    # Only torch's private number of a storage tells those on the meta device apart.
-    weights = {parameter.untyped_storage()._cdata for parameter in there.parameters()}
+    copied = copy.deepcopy(module).to("meta", getattr(torch, dtype)).train()
+    # Storages on the meta device have no address; only torch's private identifier distinguishes them.
+    weights = {parameter.untyped_storage()._cdata for parameter in copied.parameters()}
     kept = {}
 
-    def keep(tensor):
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that no other can have its number
+            kept[storage._cdata] = storage  # the reference keeps its identifier from being used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = there(torch.empty(batch, *shape, dtype=getattr(torch, dtype), device="meta"))
+        logits = copied(torch.empty(batch, *shape, dtype=getattr(torch, dtype), device="meta"))
         F.cross_entropy(logits.float(), torch.empty(batch, dtype=torch.int64, device="meta"))
-    copies = 0 if dtype == "float32" else sum(parameter.nbytes for parameter in there.parameters())
+    copies = 0 if dtype == "float32" else sum(parameter.nbytes for parameter in copied.parameters())
     return sum(storage.nbytes() for storage in kept.values()) + copies
 
 
-def of_weights(size, parameters, settings, of_step=0, arrays=0, sums=0, clients_per_batch=1):
-    """Bytes of what is as long as the weights, by name. size: weights; parameters: of them; settings: config.training; of_step:
-    vectors that a step needs besides gradients and velocity (FedProx, SCAFFOLD); arrays, sums: values of an algorithm's broadcast
-    arrays and sums; clients_per_batch: clients trained as one."""
-    models = 2 + (
-        clients_per_batch if clients_per_batch > 1 else 0
-    )  # one to compute with, omega^t, and those that are trained as one batch
+def of_weights(
+    size: int,
+    parameters: int,
+    settings: Training,
+    of_step: int = 0,
+    arrays: int = 0,
+    sums: int = 0,
+    clients_per_batch: int = 1,
+) -> dict[str, int]:
+    """Count the bytes of all vectors as long as the weights, by name.
+
+    size: number of weights; parameters: of parameters among them; settings: config.training; of_step: vectors
+    that a step needs besides gradients and velocity (FedProx, SCAFFOLD); arrays, sums: values in an
+    algorithm's broadcast arrays and sums; clients_per_batch: clients trained as one batch.
+    """
+    # The working model, omega^t, and the models of clients trained as one batch.
+    models = 2 + (clients_per_batch if clients_per_batch > 1 else 0)
     velocities = max(1, clients_per_batch) * bool(settings.momentum)
     return {
         "weights": FLOAT * models * size,

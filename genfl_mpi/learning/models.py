@@ -1,7 +1,11 @@
 """The networks, by name or import path."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +15,21 @@ from genfl_mpi.config.functions import find
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Model
 
-def build(settings, classes, shape, seed):
-    """Build a module with weights that depend on `seed` alone.
+Shape = tuple[int, int, int]  # (C, H, W) of an image
 
-    settings: config.model; shape: (C, H, W) of an image. The module maps float32 (n, C, H, W) to logits (n, classes).
-    Raises UserError.
+
+def build(settings: Model, classes: int, shape: Shape, seed: int) -> nn.Module:
+    """Build a module whose initial weights depend on `seed` alone.
+
+    settings: config.model; shape: (C, H, W) of an image. The module maps float32 (n, C, H, W) to logits (n,
+    classes). Raises UserError if the network does not exist or does not fit the images.
     """
     check(settings, classes, shape)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torch's layers draw their weights from the global stream: lend it
+    # torch's layers draw their weights from the global stream: the fork restores it afterwards.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _make(find(settings.name, MODELS, "model.name"), settings, classes, shape)
         if settings.name not in MODELS:
@@ -30,63 +38,69 @@ def build(settings, classes, shape, seed):
         return module.train()
 
 
-def check(settings, classes, shape, samples=2):
-    """Raise UserError unless the network is there and can be trained on such images, in batches of so many samples.
+def check(settings: Model, classes: int, shape: Shape, samples: int = 2) -> None:
+    """Raise UserError unless the network can be trained on images of this shape, in batches of `samples`.
 
-    settings: config.model; shape: (C, H, W). It is tried on the CPU. (The meta device would compute nothing, but accepts what the
-    CPU refuses.)
+    settings: config.model; shape: (C, H, W). Runs a forward and a backward pass on the CPU. (The meta device
+    would cost nothing, but accepts shapes that the CPU refuses.)
     """
-    _try(find(settings.name, MODELS, "model.name"), settings, classes, tuple(shape), samples)
+    _try_training(find(settings.name, MODELS, "model.name"), settings, classes, tuple(shape), samples)
 
 
-def _make(function, settings, classes, shape):
+def _make(function: Callable[..., nn.Module], settings: Model, classes: int, shape: Shape) -> nn.Module:
     return function(classes, shape, settings) if settings.name in MODELS else function(classes, shape)
 
 
 @cache  # the runs of a sweep share their network
-def _try(function, settings, classes, shape, samples):
+def _try_training(
+    function: Callable[..., nn.Module], settings: Model, classes: int, shape: Shape, samples: int
+) -> None:
     name, module, logits = settings.name, None, None
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers without inputs, say: what they lead to is found here
+        warnings.simplefilter(
+            "ignore"
+        )  # of layers without inputs, for example: the errors they lead to are caught here
         try:
             module = _make(function, settings, classes, shape)
             if isinstance(module, nn.Module):
                 logits = module.train()(torch.zeros(samples, *shape))
                 if isinstance(logits, torch.Tensor) and logits.shape == (samples, classes):
                     F.cross_entropy(logits.float(), torch.zeros(samples, dtype=torch.int64)).backward()
-        except Exception as error:  # whatever a layer raises that does not fit
+        except Exception as error:  # any exception of a layer that does not fit
             images = f"images of {' x '.join(map(str, shape))} (channels, height, width)"
-            reason = first_line(error)
+            in_batches, reason = " in batches of one" if samples == 1 else "", first_line(error)
             raise UserError(
-                f"model.name: {name} cannot be trained on {images}{' one by one' * (samples == 1)}: {reason}; "
+                f"model.name: {name} cannot be trained on {images}{in_batches}: {reason}; "
                 f"{_remedy(name, samples)}, or choose another model"
             ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"model.name: {name} must return a torch.nn.Module, not {type(module).__name__}")
     if not isinstance(logits, torch.Tensor) or logits.shape != (samples, classes):
-        returned = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(
-            f"model.name: {name} must return logits (n, {classes}), and of {samples} images returns {returned}"
+            f"model.name: {name} must return logits (n, {classes}), but returns {found} for {samples} images"
         )
 
 
-def _remedy(name, samples):
+def _remedy(name: str, samples: int) -> str:
     if samples == 1:
-        return "let no batch have a single sample, by a larger partition.min_samples or another training.batch_size"
+        return (
+            "avoid batches of one sample with a larger partition.min_samples or another training.batch_size"
+        )
     return (
-        "use images of another size, which data.size sets for folder and synthetic"
+        "use images of another size (data.size for folder and synthetic)"
         if name in MODELS
-        else "mend its layers"
+        else "correct its layers"
     )
 
 
-def _cnn(classes, shape, settings):
-    """Two convolutions and two dense layers, for trials."""
+def _cnn(classes: int, shape: Shape, settings: Model) -> nn.Module:
+    """A small network for quick experiments: two convolutions and two dense layers."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
         nn.MaxPool2d(2),
-        nn.ReLU(),  # pooling first: the same function, less work
+        nn.ReLU(),  # after pooling: the same function at a quarter of the work
         nn.Conv2d(16, 32, 3, padding=1),
         nn.MaxPool2d(2),
         nn.ReLU(),
@@ -97,15 +111,15 @@ def _cnn(classes, shape, settings):
     )
 
 
-def _pfl_cnn(classes, shape, settings):
-    """The network of pfl-research's CIFAR-10 benchmark (Granqvist et al. 2024): 1,626,442 parameters there."""
+def _pfl_cnn(classes: int, shape: Shape, settings: Model) -> nn.Module:
+    """The network of pfl-research's CIFAR-10 benchmark (Granqvist et al. 2024): 1,626,442 parameters."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3),
         nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 3),
         nn.MaxPool2d(2),
-        nn.ReLU(inplace=True),  # as above
+        nn.ReLU(inplace=True),  # after pooling, as in _cnn
         nn.Dropout(0.25),
         nn.Flatten(),
         nn.Linear(64 * (height // 2 - 2) * (width // 2 - 2), 128),
@@ -115,8 +129,8 @@ def _pfl_cnn(classes, shape, settings):
     )
 
 
-def _lenet5(classes, shape, settings):
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling; images smaller than its 32x32 get a margin."""
+def _lenet5(classes: int, shape: Shape, settings: Model) -> nn.Module:
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling; smaller images are padded to 32x32."""
     channels, height, width = shape
     rows, columns = 32 - height, 32 - width
     return nn.Sequential(
@@ -136,11 +150,9 @@ def _lenet5(classes, shape, settings):
     )
 
 
-def _resnet18(classes, shape, settings):
-    """torchvision's ResNet-18; the `cifar` stem keeps 32x32 images large: a 3x3 convolution and no max-pool."""
-    from torchvision.models import (
-        resnet18,
-    )  # here, because importing it takes seconds that a CNN need not pay
+def _resnet18(classes: int, shape: Shape, settings: Model) -> nn.Module:
+    """torchvision's ResNet-18; the `cifar` stem, a 3x3 convolution without max-pool, suits 32x32 images."""
+    from torchvision.models import resnet18  # imported here: it takes seconds that other networks do not need
 
     norm = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}[settings.norm]
     module = resnet18(num_classes=classes, norm_layer=norm)
@@ -152,4 +164,9 @@ def _resnet18(classes, shape, settings):
     return module
 
 
-MODELS = {"cnn": _cnn, "pfl_cnn": _pfl_cnn, "lenet5": _lenet5, "resnet18": _resnet18}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": _cnn,
+    "pfl_cnn": _pfl_cnn,
+    "lenet5": _lenet5,
+    "resnet18": _resnet18,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +21,29 @@ MAX_GRAPHS = 64  # batch shapes with a graph of their own; steps on further shap
 MAX_CACHED_STEPS = 2  # `Steps` cached per model: of the clients, and of the augmented model
 WARM_UP_STEPS = 3  # eager steps before a capture, in which libraries choose their kernels
 
+Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
+
 
 def descend(
-    parameters: Sequence[torch.Tensor],
-    direction: list[torch.Tensor],
+    parameters: Tensors,
+    direction: Tensors,
     settings: Training,
-    velocity: Sequence[torch.Tensor] = (),
+    velocity: Tensors = (),
     mu: float = 0.0,
-    begun: Sequence[torch.Tensor] = (),
-    correction: Sequence[torch.Tensor] = (),
+    begun: Tensors = (),
+    correction: Tensors = (),
 ) -> None:
     """Take an SGD step along gradients, with momentum and weight decay as in torch.optim.SGD.
 
-    All sequences hold tensors of the same shapes. Updates parameters and velocity in place; overwrites direction, the gradients.
+    All sequences hold tensors of the same shapes. Updates parameters and velocity in place; overwrites
+    direction, the gradients.
 
-    velocity: with momentum, zeros before the first step. mu, begun: strength and centre of FedProx's proximal term.
-    correction: added to the gradients.
+    velocity: with momentum, zeros before the first step. mu, begun: strength and centre of FedProx's proximal
+    term. correction: added to the gradients.
 
-    Each weight is read and written as few times as possible. The private `torch._foreach_*` functions, which torch's own
-    optimizers call, too, process all tensors in one launch; a loop over the tensors would launch a kernel for each.
+    Each weight is read and written as few times as possible. The private `torch._foreach_*` functions, which
+    torch's own optimizers call, too, process all tensors in one launch; a loop over the tensors would launch
+    a kernel for each.
     """
     if mu:
         torch._foreach_add_(direction, torch._foreach_sub(parameters, begun), alpha=mu)
@@ -50,17 +54,19 @@ def descend(
     if settings.momentum:
         torch._foreach_mul_(velocity, settings.momentum)
         torch._foreach_add_(velocity, direction)
-        direction = list(velocity)
+        direction = velocity
     torch._foreach_add_(parameters, direction, alpha=-settings.lr)
 
 
 class Steps:
-    """The steps of a model under fixed settings: call `begin` once per training, then the object with each batch.
+    """Steps of a model under fixed settings: call `begin` for each training, then the object for each batch.
 
-    model: `FlatModel`; settings: config.training; mu: of FedProx; corrected: whether gradients are corrected (SCAFFOLD).
+    model: `FlatModel`; settings: config.training; mu: of FedProx; corrected: whether gradients are corrected
+    (SCAFFOLD).
 
-    On a GPU, a batch whose shape was seen before is copied to the address of the first one, and the whole step (forward, backward,
-    update) is one launch of a CUDA graph. A graph is used only if its first replay equals the eager step bit for bit.
+    On a GPU, a batch whose shape was seen before is copied to the address of the first one, and the whole
+    step (forward, backward, update) is one launch of a CUDA graph. A graph is used only if its first replay
+    equals the eager step bit for bit.
     """
 
     def __init__(self, model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False):
@@ -71,10 +77,10 @@ class Steps:
             for name, is_needed in needed.items()
             if is_needed
         }
-        self.parameters = list(model.module.parameters())
+        self.parameters: list[torch.Tensor] = list(model.module.parameters())
         self.split = {name: model.split(buffer) for name, buffer in self.buffers.items()}
         self.graphs: dict[torch.Size, tuple] = {}
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None
         self.fixed = model.weights.device.type == "cuda" and is_static(model.module)
 
     def begin(
@@ -85,15 +91,15 @@ class Steps:
     ) -> None:
         """Begin a training.
 
-        start: float32 (size,); correction: float32 (parameters,); anchor: float32 (size,), centre of the proximal term, by default
-        `start`.
+        start: float32 (size,); correction: float32 (parameters,); anchor: float32 (size,), centre of the
+        proximal term, by default `start`.
         """
         self.model.load(start)
         self.model.module.train()
         if "begun" in self.buffers:
             centre = (start if anchor is None else anchor)[: self.model.parameters]
             self.buffers["begun"].copy_(centre, non_blocking=True)
-        if "correction" in self.buffers:
+        if correction is not None:
             self.buffers["correction"].copy_(correction, non_blocking=True)
         if "velocity" in self.buffers:
             self.buffers["velocity"].zero_()
@@ -112,7 +118,7 @@ class Steps:
         return loss.clone(), logits.clone()
 
     def compute(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a step on the contents of these tensors, eagerly; a graph captures this function. Return (loss, logits)."""
+        """Take an eager step on a batch; graphs capture this function. Return (loss, logits)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
             logits = self.model.module(images)
         loss = F.cross_entropy(logits.float(), labels)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of one local training: samples, mean loss over the first and the last epoch, accuracy during the last epoch."""
+    """Metrics of one local training: samples, loss of the first and last epoch, accuracy of the last."""
 
     samples: int
     loss_first_epoch: float
@@ -44,8 +44,8 @@ def normalise(
 ) -> torch.Tensor:
     """Normalise uint8 images (n, C, H, W) to float32 on `device`.
 
-    Scales pixels to [0, 1], subtracts `mean` and divides by `std`, both per channel. The result has the channels last in memory, the
-    layout of the fastest kernels.
+    Scales pixels to [0, 1], subtracts `mean` and divides by `std`, both per channel. The result has the
+    channels last in memory, the layout of the fastest kernels.
     """
     offset, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
     pixels = images.to(device).float().div_(255).sub_(offset).div_(scale)
@@ -70,10 +70,10 @@ def stream_of(device: torch.device) -> torch.Generator:
 
 @contextmanager
 def lent(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the device's global random stream for the length of a `with` block, and restore its state afterwards.
+    """Seed the device's global random stream for a `with` block; restore its state afterwards.
 
-    (torch.manual_seed would seed the streams of all kinds of devices. Where there is no GPU, it also records the stack on each call,
-    which takes as long as a step of a small network.)
+    (torch.manual_seed would seed the streams of all kinds of devices. Where there is no GPU, it also records
+    the stack on each call, which takes as long as a step of a small network.)
     """
     stream = stream_of(device)
     state = stream.get_state()
@@ -97,12 +97,14 @@ def train(
 ) -> Report:
     """Run SGD from the weights `start`; leave the result in model.weights and return a `Report`.
 
-    start: float32 (size,). images: float32 (n, C, H, W), and labels: int64 (n,), on the model's device. settings: config.training.
-    rng: NumPy generator, for `draw`.
-    mu: weight of a proximal term in the loss (FedProx, Li et al. 2020): mu / 2 times the squared distance of the parameters to those
-    of `anchor`, float32 (size,), by default `start`. correction: float32 (parameters,), added to every gradient (SCAFFOLD).
+    start: float32 (size,). images: float32 (n, C, H, W), and labels: int64 (n,), on the model's device.
+    settings: config.training. rng: NumPy generator, for `draw`. mu: weight of a proximal term in the loss
+    (FedProx, Li et al. 2020): mu / 2 times the squared distance of the parameters to those of `anchor`,
+    float32 (size,), by default `start`. correction: float32 (parameters,), added to every gradient
+    (SCAFFOLD).
 
-    Does not synchronize with the device before the last step. Raises UserError if the model cannot train on a batch of one sample.
+    Does not synchronize with the device before the last step. Raises UserError if the model cannot train on a
+    batch of one sample.
     """
     drawn, device = draw(len(images), settings, rng), images.device
     order = on_device(drawn.order, device).split(drawn.sizes)
@@ -120,8 +122,8 @@ def train(
                 if len(target) > 1:
                     raise
                 raise UserError(
-                    f"the model cannot be trained on a batch of one sample: {first_line(error)}; change batch_size of "
-                    "`training` or `augmented`, or provide more images"
+                    f"the model cannot be trained on a batch of one sample: {first_line(error)}; change "
+                    "batch_size of `training` or `augmented`, or provide more images"
                 ) from error
             losses.append(loss)
             if number >= last_epoch:
@@ -130,20 +132,22 @@ def train(
     model.gather()
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
     # The only synchronization with the device.
-    *mean_losses, correct_predictions = torch.cat(
-        [torch.stack(losses).double(), correct[None]]
-    ).tolist()
+    *mean_losses, correct_predictions = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()
     return report(mean_losses, correct_predictions, drawn.sizes, settings.epochs)
 
 
 def combined(reports: Sequence[Report]) -> Report:
-    """Return one `Report` for consecutive trainings: the first epoch of the first one, all else from the last one."""
+    """Return one `Report` of consecutive trainings: the first epoch of the first, all else of the last."""
     first, last = reports[0], reports[-1]
     return Report(last.samples, first.loss_first_epoch, last.loss_last_epoch, last.accuracy_last_epoch)
 
 
 def report(losses: Sequence[float], correct: float, sizes: Sequence[int], epochs: int) -> Report:
-    """Compute a `Report` from each step's mean loss and batch size, and the number of correct predictions in the last epoch."""
+    """Compute a `Report`.
+
+    losses: mean loss of each step; correct: correct predictions in the last epoch; sizes: batch size of
+    each step.
+    """
     steps = len(losses) // epochs
     samples = sum(sizes[:steps])
     first, last = (

@@ -11,22 +11,25 @@ from torch import nn
 
 from genfl_mpi.learning.layers import quicken
 
-# The exact sum adds 64-bit integers in units of 2**-40, or as declared. It cannot overflow as long as
-# sum rho_n max |w_n| < 2**(62 - bits), where bits is the length of the fraction: the integer then stays below 2**62. (Rounding adds
-# half a unit per client, and would need 2**62 clients to matter.) `ExactSum.add` keeps each summand below this limit. Where the sum
-# of rho may exceed 1, as in FedNova, the caller checks all summands together, with `bound`.
+# The exact sum adds 64-bit integers in units of 2**-40, or as declared. It cannot overflow as long as sum
+# rho_n max |w_n| < 2**(62 - bits), where bits is the length of the fraction: the integer then stays below
+# 2**62. (Rounding adds half a unit per client, and would need 2**62 clients to matter.) `ExactSum.add` keeps
+# each summand below this limit. Where the sum of rho may exceed 1, as in FedNova, the caller checks all
+# summands together, with `bound`.
 FRACTION_BITS = 40
 LIMIT = 2.0 ** (62 - FRACTION_BITS)
 BLOCK = 32768  # weights processed at a time: 256 KiB as float64, and 256 KiB as integers
 
 
 class FlatModel:
-    """A module whose parameters and floating-point buffers (BatchNorm's mean and variance) are views of one vector.
+    """A module whose parameters and floating-point buffers are views of one vector.
 
-    The module's layers are replaced by those of `layers.quicken`.
+    Such buffers are BatchNorm's mean and variance. The module's layers are replaced by those of
+    `layers.quicken`.
 
-    weights: float32 (size,), parameters first. parameters: number of parameters among them. others: the other buffers, such as
-    BatchNorm's counters; these are neither sent nor averaged, and `load` resets them. cached_steps: cache of `steps.steps_of`.
+    weights: float32 (size,), parameters first. parameters: number of parameters among them. others: the other
+    buffers, such as BatchNorm's counters; these are neither sent nor averaged, and `load` resets them.
+    cached_steps: cache of `steps.steps_of`.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu"):
@@ -54,7 +57,8 @@ class FlatModel:
     def load(self, weights: torch.Tensor) -> None:
         """Set the weights to float32 (size,), and reset all other buffers to their values at construction.
 
-        The model's outputs then depend on these weights alone, not on what this rank trained or tested before.
+        The model's outputs then depend on these weights alone, not on what this rank trained or tested
+        before.
         """
         for owner, name, view in self._views:
             _bind(owner, name, view)
@@ -62,14 +66,14 @@ class FlatModel:
         restore(self._initial)
 
     def gather(self) -> None:
-        """Copy buffers that a layer replaced by new tensors, instead of updating them in place, back into the weights."""
+        """Copy buffers that a layer replaced, instead of updating them in place, back into the weights."""
         for owner, name, view in self._views:
             if (replaced := getattr(owner, name)) is not view:
                 view.copy_(replaced)
                 _bind(owner, name, view)
 
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """Split a vector (parameters,) into views shaped like the module's parameters; (k, parameters) into views (k, ...)."""
+        """View a vector (parameters,) as the module's parameters; a matrix (k, parameters) as (k, ...)."""
         parts = vector.split([shape.numel() for shape in self._shapes], -1)
         return [_reshape(part, shape) for part, shape in zip(parts, self._shapes)]
 
@@ -81,7 +85,7 @@ class FlatModel:
         return slice(self.parameters - classes, self.parameters) if self._shapes[-1] == (classes,) else None
 
     def gradient(self) -> torch.Tensor:
-        """Return the parameters' gradients as one vector (parameters,) on their device, and reset them to None."""
+        """Return the gradients as one vector (parameters,) on their device, and reset them to None."""
         vector = torch.zeros_like(self.weights[: self.parameters])
         for parameter, part in zip(self.module.parameters(), self.split(vector)):
             if parameter.grad is not None:
@@ -129,10 +133,10 @@ def _reshape(vector: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 class ExactSum:
-    """sum_n rho_n w_n in 64-bit fixed point: bit for bit the same in any order of summation and on any number of ranks.
+    """sum_n rho_n w_n in 64-bit fixed point: the same bits in any order and on any number of ranks.
 
-    units: int64 (size,), NumPy, the accumulator: part of a message, so that it need not be copied. fraction_bits: bits of the
-    fraction; a unit is 2**-fraction_bits.
+    units: int64 (size,), NumPy, the accumulator: part of a message, so that it need not be copied.
+    fraction_bits: bits of the fraction; a unit is 2**-fraction_bits.
     """
 
     def __init__(self, units: np.ndarray, fraction_bits: int = FRACTION_BITS):
@@ -144,9 +148,10 @@ class ExactSum:
     ) -> tuple[float, float]:
         """Add rho (>= 0) times weights (float32 (size,)).
 
-        Returns the largest absolute weight and, computed in float64, the Euclidean distance of the first weights to `since`
-        (float32 (parameters,)); 0 without `since`. Raises FloatingPointError, with nothing added, if the sum cannot represent the
-        weights. Works block by block, so that each block stays in the cache.
+        Returns the largest absolute weight and, computed in float64, the Euclidean distance of the first
+        weights to `since` (float32 (parameters,)); 0 without `since`. Raises FloatingPointError, with nothing
+        added, if the sum cannot represent the weights. Works block by block, so that each block stays in the
+        cache.
         """
         values = weights.cpu().numpy()
         reference = np.empty(0, dtype=np.float32) if since is None else since.numpy()
@@ -161,7 +166,8 @@ class ExactSum:
                 np.copyto(change[:count], reference[block])
                 change[:count] -= scaled[:count]
                 square += torch.dot(self.scratch[1, :count], self.scratch[1, :count]).item()
-            # The float64 product and its rounding to an integer depend on this client alone; integer sums have no order.
+            # The float64 product and its rounding to an integer depend on this client alone; integer sums
+            # have no order.
             scaled *= scale
             np.rint(scaled, out=scaled)
             rounded = change.view(np.int64)
@@ -175,7 +181,10 @@ class ExactSum:
 
 
 def check_summand(rho: float, largest: float, fraction_bits: int = FRACTION_BITS) -> float:
-    """Return `largest`, the largest absolute weight of a summand; raise FloatingPointError if the exact sum cannot hold it."""
+    """Raise FloatingPointError if the exact sum cannot hold a summand; else return `largest`.
+
+    largest: largest absolute weight of the summand, before the factor rho.
+    """
     # Written so that NaN fails, too: it propagates through minimum and maximum.
     if not max(1, rho) * largest < 2.0 ** (62 - fraction_bits):
         raise FloatingPointError(
@@ -198,9 +207,10 @@ def bound(rho: np.ndarray, largest: np.ndarray) -> None:
 
 
 def fixed_point(value: float, summands: int) -> int:
-    """Convert a float to an integer number of 2**-20, so that sums of losses do not depend on the order of summation.
+    """Convert a float to an integer number of 2**-20, so that sums of losses do not depend on their order.
 
-    Raises FloatingPointError if it is not finite, or so large that a sum of `summands` such values might overflow 64 bits.
+    Raises FloatingPointError if it is not finite, or so large that a sum of `summands` such values might
+    overflow 64 bits.
     """
     if not abs(value) < 2**42 / summands:
         raise FloatingPointError(
