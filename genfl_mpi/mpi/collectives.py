@@ -1,140 +1,169 @@
-"""What travels between ranks: buffer collectives that everyone enters together, and memory shared on a node."""
+"""Buffer collectives that all ranks enter together, and memory shared by the ranks of a node."""
+
+from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from mpi4py import MPI
 
 from genfl_mpi.util.errors import UserError
 
-EAGER = 1e-3  # seconds for which a rank that waits looks at MPI again and again, only giving way to others on its core
-LONGEST_NAP = 2e-3  # seconds between two looks later on
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
+
+SPIN_SECONDS = 1e-3  # for this long a waiting rank polls continuously, yielding its core between polls
+MAX_NAP_SECONDS = 2e-3  # longest interval between two polls after that
 
 
-def world():
+def world() -> MPI.Intracomm:
+    """Return the communicator of all ranks."""
     return MPI.COMM_WORLD
 
 
-def alone():
-    """This rank, for what it does without the others."""
+def alone() -> MPI.Intracomm:
+    """Return the communicator of this rank alone."""
     return MPI.COMM_SELF
 
 
-def library():
+def library() -> str:
+    """Return the first line of the MPI library's version."""
     return MPI.Get_library_version().strip().rstrip("\0").splitlines()[0]
 
 
 class Waiting(NamedTuple):
+    """Seconds that a rank waited in `arrive`: idle, and working meanwhile."""
+
     idle_seconds: float
     working_seconds: float
 
 
-def arrive(comm, meanwhile=None, leaving=lambda: 0):
-    """Wait until every rank has come here. Returns a `Waiting`: how long it took, and how much of that was put to use.
+def arrive(
+    comm: MPI.Comm,
+    meanwhile: Callable[[], object] | None = None,
+    leaving: Callable[[], int] = lambda: 0,
+) -> Waiting:
+    """Wait until every rank has arrived. Return the time spent idle and the time put to use. Collective.
 
-    A blocking collective would spin on a core that another rank's work may need, and would not serve signals. So ranks
-    meet in a non-blocking barrier first, looking at it all the time while EAGER, then less and less often up to LONGEST_NAP.
-    `meanwhile` is work for that time: a function that does one piece, or returns False to be called no more.
-    `leaving`, a function, is asked while it takes, and no more work is begun once it returns a status.
+    A blocking collective would spin on a core that another rank may need, and would not react to signals.
+    Ranks therefore meet in a non-blocking barrier first. They poll it continuously for SPIN_SECONDS, then at
+    growing intervals up to MAX_NAP_SECONDS.
+
+    meanwhile: does one piece of work, to fill the wait; returns a false value when no work is left. leaving:
+    polled while waiting; as soon as it returns an exit status other than 0, no further work begins.
     """
     start = time.perf_counter()
     request = comm.Ibarrier()
-    # The barrier takes a few looks by every rank after the last one came; only then is there time for a piece of work.
-    patience = 3 * LONGEST_NAP * (1 + comm.size.bit_length())
-    nap, worked, looked_since = 5e-5, 0.0, start
+    # After the last arrival, the barrier takes a few polls by every rank to complete. Only a longer wait
+    # leaves time for work.
+    patience = 3 * MAX_NAP_SECONDS * (1 + comm.size.bit_length())
+    nap, worked, idle_since = 5e-5, 0.0, start
     while not request.Test():
         if leaving():
             meanwhile = None
-        if meanwhile is not None and time.perf_counter() - looked_since > patience:
+        if meanwhile is not None and time.perf_counter() - idle_since > patience:
             before = time.perf_counter()
             if not meanwhile():
                 meanwhile = None
-            looked_since = time.perf_counter()
-            worked += looked_since - before
+            idle_since = time.perf_counter()
+            worked += idle_since - before
             nap = 5e-5
-        elif time.perf_counter() - start < EAGER:
+        elif time.perf_counter() - start < SPIN_SECONDS:
             os.sched_yield()
         else:
             time.sleep(nap)
-            nap = min(2 * nap, LONGEST_NAP)
+            nap = min(2 * nap, MAX_NAP_SECONDS)
     return Waiting(time.perf_counter() - start - worked, worked)
 
 
-def broadcast(comm, buffer):
-    """Rank 0's `buffer` (a contiguous array) to every rank, in place."""
+def broadcast(comm: MPI.Comm, buffer: np.ndarray) -> None:
+    """Broadcast rank 0's `buffer`, a contiguous array, in place. Collective."""
     arrive(comm)
     comm.Bcast([buffer.view(np.uint8), MPI.BYTE], root=0)
 
 
-def reduce_sum(comm, buffer):
-    """The sum over ranks of `buffer` (int64), in place on rank 0."""
+def reduce_sum(comm: MPI.Comm, buffer: np.ndarray | torch.Tensor) -> None:
+    """Sum `buffer` (int64) over ranks, in place on rank 0. Collective; callers `arrive` first."""
     if comm.rank == 0:
         comm.Reduce(MPI.IN_PLACE, [buffer, MPI.INT64_T], op=MPI.SUM, root=0)
     else:
         comm.Reduce([buffer, MPI.INT64_T], None, op=MPI.SUM, root=0)
 
 
-def sum_everywhere(comm, values):
-    """The sum over ranks of `values` (int64), in place on every rank."""
+def sum_everywhere(comm: MPI.Comm, values: np.ndarray) -> None:
+    """Sum `values` (int64) over ranks, in place on every rank. Collective."""
     arrive(comm)
     comm.Allreduce(MPI.IN_PLACE, [values, MPI.INT64_T], op=MPI.SUM)
 
 
-def largest(comm, number):
-    """The largest of the ranks' integers, on every rank."""
+def largest(comm: MPI.Comm, number: int) -> int:
+    """Return the maximum of the ranks' integers, on every rank. Collective."""
     return comm.allreduce(number, op=MPI.MAX)
 
 
-def together(comm, function):
-    """Call `function` on every rank. If it raises a UserError on one, all raise the first one.
+def together(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
+    """Call `function` on every rank; if it raises a UserError on any, raise the first one on all. Collective.
 
-    For the start of a run, where one rank may miss what another has. (Errors are pickled: they are few and small.)
+    For the start of a run, where one rank may lack what another one has. (Errors are pickled: they are rare
+    and small.)
     """
-    result = error = None
+    result = None
+    error = None
     try:
         result = function()
     except UserError as caught:
         error = caught
     arrive(comm)
-    for error in comm.allgather(error):
-        if error is not None:
-            error.on_all_ranks = True
-            raise error
-    return result
+    for found in comm.allgather(error):
+        if found is not None:
+            found.on_all_ranks = True
+            raise found
+    return result  # type: ignore[return-value]  # without an error the function has returned
 
 
-def from_rank0(comm, function):
-    """Call `function` on rank 0 alone; every rank gets its result (pickled: a configuration, a path) or its UserError."""
+def from_rank0(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
+    """Call `function` on rank 0; return its result, or raise its UserError, on every rank. Collective.
+
+    The result (a configuration, a path) is pickled.
+    """
     return comm.bcast(together(comm, lambda: function() if comm.rank == 0 else None), root=0)
 
 
-def node_shared(comm, make):
-    """Arrays that exist once a node: `make()` is called by one rank of each node and returns a dict of arrays.
+def node_shared(
+    comm: MPI.Comm, make: Callable[[], Mapping[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], MPI.Win]:
+    """Make arrays that exist once per node. Collective.
 
-    Collective. Returns the dict, as read-only arrays over MPI shared memory, and the window that keeps them alive.
+    One rank of each node calls `make`, which returns arrays by name. Returns them on every rank, as read-only
+    views of MPI shared memory, and the window that keeps this memory alive.
     """
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
-    made = together(
-        comm,
-        lambda: (
-            {name: np.ascontiguousarray(array) for name, array in make().items()} if node.rank == 0 else {}
-        ),
-    )
+
+    def make_once() -> dict[str, np.ndarray]:
+        if node.rank != 0:
+            return {}
+        return {name: np.ascontiguousarray(array) for name, array in make().items()}
+
+    made = together(comm, make_once)
     header = node.bcast([(name, array.dtype.str, array.shape) for name, array in made.items()], root=0)
     sizes = [-(-np.dtype(dtype).itemsize * int(np.prod(shape)) // 64) * 64 for _, dtype, shape in header]
-    window = MPI.Win.Allocate_shared(sum(sizes) if node.rank == 0 else 0, 1, comm=node)
+    window = MPI.Win.Allocate_shared(sum(sizes) if node.rank == 0 else 0, 1, comm=node)  # type: ignore[arg-type]
     memory, _ = window.Shared_query(0)
     shared, start = {}, 0
     for (name, dtype, shape), size in zip(header, sizes):
-        shared[name] = np.frombuffer(memory, np.dtype(dtype), int(np.prod(shape)), start).reshape(shape)
+        flat = np.frombuffer(memory, np.dtype(dtype), int(np.prod(shape)), start)  # type: ignore[call-overload]
+        shared[name] = flat.reshape(shape)
         start += size
-    # A barrier alone does not order loads and stores. In MPI's memory model the writer calls Win.Sync before
-    # the barrier and every reader after it, within an epoch of passive target synchronization.
+    # A barrier alone does not order loads and stores. MPI's memory model requires the writer to call Win.Sync
+    # before the barrier and every reader after it, within an epoch of passive target synchronization.
     window.Lock_all()
     for name in list(made):
-        shared[name][...] = made.pop(name)  # no longer than needed is there a second copy
+        shared[name][...] = made.pop(name)  # pop: frees each second copy as early as possible
     window.Sync()
     node.Barrier()
     window.Sync()

@@ -1,8 +1,12 @@
-"""Which cores and which GPU a rank computes on: what the job was given on a node, divided over the ranks there."""
+"""The cores and the GPU of each rank: a node's share of the job, divided over the ranks on that node."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,32 +15,47 @@ from genfl_mpi.mpi.collectives import MPI
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Runtime
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank is and what it may use there.
+    """The host of a rank, and the resources available to it there.
 
-    cores: numbers in its affinity mask. group, quota: its control group, and the cores whose time that may take (None: all).
-    granted: cores that Slurm gave the job on the node (None: no Slurm). gpus: names of the GPUs that it may use, of which torch
-    can use `usable`. withheld: GPUs that torch finds, but that Slurm did not give to the job. serves: whether the rank is the
-    server of its run.
+    cores: core numbers in its affinity mask. group, quota: its control group, and the CPU quota of this
+    group, in cores (None: unlimited). granted: cores that Slurm granted the job on the node (None: no Slurm).
+    gpus: names of the GPUs that the rank may use; torch can use `usable` of them. withheld: number of GPUs
+    that torch finds, but Slurm did not grant. serves: whether the rank is the server of its run.
     """
 
     rank: int
     host: str
-    cores: frozenset
+    cores: frozenset[int]
     group: str = ""
     quota: float | None = None
     granted: int | None = None
-    gpus: tuple = ()
+    gpus: tuple[str, ...] = ()
     usable: int = 0
     withheld: int = 0
     serves: bool = False
 
 
-def place(rank, host, cores, quota, environ, found, serves=None):
-    """`Place` from an affinity mask, (control group, its quota), a dict of environment variables and the number of GPUs that
-    torch finds. The server is rank 0, unless it is said who is."""
+def place(
+    rank: int,
+    host: str,
+    cores: Iterable[int],
+    quota: tuple[str, float | None],
+    environ: Mapping[str, str],
+    found: int,
+    serves: bool | None = None,
+) -> Place:
+    """Build a `Place`.
+
+    cores: affinity mask; quota: (control group, its quota), as of `cpu_quota`; environ: environment
+    variables; found: number of GPUs that torch finds; serves: whether the rank is a server, by default
+    whether it is rank 0.
+    """
     gpus = launchers.granted_gpus(environ)
     if gpus is None:
         gpus = tuple(map(str, range(found)))
@@ -53,80 +72,89 @@ def place(rank, host, cores, quota, environ, found, serves=None):
     )
 
 
-def cores_of(places):
-    """How many cores the ranks of one node may use together: the union of their masks, as far as Slurm's grant and the quotas of
-    their control groups go. At least 1."""
+def cores_of(places: Sequence[Place]) -> int:
+    """Return the number of cores available to the ranks of one node together, at least 1.
+
+    This is the size of the union of their affinity masks, limited by Slurm's grant and by the quotas of their
+    control groups.
+    """
     cores = len(frozenset().union(*(one.cores for one in places)))
     granted = [one.granted for one in places if one.granted is not None]
-    quotas = {one.group: one.quota for one in places}  # ranks in one group share its quota
-    if None not in quotas.values():
-        cores = min(cores, int(sum(quotas.values())))
+    quotas = {one.group: one.quota for one in places}  # by group, because its ranks share one quota
+    limits = [quota for quota in quotas.values() if quota is not None]
+    if len(limits) == len(quotas):
+        cores = min(cores, int(sum(limits)))
     return max(1, min([cores, *granted[:1]]))
 
 
-def gpus_of(places):
-    """Which of its `gpus` each rank of one node takes, as a list of indices, None where a rank has none. (Where torch can use
-    none of them, which one it would be.)
+def gpus_of(places: Sequence[Place]) -> list[int | None]:
+    """Assign a GPU to each rank of one node: an index into the rank's `gpus`, or None if it has none.
 
-    Ranks that see the same GPUs take them in turn, first those that serve, which generate images too. They keep a GPU for
-    themselves where there are more GPUs than servers, however many ranks share the others. All ranks of the node count, whatever
-    runs they work on.
+    (If torch can use none of them, the index that it would get.) Ranks that see the same GPUs take them in
+    turn, servers first, since these generate images, too. With more GPUs than servers, each server has a GPU
+    to itself, and the other ranks share the rest. All ranks of the node count, whatever run they belong to.
     """
-    taken = []
+    taken: list[int | None] = []
     for one in places:
-        alike, count = [other for other in places if other.gpus == one.gpus], one.usable or len(one.gpus)
-        servers = sum(other.serves for other in alike)
-        position = sorted(alike, key=lambda other: not other.serves).index(one)
+        rivals, count = [other for other in places if other.gpus == one.gpus], one.usable or len(one.gpus)
+        servers = sum(other.serves for other in rivals)
+        position = sorted(rivals, key=lambda other: not other.serves).index(one)
         if count == 0:
             taken.append(None)
-        elif position >= servers and servers < count < len(alike):
+        elif position >= servers and servers < count < len(rivals):
             taken.append(servers + (position - servers) % (count - servers))
         else:
             taken.append(position % count)
     return taken
 
 
-def oversubscription(places, threads):
-    """A line if the ranks of one node have more threads than cores; else None."""
+def oversubscription(places: Sequence[Place], threads: int) -> str | None:
+    """Return a warning if the ranks of one node have more threads than cores, else None."""
     cores, ranks = cores_of(places), len(places)
     if ranks * threads <= cores:
         return None
     return (
-        f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on {counted(cores, 'core')}: "
-        f"start at most {max(1, cores // threads)} there, or ask for more cores"
+        f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on "
+        f"{counted(cores, 'core')}: start at most {max(1, cores // threads)} there, or ask for more cores"
     )
 
 
-def unused_gpus(places, kind):
-    """A line if the ranks of one node compute on its cores because Slurm gave the job none of its GPUs; else None."""
+def unused_gpus(places: Sequence[Place], kind: str) -> str | None:
+    """Return a warning if one node's ranks compute on CPUs because Slurm granted no GPU there, else None."""
     if kind == "cuda" or not places[0].withheld:
         return None
     return (
-        f"{places[0].host}: Slurm gave the job none of the node's GPUs: ask with --gpus-per-node, or take them with "
-        "runtime.device=cuda"
+        f"{places[0].host}: Slurm granted the job none of the node's GPUs: request them with "
+        "--gpus-per-node, or use them without a grant by runtime.device=cuda"
     )
 
 
-_surveyed = None  # what `neighbours` returns, when all ranks of the job were asked
+_surveyed: tuple[list[Place], int] | None = None  # result of the last `survey`
 
 
-def survey(comm, serves=None):
-    """Ask all ranks of the job where they are, before they part into groups that share a node without knowing, and again when it
-    is known which of them will serve a group. Collective."""
+def survey(comm: MPI.Comm, serves: bool | None = None) -> None:
+    """Collect the `Place` of every rank of the job, for `neighbours`. Collective.
+
+    Call it before ranks are split into groups, which may share a node without knowing, and again when the
+    groups' servers are known.
+    """
     global _surveyed
-    _surveyed = _ask(comm, serves)
+    _surveyed = _gather_places(comm, serves)
 
 
-def neighbours(comm):
-    """The `Place` of each rank on this node, in their order, and which of them is this rank's. Collective, over `comm` unless
-    there was a survey."""
-    return _surveyed or _ask(comm)
+def neighbours(comm: MPI.Comm) -> tuple[list[Place], int]:
+    """Return the `Place` of each rank on this node, in order of ranks, and this rank's index among them.
+
+    Collective over `comm`, unless `survey` was called before.
+    """
+    return _surveyed or _gather_places(comm)
 
 
-def resolve(comm, runtime):
-    """(threads, device kind) for settings config.runtime, the same on every rank. Collective. Raises UserError.
+def resolve(comm: MPI.Comm, runtime: Runtime) -> tuple[int, str]:
+    """Return (threads, device kind) for config.runtime, the same on every rank. Collective.
 
-    Threads default to the smallest share that a rank has of its node's cores.
+    Threads default to the smallest share that any rank has of its node's cores. Raises UserError if the GPUs
+    requested or granted cannot be used.
     """
     places, own = neighbours(comm)
     threads = comm.allreduce(max(1, cores_of(places) // len(places)), op=MPI.MIN)
@@ -135,60 +163,61 @@ def resolve(comm, runtime):
     )
     if runtime.device == "cuda" and not all(usable or withheld for _, _, usable, withheld in everywhere):
         raise UserError(
-            "runtime.device=cuda, but not every rank sees a GPU that torch can use; set runtime.device=cpu"
+            "runtime.device=cuda: torch finds no GPU on at least one rank; set runtime.device=cpu, or start "
+            "ranks only where there is a GPU"
         )
     for host, gpus, usable, _ in everywhere:
         if runtime.device == "auto" and gpus and not usable:
             raise UserError(
-                f"{host}: the job was given GPU {','.join(gpus)}, and torch cannot use it; install a torch for this "
-                "GPU and its driver, or set runtime.device=cpu"
+                f"{host}: the job was given GPU {','.join(gpus)}, and torch cannot use it; install a build "
+                "of torch for this GPU and its driver, or set runtime.device=cpu"
             )
     kind = "cuda" if all(usable for _, _, usable, _ in everywhere) else "cpu"
     return runtime.threads or threads, kind if runtime.device == "auto" else runtime.device
 
 
-def remarks(comm, threads, kind):
-    """Lines, on rank 0 alone, about what the user may have wanted otherwise: of the first node concerned. Collective."""
+def remarks(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
+    """Return warnings about cores and GPUs, each for the first node concerned. Collective.
+
+    The list is empty on ranks other than 0.
+    """
     places, own = neighbours(comm)
-    said = (
-        comm.gather(
-            (oversubscription(places, threads), unused_gpus(places, kind)) if own == 0 else (None, None)
-        )
-        or []
-    )
-    return [min(lines) for column in zip(*said) if (lines := list(filter(None, column)))]
+    found = (oversubscription(places, threads), unused_gpus(places, kind)) if own == 0 else (None, None)
+    by_node = comm.gather(found) or []
+    return [min(lines) for column in zip(*by_node) if (lines := list(filter(None, column)))]
 
 
-def use(comm, threads, kind):
-    """Set this rank's threads and return its torch device. Collective."""
+def use(comm: MPI.Comm, threads: int, kind: str) -> torch.device:
+    """Set this rank's number of threads and return its torch device. Collective."""
     torch.set_num_threads(threads)
     if kind == "cpu":
         return torch.device("cpu")
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # the same bits every time, as far as the library can
+    # Makes cuBLAS deterministic, as far as the library can be.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     places, own = neighbours(comm)
-    number = (
-        gpus_of(places)[own] if places[own].usable else own % torch.cuda.device_count()
-    )  # of what Slurm withholds
+    number = gpus_of(places)[own] if places[own].usable else None
+    if number is None:  # take one of the GPUs that Slurm withholds
+        number = own % torch.cuda.device_count()
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
 
-def sharers(places, own):
-    """How many ranks of a node have the same GPU as the one at index `own`, itself among them."""
+def sharers(places: Sequence[Place], own: int) -> int:
+    """Return how many ranks of a node use the GPU of the rank at index `own`, that rank included."""
     names = [None if number is None else one.gpus[number] for one, number in zip(places, gpus_of(places))]
     return names.count(names[own])
 
 
-def cpu_quota(environment="/proc/self/cgroup", root="/sys/fs/cgroup"):
-    """(control group, cores): the tightest limit of CPU time on this process and the group that it is set for, or ("", None).
+def cpu_quota(
+    environment: str | Path = "/proc/self/cgroup", root: str | Path = "/sys/fs/cgroup"
+) -> tuple[str, float | None]:
+    """Return (control group, cores) of the tightest CPU quota on this process, or ("", None).
 
-    Control groups of version 2 have `cpu.max`, those of version 1 `cpu.cfs_quota_us`. In a container the group's path may not
-    exist, and its root then has the limit.
+    Control groups of version 2 have `cpu.max`, those of version 1 `cpu.cfs_quota_us`. In a container the path
+    of the group may not exist; the root then has the limit.
     """
     found = []
     for line in _read(Path(environment)).splitlines():
@@ -199,27 +228,24 @@ def cpu_quota(environment="/proc/self/cgroup", root="/sys/fs/cgroup"):
         for folder in [top / path.lstrip("/"), *(top / path.lstrip("/")).parents]:
             if folder != top and top not in folder.parents:
                 break
-            quota, period = (
-                (_read(folder / "cpu.max").split() or ["max", "1"])
-                if not controllers
-                else (
-                    _read(folder / "cpu.cfs_quota_us").strip() or "-1",
-                    _read(folder / "cpu.cfs_period_us").strip() or "1",
-                )
-            )
+            if controllers:  # version 1
+                quota = _read(folder / "cpu.cfs_quota_us").strip() or "-1"
+                period = _read(folder / "cpu.cfs_period_us").strip() or "1"
+            else:
+                quota, period = _read(folder / "cpu.max").split() or ["max", "1"]
             if quota not in ("max", "-1"):
                 found.append((int(quota) / int(period), str(folder)))
     return (min(found)[1], min(found)[0]) if found else ("", None)
 
 
-def _read(path):
+def _read(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:
         return ""
 
 
-def _ask(comm, serves=None):
+def _gather_places(comm: MPI.Comm, serves: bool | None = None) -> tuple[list[Place], int]:
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
     places = node.allgather(
         place(

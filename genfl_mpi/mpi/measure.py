@@ -1,4 +1,6 @@
-"""How fast messages travel between the ranks of a job, and what MPI library carries them."""
+"""Measurements of the messages between the ranks of a job, and of the MPI library's support for GPUs."""
+
+from __future__ import annotations
 
 import ctypes
 import time
@@ -8,28 +10,34 @@ import numpy as np
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.collectives import MPI
 
-GPU_OF_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA of MPICH
-SMALL, LARGE = 8, 4 << 20  # bytes of a ping's messages
+GPU_SUPPORT_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA of MPICH
+SMALL, LARGE = 8, 4 << 20  # message sizes of `ping`, in bytes
 REPEATS = {SMALL: 100, LARGE: 5}
 
 
-def is_gpu_aware():
-    """Whether the MPI library says that it sends from the memory of Nvidia's GPUs; None if it does not say. MPICH says it by
-    MPIX_GPU_query_support, which knows whether it was switched on, and Open MPI by MPIX_Query_cuda_support."""
+def is_gpu_aware() -> bool | None:
+    """Return whether the MPI library can send from NVIDIA GPU memory; None if it does not report this.
+
+    MPICH reports it by MPIX_GPU_query_support, which takes run-time settings into account; Open MPI by
+    MPIX_Query_cuda_support.
+    """
     try:
         library = ctypes.CDLL(MPI.__file__)
     except OSError:
         return None
     if hasattr(library, "MPIX_GPU_query_support"):
         answer = ctypes.c_int(0)
-        failed = library.MPIX_GPU_query_support(GPU_OF_CUDA, ctypes.byref(answer))
+        failed = library.MPIX_GPU_query_support(GPU_SUPPORT_CUDA, ctypes.byref(answer))
         return None if failed else bool(answer.value)
     return bool(library.MPIX_Query_cuda_support()) if hasattr(library, "MPIX_Query_cuda_support") else None
 
 
-def ping(comm, partner):
-    """(seconds, bytes a second): of a small message from rank 0 to `partner` and back, halved, and of large ones. On rank 0, None
-    elsewhere. The median of several; collective over the two, and a no-op for the others."""
+def ping(comm: MPI.Comm, partner: int) -> tuple[float, float] | None:
+    """Measure messages between rank 0 and `partner`; return latency, s, and bandwidth, bytes/s.
+
+    Medians of several round trips, halved; a small message gives the latency, a large one the bandwidth.
+    Returns None on ranks other than 0. Collective over the two ranks, a no-op on the others.
+    """
     if comm.rank not in (0, partner):
         return None
     seconds = {}
@@ -48,16 +56,16 @@ def ping(comm, partner):
     return (seconds[SMALL], LARGE / seconds[LARGE]) if comm.rank == 0 else None
 
 
-def reduction_in_node(comm, units):
-    """(ranks, seconds): the `reduction` among the ranks on the node of this one. Collective."""
+def reduction_in_node(comm: MPI.Comm, units: int) -> tuple[int, float]:
+    """Measure `reduction` among the ranks of this node; return (their number, seconds). Collective."""
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
     ranks, seconds = node.size, reduction(node, units)
     node.Free()
     return ranks, seconds
 
 
-def reduction(comm, units, repeats=5):
-    """Median seconds of a round's reduction of so many int64 `units` to rank 0. Collective."""
+def reduction(comm: MPI.Comm, units: int, repeats: int = 5) -> float:
+    """Return the median seconds of a reduction of `units` int64 values to rank 0. Collective."""
     buffer, times = np.zeros(units, np.int64), []
     for _ in range(repeats + 1):
         collectives.arrive(comm)

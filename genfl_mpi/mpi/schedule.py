@@ -1,42 +1,52 @@
-"""Which rank trains which client, and how long rank 0 waits, by measured speeds. No result depends on it."""
+"""Schedule clients onto ranks by measured speeds, and predict rank 0's wait. No result depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
 class Speed:
-    """A measured rate in units a second, as a running mean. `rate` is None until the first measurement."""
+    """A measured rate in units a second, an exponential moving average.
 
-    def __init__(self):
-        self.rate = None
+    `rate` is None before the first measurement.
+    """
 
-    def measure(self, units, seconds):
+    def __init__(self) -> None:
+        self.rate: float | None = None
+
+    def measure(self, units: float, seconds: float) -> None:
+        """Update the rate by a measurement; ignore it unless units and seconds are positive."""
         if units > 0 and seconds > 0:
             new = units / seconds
             self.rate = new if self.rate is None else 0.7 * self.rate + 0.3 * new
 
-    def seconds(self, units):
-        """Predicted seconds for `units`: 0 for none, infinite as long as nothing was measured."""
+    def seconds(self, units: float) -> float:
+        """Predict the seconds for `units`: 0 for no units, else infinite before the first measurement."""
         if units == 0:
             return 0.0
         return np.inf if self.rate is None else units / self.rate
 
 
 class Pace:
-    """How long clients take, by what was measured: each rank's speed, in samples a second, and what a client costs beside its
-    samples, expressed in samples, which is the same on all ranks.
+    """Measured cost of clients: the speed of each rank, in samples a second, and a client's fixed overhead.
 
-    That overhead is where the straight line of least squares through the clients' seconds, newer rounds counting for more,
-    meets the axis.
+    The overhead is expressed in samples and the same on all ranks: the intercept of a least-squares line
+    through the clients' seconds, in which newer rounds have more weight.
     """
 
-    def __init__(self, ranks):
+    def __init__(self, ranks: int):
         self.speeds = [Speed() for _ in range(ranks)]
         self.overhead = 0.0
         self.moments = np.zeros((2, 3))  # sums over clients of (1, units)^T (1, units, seconds)
 
-    def measure(self, units, seconds, ranks):
-        """Of the clients of a round: samples that each has worked on (cohort,), its seconds, and its rank."""
-        # On a slow rank a second is worth fewer samples: all are brought to the mean speed.
+    def measure(self, units: np.ndarray, seconds: np.ndarray, ranks: np.ndarray) -> None:
+        """Update speeds and overhead by the clients of a round.
+
+        units: samples that each processed; seconds: their time; ranks: their ranks; all (cohort,).
+        """
+        # Seconds are scaled to a rank of mean speed, because ranks differ in speed.
         rates = self.rates()
         points = np.stack([np.ones(len(units)), units, seconds * rates[ranks] / rates.mean()])
         self.moments = 0.7 * self.moments + 0.3 * points[:2] @ points.T
@@ -48,8 +58,8 @@ class Pace:
             own = ranks == rank
             speed.measure((units[own] + self.overhead).sum(), seconds[own].sum())
 
-    def seconds_of_others(self, costs, ranks):
-        """Predict the seconds that the slowest rank other than 0 trains: 0 as long as nothing was measured.
+    def seconds_of_others(self, costs: np.ndarray, ranks: np.ndarray) -> float:
+        """Predict the training seconds of the slowest rank other than 0: 0 before the first measurement.
 
         costs: float (clients,), as of `assign`; ranks: int (clients,), the rank of each client.
         """
@@ -58,7 +68,7 @@ class Pace:
         seconds = np.bincount(ranks, costs / self.rates()[ranks], minlength=len(self.speeds))
         return seconds[1:].max(initial=0.0)
 
-    def memory(self, generation):
+    def memory(self, generation: Sequence[Speed]) -> dict[str, np.ndarray]:
         """Return the measured speeds for a checkpoint: float64 arrays by name, 0 for a rate never measured.
 
         generation: the `Speed`s of rank 0's generation, a pair.
@@ -71,12 +81,12 @@ class Pace:
             "generation": np.array([speed.rate or 0.0 for speed in generation]),
         }
 
-    def recall(self, memory, generation):
-        """Take back what `memory` returned; from another number of ranks, each rank gets the mean rate.
+    def recall(self, memory: Mapping[str, np.ndarray], generation: Sequence[Speed]) -> None:
+        """Restore what `memory` returned; if the number of ranks has changed, each gets the mean rate.
 
-        Ignores a memory that is incomplete or malformed: nothing but the schedule depends on it.
+        Ignores a memory that is incomplete or malformed: only the schedule depends on it.
         """
-        ranks = np.size(memory.get("rates"))
+        ranks = np.size(memory.get("rates", ()))
         shapes = {"rates": (ranks,), "overhead": (1,), "moments": (2, 3), "generation": (2,)}
         if not all(_is_measured(memory.get(name), shape) for name, shape in shapes.items()):
             return
@@ -88,14 +98,14 @@ class Pace:
             speed.rate = float(rate) or None
         self.overhead, self.moments = float(memory["overhead"][0]), memory["moments"]
 
-    def rates(self):
-        """A rate for each rank; one that was never measured is taken to be average, and all to be 1 when none was."""
+    def rates(self) -> np.ndarray:
+        """Return a rate for each rank; ranks without measurement get the mean of the others, or 1."""
         known = [speed.rate for speed in self.speeds if speed.rate is not None]
         return np.array([speed.rate or np.mean(known or [1.0]) for speed in self.speeds])
 
 
-def _is_measured(array, shape):
-    """Whether `array` is a float64 array of `shape` whose values are finite and not negative."""
+def _is_measured(array: object, shape: tuple[int, ...]) -> bool:
+    """Return whether `array` is a float64 array of `shape` with finite, non-negative values."""
     return (
         isinstance(array, np.ndarray)
         and array.shape == shape
@@ -104,13 +114,15 @@ def _is_measured(array, shape):
     )
 
 
-def assign(costs, rates, busy, clients_per_batch=1):
-    """Longest processing time first (Graham 1969): the next largest client goes to the rank that finishes it first.
+def assign(costs: np.ndarray, rates: np.ndarray, busy: float, clients_per_batch: int = 1) -> np.ndarray:
+    """Assign clients to ranks, longest processing time first (Graham 1969).
 
-    costs: float (cohort,), work of each client; rates: float (ranks,), work a second; busy: float, the seconds that
-    rank 0 works as the server before it is free (infinite: it gets clients only if it is alone); clients_per_batch: clients, in
-    their order, that are trained as one and go to one rank.
-    Returns int (cohort,), the rank of each client.
+    In descending order of cost, each client goes to the rank that finishes it first.
+
+    costs: float (cohort,), work of each client; rates: float (ranks,), work a second; busy: seconds that rank
+    0 works as the server before it trains clients (infinite: it gets clients only if it is the only rank);
+    clients_per_batch: number of consecutive clients that are trained as one batch and go to one rank. Returns
+    int (cohort,), the rank of each client.
     """
     count, costs = len(costs), np.add.reduceat(costs, np.arange(0, len(costs), clients_per_batch))
     finish = np.zeros(len(rates))

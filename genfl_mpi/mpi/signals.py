@@ -1,95 +1,110 @@
-"""Leaving together: a signal to any rank, or to the launcher, makes all ranks stop at the next good moment.
+"""Leaving together: a signal to any rank, or to the launcher, stops all ranks at the next safe point.
 
-SIGTERM and SIGUSR1 are what batch systems send before the time is over, SIGINT is Ctrl-C. MPICH's launcher passes all three on
-to every rank; where only one rank gets a signal, it tells the others by a message of a few bytes.
+Batch systems send SIGTERM or SIGUSR1 before the time limit; Ctrl-C sends SIGINT. MPICH's launcher forwards
+all three to every rank. Where a single rank receives a signal, it notifies the others by a message of 8
+bytes.
 """
+
+from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
 
 import numpy as np
 
 from genfl_mpi.mpi.collectives import MPI
 
 CONTINUE = 75  # exit status: not finished, start again (EX_TEMPFAIL of sysexits.h)
-INTERRUPTED = 130  # exit status: the same, after SIGINT, as shells have it
+INTERRUPTED = 130  # exit status: the same, after SIGINT, as shells report it
 STATUS = {signal.SIGTERM: CONTINUE, signal.SIGUSR1: CONTINUE, signal.SIGINT: INTERRUPTED}
-SAME = 1.0  # seconds: a launcher passes on a signal that the batch system may have sent to the rank already
+# Seconds in which a second signal counts as the same one: batch system and launcher may both deliver it.
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Signals:
-    """Within a `with` block, SIGTERM, SIGINT and SIGUSR1 are noted instead of ending the process; a second one ends it at once.
+    """Within a `with` block, note SIGTERM, SIGINT and SIGUSR1 instead of ending the process.
 
-    comm: the communicator of those who leave together. doing: what this rank is doing, for the line that is said: a
-    function that the owner sets. tell: says such a line, another one.
+    A second signal ends it at once.
+
+    comm: communicator of the ranks that leave together. doing: returns what this rank is doing, for the
+    message; the owner sets it. tell: prints the message; may be replaced.
     """
 
-    def __init__(self, comm):
-        self.comm, self.doing, self.tell = comm, lambda: "starting", _write
+    def __init__(self, comm: MPI.Comm):
+        self.comm = comm
+        self.doing: Callable[[], str] = lambda: "starting"
+        self.tell: Callable[[str], object] = _write
         self.caught = self.status = 0
-        self.since, self.told = None, None
+        self.since: float | None = None
+        self.requests: list[MPI.Request] | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.comm = self.comm.Dup()
         self.before = {number: signal.signal(number, self._catch) for number in STATUS}
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if kind is None:  # else the job ends without ceremony
+        if kind is None:  # after an exception the job aborts, and other ranks may never reach a collective
             self._settle()
             self.comm.Free()
 
-    def asked(self):
-        """0; or, once this rank or another one was asked to leave, the exit status for it. Not collective, and cheap."""
-        if self.caught and self.told is None:
-            self.message = [
-                np.array([self.caught], dtype=np.int64),
-                MPI.INT64_T,
-            ]  # must live as long as it travels
+    def asked(self) -> int:
+        """Return the exit status with which to leave, once any rank received a signal; else 0.
+
+        Not collective, and cheap.
+        """
+        if self.caught and self.requests is None:
+            # The buffer must exist until the messages have arrived.
+            self.message = [np.array([self.caught], dtype=np.int64), MPI.INT64_T]
             others = [rank for rank in range(self.comm.size) if rank != self.comm.rank]
-            self.told = [self.comm.Issend(self.message, rank) for rank in others]
-        self._listen()
+            self.requests = [self.comm.Issend(self.message, rank) for rank in others]
+        self._receive()
         return self.status
 
-    def _catch(self, number, frame):
+    def _catch(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        name = signal.Signals(number)
         if self.since is None:
-            self.since, self.caught = now, STATUS[number]
+            self.since, self.caught = now, STATUS[name]
             self.status = max(self.status, self.caught)
-            self._say(f"rank {self.comm.rank}: {signal.Signals(number).name} while {self.doing()}")
-        elif now - self.since > SAME:
+            self._announce(f"rank {self.comm.rank}: {name.name} while {self.doing()}")
+        elif now - self.since > SAME_SIGNAL_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _say(self, what):
-        self.tell(f"genfl_mpi: {what}: leaving when that is done; the same command continues")
+    def _announce(self, event: str) -> None:
+        self.tell(f"genfl_mpi: {event}: leaving when that is done; the same command continues")
 
-    def _listen(self):
+    def _receive(self) -> None:
+        """Receive the notifications of other ranks that have arrived."""
         state = MPI.Status()
         while self.comm.Iprobe(status=state):
             message = np.empty(1, dtype=np.int64)
             self.comm.Recv([message, MPI.INT64_T], state.source)
             if not self.status and self.comm.rank == 0:
-                self._say(f"rank {state.source} was asked to leave, and rank 0 is {self.doing()}")
+                self._announce(f"rank {state.source} received a signal while rank 0 is {self.doing()}")
             self.status = max(self.status, int(message[0]))
 
-    def _settle(self):
-        """Receive every message that is still on its way: MPI wants none left at its end. Collective."""
+    def _settle(self) -> None:
+        """Receive all notifications still in flight: MPI allows none at finalization. Collective."""
         self.asked()
-        # A rank enters the barrier when its own messages have arrived; when all have, there are none
-        # (Hoefler, Siebert and Lumsdaine 2010).
-        for request in self.told or []:
+        # A rank enters the barrier when its own messages have arrived. When all ranks have entered, no
+        # message is in flight (Hoefler, Siebert and Lumsdaine 2010).
+        for request in self.requests or []:
             while not request.Test():
-                self._listen()
+                self._receive()
         barrier = self.comm.Ibarrier()
         while not barrier.Test():
-            self._listen()
+            self._receive()
             time.sleep(1e-3)
-        self._listen()
+        self._receive()
 
 
-def _write(line):
-    os.write(2, f"{line}\n".encode())  # print may be in use
+def _write(line: str) -> None:
+    os.write(2, f"{line}\n".encode())  # print is not reentrant, and a signal may interrupt one
