@@ -92,7 +92,7 @@ def test_each_client_holds_k_classes_evenly():
     histograms = histograms_of(Partition(scheme="classes", classes_per_client=3))
     assert ((histograms > 0).sum(1) == 3).all()
     assert (histograms[histograms > 0] >= 400 // 6 - 1).all(), "60 places for 10 labels: six holders each"
-    with pytest.raises(UserError, match="there are 10 classes"):
+    with pytest.raises(UserError, match="the data set has 10 classes"):
         histograms_of(Partition(scheme="classes", classes_per_client=11))
 
 
@@ -121,7 +121,7 @@ def test_groups_of_a_file_are_clients(tmp_path):
     assert (np.diff(pointers) == 160).all() and len(set(indices)) == 3200
     assert all(len(set(indices[a:b] % 25)) == 1 for a, b in zip(pointers[:-1], pointers[1:]))
     for text, clients, message in (
-        ("a\nb", 2, "has 2 lines, and there are 4000"),
+        ("a\nb", 2, "has 2 lines, but 4000 training samples are divided"),
         (file.read_text(), 26, "25 groups, fewer than clients=26"),
     ):
         file.write_text(text)
@@ -197,7 +197,7 @@ def test_a_smaller_pool_is_part_of_a_larger_one():
     assert len(small) == 105 and set(small) < set(large) and np.array_equal(small, np.sort(small))
     assert np.bincount(LABELS[small]).tolist() == [11] * 5 + [10] * 5
     assert len(public.pool(LABELS, 0, 10)) == 0
-    with pytest.raises(UserError, match="401 training samples of class 0, and there are 400"):
+    with pytest.raises(UserError, match="401 training samples of class 0, but the data set has 400"):
         public.pool(LABELS, 4001, 10)
 
 
@@ -222,7 +222,7 @@ def test_an_image_of_the_test_set_is_not_learned_from():
     )
     with pytest.raises(UserError, match="data.public_pool is 0"):
         public.images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(), "public_pool")
-    with pytest.raises(UserError, match="digits like MNIST's"):
+    with pytest.raises(UserError, match="like MNIST's, do not match"):
         public.images(arrays, datasets.DESCRIPTIONS["cifar10"], Data(name="cifar10"), "uci_digits")
 
 
@@ -287,7 +287,7 @@ def test_a_folder_of_images_is_a_data_set(tmp_path, tiny, capsys):
     (tmp_path / "train/dark/99.png").write_text("no image")
     assert main([*run, f"output={tmp_path}/other"]) == 2
     assert "99.png is not an image that can be read" in capsys.readouterr().err
-    with pytest.raises(UserError, match="there are no images in"):
+    with pytest.raises(UserError, match="no images in"):
         datasets.describe(Data(name="folder", root=str(tmp_path / "nowhere")))
 
 
@@ -437,7 +437,7 @@ def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
 
 
 def test_a_class_without_samples_cannot_be_drawn():
-    with pytest.raises(UserError, match="there are no training samples of class 3"):
+    with pytest.raises(UserError, match="clients draw class 3, which has no training samples"):
         partition(np.repeat([0, 1, 2, 4], 10), 50, 5, Partition(scheme="classes", replacement=True), seed=1)
 
 
@@ -485,8 +485,8 @@ def test_a_data_set_of_ones_own(own):
     ("name", "message"),
     [
         ("other_shape", r"uint8 \(n, 3, 8, 8\)"),
-        ("other_labels", "test_labels .* one of 0 to 1"),
-        ("fewer", "50 images for training, and its description says 60"),
+        ("other_labels", "test_labels .* an integer from 0 to 1"),
+        ("fewer", "50 training images, but its description says 60"),
         ("floats", "train_images .* not float64"),
         ("lacking", "train_images"),
         ("nothing", "must return a .*Description"),

@@ -57,7 +57,7 @@ def test_a_healthy_set_up(examine, tmp_path):
     [
         (
             ["data.name=cifar10", "data.root=/nowhere", "generation.prompts=cifar10"],
-            "there is no /nowhere/cifar-10-batches-py",
+            "/nowhere/cifar-10-batches-py does not exist",
             "set data.root",
         ),
         (["generation.checkpoint=no/such"], "no/such", "prefetch"),

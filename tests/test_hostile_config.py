@@ -294,7 +294,7 @@ def test_a_number_beyond_what_can_be_computed_is_refused_with_the_reason(setting
         ),
         (
             ["partition.scheme=shards", "partition.shards=2147483647"],
-            "6 clients have 12884901882 shards, and there are 200 samples to divide",
+            "6 clients have 12884901882 shards, but only 200 samples are divided",
         ),
     ],
 )

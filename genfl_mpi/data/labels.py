@@ -1,14 +1,24 @@
-"""What clients hold, what they share of it with the server (section III-A), and how skewed it is."""
+"""Clients' label histograms, the labels that they share with the server (section III-A), and their skew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from genfl_mpi.data.partition import blocks
 from genfl_mpi.util import streams
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import LabelSharing
+    from genfl_mpi.config.world import Incentive
 
-def label_histograms(labels, pointers, classes):
-    """int32 (clients, classes): how many samples of each label every client holds. labels: int (n,), of the first client's
-    samples, then the second's and so on."""
+
+def label_histograms(labels: np.ndarray, pointers: np.ndarray, classes: int) -> np.ndarray:
+    """Count each client's samples of each label: int32 (clients, classes).
+
+    labels: int (n,), ordered by client; client n has labels[pointers[n]:pointers[n + 1]].
+    """
     histograms = np.empty((len(pointers) - 1, classes), dtype=np.int32)
     for block in blocks(len(histograms)):
         ends = pointers[block.start : block.stop + 1]
@@ -18,19 +28,22 @@ def label_histograms(labels, pointers, classes):
     return histograms
 
 
-def earth_movers_distance(histograms):
-    """sum_i |p_n(y=i) - p(y=i)| of every client, float64 (clients,), in [0, 2) (Zhao et al. 2018)."""
+def earth_movers_distance(histograms: np.ndarray) -> np.ndarray:
+    """Compute sum_i |p_n(y=i) - p(y=i)| of every client: float64 (clients,), in [0, 2) (Zhao et al. 2018)."""
     population = histograms.sum(0) / histograms.sum()
     return np.abs(histograms / histograms.sum(1, keepdims=True) - population).sum(1)
 
 
-def share(histograms, settings, seed):
-    """What the server is told: int32 (clients, classes). settings: config.label_sharing.
+def share(histograms: np.ndarray, settings: LabelSharing, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the labels that clients share, int32 (clients, classes), and which clients do, bool (clients,).
 
-    A client shares its histogram, or 0/1 for the labels it holds. With `epsilon` a client's message is differentially
-    private for one of its samples, whose replacement moves two counts by one, or changes two bits at most: Laplace noise
-    of scale 2/epsilon on every count, rounded and cut at zero (Dwork et al. 2006), or randomised response with
-    epsilon/2 on every bit (Warner 1965). A client that refuses shares zeros. Returns int32 (clients, classes), and who told, bool (clients,).
+    settings: config.label_sharing. A client shares its histogram, or 0/1 for each label it holds; a client
+    that refuses shares zeros.
+
+    With `epsilon` a client's message is differentially private for one of its samples. Replacing a sample
+    changes two counts by one each, or at most two bits. Hence Laplace noise of scale 2/epsilon on every
+    count, rounded and clipped at zero (Dwork et al. 2006), or randomised response with epsilon/2 on every bit
+    (Warner 1965).
     """
     rng = streams.generator(seed, "labels")
     shared = histograms
@@ -49,8 +62,11 @@ def share(histograms, settings, seed):
     return shared, told
 
 
-def tells(clients, settings, seed):
-    """Who tells its labels for the pay, bool (clients,): whom it costs no more. settings: config.incentive."""
+def tells(clients: int, settings: Incentive, seed: int) -> np.ndarray:
+    """Draw which clients share their labels for the pay, bool (clients,): those whose cost it covers.
+
+    settings: config.incentive.
+    """
     if settings.labels is None:
         return np.ones(clients, dtype=bool)
     return streams.generator(seed, "label cost").uniform(*settings.label_cost, clients) <= settings.labels

@@ -1,7 +1,11 @@
-"""Clients as slices of one index array: client n holds indices[pointers[n]:pointers[n + 1]] of the training set."""
+"""Clients as slices of one index array: client n holds samples indices[pointers[n]:pointers[n + 1]]."""
+
+from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,46 +13,62 @@ from genfl_mpi.config.functions import find
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
-RETRIES = 20  # draws of the Dirichlet split before the last one is repaired
-BLOCK = 4096  # clients dealt with together, where arrays for all of them at once would take more memory than their data
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Partition
+
+MAX_DRAWS = 20  # draws of the Dirichlet split before the last one is repaired
+BLOCK = (
+    4096  # clients processed at a time where arrays for all clients would take more memory than their data
+)
 
 
-def partition(labels, clients, classes, settings, seed):
+def partition(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Divide samples over the clients.
 
-    labels: int (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int32, which name
-    samples of `labels`, in rising order within a client. Without settings.replacement every client holds at least
-    settings.min_samples, no sample has two clients, and every sample has one, but for groups that scheme=groups leaves out and
-    classes that with scheme=classes nobody holds.
-    Raises UserError if that is impossible.
+    labels: int (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int32 into
+    `labels`, ascending within each client.
+
+    Without settings.replacement every client holds at least settings.min_samples, and no sample belongs to
+    two clients. Every sample belongs to a client, with two exceptions: groups that scheme=groups does not
+    draw, and classes that no client holds with scheme=classes. Raises UserError if the minimum cannot be met.
     """
     rng = streams.generator(seed, "partition")
     if settings.replacement:
-        return _with_replacement(labels, clients, classes, settings, rng)
+        return _draw_with_replacement(labels, clients, classes, settings, rng)
     if clients * settings.min_samples > len(labels):
         raise UserError(
-            f"{clients} clients with partition.min_samples={settings.min_samples} need {clients * settings.min_samples} samples and the training "
-            f"set has {len(labels)}; use fewer clients or a smaller minimum, or draw with replacement: partition.replacement=true"
+            f"{clients} clients with partition.min_samples={settings.min_samples} need "
+            f"{clients * settings.min_samples} samples, but the training set has {len(labels)}; use fewer "
+            "clients or "
+            "a smaller minimum, or draw with replacement: partition.replacement=true"
         )
-    owners = _owners(labels, clients, classes, settings, rng)
+    owners = _assign_owners(labels, clients, classes, settings, rng)
     sizes = np.bincount(owners[owners >= 0], minlength=clients)
     if sizes.min() < settings.min_samples:
         raise UserError(
-            f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, fewer than partition.min_samples="
-            f"{settings.min_samples}; use fewer clients or a smaller minimum"
+            f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, "
+            "fewer than "
+            f"partition.min_samples={settings.min_samples}; use fewer clients or a smaller minimum"
         )
     pointers = np.zeros(clients + 1, dtype=np.int64)
     np.cumsum(sizes, out=pointers[1:])
     return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :].astype(np.int32)
 
 
-def blocks(count):
-    """Slices of at most BLOCK of `count` things, one after another."""
+def blocks(count: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most BLOCK elements that cover `count` elements."""
     return (slice(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK))
 
 
-def _owners(labels, clients, classes, settings, rng):
-    """The client of each sample, int (n,), by a scheme of ours or the user's own; -1: of none. Raises UserError."""
+def _assign_owners(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the client of each sample, int (n,), or -1 for none, by a built-in scheme or the user's own.
+
+    Raises UserError if the scheme does not exist or returns anything else.
+    """
     owners = np.asarray(
         find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng)
     )
@@ -59,21 +79,30 @@ def _owners(labels, clients, classes, settings, rng):
         or owners.max() >= clients
     ):
         raise UserError(
-            f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for each of {len(labels)} samples"
+            f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for "
+            "each of "
+            f"{len(labels)} samples"
         )
     return owners
 
 
-def _iid(labels, clients, classes, settings, rng):
+def _iid(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
     owners = np.empty(len(labels), dtype=np.int64)
     owners[rng.permutation(len(labels))] = np.arange(len(labels)) * clients // len(labels)
     return owners
 
 
-def _dirichlet(labels, clients, classes, settings, rng):
-    """Each class is divided over the clients by proportions ~ Dir(alpha), drawn again while a client has too few samples
-    (Wang et al. 2020, FedMA; Li et al. 2022, NIID-Bench); the last draw is repaired."""
-    for _ in range(RETRIES):
+def _dirichlet(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
+    """Divide each class over the clients by proportions ~ Dir(alpha).
+
+    See Wang et al. 2020, FedMA, and Li et al. 2022, NIID-Bench. Draws again while a client has too few
+    samples, at most MAX_DRAWS times; then repairs the last draw.
+    """
+    for _ in range(MAX_DRAWS):
         owners = _draw_dirichlet(labels, clients, classes, settings.alpha, rng)
         if np.bincount(owners, minlength=clients).min() >= settings.min_samples:
             return owners
@@ -81,8 +110,10 @@ def _dirichlet(labels, clients, classes, settings, rng):
     return owners
 
 
-def _draw_dirichlet(labels, clients, classes, alpha, rng):
-    """Owner of each sample; clients that are full get no more."""
+def _draw_dirichlet(
+    labels: np.ndarray, clients: int, classes: int, alpha: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the owner of each sample; a client that holds n / clients samples gets no further class."""
     owners = np.empty(len(labels), dtype=np.int64)
     sizes = np.zeros(clients, dtype=np.int64)
     for label in range(classes):
@@ -90,7 +121,9 @@ def _draw_dirichlet(labels, clients, classes, alpha, rng):
         proportions = rng.dirichlet(np.full(clients, alpha)) * (sizes < len(labels) / clients)
         if not len(samples):
             continue
-        if proportions.sum() == 0:  # every client with a share is full: one that is not takes the class
+        if (
+            proportions.sum() == 0
+        ):  # every client with a positive proportion is full: another one takes the class
             proportions[rng.choice(np.flatnonzero(sizes < len(labels) / clients))] = 1
         ends = np.round(np.cumsum(proportions / proportions.sum()) * len(samples)).astype(np.int64)
         counts = np.diff(ends, prepend=0)
@@ -99,20 +132,24 @@ def _draw_dirichlet(labels, clients, classes, alpha, rng):
     return owners
 
 
-def _dirichlet_client(labels, clients, classes, settings, rng):
-    """Each client, all of the same size, draws its label distribution q ~ Dir(alpha p), p being the population's, and then
-    its samples by q among the classes that still have some (Hsu et al. 2019)."""
+def _dirichlet_client(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
+    """Let each client draw a label distribution q ~ Dir(alpha p), p the population's (Hsu et al. 2019).
+
+    All clients have the same size. Each draws its samples by q from the classes that still have samples.
+    """
     left = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
-    mixes = _label_mixes(labels, clients, classes, settings.alpha, rng)
+    mixes = _draw_label_mixes(labels, clients, classes, settings.alpha, rng)
     owners = np.empty(len(labels), dtype=np.int64)
     sizes = np.diff(np.arange(clients + 1) * len(labels) // clients)
     for client in range(clients):
         wanted = sizes[client]
         while wanted:
-            there = np.array([len(samples) for samples in left])
-            mix = mixes[client] * (there > 0)
-            mix = mix / mix.sum() if mix.sum() > 0 else there / there.sum()
-            counts = np.minimum(rng.multinomial(wanted, mix), there)
+            remaining = np.array([len(samples) for samples in left])
+            mix = mixes[client] * (remaining > 0)
+            mix = mix / mix.sum() if mix.sum() > 0 else remaining / remaining.sum()
+            counts = np.minimum(rng.multinomial(wanted, mix), remaining)
             for label in np.flatnonzero(counts):
                 taken, left[label] = left[label][: counts[label]], left[label][counts[label] :]
                 owners[taken] = client
@@ -120,12 +157,15 @@ def _dirichlet_client(labels, clients, classes, settings, rng):
     return owners
 
 
-def _shards(labels, clients, classes, settings, rng):
-    """Sorted by label, cut into clients x shards pieces, of which each client gets `shards` (McMahan et al. 2017)."""
+def _shards(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
+    """Sort samples by label, cut them evenly, and give each client `shards` pieces (McMahan et al. 2017)."""
     if clients * settings.shards > len(labels):
         raise UserError(
-            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} shards, and there are "
-            f"{len(labels)} samples to divide; use fewer clients or shards"
+            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} shards, "
+            "but only "
+            f"{len(labels)} samples are divided; use fewer clients or shards"
         )
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -135,9 +175,11 @@ def _shards(labels, clients, classes, settings, rng):
     return owners
 
 
-def _classes(labels, clients, classes, settings, rng):
-    """Each client holds `classes_per_client` labels, each of which is divided evenly over the clients that hold it."""
-    held = _labels_held(clients, classes, settings.classes_per_client, rng)
+def _classes(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
+    """Let each client hold `classes_per_client` labels; divide each label evenly over its holders."""
+    held = _draw_held_labels(clients, classes, settings.classes_per_client, rng)
     owners = np.full(len(labels), -1, dtype=np.int64)
     for label in range(classes):
         holders = rng.permutation(np.flatnonzero(held[:, label]))
@@ -147,34 +189,43 @@ def _classes(labels, clients, classes, settings, rng):
     return owners
 
 
-def _groups(labels, clients, classes, settings, rng):
-    """Each client is a group of the user's file: a name for each training sample, a line each."""
+def _groups(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> np.ndarray:
+    """Let each client be a group of the user's file; each line names the group of a training sample."""
     if settings.groups is None:
         raise UserError(
-            "partition.scheme=groups needs partition.groups: a text file with the group of each training sample, a line each"
+            "partition.scheme=groups needs partition.groups: a text file with one line per training sample, "
+            "the name "
+            "of its group"
         )
     try:
         names = Path(settings.groups).read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"partition.groups: {settings.groups} cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+            f"partition.groups: {settings.groups} cannot be read: "
+            f"{getattr(error, 'strerror', None) or 'not text'}; name "
+            "a text file with one line per training sample"
         ) from None
     names = names[:-1] if names[-1] == "" else names
     if len(names) != len(labels):
         raise UserError(
-            f"partition.groups: {settings.groups} has {len(names)} lines, and there are {len(labels)} training samples"
+            f"partition.groups: {settings.groups} has {len(names)} lines, but {len(labels)} training samples "
+            "are divided; write one line per sample"
         )
     found, group = np.unique(names, return_inverse=True)
     if len(found) < clients:
         raise UserError(
-            f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}"
+            f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}; use "
+            "fewer "
+            "clients"
         )
     client_of = np.full(len(found), -1, dtype=np.int64)
     client_of[rng.permutation(len(found))[:clients]] = np.arange(clients)
     return client_of[group]
 
 
-SCHEMES = {
+SCHEMES: dict[str, Callable[..., np.ndarray]] = {
     "dirichlet": _dirichlet,
     "dirichlet_client": _dirichlet_client,
     "iid": _iid,
@@ -184,13 +235,19 @@ SCHEMES = {
 }
 
 
-def _with_replacement(labels, clients, classes, settings, rng):
-    """Each client draws settings.samples of all samples, by its own mix of labels: the size of the data set is no limit."""
+def _draw_with_replacement(
+    labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let each client draw settings.samples samples by its own label mix; return pointers and indices.
+
+    With replacement, the size of the data set does not limit the number of clients.
+    """
     sizes = np.bincount(labels, minlength=classes)
     if settings.scheme == "dirichlet_client":
-        mixes = _label_mixes(labels, clients, classes, settings.alpha, rng)
+        mixes = _draw_label_mixes(labels, clients, classes, settings.alpha, rng)
     elif settings.scheme == "classes":
-        mixes = _labels_held(clients, classes, settings.classes_per_client, rng) / settings.classes_per_client
+        held = _draw_held_labels(clients, classes, settings.classes_per_client, rng)
+        mixes = held / settings.classes_per_client
     else:
         mixes = np.broadcast_to(sizes / len(labels), (clients, classes))
     counts = np.empty((clients, classes), dtype=np.int32)
@@ -198,7 +255,9 @@ def _with_replacement(labels, clients, classes, settings, rng):
         counts[block] = rng.multinomial(settings.samples, mixes[block])
     if (missing := counts[:, sizes == 0].any(0)).any():
         raise UserError(
-            f"partition.scheme={settings.scheme}: there are no training samples of class {np.flatnonzero(sizes == 0)[missing][0]}"
+            f"partition.scheme={settings.scheme}: clients draw class "
+            f"{np.flatnonzero(sizes == 0)[missing][0]}, which has no "
+            "training samples; use another scheme, or a smaller data.public_pool"
         )
     del mixes
     by_label = np.argsort(labels, kind="stable").astype(np.int32)
@@ -211,11 +270,13 @@ def _with_replacement(labels, clients, classes, settings, rng):
     return np.arange(clients + 1) * settings.samples, indices.ravel()
 
 
-def _label_mixes(labels, clients, classes, alpha, rng):
-    """float64 (clients, classes): a label distribution ~ Dir(alpha p) for each client, p being that of `labels`."""
+def _draw_label_mixes(
+    labels: np.ndarray, clients: int, classes: int, alpha: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw a label distribution ~ Dir(alpha p) per client, p that of `labels`: float64 (clients, classes)."""
     population = np.bincount(labels, minlength=classes) / len(labels)
-    # A Dirichlet draw is gammas over their sum. At small alpha all may be too small for a float: then the logarithms are
-    # compared, and the largest takes all.
+    # A Dirichlet draw is a vector of gamma draws divided by their sum. At small alpha all of them may
+    # underflow, so the computation uses their logarithms: the largest then takes all.
     shapes = np.maximum(alpha * population, 1e-300)
     mixes = rng.gamma(shapes + 1, size=(clients, classes))
     for block in blocks(clients):
@@ -226,10 +287,12 @@ def _label_mixes(labels, clients, classes, alpha, rng):
     return mixes
 
 
-def _labels_held(clients, classes, each, rng):
-    """bool (clients, classes): `each` labels for every client, all labels by as many clients, as far as it goes."""
+def _draw_held_labels(clients: int, classes: int, each: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `each` labels per client, bool (clients, classes); the labels' holders differ by at most one."""
     if each > classes:
-        raise UserError(f"partition.classes_per_client={each}: there are {classes} classes")
+        raise UserError(
+            f"partition.classes_per_client={each}: the data set has {classes} classes; use at most {classes}"
+        )
     held, holders = np.zeros((clients, classes), dtype=bool), [0] * classes
     for block in blocks(clients):
         for own, ties in zip(held[block], rng.random((len(held[block]), classes)).tolist()):
@@ -239,11 +302,13 @@ def _labels_held(clients, classes, each, rng):
     return held
 
 
-def _repair(owners, clients, min_samples, rng):
-    """Move random samples, in place, from the largest clients to those that hold too few."""
+def _repair(owners: np.ndarray, clients: int, min_samples: int, rng: np.random.Generator) -> None:
+    """Move random samples, in place, from the largest clients to clients with fewer than `min_samples`."""
     sizes = np.bincount(owners, minlength=clients)
     members = dict(enumerate(np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])))
-    largest = [(-size, client) for client, size in enumerate(sizes.tolist())]  # and sizes that were true once
+    # A heap of (-size, client). Changed sizes are pushed anew; outdated entries are dropped when they come
+    # up.
+    largest = [(-size, client) for client, size in enumerate(sizes.tolist())]
     heapq.heapify(largest)
     for client in np.flatnonzero(sizes < min_samples).tolist():
         while sizes[client] < min_samples:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -15,8 +15,15 @@ from genfl_mpi.mpi.collectives import MPI
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
-if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Runtime
+
+class Runtime(Protocol):
+    """The part of config.runtime used here."""
+
+    @property
+    def threads(self) -> int | None: ...
+
+    @property
+    def device(self) -> str: ...
 
 
 @dataclass(frozen=True)
