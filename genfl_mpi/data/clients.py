@@ -88,8 +88,7 @@ def check_memory(config: Config) -> None:
         if size > installed:
             raise UserError(
                 f"{what} take {size / 1e9:,.0f} GB of memory, and this machine has {installed / 1e9:,.0f} "
-                "GB; use fewer, "
-                "or smaller ones"
+                "GB; use fewer, or smaller ones"
             )
 
 

@@ -208,16 +208,15 @@ def check(data: Data, samples: int) -> None:
     if folder and not data.download and not folder.is_dir():
         raise UserError(
             f"data set {data.name}: {folder} does not exist; set data.root to the folder that contains "
-            f"{folder.name}, "
-            "or let torchvision download it once, on a machine with network access, by data.download=true"
+            f"{folder.name}, or let torchvision download it once, on a machine with network access, by "
+            "data.download=true"
         )
     if samples > about.train_samples - data.public_pool:
         besides = f" besides the public pool of {data.public_pool}" if data.public_pool else ""
         raise UserError(
             f"clients times partition.min_samples is {samples}, but {data.name} has "
             f"{about.train_samples - data.public_pool} training samples{besides}; use fewer clients or a "
-            "smaller "
-            "minimum, or draw with replacement: partition.replacement=true"
+            "smaller minimum, or draw with replacement: partition.replacement=true"
         )
 
 
@@ -354,8 +353,7 @@ def _folder(data: Data) -> Arrays:
             if name not in classes:
                 raise UserError(
                     f"data set folder: class {name} is in {data.root}/test, but not in {data.root}/train; "
-                    "add it there "
-                    "or remove it"
+                    "add it there or remove it"
                 )
             for path in paths:
                 try:

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from genfl_mpi.config.sections import Partition
 
 MAX_DRAWS = 20  # draws of the Dirichlet split before the last one is repaired
-BLOCK = (
-    4096  # clients processed at a time where arrays for all clients would take more memory than their data
-)
+# Clients processed at a time where arrays for all clients would take more memory than their data.
+BLOCK = 4096
 
 
 def partition(
@@ -41,16 +40,15 @@ def partition(
         raise UserError(
             f"{clients} clients with partition.min_samples={settings.min_samples} need "
             f"{clients * settings.min_samples} samples, but the training set has {len(labels)}; use fewer "
-            "clients or "
-            "a smaller minimum, or draw with replacement: partition.replacement=true"
+            "clients or a smaller minimum, or draw with replacement: partition.replacement=true"
         )
     owners = _assign_owners(labels, clients, classes, settings, rng)
     sizes = np.bincount(owners[owners >= 0], minlength=clients)
     if sizes.min() < settings.min_samples:
         raise UserError(
             f"partition.scheme={settings.scheme} leaves client {sizes.argmin()} with {sizes.min()} samples, "
-            "fewer than "
-            f"partition.min_samples={settings.min_samples}; use fewer clients or a smaller minimum"
+            f"fewer than partition.min_samples={settings.min_samples}; use fewer clients or a smaller "
+            "minimum"
         )
     pointers = np.zeros(clients + 1, dtype=np.int64)
     np.cumsum(sizes, out=pointers[1:])
@@ -80,8 +78,7 @@ def _assign_owners(
     ):
         raise UserError(
             f"partition.scheme: {settings.scheme} must return a client from 0 to {clients - 1}, or -1, for "
-            "each of "
-            f"{len(labels)} samples"
+            f"each of {len(labels)} samples"
         )
     return owners
 
@@ -121,9 +118,7 @@ def _draw_dirichlet(
         proportions = rng.dirichlet(np.full(clients, alpha)) * (sizes < len(labels) / clients)
         if not len(samples):
             continue
-        if (
-            proportions.sum() == 0
-        ):  # every client with a positive proportion is full: another one takes the class
+        if proportions.sum() == 0:  # every client with a share is full: another one takes the class
             proportions[rng.choice(np.flatnonzero(sizes < len(labels) / clients))] = 1
         ends = np.round(np.cumsum(proportions / proportions.sum()) * len(samples)).astype(np.int64)
         counts = np.diff(ends, prepend=0)
@@ -163,9 +158,8 @@ def _shards(
     """Sort samples by label, cut them evenly, and give each client `shards` pieces (McMahan et al. 2017)."""
     if clients * settings.shards > len(labels):
         raise UserError(
-            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} shards, "
-            "but only "
-            f"{len(labels)} samples are divided; use fewer clients or shards"
+            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} "
+            f"shards, but only {len(labels)} samples are divided; use fewer clients or shards"
         )
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -195,9 +189,8 @@ def _groups(
     """Let each client be a group of the user's file; each line names the group of a training sample."""
     if settings.groups is None:
         raise UserError(
-            "partition.scheme=groups needs partition.groups: a text file with one line per training sample, "
-            "the name "
-            "of its group"
+            "partition.scheme=groups needs partition.groups: a text file with one line per training "
+            "sample, the name of its group"
         )
     try:
         names = Path(settings.groups).read_text().split("\n")
@@ -216,9 +209,8 @@ def _groups(
     found, group = np.unique(names, return_inverse=True)
     if len(found) < clients:
         raise UserError(
-            f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}; use "
-            "fewer "
-            "clients"
+            f"partition.groups: {settings.groups} has {len(found)} groups, fewer than clients={clients}; "
+            "use fewer clients"
         )
     client_of = np.full(len(found), -1, dtype=np.int64)
     client_of[rng.permutation(len(found))[:clients]] = np.arange(clients)

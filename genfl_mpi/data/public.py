@@ -36,8 +36,7 @@ def pool(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
         if share > len(samples):
             raise UserError(
                 f"data.public_pool={size} needs {share} training samples of class {label}, but the data set "
-                "has "
-                f"{len(samples)}; use a smaller pool"
+                f"has {len(samples)}; use a smaller pool"
             )
         chosen.append(streams.generator(0, "pool", label).permutation(samples)[:share])
     return np.sort(np.concatenate(chosen))
@@ -58,8 +57,7 @@ def images(
         if about.shape != tuple(values.shape[1:]):
             raise UserError(
                 "pretraining.images=uci_digits: its 28x28 digits, like MNIST's, do not match "
-                f"data.name={data.name}; set "
-                "pretraining.images=public_pool"
+                f"data.name={data.name}; set pretraining.images=public_pool"
             )
     else:
         if not data.public_pool:
