@@ -1,4 +1,4 @@
-"""Buffers of a model: what a client trains does not depend on what was trained or tested on its rank before."""
+"""Buffers of a model: training does not depend on what its rank trained or tested before."""
 
 import os
 
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 class Steps(nn.Module):
-    # counts what it has seen, in place, by replacement, and outside the state dict; all of it has an effect
+    # counts its calls in place, by replacement, and outside the state dict; all counters affect the output
     def __init__(self):
         super().__init__()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -48,7 +48,7 @@ class Mean(nn.Module):
         return images - self.mean
 
 class Warming(nn.Module):
-    # halves its input until it has made twelve steps
+    # halves its input during the first twelve steps
     def __init__(self):
         super().__init__()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -61,8 +61,8 @@ def warming(classes, shape):
     return nn.Sequential(Warming(), nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 
 def stateful(classes, shape):
-    return nn.Sequential(Steps(), nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4, momentum=None), Mean(), nn.Flatten(),
-                         nn.Linear(4 * (shape[1] - 2) * (shape[2] - 2), classes))
+    return nn.Sequential(Steps(), nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4, momentum=None), Mean(),
+                         nn.Flatten(), nn.Linear(4 * (shape[1] - 2) * (shape[2] - 2), classes))
 """
 SETTINGS = LocalTraining(epochs=2, batch_size=4, clients_per_batch=2)
 
@@ -112,7 +112,7 @@ def test_the_same_bits_on_any_number_of_ranks(mine, fast):
     assert len({reader.digests(mine / f"{ranks}/fedavg_seed1.h5") for ranks in (1, 2, 3)}) == 1
 
 
-def test_training_and_testing_leave_nothing_behind(mine):
+def test_earlier_training_and_testing_have_no_effect(mine):
     fresh = flat("stateful")
     start = fresh.weights.clone()
     expected = trained(fresh, start)
@@ -128,7 +128,9 @@ def test_training_and_testing_leave_nothing_behind(mine):
     fresh = flat("stateful")
     for model in (fresh, used):
         model.module.eval()
-    assert torch.equal(used.module(data(2)[0]), fresh.module(data(2)[0])), "nor for who tests it next"
+    assert torch.equal(used.module(data(2)[0]), fresh.module(data(2)[0])), (
+        "earlier use must not affect later evaluation, either"
+    )
 
 
 def test_a_replaced_buffer_is_part_of_the_weights(mine):
@@ -142,7 +144,7 @@ def test_a_replaced_buffer_is_part_of_the_weights(mine):
     assert model.weights[-1] == 0
 
 
-def test_clients_trained_together_find_the_buffers_as_they_were(mine):
+def test_batched_clients_start_from_the_initial_buffers(mine):
     model = flat("warming")
     start = model.weights.clone()
     twin = Twin(model, (3, 8, 8), SETTINGS)
@@ -157,8 +159,8 @@ def test_clients_trained_together_find_the_buffers_as_they_were(mine):
     torch.testing.assert_close(first[0][0], alone, rtol=0, atol=1e-6)
 
 
-def test_preparing_a_graph_leaves_the_counters(monkeypatch):
-    """Warming up, the capture and its comparison are steps as well."""
+def test_preparing_a_graph_restores_the_counters(monkeypatch):
+    """Warm-up, capture and comparison run steps, which must leave no trace."""
     monkeypatch.setattr(Steps, "_capture", lambda self, function: (lambda: function(), function()))
     model = FlatModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)))
     steps = Steps(model, SETTINGS)

@@ -23,20 +23,20 @@ LABELS = np.repeat(np.arange(10), 400)
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 1000.0])
 @pytest.mark.parametrize("clients", [3, 20, 100])
-def test_every_sample_has_one_client_and_no_client_too_few(alpha, clients):
+def test_every_sample_has_one_client_and_every_client_the_minimum(alpha, clients):
     pointers, indices = partition(LABELS, clients, 10, Partition(alpha=alpha, min_samples=10), seed=3)
     assert sorted(indices) == list(range(len(LABELS)))
     assert pointers[0] == 0 and pointers[-1] == len(LABELS)
     assert np.diff(pointers).min() >= 10
 
 
-def test_a_class_that_nobody_has():
+def test_a_class_without_samples_is_allowed():
     for clients in (1, 3):
         pointers, indices = partition(LABELS, clients, 11, Partition(), seed=1)
         assert sorted(indices) == list(range(len(LABELS)))
 
 
-def test_who_told_is_known_even_if_noise_made_it_nothing():
+def test_a_client_that_shares_is_known_even_if_noise_cancels_its_counts():
     shared, told = share(
         np.eye(10, dtype=np.int32).repeat(100, 0),
         LabelSharing(payload="presence", epsilon=4.0, refusal_rate=0.2),
@@ -47,7 +47,7 @@ def test_who_told_is_known_even_if_noise_made_it_nothing():
     assert shared.min() >= 0
 
 
-def test_alpha_is_skew():
+def test_a_smaller_alpha_gives_more_skew():
     def emd(alpha):
         pointers, indices = partition(LABELS, 20, 10, Partition(alpha=alpha), seed=0)
         return earth_movers_distance(label_histograms(LABELS[indices], pointers, 10)).mean()
@@ -80,7 +80,7 @@ def histograms_of(settings, clients=20, labels=LABELS):
     return label_histograms(labels[indices], pointers, labels.max() + 1)
 
 
-def test_shards_by_hand():
+def test_shards_match_a_hand_computed_example():
     # 8 samples of 4 labels, 2 clients with 2 shards of 2 samples each: a shard is a label.
     histograms = histograms_of(
         Partition(scheme="shards", min_samples=1), 2, np.array([3, 1, 0, 2, 2, 0, 1, 3])
@@ -97,7 +97,7 @@ def test_each_client_holds_k_classes_evenly():
 
 
 @pytest.mark.parametrize("alpha", [0.01, 1000.0])
-def test_clients_that_draw_their_labels_have_equal_sizes(alpha):
+def test_dirichlet_client_gives_equal_sizes(alpha):
     histograms = histograms_of(Partition(scheme="dirichlet_client", alpha=alpha))
     assert (histograms.sum(1) == 200).all()
     assert (earth_movers_distance(histograms).mean() > 1.6) == (alpha == 0.01)
@@ -144,7 +144,7 @@ def test_more_clients_than_samples_is_an_error():
         partition(LABELS, 401, 10, Partition(min_samples=10), seed=0)
 
 
-def test_histograms_and_emd_by_hand():
+def test_histograms_and_emd_match_hand_computed_values():
     # Two clients: samples 0, 1, 2 with labels 0, 0, 1 and samples 3, 4, 5 with labels 1, 2, 2.
     histograms = label_histograms(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 3, 6]), 3)
     assert histograms.tolist() == [[2, 1, 0], [0, 1, 2]]
@@ -169,10 +169,10 @@ def test_clients_that_refuse_share_nothing():
     assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 2)[0])
 
 
-def test_randomised_response_lies_as_often_as_epsilon_allows():
+def test_randomised_response_flips_bits_at_the_rate_of_epsilon():
     shared = share(HISTOGRAMS, LabelSharing(payload="presence", epsilon=2.0), 1)[0]
     lies = (shared != (HISTOGRAMS > 0)).mean()
-    assert lies == pytest.approx(1 / (1 + np.e), abs=0.03)  # epsilon / 2 a bit: 1 / (1 + e^1) = 0.269
+    assert lies == pytest.approx(1 / (1 + np.e), abs=0.03)  # epsilon / 2 per bit: 1 / (1 + e^1) = 0.269
 
 
 def test_laplace_noise_has_the_scale_of_epsilon():
@@ -180,7 +180,7 @@ def test_laplace_noise_has_the_scale_of_epsilon():
     assert abs(noise.mean()) < 0.3
     assert np.abs(noise).mean() == pytest.approx(
         2 / 0.5, rel=0.05
-    )  # the mean size of Laplace noise is its scale
+    )  # the mean absolute value of Laplace noise is its scale
     assert share(HISTOGRAMS, LabelSharing(epsilon=0.1), 1)[0].min() == 0
 
 
@@ -192,7 +192,7 @@ def test_mnist5k_is_balanced_and_its_parts_are_disjoint():
     assert not any(image.tobytes() in train for image in arrays["test_images"])
 
 
-def test_a_smaller_pool_is_part_of_a_larger_one():
+def test_a_smaller_pool_is_a_subset_of_a_larger_one():
     small, large = public.pool(LABELS, 105, 10), public.pool(LABELS, 1000, 10)
     assert len(small) == 105 and set(small) < set(large) and np.array_equal(small, np.sort(small))
     assert np.bincount(LABELS[small]).tolist() == [11] * 5 + [10] * 5
@@ -209,7 +209,7 @@ def test_no_client_holds_an_image_of_the_pool():
     assert divided["label_histograms"].sum() == 3000
 
 
-def test_an_image_of_the_test_set_is_not_learned_from():
+def test_images_of_the_test_set_are_excluded_from_the_pool():
     arrays = {name: array.copy() for name, array in datasets.load(Data(name="mnist5k")).items()}
     pool = public.pool(arrays["train_labels"], 100, 10)
     arrays["train_images"][pool[7]] = arrays["test_images"][42]
@@ -230,8 +230,8 @@ def test_an_image_of_the_test_set_is_not_learned_from():
     "GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100"
 )
 @pytest.mark.parametrize(("name", "tested"), [("cifar10", 0), ("cifar100", 1)])
-def test_the_pools_of_cifar_and_the_test_images_in_them(name, tested):
-    """CIFAR-100's training set holds copies of test images: one of them is in the pool, and left out."""
+def test_public_pools_of_cifar_exclude_their_test_images(name, tested):
+    """CIFAR-100's training set holds copies of test images; one in the pool is excluded."""
     data = Data(name=name, root=os.environ["GENFL_DATA"], public_pool=10000)
     assert public.images(datasets.load(data), datasets.DESCRIPTIONS[name], data, "public_pool")[2] == tested
 
@@ -291,7 +291,7 @@ def test_a_folder_of_images_is_a_data_set(tmp_path, tiny, capsys):
         datasets.describe(Data(name="folder", root=str(tmp_path / "nowhere")))
 
 
-def test_a_synthetic_set_can_be_learned(tiny, tmp_path):
+def test_the_synthetic_data_set_can_be_learned(tiny, tmp_path):
     from genfl_mpi.results import reader
 
     arrays = datasets.load(Data(name="synthetic", samples=500, size=20))
@@ -320,8 +320,8 @@ def test_a_synthetic_set_can_be_learned(tiny, tmp_path):
     ("name", "folder", "prefix", "classes"),
     [("fashion_mnist", "FashionMNIST", "", 10), ("emnist", "EMNIST", "emnist-balanced-", 47)],
 )
-def test_data_sets_in_mnists_format(tmp_path, name, folder, prefix, classes):
-    """A few images, written as torchvision reads them."""
+def test_data_sets_in_the_format_of_mnist_are_read(tmp_path, name, folder, prefix, classes):
+    """A few images, written in the format that torchvision reads."""
     raw = tmp_path / folder / "raw"
     raw.mkdir(parents=True)
     images = np.zeros((classes, 28, 28), dtype=np.uint8)
@@ -337,7 +337,7 @@ def test_data_sets_in_mnists_format(tmp_path, name, folder, prefix, classes):
     assert len(datasets.describe(data).classes) == classes and arrays["train_labels"].tolist() == list(
         range(classes)
     )
-    y, x = (20, 3) if name == "emnist" else (3, 20)  # EMNIST's images lie on their side
+    y, x = (20, 3) if name == "emnist" else (3, 20)  # EMNIST is published with rows and columns swapped
     assert arrays["test_images"][:, 0, y, x].tolist() == list(range(1, classes + 1))
 
 
@@ -346,7 +346,7 @@ def test_without_normalisation_pixels_stay_in_the_unit_interval():
     assert about.mean == (0, 0, 0) and about.std == (1, 1, 1)
 
 
-def test_bad_clients_hold_bad_data():
+def test_misbehaving_clients_hold_degraded_data():
     def divided(**bad):
         one = loading.single({"method": "fedavg", "misbehaving_clients": bad})
         return one, load_and_divide(one)
@@ -399,7 +399,7 @@ def test_a_run_with_more_clients_than_samples(tiny):
         ("classes", False),
     ],
 )
-def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, monkeypatch):
+def test_the_block_size_does_not_change_the_partition(scheme, replacement, monkeypatch):
     settings = Partition(scheme=scheme, replacement=replacement, samples=7)
 
     def divided():
@@ -411,7 +411,7 @@ def test_clients_are_dealt_with_in_blocks_that_do_not_show(scheme, replacement, 
     assert all(map(np.array_equal, divided(), whole))
 
 
-def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
+def test_a_client_costs_four_bytes_per_sample_and_a_row_of_counts():
     clients, samples = 20_000, 50
     settings = loading.single(
         None,
@@ -433,7 +433,7 @@ def test_a_client_costs_four_bytes_a_sample_and_a_row_of_counts():
     tracemalloc.stop()
     held = sum(array.nbytes for array in data.values())
     assert held < clients * (5 * samples + 2 * 4 * 10 + 8 + 1) + 1e5
-    assert most < 2.5 * held, "much more on the way than in the end"
+    assert most < 2.5 * held, "the peak must stay close to the memory of the result"
 
 
 def test_a_class_without_samples_cannot_be_drawn():
@@ -448,12 +448,14 @@ from genfl_mpi.data.datasets import Description
 def good(data, shape=(1, 8, 8), **other):
     about = Description(("a", "b"), shape, 60, (0.5,), (0.25,))
     arrays = {f"{part}_{kind}": values for part, count in (("train", 60), ("test", 20))
-              for kind, values in (("images", np.zeros((count, 1, 8, 8), np.uint8)), ("labels", np.arange(count) % 2))}
+              for kind, values in (("images", np.zeros((count, 1, 8, 8), np.uint8)),
+                                   ("labels", np.arange(count) % 2))}
     return about, lambda: {**arrays, **other}
 
 def other_shape(data): return good(data, (3, 8, 8))
 def other_labels(data): return good(data, test_labels=np.full(20, 2))
-def fewer(data): return good(data, train_images=np.zeros((50, 1, 8, 8), np.uint8), train_labels=np.zeros(50, int))
+def fewer(data):
+    return good(data, train_images=np.zeros((50, 1, 8, 8), np.uint8), train_labels=np.zeros(50, int))
 def floats(data): return good(data, train_images=np.zeros((60, 1, 8, 8)))
 def lacking(data): return good(data)[0], lambda: {}
 def nothing(data): return None
@@ -472,7 +474,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "own_data", raising=False)
 
 
-def test_a_data_set_of_ones_own(own):
+def test_a_user_defined_data_set_is_read(own):
     data = Data(name="own_data:good")
     assert (
         datasets.describe(data).classes == ("a", "b")
@@ -493,18 +495,18 @@ def test_a_data_set_of_ones_own(own):
         ("missing", "cannot be imported"),
     ],
 )
-def test_what_is_no_data_set(own, name, message):
+def test_an_invalid_user_defined_data_set_is_refused(own, name, message):
     with pytest.raises(UserError, match=message):
         datasets.load(Data(name=f"own_data:{name}"))
 
 
-def test_a_partition_of_ones_own(own):
+def test_a_user_defined_partition_is_used(own):
     pointers, indices = partition(np.zeros(60, dtype=np.int64), 3, 2, Partition(scheme="own_data:halves"), 1)
     assert pointers.tolist() == [0, 20, 40, 60] and indices.tolist() == list(range(60))
 
 
 @pytest.mark.parametrize("scheme", ["too_many", "too_few", "no_numbers"])
-def test_what_is_no_partition(own, scheme):
+def test_an_invalid_user_defined_partition_is_refused(own, scheme):
     with pytest.raises(UserError, match="must return a client from 0 to 2, or -1, for each of 60 samples"):
         partition(np.zeros(60, dtype=np.int64), 3, 2, Partition(scheme=f"own_data:{scheme}"), 1)
 
@@ -516,6 +518,6 @@ def test_what_is_no_partition(own, scheme):
         ("partition.scheme=iidd", "partition.scheme: must be dirichlet, .* not 'iidd'"),
     ],
 )
-def test_a_name_that_is_none(key, message):
+def test_an_unknown_name_is_refused(key, message):
     with pytest.raises(UserError, match=message):
         loading.single(overrides=[key, "method=fedavg"])

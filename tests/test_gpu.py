@@ -1,4 +1,4 @@
-"""What is on a GPU, with a CPU's memory in its place: the sum, the messages, the data, and how much of it there will be."""
+"""Sum, messages and data in device memory, emulated in CPU memory, and predictions of their size."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from genfl_mpi.preparation import gpu_memory
 CPU = torch.device("cpu")
 
 
-def test_the_sum_on_a_device_has_the_bits_of_the_exact_sum(monkeypatch):
+def test_the_device_sum_has_the_bits_of_the_exact_sum(monkeypatch):
     monkeypatch.setattr(device_sum, "BLOCK", 999)
     units, there = np.zeros(5000, dtype=np.int64), torch.zeros(5000, dtype=torch.int64)
     random = torch.Generator().manual_seed(0)
@@ -41,7 +41,7 @@ def test_the_sum_on_a_device_has_the_bits_of_the_exact_sum(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), LIMIT, -LIMIT])
-def test_what_the_sum_cannot_hold_is_refused_on_a_device_too(bad):
+def test_the_device_sum_refuses_weights_that_it_cannot_hold(bad):
     weights, there = torch.ones(50), torch.zeros(50, dtype=torch.int64)
     weights[7] = bad
     with pytest.raises(ArithmeticError, match="not finite or too large"):
@@ -49,7 +49,7 @@ def test_what_the_sum_cannot_hold_is_refused_on_a_device_too(bad):
     assert not there.any()
 
 
-# A run as on a GPU, but in the CPU's memory: what is in the messages lies there, too, and the training images.
+# Emulates a run on a GPU in CPU memory: resident message buffers and training images.
 ON_DEVICE = """
 import sys
 from genfl_mpi.federation import resident
@@ -84,7 +84,7 @@ sys.exit(main(sys.argv[2:]))
         ),
     ],
 )
-def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, more, tmp_path):
+def test_a_run_with_sum_and_data_on_a_device_gives_the_same_weights(ranks, how, more, tmp_path):
     (tmp_path / "device.py").write_text(ON_DEVICE)
     overrides = [*FAST, "rounds=2", *more]
     done = mpirun(ranks, tmp_path / "device.py", how, *overrides, f"output={tmp_path}/device")
@@ -105,7 +105,7 @@ def test_a_run_whose_sum_and_data_are_on_a_device_is_the_same_run(ranks, how, mo
         ["misbehaving_clients.share=1", "misbehaving_clients.kind=mislabelled"],
     ],
 )
-def test_a_client_cut_out_of_resident_images_is_the_client(more):
+def test_resident_images_give_the_same_client_data(more):
     config = single(None, [*FAST, *more])
     arrays, about = load_and_divide(config), datasets.describe(config.data)
     sent, held = (
@@ -122,18 +122,18 @@ def test_a_client_cut_out_of_resident_images_is_the_client(more):
             assert torch.equal(one, other) and len(one) == len(client_data(arrays, client, config)[1])
 
 
-def test_images_stay_on_a_gpu_if_there_is_room():
+def test_images_are_resident_if_they_fit():
     assert fits(150e6, 16e9, 4) and fits(1e9, 16e9, 4) and not fits(1.1e9, 16e9, 4) and not fits(5e9, 16e9, 1)
 
 
-def test_a_messages_memory_is_zeros_and_counts_its_bytes():
+def test_the_memory_of_a_message_is_zeroed():
     from genfl_mpi.mpi import staging
 
     assert staging.zeros(7, np.int64, CPU).tolist() == [0] * 7
 
 
-def test_activations_by_hand():
-    """Of two dense layers: the images, what ReLU lets through, the logits' log-softmax, the labels and their number."""
+def test_bytes_of_activations_match_hand_computed_values():
+    """Two dense layers keep: images, outputs of ReLU, log-softmax of the logits, labels and their number."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU(inplace=True), nn.Linear(20, 10))
     assert of_activations(module, (3, 4, 4), 8) == pytest.approx(4 * 8 * (48 + 20 + 10) + 8 * 8, abs=8)
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
@@ -146,7 +146,7 @@ def test_activations_by_hand():
     )
 
 
-def test_weights_by_hand():
+def test_bytes_of_weights_match_hand_computed_values():
     plain = of_weights(100, 90, Training(), 0)
     assert plain == {
         "weights": 800,
@@ -174,7 +174,7 @@ def test_weights_by_hand():
 def test_a_node_adds_up_the_ranks_of_each_gpu():
     assert gpu_memory.of_node(2, 7, 1, 2) == [7, 0]
     assert gpu_memory.of_node(2, 7, 4, 1) == [7 + 3 * 2]
-    assert gpu_memory.of_node(2, 7, 7, 4) == [7, 4, 4, 4], "rank 0 has one for itself"
+    assert gpu_memory.of_node(2, 7, 7, 4) == [7, 4, 4, 4], "rank 0 has a GPU to itself"
     assert devices.gpus_of([]) == []
 
 
@@ -204,11 +204,11 @@ def test_the_memory_of_a_rank_and_of_the_server():
     )
 
 
-def test_images_at_clients_take_room_on_a_gpu():
+def test_images_at_clients_count_as_gpu_memory():
     arrays = load_and_divide(single(None, ["method=filled"]))
     held, pixels = arrays["label_histograms"], 784
     largest, gap = held.sum(1).max(), (held.max(1, keepdims=True) - held).sum(1).max()
-    # A client's own images and its others as bytes and normalised, one array after another; and before that apart.
+    # Own and other images of a client, as bytes and normalised, in one array and in separate ones before.
     for more, beside in (("method=sent", 10 * 60), ("method=filled", gap)):
         found = gpu_memory.of_rank(
             single(None, [more, "generation.cap=60000" if beside is gap else "generation.cap=60"]), arrays
@@ -217,10 +217,12 @@ def test_images_at_clients_take_room_on_a_gpu():
     priced = gpu_memory.of_rank(
         single(None, ["method=filled", "generation.cap=60000", "incentive.price=1", "world={}"]), arrays
     )
-    assert priced["a client's images"] == found["a client's images"], "at its price, a client may fill all"
+    assert priced["a client's images"] == found["a client's images"], (
+        "at this price a client may fill all gaps"
+    )
 
 
-def test_plan_tells_of_gpus_where_there_are_some(fast, capsys):
+def test_plan_shows_gpu_memory_if_there_are_gpus(fast, capsys):
     assert main(["plan", *fast, "-n", "3", "--gpus", "2"]) == 0
     said = capsys.readouterr().out
     assert "2 GPUs" in said and "exact sum" in said and max(map(len, said.splitlines())) <= 80

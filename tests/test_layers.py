@@ -1,4 +1,4 @@
-"""The quicker layers against torch's own."""
+"""The fast CPU layers, compared with torch's own."""
 
 import copy
 
@@ -30,7 +30,7 @@ from genfl_mpi.learning.weights import FlatModel
         ((1, 2), 2, 3, 1, 1),
     ],
 )
-def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, dilation, bias, monkeypatch):
+def test_convolutions_of_small_images_match_torch(size, kernel, stride, padding, dilation, bias, monkeypatch):
     theirs = nn.Conv2d(5, 7, kernel, stride, padding, dilation, bias=bias).double()
     ours = quicken(copy.deepcopy(theirs))
     monkeypatch.setattr(layers, "SMALL_MAP", 9)
@@ -46,12 +46,12 @@ def test_convolutions_of_small_images_are_torchs(size, kernel, stride, padding, 
             torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         )
         results.append((output, images.grad, *(parameter.grad for parameter in layer.parameters())))
-    assert products, "the convolution should have gone by taps"
+    assert products, "the convolution must be computed tap by tap"
     for one, other in zip(*results):
         assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_what_comes_after_a_convolution_may_work_in_place():
+def test_an_in_place_layer_may_follow_a_convolution():
     theirs = nn.Sequential(nn.Conv2d(5, 7, 3, padding=1, bias=False), nn.ReLU(inplace=True))
     ours = quicken(copy.deepcopy(theirs))
     images = torch.randn(3, 5, 2, 2)
@@ -69,12 +69,12 @@ def test_what_comes_after_a_convolution_may_work_in_place():
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
     ],
 )
-def test_other_convolutions_stay_torchs(layer):
+def test_unsupported_convolutions_use_torch(layer):
     images = torch.randn(2, 4, 2, 2)
     assert torch.equal(quicken(copy.deepcopy(layer))(images), layer(images))
 
 
-def test_a_large_image_goes_torchs_way():
+def test_large_images_use_torch():
     layer = nn.Conv2d(3, 4, 3)
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(quicken(copy.deepcopy(layer))(images), layer(images))
@@ -84,7 +84,7 @@ class Own(nn.Conv2d):
     pass
 
 
-def test_only_torchs_own_layers_change_and_the_state_keeps_its_names():
+def test_only_torch_layers_are_replaced_and_state_names_stay():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), Own(2, 2, 3), nn.Dropout(), nn.Dropout2d())
     before = module.state_dict()
     quicken(module)
@@ -106,16 +106,16 @@ def test_dropout_drops_with_its_probability_and_keeps_the_mean(p, inplace):
     assert abs(zero.float().mean().item() - p) < 5 * (p * (1 - p) / count) ** 0.5
     assert torch.allclose(dropped[~zero], torch.tensor(1 / (1 - p)))
     dropped.sum().backward()
-    assert torch.equal(values.grad, dropped), "what was dropped gets no gradient, and the rest as much more"
+    assert torch.equal(values.grad, dropped), "the gradient must be masked and scaled like the values"
     assert layer.eval()(values) is values
 
 
-def test_dropout_of_all_and_of_none():
+def test_dropout_with_p_1_and_p_0():
     assert not quicken(nn.Dropout(1.0))(torch.ones(5)).any()
     assert torch.equal(quicken(nn.Dropout(0.0))(torch.ones(5)), torch.ones(5))
 
 
-def test_resnet18_is_the_same_network():
+def test_resnet18_with_fast_layers_matches_torch():
     plain = models.build(Model(name="resnet18"), 10, (3, 32, 32), seed=1).double().train()
     quick = quicken(copy.deepcopy(plain))
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
@@ -127,11 +127,11 @@ def test_resnet18_is_the_same_network():
         assert torch.allclose(p.grad, q.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_a_flat_models_layers_are_quick():
+def test_a_flat_model_uses_the_fast_layers():
     assert type(FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1)).module[0]) is layers.Conv2d
 
 
-def test_in_bfloat16_the_small_maps_stay_in_float32():
+def test_under_bfloat16_autocast_small_maps_use_float32():
     theirs = nn.Conv2d(5, 7, 3, padding=1)
     ours = quicken(copy.deepcopy(theirs))
     images = torch.randn(3, 5, 2, 2).bfloat16().requires_grad_()

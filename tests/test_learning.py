@@ -1,4 +1,4 @@
-"""Flat weights, the exact sum, local SGD."""
+"""Flat weights, the exact sum, models, local SGD and evaluation."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize(
     "settings", [Model(name="cnn"), Model(name="resnet18"), Model(name="resnet18", stem="cifar")]
 )
-def test_flat_weights_are_the_modules_own(settings):
+def test_parameters_and_buffers_are_views_of_the_flat_weights(settings):
     model = FlatModel(models.build(settings, 10, (3, 32, 32), seed=1))
     state = {name: value for name, value in model.module.state_dict().items() if value.is_floating_point()}
     assert sum(value.numel() for value in state.values()) == len(model.weights)
@@ -36,14 +36,14 @@ def test_flat_weights_are_the_modules_own(settings):
         )
 
 
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_stream_alone():
+def test_initial_weights_depend_on_the_seed_alone():
     before = torch.get_rng_state()
     one, two, other = (FlatModel(models.build(Model(), 10, (1, 28, 28), seed)).weights for seed in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_sum_is_exact_in_any_order_and_division():
+def test_the_exact_sum_does_not_depend_on_order_or_division():
     weights = torch.randn(7, 1000)
     rho = RNG.dirichlet(np.ones(7))
 
@@ -60,7 +60,7 @@ def test_the_sum_is_exact_in_any_order_and_division():
     assert torch.allclose(ExactSum(forward).value(), expected, rtol=0, atol=7 * 2.0**-41)
 
 
-def test_one_client_of_weight_one_comes_back_as_it_was():
+def test_the_sum_of_one_client_with_rho_1_is_its_model():
     weights = torch.randn(1000)
     units = np.zeros(1000, dtype=np.int64)
     total = ExactSum(units)
@@ -70,17 +70,17 @@ def test_one_client_of_weight_one_comes_back_as_it_was():
 
 @pytest.mark.parametrize("place", [0, BLOCK, 2 * BLOCK + 4])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), LIMIT, -LIMIT])
-def test_what_the_sum_cannot_hold_is_refused(bad, place):
+def test_the_sum_refuses_weights_that_it_cannot_hold(bad, place):
     weights, units = torch.ones(2 * BLOCK + 5), np.zeros(2 * BLOCK + 5, dtype=np.int64)
     weights[place] = bad
     with pytest.raises(ArithmeticError):
         ExactSum(units).add(0.1, weights)
-    assert not units.any(), "nothing should have been added"
+    assert not units.any(), "a refused summand must not be added"
 
 
 @pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 3 * BLOCK - 1])
-def test_the_sum_in_blocks_is_the_sum(size):
-    """Each summand is round(rho 2^40 w) in float64; along with it come the largest size and the length of the change."""
+def test_the_blockwise_sum_equals_the_definition(size):
+    """Each summand is round(rho 2^40 w) in float64; `add` returns the largest weight and the update norm."""
     weights, since = torch.randn(size), torch.randn(max(1, size - 7))
     weights[size // 2] = -50
     units = np.full(size, 3, dtype=np.int64)
@@ -102,7 +102,7 @@ def test_the_largest_weights_do_not_overflow():
 @pytest.mark.parametrize(
     ("count", "sizes"), [(10, [4, 3, 3]), (9, [3, 3, 3]), (8, [4, 4]), (1, [1]), (3, [3])]
 )
-def test_batches_cover_the_data_and_are_equally_large(count, sizes):
+def test_batches_cover_the_data_and_have_equal_sizes(count, sizes):
     chunks = batches(count, 4, RNG)
     assert [len(chunk) for chunk in chunks] == sizes
     assert sorted(torch.cat(chunks).tolist()) == list(range(count))
@@ -111,7 +111,7 @@ def test_batches_cover_the_data_and_are_equally_large(count, sizes):
 @pytest.mark.parametrize(
     "settings", [Training(), Training(momentum=0.9), Training(momentum=0.9, weight_decay=0.01)]
 )
-def test_sgd_is_torchs(settings):
+def test_sgd_equals_torch_optim_sgd(settings):
     ours, velocity = torch.randn(50), torch.zeros(50)
     theirs = ours.clone().requires_grad_()
     reference = torch.optim.SGD([theirs], settings.lr, settings.momentum, weight_decay=settings.weight_decay)
@@ -122,7 +122,7 @@ def test_sgd_is_torchs(settings):
     assert torch.allclose(ours, theirs)
 
 
-def test_training_learns():
+def test_training_reduces_the_loss():
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
     images, labels = (
         torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
@@ -149,8 +149,8 @@ def test_training_learns():
         ("resnet18", (3, 32, 32), 11181642),
     ],
 )
-def test_models_have_the_sizes_of_their_sources(name, shape, parameters):
-    """LeNet-5: 61,706 with one channel. ResNet-18: torchvision's 11,689,512 with ten classes in place of a thousand."""
+def test_models_have_the_published_number_of_parameters(name, shape, parameters):
+    """LeNet-5: 61,706 with one channel. ResNet-18: torchvision's 11,689,512 with 10 of 1,000 classes."""
     module = models.build(Model(name=name), 10, shape, seed=1)
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert module(torch.zeros(2, *shape)).shape == (2, 10)
@@ -161,7 +161,10 @@ def test_models_have_the_sizes_of_their_sources(name, shape, parameters):
     [("cnn", range(4, 65)), ("pfl_cnn", range(6, 65)), ("lenet5", range(1, 33)), ("resnet18", range(1, 65))],
 )
 def test_models_are_tried_on_images_of_every_size(name, fits):
-    """What passes the trial can be trained, and what does not is refused in one line; of ResNet-18, which is slow, some sizes."""
+    """Sizes that pass the check can be trained; others are refused in one line.
+
+    ResNet-18 is slow and checked on a few sizes only.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for size in range(1, 65) if name != "resnet18" else (1, 2, 3, 32, 33, 64):
@@ -170,7 +173,8 @@ def test_models_are_tried_on_images_of_every_size(name, fits):
         except UserError as error:
             assert size not in fits and "\n" not in str(error)
             assert str(error).startswith(
-                f"model.name: {name} cannot be trained on images of 1 x {size} x {size} (channels, height, width): "
+                f"model.name: {name} cannot be trained on images of 1 x {size} x {size} "
+                "(channels, height, width): "
             )
             assert str(error).endswith(
                 "; use images of another size (data.size for folder and synthetic), or choose another model"
@@ -180,7 +184,7 @@ def test_models_are_tried_on_images_of_every_size(name, fits):
     torch.set_num_threads(threads)
 
 
-def test_lenet5_gives_images_of_an_odd_side_a_margin():
+def test_lenet5_pads_images_of_odd_size():
     model = FlatModel(models.build(Model(name="lenet5"), 10, (1, 27, 30), seed=1))
     images, labels = (
         torch.randn(60, 1, 27, 30, generator=torch.Generator().manual_seed(0)),
@@ -250,7 +254,7 @@ def linear(classes, shape):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1] * shape[2], classes))
 
 
-def test_a_model_by_import_path():
+def test_a_model_can_be_named_by_import_path():
     module = models.build(Model(name="test_learning:linear"), 7, (1, 4, 4), seed=1)
     assert module(torch.zeros(2, 1, 4, 4)).shape == (2, 7)
     with pytest.raises(
@@ -263,7 +267,7 @@ def not_a_model(classes, shape):
     return classes
 
 
-def test_dropout_is_keyed_and_leaves_the_global_stream_alone():
+def test_dropout_depends_on_its_key_alone_and_restores_the_global_stream():
     images, labels = (
         torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
         torch.arange(32) % 10,
@@ -319,13 +323,13 @@ def test_augmentation_shifts_and_mirrors():
         ("cosine", [1, 0.5, 0.5, 0.5]),
     ],
 )
-def test_schedules_by_hand(schedule, rates):
+def test_learning_rate_schedules_match_hand_computed_values(schedule, rates):
     settings = Training(lr=1, schedule=schedule, decay=0.5, period=2)
     assert [at_round(settings, round).lr for round in range(4)] == pytest.approx(rates)
 
 
-def test_accuracy_over_clients_by_hand():
-    """Twenty clients: two hold class 0 alone, which is right half of the time; the others both classes evenly."""
+def test_accuracy_over_clients_matches_hand_computed_values():
+    """Of twenty clients two hold class 0 alone, with accuracy 0.5; the others hold both classes evenly."""
     histograms = np.array([[4, 0]] * 2 + [[3, 3]] * 18)
     seen = accuracy_over_clients(np.array([0.5, 0.9]), histograms)
     assert seen == pytest.approx(
@@ -341,8 +345,8 @@ def test_a_class_without_test_samples_has_no_accuracy():
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_what_is_frozen_or_not_used_stays(together):
-    """Weight decay, too, is of what learns."""
+def test_frozen_and_unused_parameters_do_not_change(together):
+    """Weight decay must not change them, either."""
 
     def network():
         layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 3))

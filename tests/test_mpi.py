@@ -1,4 +1,4 @@
-"""Scheduling and messages; with ranks: sharing a node's memory, failing together."""
+"""Scheduling and messages; on several ranks: node-shared memory, failing together."""
 
 import re
 import time
@@ -24,7 +24,7 @@ def test_longest_first_balances():
     assert np.bincount(ranks, weights=costs).tolist() == [14, 14]
 
 
-def test_rank_0_begins_its_day_busy():
+def test_rank_0_gets_fewer_clients_while_it_works_as_the_server():
     costs = np.full(5, 1.0)
     assert (assign(costs, np.ones(3), busy=10) != 0).all()
     assert np.bincount(assign(costs, np.ones(3), busy=1), minlength=3).tolist() == [1, 2, 2]
@@ -32,7 +32,7 @@ def test_rank_0_begins_its_day_busy():
     assert (assign(costs, np.ones(2), busy=np.inf) == 1).all()
 
 
-def test_a_faster_rank_gets_more():
+def test_a_faster_rank_gets_more_clients():
     assert np.bincount(assign(np.ones(30), np.array([1.0, 2.0]), busy=0)).tolist() == [10, 20]
 
 
@@ -43,15 +43,15 @@ def test_speed_is_unknown_until_measured():
     assert speed.seconds(10) == pytest.approx(0.2)
 
 
-def test_a_rank_that_was_never_measured_is_average():
+def test_a_rank_without_measurement_gets_the_mean_rate():
     pace = Pace(3)
     assert pace.rates().tolist() == [1, 1, 1]
     pace.measure(np.array([50, 50]), np.array([1.0, 0.5]), np.array([0, 2]))
     assert pace.rates().tolist() == [50, 75, 100]
 
 
-def test_what_a_client_costs_beside_its_samples_is_learned():
-    """Ranks of different speed; a client takes as long as 40 samples more than it has."""
+def test_the_fixed_overhead_of_a_client_is_estimated():
+    """Ranks differ in speed; a client costs as much as 40 samples beyond its own."""
     rng, pace, rates = np.random.default_rng(0), Pace(3), np.array([100.0, 200, 50])
     for _ in range(30):
         samples, ranks = rng.integers(10, 500, 12), np.arange(12) % 3
@@ -60,13 +60,13 @@ def test_what_a_client_costs_beside_its_samples_is_learned():
     assert pace.rates() == pytest.approx(rates, rel=0.05)
     same = Pace(1)
     same.measure(np.full(4, 50), np.full(4, 0.1), np.zeros(4, dtype=int))
-    assert same.overhead == 0, "clients of one size tell nothing of it"
+    assert same.overhead == 0, "clients of equal size carry no information about the overhead"
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_longest_rank_is_near_the_mean(ranks, seed):
-    """Dirichlet(0.1), five clients a rank, ranks of unlike speed, a cost beside the samples, noise, and a server that generates."""
+    """Dirichlet(0.1), five clients per rank, ranks of different speed, overhead, noise, and a busy server."""
     rng, pace = np.random.default_rng(seed), Pace(ranks)
     pointers, _ = partition(np.arange(50_000) % 10, 400, 10, Partition(alpha=0.1, min_samples=1), seed)
     sizes, rates, busy = np.diff(pointers), 1000 * rng.uniform(0.7, 1.3, ranks), 0.2
@@ -96,7 +96,7 @@ def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
     up.clients[4, 2], up.sums["change"][3, 1] = 1.5, 7
     other = Reduction(1001, 5, 3, {"change": Array((4, 2), "sum")})
     other.clients[1, 1], other.sums["model"][1000] = -2.5, 9
-    up.buffer += other.buffer  # what the reduction does
+    up.buffer += other.buffer  # as the reduction does
     assert up.clients[4, 2] == 1.5 and up.clients[1, 1] == -2.5
     assert (
         up.sums["change"].ravel().tolist() == [0] * 7 + [7]
@@ -113,7 +113,10 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.mpi import collectives
 comm = collectives.world()
 calls = []
-data, window = collectives.node_shared(comm, lambda: calls.append(1) or {"a": np.arange(1000), "b": np.ones((3, 5), np.uint8)})
+def make():
+    calls.append(1)
+    return {"a": np.arange(1000), "b": np.ones((3, 5), np.uint8)}
+data, window = collectives.node_shared(comm, make)
 assert (data["a"] == np.arange(1000)).all() and data["b"].shape == (3, 5) and data["b"].sum() == 15
 made = comm.allreduce(len(calls))
 assert made == 1, made
@@ -131,11 +134,11 @@ except UserError as error:
 
 
 def test_stores_into_windows_are_synchronized(monkeypatch):
-    """Check only that the calls of MPI's memory model are made, in order: x86 computes the same without."""
+    """Check the calls that MPI's memory model requires: on x86 the results agree even without them."""
     calls = []
 
     def noting(base, *names):
-        """A subclass of `base` that notes the calls of the methods `names`."""
+        """Return a subclass of `base` that records calls of the methods `names`."""
 
         def note(name):
             return lambda self, *arguments: calls.append(name) or getattr(base, name)(self, *arguments)
@@ -159,7 +162,7 @@ def test_stores_into_windows_are_synchronized(monkeypatch):
     turns.close(lambda: 0)
 
 
-def test_a_users_mistake_is_said_once(tmp_path):
+def test_a_user_error_is_printed_once(tmp_path):
     done = mpirun(3, "-m", "genfl_mpi", "method=fedavg", "cohort=99", f"output={tmp_path}/results")
     assert done.returncode == 2
     assert done.stderr.count("cohort (99) is larger than clients (20)") == 1
@@ -168,7 +171,7 @@ def test_a_users_mistake_is_said_once(tmp_path):
 
 
 @pytest.mark.parametrize("leave", ["sys.exit(0)", "raise KeyboardInterrupt"])
-def test_a_rank_that_leaves_takes_the_others_along(tiny, tmp_path, leave):
+def test_a_rank_that_exits_ends_the_job(tiny, tmp_path, leave):
     (tmp_path / "leaving.py").write_text(
         f"import sys\ndef random(state):\n    if state.round == 1:\n        {leave}\n    return [0, 1, 2]\n"
     )

@@ -1,4 +1,4 @@
-"""Cores and GPUs of a rank, from masks, control groups and what Slurm and the launchers say."""
+"""Cores and GPUs of a rank, from affinity masks, control groups, and variables of Slurm and the launchers."""
 
 import os
 import subprocess
@@ -15,24 +15,24 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_CPUS_ON_NODE": "4"}
 
 
 def node(ranks, cores=range(64), quota=ALL, environ=None, found=0, first=0):
-    """The places of a node's ranks; environ: a dict for all, or a function of the rank."""
+    """Return the places of a node's ranks; environ: a dict for all ranks, or a function of the rank."""
     of = environ if callable(environ) else lambda rank: environ or {}
     return [
         devices.place(rank, "node", cores, quota, of(rank), found) for rank in range(first, first + ranks)
     ]
 
 
-def test_cores_are_those_of_the_masks_together():
+def test_cores_are_the_union_of_the_masks():
     bound = [devices.place(rank, "node", {2 * rank, 2 * rank + 1}, ALL, {}, 0) for rank in range(3)]
     assert devices.cores_of(node(3)) == 64
     assert devices.cores_of(bound) == 6
 
 
-def test_slurm_gives_fewer_cores_than_the_mask_has():
+def test_slurms_grant_limits_the_cores():
     assert devices.cores_of(node(2, environ=SLURM)) == 4
     assert devices.cores_of(node(2, cores=range(2), environ=SLURM)) == 2
     assert devices.cores_of(node(2, environ={"SLURM_CPUS_ON_NODE": "4"})) == 64, (
-        "a variable that is left over, outside of a job"
+        "outside a job the variable has no effect"
     )
 
 
@@ -61,7 +61,7 @@ def test_ranks_take_the_gpus_of_their_node_in_turn():
     assert devices.gpus_of(node(3)) == [None, None, None]
 
 
-def test_rank_0_has_a_gpu_for_itself_when_there_are_several():
+def test_rank_0_gets_a_gpu_to_itself_if_possible():
     assert devices.gpus_of(node(7, found=4)) == [0, 1, 2, 3, 1, 2, 3]
     assert devices.gpus_of(node(3, found=2)) == [0, 1, 1]
     assert devices.gpus_of(node(6, found=4, first=8)) == [0, 1, 2, 3, 0, 1], (
@@ -70,7 +70,7 @@ def test_rank_0_has_a_gpu_for_itself_when_there_are_several():
 
 
 def test_groups_of_ranks_share_the_gpus_of_their_node():
-    """Eight ranks in groups, each with a server: (rank, whether it serves) of all, on some GPUs."""
+    """Eight ranks in groups, each with a server, on a node with several GPUs."""
 
     def of(servers, found):
         return devices.gpus_of(
@@ -108,7 +108,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_group_takes_the_gpus_that_are_its_ranks_among_all_of_the_node(tmp_path):
+def test_gpus_are_assigned_over_all_groups_of_a_node(tmp_path):
     (tmp_path / "groups.py").write_text(GROUPS)
     done = mpirun(
         4,
@@ -130,7 +130,7 @@ def test_a_group_takes_the_gpus_that_are_its_ranks_among_all_of_the_node(tmp_pat
     }
 
 
-def test_ranks_that_see_other_gpus_are_no_rivals():
+def test_ranks_that_see_different_gpus_do_not_share():
     """As after srun --gpus-per-task."""
     apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)
     assert devices.gpus_of(apart) == [0, 1, 0, 1]
@@ -141,7 +141,7 @@ def test_ranks_that_see_other_gpus_are_no_rivals():
     ]
 
 
-def test_gpus_that_slurm_did_not_give_are_left_alone():
+def test_gpus_that_slurm_did_not_grant_are_not_used():
     (without,) = node(1, environ=SLURM, found=4)
     assert without.gpus == () and without.usable == 0 and without.withheld == 4
     assert (
@@ -156,7 +156,7 @@ def test_gpus_that_slurm_did_not_give_are_left_alone():
     assert hidden.gpus == ()
 
 
-def test_oversubscription_is_one_line():
+def test_oversubscription_is_reported_in_one_line():
     assert devices.oversubscription(node(2, cores=range(4)), 2) is None
     line = devices.oversubscription(node(3, cores=range(4)), 2)
     assert line == "node: 3 ranks of 2 threads on 4 cores: start at most 2 there, or ask for more cores"
@@ -200,7 +200,7 @@ def test_quota_of_control_groups_version_1(tmp_path):
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "srun --mpi=pmi2"),
     ],
 )
-def test_ranks_that_do_not_know_of_one_another_are_noticed(environ, remedy):
+def test_ranks_without_a_common_communicator_are_refused(environ, remedy):
     with pytest.raises(UserError, match="4 processes were started, but each is the only rank") as caught:
         launchers.check_size(1, environ)
     assert remedy in str(caught.value)
@@ -216,11 +216,11 @@ def test_ranks_that_do_not_know_of_one_another_are_noticed(environ, remedy):
         {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"},
     ],
 )
-def test_one_rank_may_be_alone(environ):
+def test_a_single_rank_is_allowed(environ):
     launchers.check_size(1, environ)
 
 
-def test_a_run_says_that_it_is_oversubscribed_and_computes(tmp_path):
+def test_an_oversubscribed_run_warns_and_computes(tmp_path):
     threads = os.cpu_count()
     done = mpirun(2, "-m", "genfl_mpi", *FAST, "rounds=1", f"runtime.threads={threads}", f"output={tmp_path}")
     assert done.returncode == 0 and done.stdout.count(f"2 ranks of {threads} thread") == 1, (
@@ -229,7 +229,7 @@ def test_a_run_says_that_it_is_oversubscribed_and_computes(tmp_path):
 
 
 def test_a_run_started_with_the_wrong_launcher_is_refused(tmp_path):
-    """Each process would be alone: as with another MPI library's launcher."""
+    """As with the launcher of another MPI library, each process would be the only rank."""
     done = subprocess.run(
         [sys.executable, "-m", "genfl_mpi", f"output={tmp_path}"],
         capture_output=True,

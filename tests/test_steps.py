@@ -1,4 +1,4 @@
-"""Steps of training over fixed buffers, as a GPU repeats them; and that no step waits for the device."""
+"""Training steps over fixed buffers, as a GPU replays them, and without synchronization with the device."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,10 @@ LABELS = torch.arange(27) % 10
 
 
 def captured(monkeypatch, spoil=lambda results: None):
-    """Let a processor repeat steps over fixed buffers as a graph does: the function again, its results where they first lay.
-    Returns a list that gets a number for each repetition."""
+    """Emulate graph replay on a CPU: call the function again and copy its results to their first addresses.
+
+    Returns a list that grows by one element per replay. spoil: is called with the results of each replay.
+    """
     repeated = []
 
     def capture(self, function):
@@ -48,7 +50,7 @@ def captured(monkeypatch, spoil=lambda results: None):
 
 
 def trained(name, settings, mu=0.0, corrected=False, times=2):
-    """Weights and reports of two trainings one after the other, of which the second finds what the first has prepared."""
+    """Return reports and weights of consecutive trainings; the later ones reuse the first one's graphs."""
     model = FlatModel(models.build(Model(name=name), 10, (3, 32, 32), seed=1))
     start, found = model.weights.clone(), []
     correction = torch.linspace(-1e-3, 1e-3, model.parameters) if corrected else None
@@ -68,12 +70,12 @@ def trained(name, settings, mu=0.0, corrected=False, times=2):
         ("cnn", Training(epochs=2, batch_size=8, dtype="bfloat16"), {"corrected": True}),
     ],
 )
-def test_a_step_over_fixed_buffers_is_the_step(name, settings, more, monkeypatch):
+def test_a_replayed_step_equals_the_eager_step(name, settings, more, monkeypatch):
     expected = trained(name, settings, **more)
     repeated = captured(monkeypatch)
     found = trained(name, settings, **more)
     count = -(-27 // settings.batch_size)
-    assert len(repeated) >= 2 * settings.epochs * count, "every step should have been a repetition"
+    assert len(repeated) >= 2 * settings.epochs * count, "every step must be a replay"
     for one, other in zip(expected, found):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
@@ -90,7 +92,7 @@ def fails(results):
     ("spoil", "said"),
     [(wrong, "differs from the eager step"), (fails, "operation not permitted when stream is capturing$")],
 )
-def test_a_graph_that_fails_or_computes_something_else_is_not_used(spoil, said, monkeypatch):
+def test_a_graph_that_fails_or_differs_is_not_used(spoil, said, monkeypatch):
     settings = Training(epochs=1, batch_size=8, momentum=0.9)
     expected = trained("pfl_cnn", settings, times=1)
     captured(monkeypatch, spoil)
@@ -104,12 +106,12 @@ class Branching(nn.Module):
         return images.flatten(1)[:, :10] if images.sum() > 0 else images.flatten(1)[:, -10:]
 
 
-def test_only_layers_that_cannot_branch_are_static():
+def test_only_library_layers_are_static():
     assert all(is_static(models.build(Model(name=name), 10, (3, 32, 32), seed=1)) for name in models.MODELS)
     assert not is_static(nn.Sequential(nn.Conv2d(3, 3, 1), Branching()))
 
 
-def test_steps_are_kept_for_clients_and_augmented_model_alike():
+def test_steps_of_clients_and_augmented_model_are_cached():
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
     clients = steps_of(model, Training(epochs=1))
     assert steps_of(model, Training(epochs=7)) is clients
@@ -124,7 +126,7 @@ def test_steps_are_kept_for_clients_and_augmented_model_alike():
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the operations of torch, in their order."""
+    """Record the names of torch's operations, in order."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +150,7 @@ WAITING = (
 
 
 def waits(names, of="nll_loss_backward"):
-    """Operations for which the host waits for a GPU, from the first to the last operation with `of` in its name."""
+    """Return the synchronizing operations between the first and the last operation with `of` in its name."""
     losses = [index for index, name in enumerate(names) if of in name]
     assert len(losses) > 2
     return [name for name in names[losses[0] : losses[-1]] if any(word in name for word in WAITING)]
@@ -166,13 +168,13 @@ def waits(names, of="nll_loss_backward"):
         ("lenet5", Training(epochs=2, batch_size=8, dtype="bfloat16"), {}),
     ],
 )
-def test_no_step_waits_for_the_device(name, settings, more):
+def test_no_step_synchronizes_with_the_device(name, settings, more):
     with Recorder() as recorder:
         trained(name, settings, times=1, **more)
     assert waits(recorder.names) == []
 
 
-def test_what_waits_is_noticed():
+def test_a_synchronizing_operation_is_detected():
     class Waiting(nn.Module):
         def forward(self, images):
             return images * float(images.mean() > 0)
@@ -190,7 +192,7 @@ def test_what_waits_is_noticed():
     assert waits(recorder.names)
 
 
-def test_no_step_of_clients_trained_together_waits_either():
+def test_no_batched_step_synchronizes_with_the_device():
     model, settings = (
         FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)),
         LocalTraining(epochs=1, batch_size=8, clients_per_batch=2),
@@ -206,7 +208,7 @@ def test_no_step_of_clients_trained_together_waits_either():
     assert waits(recorder.names, of="convolution_backward") == []
 
 
-def test_no_chunk_of_the_test_set_waits_either():
+def test_no_evaluation_chunk_synchronizes_with_the_device():
     model = FlatModel(models.build(Model(name="cnn"), 10, (3, 32, 32), seed=1))
     parts = [(IMAGES[start : start + 9], LABELS[start : start + 9]) for start in (0, 9, 18)]
     with Recorder() as recorder:

@@ -1,4 +1,4 @@
-"""The rooms: which may import which, and the form of the round."""
+"""The structure of the package: which room may import which, and the form of the round."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ from genfl_mpi.util import streams
 
 ROOT = Path(genfl_mpi.__file__).parent
 MAX_FLOORS = 8
-# From the top down: a room imports only rooms below it.
+# From the top down: a room imports only rooms on lower floors.
 FLOORS = [
     {"__main__"},
     {"cli"},
@@ -83,7 +83,7 @@ def test_the_round_is_short_and_rarely_branches_on_the_server():
     ) <= 1 and "weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a)" in ast.unparse(rounds)
 
 
-def test_algorithms_are_independent_of_ranks_and_files_and_named_nowhere_else():
+def test_algorithms_and_the_rest_of_the_package_are_independent():
     inside = ROOT / "federation/algorithms"
     for file in inside.glob("*.py"):
         assert not any(
@@ -97,7 +97,7 @@ def test_algorithms_are_independent_of_ranks_and_files_and_named_nowhere_else():
             texts = {
                 node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)
             }
-            assert not texts & (set(ALGORITHMS) - {"fedavg"}), file  # fedavg is also a method
+            assert not texts & (set(ALGORITHMS) - {"fedavg"}), file  # fedavg is a method's name, too
 
 
 def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
@@ -108,7 +108,7 @@ def test_only_mpi_imports_mpi4py_and_only_generation_imports_diffusers():
             assert owner is None or file.relative_to(ROOT).parts[0] == owner, f"{file} imports {name}"
 
 
-def test_every_purpose_of_a_random_draw_is_known():
+def test_every_purpose_of_a_random_draw_is_declared():
     """A misspelt purpose would silently be another stream."""
     for file in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -130,7 +130,7 @@ def test_edge_is_numpy_and_scipy_alone():
 
 def test_a_worker_imports_neither_diffusers_nor_transformers():
     code = (
-        "import sys, genfl_mpi.runs.runner; "
+        "import sys, genfl_mpi.runs.runner\n"
         "print([m for m in ('diffusers', 'transformers', 'torchvision') if m in sys.modules])"
     )
     assert (
@@ -142,19 +142,15 @@ def test_a_worker_imports_neither_diffusers_nor_transformers():
 
 
 def test_help_needs_neither_torch_nor_mpi():
-    code = """if True:
-        import sys
-        from genfl_mpi.cli import main
-        try:
-            main(["--help"])
-        except SystemExit:
-            print([m for m in ("torch", "mpi4py") if m in sys.modules])
-    """
+    code = (
+        "import sys\nfrom genfl_mpi.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
+        "    print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]") and "generation.per_round" in done.stdout
 
 
-def test_constraints_name_a_version_of_every_dependency_that_is_allowed():
+def test_constraints_pin_an_allowed_version_of_every_dependency():
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     lines = (ROOT.parent / "constraints.txt").read_text().splitlines()
     pins = [line.split("==") for line in lines if not line.startswith("#")]
@@ -166,8 +162,8 @@ def test_constraints_name_a_version_of_every_dependency_that_is_allowed():
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
-def test_every_library_that_is_imported_is_a_dependency():
-    """No import relies on a dependency of another library."""
+def test_every_imported_library_is_a_declared_dependency():
+    """No import relies on a dependency of a dependency."""
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = [*project["dependencies"], *extras["tables"], *extras["tensorboard"]]

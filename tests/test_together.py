@@ -1,4 +1,4 @@
-"""Clients trained as one batched computation: the same as one by one but for rounding, and no function of the ranks."""
+"""Clients trained as one batched computation match single clients up to rounding, on any number of ranks."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
-TOLERANCE = 1e-6  # of weights, after some steps in float32; as docs/scale.md says
+TOLERANCE = 1e-6  # of weights, after a few steps in float32, as stated in docs/scale.md
 SAMPLES, EPOCHS = (9, 20, 7, 33), (2, 1, 2, 2)
 
 
@@ -40,7 +40,7 @@ def group_norm(classes, shape):
 
 
 def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
-    """Train four clients together and one by one, and compare: weights within `tolerance`, losses likewise, predictions alike."""
+    """Train four clients batched and one by one; compare weights, losses (up to `tolerance`) and accuracy."""
     settings = LocalTraining(batch_size=8, clients_per_batch=4, **settings)
     model, random = flat(name), torch.Generator().manual_seed(0)
     start = model.weights.clone()
@@ -57,7 +57,9 @@ def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
     )
     for key, (weights, report) in enumerate(found):
         expected = train(model, start, *data[key], each[key], np.random.default_rng(key), mu)
-        assert (model.weights - start).abs().max() > 100 * tolerance, "it should have learned"
+        assert (model.weights - start).abs().max() > 100 * tolerance, (
+            "training must change the weights far more than the tolerance"
+        )
         assert_close(weights, model.weights, rtol=0, atol=tolerance)
         assert report.samples == expected.samples and report.accuracy_last_epoch == pytest.approx(
             expected.accuracy_last_epoch
@@ -75,12 +77,12 @@ def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
         ("test_together:group_norm", {}),
     ],
 )
-def test_together_is_one_by_one(name, more):
+def test_batched_clients_match_single_clients(name, more):
     both(name, **more)
 
 
-def test_in_bfloat16_up_to_its_rounding():
-    """Dropout's masks are the same there, too: without that the difference would be as large as the change."""
+def test_in_bfloat16_batched_clients_match_up_to_rounding():
+    """Dropout masks are the same, too: otherwise the difference would be as large as the update."""
     model = flat("pfl_cnn")
     settings = LocalTraining(batch_size=8, clients_per_batch=2, epochs=1, dtype="bfloat16")
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
@@ -94,7 +96,7 @@ def test_in_bfloat16_up_to_its_rounding():
     assert (weights - model.weights).norm() < 0.05 * (model.weights - start).norm()
 
 
-def test_the_global_stream_is_left_alone_and_evaluation_before_does_not_matter():
+def test_the_global_stream_is_restored_and_earlier_evaluation_has_no_effect():
     model, settings = flat("pfl_cnn"), LocalTraining(batch_size=8, clients_per_batch=2, epochs=1)
     twin, found = Twin(model, (3, 32, 32), settings), []
     data = [(torch.ones(9, 3, 32, 32), torch.arange(9))] * 2
@@ -108,7 +110,7 @@ def test_the_global_stream_is_left_alone_and_evaluation_before_does_not_matter()
         assert torch.equal(torch.get_rng_state(), before)
     for (one, _), (other, _) in zip(*found):
         assert torch.equal(one, other)
-    assert not torch.equal(found[0][0][0], found[0][1][0]), "each client has draws of its own"
+    assert not torch.equal(found[0][0][0], found[0][1][0]), "each client must have its own draws"
 
 
 class Mixing(nn.Module):
@@ -140,7 +142,7 @@ class Twice(nn.Module):
         (Branching(), "torch.func.vmap fails on it: "),
     ],
 )
-def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
+def test_networks_that_cannot_be_batched_are_refused_in_one_line(layer, said):
     model = FlatModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10)))
     with pytest.raises(
         UserError, match="training.clients_per_batch=3 does not support this network"
@@ -149,7 +151,7 @@ def test_what_cannot_be_trained_together_is_refused_in_one_line(layer, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_settings_that_go_together_and_not(fast, capsys):
+def test_clients_per_batch_is_checked_against_other_settings(fast, capsys):
     config = single(None, ["method=genfl", "training.clients_per_batch=4", "training.lr=0.3"])
     assert (
         config.training.clients_per_batch == 4
@@ -210,7 +212,7 @@ def test_the_same_bits_on_any_number_of_ranks(more, fast, tmp_path):
             assert one[f"clients/{column}"][:] == pytest.approx(other[f"clients/{column}"][:], rel=1e-4)
 
 
-def test_each_client_has_its_part_of_the_time(fast):
+def test_the_time_of_a_batch_is_divided_by_samples(fast):
     [record] = Simulation(overrides=[*fast, "cohort=4", "training.clients_per_batch=4", "rounds=1"])
     clients = record.clients
     rate = clients["samples"] / clients["seconds"]
