@@ -34,9 +34,9 @@ def client_data(data: Mapping[str, np.ndarray], client: int, config: Config) -> 
     samples, labels = client_samples(data, client, config)
     images = data["train_images"][samples]
     if is_spoiled(data, client, config):
-        own = len(images) - config.data.shared
-        images[:own] = spoil(
-            images[:own], config.misbehaving_clients.kind, streams.generator(config.seed, "spoil", client)
+        held = len(images) - config.data.shared
+        images[:held] = spoil(
+            images[:held], config.misbehaving_clients.kind, streams.generator(config.seed, "spoil", client)
         )
     return images, labels
 
@@ -45,8 +45,8 @@ def client_samples(
     data: Mapping[str, np.ndarray], client: int, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of a client's images in the training set, int (n,), and their labels, int64 (n,)."""
-    own = slice(data["pointers"][client], data["pointers"][client + 1])
-    samples, labels = data["indices"][own], data["client_labels"][own].astype(np.int64)
+    held = slice(data["pointers"][client], data["pointers"][client + 1])
+    samples, labels = data["indices"][held], data["client_labels"][held].astype(np.int64)
     if config.data.shared:
         given = data["given"]
         samples, labels = (
@@ -122,17 +122,17 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
     bad = draw_misbehaving(config.clients, config.misbehaving_clients, config.seed)
     if config.misbehaving_clients.kind == "mislabelled":
         for client in np.flatnonzero(bad):
-            own = slice(pointers[client], pointers[client + 1])
-            client_labels[own] = mislabel(
-                client_labels[own], classes, streams.generator(config.seed, "spoil", client)
+            held_by_client = slice(pointers[client], pointers[client + 1])
+            client_labels[held_by_client] = mislabel(
+                client_labels[held_by_client], classes, streams.generator(config.seed, "spoil", client)
             )
     histograms = label_histograms(client_labels, pointers, classes)
     claims = histograms
     if config.misbehaving_clients.kind == "overclaiming":
         claims = np.where(bad[:, None], overclaim(histograms), histograms)
-    shared, told = share(claims, config.label_sharing, config.seed)
-    told &= tells(config.clients, config.incentive, config.seed)
-    shared[~told] = 0
+    shared, sharing = share(claims, config.label_sharing, config.seed)
+    sharing &= tells(config.clients, config.incentive, config.seed)
+    shared[~sharing] = 0
     given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
     return {
         **given,
@@ -142,7 +142,7 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
         "misbehaving": bad,
         "label_histograms": histograms,
         "shared_labels": shared,
-        "told": told,
+        "told": sharing,
     }
 
 

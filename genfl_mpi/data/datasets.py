@@ -396,8 +396,10 @@ def _synthetic(data: Data) -> Arrays:
         labels = np.arange(count) % 10
         images = np.empty((count, 3, size, size), dtype=np.uint8)
         for start in range(0, count, 10000):  # in pieces, to bound the memory of the float images
-            own = labels[start : start + 10000]
-            noisy = patterns[own] + 2 * rng.standard_normal((len(own), 3, size, size), dtype=np.float32)
+            part_labels = labels[start : start + 10000]
+            noisy = patterns[part_labels] + 2 * rng.standard_normal(
+                (len(part_labels), 3, size, size), dtype=np.float32
+            )
             images[start : start + 10000] = np.clip(128 + 32 * noisy, 0, 255)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels}
     return arrays

@@ -257,8 +257,8 @@ def _draw_with_replacement(
     indices = np.empty((clients, settings.samples), dtype=np.int32)
     for block in blocks(clients):
         drawn = np.repeat(np.tile(np.arange(classes), len(counts[block])), counts[block].ravel())
-        own = by_label[starts[drawn] + rng.integers(0, sizes[drawn])]
-        indices[block] = np.sort(own.reshape(-1, settings.samples), axis=1)
+        samples = by_label[starts[drawn] + rng.integers(0, sizes[drawn])]
+        indices[block] = np.sort(samples.reshape(-1, settings.samples), axis=1)
     return np.arange(clients + 1) * settings.samples, indices.ravel()
 
 

@@ -163,10 +163,10 @@ def resolve(comm: MPI.Comm, runtime: Runtime) -> tuple[int, str]:
     Threads default to the smallest share that any rank has of its node's cores. Raises UserError if the GPUs
     requested or granted cannot be used.
     """
-    places, own = neighbours(comm)
+    places, index = neighbours(comm)
     threads = comm.allreduce(max(1, cores_of(places) // len(places)), op=MPI.MIN)
     everywhere = comm.allgather(
-        (places[own].host, places[own].gpus, places[own].usable, places[own].withheld)
+        (places[index].host, places[index].gpus, places[index].usable, places[index].withheld)
     )
     if runtime.device == "cuda" and not all(usable or withheld for _, _, usable, withheld in everywhere):
         raise UserError(
@@ -188,8 +188,8 @@ def remarks(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
 
     The list is empty on ranks other than 0.
     """
-    places, own = neighbours(comm)
-    found = (oversubscription(places, threads), unused_gpus(places, kind)) if own == 0 else (None, None)
+    places, index = neighbours(comm)
+    found = (oversubscription(places, threads), unused_gpus(places, kind)) if index == 0 else (None, None)
     by_node = comm.gather(found) or []
     return [min(lines) for column in zip(*by_node) if (lines := list(filter(None, column)))]
 
@@ -203,19 +203,19 @@ def use(comm: MPI.Comm, threads: int, kind: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-    places, own = neighbours(comm)
-    number = gpus_of(places)[own] if places[own].usable else None
+    places, index = neighbours(comm)
+    number = gpus_of(places)[index] if places[index].usable else None
     if number is None:  # take one of the GPUs that Slurm withholds
-        number = own % torch.cuda.device_count()
+        number = index % torch.cuda.device_count()
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
 
-def sharers(places: Sequence[Place], own: int) -> int:
-    """Return how many ranks of a node use the GPU of the rank at index `own`, that rank included."""
+def sharers(places: Sequence[Place], index: int) -> int:
+    """Return how many ranks of a node use the GPU of the rank at `index`, that rank included."""
     names = [None if number is None else one.gpus[number] for one, number in zip(places, gpus_of(places))]
-    return names.count(names[own])
+    return names.count(names[index])
 
 
 def cpu_quota(
@@ -265,6 +265,6 @@ def _gather_places(comm: MPI.Comm, serves: bool | None = None) -> tuple[list[Pla
             serves,
         )
     )
-    own = node.rank
+    index = node.rank
     node.Free()
-    return places, own
+    return places, index

@@ -41,7 +41,7 @@ def command(size: int, environ: Mapping[str, str]) -> str:
     The launcher's own command line, if a parent process is one; else a command line that would start the same
     job.
     """
-    own = list(sys.orig_argv)
+    arguments = list(sys.orig_argv)
     if any(name in environ for name in RANKS):
         with suppress(OSError, ValueError, IndexError):
             for pid, name in parents():
@@ -50,8 +50,8 @@ def command(size: int, environ: Mapping[str, str]) -> str:
                         Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
                     )
     if size > 1:
-        own = ["srun" if "SLURM_STEP_ID" in environ else "mpirun", "-n", str(size), *own]
-    return shlex.join(own).encode(errors="replace").decode()
+        arguments = ["srun" if "SLURM_STEP_ID" in environ else "mpirun", "-n", str(size), *arguments]
+    return shlex.join(arguments).encode(errors="replace").decode()
 
 
 def granted_cores(environ: Mapping[str, str]) -> int | None:

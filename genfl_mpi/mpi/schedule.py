@@ -55,8 +55,8 @@ class Pace:
         if spread > 1e-9 * total**2 and slope > 0:
             self.overhead = max(0.0, (square * time - total * product) / slope)
         for rank, speed in enumerate(self.speeds):
-            own = ranks == rank
-            speed.measure((units[own] + self.overhead).sum(), seconds[own].sum())
+            on_rank = ranks == rank
+            speed.measure((units[on_rank] + self.overhead).sum(), seconds[on_rank].sum())
 
     def seconds_of_others(self, costs: np.ndarray, ranks: np.ndarray) -> float:
         """Predict the training seconds of the slowest rank other than 0: 0 before the first measurement.
