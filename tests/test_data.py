@@ -286,7 +286,7 @@ def test_a_folder_of_images_is_a_data_set(tmp_path, tiny, capsys):
     assert main([*run, f"output={tmp_path}/results"]) == 0
     (tmp_path / "train/dark/99.png").write_text("no image")
     assert main([*run, f"output={tmp_path}/other"]) == 2
-    assert "99.png is not an image that can be read" in capsys.readouterr().err
+    assert "99.png is not a readable image" in capsys.readouterr().err
     with pytest.raises(UserError, match="no images in"):
         datasets.describe(Data(name="folder", root=str(tmp_path / "nowhere")))
 
