@@ -19,9 +19,10 @@ from torch import nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from genfl_mpi.learning.batches import Draws, augment, draw, on_device
+from genfl_mpi.learning.device_streams import seeded, stream_of
 from genfl_mpi.learning.layers import plain
 from genfl_mpi.learning.steps import descend
-from genfl_mpi.learning.training import Report, lent, report, stream_of
+from genfl_mpi.learning.training import Report, report
 from genfl_mpi.learning.weights import FlatModel, buffers_of, restore, snapshot
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
@@ -151,7 +152,7 @@ class Twin:
             masked.wrapped[0].register_forward_pre_hook(masked.record_input)
             for masked in masked_layers.values()
         ]
-        with torch.no_grad(), lent(0, device), self._autocast(device):
+        with torch.no_grad(), seeded(0, device), self._autocast(device):
             module(images[:2].clone())
         for hook in hooks:
             hook.remove()
@@ -232,7 +233,7 @@ class Twin:
         trainable = list(self.trainable.values())
         self.model.module.train()
         restore(self.initial_buffers)
-        with lent(0, device):
+        with seeded(0, device):
             for client in order:
                 stream_states.append(stream.manual_seed(drawn[client].dropout_seed).get_state())
             for batch in batches:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genfl_mpi.learning.device_streams import stream_of
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
@@ -142,11 +143,7 @@ class Steps:
         """
         inputs = images.clone(), labels.clone()
         state = self.model.weights, *self.model.others, *self.buffers.values()
-        stream = (
-            torch.cuda.default_generators[images.device.index]
-            if images.device.type == "cuda"
-            else torch.default_generator
-        )
+        stream = stream_of(images.device)
         saved, stream_state = [tensor.clone() for tensor in state], stream.get_state()
 
         def restore() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from genfl_mpi.learning.batches import augment, draw, on_device
+from genfl_mpi.learning.device_streams import seeded
 from genfl_mpi.learning.steps import steps_of
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
@@ -63,27 +63,6 @@ def at_round(settings: Training, round: int) -> Training:
     return settings.model_copy(update={"lr": settings.lr * factor})
 
 
-def stream_of(device: torch.device) -> torch.Generator:
-    """Return the device's global random stream, from which dropout draws."""
-    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
-
-
-@contextmanager
-def lent(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the device's global random stream for a `with` block; restore its state afterwards.
-
-    (torch.manual_seed would seed the streams of all kinds of devices. Where there is no GPU, it also records
-    the stack on each call, which takes as long as a step of a small network.)
-    """
-    stream = stream_of(device)
-    state = stream.get_state()
-    stream.manual_seed(seed)
-    try:
-        yield
-    finally:
-        stream.set_state(state)
-
-
 def train(
     model: FlatModel,
     start: torch.Tensor,
@@ -112,7 +91,7 @@ def train(
     last_epoch = len(order) - len(order) // settings.epochs  # index of its first step
     step = steps_of(model, settings, mu, correction is not None)
     losses, outputs, targets = [], [], []  # on the device; read after the last step
-    with lent(drawn.dropout_seed, device):
+    with seeded(drawn.dropout_seed, device):
         step.begin(start, correction, anchor)
         for number, (batch, move) in enumerate(zip(order, moves)):
             target = labels[batch]
