@@ -1,9 +1,11 @@
-"""What a configuration names: one of ours, or module:function of the user's."""
+"""Functions that a configuration names: built-in ones, or the user's as module:function."""
 
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from genfl_mpi.util.errors import UserError
 
@@ -21,28 +23,29 @@ OWN = (
 )
 
 
-def sources(settings):
-    """Find the files of the user's functions that a dict of dotted settings names: {setting: Path}.
+def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
+    """Find the source files of the user's functions that a dict of dotted settings names: {setting: path}.
 
-    What such a file imports is not seen, and a function without a file is left out.
+    Modules that such a file imports are not followed. Functions without a source file are omitted.
     """
     found = {}
     for key in OWN:
         module, colon, _ = str(settings.get(key, "")).partition(":")
         if colon:
             try:
-                path = Path(importlib.util.find_spec(module).origin)
+                path = Path(importlib.util.find_spec(module).origin)  # type: ignore[union-attr, arg-type]
                 if path.is_file():
                     found[key] = path
             except (ImportError, AttributeError, TypeError, ValueError, OSError):
-                pass  # `find` says what is wrong with it
+                pass  # `find` reports the reason
     return found
 
 
-def find(name, known, key, kind=None):
-    """The function called `name` in the dict `known`, or the one that "module:function" points to. Raises UserError.
+def find(name: str, known: Mapping[str, Any], key: str, kind: type | None = None) -> Any:
+    """Return the entry `name` of the dict `known`, or the object that "module:function" refers to.
 
-    key: the setting that names it, for the message. kind: the class that it is an instance of, if it is no function.
+    key: the setting that holds the name, for messages. kind: the class of which the object must be an
+    instance; None for a function. Raises UserError.
     """
     if name in known:
         return known[name]
@@ -50,11 +53,11 @@ def find(name, known, key, kind=None):
     if not colon:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise UserError(
-            f"{key}: there is no {name!r}; did you mean {near!r}? Your own is written module:function"
+            f"{key}: {name!r} is unknown; did you mean {near!r}? Write your own as module:function"
         )
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing the user's module may raise anything
         raise UserError(f"{key}: {name} cannot be imported: {type(error).__name__}: {error}") from None
     if kind and not isinstance(found, kind):
         raise UserError(f"{key}: {name} is not an instance of {kind.__module__}.{kind.__name__}")
@@ -63,6 +66,6 @@ def find(name, known, key, kind=None):
     return found
 
 
-def of(function):
-    """What to call a function in a message."""
-    return getattr(function, "__name__", function)
+def of(function: Callable) -> str:
+    """Return the name of a function for messages."""
+    return getattr(function, "__name__", str(function))

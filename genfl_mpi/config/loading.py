@@ -1,33 +1,39 @@
-"""A configuration is a YAML file plus key=value, read whole and checked before anything starts."""
+"""Read a configuration, a YAML file plus key=value, and check it completely before anything starts."""
 
 import difflib
 import itertools
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from genfl_mpi.config.renamed import new_name
-from genfl_mpi.config.settings import MACHINES, Config, filled_in, is_free, keys
+from genfl_mpi.config.settings import MACHINES, Config, as_text, filled_in, is_free, keys, section_in
 from genfl_mpi.config.types import Section
 from genfl_mpi.config.world import World
 from genfl_mpi.util.errors import UserError
 
-# Bounds on what is read: a YAML file of a few lines may stand for gigabytes, and a sweep of a few lists for years.
-MOST_VALUES, DEEPEST, MOST_RUNS, LONGEST_NAME = 100_000, 50, 10_000, 200
+# Bounds on the input: a few lines of YAML may expand to gigabytes, and a few swept lists to years of runs.
+MAX_VALUES, MAX_DEPTH, MAX_RUNS, MAX_NAME_BYTES = 100_000, 50, 10_000, 200
+
+S = TypeVar("S", bound=Section)
 
 
-def load(source=None, overrides=()):
-    """Every run of a configuration: a dict from run name to `Config`, in the sweep's order.
+def load(source: str | Path | dict | None = None, overrides: Iterable[str] = ()) -> dict[str, Config]:
+    """Return all runs of a configuration: {run name: Config}, in the order of the sweep.
 
-    source: a YAML file's path, a dict, or None for the embedded default. overrides: strings "dotted.key=value".
-    A `sweep` section maps dotted keys to lists; the runs are their product. An override of a swept key pins it. A choice that
-    is a mapping sets several keys together, a method with its learning rate, say; then the swept key is a name only.
-    Raises UserError.
+    source: path of a YAML file, a dict, or None for the embedded default. overrides: "dotted.key=value".
+    A `sweep` section maps dotted keys to lists; the runs are their product. An override of a swept key
+    replaces its list. A choice that is a mapping sets several keys together, for example a method with its
+    learning rate; the swept key is then only a label. Raises UserError.
     """
     where, values = _read(source)
     sweep = values.pop("sweep", None) or {}
@@ -38,71 +44,76 @@ def load(source=None, overrides=()):
         if key.startswith("sweep."):
             sweep[key.removeprefix("sweep.")] = value
         else:
-            if not _together(sweep.get(key)):
+            if not _mappings(sweep.get(key)):
                 sweep.pop(key, None)
             _set(values, key, value)
             other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
             if other and f"kappa.{other}" not in given:
-                values["kappa"].pop(other, None)  # the one given decides
+                values["kappa"].pop(other, None)  # derived from the one that is given
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
-        if together := _together(choices):
-            # An override pins a key in all of them, and leaves those out that were to have another method.
+        if mappings := _mappings(choices):
+            # An override replaces the key in every mapping; mappings with another method are dropped.
             sweep[key] = [
                 {name: given.get(name, value) for name, value in choice.items()}
-                for choice in together
+                for choice in mappings
                 if choice.get("method") == given.get("method", choice.get("method"))
             ]
-            if len(together) < len(choices) or not sweep[key]:
+            if len(mappings) < len(choices):
+                raise UserError(f"{where}: sweep.{key} mixes mappings with other values; use only mappings")
+            if not sweep[key]:
                 raise UserError(
-                    f"{where}: sweep.{key} must be mappings of settings, all of them, and one at least of method={given.get('method')}"
+                    f"{where}: sweep.{key} has no mapping with method={given.get('method')}; add one, or remove "
+                    "the override"
                 )
-    if (count := math.prod(map(len, sweep.values()))) > MOST_RUNS:
-        raise UserError(f"{where}: the sweep has {count} runs, and {MOST_RUNS} are the most")
-    runs = {}
+    if (count := math.prod(map(len, sweep.values()))) > MAX_RUNS:
+        raise UserError(f"{where}: the sweep has {count} runs; the maximum is {MAX_RUNS}")
+    runs: dict[str, Config] = {}
     for combination in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, combination))
         member = _copied(values, where)
         for key, value in chosen.items():
             for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
                 _set(member, name, one)
-        if isinstance(
-            member.get("world"), str
-        ):  # its settings become the run's, whatever happens to the file
+        if isinstance(member.get("world"), str):  # copied, so that later changes of the file have no effect
             member["world"] = load_world(member["world"]).model_dump()
-        config = validate(member, where)
+        config: Config = validate(member, where)
         name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
         if name in runs:
             raise UserError(
-                f"{where}: two runs of the sweep would be called {name}; leave one of the equal or similar values out"
+                f"{where}: two runs of the sweep would have the name {name}; remove one of the equal or "
+                "similar values"
             )
-        if len(name.encode()) > LONGEST_NAME:
+        if len(name.encode()) > MAX_NAME_BYTES:
             raise UserError(
-                f"{where}: a run of the sweep would be called {name[:50]}..., which is too long for a file; "
-                "sweep shorter values"
+                f"{where}: the run name {name[:50]}... is too long for a file name; sweep shorter values"
             )
         runs[name] = config
     return runs
 
 
-def _together(choices):
-    """Those of a swept key's choices that set several keys together."""
+def _mappings(choices: Any) -> list[dict]:
+    """Return those choices of a swept key that set several keys together."""
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def single(source=None, overrides=()):
-    """The one run of a configuration without a sweep, or with every swept key pinned. Raises UserError."""
+def single(source: str | Path | dict | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Return the only run of a configuration. Raises UserError if it has several."""
     runs = load(source, overrides)
     if len(runs) > 1:
         raise UserError(
-            f"the configuration is a sweep of {len(runs)} runs ({', '.join(list(runs)[:3])}, ...); pin the swept keys, for example method=genfl"
+            f"the configuration is a sweep of {len(runs)} runs ({', '.join(list(runs)[:3])}, ...); "
+            "pin the swept keys, for example method=genfl"
         )
     return next(iter(runs.values()))
 
 
-def validate(values, where="configuration", kind=Config):
-    """`Config`, or another `kind` of section, from a nested dict. Raises UserError with a line that names the first wrong key."""
+def validate(values: dict, where: str = "configuration", kind: type[S] = Config) -> S:  # type: ignore[assignment]
+    """Return a `Config`, or another `kind` of section, from a nested dict.
+
+    Raises UserError with one line about the first wrong key.
+    """
     try:
         return kind.model_validate(
             {key: value for key, value in values.items() if value is not None or not _is_section(key, kind)}
@@ -111,20 +122,21 @@ def validate(values, where="configuration", kind=Config):
         raise UserError(f"{where}: {_explain(error.errors()[0], kind)}") from None
 
 
-def load_world(source):
-    """The `World` in a YAML file. Raises UserError."""
+def load_world(source: str | Path) -> World:
+    """Read a `World` from a YAML file. Raises UserError."""
     where, values = _read(source)
     return validate(values, where, World)
 
 
-def to_yaml(config):
+def to_yaml(config: Section) -> str:
+    """Return a configuration as YAML text."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
-def _read(source):
+def _read(source: str | Path | dict | None) -> tuple[str, dict]:
     if isinstance(source, dict):
         return "configuration", _copied(source, "configuration")
-    where = str(source or "the settings given")  # what is wrong is not in our default
+    where = str(source or "the settings given")  # errors cannot be in the embedded default
     values = parse(text_of(source), where)
     if values is None:
         values = {}
@@ -134,19 +146,20 @@ def _read(source):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values, and no key twice: of two, one would go unheard."""
+    """Load plain YAML values, and refuse duplicate keys, of which YAML would silently drop one."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Return a mapping. Raises ConstructorError for a duplicate key."""
         seen = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := next((key for key, count in Counter(seen).items() if count > 1), None):
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice} is there twice", node.start_mark
+                None, None, f"the key {twice} occurs twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
 
-def parse(text, where):
-    """Values from YAML text, of types that YAML has by itself. Raises UserError."""
+def parse(text: str, where: str) -> Any:
+    """Parse YAML text into values of YAML's basic types. Raises UserError."""
     try:
         return _copied(yaml.load(text, _Loader), where)
     except yaml.YAMLError as error:
@@ -157,72 +170,67 @@ def parse(text, where):
         ) from None
     except RecursionError:
         raise UserError(f"{where}: too deeply nested") from None
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-    ) as error:  # "2001-99-99" say, or "!!int x"
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        # Values that match a type's pattern but do not exist, for example 2001-99-99 or "!!int x".
         raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
-def _copied(values, where):
-    """Nested dicts and lists of which no part is shared with another, as YAML's aliases have it. Raises UserError if they are
-    too many, too deep, or contain what cannot be a file's name or a key."""
-    left = MOST_VALUES
+def _copied(values: Any, where: str) -> Any:
+    """Return a deep copy of nested dicts and lists in which no part is shared, unlike with YAML's aliases.
 
-    def copied(value, depth):
+    Raises UserError for too many values, too deep nesting, and text that cannot be a key or a file name.
+    """
+    left = MAX_VALUES
+
+    def copied(value: Any, depth: int) -> Any:
         nonlocal left
         left -= 1
-        if left < 0 or depth > DEEPEST:
+        if left < 0 or depth > MAX_DEPTH:
             raise UserError(f"{where}: too many values, or too deeply nested")
         if isinstance(value, dict):
             if wrong := [key for key in value if type(key) not in (str, int)]:
-                raise UserError(f"{where}: {wrong[0]!r} cannot be a key: write it in quotes")
+                raise UserError(f"{where}: {wrong[0]!r} cannot be a key; put it in quotes")
             return {copied(str(key), depth + 1): copied(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [copied(item, depth + 1) for item in value]
         if isinstance(value, str) and (
             "\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
         ):
-            raise UserError(f"{where}: {value!r} has a character that no text may have")
+            raise UserError(f"{where}: {value!r} contains a character that is not allowed in text")
         return value
 
     return copied(values, 0)
 
 
-def _is_section(key, kind):
+def _is_section(key: str, kind: type[Section]) -> bool:
     field = kind.model_fields.get(key)
     return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 
 
-def _split_override(text):
+def _split_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"{text!r} is not key=value; keys are dotted, for example training.lr=0.01")
     return key, parse(value, _short(text))
 
 
-def _set(values, key, value):
+def _set(values: dict, key: str, value: Any) -> None:
     *sections, leaf = str(key).split(".")
     if sections[:1] == ["world"] and isinstance(
         values.get("world"), str
-    ):  # a file's world, and what is another in it
+    ):  # a setting on top of a world's file
         values["world"] = load_world(values["world"]).model_dump()
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise UserError(
-                f"{key}: {section} is a section of settings, and {_short(values)} was set in its place"
-            )
+            raise UserError(f"{key}: {section} is a section of settings, but was set to {_short(values)}")
     values[leaf] = value
 
 
-def _run_name(config, chosen):
-    """method_seed, then the other swept keys: a file name without surprises."""
+def _run_name(config: Config, chosen: dict[str, Any]) -> str:
+    """Return method_seed followed by the other swept keys, in characters that are safe in file names."""
     leaves = {key: key.removesuffix(".policy").rpartition(".")[2] for key in chosen}
     count = Counter(leaves.values())
     parts = [config.method, f"seed{config.seed}"]
@@ -232,64 +240,126 @@ def _run_name(config, chosen):
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))
 
 
-def _explain(error, kind):
-    """One line from pydantic's account of one error."""
+# By pydantic's type of error: what a setting needs, and an example for settings without a default.
+NEEDS = {
+    "int": ("an integer", 1),
+    "float": ("a number", 1.0),
+    "finite_number": ("a finite number", 1.0),
+    "bool": ("true or false", True),
+    "string": ("text", ""),
+    "list": ("a list", []),
+    "tuple": ("a list of two numbers", [1.0, 2.0]),
+    "missing": ("a list of two numbers", [1.0, 2.0]),
+    "literal_error": ("one of {expected}", ""),
+    "greater_than": ("a number above {gt}", 1.0),
+    "greater_than_equal": ("a number of at least {ge}", 1),
+    "less_than": ("a number below {lt}", 0.5),
+    "less_than_equal": ("a number of at most {le}", 1),
+    "multiple_of": ("a multiple of {multiple_of}", ""),
+    "too_short": ("at least {min_length} value(s)", ""),
+    "too_long": ("at most {max_length} value(s)", ""),
+}
+
+
+def _explain(error: ErrorDetails, kind: type[Section]) -> str:
+    """Describe one error of pydantic's in one line."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         known, prefix = keys(kind), "world." if kind is World else ""
-        if now := new_name(prefix + key):
-            return f"{key} is called {now.removeprefix(prefix)} now"
+        if renamed := new_name(prefix + key):
+            return f"{key} was renamed to {renamed.removeprefix(prefix)}; use the new name"
         near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(
             key, known, n=1, cutoff=0
         )
         return f"unknown key {key}; did you mean {near[0]}?"
     if error["type"] == "model_type":
         example = next(known for known in keys(kind) if known.startswith(f"{key}."))
-        return f"{key} is a section, and {_short(error['input'])} a value; set for example {example}"
-    message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
-    message = message[:1].lower() + message[1:]
-    if error["type"] == "value_error" and "=" not in key:
-        return f"{key + ': ' if key else ''}{message}"
-    return f"{key}: {message}, not {_short(error['input'])}"
+        return f"{key} is a section of settings, not a value; set one of them, for example {example}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        field = _field(kind, path)
+        if field is None or section_in(field.annotation):  # a check across settings, which names them
+            return message
+        return f"{_setting(kind, path)}= {message} (got {_short(error['input'])})"
+    return _explain_value(error, kind, path)
 
 
-def _short(value, length=80):
+def _explain_value(error: ErrorDetails, kind: type[Section], path: Sequence[str]) -> str:
+    """Describe a value of the wrong type, or out of its range, with an example of a right one."""
+    what = re.sub(r"_(type|parsing|parsing_size|from_float)$", "", error["type"])
+    field, key, got = _field(kind, path), _setting(kind, path), f"(got {_short(error['input'])})"
+    if what not in NEEDS:
+        return f"{key}= {error['msg'][:1].lower()}{error['msg'][1:]} {got}"
+    needs, example = NEEDS[what]
+    context = error.get("ctx", {})
+    if what == "literal_error":
+        context = {"expected": context["expected"].replace("'", "")}
+    if field is not None and field.default is not None:
+        example = field.default
+    text = as_text(example)
+    wanted = needs.format(**context) + (f", for example {key}={text}" if text else "")
+    return f"{key}= needs {wanted} {got}"
+
+
+def _setting(kind: type[Section], path: Sequence[str]) -> str:
+    """Return the dotted key of the setting at or above a place in a configuration, a list's item say."""
+    key = ".".join(path)
+    known = set(keys(kind))
+    while key not in known and "." in key:
+        key = key.rpartition(".")[0]
+    return key
+
+
+def _field(kind: type[Section], path: Sequence[str]) -> FieldInfo | None:
+    """Return the innermost field at a place in a configuration, None for the whole of it."""
+    field: FieldInfo | None = None
+    section: type[Section] | None = kind
+    for name in path:
+        if section is None or name not in section.model_fields:
+            break
+        field = section.model_fields[name]
+        section = section_in(field.annotation)
+    return field
+
+
+def _short(value: Any, length: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def flatten(values, prefix=""):
-    """Nested dicts as one dict with dotted keys."""
-    flat = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
-def settings_of(values):
-    """A configuration, nested dicts, as a flat one, in which `world` says whether there is one: None, or else default."""
+def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a configuration of nested dicts; `world` becomes "default" if the run has one, else None."""
     return flatten(values) | ({"world": "default"} if values.get("world") is not None else {})
 
 
-def nested(flat):
-    """Dotted keys as nested dicts again."""
-    values = {}
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dict with dotted keys as nested dicts."""
+    values: dict[str, Any] = {}
     for key, value in flat.items():
         _set(values, key, value)
     return values
 
 
-def decided(values, keys=None):
-    """What somebody decided of a resolved configuration, nested dicts: the fewest settings from which all others follow, as defaults, by
-    a preset, from another setting or from the machine. A flat dict in the order of the settings; a world of defaults is {}.
+def decided(values: dict, keys: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the settings of a resolved configuration that were chosen by the user.
 
-    keys: the dotted keys of which to ask, by default all.
+    These are a minimal set from which all others follow: as defaults, or from a preset, another setting or
+    the machine. values: nested dicts. keys: the dotted keys to examine; None for all. The result is a flat
+    dict in the order of the settings; a world of defaults is {}.
     """
     flat, left, found = flatten(values), values, {}
     try:
         wanted = _resolved(left, values)
-    except ValidationError:  # of a version with other settings
+    except ValidationError:  # written by a version with other settings
         defaults = flatten(Config().model_dump(mode="json"))
         return {key: flat[key] for key in keys or flat if key in flat and flat[key] != defaults.get(key)}
     for key in keys or flat:
@@ -313,9 +383,12 @@ def decided(values, keys=None):
     return found
 
 
-def varied(configs):
-    """The dotted keys in which resolved configurations, nested dicts, differ because somebody decided so, or ran them on other machines;
-    without those that no round depends on."""
+def varied(configs: Iterable[dict]) -> list[str]:
+    """Return the dotted keys in which resolved configurations, nested dicts, differ by choice or by machine.
+
+    Keys on which no round depends are omitted.
+    """
+    configs = list(configs)
     flats = list(map(settings_of, configs))
     keys = [
         key
@@ -326,26 +399,26 @@ def varied(configs):
     return [key for key in keys if key in wanted or key in MACHINES]
 
 
-def _resolved(values, whole):
-    """`Config`, from a part of a resolved configuration that ran on the machine of the `whole`."""
+def _resolved(values: dict, whole: dict) -> Config:
+    """Return the `Config` of a part of the resolved configuration `whole`, for the same machine."""
     return filled_in(Config.model_validate(values), whole["runtime"]["threads"], whole["runtime"]["device"])
 
 
-def _without(values, key, *inner):
-    """Nested dicts without a key, or without one in the section `key`."""
+def _without(values: dict, key: str, *inner: str) -> dict:
+    """Return nested dicts without a key, or without a key in the section `key`."""
     if inner:
         return {**values, key: _without(values[key], *inner)}
     return {name: value for name, value in values.items() if name != key}
 
 
-def text_of(source=None):
-    """A configuration as the user wrote it. Raises UserError."""
+def text_of(source: str | Path | None = None) -> str:
+    """Return the text of a configuration file, by default the embedded one. Raises UserError."""
     if source is None:
         return files("genfl_mpi").joinpath("default.yaml").read_text()
     try:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        hint = f"; a setting is written {source}=value" if str(source) in keys() else ""
+        hint = f"; write a setting as {source}=value" if str(source) in keys() else ""
         raise UserError(
             f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}"
         ) from None

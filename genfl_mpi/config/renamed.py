@@ -1,6 +1,6 @@
-"""Settings that had another name before version 0.3, so that an old configuration is answered with the new one."""
+"""Settings that had another name before version 0.3, so that an error message can give the new one."""
 
-# Sections stand for all settings in them.
+# A section stands for all settings in it.
 RENAMED = {
     "bad_clients": "misbehaving_clients",
     "filling": "client_generation",
@@ -17,7 +17,7 @@ RENAMED = {
 }
 
 
-def new_name(key):
+def new_name(key: str) -> str | None:
     """Return the present name of a dotted key that was renamed, or None."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):

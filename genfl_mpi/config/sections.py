@@ -1,6 +1,7 @@
-"""The sections of a run's settings: each setting with its type, default and meaning."""
+"""Sections of a run's settings: type, default, bounds and description of each."""
 
-from typing import Annotated, Literal
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,138 +11,190 @@ from genfl_mpi.config.types import (
     Natural,
     NonNegative,
     Number,
+    OneOf,
     Positive,
     Section,
     Seed,
     Share,
     Threads,
     at_most,
-    one_of,
 )
 
 
 class Data(Section):
-    name: one_of(
-        "mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"
-    ) = Field(
+    """The data set that is divided among the clients."""
+
+    name: Annotated[
+        str,
+        OneOf("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"),
+    ] = Field(
         "mnist5k",
-        description="data set: mnist5k (installed with the package), mnist, fashion_mnist, emnist, cifar10, cifar100, folder (data.root/train/CLASS and "
-        "data.root/test/CLASS), synthetic (made), or module:function",
+        description="data set; mnist5k is installed with the package, folder reads data.root/train/CLASS and "
+        "data.root/test/CLASS, synthetic is generated",
     )
-    root: str = Field("data", description="folder that torchvision's loaders read")
+    root: str = Field("data", description="folder of the data set, in the layout of torchvision's loaders")
     shared: Natural = Field(
         0,
-        description="images of the public pool that every client trains on beside its own (Zhao et al. 2018)",
+        description="images of the public pool on which every client trains in addition to its private data "
+        "(Zhao et al. 2018)",
     )
-    size: Count = Field(32, description="pixels of a side, of folder and synthetic")
+    size: Count = Field(32, description="folder, synthetic: side length of the images, pixels")
     samples: Count = Field(
-        10000, description="training images of synthetic, which has a fifth as many for testing"
+        10000, description="synthetic: number of training images; a fifth as many are generated for testing"
     )
     normalise: bool = Field(
         True,
-        description="subtract the mean of each channel and divide by its deviation; false: pixels in [0, 1]",
+        description="subtract each channel's mean and divide by its standard deviation; false: pixels in "
+        "[0, 1]",
     )
-    download: bool = Field(False, description="let torchvision download what is missing")
+    download: bool = Field(False, description="let torchvision download missing files")
     public_pool: Natural = Field(
         0,
-        description="training images, as many of each class, that no client holds: a generator may learn from them",
+        description="training images, equally many of each class, that are withheld from all clients: "
+        "a generator may learn from them",
     )
+
+    @model_validator(mode="after")
+    def check_pool(self) -> "Data":
+        """Refuse to share more images than the public pool has."""
+        if self.shared > self.public_pool:
+            raise ValueError(
+                f"data.shared={self.shared} exceeds data.public_pool={self.public_pool}, "
+                "from which the shared images are taken; enlarge the pool"
+            )
+        return self
 
 
 class Partition(Section):
-    scheme: one_of("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups") = Field(
-        "dirichlet",
-        description="how the training data are divided over the clients: dirichlet divides each class, dirichlet_client draws each client's labels, "
-        "iid, shards, classes, groups, or module:function",
+    """How the training data are divided among the clients."""
+
+    scheme: Annotated[str, OneOf("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups")] = (
+        Field(
+            "dirichlet",
+            description="dirichlet divides each class among the clients, dirichlet_client draws each "
+            "client's mix of labels, shards deals out pieces of the data sorted by label, classes gives each "
+            "client a few labels, groups reads a file",
+        )
     )
     alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
-    shards: Count = Field(2, description="scheme=shards: pieces, sorted by label, of each client")
-    classes_per_client: Count = Field(2, description="scheme=classes: labels of each client")
+    shards: Count = Field(2, description="scheme=shards: shards per client")
+    classes_per_client: Count = Field(2, description="scheme=classes: labels per client")
     groups: str | None = Field(
         None,
-        description="scheme=groups: a text file with the group of each training sample, a line each; a client is a group",
+        description="scheme=groups: text file with one line per training sample, the name of its group; "
+        "each client is a group",
     )
-    min_samples: Count = Field(10, description="fewest samples a client may hold")
+    min_samples: Count = Field(10, description="minimum number of samples per client")
     replacement: bool = Field(
         False,
-        description="clients draw with replacement, so that samples may have several: for more clients than samples",
+        description="draw each client's samples with replacement, so that clients may share samples: "
+        "for more clients than samples",
     )
-    samples: Count = Field(50, description="with replacement: samples of each client")
+    samples: Count = Field(50, description="replacement=true: samples per client")
+
+    @model_validator(mode="after")
+    def check_replacement(self) -> "Partition":
+        """Refuse drawing with replacement in a scheme that deals out each sample once."""
+        schemes = ("iid", "dirichlet_client", "classes")
+        if self.replacement and self.scheme not in schemes:
+            raise ValueError(
+                f"partition.replacement is not available with partition.scheme={self.scheme}; "
+                f"choose one of {', '.join(schemes)}"
+            )
+        return self
 
 
 class MisbehavingClients(Section):
-    """Clients whose data are bad, or who do not what they say."""
+    """Clients with corrupted data, and misbehaving clients."""
 
     share: Share = Field(0.0, description="share of the clients")
     kind: Literal["blurred", "noisy", "mislabelled", "free_rider", "disguised", "overclaiming"] = Field(
         "noisy",
-        description="data: blurred, noisy, mislabelled; a free_rider returns the global model as it is, a disguised one under noise; overclaiming tells of all labels alike",
+        description="blurred, noisy, mislabelled: corrupted data; free_rider: returns the global model "
+        "unchanged; disguised: returns it with added noise; overclaiming: reports equal counts of all labels",
     )
     noise: NonNegative = Field(
-        1e-3, description="disguised: standard deviation of what is added to each weight"
+        1e-3, description="disguised: standard deviation of the noise added to each weight"
     )
 
 
 class Model(Section):
+    """The network that is trained."""
+
     name: str = Field(
         "cnn", description="network: cnn, pfl_cnn, lenet5, resnet18, or module:function of (classes, shape)"
     )
     stem: Literal["imagenet", "cifar"] = Field(
-        "imagenet", description="resnet18's first layers: torchvision's own, or 3x3 without max-pool"
+        "imagenet",
+        description="resnet18: first layers; imagenet: torchvision's, cifar: 3x3 convolution without "
+        "max-pooling",
     )
     norm: Literal["batch", "group"] = Field(
-        "batch", description="resnet18's normalisation: BatchNorm, or GroupNorm of 32 groups"
+        "batch", description="resnet18: normalisation; batch: BatchNorm, group: GroupNorm with 32 groups"
     )
 
 
 class Training(Section):
-    epochs: Epochs = Field(5, description="passes over the data in a round")
-    batch_size: Count = Field(64, description="samples in a step of SGD")
+    """Stochastic gradient descent (SGD) on one data set."""
+
+    epochs: Epochs = Field(5, description="passes over the data per round")
+    batch_size: Count = Field(64, description="samples per SGD step")
     lr: Positive = Field(0.05, description="learning rate")
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    weight_decay: NonNegative = 0.0
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="momentum of SGD")
+    weight_decay: NonNegative = Field(0.0, description="weight decay (L2 penalty)")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of activations and products; with bfloat16, weights, steps of SGD, sums and testing stay in float32",
+        description="number format of activations and matrix products; with bfloat16, weights, SGD steps, "
+        "sums and testing stay in float32",
     )
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field(
-        "constant", description="how the learning rate falls with the rounds"
+        "constant", description="decay of the learning rate over the rounds"
     )
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(
-        0.99, description="exponential: factor of a round; step: factor of every `period` rounds"
+        0.99, description="exponential: factor per round; step: factor per `period` rounds"
     )
     period: Count = Field(
         100,
-        description="step: rounds between two falls; cosine: rounds in which it falls almost to nothing, and then stays",
+        description="step: rounds between two reductions; cosine: rounds until the rate is almost 0, "
+        "after which it stays constant",
     )
     crop: Natural = Field(
-        0, description="augmentation: pixels by which images are shifted at most, mirrored at the border"
+        0,
+        description="augmentation: maximum random shift of an image in pixels; the border is filled by "
+        "reflection",
     )
-    flip: bool = Field(False, description="augmentation: every other image mirrored, at random")
+    flip: bool = Field(False, description="augmentation: mirror each image with probability 1/2")
 
 
 class LocalTraining(Training):
+    """SGD of each client on its private data."""
+
     clients_per_batch: Annotated[
         Count, at_most(10_000, "the weights of all these clients are in memory at once")
     ] = Field(
         1,
-        description="clients of the cohort that are trained as one batched computation, for small networks on a GPU; the result differs in its last digits",
+        description="clients of the cohort trained as one batched computation, for small networks on a GPU; "
+        "changes the last digits of the result",
     )
 
 
 class Algorithm(Section):
-    """How the clients' models become one."""
+    """How the clients train and how their models are combined."""
 
     name: str = Field(
         "fedavg",
-        description="fedavg, fedprox, fednova, fedavgm, fedadam, fedyogi, scaffold, or module:name of an Algorithm of yours; scaffold keeps 4 bytes a parameter for every client that has trained, in files that all ranks see, and doubles the messages",
+        description="fedavg, fedprox, fednova, fedavgm, fedadam, fedyogi, scaffold, or module:name of an "
+        "Algorithm of your own; scaffold doubles the messages and keeps 4 bytes per parameter "
+        "for every client that has trained, in files that all ranks must see",
     )
     mu: NonNegative = Field(
         0.01,
         description="fedprox: weight of half the squared distance to the global weights in a client's loss",
     )
     server_lr: Positive = Field(1.0, description="fedavgm, fedadam, fedyogi: learning rate of the server")
-    beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="these: decay of the first moment")
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.9, description="fedavgm, fedadam, fedyogi: decay of the first moment"
+    )
     beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.99, description="fedadam, fedyogi: decay of the second moment"
     )
@@ -151,282 +204,332 @@ class Algorithm(Section):
 
 
 class LabelSharing(Section):
-    """What the clients tell the server of their labels (III-A)."""
+    """The label statistics that clients share with the server (III-A)."""
 
     payload: Literal["histogram", "presence"] = Field(
-        "histogram", description="samples of each label, or only which labels there are"
+        "histogram",
+        description="histogram: number of samples of each label; presence: only which labels occur",
     )
     epsilon: Positive | None = Field(
-        None, description="local differential privacy of one sample; none: the truth"
+        None,
+        description="privacy budget of local differential privacy, per sample; null: exact statistics",
     )
-    refusal_rate: Share = Field(0.0, description="share of the clients that tell nothing")
+    refusal_rate: Share = Field(0.0, description="share of the clients that share no label statistics")
 
 
 class Generation(Section):
+    """How images are generated."""
+
     checkpoint: str = Field(
         "digits",
-        description="`digits`, `cifar10`, `cifar100` (shipped), a text-to-image pipeline of diffusers as a folder or hub id, or module:function",
+        description="a shipped generator, a text-to-image pipeline of diffusers as folder or hub id, or "
+        "module:function",
     )
     adapter: str | None = Field(
-        None, description="folder of a LoRA adapter for the checkpoint, as `finetune` makes it"
+        None, description="folder of a LoRA adapter for the checkpoint, written by `finetune`"
     )
     prompts: str = Field(
-        "mnist",
-        description="`mnist`, `fashion_mnist`, `emnist`, `cifar10`, `cifar100`, or a YAML file of templates and descriptions",
+        "mnist", description="shipped prompts, or a YAML file of templates and class descriptions"
     )
     negative_prompt: str = Field("", description="what the images should not show")
-    plan: str = Field(
-        "equal",
-        description="which labels to generate: equal, inverse_frequency, deficit, cohort_deficit, or module:function",
-    )
+    plan: str = Field("equal", description="policy that decides which labels to generate, or module:function")
     count: Literal["class", "total"] = Field(
-        "class", description="whether per_round and cap are meant for each class or for all together"
+        "class", description="whether per_round and cap apply to each class or to all classes together"
     )
-    per_round: Count = Field(10, description="images a round")
-    cap: Count = Field(300, description="most images")
+    per_round: Count = Field(10, description="images per round")
+    cap: Count = Field(300, description="maximum number of images in the whole run")
     scheduler: str | None = Field(
         None,
-        description="a scheduler class of diffusers, for example DPMSolverMultistepScheduler; none: the checkpoint's",
+        description="scheduler class of diffusers, for example DPMSolverMultistepScheduler; "
+        "null: the checkpoint's",
     )
     steps: Count = Field(20, description="denoising steps")
     guidance: NonNegative = Field(7.0, description="classifier-free guidance scale")
     size: Annotated[Count, at_most(4096, "all pixels of a batch are in memory at once")] | None = Field(
         None,
-        description="pixels of a side as generated, before resizing to the data set's; none: the checkpoint's",
+        description="side length of the generated images in pixels, before they are resized to the data "
+        "set's; null: the checkpoint's",
     )
     batch_size: Annotated[Count, at_most(10_000, "every batch is filled up to that many images")] = Field(
-        50, description="images made together; part of an image's identity"
+        50,
+        description="images generated as one batch; part of an image's identity, because it changes the "
+        "images",
     )
     save_memory: list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]] = Field(
-        [], description="diffusers' ways to need less memory"
+        [], description="memory-saving options of diffusers, a list"
     )
     min_fidelity: Share = Field(
         0.0,
-        description="images whose label a classifier of the public pool finds less probable than this are not used",
+        description="skip images whose label has a lower probability than this, according to a classifier "
+        "trained on the public pool",
     )
     threads: Threads | None = Field(
-        None, description="threads while generating on a CPU; none: runtime.threads"
+        None, description="threads for generation on a CPU; null: runtime.threads"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float16 on a GPU, float32 on a CPU"
     )
-    seed: Seed | None = Field(None, description="seed of the images; none: the run's seed")
+    seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
 
 
 class ClientGeneration(Section):
-    """method=filled: what each client generates, for at most generation.cap images."""
+    """What each client generates with method=filled, at most generation.cap images of a label."""
 
     labels: Literal["rare", "missing"] = Field(
         "rare",
-        description="rare: every label, up to as many samples as the client has of its most frequent one (Gen-FedSD, "
-        "FAug); missing: only labels of which it has none",
+        description="rare: fill every label up to the count of the client's most frequent one (Gen-FedSD, "
+        "FAug); missing: only labels of which the client has no sample",
     )
     share: Share = Field(
         1.0,
-        description="share u of the gap that is filled: with rare labels, a client's EMD to an even mix falls to 1 - u of it",
+        description="share u of the gap that is filled: with labels=rare, a client's EMD to a uniform mix "
+        "falls to 1 - u of its value",
     )
 
 
 class Pretraining(Section):
-    """A small pipeline in Stable Diffusion's format, which the command `pretrain` makes."""
+    """A small pipeline in Stable Diffusion's format, trained by the command `pretrain`."""
 
     images: Literal["public_pool", "uci_digits"] = Field(
         "public_pool",
-        description="what it learns from: the data set's public pool, or scikit-learn's UCI digits",
+        description="training images: public_pool is the data set's public pool, uci_digits is "
+        "scikit-learn's UCI digits",
     )
     autoencoder_channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(
         [16, 24, 32],
         min_length=2,
         max_length=6,
-        description="channels of each level; every level but the first halves the side",
+        description="the autoencoder's channels per level; every level but the first halves the side length",
     )
-    autoencoder_steps: Count = Field(800, description="steps of 64 images")
+    autoencoder_steps: Count = Field(800, description="training steps of 64 images")
     denoiser_channels: list[Annotated[int, Field(ge=16, le=4096, multiple_of=16)]] = Field(
-        [32, 64], min_length=2, max_length=6, description="the UNet's channels of each level"
+        [32, 64], min_length=2, max_length=6, description="the UNet's channels per level"
     )
-    denoiser_steps: Count = Field(2500, description="steps of 128 images")
-    denoiser_lr: Positive = Field(2e-3, description="largest learning rate of a one-cycle schedule")
+    denoiser_steps: Count = Field(2500, description="training steps of 128 images")
+    denoiser_lr: Positive = Field(2e-3, description="peak learning rate of a one-cycle schedule")
     prediction: Literal["epsilon", "v_prediction"] = Field(
-        "epsilon", description="what the UNet learns to tell: the noise, or the velocity"
+        "epsilon", description="what the UNet predicts; epsilon: the noise, v_prediction: the velocity"
     )
-    mirror: bool = Field(False, description="learn from mirrored images too")
+    mirror: bool = Field(False, description="also train on mirrored images")
     seed: Seed = Field(0, description="seed of the weights and batches")
     output: str = Field("results/checkpoint", description="folder of the checkpoint")
 
 
 class Finetuning(Section):
-    """Low-rank adapters (LoRA) for the UNet of generation.checkpoint, which the command `finetune` trains."""
+    """Low-rank adapters (LoRA) for the UNet of generation.checkpoint, trained by the command `finetune`."""
 
-    per_class: Count = Field(10, description="real images of each class to learn from, k")
+    per_class: Count = Field(10, description="real training images per class, k")
     at: Literal["server", "clients"] = Field(
         "server",
-        description="who trains: the server, on images of the public pool, or the clients, each on the images it holds, with their adapters averaged every round",
+        description="server: train on images of the public pool; clients: each client trains on its private "
+        "images, and the adapters are averaged every round",
     )
     layers: Literal["attention", "all"] = Field(
         "all",
-        description="layers with an adapter: the attention's projections, or convolutions and dense layers too",
+        description="layers with an adapter; attention: the attention projections, all: also convolutions "
+        "and dense layers",
     )
     rank: Annotated[Count, at_most(1024, "the layers of a pipeline have no higher rank")] = Field(
         8, description="rank of the adapters"
     )
     rounds: Count = Field(20, description="rounds of averaging")
-    epochs: Count = Field(5, description="passes over the images in a round")
-    batch_size: Count = Field(32, description="images in a step")
-    lr: Positive = Field(1e-3, description="learning rate of AdamW, which starts anew each round")
+    epochs: Count = Field(5, description="passes over the images per round")
+    batch_size: Count = Field(32, description="images per step")
+    lr: Positive = Field(1e-3, description="learning rate of AdamW, which is reset every round")
     seed: Seed = Field(0, description="seed of the adapters and batches")
     output: str = Field("results/adapter", description="folder of the adapter, for generation.adapter")
 
 
 class Kappa(Section):
-    """Weights of Eq. (1): kappa1 for the federated model, kappa2 for the augmented one."""
+    """Weights in Eq. (1): kappa1 of the federated model, kappa2 of the augmented model."""
 
-    policy: str = Field("fixed", description="a name or module:function that returns kappa2 for a round")
-    kappa1: Share = 0.8
-    kappa2: Share = 0.2
-    end: Share = Field(0.0, description="linear, cosine, exponential, step: kappa2 in the end")
-    horizon: Count = Field(30, description="linear, cosine: rounds until the end")
+    policy: str = Field("fixed", description="policy that returns kappa2 for each round, or module:function")
+    kappa1: Share = Field(0.8, description="weight of the federated model; must be 1 - kappa2")
+    kappa2: Share = Field(0.2, description="weight of the augmented model; setting one of the two is enough")
+    end: Share = Field(0.0, description="linear, cosine, exponential, step: final value of kappa2")
+    horizon: Count = Field(30, description="linear, cosine: rounds until the final value")
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(
-        0.9, description="exponential, step: factor of the distance from the end"
+        0.9,
+        description="exponential: factor per round of the distance from the final value; "
+        "step: factor per `period` rounds",
     )
     period: Count = Field(10, description="step: rounds between two steps")
-    quality: NonNegative = Field(1.0, description="amount: how many real samples a generated image is worth")
+    quality: NonNegative = Field(
+        1.0, description="amount: number of real samples that a generated image is worth"
+    )
     theta: NonNegative = Field(
-        0.04, description="bias_optimal: the generator's error against label skew, as `quality` measures it"
+        0.04,
+        description="bias_optimal: the generator's error relative to the error by label skew, as measured by "
+        "the command `quality`",
     )
     temperature: Positive = Field(
         0.1,
-        description="softmax_accuracy, softmax_loss: difference that makes one model count e times the other",
+        description="softmax_accuracy, softmax_loss: difference that weights one model e times the other",
     )
     grid: list[Share] = Field(
         [0.0, 0.1, 0.2, 0.4, 0.7, 1.0],
         min_length=1,
-        description="line_search, bandit: values of kappa2 that are tried",
+        description="line_search, bandit: candidate values of kappa2",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def complete(cls, values):
-        """A kappa given alone fixes the other one."""
+    def complete(cls, values: Any) -> Any:
+        """Derive a kappa that is not given from the other one."""
         if isinstance(values, dict) and ("kappa1" in values) != ("kappa2" in values):
             given, other = ("kappa1", "kappa2") if "kappa1" in values else ("kappa2", "kappa1")
-            try:
+            # The field's own check reports a wrong type.
+            with suppress(TypeError, ValueError, OverflowError):
                 values = {**values, other: round(1 - float(values[given]), 12)}
-            except (TypeError, ValueError, OverflowError):
-                pass  # the field's own check names the wrong type
         return values
 
     @model_validator(mode="after")
-    def sum_to_one(self):
+    def check_sum(self) -> "Kappa":
+        """Refuse weights that do not sum to 1."""
         if abs(self.kappa1 + self.kappa2 - 1) > 1e-9:
             raise ValueError(
-                f"kappa1 + kappa2 must be 1, and {self.kappa1:g} + {self.kappa2:g} is {self.kappa1 + self.kappa2:g}; give one of them alone"
+                f"kappa1 + kappa2 must be 1, but {self.kappa1:g} + {self.kappa2:g} is "
+                f"{self.kappa1 + self.kappa2:g}; set only one of them"
             )
         return self
 
 
 class Rho(Section):
-    """The clients' weights rho_n in Eq. (1): the policy, and what policies use."""
+    """The clients' weights rho_n in Eq. (1)."""
 
-    policy: str = Field("size", description="a name or module:function")
+    policy: str = Field(
+        "size", description="policy that returns the weights of the cohort, or module:function"
+    )
 
     gamma: NonNegative = Field(1.0, description="quality: exponent of 1 - EMD / 2")
     power: Number = Field(
-        -1.0, description="loss: exponent of a client's loss; above 0 favours who fits badly"
+        -1.0,
+        description="loss: exponent of a client's loss; above 0, clients with a large loss get more weight",
     )
-    alpha: NonNegative = Field(5.0, description="similarity: how much the angle to the mean change counts")
-    permutations: Count = Field(10, description="shapley: orders in which the clients join")
+    alpha: NonNegative = Field(
+        5.0, description="similarity: influence of the angle between a client's update and the mean update"
+    )
+    permutations: Count = Field(10, description="shapley: random orders in which the clients join")
 
 
 class Selection(Section):
-    """How the cohort is chosen: the policy, and what policies use."""
+    """How the cohort is selected."""
 
-    policy: str = Field("random", description="a name or module:function")
+    policy: str = Field("random", description="policy that returns the cohort, or module:function")
 
     candidates: Count | None = Field(
-        None, description="clients drawn at random, of which the policy chooses; none: all"
+        None,
+        description="number of clients drawn at random, from which the policy selects the cohort; null: all",
     )
-    exploration: Share = Field(0.3, description="oort: share of the cohort that never trained before")
-    penalty: NonNegative = Field(2.0, description="oort: exponent of the wanted time over a slower client's")
+    exploration: Share = Field(
+        0.3, description="oort: share of the cohort reserved for clients that have never trained"
+    )
+    penalty: NonNegative = Field(
+        2.0, description="oort: exponent of (preferred time / client's time) for slower clients"
+    )
 
 
 class Validation(Section):
-    """Data on which policies try models."""
+    """Data on which policies evaluate models."""
 
     source: Literal["none", "pool", "clients", "generated"] = Field(
         "none",
-        description="pool: real images at the server, its public pool; clients: the cohort's own data, of which each client tells loss and accuracy; generated: the images of the augmented model",
+        description="pool: real images at the server, its public pool; clients: the cohort's private "
+        "data, of which each client reports loss and accuracy; generated: the augmented "
+        "model's training images",
     )
-    samples: Count = Field(500, description="most images of the pool, or generated ones, every so many")
+    samples: Count = Field(
+        500, description="maximum number of pool or generated images, taken at regular intervals"
+    )
 
 
 class Hindsight(Section):
-    """A look at the segment between a round's two models, on the test set; the run is the same with and without."""
+    """Evaluate models between the round's two models on the test set, without effect on the run."""
 
-    every: Count | None = Field(None, description="rounds between two looks; none: never")
+    every: Count | None = Field(None, description="rounds between two evaluations; null: never")
     points: Annotated[
-        Count, Field(ge=2), at_most(10_000, "each is a model that is tried on the whole test set")
-    ] = Field(11, description="models of the segment that are tried, with both ends")
+        Count, Field(ge=2), at_most(10_000, "each is a model that is evaluated on the whole test set")
+    ] = Field(11, description="models evaluated along the segment, including both ends")
     policies: list[str] = Field(
         [],
-        description="kappa policies that are asked beside the run's own; none: all that this configuration can ask",
+        description="kappa policies to evaluate in addition to the run's; "
+        "an empty list: all that this configuration supports",
     )
 
 
 class Probes(Section):
-    """A look at how the clients differ, in /probes and /probed_clients; the run is the same with and without."""
+    """Measure how the clients differ, into /probes and /probed_clients, without effect on the run."""
 
-    every: Count | None = Field(None, description="rounds between two looks; none: never")
+    every: Count | None = Field(None, description="rounds between two measurements; null: never")
     clients: Count = Field(
         100,
-        description="clients, drawn once, whose gradients stand for all clients' in F; all, if there are fewer",
+        description="clients, drawn once, whose gradients represent all clients in F; "
+        "all clients if the run has fewer",
     )
     epochs: Epochs = Field(
         20,
-        description="more passes over its data after which a client's loss is taken to be the least, F_n(w_n*)",
+        description="additional passes over a client's data after which its loss counts as the minimum, "
+        "F_n(w_n*)",
     )
 
 
 class Evaluation(Section):
+    """Evaluation on the test set."""
+
     batch_size: Count = Field(
-        100, description="test samples in a chunk, which a cache holds; chunks are divided over the ranks"
+        100,
+        description="test samples per chunk, which should fit in the cache; chunks are divided over the "
+        "ranks",
     )
 
 
 class Checkpoint(Section):
-    """From where an interrupted run continues, and where `fork` may begin."""
+    """When to write checkpoints, from which interrupted runs continue and `fork` starts."""
 
-    every_rounds: Count | None = Field(1, description="rounds between checkpoints; none: not by rounds")
+    every_rounds: Count | None = Field(
+        1, description="rounds between checkpoints; null: no checkpoints by rounds"
+    )
     every_seconds: Positive | None = Field(
-        None, description="also at the end of a round, when the last checkpoint is so old"
+        None,
+        description="also write a checkpoint at the end of a round if the last one is older than this, s",
     )
     keep: Count | None = Field(
-        None, description="the checkpoint of every keep-th round stays, for `fork`; none: the newest two"
+        None,
+        description="keep the checkpoint of every keep-th round, for `fork`; null: only the newest two",
     )
 
 
 class Faults(Section):
+    """How to handle faults during training."""
+
     nonfinite: Literal["stop", "drop"] = Field(
         "stop",
-        description="a client whose loss or weights are no longer finite: stop the run, or drop the client from the round, "
-        "whose other clients share its rho; without any left, the weights stay",
+        description="if a client's loss or weights are not finite: stop the run, or drop the client from the "
+        "round and divide its rho among the other clients; if all are dropped, the weights stay unchanged",
     )
 
 
 class Runtime(Section):
+    """Resources of the ranks."""
+
     threads: Threads | None = Field(
         None,
-        description="threads a rank; none: the rank's share of the cores, whatever OMP_NUM_THREADS says. Fixed at a run's first start",
+        description="threads per rank; null: the rank's share of the cores, regardless of OMP_NUM_THREADS. "
+        "Fixed at a run's first start",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="kind of device; auto: a GPU where there is one. Fixed at a run's first start"
+        "auto", description="auto: a GPU if one is available. Fixed at a run's first start"
     )
     ranks_per_run: Count | None = Field(
         None,
-        description="on so many ranks, or more, a sweep computes several runs at once, each on a group of ranks of its own; "
-        "none: as many as a run keeps busy, one for each client of the cohort and one for the server",
+        description="ranks per run of a sweep: with enough ranks for several, runs are computed "
+        "concurrently, each on a separate group of ranks; null: as many as a run keeps busy, "
+        "one per client of the cohort and one for the server",
     )
     tf32: bool = Field(
-        False, description="on a GPU: products of float32 with TensorFloat-32's ten bits, which are faster"
+        False,
+        description="on a GPU: compute float32 products in TensorFloat-32, which is faster and has a 10-bit "
+        "mantissa",
     )

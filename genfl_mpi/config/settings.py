@@ -1,9 +1,12 @@
-"""All settings of a run, and what must fit together."""
+"""All settings of a run, and checks across sections."""
 
+import re
 import textwrap
-from typing import Literal, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.sections import (
     Algorithm,
@@ -29,10 +32,10 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
-from genfl_mpi.config.types import Count, Section, Seed
+from genfl_mpi.config.types import Count, OneOf, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
-# Settings, and sections of them, that a finished round does not depend on: a run may be continued with others.
+# Settings and sections on which finished rounds do not depend: a run may be continued with other values.
 FREE = {
     "rounds",
     "output",
@@ -48,18 +51,17 @@ FREE = {
     "audit",
 }
 
-
-# Settings that a run's first start fills in, and that its /environment tells.
+# Settings that a run's first start fills in and stores in /environment.
 MACHINES = {"runtime.threads", "runtime.device"}
 
 
-def is_free(key):
-    """Whether the dotted `key`, or its section, is one of FREE."""
+def is_free(key: str) -> bool:
+    """Return whether the dotted `key` or its section is in FREE."""
     return not FREE.isdisjoint({key, key.partition(".")[0]})
 
 
-# Values of `training` under a name. `practical` learns in tens of rounds what `paper` learns in thousands.
-PRESETS = {
+# Named values of `training`. `practical` learns in tens of rounds what takes thousands with `paper`.
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 5, "batch_size": 64, "lr": 1e-4, "momentum": 0.0},
     "practical": {
         "epochs": 5,
@@ -74,24 +76,46 @@ PRESETS = {
 
 
 class Composition(Section):
-    """What a round is made of. `method` gives these values, where they are not set."""
+    """The steps of a round. `method` provides the values that are not set."""
 
-    local_training: bool = Field(True, description="whether clients train on their own data")
+    local_training: bool = Field(True, description="whether clients train on their private data")
     images: Literal["server", "sent_to_clients", "made_by_clients", "nowhere"] = Field(
         "server",
-        description="where images are used: server: it trains the augmented model on them; sent_to_clients: clients train on them, too; made_by_clients: each client generates what its labels lack, and trains on that, too; nowhere",
+        description="where images are used; server: to train the augmented model; sent_to_clients: "
+        "clients also train on the server's images; made_by_clients: each client generates "
+        "what its labels lack and also trains on that; nowhere: no images",
     )
     source: Literal["generator", "pool"] = Field(
-        "generator", description="where images come from: the generator, or the public pool"
+        "generator", description="origin of the images: the generator or the public pool"
     )
     matched_steps: bool = Field(
         False,
-        description="whether clients make as many local steps more as the server would make on generated images",
+        description="whether clients take as many additional local steps as the server would take on "
+        "generated images",
     )
 
+    @model_validator(mode="after")
+    def check_parts(self) -> "Composition":
+        """Refuse rounds that train no model, or whose images have no place."""
+        if not self.local_training and self.images != "server":
+            raise ValueError(
+                f"composition.local_training=false with composition.images={self.images} trains no model; "
+                "set composition.images=server"
+            )
+        if self.images == "made_by_clients" and self.source == "pool":
+            raise ValueError(
+                "composition.source=pool is at the server, but with composition.images=made_by_clients the "
+                "clients generate the images; change one of the two"
+            )
+        if self.matched_steps and self.images != "nowhere":
+            raise ValueError(
+                "composition.matched_steps is a control without images; set composition.images=nowhere"
+            )
+        return self
 
-# Compositions under a name: the paper's three methods, images in other places, and two controls.
-METHODS = {
+
+# Named compositions: the paper's three methods, two with images at the clients, and two controls.
+METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"images": "nowhere"},
     "aigc": {"local_training": False},
     "genfl": {},
@@ -100,7 +124,7 @@ METHODS = {
     "pool": {"source": "pool"},
     "matched": {"images": "nowhere", "matched_steps": True},
 }
-METHOD_TITLES = {
+METHOD_TITLES = {  # in tables and figures
     "fedavg": "FedAvg",
     "genfl": "GenFL",
     "aigc": "AIGC-only",
@@ -108,25 +132,30 @@ METHOD_TITLES = {
     "filled": "clients fill",
     "pool": "public pool",
     "matched": "FedAvg, more steps",
-}  # of methods, in tables and figures
+}
 
 
 class Config(Section):
+    """All settings of a run."""
+
     preset: Literal["paper", "practical"] | None = Field(
         None,
-        description="values for `training`, where it does not give its own: paper (plain SGD, lr 1e-4) or practical (momentum 0.9, lr 0.02, weight decay, crop and flip)",
+        description="values of `training` that are not set there; paper: plain SGD with lr 1e-4; "
+        "practical: lr 0.02, momentum 0.9, weight decay, crop and flip",
     )
-    method: Literal[*METHODS] = Field(
+    method: Literal[*METHODS] = Field(  # type: ignore[valid-type]
         "genfl",
-        description="the paper's three: local data only, generated data only, both; the images elsewhere than at the server: sent to the clients, "
-        "who train on them too, or made by the clients to fill what their labels lack; and two controls: genfl with the public pool in place of "
-        "generated data, and fedavg with as many local steps more as genfl's server makes",
+        description="fedavg, aigc, genfl: the paper's methods, which train on local data, generated "
+        "images, or both; sent: the server sends its images to the clients, who also train on "
+        "them; filled: clients generate images to fill what their labels lack; pool: a "
+        "control, genfl with the public pool instead of generated images; matched: a control, "
+        "fedavg with as many additional local steps as genfl's server takes",
     )
     composition: Composition = Composition()
-    seed: Seed = Field(1, description="the seed of everything random")
-    rounds: Count = Field(30, description="rounds T")
-    clients: Count = Field(20, description="clients N")
-    cohort: Count = Field(5, description="clients selected in a round")
+    seed: Seed = Field(1, description="seed of all random draws")
+    rounds: Count = Field(30, description="number of rounds T")
+    clients: Count = Field(20, description="number of clients N")
+    cohort: Count = Field(5, description="clients selected per round")
     data: Data = Data()
     partition: Partition = Partition()
     misbehaving_clients: MisbehavingClients = MisbehavingClients()
@@ -134,7 +163,7 @@ class Config(Section):
     training: LocalTraining = LocalTraining()
     algorithm: Algorithm = Algorithm()
     augmented: Training = Field(
-        Training(), description="training of the augmented model; what is not given is taken from `training`"
+        Training(), description="Training of the augmented model. Default: the values of `training`"
     )
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
@@ -148,12 +177,14 @@ class Config(Section):
     validation: Validation = Validation()
     world: World | None = Field(
         None,
-        description="a simulated edge for policies that ask for times and energies: a YAML file, or a section as `price` knows it; none: there is none",
+        description="simulated edge, which provides policies with times and energies: a YAML file, or a "
+        "section of the settings below; null: no simulated edge",
     )
     hindsight: Hindsight = Hindsight()
     audit: bool = Field(
         False,
-        description="keep what each client's model tells of the labels that it learned from, for the command `audit`",
+        description="store what each client's model reveals about the labels it was trained on, for the "
+        "command `audit`",
     )
     probes: Probes = Probes()
     evaluation: Evaluation = Evaluation()
@@ -164,8 +195,8 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def inherit_composition(cls, values):
-        """`composition` begins with the method's values."""
+    def inherit_composition(cls, values: Any) -> Any:
+        """Fill `composition` with the method's values."""
         if (
             isinstance(values, dict)
             and isinstance(values.get("composition", {}), dict)
@@ -177,8 +208,8 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def inherit_training(cls, values):
-        """`training` begins with the preset's values, and `augmented` with those of `training`."""
+    def inherit_training(cls, values: Any) -> Any:
+        """Fill `training` with the preset's values, then `augmented` with those of `training`."""
         if (
             isinstance(values, dict)
             and values.get("preset") in list(PRESETS)
@@ -195,131 +226,143 @@ class Config(Section):
         return values
 
     @model_validator(mode="after")
-    def consistent(self):
+    def check_clients(self) -> "Config":
+        """Refuse a cohort or a world of the wrong size, and misbehaving clients that cannot be batched."""
         if self.cohort > self.clients:
-            raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients})")
-        if not self.trains_clients and not self.augments:
+            raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients}); reduce it")
+        if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
             raise ValueError(
-                f"composition.local_training=false with composition.images={self.composition.images} trains no model; set composition.images=server"
+                f"world.clients ({self.world.clients}) is less than clients ({self.clients}); increase it"
             )
-        if self.fills and self.composition.source == "pool":
+        kind = self.misbehaving_clients.kind
+        if kind in ("free_rider", "disguised") and self.training.clients_per_batch > 1:
             raise ValueError(
-                "composition.source=pool is at the server, and with composition.images=made_by_clients the clients make images: take another source or place"
+                f"misbehaving_clients.kind={kind} needs training.clients_per_batch=1: "
+                "a client that does not train cannot be batched with others"
             )
-        if self.matches_steps and self.composition.images != "nowhere":
+        return self
+
+    @model_validator(mode="after")
+    def check_images(self) -> "Config":
+        """Refuse settings of images that contradict the method."""
+        if self.generation.plan == "cohort_deficit" and not self.trains_clients:
             raise ValueError(
-                "composition.matched_steps is a control without images; set composition.images=nowhere"
+                f"generation.plan=cohort_deficit needs a cohort, and method={self.method} has none; "
+                "choose another plan"
             )
-        if not self.trains_clients and self.generation.plan == "cohort_deficit":
+        if self.generation.plan == "cohort_deficit" and self.matches_steps:
             raise ValueError(
-                f"generation.plan=cohort_deficit needs a cohort, and method={self.method} has none"
-            )
-        if self.matches_steps and self.generation.plan == "cohort_deficit":
-            raise ValueError(
-                "generation.plan=cohort_deficit cannot tell ahead how many images there will be, which composition.matched_steps asks"
-            )
-        if (
-            self.misbehaving_clients.kind in ("free_rider", "disguised")
-            and self.training.clients_per_batch > 1
-        ):
-            raise ValueError(
-                f"misbehaving_clients.kind={self.misbehaving_clients.kind} needs training.clients_per_batch=1: who does not train is not trained with others"
+                "generation.plan=cohort_deficit does not know the number of images in advance, which "
+                "composition.matched_steps needs; choose another plan"
             )
         if self.source == "pool" and not self.data.public_pool:
             raise ValueError(
-                f"method={self.method} needs data.public_pool, the images that take the place of generated ones"
+                f"method={self.method} needs data.public_pool, the images that replace generated ones; "
+                "set it to a number of images"
             )
-        if self.data.shared > self.data.public_pool:
+        if self.generation.min_fidelity and self.fills:
             raise ValueError(
-                f"data.shared={self.data.shared} images are given out, and data.public_pool={self.data.public_pool} has fewer"
-            )
-        if self.validation.source == "pool" and not self.data.public_pool:
-            raise ValueError(
-                "validation.source=pool needs data.public_pool, the real images that the server holds"
-            )
-        if self.validation.source == "pool" and self.source == "pool":
-            raise ValueError(
-                f"validation.source=pool with method={self.method} would judge the augmented model by what it learned from"
-            )
-        if self.validation.source == "clients" and not self.trains_clients:
-            raise ValueError(f"validation.source=clients needs clients, and method={self.method} has none")
-        if self.fills and self.generation.min_fidelity:
-            raise ValueError(
-                "generation.min_fidelity judges images at the server, and with method=filled the clients make them"
-            )
-        if self.validation.source == "generated" and (self.fills or not self.generates):
-            raise ValueError(
-                f"validation.source=generated needs generated images, and method={self.method} has none at the server"
-            )
-        if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
-            raise ValueError(f"world.clients ({self.world.clients}) is less than clients ({self.clients})")
-        if self.audit and (self.sends or self.fills):
-            raise ValueError(
-                f"audit compares what clients learned from with what they hold, and with method={self.method} they learn from generated images too"
-            )
-        if self.incentive.base is not None and self.world is None:
-            raise ValueError(
-                "incentive.base pays for energy: set world, to configs/worlds/city.yaml say, or to {}"
-            )
-        if self.incentive.price is not None and not self.fills:
-            raise ValueError(
-                f"incentive.price pays clients for the images that they make with method=filled, and method={self.method} has none"
-            )
-        if self.incentive.price is not None and self.world is None:
-            raise ValueError(
-                "incentive.price pays for energy: set world, to configs/worlds/city.yaml say, or to {}"
-            )
-        if self.incentive.price is not None and (
-            self.client_generation.labels != "rare" or self.client_generation.share != 1
-        ):
-            raise ValueError(
-                "incentive.price lets each client choose which share of the gap to an even mix it fills: leave client_generation.labels and client_generation.share out"
+                "generation.min_fidelity filters images at the server, but with "
+                "composition.images=made_by_clients the clients generate them; set generation.min_fidelity=0"
             )
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError(
-                "generation.min_fidelity needs data.public_pool, the images that teach the filter's classifier"
+                "generation.min_fidelity needs data.public_pool, the images on which the filter's classifier "
+                "is trained; set it to a number of images"
             )
-        if self.partition.replacement and self.partition.scheme not in ("iid", "dirichlet_client", "classes"):
+        if self.audit and (self.sends or self.fills):
             raise ValueError(
-                f"partition.replacement goes with the schemes iid, dirichlet_client and classes, not with {self.partition.scheme}"
+                "audit compares the labels that clients were trained on with those they hold, but with "
+                f"method={self.method} they also train on generated images; set audit=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_validation(self) -> "Config":
+        """Refuse a validation source that the run does not have, or on which a model was trained."""
+        source = self.validation.source
+        if source == "pool" and not self.data.public_pool:
+            raise ValueError(
+                "validation.source=pool needs data.public_pool, the real images at the server; "
+                "set it to a number of images"
+            )
+        if source == "pool" and self.source == "pool":
+            raise ValueError(
+                f"validation.source=pool with method={self.method} would evaluate the augmented model on its "
+                "training images; choose another source"
+            )
+        if source == "clients" and not self.trains_clients:
+            raise ValueError(
+                f"validation.source=clients needs clients that train, and method={self.method} has none; "
+                "choose another source"
+            )
+        if source == "generated" and (self.fills or not self.generates):
+            raise ValueError(
+                f"validation.source=generated needs generated images at the server, and method={self.method} "
+                "has none; choose another source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_incentive(self) -> "Config":
+        """Refuse payments for what the run does not have."""
+        set_world = "set world, for example world=configs/worlds/city.yaml, or world={} for the default world"
+        if self.incentive.base is not None and self.world is None:
+            raise ValueError(f"incentive.base pays for energy, which only a world defines; {set_world}")
+        if self.incentive.price is None:
+            return self
+        if not self.fills:
+            raise ValueError(
+                "incentive.price pays clients for images that they generate, and with "
+                f"method={self.method} they generate none; set method=filled"
+            )
+        if self.world is None:
+            raise ValueError(f"incentive.price pays for energy, which only a world defines; {set_world}")
+        if self.client_generation.labels != "rare" or self.client_generation.share != 1:
+            raise ValueError(
+                "with incentive.price each client chooses which share of the gap to a uniform mix it fills; "
+                "remove client_generation.labels and client_generation.share"
             )
         return self
 
     @property
-    def trains_clients(self):
+    def trains_clients(self) -> bool:
+        """Whether clients train."""
         return self.composition.local_training
 
     @property
-    def source(self):
-        """Where images come from: generator, pool, or None if there are none."""
+    def source(self) -> str | None:
+        """The origin of the images, generator or pool; None if the run has no images."""
         return None if self.composition.images == "nowhere" else self.composition.source
 
     @property
-    def augments(self):
+    def augments(self) -> bool:
         """Whether the server trains an augmented model on images (placement P1)."""
         return self.composition.images == "server"
 
     @property
-    def generates(self):
+    def generates(self) -> bool:
+        """Whether images are generated."""
         return self.source == "generator"
 
     @property
-    def sends(self):
+    def sends(self) -> bool:
         """Whether the server sends its images to the clients (placement P2)."""
         return self.composition.images == "sent_to_clients"
 
     @property
-    def fills(self):
-        """Whether the clients generate what they lack (placement P3)."""
+    def fills(self) -> bool:
+        """Whether the clients generate what their labels lack (placement P3)."""
         return self.composition.images == "made_by_clients"
 
     @property
-    def matches_steps(self):
+    def matches_steps(self) -> bool:
+        """Whether clients take additional local steps in place of the server's."""
         return self.composition.matched_steps
 
 
-def filled_in(config, threads, device):
-    """`config` with what another setting decides, once it is known on how many threads and what kind of device it runs."""
+def filled_in(config: Config, threads: int, device: str) -> Config:
+    """Return `config` with the values that follow from the number of threads and the kind of device."""
     generation = config.generation
     where = device if generation.device == "auto" else generation.device
     filled = {
@@ -338,44 +381,71 @@ def filled_in(config, threads, device):
     )
 
 
-def keys(section=Config, prefix=""):
-    """All dotted keys."""
+def section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that a field's annotation, `X` or `X | None`, stands for; None for a setting."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Return all dotted keys, those of sections included."""
     found = []
     for name, field in section.model_fields.items():
-        kinds = (field.annotation, *get_args(field.annotation))  # of `World | None` too
-        kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-        found += [prefix + name, *(key for kind in kinds for key in keys(kind, f"{prefix}{name}."))]
+        inner = section_in(field.annotation)
+        found += [prefix + name, *(keys(inner, f"{prefix}{name}.") if inner else ())]
     return found
 
 
-def describe():
-    """Every setting with its default and meaning, as text of at most 80 columns."""
-    lines = []
+def as_text(value: Any) -> str:
+    """Return a value of a setting as it is written in key=value."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(as_text, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
-    def add(section, prefix):
-        for name, info in section.model_fields.items():
-            if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-                add(info.annotation, f"{prefix}{name}.")
-            else:
-                choices = [
-                    value
-                    for kind in (info.annotation, *get_args(info.annotation))
-                    if get_origin(kind) is Literal
-                    for value in get_args(kind)
-                ]
-                told = all(str(value) in (info.description or "") for value in choices)
-                about = "; ".join(
-                    filter(None, (info.description, "" if told else f"one of {', '.join(map(str, choices))}"))
-                )
-                about = f"  ({about})" if about else ""
-                lines.extend(
-                    textwrap.wrap(
-                        f"{prefix}{name}: {info.default}{about}",
-                        80,
-                        initial_indent="  ",
-                        subsequent_indent=" " * 8,
-                    )
-                )
 
-    add(Config, "")
-    return "\n".join(lines)
+def describe(names: Mapping[str, Iterable[str]] | None = None) -> str:
+    """Return every setting with its default and description, as text of at most 80 columns.
+
+    names: {dotted key: names that the setting takes}, for settings whose names are defined outside this room.
+    """
+    return "\n".join(_described(Config, "", names or {}))
+
+
+def _described(section: type[Section], prefix: str, names: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    behind_section = False
+    for name, field in section.model_fields.items():
+        key, inner = prefix + name, section_in(field.annotation)
+        if inner is None or field.default is None:
+            if behind_section:
+                yield ""
+                behind_section = False
+            about = field.description or ""
+            choices = [*map(str, _choices(field)), *names.get(key, ())]
+            if not all(re.search(rf"\b{re.escape(choice)}\b", about) for choice in choices):
+                about = f"{about}; choices: {', '.join(choices)}"
+            if any(isinstance(mark, OneOf) for mark in field.metadata):
+                about += ", or module:function"
+            yield from _wrapped(f"{key}: {as_text(field.default) or '(empty)'}  ({about})", 2)
+        if inner is not None:
+            title = (None if field.default is None else field.description) or (inner.__doc__ or "").strip()
+            yield from ("", *_wrapped(f"{key}.*: {title.rstrip('.')}.", 0))
+            yield from _described(inner, f"{key}.", names)
+            behind_section = True
+
+
+def _choices(field: FieldInfo) -> Iterator[Any]:
+    """Yield the names that a setting takes."""
+    for mark in field.metadata:
+        if isinstance(mark, OneOf):
+            yield from mark.names
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            yield from get_args(kind)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text, 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 6), break_on_hyphens=False
+    )

@@ -1,58 +1,70 @@
-"""Types of settings: numbers with a sign, shares, counts, ranges; and what a section of them is."""
+"""Types of settings: numbers with a sign, shares, counts, ranges; and the base class of a section."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-
-
-def _no_bool(value):
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
-def _rising(ends):
-    if ends[0] > ends[1]:
-        raise ValueError("must be a smallest and a largest value, in this order")
-    return ends
+class Section(BaseModel):
+    """A group of settings. Unknown keys are refused, and values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def one_of(*known):
-    """The type of a setting that names one of `known`, or module:function of the user's own."""
+class OneOf:
+    """Restrict a text setting to `names`, or module:function of the user's code."""
 
-    def check(value):
-        if value not in known and ":" not in value:
-            raise ValueError(f"must be {', '.join(known)}, or module:function of your own, not {value!r:.80}")
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def check(self, value: str) -> str:
+        """Return the value of the setting. Raises ValueError for another one."""
+        if value not in self.names and ":" not in value:
+            raise ValueError(f"must be one of {', '.join(self.names)}, or module:function of your own")
         return value
 
-    return Annotated[str, AfterValidator(check)]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
-SMALLEST, LARGEST = 1e-37, 1e37
+def at_most(limit: float, reason: str) -> AfterValidator:
+    """Make an upper bound whose error message gives the reason."""
 
-
-def _in_float32(value):
-    if value and not SMALLEST <= abs(value) <= LARGEST:
-        raise ValueError(
-            f"must be 0, or from {SMALLEST:g} to {LARGEST:g} in size: models are computed in float32, which ends there"
-        )
-    return value
-
-
-def at_most(limit, why):
-    """A bound of a setting that says why there is one."""
-
-    def check(value):
+    def check(value: float) -> float:
         if value > limit:
-            raise ValueError(f"must be at most {limit}: {why}")
+            raise ValueError(f"must be at most {limit}: {reason}")
         return value
 
     return AfterValidator(check)
 
 
-Number = Annotated[
-    float, BeforeValidator(_no_bool), AfterValidator(_in_float32)
-]  # also of "1e-4", which YAML takes for a text
+MIN_MAGNITUDE, MAX_MAGNITUDE = 1e-37, 1e37  # of numbers that enter float32 computations
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
+def _check_magnitude(value: float) -> float:
+    if value and not MIN_MAGNITUDE <= abs(value) <= MAX_MAGNITUDE:
+        raise ValueError(
+            f"must be 0 or have a magnitude from {MIN_MAGNITUDE:g} to {MAX_MAGNITUDE:g}: "
+            "models are computed in float32, whose range ends there"
+        )
+    return value
+
+
+def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("must be the smallest value followed by the largest")
+    return ends
+
+
+# Lax: also accepts "1e-4", which YAML reads as text.
+Number = Annotated[float, BeforeValidator(_refuse_bool), AfterValidator(_check_magnitude)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -61,11 +73,7 @@ Natural = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 Epochs = Annotated[Count, at_most(10_000, "the batches of all epochs are drawn before the first step")]
 Threads = Annotated[
-    Count, at_most(1024, "no node has more cores, and its processes may not have many more threads")
+    Count, at_most(1024, "no node has more cores, and a process cannot start many more threads")
 ]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]  # smallest and largest value of a draw
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]  # ends of a uniform draw

@@ -1,4 +1,4 @@
-"""The simulated edge as trees of settings, each with its unit: a world, and what is paid in it. `edge/` computes with them."""
+"""Settings of the simulated edge and of the incentives paid in it, with units. `edge/` uses them."""
 
 from typing import Annotated, Literal
 
@@ -8,124 +8,142 @@ from genfl_mpi.config.types import Count, Decibels, NonNegative, Positive, Range
 
 
 class Hardware(Section):
-    """The clients' hardware. A range is drawn from uniformly, once for each client."""
+    """The clients' hardware. Each client draws its value of a range uniformly."""
 
-    frequency_ghz: Range = Field((1.0, 2.0), description="clock of the CPU when it trains, GHz")
-    min_frequency_ghz: Positive = Field(0.3, description="slowest clock that a deadline lets it take, GHz")
+    frequency_ghz: Range = Field((1.0, 2.0), description="CPU clock frequency during training, GHz")
+    min_frequency_ghz: Positive = Field(
+        0.3, description="lowest clock frequency that a client may choose to meet a deadline, GHz"
+    )
     flops_per_cycle: Positive = Field(
         8.0,
-        description="floating-point operations that the CPU makes in a cycle; cycles a sample follow from the model's measured FLOPs",
+        description="floating-point operations per CPU cycle; "
+        "the cycles per sample follow from the model's measured FLOPs",
     )
     capacitance: Positive = Field(
-        1e-28, description="effective switched capacitance: a cycle at clock f costs this times f^2, J/Hz^2"
+        1e-28,
+        description="effective switched capacitance, J/Hz^2: a CPU cycle at clock frequency f takes this "
+        "times f^2",
     )
     transmit_watts: Range = Field(
-        (0.01, 0.2), description="power of its transmitter, W, drawn uniformly in dBm: 10 to 23 dBm"
+        (0.01, 0.2), description="transmit power, W; drawn uniformly in dBm, by default 10 to 23 dBm"
     )
-    receive_watts: NonNegative = Field(0.5, description="power of its receiver, W")
-    battery_kj: Range = Field((20.0, 60.0), description="charge when the run begins, kJ")
+    receive_watts: NonNegative = Field(0.5, description="power of the receiver, W")
+    battery_kj: Range = Field((20.0, 60.0), description="battery charge at the start of the run, kJ")
     accelerator_tflops: Positive = Field(
-        2.0, description="operations a second of the accelerator that generates images, 10^12/s, as reached"
+        2.0, description="sustained speed of the accelerator that generates images, 10^12 operations/s"
     )
     accelerator_watts: NonNegative = Field(5.0, description="power of that accelerator, W")
 
 
 class Channel(Section):
-    """One cell, with the base station in its middle."""
+    """The radio channel of one cell with the base station at its center."""
 
-    radius_m: Positive = Field(500.0, description="radius of the cell, m; clients are uniform in it")
-    nearest_m: Positive = Field(10.0, description="shortest distance to the base station, m")
+    radius_m: Positive = Field(500.0, description="radius of the cell, m; clients are placed uniformly in it")
+    nearest_m: Positive = Field(10.0, description="minimum distance to the base station, m")
     speed_mps: NonNegative = Field(
-        0.0, description="speed of the clients, m/s: straight on, reflected by the cell's border"
+        0.0,
+        description="speed of the clients, m/s; they move straight on and are reflected at the cell's edge",
     )
-    round_seconds: Positive = Field(60.0, description="time between two rounds for which clients move, s")
+    round_seconds: Positive = Field(60.0, description="time that clients move between two rounds, s")
     path_loss_db: Decibels = Field(128.1, description="path loss at a distance of 1 km, dB")
     path_loss_slope_db: Annotated[NonNegative, Field(le=100)] = Field(
-        37.6, description="path loss of ten times the distance, dB"
+        37.6, description="additional path loss per tenfold distance, dB"
     )
     shadowing_db: Annotated[NonNegative, Field(le=100)] = Field(
         8.0, description="standard deviation of the log-normal shadowing, dB"
     )
     decorrelation_m: Positive = Field(
-        50.0, description="way after which a moving client's shadowing is another, m"
+        50.0, description="decorrelation distance of a moving client's shadowing, m"
     )
     fading: Literal["rayleigh", "none"] = Field(
-        "rayleigh", description="small-scale fading, drawn for each client and round"
+        "rayleigh", description="small-scale fading, drawn per client and round"
     )
-    noise_dbm_hz: Decibels = Field(-174.0, description="density of the noise, dBm/Hz")
+    noise_dbm_hz: Decibels = Field(-174.0, description="noise power spectral density, dBm/Hz")
     bandwidth_mhz: Positive = Field(
-        20.0, description="bandwidth that the clients of a round share, MHz, upwards and downwards alike"
+        20.0,
+        description="bandwidth shared by the clients of a round, MHz; the same for uplink and downlink",
     )
     waterfall: NonNegative = Field(
         0.0,
-        description="threshold m of the packet error 1 - exp(-m N0 b / (p h)); a lost message is sent again",
+        description="threshold m of the packet error rate 1 - exp(-m N0 b / (p h)); "
+        "a lost message is retransmitted",
     )
     max_transmissions: Count = Field(
-        10, description="how often a message is sent at most; the last time it is taken to arrive"
+        10,
+        description="maximum number of transmissions of a message; the last one counts as received "
+        "unless enforced=true",
     )
     allocation: Literal["equal", "proportional", "min_max", "least_energy", "weighted"] = Field(
-        "min_max", description="how the uplink's bandwidth is divided"
+        "min_max", description="how the uplink bandwidth is divided among the clients"
     )
 
 
 class Server(Section):
     """The base station and the computer behind it."""
 
-    transmit_watts: Positive = Field(20.0, description="power of the base station's transmitter, W")
-    tflops: Positive = Field(
-        100.0, description="operations a second of the server's GPU, 10^12/s, as reached"
-    )
-    watts: NonNegative = Field(400.0, description="power of that GPU at work, W")
+    transmit_watts: Positive = Field(20.0, description="transmit power of the base station, W")
+    tflops: Positive = Field(100.0, description="sustained speed of the server's GPU, 10^12 operations/s")
+    watts: NonNegative = Field(400.0, description="power of that GPU under load, W")
     image_seconds: Positive | None = Field(
         None,
-        description="measured time of an image on that GPU, s; none: the generator's FLOPs over its speed",
+        description="measured time per generated image on that GPU, s; null: the generator's FLOPs over "
+        "tflops",
     )
 
 
 class Helper(Section):
-    """A computer on a wire beside the server, which generates in its place (placement P4)."""
+    """A computer wired to the server that generates in its place (placement P4)."""
 
-    tflops: Positive = Field(20.0, description="operations a second of the helper's GPU, 10^12/s, as reached")
-    watts: NonNegative = Field(150.0, description="power of that GPU at work, W")
-    link_mbps: Positive = Field(1000.0, description="rate of the wire to the server, Mbit/s")
+    tflops: Positive = Field(20.0, description="sustained speed of the helper's GPU, 10^12 operations/s")
+    watts: NonNegative = Field(150.0, description="power of that GPU under load, W")
+    link_mbps: Positive = Field(1000.0, description="data rate of the wire to the server, Mbit/s")
     image_seconds: Positive | None = Field(
         None,
-        description="measured time of an image on that GPU, s; none: the generator's FLOPs over its speed",
+        description="measured time per generated image on that GPU, s; null: the generator's FLOPs over "
+        "tflops",
     )
 
 
 class Images(Section):
-    """Generated images as they are sent."""
+    """How generated images are transmitted."""
 
-    side: Count | None = Field(None, description="pixels of a side; none: the data set's")
+    side: Count | None = Field(None, description="side length of an image, pixels; null: the data set's")
     bits_per_pixel: Positive = Field(
-        24.0, description="bits of a pixel after coding: 24 is raw RGB, JPEG has 2 to 4"
+        24.0, description="bits per pixel after coding: 24 for raw RGB, 2 to 4 for JPEG"
     )
     delivery: Literal["broadcast", "unicast"] = Field(
-        "broadcast", description="to all clients of a round at the worst one's rate, or to each at its own"
+        "broadcast",
+        description="broadcast: to all clients of a round at the rate of the slowest link; "
+        "unicast: to each client at its own rate",
     )
     installed: bool = Field(
         False,
-        description="whether clients have the generator already; else each that generates fetches it once",
+        description="whether clients already have the generator; otherwise each client that generates "
+        "downloads it once",
     )
 
 
 class World(Section):
-    """A simulated edge: what time and energy the rounds of a run take in it."""
+    """A simulated edge, which determines the time and energy of a run's rounds."""
 
-    seed: Seed = Field(1, description="seed of the world's draws")
-    clients: Count | None = Field(None, description="clients that there are; none: as many as a run has")
+    seed: Seed = Field(1, description="seed of the world's random draws")
+    clients: Count | None = Field(
+        None, description="number of clients in the world; null: the number of clients of the run"
+    )
     deadline_s: Positive | None = Field(
         None,
-        description="seconds from a round's begin by which the clients must be done: allocation=least_energy needs it",
+        description="seconds from the start of a round until the clients must be done; "
+        "required by allocation=least_energy",
     )
     dropout: Share = Field(
         0.0,
-        description="enforced=true: share of the clients that fall silent in a round, at a moment drawn uniformly from their way",
+        description="with enforced=true: share of the clients that drop out of a round, "
+        "at a uniformly drawn moment of their work",
     )
     enforced: bool = Field(
         False,
-        description="whether a run in this world goes without the clients that are later than deadline_s, whose message is lost max_transmissions times, whose battery is empty, or that drop out",
+        description="whether a run in this world excludes clients that miss deadline_s, whose message is "
+        "lost max_transmissions times, whose battery is empty, or that drop out",
     )
     hardware: Hardware = Hardware()
     channel: Channel = Channel()
@@ -134,32 +152,38 @@ class World(Section):
     images: Images = Images()
 
     @model_validator(mode="after")
-    def consistent(self):
+    def check_enforced(self) -> "World":
+        """Refuse settings that contradict `enforced`."""
         if self.dropout and not self.enforced:
-            raise ValueError("dropout is for a world that acts on runs; set enforced=true")
+            raise ValueError("world.dropout has an effect only with world.enforced=true; set both")
         if self.enforced and self.channel.allocation == "least_energy":
             raise ValueError(
-                "channel.allocation=least_energy lets nobody be late, and enforced=true is for who is; "
-                "take another allocation"
+                "world.channel.allocation=least_energy makes every client meet the deadline, so that "
+                "world.enforced=true could exclude none; choose another allocation"
             )
         return self
 
 
 class Incentive(Section):
-    """What the server pays for, in joules, at which a client values its energy; who would lose stays away."""
+    """Payments by the server in joules, which clients value like energy. Clients that would lose decline."""
 
     base: NonNegative | None = Field(
         None,
-        description="pay for a round, J: a client whose round takes more energy in the `world` cannot be selected in it; none: all take part",
+        description="payment for participating in a round, J: a client whose round takes more energy in the "
+        "`world` cannot be selected for it; null: all clients participate",
     )
     price: NonNegative | None = Field(
         None,
-        description="method=filled: pay for filling the whole gap of its labels, J, and in proportion for a share of it, which each client chooses as is best for it; none: all fill client_generation.share for nothing",
+        description="with method=filled: payment for filling the whole gap of a client's labels, J, and in "
+        "proportion for a share of it, which each client chooses to maximize its profit; "
+        "null: all clients fill client_generation.share unpaid",
     )
     labels: NonNegative | None = Field(
         None,
-        description="pay for telling one's labels, J; none: all tell them, but who is refusing by label_sharing",
+        description="payment for sharing label statistics, J; null: all clients share them, except the "
+        "share label_sharing.refusal_rate",
     )
     label_cost: Range = Field(
-        (1.0, 10.0), description="what telling them costs a client in privacy, J, drawn uniformly for each"
+        (1.0, 10.0),
+        description="a client's privacy cost of sharing label statistics, J, drawn uniformly per client",
     )
