@@ -409,7 +409,7 @@ def test_as_many_steps_more_as_the_server_would_make(tiny, capsys):
         assert 0 <= (epochs - 2) * clients - server < clients and epochs > 2
         assert record.generated == [] and record.columns["images"] == 0 and record.columns["kappa2"] == 0
     assert main([*run, "generation.plan=cohort_deficit"]) == 2
-    assert "cannot tell ahead how many images" in capsys.readouterr().err
+    assert "does not know the number of images in advance" in capsys.readouterr().err
 
 
 def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
@@ -428,7 +428,7 @@ def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
             and np.bincount(labels[-50:]).tolist() == [5] * 10
         )
     assert main([*tiny, "data.shared=50"]) == 2
-    assert "data.shared=50 images are given out" in capsys.readouterr().err
+    assert "data.shared=50 exceeds data.public_pool=" in capsys.readouterr().err
 
 
 def test_mean_cosine_of_updates():

@@ -126,13 +126,16 @@ def test_a_setting_of_a_world_from_a_file(tmp_path):
 
 
 def test_runs_that_would_share_a_name_are_refused():
-    with pytest.raises(UserError, match="two runs of the sweep would be called"):
+    with pytest.raises(UserError, match="two runs of the sweep would have the name"):
         loading.load({"sweep": {"data.root": ["a/b", "a-b"]}})
 
 
 BAD = {
-    "a truth value": (["rounds=true"], "rounds: "),
-    "a truth value as a rate": (["training.lr=true"], "training.lr: must be a number"),
+    "a truth value": (["rounds=true"], "rounds= needs an integer, for example rounds=30 (got True)"),
+    "a truth value as a rate": (
+        ["training.lr=true"],
+        "training.lr= needs a number, for example training.lr=0.05 (got True)",
+    ),
     "a later run of the sweep": (["generation.checkpoint=./nowhere"], "there is no folder"),
     "a later run's prompts": (["generation.prompts=nowhere"], "generation.prompts: "),
     "a plan without a cohort": (["generation.plan=cohort_deficit"], "needs a cohort"),
@@ -140,13 +143,13 @@ BAD = {
     "a bank below a file": (["generation.bank=/etc/hostname/bank"], "cannot be written"),
     "unknown key": (["traning.lr=1"], "unknown key traning; did you mean training?"),
     "key of another section": (["alpha=1"], "did you mean partition.alpha?"),
-    "wrong type": (["rounds=many"], "rounds: "),
-    "not a number": (["training.lr=.nan"], "training.lr: "),
-    "alpha": (["partition.alpha=0"], "partition.alpha: "),
+    "wrong type": (["rounds=many"], "rounds= needs an integer, "),
+    "not a number": (["training.lr=.nan"], "training.lr= must be 0 or have a magnitude"),
+    "alpha": (["partition.alpha=0"], "partition.alpha= needs a number above 0"),
     "cohort": (["cohort=21"], "cohort (21) is larger than clients (20)"),
     "kappa": (["kappa.kappa1=0.5", "kappa.kappa2=0.6"], "kappa1 + kappa2 must be 1"),
     "model": (["model.name=resnet19"], "model.name: "),
-    "method": (["method=fedsgd"], "method: "),
+    "method": (["method=fedsgd"], "method= needs one of fedavg, aigc, "),
     "policy": (["method=fedavg", "selection.policy=randon"], "did you mean 'random'?"),
     "imported policy": (
         ["method=fedavg", "rho.policy=no_such_module:f"],
@@ -170,7 +173,7 @@ BAD = {
     ),
     "replacement by classes": (
         ["method=fedavg", "partition.replacement=true"],
-        "partition.replacement goes with the schemes",
+        "partition.replacement is not available with partition.scheme=dirichlet",
     ),
     "too large a pool": (["method=fedavg", "data.public_pool=3900"], "besides the public pool of 3900"),
     "adapter": (
@@ -193,7 +196,10 @@ BAD = {
         ["method=fedavg", "world={radius_m: 3}"],
         "unknown key world.radius_m; did you mean world.channel.radius_m?",
     ),
-    "negative power": (["method=fedavg", "world.server.watts=-1"], "world.server.watts: "),
+    "negative power": (
+        ["method=fedavg", "world.server.watts=-1"],
+        "world.server.watts= needs a number of at least 0",
+    ),
     "no world's file": (["method=fedavg", "world=nowhere.yaml"], "nowhere.yaml: cannot be read"),
     "audit of corrected gradients": (
         ["method=fedavg", "audit=true", "algorithm.name=scaffold"],
@@ -201,7 +207,7 @@ BAD = {
     ),
     "pay without energies": (
         ["method=fedavg", "incentive.base=1"],
-        "incentive.base pays for energy: set world",
+        "incentive.base pays for energy, which only a world defines; set world",
     ),
     "too small a world": (
         ["method=fedavg", "world.clients=3"],
@@ -213,7 +219,7 @@ BAD = {
     ),
     "judged by what it learned": (
         ["method=pool", "data.public_pool=50", "validation.source=pool"],
-        "would judge the augmented model by what it learned from",
+        "would evaluate the augmented model on its training images",
     ),
     "clients that are none": (["method=aigc", "validation.source=clients"], "method=aigc has none"),
     "not key=value": (["method=fedavg", "rounds"], "is not key=value"),
@@ -316,8 +322,8 @@ def test_settings_that_go_together_in_a_sweep(name):
         name: run.training.lr for name, run in loading.load(own, ["method=genfl", "training.lr=0.3"]).items()
     } == {"genfl_seed1": 0.3, "genfl_seed2": 0.3}
     for overrides, message in (
-        (["method=aigc"], "one at least of method=aigc"),
-        ([f"sweep.{name}=[{{method: fedavg}}, 3]"], "all of them"),
+        (["method=aigc"], "no mapping with method=aigc"),
+        ([f"sweep.{name}=[{{method: fedavg}}, 3]"], "has mappings and other values"),
         ([f"sweep.{name}=[{{metod: fedavg}}]"], "unknown key metod; did you mean method"),
     ):
         with pytest.raises(UserError, match=message):
@@ -340,11 +346,17 @@ def test_single_names_the_way_out_of_a_sweep():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("bad_clients.share=0.1", "bad_clients is called misbehaving_clients now"),
-        ("training.together=2", "training.together is called training.clients_per_batch now"),
-        ("world={acts: true}", "world.acts is called world.enforced now"),
-        ("world.devices.battery_kj=[1,2]", "world.devices is called world.hardware now"),
-        ("selection=oort", "selection is a section, and 'oort' a value; set for example selection.policy"),
+        ("bad_clients.share=0.1", "bad_clients was renamed to misbehaving_clients; use the new name"),
+        (
+            "training.together=2",
+            "training.together was renamed to training.clients_per_batch; use the new name",
+        ),
+        ("world={acts: true}", "world.acts was renamed to world.enforced; use the new name"),
+        ("world.devices.battery_kj=[1,2]", "world.devices was renamed to world.hardware; use the new name"),
+        (
+            "selection=oort",
+            "selection is a section of settings, not a value; set one of them, for example selection.policy",
+        ),
     ],
 )
 def test_an_old_key_is_answered_with_the_new_one(old, new, fast, capsys):

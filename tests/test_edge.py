@@ -320,12 +320,12 @@ def test_a_world_is_a_function_of_its_settings():
     [
         (
             "hardware: {transmit_watts: [-0.1, 0.2]}",
-            "hardware.transmit_watts.0: input should be greater than 0",
+            "hardware.transmit_watts= needs a number above 0",
         ),
-        ("server: {watts: -1}", "server.watts: input should be greater than or equal to 0"),
-        ("hardware: {frequency_ghz: [2, 1]}", "must be a smallest and a largest value"),
+        ("server: {watts: -1}", "server.watts= needs a number of at least 0"),
+        ("hardware: {frequency_ghz: [2, 1]}", "must be the smallest value followed by the largest"),
         ("channel: {radius: 3}", "unknown key channel.radius; did you mean channel.radius_m?"),
-        ("channel: {allocation: fair}", "channel.allocation: "),
+        ("channel: {allocation: fair}", "channel.allocation= needs one of "),
         ("- 1", "must be a mapping"),
     ],
 )

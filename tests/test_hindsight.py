@@ -105,7 +105,7 @@ def test_the_command(quick, tmp_path, capsys):
     [
         (
             ["hindsight.policies=[linaer]"],
-            "hindsight.policies: there is no 'linaer'; did you mean 'linear'?",
+            "hindsight.policies: 'linaer' is unknown; did you mean 'linear'?",
         ),
         (["hindsight.policies=[line_search]"], "hindsight.policies: line_search needs validation"),
         (

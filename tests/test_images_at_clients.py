@@ -284,9 +284,9 @@ def test_a_composition_without_a_name(fast, tmp_path):
     ("composition", "said"),
     [
         (["images=sent", "local_training=false"], "trains no model"),
-        (["images=made", "source=pool"], "the clients make images"),
+        (["images=made", "source=pool"], "the clients generate the images"),
         (["matched_steps=true"], "a control without images"),
-        (["images=elsewhere"], "composition.images: "),
+        (["images=elsewhere"], "composition.images= needs one of "),
     ],
 )
 def test_a_composition_that_is_none_is_refused_in_one_line(composition, said, fast, capsys):

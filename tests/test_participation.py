@@ -122,11 +122,11 @@ def everybody(state):
 def test_bad_input_is_one_line_and_status_2(fast, twelve, capsys):
     base = float(np.median(joules(twelve)))
     for arguments, message in (
-        ([*fast, "incentive.base=3"], "incentive.base pays for energy: set world"),
-        ([*twelve, "incentive.base=-1"], "incentive.base: "),
+        ([*fast, "incentive.base=3"], "incentive.base pays for energy, which only a world defines"),
+        ([*twelve, "incentive.base=-1"], "incentive.base= "),
         (
             [*twelve, "incentive.labels=3", "incentive.label_cost=[5,1]"],
-            "must be a smallest and a largest value",
+            "must be the smallest value followed by the largest",
         ),
         (
             [*twelve, f"incentive.base={base}", f"selection.policy={__name__}:everybody"],

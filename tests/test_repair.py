@@ -163,18 +163,18 @@ def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(qu
 BAD = {
     "another method": (
         "method=fedavg incentive.price=3",
-        "incentive.price pays clients for the images that they make with method=filled",
+        "incentive.price pays clients for images that they generate",
     ),
-    "no world": ("world=null incentive.price=3", "incentive.price pays for energy: set world"),
+    "no world": ("world=null incentive.price=3", "incentive.price pays for energy, which only a world defines"),
     "a share that is given": (
         "incentive.price=3 client_generation.share=0.5",
-        "leave client_generation.labels and client_generation.share out",
+        "remove client_generation.labels and client_generation.share",
     ),
     "missing labels alone": (
         "incentive.price=3 client_generation.labels=missing",
-        "leave client_generation.labels and client_generation.share out",
+        "remove client_generation.labels and client_generation.share",
     ),
-    "a negative price": ("incentive.price=-3", "incentive.price: "),
+    "a negative price": ("incentive.price=-3", "incentive.price= "),
     "a cap": ("incentive.price=1e9 generation.cap=3", "generation.cap=3 keeps clients from the images"),
 }
 

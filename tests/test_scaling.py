@@ -109,7 +109,7 @@ def test_plan_from_a_calibration(fast, capsys):
         assert text in said
     assert max(map(len, said.splitlines())) <= 80
     assert main(["plan", *fast, "-n", "2", "--nodes", "4"]) == 2
-    assert "--nodes 4: there are fewer ranks, 2" in capsys.readouterr().err
+    assert "--nodes 4: more nodes than ranks (2)" in capsys.readouterr().err
 
 
 def test_scaling_from_files_of_one_and_two_ranks(fast, tmp_path, capsys):

@@ -1,40 +1,44 @@
-"""The command line: each command is a function of its arguments, in the file named here. Nothing is computed in this room."""
+"""The command line: each command is a function of its arguments, and only parses and prints."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
-# name: (file, what `python -m genfl_mpi --help` says of it)
+# name: (file, summary in `python -m genfl_mpi --help`)
 COMMANDS = {
     "run": ("run", ""),
-    "fork": ("run", "go on from a round of a finished run in another way"),
-    "doctor": ("prepare", "examine the set-up, and say what to mend"),
+    "fork": ("run", "continue from a round of a run with other settings"),
+    "doctor": ("prepare", "check the setup and suggest fixes"),
     "prefetch": ("prepare", "download data set and checkpoint"),
-    "partition": ("prepare", "print and draw how the clients' data differ"),
-    "prompts": ("prepare", "print what the generator would be asked"),
-    "plan": ("prepare", "predict what a run will take on so many ranks"),
-    "generate": ("prepare", "fill the bank of images ahead of time, over all ranks"),
-    "quality": ("generators", "judge the images of a bank"),
+    "partition": ("prepare", "print and plot how the clients' data differ"),
+    "prompts": ("prepare", "print the prompts and the number of images per round"),
+    "plan": ("prepare", "predict time, memory and bytes of a run"),
+    "generate": ("prepare", "fill the image bank ahead of time, on all ranks"),
+    "quality": ("generators", "measure the quality of the images in a bank"),
     "pretrain": ("generators", "train a small generator on public images"),
     "finetune": ("generators", "train a LoRA adapter for a generator"),
-    "plot": ("files", "draw accuracy and other figures from results files"),
-    "summary": ("files", "many runs at a glance, while some still run"),
-    "report": ("files", "write all about runs into one HTML file"),
+    "plot": ("files", "plot accuracy and other figures from results files"),
+    "summary": ("files", "show the progress and accuracy of many runs"),
+    "report": ("files", "write a report on runs as one HTML file"),
     "claims": ("files", "test the paper's claims on results files"),
-    "price": ("files", "what runs take in seconds, joules and bytes, in simulated worlds"),
-    "incentive": ("files", "what to pay clients for generating what their labels lack"),
-    "audit": ("files", "which clients did not do what they claim"),
-    "hindsight": ("files", "which kappa would have been the best, and each policy's regret"),
-    "scaling": ("files", "print and draw how runs scaled with ranks, clients and cohort"),
+    "price": ("files", "compute the seconds, joules and bytes of runs in simulated worlds"),
+    "incentive": ("files", "compute payments to clients that generate missing labels"),
+    "audit": ("files", "find misbehaving clients"),
+    "hindsight": ("files", "find the best kappa and each policy's regret"),
+    "scaling": ("files", "print and plot scaling with ranks, clients and cohort"),
     "export": ("files", "write results as CSV or for TensorBoard"),
-    "watch": ("files", "follow runs while they are computed"),
-    "show": ("files", "print what is in a results file"),
+    "watch": ("files", "follow the progress of runs"),
+    "show": ("files", "print the contents of a results file"),
     "digest": ("files", "print the SHA-256 of results"),
 }
 
 
-def main(arguments=None):
-    """Run one command; returns the exit status: 0, 2 for what the user can mend, 1 for what failed, or 75 and 130 for a run that
-    was asked to leave, by a batch system or by Ctrl-C, and that the same command continues."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    0: done. 1: failed. 2: an error that the user can fix. 75, or 130 after Ctrl-C: the run was interrupted by
+    the batch system or the user, and the same command continues it.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     named = bool(arguments) and arguments[0] in COMMANDS
     name = arguments[0] if named else "run"

@@ -1,26 +1,37 @@
-"""Generators made and judged."""
+"""Commands that train generators and measure the quality of their images."""
+
+from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from genfl_mpi.cli import launch
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
 
-def quality(arguments):
+    from genfl_mpi.mpi.collectives import MPI
+
+
+def quality(arguments: Sequence[str]) -> int:
+    """Measure the quality of the images in a bank."""
     parser = launch.parser_of_config(
         "quality",
-        "Judge the images in the folder BANK against the real data set of CONFIG, and\n"
-        "draw a labelled sheet of them, BANK/quality.png. For example:\n"
+        "Measure the quality of the images in the folder BANK against the real data set\n"
+        "of CONFIG, and draw a labelled sheet of them, BANK/quality.png. For example:\n"
         "  python -m genfl_mpi quality results/bank",
         first="bank",
     )
     parser.add_argument(
         "--counts",
         default="10,100,300",
-        help="images a class to judge by, as far as there are so many (default: %(default)s)",
+        help="images per class to measure with; counts that the bank does not have are skipped "
+        "(default: %(default)s)",
     )
 
-    def lines(comm, options, runs):
+    def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
         from genfl_mpi.preparation.image_quality import quality
 
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.counts):
@@ -32,7 +43,8 @@ def quality(arguments):
     return launch.print_of_config(parser, arguments, lines)
 
 
-def pretrain(arguments):
+def pretrain(arguments: Sequence[str]) -> int:
+    """Train a small generator on public images."""
     parser = launch.parser_of_config(
         "pretrain",
         "Train a small text-to-image pipeline in Stable Diffusion's format on public\n"
@@ -40,7 +52,7 @@ def pretrain(arguments):
         "  python -m genfl_mpi pretrain configs/cifar10_pool.yaml data.root=/data",
     )
 
-    def command(comm, options, runs, say):
+    def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
         from genfl_mpi.preparation.generator_training import pretrain
 
         pretrain(comm, next(iter(runs.values())), say)
@@ -49,16 +61,17 @@ def pretrain(arguments):
     return launch.with_config(parser, arguments, command)
 
 
-def finetune(arguments):
+def finetune(arguments: Sequence[str]) -> int:
+    """Train a LoRA adapter for a generator."""
     parser = launch.parser_of_config(
         "finetune",
-        "Train a LoRA adapter for generation.checkpoint on a few real images of each\n"
-        "class, at the server or at the clients, over all ranks, and write it to\n"
+        "Train a LoRA adapter for generation.checkpoint on a few real images per class,\n"
+        "at the server or at the clients, on all ranks, and write it to\n"
         "finetuning.output. For example:\n"
         "  mpirun -n 2 python -m genfl_mpi finetune finetuning.at=clients",
     )
 
-    def command(comm, options, runs, say):
+    def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
         from genfl_mpi.preparation.generator_training import finetune
 
         finetune(comm, next(iter(runs.values())), say)

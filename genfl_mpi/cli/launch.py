@@ -1,16 +1,28 @@
-"""How a command starts: its arguments parsed, its configuration read, and the same done on every rank."""
+"""Start a command: parse its arguments, read its configuration, and run it on every rank."""
+
+from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING
 
 from genfl_mpi.mpi import launchers
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.mpi.collectives import MPI
 
-def parser_of(command, description, epilog=None):
-    """The parser of a command, without its arguments."""
+    Runs = dict[str, Config]
+    Say = Callable[[str], None]
+    Command = Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int]
+
+
+def parser_of(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of a command, without arguments."""
     return argparse.ArgumentParser(
         prog=f"python -m genfl_mpi {command}".strip(),
         description=description,
@@ -19,50 +31,52 @@ def parser_of(command, description, epilog=None):
     )
 
 
-def parser_of_config(command, description, epilog=None, first=None):
-    """The parser of a command that reads a configuration."""
+def parser_of_config(
+    command: str, description: str, epilog: str | None = None, first: str | None = None
+) -> argparse.ArgumentParser:
+    """Make the parser of a command that reads a configuration, optionally after the argument `first`."""
     parser = parser_of(command, description, epilog)
     if first:
         parser.add_argument(first, metavar=first.upper())
     parser.add_argument(
-        "config", nargs="?", metavar="CONFIG.yaml", help="configuration file; none: the embedded default"
+        "config", nargs="?", metavar="CONFIG.yaml", help="configuration file (default: the embedded one)"
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings that replace the file's, for example training.lr=0.01",
+        help="settings that replace those of the file, for example training.lr=0.01",
     )
     return parser
 
 
-def parser_of_results(command, description):
-    """The parser of a command that reads results files."""
+def parser_of_results(command: str, description: str) -> argparse.ArgumentParser:
+    """Make the parser of a command that reads results files."""
     parser = parser_of(command, description)
-    parser.add_argument("results", nargs="+", help="results files, or folders of them")
+    parser.add_argument("results", nargs="+", help="results files, or folders of results files")
     return parser
 
 
-def add_figure(parser, default):
-    """Let a command's figure be put elsewhere than into the file `default`."""
+def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option for a command's figure, by default the file `default`."""
     parser.add_argument(
         "-o",
         "--output",
         default=default,
-        help="the figure: .png, .pdf or .svg (default: %(default)s in the folder where you are)",
+        help="file of the figure, .png, .pdf or .svg (default: %(default)s in the current folder)",
     )
 
 
-def options_of(parser, arguments):
-    """Parse the arguments of a command that reads a configuration, the first of which may be its file."""
+def options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of a command that reads a configuration; its file is optional."""
     options = parse_once(parser, arguments)
     if options.config and "=" in options.config and not os.path.exists(options.config):
         options.config, options.overrides = None, [options.config, *options.overrides]
     return options
 
 
-def on_config(options, command):
-    """Read the configuration of parsed `options`, and run `command(comm, options, runs, say)` on every rank."""
+def on_config(options: argparse.Namespace, command: Command) -> int:
+    """Read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     from genfl_mpi.config import loading
 
     return on_all_ranks(
@@ -71,15 +85,22 @@ def on_config(options, command):
     )
 
 
-def with_config(parser, arguments, command):
+def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str], command: Command) -> int:
     """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     return on_config(options_of(parser, arguments), command)
 
 
-def print_of_config(parser, arguments, lines):
-    """Parse, read the configuration, and print, on rank 0, what `lines(comm, options, runs)` gives, which every rank goes through."""
+def print_of_config(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    lines: Callable[[MPI.Comm, argparse.Namespace, Runs], Iterable[str]],
+) -> int:
+    """Parse, read the configuration, and print the lines that `lines(comm, options, runs)` yields on rank 0.
 
-    def command(comm, options, runs, say):
+    Every rank iterates over its lines.
+    """
+
+    def command(comm: MPI.Comm, options: argparse.Namespace, runs: Runs, say: Say) -> int:
         for line in lines(comm, options, runs):
             say(line)
         return 0
@@ -87,20 +108,21 @@ def print_of_config(parser, arguments, lines):
     return with_config(parser, arguments, command)
 
 
-def on_all_ranks(load, command):
-    """Run `command(comm, runs, say)` on every rank, with the runs that the function `load` gives on rank 0."""
+def on_all_ranks(load: Callable[[], Runs], command: Callable[[MPI.Comm, Runs, Say], int]) -> int:
+    """Run `command(comm, runs, say)` on every rank, with the runs that `load()` returns on rank 0."""
     from genfl_mpi.mpi import collectives, failing
 
     comm = collectives.world()
 
-    def say_once(text):
+    def say_once(text: str) -> None:
         if comm.rank == 0:
             say(text)
 
-    def start():
+    def start() -> int:
         launchers.check_size(comm.size, os.environ)
         runs = collectives.from_rank0(comm, load)
-        from genfl_mpi.mpi import devices  # and torch, which a mistake in the configuration need not wait for
+        # Imported late: it imports torch, for which an error in the configuration need not wait.
+        from genfl_mpi.mpi import devices
 
         devices.survey(comm)
         return command(comm, runs, say_once)
@@ -108,8 +130,11 @@ def on_all_ranks(load, command):
     return failing.exit_status(comm, start)
 
 
-def parse_once(parser, arguments):
-    """Parse on every rank, with help and complaints from rank 0 alone. MPI is not started for it: the launchers tell."""
+def parse_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse on every rank, and print help and errors on rank 0 only.
+
+    MPI is not started: the rank is taken from the launcher's environment variables.
+    """
     with ExitStack() as quiet:
         if not launchers.is_first(os.environ):
             nowhere = quiet.enter_context(open(os.devnull, "w"))
@@ -118,8 +143,8 @@ def parse_once(parser, arguments):
         return parser.parse_intermixed_args(arguments)
 
 
-def print_lines(lines):
-    """Print what an iterator gives, and return the exit status."""
+def print_lines(lines: Iterable[str]) -> int:
+    """Print lines as they come, and return the exit status."""
     try:
         for line in lines:
             say(line)
@@ -129,9 +154,9 @@ def print_lines(lines):
     return 0
 
 
-def say(line):
-    """Print a line now."""
+def say(line: str) -> None:
+    """Print a line immediately."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough; the work goes on
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does; the work continues
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -61,11 +61,11 @@ def load(source: str | Path | dict | None = None, overrides: Iterable[str] = ())
                 if choice.get("method") == given.get("method", choice.get("method"))
             ]
             if len(mappings) < len(choices):
-                raise UserError(f"{where}: sweep.{key} mixes mappings with other values; use only mappings")
+                raise UserError(f"{where}: sweep.{key} has mappings and other values; use one kind")
             if not sweep[key]:
                 raise UserError(
-                    f"{where}: sweep.{key} has no mapping with method={given.get('method')}; add one, or remove "
-                    "the override"
+                    f"{where}: sweep.{key} has no mapping with method={given.get('method')}; "
+                    "add one, or remove the override"
                 )
     if (count := math.prod(map(len, sweep.values()))) > MAX_RUNS:
         raise UserError(f"{where}: the sweep has {count} runs; the maximum is {MAX_RUNS}")
