@@ -4,8 +4,8 @@ __version__ = "0.3.0.dev0"
 __all__ = ["Simulation", "UserError", "read_results"]
 
 
-def __getattr__(name):
-    # Importing the simulation imports torch and MPI, which `--help` and a wrong key need not wait for.
+def __getattr__(name: str) -> object:
+    # Imported on first use: the simulation imports torch and MPI, for which `--help` need not wait.
     if name == "Simulation":
         from genfl_mpi.federation.simulation import Simulation
 

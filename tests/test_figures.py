@@ -265,8 +265,8 @@ def test_costs_in_a_world(folder, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--figure", "timeline", "--round", "9"], "has no round 9; it has 2"),
-        (["--round", "1"], "goes with --figure timeline"),
-        (["--world", "city.yaml"], "goes with --figure costs"),
+        (["--round", "1"], "needs --figure timeline"),
+        (["--world", "city.yaml"], "needs --figure costs"),
         (["-o", "figure.xyz"], "must end in .png, .svg or .pdf"),
         (["-o", "no/such/folder.png"], "cannot be written"),
     ],

@@ -1,58 +1,72 @@
-"""What results files say."""
+"""Commands that read results files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from genfl_mpi.cli import launch
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 FIGURES = {
-    "accuracy": "test accuracy against rounds; of seeds, mean and deviation",
-    "loss": "test loss, likewise",
+    "accuracy": "test accuracy over rounds, mean and deviation over seeds",
+    "loss": "test loss over rounds, mean and deviation over seeds",
     "classes": "test accuracy of each class",
-    "partition": "samples of each class that each client holds, of a run",
-    "timeline": "what each rank did in a round of a run",
-    "images": "generated images beside real ones, of a run",
-    "heterogeneity": "how the clients differ, of probed runs",
-    "costs": "seconds of each phase and bytes of each message; with --world\n"
-    "             accuracy against simulated seconds, joules and bytes",
+    "partition": "samples per client and class, of one run",
+    "timeline": "activity of each rank in a round, of one run",
+    "images": "generated images beside real ones, of one run",
+    "heterogeneity": "differences between clients, of runs with probes",
+    "costs": "seconds per phase and bytes per message; with --world\n"
+    "                 accuracy over simulated seconds, joules and bytes",
 }
 
 
-def plot(arguments):
+def plot(arguments: Sequence[str]) -> int:
+    """Draw a figure from results files."""
     parser = launch.parser_of_results(
         "plot",
         "Draw a figure from results files, for one column of a two-column paper:\n"
         + "\n".join(f"  {name:<15}{about}" for name, about in FIGURES.items())
-        + "\nOf several runs the figures of a run show the first one of GenFL.\nFor example:\n  python -m genfl_mpi plot results/default\n"
+        + "\nGiven several runs, figures of one run show the first GenFL run.\n"
+        "For example:\n"
+        "  python -m genfl_mpi plot results/default\n"
         "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf",
     )
     parser.add_argument(
-        "--figure", choices=FIGURES, default="accuracy", help="which (default: %(default)s)", metavar="NAME"
+        "--figure",
+        choices=FIGURES,
+        default="accuracy",
+        help="name of the figure (default: %(default)s)",
+        metavar="NAME",
     )
     parser.add_argument(
-        "--round", type=int, metavar="N", help="the round of a timeline (default: the last one)"
+        "--round", type=int, metavar="N", help="round of the timeline (default: the last one)"
     )
     parser.add_argument(
         "--world",
         action="append",
         metavar="FILE",
-        help="costs in a simulated world, see configs/worlds; may be given several times",
+        help="draw the costs in a simulated world, a YAML file as in configs/worlds; repeatable",
     )
     parser.add_argument(
         "-o",
         "--output",
-        help="the image file: .png, .svg or .pdf (default: NAME.png in the folder where you are)",
+        help="file of the figure, .png, .svg or .pdf (default: NAME.png in the current folder)",
     )
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import figures, summary
         from genfl_mpi.results import reader
         from genfl_mpi.util import plotting
 
         if options.round and options.figure != "timeline":
-            raise UserError("--round goes with --figure timeline")
+            raise UserError("--round needs --figure timeline")
         if options.world and options.figure != "costs":
-            raise UserError("--world goes with --figure costs")
+            raise UserError("--world needs --figure costs")
         paths, output = reader.find(options.results), options.output or f"{options.figure}.png"
         if options.world:
             from genfl_mpi.analysis import pricing
@@ -64,29 +78,30 @@ def plot(arguments):
         plotting.save(figure, output)
         if options.figure == "accuracy":
             yield from summary.table(paths)
-        whose = f"{len(shown)} runs" if len(shown) > 1 else str(shown[0])
-        yield f"{whose}; figure in {output}"
+        title = counted(len(shown), "run") if len(shown) > 1 else str(shown[0])
+        yield f"{title}; figure in {output}"
 
     return launch.print_lines(lines())
 
 
-def summary(arguments):
+def summary(arguments: Sequence[str]) -> int:
+    """Show the progress and accuracy of many runs."""
     parser = launch.parser_of(
         "summary",
-        "Many runs at a glance, while some of them still run, were cut off or have not\n"
-        "begun: how far each is, the final accuracies of those that are finished, and a\n"
-        "figure of all rounds that there are. For example:\n"
+        "Show many runs at once, whether finished, running, interrupted or not started:\n"
+        "the progress of each, the final accuracy of the finished ones, and a figure of\n"
+        "all rounds so far. For example:\n"
         "  python -m genfl_mpi summary results/fig5",
     )
+    parser.add_argument("results", nargs="+", help="results files, which need not exist yet, or folders")
     parser.add_argument(
-        "results", nargs="+", help="results files, whether they are there or not, or folders of them"
-    )
-    parser.add_argument(
-        "-o", "--output", help="the figure: .png, .pdf or .svg (default: summary.png beside the results)"
+        "-o",
+        "--output",
+        help="file of the figure, .png, .pdf or .svg (default: summary.png beside the results)",
     )
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import curves, overview
         from genfl_mpi.results import reader
         from genfl_mpi.util import plotting
@@ -101,22 +116,23 @@ def summary(arguments):
     return launch.print_lines(lines())
 
 
-def claims(arguments):
+def claims(arguments: Sequence[str]) -> int:
+    """Test the paper's claims on results files."""
     parser = launch.parser_of_results(
         "claims",
         "Test the paper's claims on results files of several methods, alphas and seeds,\n"
-        "and write the ledger as a table. For example:\n"
+        "and write the verdicts as a table. For example:\n"
         "  python -m genfl_mpi claims results/fig5-small results/fig6-small",
     )
     parser.add_argument(
         "-o",
         "--output",
         default="claims.md",
-        help="the table, in Markdown (default: %(default)s in the folder where you are)",
+        help="file of the table, in Markdown (default: %(default)s in the current folder)",
     )
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import claims, ledger
         from genfl_mpi.analysis.run_groups import Runs
         from genfl_mpi.results import reader
@@ -130,35 +146,39 @@ def claims(arguments):
     return launch.print_lines(lines())
 
 
-def price(arguments):
+def price(arguments: Sequence[str]) -> int:
+    """Compute the seconds, joules and bytes of runs in simulated worlds."""
     parser = launch.parser_of(
         "price",
-        "What finished runs take in seconds, joules and bytes in simulated worlds,\n"
-        "without training: a table, and accuracy against each of the three. A setting of\n"
-        "model.* or of the generator, as key=value, prices the run as if it had had that\n"
-        "model or generator. For example:\n"
+        "Compute the seconds, joules and bytes of finished runs in simulated worlds,\n"
+        "without training: a table, and a figure of accuracy over each of the three.\n"
+        "A setting of model.* or of the generator, as key=value, prices the run as if it\n"
+        "had used that model or generator. For example:\n"
         "  python -m genfl_mpi price results/default --world configs/worlds/city.yaml",
     )
     parser.add_argument(
-        "results", nargs="+", metavar="RESULTS|key=value", help="results files, or folders of them"
+        "results", nargs="+", metavar="RESULTS|key=value", help="results files, folders, or settings"
     )
     parser.add_argument(
         "--world",
         action="append",
         default=[],
         metavar="FILE",
-        help="YAML file of a world, see configs/worlds; may be given several times; none: the default world",
+        help="simulated world, a YAML file as in configs/worlds; repeatable (default: a world of defaults)",
     )
     parser.add_argument(
-        "--target", type=float, help="price the rounds until the test accuracy, between 0 and 1, is this"
+        "--target",
+        type=float,
+        help="price only the rounds until this test accuracy, between 0 and 1, is reached",
     )
     parser.add_argument(
         "--placements",
         action="store_true",
-        help="compare the placements of AIGC, P0 to P5, on the first run that generated images, and draw them into OUTPUT_placements",
+        help="compare the placements of the generator, P0 to P5, for the first run that generated images, "
+        "and draw them into OUTPUT_placements",
     )
     parser.add_argument(
-        "--csv", metavar="FILE", help="write seconds and joules of each client, round and entity"
+        "--csv", metavar="FILE", help="write seconds and joules per client, round and entity to FILE"
     )
     launch.add_figure(parser, "price.png")
     options = launch.parse_once(parser, arguments)
@@ -168,28 +188,34 @@ def price(arguments):
     return launch.print_lines(pricing.command(options))
 
 
-def incentive(arguments):
+def incentive(arguments: Sequence[str]) -> int:
+    """Compute payments to clients that generate missing labels."""
     parser = launch.parser_of(
         "incentive",
-        "What the server should pay the clients of a run for generating what their\n"
-        "labels lack: their best responses to a price, the price it prefers, and what\n"
-        "follows; and a figure over the price. Money is in joules. For example:\n"
+        "Compute what the server should pay the clients of a run for generating images of\n"
+        "labels that they lack: the clients' best responses to a price, the optimal price\n"
+        "and its consequences, and a figure over the price. Payments are in joules.\n"
+        "For example:\n"
         "  python -m genfl_mpi incentive results/default/genfl_seed1.h5",
     )
-    parser.add_argument("file")
+    parser.add_argument("file", help="results file of a run")
     parser.add_argument(
-        "--world", metavar="FILE", help="YAML file of a world, see configs/worlds; none: the default world"
+        "--world",
+        metavar="FILE",
+        help="simulated world, a YAML file as in configs/worlds (default: a world of defaults)",
     )
     parser.add_argument(
         "--value",
         type=float,
         metavar="J",
-        help="what a unit less of mean EMD is worth to the server; none: twice what repairing all would cost",
+        help="value to the server of reducing the mean EMD by 1 (default: twice the cost of repairing all)",
     )
     parser.add_argument(
-        "--base", type=float, metavar="J", help="pay for taking part; none: the median of what it costs"
+        "--base", type=float, metavar="J", help="payment for participating (default: the median cost)"
     )
-    parser.add_argument("--budget", type=float, metavar="J", help="most that the server pays; none: no limit")
+    parser.add_argument(
+        "--budget", type=float, metavar="J", help="maximum total payment (default: unlimited)"
+    )
     launch.add_figure(parser, "incentive.png")
     options = launch.parse_once(parser, arguments)
 
@@ -198,17 +224,18 @@ def incentive(arguments):
     return launch.print_lines(incentive_design.command(options))
 
 
-def audit(arguments):
+def audit(arguments: Sequence[str]) -> int:
+    """Find misbehaving clients."""
     parser = launch.parser_of(
         "audit",
-        "Whether the clients of a run that was made with audit=true did what they claim:\n"
-        "who returned the global model, or a model that was not trained, and who holds\n"
-        "other labels than it told. For example:\n"
+        "Find misbehaving clients in a run with audit=true: free riders, which return the\n"
+        "global model with or without noise, and clients that hold other labels than they\n"
+        "shared. For example:\n"
         "  python -m genfl_mpi audit=true misbehaving_clients.share=0.2 \\\n"
         "      misbehaving_clients.kind=free_rider method=fedavg output=results/audit\n"
         "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5",
     )
-    parser.add_argument("file")
+    parser.add_argument("file", help="results file of a run")
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi.analysis import audit
@@ -216,45 +243,47 @@ def audit(arguments):
     return launch.print_lines(audit.lines(options.file))
 
 
-def hindsight(arguments):
+def hindsight(arguments: Sequence[str]) -> int:
+    """Find the best kappa and each policy's regret."""
     parser = launch.parser_of(
         "hindsight",
-        "What kappa would have been the best in hindsight, in a run that was made with\n"
-        "hindsight.every=1 or more: the loss along the segment between the round's two\n"
-        "models, its barrier, and each kappa policy's regret; and one figure.\n"
+        "Find the best kappa in hindsight, in a run with hindsight.every: print the loss\n"
+        "along the segment between the two models of a round, its barrier, and each kappa\n"
+        "policy's regret; and draw a figure.\n"
         "For example:\n"
         "  python -m genfl_mpi method=genfl hindsight.every=1 output=results/lab\n"
         "  python -m genfl_mpi hindsight results/lab/genfl_seed1.h5",
     )
-    parser.add_argument("file")
+    parser.add_argument("file", help="results file of a run")
     launch.add_figure(parser, "hindsight.png")
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import hindsight_figures
         from genfl_mpi.util import plotting
 
-        looks = hindsight_figures.read(options.file)
-        plotting.save(hindsight_figures.draw(looks), options.output)
-        yield from hindsight_figures.table(looks)
+        records = hindsight_figures.read(options.file)
+        plotting.save(hindsight_figures.draw(records), options.output)
+        yield from hindsight_figures.table(records)
         yield f"figure in {options.output}"
 
     return launch.print_lines(lines())
 
 
-def scaling(arguments):
+def scaling(arguments: Sequence[str]) -> int:
+    """Print and plot scaling with ranks, clients and cohort."""
     parser = launch.parser_of_results(
         "scaling",
-        "Print and draw how runs scaled, from results files of the same configuration on\n"
-        "different numbers of ranks: speed-up, efficiency and where the time went,\n"
-        "against the prediction from the fewest ranks; and from runs that differ in\n"
-        "clients or cohort: seconds of a round and accuracy. For example:\n"
+        "Print and plot scaling. For runs of the same configuration on different numbers\n"
+        "of ranks: speed-up, efficiency and time per phase, beside the prediction from\n"
+        "the smallest number of ranks. For runs that differ in clients or cohort: seconds\n"
+        "per round and accuracy. For example:\n"
         "  python -m genfl_mpi scaling results/1 results/2 results/4",
     )
     launch.add_figure(parser, "scaling.png")
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import scaling
         from genfl_mpi.results import reader
 
@@ -263,31 +292,33 @@ def scaling(arguments):
     return launch.print_lines(lines())
 
 
-def show(arguments):
+def show(arguments: Sequence[str]) -> int:
+    """Print the contents of a results file."""
     parser = launch.parser_of(
         "show",
-        "Print what is in a results file. For example:\n"
+        "Print the contents of a results file. For example:\n"
         "  python -m genfl_mpi show results/default/genfl_seed1.h5",
     )
-    parser.add_argument("file")
+    parser.add_argument("file", help="results file of a run")
     options = launch.parse_once(parser, arguments)
     from genfl_mpi.analysis.show import show
 
     return launch.print_lines(show(options.file))
 
 
-def digest(arguments):
+def digest(arguments: Sequence[str]) -> int:
+    """Print the SHA-256 of results."""
     parser = launch.parser_of(
         "digest",
-        "Print the SHA-256 of the final weights and of the results without clocks, hosts\n"
-        "and bytes: equal for equal runs on any number of ranks. For example:\n"
+        "Print the SHA-256 of the final weights, and of the results without times, hosts\n"
+        "and bytes. Equal runs have equal digests on any number of ranks. For example:\n"
         "  python -m genfl_mpi digest results/default/*.h5",
     )
-    parser.add_argument("file", nargs="+")
+    parser.add_argument("file", nargs="+", help="results files")
     options = launch.parse_once(parser, arguments)
     from genfl_mpi.results.reader import digests
 
-    def lines():
+    def lines() -> Iterator[str]:
         for file in options.file:
             weights, results, finished = digests(file)
             yield f"{file}{'' if finished else '  (not finished)'}\n  weights {weights}\n  results {results}"
@@ -295,11 +326,12 @@ def digest(arguments):
     return launch.print_lines(lines())
 
 
-def watch(arguments):
+def watch(arguments: Sequence[str]) -> int:
+    """Follow the progress of runs."""
     parser = launch.parser_of_results(
         "watch",
-        "Follow runs that another shell or a batch job computes, until they are finished:\n"
-        "on a terminal a view that is drawn again and again, else a line for each round.\n"
+        "Follow runs of another shell or a batch job until they are finished, with a live\n"
+        "view on a terminal, otherwise with one line per round.\n"
         "For example:\n  python -m genfl_mpi watch results/default",
     )
     options = launch.parse_once(parser, arguments)
@@ -307,9 +339,9 @@ def watch(arguments):
     from genfl_mpi.results import reader
     from genfl_mpi.runs import display
 
-    def lines():
+    def lines() -> Iterator[str]:
         yield from ()
-        reader.find(options.results)  # complains if there is nothing at all
+        reader.find(options.results)  # raises UserError if no file matches
         display.watch(lambda: reader.find(options.results), launch.say)
 
     try:
@@ -318,11 +350,12 @@ def watch(arguments):
         return 130
 
 
-def export(arguments):
+def export(arguments: Sequence[str]) -> int:
+    """Write results as CSV or for TensorBoard."""
     parser = launch.parser_of_results(
         "export",
-        "Write a table of results files for other tools: a CSV file with a row for each\n"
-        "round, or logs for TensorBoard. For example:\n"
+        "Export a table of results files to other tools: as CSV with one row per round,\n"
+        "or as logs for TensorBoard. For example:\n"
         "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
         "  python -m genfl_mpi export results/default --tensorboard results/logs",
     )
@@ -330,26 +363,27 @@ def export(arguments):
         "--table",
         choices=("rounds", "clients", "generated", "partition"),
         default="rounds",
-        help="which (default: %(default)s)",
+        help="table to export (default: %(default)s)",
     )
-    parser.add_argument(
-        "-o", "--output", help="the CSV file (default: TABLE.csv in the folder where you are)"
-    )
+    parser.add_argument("-o", "--output", help="CSV file (default: TABLE.csv in the current folder)")
     parser.add_argument(
         "--tensorboard",
         metavar="FOLDER",
-        help="write the rounds of each run as scalars into FOLDER/RUN instead",
+        help="write the rounds of each run as scalars to FOLDER/RUN instead",
     )
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import tables
         from genfl_mpi.results import reader
 
         paths = reader.find(options.results)
         if options.tensorboard:
             tables.to_tensorboard(paths, options.tensorboard)
-            yield f"{len(paths)} runs; logs in {options.tensorboard}: tensorboard --logdir {options.tensorboard}"
+            yield (
+                f"{counted(len(paths), 'run')}; logs in {options.tensorboard}: "
+                f"tensorboard --logdir {options.tensorboard}"
+            )
         else:
             output = options.output or f"{options.table}.csv"
             tables.write_csv(output, tables.rows(paths, options.table))
@@ -358,25 +392,26 @@ def export(arguments):
     return launch.print_lines(lines())
 
 
-def report(arguments):
+def report(arguments: Sequence[str]) -> int:
+    """Write a report on runs as one HTML file."""
     parser = launch.parser_of_results(
         "report",
-        "Write all about a run or a sweep into one HTML file, which needs nothing beside\n"
-        "it: configuration, environment, figures, tables, claims, images. For example:\n"
+        "Write a report on a run or a sweep as one self-contained HTML file, with\n"
+        "configuration, environment, figures, tables, claims and images. For example:\n"
         "  python -m genfl_mpi report results/default -o report.html",
     )
     parser.add_argument(
-        "-o", "--output", help="the HTML file (default: report.html beside the first results file)"
+        "-o", "--output", help="HTML file (default: report.html beside the first results file)"
     )
     options = launch.parse_once(parser, arguments)
 
-    def lines():
+    def lines() -> Iterator[str]:
         from genfl_mpi.analysis import report
         from genfl_mpi.results import reader
 
         paths = reader.find(options.results)
         output = options.output or paths[0].parent / "report.html"
         report.write(paths, output)
-        yield f"{len(paths)} runs; report in {output}"
+        yield f"{counted(len(paths), 'run')}; report in {output}"
 
     return launch.print_lines(lines())

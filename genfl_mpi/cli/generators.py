@@ -22,7 +22,7 @@ def quality(arguments: Sequence[str]) -> int:
         "Measure the quality of the images in the folder BANK against the real data set\n"
         "of CONFIG, and draw a labelled sheet of them, BANK/quality.png. For example:\n"
         "  python -m genfl_mpi quality results/bank",
-        first="bank",
+        first=("bank", "folder of generated images"),
     )
     parser.add_argument(
         "--counts",

@@ -32,12 +32,15 @@ def parser_of(command: str, description: str, epilog: str | None = None) -> argp
 
 
 def parser_of_config(
-    command: str, description: str, epilog: str | None = None, first: str | None = None
+    command: str, description: str, epilog: str | None = None, first: tuple[str, str] | None = None
 ) -> argparse.ArgumentParser:
-    """Make the parser of a command that reads a configuration, optionally after the argument `first`."""
+    """Make the parser of a command that reads a configuration, optionally after another argument.
+
+    first: name and help text of that argument.
+    """
     parser = parser_of(command, description, epilog)
     if first:
-        parser.add_argument(first, metavar=first.upper())
+        parser.add_argument(first[0], metavar=first[0].upper(), help=first[1])
     parser.add_argument(
         "config", nargs="?", metavar="CONFIG.yaml", help="configuration file (default: the embedded one)"
     )

@@ -19,8 +19,8 @@ def doctor(arguments: Sequence[str]) -> int:
     """Check the setup and suggest fixes."""
     parser = launch.parser_of_config(
         "doctor",
-        "Check the setup: MPI, ranks, cores, GPUs, versions, files, messages, and the data\n"
-        "set and generator of CONFIG; print what to fix and how. The exit status is 2 if\n"
+        "Check the setup: MPI, ranks, cores, GPUs, versions, files, messages, and the\n"
+        "data set and generator of CONFIG. Print what to fix and how. The exit status is 2 if\n"
         "something must be fixed. Start it in the same way as the run. For example:\n"
         "  mpirun -n 2 python -m genfl_mpi doctor\n"
         "  sbatch jobs/gpu.sh doctor configs/cifar10.yaml data.root=/data",
@@ -112,8 +112,8 @@ def plan(arguments: Sequence[str]) -> int:
     parser = launch.parser_of_config(
         "plan",
         "Predict seconds, memory, bytes and the best number of ranks for the first run of\n"
-        "CONFIG on RANKS ranks, after a few seconds of measurements on this machine. Under\n"
-        "mpirun all ranks measure at once, as they would compute. For example:\n"
+        "CONFIG on RANKS ranks, after a few seconds of measurements on this machine.\n"
+        "Under mpirun all ranks measure at once, as they would compute. For example:\n"
         "  mpirun -n 2 python -m genfl_mpi plan configs/cifar10.yaml -n 64 --nodes 4",
     )
     parser.add_argument("-n", "--ranks", type=int, required=True, help="number of ranks of the run")

@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _builtin_names() -> dict[str, Iterable[str]]:
-    """Return the names that settings take and that can be listed without importing torch: {setting: names}."""
+    """Return names of built-in functions and files, {setting: names}, without importing torch."""
     from genfl_mpi.federation.policies.kappa import KAPPA
     from genfl_mpi.federation.policies.rho import RHO
     from genfl_mpi.federation.policies.selection import SELECTION

@@ -1,8 +1,11 @@
-"""The one exception that is the user's to mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """What was wrong, where, and what to do, in one line. The command prints it without a traceback and exits with 2."""
+    """One line: what is wrong, where, and what to do.
 
-    on_all_ranks = False  # set where every rank raises it together
-    unclean = False  # set where a disk failed: HDF5, asked to close a file there, may crash
+    The command prints it without a traceback and exits with status 2.
+    """
+
+    on_all_ranks: bool = False  # set where all ranks raise it together
+    unclean: bool = False  # set after a disk failure, when closing an HDF5 file on that disk may crash

@@ -1,21 +1,26 @@
-"""What all figures share: a style for one column of a two-column paper, colours, and how they are written."""
+"""Shared by all figures: a style for one column of a two-column paper, colours, and writing to files."""
 
 import io
 import os
 import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.util.errors import UserError
 
-# Okabe and Ito's colours and a wine of Tol's, which the colour-blind tell apart: a method has the same one in every figure.
+# Okabe and Ito's palette and one colour of Tol's, safe for colour-blind readers. A method keeps its colour in
+# every figure.
 COLOURS = {
     "FedAvg": "#0072B2",
     "AIGC-only": "#E69F00",
@@ -26,10 +31,10 @@ COLOURS = {
     "clients fill": "#D55E00",
 }
 LINE_STYLES = ("-", "--", ":", "-.")
-HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, for the same, in the ground's colour
-LONGEST = 54  # letters of a legend's line
+HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, in place of line styles; drawn in the background colour
+MAX_LEGEND_LINE = 54  # characters
 WIDTH = 3.5  # inches: one column of a two-column paper
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "legend.fontsize": 7,
@@ -42,62 +47,73 @@ STYLE = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "genfl_mpi",
 }
-DARK = dict.fromkeys(
+DARK: dict[Any, Any] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), "#e4e6ea"
 ) | {"figure.facecolor": "#1f2229"}
-# Files by their ending, with what they are to say of themselves: no dates, so that the same figure is the same file.
-FORMATS = {".png": None, ".svg": {"Creator": None, "Date": None}, ".pdf": {"CreationDate": None}}
-MOST_CLIENTS = 200  # in a picture of the partition
-MOST_CLASSES = 20  # with a row or a label of their own
+# Metadata by file ending: without dates, so that equal figures are equal files.
+FORMATS: dict[str, dict[str, None] | None] = {
+    ".png": None,
+    ".svg": {"Creator": None, "Date": None},
+    ".pdf": {"CreationDate": None},
+}
+MAX_CLIENTS = 200  # in a figure of the partition
+MAX_CLASSES = 20  # with a separate row or label
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Labels = list[str] | tuple[str, ...]
 
 
-def styled(function):
-    """Draw with STYLE, whatever the user's own style is, which stays as it is."""
+def styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function to draw with STYLE, without changing the user's matplotlib settings."""
 
     @wraps(function)
-    def drawn(*arguments, **named):
-        with matplotlib.rc_context(STYLE | ground.get()):
+    def wrapper(*arguments: P.args, **named: P.kwargs) -> R:
+        with matplotlib.rc_context(STYLE | DARK if dark.get() else STYLE):
             return function(*arguments, **named)
 
-    return drawn
+    return wrapper
 
 
-ground = ContextVar("ground", default={})  # what is drawn otherwise than in STYLE
+dark = ContextVar("dark", default=False)  # whether figures are drawn for a dark background
 
 
 @contextmanager
-def on_dark():
-    """Within it, figures are drawn for a dark ground."""
-    before = ground.set(DARK)
+def on_dark() -> Iterator[None]:
+    """Draw figures for a dark background inside this context."""
+    before = dark.set(True)
     try:
         yield
     finally:
-        ground.reset(before)
+        dark.reset(before)
 
 
-def column(rows, height, columns=1, **more):
-    """A figure as wide as a column, with a grid of axes, each row of which is `height` inches high."""
+def column(rows: int, height: float, columns: int = 1, **more: Any) -> tuple[Figure, np.ndarray]:
+    """Make a figure one column wide, with an array of axes (rows, columns), each `height` inches high."""
     figure = Figure((WIDTH, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
-def tinted(colour, number):
-    """A colour for the kind of runs of this number, of which every so many have a line style or hatch of their own: itself, then lighter,
-    then what stands out more from the ground."""
-    towards, share = ((0, 0), (1, 0.55), (1, 0.85) if ground.get() else (0, 0.5))[
-        number // len(LINE_STYLES) % 3
-    ]
+def tinted(colour: str, number: int) -> str | tuple[float, ...]:
+    """Return the colour of the group of runs with this number.
+
+    The first len(LINE_STYLES) groups have the colour itself and differ in line style or hatch; the next ones
+    are lighter, and those after them have more contrast to the background.
+    """
+    shades: tuple[tuple[int, float], ...] = ((0, 0), (1, 0.55), (1, 0.85) if dark.get() else (0, 0.5))
+    towards, share = shades[number // len(LINE_STYLES) % 3]
     return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
 
 
-def legend_below(figure, handles, labels, columns=3):
-    """A legend at the foot of a figure, in as many columns as fit their longest label, at most `columns`. Returns how many lines of text
-    it has."""
-    labels = [textwrap.fill(label, LONGEST) for label in labels]
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 3) -> int:
+    """Draw a legend below a figure, in at most `columns` columns if the longest label fits.
+
+    Returns its number of text lines.
+    """
+    labels = [textwrap.fill(label, MAX_LEGEND_LINE) for label in labels]
     longest = max(len(line) for label in labels for line in label.splitlines())
-    fit = max(
-        1, min(columns, int(WIDTH / (0.05 * longest + 0.5)))
-    )  # inches: of a letter, and of a handle with the gaps beside it
+    # 0.05 inches per character, and 0.5 inches per handle with its gaps.
+    fit = max(1, min(columns, int(WIDTH / (0.05 * longest + 0.5))))
     figure.legend(handles, labels, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
     return sum(
         max(label.count("\n") + 1 for label in labels[row::rows])
@@ -107,12 +123,16 @@ def legend_below(figure, handles, labels, columns=3):
 
 
 @styled
-def save(figure, out):
-    """Write a figure into the image file `out`, of the kind that its ending tells: the same bytes for the same figure. Raises
-    UserError."""
+def save(figure: Figure, out: str | Path) -> None:
+    """Write a figure to the image file `out`, in the format of its ending. Equal figures give equal bytes.
+
+    Raises UserError.
+    """
     suffix = os.path.splitext(out)[1].lower()
     if suffix not in FORMATS:
-        raise UserError(f"{out}: the figure cannot be written: its name must end in .png, .svg or .pdf")
+        raise UserError(
+            f"{out}: the figure cannot be written; choose a file name that ends in .png, .svg or .pdf"
+        )
     try:
         figure.savefig(out, dpi=300, metadata=FORMATS[suffix])
     except OSError as error:
@@ -120,47 +140,50 @@ def save(figure, out):
 
 
 @styled
-def svg(figure):
-    """A figure as the bytes of an SVG file that lets the ground shine through."""
+def svg(figure: Figure) -> bytes:
+    """Return a figure as an SVG file with a transparent background."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", dpi=150, transparent=True, metadata=FORMATS[".svg"])
     return stream.getvalue()
 
 
 @styled
-def partition(histograms, names):
-    """The samples of each label that each client holds, int (clients, classes): a column a client, of at most MOST_CLIENTS."""
-    shown = histograms[:MOST_CLIENTS]
+def partition(histograms: np.ndarray, names: Labels) -> Figure:
+    """Draw the samples per client and label, a column per client, of at most MAX_CLIENTS clients.
+
+    histograms: int (clients, classes); names: of the classes.
+    """
+    shown = histograms[:MAX_CLIENTS]
     figure, [[axes]] = column(1, 0.8 + min(2.6, 0.15 * len(names)))
     image = axes.imshow(
         np.where(shown, shown, np.nan).T,
         aspect="auto",
         interpolation="nearest",
-        cmap="viridis" if ground.get() else "viridis_r",
+        cmap="viridis" if dark.get() else "viridis_r",  # large counts contrast with the background
         norm="log",
-    )  # much stands out from the ground
+    )
     label_classes(axes, names)
-    part = f", the first {MOST_CLIENTS} of {len(histograms)}" if len(histograms) > MOST_CLIENTS else ""
+    part = f", the first {MAX_CLIENTS} of {len(histograms)}" if len(histograms) > MAX_CLIENTS else ""
     axes.set(xlabel=f"client{part}", ylabel="class")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="samples", format="%g")
     return figure
 
 
-def label_classes(axes, names):
-    """Names at a vertical axis of classes, of every so manieth where there are many."""
-    every = -(-len(names) // MOST_CLASSES)
+def label_classes(axes: Axes, names: Labels) -> None:
+    """Label a vertical axis of classes with at most MAX_CLASSES names."""
+    every = -(-len(names) // MAX_CLASSES)
     axes.set_yticks(range(0, len(names), every), names[::every])
 
 
 @styled
-def sheet(sets, names, columns):
-    """The first `columns` images of each class in each of `sets`, side by side: a row a class with its name, of at most MOST_CLASSES
-    classes, and a word where it has no image.
+def sheet(sets: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Labels, columns: int) -> Figure:
+    """Draw the first `columns` images of each class in each of `sets`, side by side.
 
+    Each of at most MAX_CLASSES classes has a row, which says "none" where it has no image.
     sets: {title: (uint8 images (n, C, H, W), int labels (n,))}; names: of all classes.
     """
-    classes = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_CLASSES)).round().astype(int))
+    classes = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_CLASSES)).round().astype(int))
     figure, [row] = column(1, 0.35 + len(classes) * (WIDTH - 0.6) / (columns * len(sets)), len(sets))
     for axes, (title, (images, labels)) in zip(row, sets.items()):
         axes.imshow(_tiles(images, labels, classes, columns), interpolation="nearest")
@@ -182,14 +205,14 @@ def sheet(sets, names, columns):
     return figure
 
 
-def _tiles(images, labels, classes, columns):
-    """uint8 RGBA: a row of tiles for each class, transparent where there is no image."""
+def _tiles(images: np.ndarray, labels: np.ndarray, classes: np.ndarray, columns: int) -> np.ndarray:
+    """Return a row of tiles per class, uint8 RGBA (height, width, 4), transparent where no image is."""
     _, channels, height, width = images.shape
     tiles = np.zeros((len(classes), columns, height + 2, width + 2, 4), dtype=np.uint8)
     for row, c in enumerate(classes):
-        own = images[labels == c][:columns].transpose(0, 2, 3, 1)
-        tiles[row, : len(own), 1:-1, 1:-1, :3] = (
-            np.broadcast_to(own, (*own.shape[:3], 3)) if channels == 1 else own
+        shown = images[labels == c][:columns].transpose(0, 2, 3, 1)
+        tiles[row, : len(shown), 1:-1, 1:-1, :3] = (
+            np.broadcast_to(shown, (*shown.shape[:3], 3)) if channels == 1 else shown
         )
-        tiles[row, : len(own), 1:-1, 1:-1, 3] = 255
+        tiles[row, : len(shown), 1:-1, 1:-1, 3] = 255
     return tiles.transpose(0, 2, 1, 3, 4).reshape(len(classes) * (height + 2), columns * (width + 2), 4)

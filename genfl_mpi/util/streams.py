@@ -1,14 +1,15 @@
 """Randomness as a function of (seed, purpose, round, client).
 
-Every random draw in the project comes from a generator made here, never from a shared or global stream. So a
-draw does not depend on which rank makes it, on what was drawn before, or on where an interrupted run resumed.
+Every random draw in the project comes from a generator made here, never from a shared or global stream.
+Therefore a draw does not depend on the rank that makes it, on earlier draws, or on interruptions of the run.
 """
 
 import hashlib
 
 import numpy as np
 
-# Part of every key: append new purposes at the end, never reorder. Users have words of their own.
+# The position is part of every key: append new purposes at the end, never reorder. User code takes other
+# names.
 PURPOSES = (
     "partition",
     "init",
@@ -39,7 +40,7 @@ PURPOSES = (
 )
 
 
-def _sequence(seed, purpose, *position):
+def _sequence(seed: int, purpose: str, *position: int) -> np.random.SeedSequence:
     if purpose in PURPOSES:
         number = PURPOSES.index(purpose)
     else:
@@ -47,15 +48,15 @@ def _sequence(seed, purpose, *position):
     return np.random.SeedSequence(seed, spawn_key=(number, *map(int, position)))
 
 
-def generator(seed, purpose, *position):
-    """A NumPy generator for one purpose: one of PURPOSES, or any other word for what is yours.
+def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
+    """Make a NumPy generator for one purpose: one of PURPOSES, or any other name for user code.
 
-    `position` are non-negative integers: usually (round,) or (round, client). The same arguments give the same
-    stream; any other arguments give an independent one.
+    position: non-negative integers, usually (round,) or (round, client). Equal arguments give the same
+    stream; different arguments give independent streams.
     """
     return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *position)))
 
 
-def integer(seed, purpose, *position):
-    """A 63-bit integer, to seed a generator of another library (torch.Generator)."""
+def integer(seed: int, purpose: str, *position: int) -> int:
+    """Return a 63-bit integer that seeds a generator of another library (torch.Generator)."""
     return int(_sequence(seed, purpose, *position).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,14 +1,14 @@
-"""Words of the messages that people read."""
+"""Text for messages."""
 
-WIDTH = 80  # columns of a terminal, which tables keep to
+WIDTH = 80  # columns of a terminal, the maximum width of tables
 
 
-def counted(number, noun):
-    """A number of things: "1 rank", "4 ranks"."""
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, for example "1 rank" or "4 ranks"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def first_line(error):
-    """Return what an exception says in one line, to quote it: a library may say nothing, or a page."""
+def first_line(error: BaseException) -> str:
+    """Return the message of an exception as one line: libraries may give none, or a whole page."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
