@@ -188,7 +188,7 @@ def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
     assert main([*tiny, "algorithm.name=fedavgm"]) == 0
     checkpoint.remove(tmp_path / "results/genfl_seed1.h5")
     assert main([*tiny, "algorithm.name=fedavgm", "rounds=3"]) == 2
-    assert "what the server of fedavgm remembers is missing" in capsys.readouterr().err
+    assert "without the memory of the server of fedavgm" in capsys.readouterr().err
 
 
 def test_a_server_that_heard_nobody_yet_remembers_that(fast, tmp_path):

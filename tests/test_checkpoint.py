@@ -119,7 +119,7 @@ def test_fresh_moves_the_old_files_aside(fast, tmp_path, cut, capsys):
         f"fedavg_seed1.{part}" for part in ("checkpoint", "h5", "progress", "variates")
     ]
     assert main([*fast, "rounds=1", "training.lr=0.5"]) == 0
-    assert "finished before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_scaffold_goes_on_beside_a_damaged_old_checkpoint(fast, cut, tmp_path):
@@ -145,7 +145,7 @@ def test_a_fork_that_changes_nothing_is_the_run_itself(algorithm, fast, tmp_path
     assert reader.digests(fork) == original
     with reader.open_results(fork) as data:
         assert data["config"].attrs["origin"] == f"{file} at round 4"
-    assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
+    assert main(arguments) == 0 and "already finished" in capsys.readouterr().out
     assert main(["show", str(fork)]) == 0 and f"fork of {file} at round 4" in capsys.readouterr().out.replace(
         "\n", " "
     )
@@ -164,14 +164,14 @@ def test_a_fork_goes_another_way(fast, tmp_path, capsys):
         assert reader.config_of(two)["augmented"]["lr"] == 0.01
     capsys.readouterr()
     for arguments, message in (
-        (["--at", "5"], "has no checkpoint of round 5 (there are: 4, 8)"),
+        (["--at", "5"], "has no checkpoint of round 5 (available: 4, 8)"),
         (["--at", "11"], "has rounds 1 to 10"),
         (["--at", "4", "model.name=lenet5"], "model.name cannot change in a fork"),
         (["--at", "4", "clients=5"], "clients cannot change in a fork"),
         (["--at", "4", "cohort=2"], "cohort cannot change in a fork"),
-        (["--at", "8", "rounds=8"], "nothing would follow"),
-        (["--at", "4", f"output={tmp_path}/whole"], "must not be written over"),
-        (["--at", "8", "training.lr=0.01", f"output={tmp_path}/other"], "no fork of"),
+        (["--at", "8", "rounds=8"], "no round is left after the fork"),
+        (["--at", "4", f"output={tmp_path}/whole"], "the fork would overwrite"),
+        (["--at", "8", "training.lr=0.01", f"output={tmp_path}/other"], "is not a fork of"),
     ):
         assert main(["fork", file, *arguments]) == 2
         said = capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The configuration: what is accepted, what a sweep is, and what is said of everything else."""
 
+import re
 from operator import attrgetter
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import yaml
 
 from genfl_mpi.analysis.run_groups import PAIRED
 from genfl_mpi.cli import COMMANDS, main
-from genfl_mpi.config import loading
+from genfl_mpi.config import loading, sections
 from genfl_mpi.config.renamed import RENAMED
 from genfl_mpi.config.settings import filled_in, keys
+from genfl_mpi.federation.algorithms import ALGORITHMS
+from genfl_mpi.learning.models import MODELS
 from genfl_mpi.util.errors import UserError
 
 
@@ -336,6 +339,19 @@ def test_help_fits_a_terminal(command, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_help_names_every_algorithm_and_model():
+    """Their lists are written by hand, because importing them would import torch."""
+    for section, names in ((sections.Algorithm, ALGORITHMS), (sections.Model, MODELS)):
+        described = set(re.findall(r"\w+", section.model_fields["name"].description))
+        assert set(names) <= described
+
+
+def test_every_setting_has_a_description(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "()" not in capsys.readouterr().out
 
 
 def test_single_names_the_way_out_of_a_sweep():

@@ -113,7 +113,7 @@ def test_a_fork_may_name_another_file(named, tmp_path, capsys):
         f"output={tmp_path}/fork",
     ]
     assert main(fork) == 0
-    assert main(fork) == 0 and "finished before" in capsys.readouterr().out
+    assert main(fork) == 0 and "already finished" in capsys.readouterr().out
     change(other)
     assert main(fork) == 2
     assert f"fork/genfl_seed1.h5: generation.prompts: {other} has changed" in capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_a_folder_with_another_class_is_refused_before_anything_is_restored(fast
     pictures(images, ["fox"])
     assert main([*run, "rounds=2"]) == 2
     said = capsys.readouterr().err
-    assert f"data: what data.name=folder reads from data.root={images} has changed since" in said
+    assert f"data: the data set data.name=folder in data.root={images} has changed since" in said
     assert said.count("\n") == 1 and (tmp_path / "results/fedavg_seed1.h5").read_bytes() == before
 
 

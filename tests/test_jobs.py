@@ -157,7 +157,7 @@ def test_a_sweep_as_an_array_with_its_summary(cluster, default, bank):
         *SHORT,
         f"generation.bank={bank}",
     )
-    assert "genfl_seed1: finished before" in cluster.wait(again)
+    assert "genfl_seed1: already finished" in cluster.wait(again)
 
 
 SLOW_AT_FIRST = """
@@ -192,7 +192,7 @@ def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkey
         ),
         120,
     )
-    assert re.search(r"rank \d: SIGUSR1 while .*\n", cluster.log(job)) and "left after round" in cluster.log(
+    assert re.search(r"rank \d: SIGUSR1 while .*\n", cluster.log(job)) and "stopped after round" in cluster.log(
         job
     )
     time.sleep(5)  # until what was allowed to the first start is over; Slurm itself would wait two minutes

@@ -72,7 +72,7 @@ def killed_and_continued(kind, kills, tmp_path, bank, most):
         job = Job(ranks, [*overrides, "rounds=5000", f"output={tmp_path}/cut"], results, log)
         job.first = done
         hits.append(kill(job, rank, phase, draw.randint(1, 4)))
-        assert not number or "the start before was cut off" in job.said() or phase == "start"
+        assert not number or "the previous start was interrupted" in job.said() or phase == "start"
         if results.exists():
             with reader.open_results(results) as file:
                 rows = file["rounds/round"][:].tolist()

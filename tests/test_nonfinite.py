@@ -139,7 +139,7 @@ sys.exit(main(sys.argv[1:]))
         )
         assert done.returncode == 0 and "dropped, not finite: clients 1, 3, 5" in done.stdout, done.stderr
         assert (
-            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; nobody is heard: the weights stay" in done.stdout
+            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; no client is aggregated: the weights stay unchanged" in done.stdout
         )
     assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "3/fedavg_seed1.h5")
 
@@ -200,7 +200,7 @@ def test_nobody_left_is_the_augmented_model_alone(fast, poisoned, monkeypatch, c
     assert main([*fast, "faults.nonfinite=drop"]) == 0
     assert (
         "dropped, not finite: clients" in (said := capsys.readouterr().out)
-        and "nobody is heard: the augmented model alone" in said
+        and "no client is aggregated: the augmented model becomes the global model" in said
     )
 
 

@@ -132,7 +132,7 @@ def test_a_start_that_failed_says_why(tmp_path, monkeypatch, capsys):
     )
     assert main(run) == 0
     assert (
-        "the start before failed: rank 0" in capsys.readouterr().out
+        "the previous start failed: rank 0" in capsys.readouterr().out
         and overview.state(path).word == "finished"
     )
 

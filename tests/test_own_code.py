@@ -86,7 +86,7 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
     """Finished or not, its results are of the file as it was; a start without a round binds nobody."""
     run = [*tiny, "kappa.policy=own_code:share"]
     assert main([*run, "method=genfl", "rounds=1"]) == 0
-    assert main([*run, "method=genfl", "rounds=1"]) == 0 and "finished before" in capsys.readouterr().out
+    assert main([*run, "method=genfl", "rounds=1"]) == 0 and "already finished" in capsys.readouterr().out
     mine.write_text(OWN_CODE.replace("0.5", "0.25"))
     for rounds in ("rounds=1", "rounds=2"):
         assert main([*run, "method=genfl", rounds]) == 2
@@ -146,7 +146,7 @@ def stored(data):
     capsys.readouterr()
     assert main([*run, "rounds=3"]) == 2
     refusal = (
-        f"{results}: data: what data.name=own_images:stored reads from data.root={tmp_path}/own.npz "
+        f"{results}: data: the data set data.name=own_images:stored in data.root={tmp_path}/own.npz "
         "has changed since the run began"
     )
     assert refusal in capsys.readouterr().err

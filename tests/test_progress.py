@@ -142,7 +142,7 @@ def test_show_and_the_next_start_go_on_beside_a_damaged_record(fast, cut, capsys
         assert f"cut off:\n    rank 0: {UNREADABLE}" in capsys.readouterr().out
         assert main([*fast, "rounds=4"]) == 0
         out = capsys.readouterr().out
-        assert "the start before was cut off: rank 0: unreadable progress file" in out or content != b"{}"
+        assert "the previous start was interrupted: rank 0: unreadable progress file" in out or content != b"{}"
     assert not progress.path_for(cut).exists()
 
 
@@ -164,7 +164,7 @@ def test_a_refused_start_leaves_the_record_of_the_one_before(where, fast, cut, m
     assert "genfl_mpi: refused" in capsys.readouterr().err
     assert record_of(cut) == before
     assert main([*fast, "rounds=4"]) == 0
-    assert "the start before failed: rank 0 of 1" in capsys.readouterr().out
+    assert "the previous start failed: rank 0 of 1" in capsys.readouterr().out
     assert not progress.path_for(cut).exists()
 
 

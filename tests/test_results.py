@@ -121,7 +121,7 @@ def test_the_command_can_be_pasted(ranks, tmp_path):
         line = file["environment"].attrs["command"]
     assert shlex.split(line)[1:] == started[1:]
     again = subprocess.run(line, shell=True, capture_output=True, text=True)
-    assert again.returncode == 0 and "finished before" in again.stdout
+    assert again.returncode == 0 and "already finished" in again.stdout
 
 
 def test_a_command_without_a_launcher():
@@ -190,7 +190,7 @@ def test_a_sweep_writes_a_file_a_run_a_table_and_a_picture(tiny, tmp_path, capsy
     assert all(name in said for name in ("FedAvg", "GenFL", "AIGC-only", "±"))
     assert (tmp_path / "results/accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "sweep.seed=[1,2]", "rounds=1"]) == 0
-    assert capsys.readouterr().out.count("finished before") == 6
+    assert capsys.readouterr().out.count("already finished") == 6
 
 
 def test_methods_share_partition_cohorts_and_initial_weights(tiny, tmp_path):

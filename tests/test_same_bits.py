@@ -103,7 +103,7 @@ def test_more_rounds_continue_a_finished_run(tiny, tmp_path, capsys):
     assert digests(tmp_path / "results") == digests(tmp_path / "whole")
     capsys.readouterr()
     assert main([*tiny, "rounds=3"]) == 0
-    assert "finished before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def killed(ranks, overrides, when, tmp_path):

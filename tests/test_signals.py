@@ -31,7 +31,7 @@ def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_
     os.kill(job.process.pid if to == "launcher" else job.rank(to)["pid"], signal.Signals[name])
     assert job.end() == status, job.said()
     said = job.said()
-    assert "left after round" in said and "the same command continues" in said and "Traceback" not in said
+    assert "stopped after round" in said and "the same command continues" in said and "Traceback" not in said
     assert to == "launcher" or f"rank {to}: {name} while " in said
     done = checkpoint.rounds(results)[-1]
     with reader.open_results(results) as file:
@@ -99,7 +99,7 @@ def equal(state):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("", "left after round 0 of 2"), ("generate", "left before all images were made")]
+    ("command", "said"), [("", "stopped after round 0 of 2"), ("generate", "left before all images were made")]
 )
 def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
     """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""

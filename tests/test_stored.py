@@ -435,7 +435,7 @@ def test_rounds_after_the_checkpoint_outlive_every_kill(cut, tmp_path, capsys):
         capsys.readouterr()
         cut(stop, run)
         said = capsys.readouterr().out
-        again = "computes again, and compares, rounds 6 to 8, which are stored already"
+        again = "recomputes rounds 6 to 8 and compares them with the stored results"
         assert f"continues after round 5; {again}" in said
         assert "/10  accuracy" not in said and len(progress.rounds(path)) == 1 + 8
         assert rows(path) == list(range(1, 9))
@@ -451,11 +451,11 @@ def test_rounds_before_the_first_checkpoint_stay(cut, tmp_path, capsys):
     assert not checkpoint.rounds(path)
     name = run_of(path)
     cut(1, run)
-    said = "has no checkpoint yet; computes again, and compares, rounds 1 to 4, which are stored already"
+    said = "has no checkpoint yet; recomputes rounds 1 to 4 and compares them with the stored results"
     assert said in capsys.readouterr().out
     assert rows(path) == [1, 2, 3, 4] and run_of(path) == name
     assert main([*run, "rounds=3", f"output={tmp_path}/results"]) == 2
-    assert "already holds 4 rounds and rounds=3" in said_once(capsys)
+    assert "already holds 4 rounds, more than rounds=3" in said_once(capsys)
     assert main([*run, f"output={tmp_path}/results"]) == 0 and main([*run, f"output={tmp_path}/whole"]) == 0
     assert reader.digests(path) == reader.digests(tmp_path / "whole/fedavg_seed1.h5")
 

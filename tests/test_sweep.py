@@ -92,7 +92,7 @@ def test_groups_compute_what_one_after_another_would(ranks, each, tmp_path, patc
         f"output={tmp_path}/groups",
         f"runtime.ranks_per_run={each}",
     )
-    assert again.returncode == 0 and again.stdout.count("finished before") == 3
+    assert again.returncode == 0 and again.stdout.count("already finished") == 3
 
 
 def test_all_groups_leave_when_they_are_asked_to(tmp_path):
@@ -103,7 +103,7 @@ def test_all_groups_leave_when_they_are_asked_to(tmp_path):
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.end() == 75, job.said()
     assert (
-        job.said().count("left after round") == 2 and "Traceback" not in job.said() and not files[2].exists()
+        job.said().count("stopped after round") == 2 and "Traceback" not in job.said() and not files[2].exists()
     )
     rounds = max(checkpoint.rounds(file)[-1] for file in files[:2]) + 1
     assert mpirun(2, "-m", "genfl_mpi", *arguments, f"rounds={rounds}").returncode == 0

@@ -40,7 +40,7 @@ def test_a_live_view_changes_no_bits(ranks, tmp_path):
     overrides = [*FAST, "rounds=60"]
     code, shown = in_terminal(command(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/seen"))
     assert code == 0, shown
-    assert "\x1b[" in shown and "s a round" in shown
+    assert "\x1b[" in shown and "s/round" in shown
     assert "round  1/60  accuracy" not in shown and "final accuracy" in shown
     assert main([*overrides, f"output={tmp_path}/unseen"]) == 0
     assert reader.digests(tmp_path / "seen/fedavg_seed1.h5") == reader.digests(
@@ -51,10 +51,10 @@ def test_a_live_view_changes_no_bits(ranks, tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_under_a_live_view(ranks, tmp_path):
     code, shown = in_terminal(
-        command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"to go", b"\x03"
+        command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"elapsed", b"\x03"
     )
     assert code == 130, shown
-    assert "SIGINT while" in shown and "left after round" in shown and "Traceback" not in shown
+    assert "SIGINT while" in shown and "stopped after round" in shown and "Traceback" not in shown
     with reader.open_results(tmp_path / "fedavg_seed1.h5") as file:
         assert 0 < len(file["rounds/round"]) < 100000
 
@@ -163,11 +163,11 @@ def test_a_frame_fits_a_narrow_terminal(tmp_path):
     assert (
         "rank 0  training client 5 in round 4" in text
         and "round 4 of 9" in text
-        and "4 s so far, 9 s to go" in text
+        and "4 s elapsed, 9 s left" in text
         and "run 30 of 54" in text
         and "genfl_seed29" in text
     )
-    assert len(text.splitlines()) <= display.MOST_RUNS + 4 and max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= display.MAX_RUNS + 4 and max(map(len, text.splitlines())) <= 80
 
 
 def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):

@@ -1,9 +1,12 @@
-"""What a person sees while runs go on: a live view on a terminal, plain lines elsewhere. Nothing of it reaches a result."""
+"""Live progress display on a terminal, plain lines elsewhere. It has no effect on results."""
+
+from __future__ import annotations
 
 import os
 import sys
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console, Group
@@ -16,62 +19,79 @@ from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results import progress, status
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from genfl_mpi.federation.records import Record
+
+    Say = Callable[[str], None]
+
 PHASES = ("train", "generate", "augment", "send", "wait", "reduce", "broadcast", "evaluate")
 BARS = "▁▂▃▄▅▆▇█"
-MOST_RUNS = 12  # in the table of a live view
+MAX_RUNS = 12  # in the table of a live view
 REFRESH = 0.25  # seconds between two frames
 
 
-def view(say, total, level="normal", shown=True):
-    """The view of a job of `total` runs on this process: live on a terminal if it is `shown`, else lines. say: prints a line; level:
-    quiet, normal or verbose."""
+def view(say: Say, total: int, level: str = "normal", shown: bool = True) -> Lines:
+    """Return the view of a job of `total` runs: live if `shown` and on a terminal, otherwise lines.
+
+    say: prints a line. level: quiet, normal or verbose.
+    """
     if not shown or level == "quiet":
         return Lines(say, level)
     descriptor = terminal()
     return Lines(say, level) if descriptor is None else Live(say, level, total, descriptor)
 
 
-def terminal():
-    """The descriptor of the terminal that shows what this process prints, or None.
+def terminal() -> int | None:
+    """Return the descriptor of the terminal that displays this process's output, or None.
 
-    Launchers give their ranks a pipe, or a terminal of its own kind, and pass on what comes out of it: then theirs counts.
+    Launchers connect their ranks to a pipe or a pseudo-terminal and forward the output, so the launcher's
+    terminal counts.
     """
     if os.environ.get("TERM", "dumb") == "dumb":
         return None
-    mine = _link("self", 1)
-    holds = False  # whether somebody on the way to the launcher reads what is printed here
+    stdout = _link("self", 1)
+    is_forwarded = False  # whether a process between this one and the launcher reads our output
     with suppress(OSError, ValueError, IndexError):
         for pid, name in launchers.parents():
-            holds = holds or any(_link(pid, entry) == mine for entry in os.listdir(f"/proc/{pid}/fd"))
+            is_forwarded = is_forwarded or any(
+                _link(pid, entry) == stdout for entry in os.listdir(f"/proc/{pid}/fd")
+            )
             if name.startswith(launchers.LAUNCHERS):
                 descriptor = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NOCTTY)
-                return descriptor if os.isatty(descriptor) and (holds or sys.stdout.isatty()) else None
-    started_by_others = any(name in os.environ for name in launchers.RANKS)
-    return sys.stdout.fileno() if sys.stdout.isatty() and not started_by_others else None
+                return descriptor if os.isatty(descriptor) and (is_forwarded or sys.stdout.isatty()) else None
+    has_launcher = any(name in os.environ for name in launchers.RANKS)
+    return sys.stdout.fileno() if sys.stdout.isatty() and not has_launcher else None
 
 
-def _link(pid, descriptor):
+def _link(pid: int | str, descriptor: int | str) -> str:
     return os.readlink(f"/proc/{pid}/fd/{descriptor}")
 
 
 class Lines:
-    """A line for each finished round; quiet: none; verbose: with what it took. say: prints a line."""
+    """Print a line per finished round; quiet: none; verbose: also its phases. say: prints a line."""
 
-    def __init__(self, say, level):
+    def __init__(self, say: Say, level: str) -> None:
         self.say, self.level = say, level
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
-    def begin(self, known):
-        """A run begins. known: its `Status`."""
+    def begin(self, known: status.Status) -> None:
+        """Begin a run with this status."""
         self.known = known
 
-    def add(self, record):
-        """A round of the run is finished."""
+    def add(self, record: Record) -> None:
+        """Add a finished round of the run."""
         row = status.Round(
             record.round, record.accuracy, int(record.columns["images"]), record.columns["round_seconds"]
         )
@@ -79,80 +99,91 @@ class Lines:
         if self.level != "quiet":
             self.say(line(self.known, row, record.loss) + _dropped(record))
         if self.level == "verbose":
-            self.say(_took(record))
+            self.say(_phases(record))
 
 
 class Live(Lines):
-    """A few lines at the foot of the terminal that are drawn again and again, by a thread of their own, from what the ranks note
-    of themselves. total: runs of the job; descriptor: of the terminal."""
+    """Redraw a few lines at the bottom of the terminal, in a separate thread, from the ranks' progress files.
 
-    def __init__(self, say, level, total, descriptor):
+    total: number of runs of the job; descriptor: of the terminal.
+    """
+
+    def __init__(self, say: Say, level: str, total: int, descriptor: int) -> None:
         super().__init__(say, level)
-        self.total, self.descriptor, self.runs, self.notices = total, descriptor, [], []
+        self.total, self.descriptor = total, descriptor
+        self.runs: list[status.Status] = []
+        self.notices: list[str] = []
         self.console = Console(force_terminal=True)
         self.display = Display(
             get_renderable=self._frame, console=self.console, refresh_per_second=1 / REFRESH, transient=True
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.display.start()
-        self.console.show_cursor(True)  # who is killed cannot show it again
+        self.console.show_cursor(True)  # a killed process could not show it again
         return self
 
-    def __exit__(self, *_):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.display.stop()
         for notice in self.notices:
             self.say(notice)
 
-    def tell(self, notice):
-        """Show a line below the view, and print it afterwards. A signal's handler may call it at any moment."""
+    def tell(self, notice: str) -> None:
+        """Show a line below the view, and print it at the end. May be called from a signal handler."""
         self.notices.append(notice)
 
-    def begin(self, known):
+    def begin(self, known: status.Status) -> None:
+        """Begin a run with this status."""
         super().begin(known)
         self.runs.append(known)
 
-    def add(self, record):
+    def add(self, record: Record) -> None:
+        """Add a finished round of the run."""
         if self.level == "verbose":
             super().add(record)
             return
-        said, self.say = self.say, lambda text: None
+        say, self.say = self.say, lambda text: None
         super().add(record)
-        self.say = said
+        self.say = say
         if dropped := _dropped(record):
             self.say(f"{self.known.name}  round {record.round}{dropped}")
 
-    def _frame(self):
+    def _frame(self) -> Group:
         _fit(self.console, self.descriptor)
         return Group(
             frame(self.runs, self.total), *(Text(notice, style="bold") for notice in list(self.notices))
         )
 
 
-def _fit(console, descriptor):
-    """Draw as wide and as high as the terminal is now; some do not know."""
+def _fit(console: Console, descriptor: int) -> None:
+    """Set the console to the current size of the terminal; some terminals report none."""
     size = os.get_terminal_size(descriptor)
-    console.size = size if all(size) else (80, 24)
+    console.size = size if all(size) else (80, 24)  # type: ignore[assignment]
 
 
-def frame(runs, total, ended=None):
-    """What is known of runs, as something that rich can draw. runs: `Status`es, of which the last one is computed now, or those
-    whose ranks say so; total: how many there are to be; ended: {path: what became of it} of those that nobody computes."""
-    parts = []
+def frame(runs: Sequence[status.Status], total: int, ended: Mapping[Path, str] | None = None) -> Group:
+    """Return the state of runs as a renderable of rich.
+
+    runs: the last one is being computed, as are those with progress files. total: planned number of runs.
+    ended: {path: outcome} of the runs that no process computes.
+    """
+    parts: list[Table | Text] = []
     for known in runs:
-        ranks, end = [] if known.finished else progress.read(known.path), (ended or {}).get(known.path)
-        if ranks and end:
-            parts += [_bar(known), *(Text(f"  {end}: {line}") for line in progress.lines(known.path))]
+        ranks, outcome = [] if known.finished else progress.read(known.path), (ended or {}).get(known.path)
+        if ranks and outcome:
+            parts += [_bar(known), *(Text(f"  {outcome}: {line}") for line in progress.lines(known.path))]
         elif ranks or (known is runs[-1] and not known.finished):
             parts += [_bar(known), *_ranks(ranks)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(
         "run" if total == len(runs) else f"run {len(runs)} of {total}", no_wrap=True, overflow="ellipsis"
     )
-    for name in ("round", "accuracy", "best", "images", "s a round"):
+    for name in ("round", "accuracy", "best", "images", "s/round"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, overflow="crop")
-    for known in runs[-MOST_RUNS:]:
+    for known in runs[-MAX_RUNS:]:
         reached = [100 * one.accuracy for one in known.done]
         table.add_row(
             known.name,
@@ -172,7 +203,7 @@ def frame(runs, total, ended=None):
     return Group(*parts, table)
 
 
-def _bar(known):
+def _bar(known: status.Status) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, overflow="ellipsis", style="bold")
     for _ in range(3):
@@ -183,22 +214,23 @@ def _bar(known):
         known.name,
         f"round {min(done + 1, known.rounds)} of {known.rounds}",
         ProgressBar(known.rounds, done, width=12),
-        f"{duration(spent)} so far, {duration(known.seconds_left())} to go" if known.done else "",
+        f"{duration(spent)} elapsed, {duration(known.seconds_left())} left" if known.done else "",
     )
     return grid
 
 
-def _ranks(ranks):
+def _ranks(ranks: Sequence[dict]) -> Iterator[Text]:
     for about in ranks[: progress.MOST]:
         since = f"  {progress.seconds_since(about):.1f} s" if about["time"] else ""
-        what = progress.doing(about)
-        yield Text(f"  rank {about['rank']}  {what}{since}", no_wrap=True, overflow="ellipsis")
+        yield Text(
+            f"  rank {about['rank']}  {progress.doing(about)}{since}", no_wrap=True, overflow="ellipsis"
+        )
     if len(ranks) > progress.MOST:
         yield Text(f"  and {len(ranks) - progress.MOST} more ranks")
 
 
-def sparkline(values, width=20):
-    """A curve of percentages, in one line of text: the last value of each of at most `width` stretches."""
+def sparkline(values: Sequence[float], width: int = 20) -> str:
+    """Return a curve of percentages as text: the last value of each of at most `width` intervals."""
     ends = np.unique(np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int))
     return "".join(
         BARS[min(len(BARS) - 1, int(len(BARS) * values[i] / 100))] if np.isfinite(values[i]) else " "
@@ -206,86 +238,88 @@ def sparkline(values, width=20):
     )
 
 
-def duration(seconds):
-    """As text: 42 s, 3 min 05 s, 2 h 07 min."""
+def duration(seconds: float) -> str:
+    """Return a duration as text: 42 s, 3 min 05 s, 2 h 07 min."""
     if not np.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def line(known, row, loss=None):
-    """A finished round as a line. row: its `Round`; loss: of the test set, if it is known."""
+def line(known: status.Status, row: status.Round, loss: float | None = None) -> str:
+    """Return a line about a finished round of a run. loss: on the test set, if known."""
     return (
-        f"{known.name}  round {row.number:>{len(str(known.rounds))}}/{known.rounds}  accuracy {100 * row.accuracy:5.2f} %  "
+        f"{known.name}  round {row.number:>{len(str(known.rounds))}}/{known.rounds}  "
+        f"accuracy {100 * row.accuracy:5.2f} %  "
         + (f"loss {loss:.3f}  " if loss is not None else "")
         + f"{row.seconds:.2f} s"
     )
 
 
-def _took(record):
+def _phases(record: Record) -> str:
     seconds = ", ".join(f"{phase} {record.columns[f'{phase}_seconds']:.2f} s" for phase in PHASES)
     return f"    {seconds}; {record.columns['images']} images, {record.columns['clients_trained']} clients"
 
 
-def _dropped(record):
+def _dropped(record: Record) -> str:
+    """Return which clients of the cohort are not aggregated, and why."""
     if not record.clients or record.columns["clients_aggregated"] == len(record.clients["client"]):
         return ""
-    clients, status = record.clients["client"], record.clients["status"]
-    missing = [
-        f"{one.decode()}: client{'s' * (len(who) > 1)} {', '.join(map(str, who))}"
-        for one in np.unique(status)
-        if one != AGGREGATED
-        for who in [clients[status == one]]
-    ]
-    nobody = (
-        ""
-        if record.clients["rho"].any()
-        else "; nobody is heard: "
-        + ("the augmented model alone" if record.columns["kappa2"] else "the weights stay")
-    )
-    return f"  dropped, {'; '.join(missing)}{nobody}"
+    clients, reasons = record.clients["client"], record.clients["status"]
+    dropped = []
+    for reason in np.unique(reasons):
+        if reason != AGGREGATED:
+            numbers = clients[reasons == reason]
+            dropped.append(
+                f"{reason.decode()}: client{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+            )
+    text = f"  dropped, {'; '.join(dropped)}"
+    if record.clients["rho"].any():
+        return text
+    if record.columns["kappa2"]:
+        return f"{text}; no client is aggregated: the augmented model becomes the global model"
+    return f"{text}; no client is aggregated: the weights stay unchanged"
 
 
-def watch(paths, say):
-    """Follow the runs of the results files that the function `paths` gives, until nothing is left to wait for: all are finished,
-    or Ctrl-C. Live on a terminal, else a line for each round. Raises UserError."""
+def watch(paths: Callable[[], Iterable[Path]], say: Say) -> None:
+    """Follow the runs in the results files that `paths()` returns until all are finished.
+
+    Draws a live view on a terminal, otherwise prints a line per round. Raises UserError.
+    """
     descriptor = terminal()
-    shown = {}
+    known: dict[Path, status.Status] = {}
     if descriptor is None:
-        while _look(paths, shown, say):
+        while _update(paths, known, say):
             time.sleep(REFRESH)
         return
     console = Console(force_terminal=True)
     with Display(console=console, auto_refresh=False) as display:
         while True:
-            goes_on = _look(paths, shown, lambda line: None)
+            is_unfinished = _update(paths, known, lambda line: None)
             _fit(console, descriptor)
-            if shown:
-                words = {path: progress.state(path) for path in shown}
-                runs = sorted(shown.values(), key=lambda known: (words[known.path] == "running", known.name))
-                display.update(
-                    frame(runs, len(runs), {path: word for path, word in words.items() if word != "running"}),
-                    refresh=True,
-                )
-            if not goes_on:
+            if known:
+                states = {path: progress.state(path) for path in known}
+                runs = sorted(known.values(), key=lambda run: (states[run.path] == "running", run.name))
+                ended = {path: state for path, state in states.items() if state != "running"}
+                display.update(frame(runs, len(runs), ended), refresh=True)
+            if not is_unfinished:
                 return
             time.sleep(REFRESH)
 
 
-def _look(paths, shown, say):
-    """Bring {path: `Status`} up to date and say what is new; whether there is more to come."""
+def _update(paths: Callable[[], Iterable[Path]], known: dict[Path, status.Status], say: Say) -> bool:
+    """Update the status of each run and print new rounds; return whether more are to come."""
     for path in paths():
-        before = shown.get(path)
+        before = known.get(path)
         if before and before.finished:
             continue
-        known = status.of_run(path)
-        if known is None:
+        now = status.of_run(path)
+        if now is None:
             continue
-        for row in known.done[len(before.done) if before else 0 :]:
-            say(line(known, row))
-        shown[path] = known
-    return not shown or not all(known.finished for known in shown.values())
+        for row in now.done[len(before.done) if before else 0 :]:
+            say(line(now, row))
+        known[path] = now
+    return not known or not all(run.finished for run in known.values())

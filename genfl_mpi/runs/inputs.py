@@ -1,11 +1,14 @@
-"""What a run reads beside its configuration: digests, stored at the first start, compared at each later one.
+"""Digests of a run's input files, stored at the first start and compared at every later start.
 
-Whatever file or folder a setting names and a round depends on belongs here. A test walks all settings and
-fails for one that was forgotten.
+This covers every file and folder that a setting names and a round depends on. A test checks that no setting
+is missing.
 """
+
+from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -16,14 +19,22 @@ from genfl_mpi.generation import model_folder, prompts
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
-DATA = "data"  # stands for the data set, whatever settings it depends on
-FOLDERS = {"generation.checkpoint", "generation.adapter"}  # where they name no function
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import h5py
+    import numpy as np
+
+    from genfl_mpi.config.settings import Config
+
+DATA = "data"  # stands for the data set, for all settings on which it depends
+FOLDERS = {"generation.checkpoint", "generation.adapter"}  # unless they name a function
 
 
-def paths(config):
-    """Find the files and folders that a resolved `config` names and uses: {setting: Path}.
+def paths(config: Config) -> dict[str, Path]:
+    """Find the files and folders that a resolved `config` names and uses: {setting: path}.
 
-    Raises UserError for a checkpoint or adapter that is not there.
+    Raises UserError for a missing checkpoint or adapter.
     """
     found = dict(functions.sources(settings_of(config.model_dump())))
     split, generation = config.partition, config.generation
@@ -38,31 +49,34 @@ def paths(config):
     return found
 
 
-def digests(config, arrays=None):
-    """Hash all that a resolved `config` names and uses: {setting: SHA-256}.
+def digests(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, str]:
+    """Hash all files that a resolved `config` names and uses: {setting: SHA-256}.
 
-    arrays: the data set's, which adds "data". A checkpoint is read whole, each file once a process as long
-    as it does not change. Raises UserError for what cannot be read.
+    arrays: those of the data set, to include it as "data". Checkpoints are read completely, once per process
+    unless a file changes. Raises UserError for unreadable files.
     """
     found = {setting: _digest(setting, path) for setting, path in paths(config).items()}
     return found if arrays is None else {**found, DATA: datasets.fingerprint(arrays)}
 
 
-def stored(file, config):
-    """Read the digests in an open results file, but of settings that a fork's `config` changes."""
+def stored(file: h5py.File, config: Config) -> dict[str, str]:
+    """Read the digests in an open results file, except for settings that a fork's `config` changes."""
     before, now = settings_of(reader.config_of(file)), settings_of(config.model_dump(mode="json"))
     found = yaml.safe_load(file["config"].attrs.get("inputs", "{}"))
     return {setting: digest for setting, digest in found.items() if before.get(setting) == now.get(setting)}
 
 
-def check(results, config, before, now):
-    """Raise UserError if a digest `before`, of the run in the file `results`, is another `now`."""
+def check(results: Path, config: Config, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise UserError if inputs of the run in the file `results` have changed.
+
+    before, now: digests as in `digests`.
+    """
     changed = [setting for setting in now if before.get(setting, now[setting]) != now[setting]]
     if not changed:
         return
     data = config.data
     names = {setting: f"{setting}: {path}" for setting, path in paths(config).items()}
-    names[DATA] = f"{DATA}: what data.name={data.name} reads from data.root={data.root}"
+    names[DATA] = f"{DATA}: the data set data.name={data.name} in data.root={data.root}"
     which, have = "; ".join(names[setting] for setting in changed), "has" if len(changed) == 1 else "have"
     raise UserError(
         f"{results}: {which} {have} changed since the run began; restore it, "
@@ -70,12 +84,12 @@ def check(results, config, before, now):
     )
 
 
-def _digest(setting, path):
+def _digest(setting: str, path: Path) -> str:
     """Hash a file, or the folder of a checkpoint or an adapter."""
     if setting in FOLDERS and path.is_dir():
         return model_folder.digest(path)
-    if not path.is_file():  # a pipe, say, which can be read but once
-        raise UserError(f"{setting}: {path} is not a file")
+    if not path.is_file():  # for example a pipe, which can be read only once
+        raise UserError(f"{setting}: {path} is not a file; give the path of one")
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

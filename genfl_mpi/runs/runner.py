@@ -1,9 +1,12 @@
-"""One run of a configuration: skipped if it is finished, continued if it was interrupted, written as it goes."""
+"""Compute one run: skip it if it is finished, continue it if it was interrupted, and store every round."""
+
+from __future__ import annotations
 
 import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -26,23 +29,37 @@ from genfl_mpi.runs import inputs
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import h5py
+
+    from genfl_mpi.config.sections import Checkpoint, Runtime
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.mpi.collectives import MPI
+    from genfl_mpi.mpi.signals import Signals
+    from genfl_mpi.runs.display import Lines
+
+    Fork = tuple[Path, int]  # results file and round
+    Say = Callable[[str], None]
+
 
 @dataclass
 class Earlier:
-    """What an earlier start of the run left, or the run that it is a fork of: how many rounds to continue
-    after, the weights after them, what the server remembered, the rows of the results, and of which file and
-    round it is a fork; source, source_run: that file and the id of its run, as long as the fork has no file
-    of its own; inputs: the digests of what it was made with; run: the id of the run, a new one if
-    this is its first start.
+    """State from an earlier start of the run, or from the run of which it is a fork.
 
-    tables has all finished rounds: those after `rounds` have no weights any more, are computed again and
-    compared."""
+    finished: whether that run is complete. rounds: number of rounds after which to continue. weights: after
+    those rounds. state: of the server. tables: stored rows of all finished rounds; rounds after `rounds` have
+    no checkpoint and are recomputed and compared. origin: file and round of which the run is a fork, as text.
+    source, source_run: that file and the id of its run, until the fork has a results file. inputs: digests of
+    the inputs. run: id of the run, a new one at its first start.
+    """
 
     finished: bool = False
     rounds: int = 0
     weights: np.ndarray | None = None
-    state: dict = field(default_factory=dict)
-    tables: dict = field(default_factory=dict)
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
     source: Path | None = None
     source_run: str = ""
@@ -50,22 +67,25 @@ class Earlier:
     run: str = field(default_factory=sealed_files.new_run)
 
     @property
-    def stored(self):
+    def stored(self) -> int:
+        """The number of rounds in `tables`."""
         return len(self.tables["rounds"]["round"]) if self.tables else 0
 
 
-def prepare(comm, path, config, fresh=False, fork=None):
-    """`config` as the run in the results file `path` will use it, after all checks that need no data. Collective.
+def prepare(
+    comm: MPI.Comm, path: Path, config: Config, fresh: bool = False, fork: Fork | None = None
+) -> Config:
+    """Return the resolved `config` of the run in the results file `path`, after all checks that need no data.
 
-    fresh: the run starts over, whatever is there. fork: the (results file, round) from which it starts, or None.
-    Raises UserError on every rank if the run cannot be started or continued.
+    Collective. fresh: ignore existing files. fork: the (results file, round) from which the run starts, or
+    None. Raises UserError on every rank if the run cannot be started or continued.
     """
     exists = collectives.from_rank0(comm, lambda: os.path.exists(path) and not fresh)
     config = resolve(
         collectives.from_rank0(comm, lambda: _with_first_runtime(path, config) if exists else config), comm
     )
 
-    def check():
+    def check() -> None:
         if comm.rank:
             return
         try:
@@ -81,38 +101,49 @@ def prepare(comm, path, config, fresh=False, fork=None):
                 load_prompts(config.generation.prompts, about.classes)
                 Generator(config, about.shape)
             lock.check_free(path)
-            digests = inputs.digests(config)  # whatever cannot be read is refused now
+            digests = inputs.digests(config)  # refuses unreadable files now
             if exists:
                 with reader.open_results(path) as file, reader.damage(path):
                     _kept_rounds(path, file, config, fork, lambda line: None)
             elif fork:
                 with reader.open_results(fork[0]) as file, reader.damage(fork[0]):
                     inputs.check(fork[0], config, inputs.stored(file, config), digests)
-        except OSError as error:  # a name that no file can have, say
+        except OSError as error:  # for example an invalid file name
             raise UserError(f"{str(error.filename)[:80]}: {error.strerror}") from None
 
     collectives.together(comm, check)
     return config
 
 
-def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=None):
-    """Bring the run of a prepared `config` in the results file `path` to its last round. Collective.
+def run(
+    comm: MPI.Comm,
+    path: Path,
+    config: Config,
+    given: str,
+    view: Lines,
+    signals: Signals,
+    fork: Fork | None = None,
+    dataset: Any = None,
+    held: lock.Lock | None = None,
+) -> int:
+    """Compute the run of a prepared `config` in the results file `path` up to its last round. Collective.
 
-    given: the configuration as the user wrote it, for the record. view: told on rank 0 what a person should see, a `view.Lines`.
-    signals: `Signals` that may ask to leave before. fork: as in `prepare`. dataset: as a `Simulation` takes it.
-    held: on rank 0 the run's `Lock`, if this process has it already; it is released in any case. Returns 0 if
-    the run is finished, or else the exit status to leave with.
+    given: the user's configuration as text, which is stored. view: displays the progress on rank 0. signals:
+    may request an early stop. fork: as in `prepare`. dataset: as in `Simulation`. held: on rank 0, the run's
+    lock if this process already holds it; it is always released. Returns 0 if the run is finished, otherwise
+    the exit status of an interrupted run.
     """
     say = view.say
     earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say, held))
     rounds, finished, name = comm.bcast(earlier and (earlier.rounds, earlier.finished, earlier.run))
     if finished and rounds == config.rounds:
-        say(f"{path.stem}: finished before")
+        say(f"{path.stem}: already finished")
         return 0
+    earlier = earlier or Earlier(finished, rounds, run=name)  # on other ranks
     note = note or progress.Progress(path, comm.rank, comm.size)
     signals.doing = note.doing
     try:
-        result = _compute(comm, path, config, given, view, signals, note, earlier, rounds, name, dataset)
+        result = _compute(comm, path, config, given, view, signals, note, earlier, dataset)
     except BaseException as error:
         note.failed(error)
         raise
@@ -124,20 +155,32 @@ def run(comm, path, config, given, view, signals, fork=None, dataset=None, held=
     return result
 
 
-def _compute(comm, path, config, given, view, signals, note, earlier, rounds, name, dataset):
-    say, folder = view.say, path.with_suffix(".variates")
+def _compute(
+    comm: MPI.Comm,
+    path: Path,
+    config: Config,
+    given: str,
+    view: Lines,
+    signals: Signals,
+    note: progress.Progress,
+    earlier: Earlier,
+    dataset: Any,
+) -> int:
+    """Compute the rounds of a run after `earlier` and store them. Returns the exit status."""
+    say, folder, rounds, name = view.say, path.with_suffix(".variates"), earlier.rounds, earlier.run
     simulation = Simulation(
         config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.asked
     )
     digests = collectives.together(comm, lambda: comm.rank == 0 and _inputs(path, simulation, earlier))
-    if earlier and earlier.stored:
-        say(f"{path.stem}: {_continues(earlier)}")
+    if earlier.stored:
+        say(f"{path.stem}: {_continuation(earlier)}")
     if rounds:
-        before = (None, None, None)
-        if earlier:
-            before = earlier.weights, earlier.state, reader.until(earlier.tables, rounds)
-        simulation.restore(rounds, *before)
-    hosts, cores = comm.gather(os.uname().nodename), devices.cores_of(devices.neighbours(comm)[0])
+        if comm.rank:
+            simulation.restore(rounds, None, None, None)
+        else:
+            simulation.restore(rounds, earlier.weights, earlier.state, reader.until(earlier.tables, rounds))
+    hosts: list[str] = comm.gather(os.uname().nodename) or []
+    cores = devices.cores_of(devices.neighbours(comm)[0])
     if (
         comm.rank == 0
         and config.generates
@@ -145,12 +188,13 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
     ):
         say(f"{path.stem}: {others}")
 
-    def opened():
-        if comm.rank == 0:
-            note.lock.check()
-            return _open(path, simulation, given, hosts, cores, earlier, digests)
+    def open_file() -> Writer | None:
+        if comm.rank:
+            return None
+        note.lock.check()
+        return _open(path, simulation, given, hosts, cores, earlier, digests)
 
-    writer = collectives.together(comm, opened)
+    writer = collectives.together(comm, open_file)
     if comm.rank == 0:
         known = status.begun(path, config, earlier.tables.get("rounds"))
         view.begin(known)
@@ -160,7 +204,7 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
         if comm.rank == 0:
             note("results")
             is_new = writer.append(record)
-            note.lock.check()  # before a checkpoint, which may be in another start's way
+            note.lock.check()  # before a checkpoint, which could interfere with another job's
             if _is_due(config.checkpoint, record.round, time.monotonic() - when):
                 _save(path, name, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
@@ -174,38 +218,42 @@ def _compute(comm, path, config, given, view, signals, note, earlier, rounds, na
         if done:
             note("finish")
             writer.finish(simulation.weights.numpy())
-            if not remembering(
-                config
-            ):  # else the last one stays, so that the run may be extended by more rounds
+            # Policies with memory need the last checkpoint if the run is extended by more rounds.
+            if not remembering(config):
                 checkpoint.remove(path, config.checkpoint.keep)
         writer.close()
         if not done:
             say(
-                f"{path.stem}: left after round {simulation.round} of {config.rounds}; the same command continues"
+                f"{path.stem}: stopped after round {simulation.round} of {config.rounds}; "
+                "the same command continues the run"
             )
     simulation.close()
     return 0 if done else simulation.left
 
 
-def _is_due(settings, round, seconds):
-    """Whether config.checkpoint wants a checkpoint after a round, the last being so many seconds old."""
+def _is_due(settings: Checkpoint, round: int, seconds: float) -> bool:
+    """Return whether a checkpoint is due after a round. seconds: age of the last checkpoint."""
     by_rounds = any(every and round % every == 0 for every in (settings.every_rounds, settings.keep))
-    return by_rounds or (settings.every_seconds and seconds >= settings.every_seconds)
+    return by_rounds or bool(settings.every_seconds and seconds >= settings.every_seconds)
 
 
-def _continues(earlier):
-    """From where a run continues, and what it computes again, as text."""
-    found, first, last = f"continues after round {earlier.rounds}", earlier.rounds + 1, earlier.stored
+def _continuation(earlier: Earlier) -> str:
+    """Describe after which round a run continues, and which rounds it recomputes."""
+    first, last = earlier.rounds + 1, earlier.stored
+    start = f"continues after round {earlier.rounds}"
     if first > last:
-        return found
-    which = f"round {last}, which is" if first == last else f"rounds {first} to {last}, which are"
-    found = found if earlier.rounds else "has no checkpoint yet"
-    return f"{found}; computes again, and compares, {which} stored already"
+        return start
+    which, them = (f"round {last}", "it") if first == last else (f"rounds {first} to {last}", "them")
+    start = start if earlier.rounds else "has no checkpoint yet"
+    return f"{start}; recomputes {which} and compares {them} with the stored results"
 
 
-def _save(path, run, simulation, writer, note):
-    """Write a checkpoint of the last finished round. What it refers to is brought to the disk first: the
-    results file, which must not have fewer rounds, and the clients' state files."""
+def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: progress.Progress) -> None:
+    """Write a checkpoint of the last finished round.
+
+    The files to which it refers are flushed first: the results file, which must not have fewer rounds, and
+    the clients' state files.
+    """
     note("checkpoint")
     writer.flush()
     states = simulation.client_states
@@ -219,10 +267,10 @@ def _save(path, run, simulation, writer, note):
         states.prune(checkpoint.trained(path))
 
 
-def _with_first_runtime(path, config):
-    """`config` with the threads and the device of the run's first start, where it leaves them open."""
+def _with_first_runtime(path: Path, config: Config) -> Config:
+    """Fill threads and device, if `config` does not set them, with those of the run's first start."""
     with reader.open_results(path) as file:
-        first = validate(reader.config_of(file), str(path)).runtime
+        first: Runtime = validate(reader.config_of(file), str(path)).runtime
     now = config.runtime
     runtime = now.model_copy(
         update={
@@ -233,24 +281,27 @@ def _with_first_runtime(path, config):
     return config.model_copy(update={"runtime": runtime})
 
 
-def _begin(path, config, fork, comm, say, held):
-    """Lock the run, and print what became of the start before.
+def _begin(
+    path: Path, config: Config, fork: Fork | None, comm: MPI.Comm, say: Say, held: lock.Lock | None
+) -> tuple[Earlier | None, progress.Progress | None]:
+    """Lock the run, and print how the previous start ended.
 
-    Returns on rank 0 (`Earlier`, the `Progress` of this start, which owns the lock, or None if the run is
-    finished), on other ranks (None, None). Raises UserError, with the lock released, if the run cannot go on.
+    Returns on rank 0 (earlier, progress); the `Progress` of this start owns the lock, and is None if the run
+    is finished. Returns (None, None) on other ranks. Raises UserError, with the lock released, if the run
+    cannot continue.
     """
     if comm.rank:
         return None, None
-    held, note = held or lock.Lock(path), None  # first, so that no other start changes what is read here
+    held, note = held or lock.Lock(path), None  # first, so that no other job changes the files read here
     try:
-        held.check()  # --fresh took it before the runs whose turn came first
+        held.check()  # --fresh took it long ago, before the preceding runs
         earlier = _earlier(path, config, fork, say)
         if earlier.finished and earlier.rounds == config.rounds:
             progress.clear(path)
         else:
-            became = "failed" if progress.has_failed(path) else "was cut off"
+            outcome = "failed" if progress.has_failed(path) else "was interrupted"
             for line in progress.lines(path):
-                say(f"{path.stem}: the start before {became}: {line}")
+                say(f"{path.stem}: the previous start {outcome}: {line}")
             note = progress.Progress(path, 0, comm.size, held)
         return earlier, note
     finally:
@@ -258,28 +309,31 @@ def _begin(path, config, fork, comm, say, held):
             held.release()
 
 
-def _earlier(path, config, fork, say):
-    """What `config` continues. Raises UserError if it cannot."""
+def _earlier(path: Path, config: Config, fork: Fork | None, say: Say) -> Earlier:
+    """Return the state that `config` continues. Raises UserError if it cannot."""
     if not path.exists():
         return from_file(*fork, config, say) if fork else Earlier()
     with reader.open_results(path) as file, reader.damage(path):
         earlier = _kept_rounds(path, file, config, fork, say)
         rows = reader.rounds_of(file)
-        goes_on = rows and not (earlier.finished and earlier.rounds == config.rounds)
-        return replace(earlier, tables=reader.tables_until(file, rows)) if goes_on else earlier
+        is_unfinished = rows and not (earlier.finished and earlier.rounds == config.rounds)
+        return replace(earlier, tables=reader.tables_until(file, rows)) if is_unfinished else earlier
 
 
-def _kept_rounds(path, file, config, fork, say):
-    """`Earlier`, without tables, from an open results file that `config` continues. Raises UserError if it cannot."""
+def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None, say: Say) -> Earlier:
+    """Return the state, without tables, in an open results file.
+
+    Raises UserError if `config` cannot continue the run.
+    """
     both = reader.config_of(file), config.model_dump(mode="json")
     stored, wanted = map(settings_of, both)
     differing = [
         key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)
     ]
-    told = set(varied(both)) if differing else set()  # without what follows from the others
+    chosen = set(varied(both)) if differing else set()  # settings that do not follow from others
     differences = [
         f"{key} was {stored.get(key)} and is {wanted.get(key)}"
-        for key in ([key for key in differing if key in told] or differing)
+        for key in ([key for key in differing if key in chosen] or differing)
     ]
     rows, finished, run = reader.rounds_of(file), reader.is_finished(file), reader.run_of(file)
     if differences and not rows:
@@ -294,31 +348,33 @@ def _kept_rounds(path, file, config, fork, say):
         inputs.check(path, config, before, inputs.digests(config))
     origin = file["config"].attrs.get("origin", "")
     if fork and origin != origin_of(*fork):
-        raise UserError(f"{path} is there already, and no fork of {origin_of(*fork)}; set another `output`")
+        raise UserError(
+            f"{path} already exists and is not a fork of {origin_of(*fork)}; set another `output`"
+        )
     rounds, weights, state = checkpoint.load(path, run, say)
     if finished and rounds != rows:
         rounds, weights, state = rows, reader.array_of(file, "weights"), {}
         if rows < config.rounds and (who := remembering(config)):
             raise UserError(
-                f"{path}: what {who} remembers is missing, which was in {checkpoint.path_for(path).name}: "
-                "the run cannot be continued; set another `output`, or start over with --fresh"
+                f"{path}: the run cannot be continued without the memory of {who}, which was in the missing "
+                f"{checkpoint.path_for(path).name}; set another `output`, or start over with --fresh"
             )
     if rounds > rows:
         raise UserError(
             f"{checkpoint.path_for(path)}: a checkpoint of round {rounds}, but {path.name} has "
-            f"{counted(rows, 'round')}, as if it were an older copy; move the checkpoint away"
+            f"only {counted(rows, 'round')}, like an older copy; move the checkpoint away"
         )
     if rows > config.rounds:
         raise UserError(
-            f"{path} already holds {rows} rounds and rounds={config.rounds}; set another `output`"
+            f"{path} already holds {rows} rounds, more than rounds={config.rounds}; set another `output`"
         )
     return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run)
 
 
-def from_file(path, round, config, say):
-    """`Earlier` from a round of another run, in the results file `path`, for a fork with `config`.
+def from_file(path: Path, round: int, config: Config, say: Say) -> Earlier:
+    """Return the state after a round of the run in the results file `path`, for a fork with `config`.
 
-    Raises UserError if there is no checkpoint of it.
+    Raises UserError if the round has no checkpoint.
     """
     with reader.open_results(path) as file, reader.damage(path):
         run = reader.run_of(file)
@@ -327,9 +383,9 @@ def from_file(path, round, config, say):
         if not found and not remembers and reader.is_finished(file) and round == reader.rounds_of(file):
             weights = reader.array_of(file, "weights")
         elif not found:
-            there = ", ".join(map(str, checkpoint.rounds(path))) or "none"
+            available = ", ".join(map(str, checkpoint.rounds(path))) or "none"
             raise UserError(
-                f"{path} has no checkpoint of round {round} (there are: {there}); "
+                f"{path} has no checkpoint of round {round} (available: {available}); "
                 "a run with checkpoint.keep=1 keeps all"
             )
         return Earlier(
@@ -345,14 +401,15 @@ def from_file(path, round, config, say):
         )
 
 
-def origin_of(path, round):
+def origin_of(path: Path, round: int) -> str:
+    """Describe the origin of a fork, as stored in its results file."""
     return f"{path} at round {round}"
 
 
-def _inputs(path, simulation, earlier):
-    """Hash all that the run reads, now that its data set is loaded.
+def _inputs(path: Path, simulation: Simulation, earlier: Earlier) -> dict[str, str]:
+    """Hash all inputs of the run, including the loaded data set.
 
-    Raises UserError if the rounds to keep were computed from something else.
+    Raises UserError if the stored rounds were computed from other inputs.
     """
     digests = inputs.digests(simulation.config, simulation.data)
     if earlier.stored:
@@ -360,7 +417,16 @@ def _inputs(path, simulation, earlier):
     return digests
 
 
-def _open(path, simulation, given, hosts, cores, earlier, digests):
+def _open(
+    path: Path,
+    simulation: Simulation,
+    given: str,
+    hosts: Sequence[str],
+    cores: int,
+    earlier: Earlier,
+    digests: Mapping[str, str],
+) -> Writer:
+    """Open the results file for writing, with a checkpoint that matches it."""
     config, data = simulation.config, simulation.data
     histograms = data["label_histograms"]
     classes = histograms.shape[1]
@@ -371,7 +437,7 @@ def _open(path, simulation, given, hosts, cores, earlier, digests):
         "resolved": to_yaml(config),
         "class_names": names,
         "origin": earlier.origin,
-        "inputs": yaml.safe_dump(digests),
+        "inputs": yaml.safe_dump(dict(digests)),
     }
     about = environment.describe(
         launchers.command(len(hosts), os.environ),
@@ -388,7 +454,7 @@ def _open(path, simulation, given, hosts, cores, earlier, digests):
         "emd": earth_movers_distance(histograms),
     }
     shapes = {"accuracy_per_class": (classes,), "bias_change": (classes,), "image": simulation.about.shape}
-    # The checkpoint must fit the file from the first moment: this run's if it continues, none of an older run else.
+    # The checkpoint must match the file at all times: it is this run's, never one of an older run.
     if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
     if earlier.source and simulation.client_states:
