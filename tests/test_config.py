@@ -1,4 +1,4 @@
-"""The configuration: what is accepted, what a sweep is, and what is said of everything else."""
+"""Configurations: accepted values, sweeps, and error messages."""
 
 import re
 from operator import attrgetter
@@ -68,7 +68,7 @@ def test_a_preset_fills_what_training_leaves_open():
     ],
 )
 def test_what_was_decided_is_what_was_given(given):
-    """What follows from it is left out, and comes back of itself."""
+    """Settings that follow from others are omitted, and derived again."""
 
     def resolved(values):
         return filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
@@ -288,7 +288,7 @@ def test_the_shipped_configurations_are_valid(path):
 
 @pytest.mark.parametrize("small", ["fig1-small", "fig5-small", "fig6-small"])
 def test_a_small_twin_has_the_sweep_of_the_figure(small):
-    """Its panels and methods; of seeds, some."""
+    """It has the same panels and methods, and a part of the seeds."""
     one, other = (loading.load(CONFIGS / f"{name}.yaml") for name in (small, small.removesuffix("-small")))
     assert set(one) <= set(other) and {name for name in other if "seed1_" in name} == {
         name for name in one if "seed1_" in name

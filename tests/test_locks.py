@@ -1,4 +1,4 @@
-"""Two starts never compute a run at the same time: every race is brought about at its exact moment."""
+"""Two jobs never compute a run at the same time: each race is provoked at its exact moment."""
 
 import errno
 import fcntl
@@ -24,12 +24,12 @@ TWO = [*FAST, "rounds=3", "sweep.seed=[1,2]"]
 
 @pytest.fixture(autouse=True)
 def _without_grace(monkeypatch):
-    """The second starts of these tests do not wait for an owner that never ends."""
+    """Do not let a second start wait for an owner that never ends."""
     monkeypatch.setattr(lock, "GRACE", 0)
 
 
 def is_refused(path):
-    """Whether a second start that begins now is refused; it is over then."""
+    """Return whether a second start is refused now; it ends at once."""
     try:
         progress.Progress(path, 0, 1).close()
     except UserError as error:
@@ -60,7 +60,7 @@ def whole(fast, tmp_path):
 
 
 def test_a_start_that_comes_before_fresh_has_moved_the_files_keeps_them(tmp_path, monkeypatch, capsys):
-    """Of any run of the sweep: no file of the others is moved either."""
+    """This holds for any run of the sweep, and no file of the other runs is moved."""
     files = [tmp_path / f"results/fedavg_seed{seed}.h5" for seed in (1, 2)]
     assert main([*TWO, f"output={tmp_path}/results"]) == 0
     started, content = [], files[0].read_bytes()
@@ -103,7 +103,7 @@ def test_a_fresh_sweep_that_ends_early_leaves_no_lock(tmp_path, monkeypatch):
 
 
 def test_a_start_locks_the_run_before_it_reads_the_files(fast, tmp_path, monkeypatch):
-    """Else another start could finish rounds in between, which this one would not know of."""
+    """Otherwise another start could finish rounds in between, unknown to this one."""
     path, seen = tmp_path / "results/fedavg_seed1.h5", []
     for name in ("_earlier", "_open"):
         before(runner, name, lambda *_: seen.append(is_refused(path)), monkeypatch)
@@ -132,7 +132,7 @@ def second_start_without_the_lock_file(path, second):
 
 
 def leaves(path, said, second):
-    """Whether the first start has said in a line why it leaves, and left the second one's files alone."""
+    """Return whether the first start gave its reason in one line and kept the second one's files."""
     assert f"{lock.path_for(path)}: the lock file was removed" in said and said.count("\n") == 1
     assert is_refused(path) and progress.state(path) == "running" and len(progress.read(path)) == 1
     second[0].close()
@@ -181,7 +181,7 @@ def test_a_lock_blocks_nobody_once_its_process_is_killed(tmp_path):
 
 
 def test_a_lock_whose_owner_ends_meanwhile(tmp_path, monkeypatch):
-    """It removes the file that a second start has just opened; a third start may come first then."""
+    """It removes the file that a second start has just opened; a third start may then be first."""
     path, flock = tmp_path / "run.h5", fcntl.flock
     for third in (False, True):
         owner, others = lock.Lock(path), []
@@ -206,7 +206,7 @@ def test_a_lock_whose_owner_ends_meanwhile(tmp_path, monkeypatch):
 
 
 def test_a_start_waits_for_the_end_of_the_one_before(tmp_path, monkeypatch):
-    """A launcher may return while the system still removes its ranks."""
+    """A launcher may return before all of its ranks have ended."""
     path = tmp_path / "run.h5"
     monkeypatch.setattr(lock, "GRACE", 60)
     for wait in (lock.check_free, lambda path: lock.Lock(path).release()):
@@ -217,7 +217,7 @@ def test_a_start_waits_for_the_end_of_the_one_before(tmp_path, monkeypatch):
 
 
 def test_a_reader_that_checks_a_lock_is_no_second_job(tmp_path, monkeypatch):
-    """Neither for another reader nor for a start, which waits until the reader has closed the file."""
+    """Neither to another reader nor to a start, which waits until the reader has closed the file."""
     monkeypatch.setattr(lock, "GRACE", 60)
     path = tmp_path / "run.h5"
     lock.path_for(path).touch()

@@ -102,9 +102,8 @@ def test_all_groups_leave_when_they_are_asked_to(tmp_path):
     until(lambda: all(about and about[0]["round"] > 3 for about in map(progress.read, files[:2])))
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.end() == 75, job.said()
-    assert (
-        job.said().count("stopped after round") == 2 and "Traceback" not in job.said() and not files[2].exists()
-    )
+    said = job.said()
+    assert said.count("stopped after round") == 2 and "Traceback" not in said and not files[2].exists()
     rounds = max(checkpoint.rounds(file)[-1] for file in files[:2]) + 1
     assert mpirun(2, "-m", "genfl_mpi", *arguments, f"rounds={rounds}").returncode == 0
     assert main([*THREE, f"rounds={rounds}", f"output={tmp_path}/whole"]) == 0
@@ -132,7 +131,8 @@ def test_what_one_group_cannot_write_ends_the_job_and_names_the_run(tmp_path, pa
 
 def test_a_group_that_fails_takes_the_others_along_and_names_the_run(tmp_path):
     (tmp_path / "failing.py").write_text(
-        "def select(state):\n    assert (state.config.seed, state.round) != (2, 1), 'no'\n    return [0, 1, 2]\n"
+        "def select(state):\n    assert (state.config.seed, state.round) != (2, 1), 'no'\n"
+        "    return [0, 1, 2]\n"
     )
     done = mpirun(
         2,

@@ -1,5 +1,6 @@
-"""While it runs: the live view on a terminal, lines elsewhere, and following a run from another shell."""
+"""Progress display: the live view on a terminal, plain lines elsewhere, and following a run with `watch`."""
 
+import io
 import os
 import pty
 import re
@@ -18,7 +19,10 @@ from genfl_mpi.util.errors import UserError
 
 
 def in_terminal(arguments, when=None, keys=b""):
-    """(exit status, what was shown) of a command in a terminal of its own; `keys` are typed when the text `when` is there."""
+    """Run a command in a pseudo-terminal and type `keys` when the text `when` appears.
+
+    Returns the exit status and the output.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
@@ -30,7 +34,7 @@ def in_terminal(arguments, when=None, keys=b""):
             if when and when in shown:
                 os.write(terminal, keys)
                 when = None
-    except OSError:  # its end
+    except OSError:  # the process has ended
         pass
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
 
@@ -66,7 +70,7 @@ def test_a_pipe_behind_the_launcher_gets_lines(tmp_path):
 
 
 def test_a_pipe_behind_a_rank_gets_lines(tmp_path):
-    """mpirun's own output is the terminal, but not what the rank prints to."""
+    """The output of mpirun is a terminal, but that of the rank is not."""
     inner = shlex.join([sys.executable, "-m", "genfl_mpi", *FAST, "rounds=3", f"output={tmp_path}"])
     launcher = command(1)[: command(1).index(sys.executable)]
     code, shown = in_terminal([*launcher, "bash", "-c", f"{inner} | cat"])
@@ -91,7 +95,7 @@ def rounds_said(text):
 
 @pytest.mark.parametrize("swmr", [True, False])
 def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
-    """On file systems with and without what a growing HDF5 file needs."""
+    """The file system supports HDF5's SWMR, or not."""
     results = tmp_path / "runs/fedavg_seed1.h5"
     job = Job(1, [*FAST, "rounds=60", f"output={results.parent}"], results, tmp_path / "log")
     until(results.exists)
@@ -100,11 +104,16 @@ def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
         if swmr
         else (
             "import h5py, genfl_mpi.results.reader as r; o = r._open\n"
-            "def fail(path):\n    if r.Path(path).with_suffix('.progress').exists(): raise OSError('no SWMR here')\n    return o(path)\n"
+            "def fail(path):\n"
+            "    if r.Path(path).with_suffix('.progress').exists(): raise OSError('no SWMR here')\n"
+            "    return o(path)\n"
             "r._open = fail\n"
         )
     )
-    code = f"{spoil}import sys; from genfl_mpi.cli import main; sys.exit(main(['watch', {str(results.parent)!r}]))"
+    code = (
+        f"{spoil}import sys; from genfl_mpi.cli import main; "
+        f"sys.exit(main(['watch', {str(results.parent)!r}]))"
+    )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert seen.returncode == 0, seen.stderr
     assert rounds_said(seen.stdout) == list(range(1, 61))
@@ -156,7 +165,7 @@ def test_a_frame_fits_a_narrow_terminal(tmp_path):
     ]
     note = progress.Progress(runs[-1].path, 0, 1)
     note("train", 5, 4)
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(display.frame(runs, 54))
     text = console.export_text()
     note.close()
@@ -179,7 +188,7 @@ def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
     note.close()
     words.append(progress.state(run.path))
     assert words == ["running", "failed"]
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(display.frame([run], 1, {run.path: words[1]}))
     assert (
         "failed: rank 0 of 1" in (text := console.export_text())
