@@ -26,7 +26,7 @@ FIGURES = {
 
 def plot(arguments: Sequence[str]) -> int:
     """Draw a figure from results files."""
-    parser = launch.parser_of_results(
+    parser = launch.results_parser(
         "plot",
         "Draw a figure from results files, for one column of a two-column paper:\n"
         + "\n".join(f"  {name:<15}{about}" for name, about in FIGURES.items())
@@ -86,7 +86,7 @@ def plot(arguments: Sequence[str]) -> int:
 
 def summary(arguments: Sequence[str]) -> int:
     """Show the progress and accuracy of many runs."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "summary",
         "Show many runs at once, whether finished, running, interrupted or not started:\n"
         "the progress of each, the final accuracy of the finished ones, and a figure of\n"
@@ -118,7 +118,7 @@ def summary(arguments: Sequence[str]) -> int:
 
 def claims(arguments: Sequence[str]) -> int:
     """Test the paper's claims on results files."""
-    parser = launch.parser_of_results(
+    parser = launch.results_parser(
         "claims",
         "Test the paper's claims on results files of several methods, alphas and seeds,\n"
         "and write the verdicts as a table. For example:\n"
@@ -148,7 +148,7 @@ def claims(arguments: Sequence[str]) -> int:
 
 def price(arguments: Sequence[str]) -> int:
     """Compute the seconds, joules and bytes of runs in simulated worlds."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "price",
         "Compute the seconds, joules and bytes of finished runs in simulated worlds,\n"
         "without training: a table, and a figure of accuracy over each of the three.\n"
@@ -190,7 +190,7 @@ def price(arguments: Sequence[str]) -> int:
 
 def incentive(arguments: Sequence[str]) -> int:
     """Compute payments to clients that generate missing labels."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "incentive",
         "Compute what the server should pay the clients of a run for generating images of\n"
         "labels that they lack: the clients' best responses to a price, the optimal price\n"
@@ -226,7 +226,7 @@ def incentive(arguments: Sequence[str]) -> int:
 
 def audit(arguments: Sequence[str]) -> int:
     """Find misbehaving clients."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "audit",
         "Find misbehaving clients in a run with audit=true: free riders, which return the\n"
         "global model with or without noise, and clients that hold other labels than they\n"
@@ -245,7 +245,7 @@ def audit(arguments: Sequence[str]) -> int:
 
 def hindsight(arguments: Sequence[str]) -> int:
     """Find the best kappa and each policy's regret."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "hindsight",
         "Find the best kappa in hindsight, in a run with hindsight.every: print the loss\n"
         "along the segment between the two models of a round, its barrier, and each kappa\n"
@@ -272,7 +272,7 @@ def hindsight(arguments: Sequence[str]) -> int:
 
 def scaling(arguments: Sequence[str]) -> int:
     """Print and plot scaling with ranks, clients and cohort."""
-    parser = launch.parser_of_results(
+    parser = launch.results_parser(
         "scaling",
         "Print and plot scaling. For runs of the same configuration on different numbers\n"
         "of ranks: speed-up, efficiency and time per phase, beside the prediction from\n"
@@ -294,7 +294,7 @@ def scaling(arguments: Sequence[str]) -> int:
 
 def show(arguments: Sequence[str]) -> int:
     """Print the contents of a results file."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "show",
         "Print the contents of a results file. For example:\n"
         "  python -m genfl_mpi show results/default/genfl_seed1.h5",
@@ -308,7 +308,7 @@ def show(arguments: Sequence[str]) -> int:
 
 def digest(arguments: Sequence[str]) -> int:
     """Print the SHA-256 of results."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "digest",
         "Print the SHA-256 of the final weights, and of the results without times, hosts\n"
         "and bytes. Equal runs have equal digests on any number of ranks. For example:\n"
@@ -328,7 +328,7 @@ def digest(arguments: Sequence[str]) -> int:
 
 def watch(arguments: Sequence[str]) -> int:
     """Follow the progress of runs."""
-    parser = launch.parser_of_results(
+    parser = launch.results_parser(
         "watch",
         "Follow runs of another shell or a batch job until they are finished, with a live\n"
         "view on a terminal, otherwise with one line per round.\n"
@@ -352,7 +352,7 @@ def watch(arguments: Sequence[str]) -> int:
 
 def export(arguments: Sequence[str]) -> int:
     """Write results as CSV or for TensorBoard."""
-    parser = launch.parser_of_results(
+    parser = launch.results_parser(
         "export",
         "Export a table of results files to other tools: as CSV with one row per round,\n"
         "or as logs for TensorBoard. For example:\n"
@@ -394,7 +394,7 @@ def export(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Write a report on runs as one HTML file."""
-    parser = launch.parser_of_results(
+    parser = launch.results_parser(
         "report",
         "Write a report on a run or a sweep as one self-contained HTML file, with\n"
         "configuration, environment, figures, tables, claims and images. For example:\n"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def quality(arguments: Sequence[str]) -> int:
     """Measure the quality of the images in a bank."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "quality",
         "Measure the quality of the images in the folder BANK against the real data set\n"
         "of CONFIG, and draw a labelled sheet of them, BANK/quality.png. For example:\n"
@@ -40,12 +40,12 @@ def quality(arguments: Sequence[str]) -> int:
             comm, options.bank, next(iter(runs.values())), [int(count) for count in options.counts.split(",")]
         )
 
-    return launch.print_of_config(parser, arguments, lines)
+    return launch.print_with_config(parser, arguments, lines)
 
 
 def pretrain(arguments: Sequence[str]) -> int:
     """Train a small generator on public images."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "pretrain",
         "Train a small text-to-image pipeline in Stable Diffusion's format on public\n"
         "images, which no client holds, and write it to pretraining.output. For example:\n"
@@ -63,7 +63,7 @@ def pretrain(arguments: Sequence[str]) -> int:
 
 def finetune(arguments: Sequence[str]) -> int:
     """Train a LoRA adapter for a generator."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "finetune",
         "Train a LoRA adapter for generation.checkpoint on a few real images per class,\n"
         "at the server or at the clients, on all ranks, and write it to\n"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Command = Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int]
 
 
-def parser_of(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+def command_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """Make the parser of a command, without arguments."""
     return argparse.ArgumentParser(
         prog=f"python -m genfl_mpi {command}".strip(),
@@ -31,14 +31,14 @@ def parser_of(command: str, description: str, epilog: str | None = None) -> argp
     )
 
 
-def parser_of_config(
+def config_parser(
     command: str, description: str, epilog: str | None = None, first: tuple[str, str] | None = None
 ) -> argparse.ArgumentParser:
     """Make the parser of a command that reads a configuration, optionally after another argument.
 
     first: name and help text of that argument.
     """
-    parser = parser_of(command, description, epilog)
+    parser = command_parser(command, description, epilog)
     if first:
         parser.add_argument(first[0], metavar=first[0].upper(), help=first[1])
     parser.add_argument(
@@ -53,9 +53,9 @@ def parser_of_config(
     return parser
 
 
-def parser_of_results(command: str, description: str) -> argparse.ArgumentParser:
+def results_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Make the parser of a command that reads results files."""
-    parser = parser_of(command, description)
+    parser = command_parser(command, description)
     parser.add_argument("results", nargs="+", help="results files, or folders of results files")
     return parser
 
@@ -70,7 +70,7 @@ def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+def parse_config_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of a command that reads a configuration; its file is optional."""
     options = parse_once(parser, arguments)
     if options.config and "=" in options.config and not os.path.exists(options.config):
@@ -90,10 +90,10 @@ def on_config(options: argparse.Namespace, command: Command) -> int:
 
 def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str], command: Command) -> int:
     """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
-    return on_config(options_of(parser, arguments), command)
+    return on_config(parse_config_options(parser, arguments), command)
 
 
-def print_of_config(
+def print_with_config(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str],
     lines: Callable[[MPI.Comm, argparse.Namespace, Runs], Iterable[str]],
@@ -117,7 +117,7 @@ def on_all_ranks(load: Callable[[], Runs], command: Callable[[MPI.Comm, Runs, Sa
 
     comm = collectives.world()
 
-    def say_once(text: str) -> None:
+    def say_on_rank0(text: str) -> None:
         if comm.rank == 0:
             say(text)
 
@@ -128,7 +128,7 @@ def on_all_ranks(load: Callable[[], Runs], command: Callable[[MPI.Comm, Runs, Sa
         from genfl_mpi.mpi import devices
 
         devices.survey(comm)
-        return command(comm, runs, say_once)
+        return command(comm, runs, say_on_rank0)
 
     return failing.exit_status(comm, start)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def doctor(arguments: Sequence[str]) -> int:
     """Check the setup and suggest fixes."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "doctor",
         "Check the setup: MPI, ranks, cores, GPUs, versions, files, messages, and the\n"
         "data set and generator of CONFIG. Print what to fix and how. The exit status is 2 if\n"
@@ -36,7 +36,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def prefetch(arguments: Sequence[str]) -> int:
     """Download data set and checkpoint."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "prefetch",
         "Download what CONFIG needs, on a machine with network access: the data set into\n"
         "data.root, and the generator's checkpoint into the local Hugging Face cache.\n"
@@ -49,12 +49,12 @@ def prefetch(arguments: Sequence[str]) -> int:
         if comm.rank == 0:
             yield from prefetch(runs.values())
 
-    return launch.print_of_config(parser, arguments, lines)
+    return launch.print_with_config(parser, arguments, lines)
 
 
 def partition(arguments: Sequence[str]) -> int:
     """Print and plot how the clients' data differ."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "partition",
         "Print how the clients' data differ: sizes, labels, earth mover's distances; and\n"
         "plot the samples per client and class into output/partition.png. For example:\n"
@@ -66,12 +66,12 @@ def partition(arguments: Sequence[str]) -> int:
 
         yield from partition(comm, next(iter(runs.values())))
 
-    return launch.print_of_config(parser, arguments, lines)
+    return launch.print_with_config(parser, arguments, lines)
 
 
 def prompts(arguments: Sequence[str]) -> int:
     """Print the prompts and the number of images per round."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "prompts",
         "Print the prompts of the first round, and the number of images of each round.\n"
         "For example:\n  python -m genfl_mpi prompts generation.plan=deficit",
@@ -85,12 +85,12 @@ def prompts(arguments: Sequence[str]) -> int:
             raise UserError("these runs generate no images; choose method=genfl, aigc, sent or filled")
         yield from prompts(comm, generating[0])
 
-    return launch.print_of_config(parser, arguments, lines)
+    return launch.print_with_config(parser, arguments, lines)
 
 
 def generate(arguments: Sequence[str]) -> int:
     """Fill the image bank ahead of time, on all ranks."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "generate",
         "Generate the images that the runs of CONFIG will need, on all ranks, and store\n"
         "them in the bank. Started again, it generates the missing ones. For example:\n"
@@ -109,7 +109,7 @@ def generate(arguments: Sequence[str]) -> int:
 
 def plan(arguments: Sequence[str]) -> int:
     """Predict time, memory and bytes of a run."""
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "plan",
         "Predict seconds, memory, bytes and the best number of ranks for the first run of\n"
         "CONFIG on RANKS ranks, after a few seconds of measurements on this machine.\n"
@@ -166,4 +166,4 @@ def plan(arguments: Sequence[str]) -> int:
         name, config = next(iter(runs.items()))
         yield from planning.command(comm, config, cluster, name, options.gpus)
 
-    return launch.print_of_config(parser, arguments, lines)
+    return launch.print_with_config(parser, arguments, lines)

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     from genfl_mpi.config import loading
     from genfl_mpi.config.settings import describe
 
-    parser = launch.parser_of_config(
+    parser = launch.config_parser(
         "",
         "Simulate generative federated learning (GenFL) over MPI, by default the paper's\n"
         "three methods on real handwritten digits. When started again, it skips finished\n"
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         help="compute only the K-th run of the sweep, counted from 0, for a batch system's job array",
     )
     _verbosity(parser)
-    options = launch.options_of(parser, arguments)
+    options = launch.parse_config_options(parser, arguments)
 
     def members() -> Iterator[str]:
         for name, one in loading.load(options.config, options.overrides).items():
@@ -117,7 +117,7 @@ def _member(runs: launch.Runs, number: int) -> launch.Runs:
 
 def fork(arguments: Sequence[str]) -> int:
     """Continue from a round of a run with other settings."""
-    parser = launch.parser_of(
+    parser = launch.command_parser(
         "fork",
         "Continue from a checkpointed round of the run in FILE with other settings. The\n"
         "new results file begins with the rounds up to the fork and records its origin.\n"
@@ -196,7 +196,7 @@ def _run_all(
         # All runs of a sweep are checked before the first one starts.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
         for line in devices.remarks(
-            comm, max(one.runtime.threads for one in configs), configs[0].runtime.device
+            comm, max(one.runtime.threads or 1 for one in configs), configs[0].runtime.device
         ):
             view.say(line)
         held = {}

@@ -303,7 +303,7 @@ def _explain_value(error: ErrorDetails, kind: type[Section], path: Sequence[str]
 
 
 def _setting(kind: type[Section], path: Sequence[str]) -> str:
-    """Return the dotted key of the setting at or above a place in a configuration, a list's item say."""
+    """Return the dotted key of the setting at a place in a configuration, which may be a list item."""
     key = ".".join(path)
     known = set(keys(kind))
     while key not in known and "." in key:
@@ -312,7 +312,7 @@ def _setting(kind: type[Section], path: Sequence[str]) -> str:
 
 
 def _field(kind: type[Section], path: Sequence[str]) -> FieldInfo | None:
-    """Return the innermost field at a place in a configuration, None for the whole of it."""
+    """Return the innermost field at a place in a configuration, None for the root."""
     field: FieldInfo | None = None
     section: type[Section] | None = kind
     for name in path:

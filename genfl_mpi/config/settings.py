@@ -397,7 +397,7 @@ def keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
 
 
 def as_text(value: Any) -> str:
-    """Return a value of a setting as it is written in key=value."""
+    """Return the value of a setting as text for key=value."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(as_text, value))}]"
     if value is None:

@@ -312,7 +312,7 @@ def _begin(
 def _earlier(path: Path, config: Config, fork: Fork | None, say: Say) -> Earlier:
     """Return the state that `config` continues. Raises UserError if it cannot."""
     if not path.exists():
-        return from_file(*fork, config, say) if fork else Earlier()
+        return _forked(*fork, config, say) if fork else Earlier()
     with reader.open_results(path) as file, reader.damage(path):
         earlier = _kept_rounds(path, file, config, fork, say)
         rows = reader.rounds_of(file)
@@ -347,17 +347,15 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
     if rows:
         inputs.check(path, config, before, inputs.digests(config))
     origin = file["config"].attrs.get("origin", "")
-    if fork and origin != origin_of(*fork):
-        raise UserError(
-            f"{path} already exists and is not a fork of {origin_of(*fork)}; set another `output`"
-        )
+    if fork and origin != _origin(*fork):
+        raise UserError(f"{path} already exists and is not a fork of {_origin(*fork)}; set another `output`")
     rounds, weights, state = checkpoint.load(path, run, say)
     if finished and rounds != rows:
         rounds, weights, state = rows, reader.array_of(file, "weights"), {}
-        if rows < config.rounds and (who := remembering(config)):
+        if rows < config.rounds and (owner := remembering(config)):
             raise UserError(
-                f"{path}: the run cannot be continued without the memory of {who}, which was in the missing "
-                f"{checkpoint.path_for(path).name}; set another `output`, or start over with --fresh"
+                f"{path}: the run cannot be continued without the memory of {owner}, which was in "
+                f"the missing {checkpoint.path_for(path).name}; set another `output`, or start over with --fresh"
             )
     if rounds > rows:
         raise UserError(
@@ -371,7 +369,7 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
     return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run)
 
 
-def from_file(path: Path, round: int, config: Config, say: Say) -> Earlier:
+def _forked(path: Path, round: int, config: Config, say: Say) -> Earlier:
     """Return the state after a round of the run in the results file `path`, for a fork with `config`.
 
     Raises UserError if the round has no checkpoint.
@@ -394,14 +392,14 @@ def from_file(path: Path, round: int, config: Config, say: Say) -> Earlier:
             weights,
             state,
             reader.tables_until(file, round),
-            origin_of(path, round),
+            _origin(path, round),
             path,
             run,
             inputs.stored(file, config),
         )
 
 
-def origin_of(path: Path, round: int) -> str:
+def _origin(path: Path, round: int) -> str:
     """Describe the origin of a fork, as stored in its results file."""
     return f"{path} at round {round}"
 
