@@ -137,7 +137,7 @@ BAD = {
     "a truth value": (["rounds=true"], "rounds= needs an integer, for example rounds=30 (got True)"),
     "a truth value as a rate": (
         ["training.lr=true"],
-        "training.lr= needs a number, for example training.lr=0.05 (got True)",
+        "training.lr= needs a number (got True)",
     ),
     "a later run of the sweep": (["generation.checkpoint=./nowhere"], "there is no folder"),
     "a later run's prompts": (["generation.prompts=nowhere"], "generation.prompts: "),

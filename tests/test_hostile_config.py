@@ -125,6 +125,7 @@ NASTY = {
     "aliases that grow": "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
     "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
     "e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
+    "binary data as text": "generation: {negative_prompt: !!binary ''}",
     "an alias of itself": "training: &a {lr: *a}",
     "deep nesting": "[" * 5000,
     "a date that is none": "seed: 2001-99-99",

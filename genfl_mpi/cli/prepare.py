@@ -20,8 +20,8 @@ def doctor(arguments: Sequence[str]) -> int:
     parser = launch.config_parser(
         "doctor",
         "Check the setup: MPI, ranks, cores, GPUs, versions, files, messages, and the\n"
-        "data set and generator of CONFIG. Print what to fix and how. The exit status is 2 if\n"
-        "something must be fixed. Start it in the same way as the run. For example:\n"
+        "data set and generator of CONFIG. Print what to fix and how. Exit status 2 means\n"
+        "that something must be fixed. Start it in the same way as the run. For example:\n"
         "  mpirun -n 2 python -m genfl_mpi doctor\n"
         "  sbatch jobs/gpu.sh doctor configs/cifar10.yaml data.root=/data",
     )

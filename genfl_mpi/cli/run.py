@@ -22,7 +22,7 @@ EXAMPLES = """\
 examples:
   mpirun -n 4 python -m genfl_mpi                       the default runs
   mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  with three seeds
-  mpirun -n 2 python -m genfl_mpi generate              generate the images first
+  mpirun -n 2 python -m genfl_mpi generate              generate the images
   mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
   python -m genfl_mpi show results/default/genfl_seed1.h5
   python -m genfl_mpi digest results/default/*.h5

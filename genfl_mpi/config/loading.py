@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from genfl_mpi.config.renamed import new_name
 from genfl_mpi.config.settings import MACHINES, Config, as_text, filled_in, is_free, keys, section_in
@@ -193,6 +192,8 @@ def _copied(values: Any, where: str) -> Any:
             return {copied(str(key), depth + 1): copied(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [copied(item, depth + 1) for item in value]
+        if isinstance(value, bytes):
+            raise UserError(f"{where}: {value!r:.80} is binary data, which no setting takes; write text")
         if isinstance(value, str) and (
             "\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
         ):
@@ -261,7 +262,7 @@ NEEDS = {
 }
 
 
-def _explain(error: ErrorDetails, kind: type[Section]) -> str:
+def _explain(error: Mapping[str, Any], kind: type[Section]) -> str:
     """Describe one error of pydantic's in one line."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
@@ -285,7 +286,7 @@ def _explain(error: ErrorDetails, kind: type[Section]) -> str:
     return _explain_value(error, kind, path)
 
 
-def _explain_value(error: ErrorDetails, kind: type[Section], path: Sequence[str]) -> str:
+def _explain_value(error: Mapping[str, Any], kind: type[Section], path: Sequence[str]) -> str:
     """Describe a value of the wrong type, or out of its range, with an example of a right one."""
     what = re.sub(r"_(type|parsing|parsing_size|from_float)$", "", error["type"])
     field, key, got = _field(kind, path), _setting(kind, path), f"(got {_short(error['input'])})"

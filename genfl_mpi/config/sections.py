@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from genfl_mpi.config.types import (
     Count,
@@ -26,7 +26,9 @@ class Data(Section):
 
     name: Annotated[
         str,
-        OneOf("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic"),
+        AfterValidator(
+            OneOf("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic")
+        ),
     ] = Field(
         "mnist5k",
         description="data set; mnist5k is installed with the package, folder reads data.root/train/CLASS and "
@@ -68,13 +70,13 @@ class Data(Section):
 class Partition(Section):
     """How the training data are divided among the clients."""
 
-    scheme: Annotated[str, OneOf("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups")] = (
-        Field(
-            "dirichlet",
-            description="dirichlet divides each class among the clients, dirichlet_client draws each "
-            "client's mix of labels, shards deals out pieces of the data sorted by label, classes gives each "
-            "client a few labels, groups reads a file",
-        )
+    scheme: Annotated[
+        str, AfterValidator(OneOf("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups"))
+    ] = Field(
+        "dirichlet",
+        description="dirichlet divides each class among the clients, dirichlet_client draws each "
+        "client's mix of labels, shards deals out pieces of the data sorted by label, classes gives each "
+        "client a few labels, groups reads a file",
     )
     alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
     shards: Count = Field(2, description="scheme=shards: shards per client")

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.sections import (
@@ -425,7 +425,7 @@ def _described(section: type[Section], prefix: str, names: Mapping[str, Iterable
             choices = [*map(str, _choices(field)), *names.get(key, ())]
             if not all(re.search(rf"\b{re.escape(choice)}\b", about) for choice in choices):
                 about = f"{about}; choices: {', '.join(choices)}"
-            if any(isinstance(mark, OneOf) for mark in field.metadata):
+            if _names(field):
                 about += ", or module:function"
             yield from _wrapped(f"{key}: {as_text(field.default) or '(empty)'}  ({about})", 2)
         if inner is not None:
@@ -437,12 +437,16 @@ def _described(section: type[Section], prefix: str, names: Mapping[str, Iterable
 
 def _choices(field: FieldInfo) -> Iterator[Any]:
     """Yield the names that a setting takes."""
-    for mark in field.metadata:
-        if isinstance(mark, OneOf):
-            yield from mark.names
+    yield from _names(field)
     for kind in (field.annotation, *get_args(field.annotation)):
         if get_origin(kind) is Literal:
             yield from get_args(kind)
+
+
+def _names(field: FieldInfo) -> tuple[str, ...]:
+    """Return the built-in names of a setting that also takes module:function."""
+    validators = [mark.func for mark in field.metadata if isinstance(mark, AfterValidator)]
+    return next((one.names for one in validators if isinstance(one, OneOf)), ())
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

@@ -355,7 +355,8 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
         if rows < config.rounds and (owner := remembering(config)):
             raise UserError(
                 f"{path}: the run cannot be continued without the memory of {owner}, which was in "
-                f"the missing {checkpoint.path_for(path).name}; set another `output`, or start over with --fresh"
+                f"the missing {checkpoint.path_for(path).name}; set another `output`, or start over with "
+                "--fresh"
             )
     if rounds > rows:
         raise UserError(
