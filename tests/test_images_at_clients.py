@@ -206,11 +206,11 @@ def test_a_run_is_priced_by_where_its_images_were(quick, tmp_path):
 BAD = {
     "a filter at nobody's": (
         "method=filled generation.min_fidelity=0.5 data.public_pool=100",
-        "with method=filled the clients make them",
+        "generation.min_fidelity filters images at the server",
     ),
     "images at nobody's": (
         "method=filled validation.source=generated",
-        "method=filled has none at the server",
+        "needs generated images at the server, and method=filled has none",
     ),
     "a share": ("method=filled client_generation.share=2", "client_generation.share"),
     "labels": ("method=filled client_generation.labels=all", "client_generation.labels"),
@@ -283,8 +283,8 @@ def test_a_composition_without_a_name(fast, tmp_path):
 @pytest.mark.parametrize(
     ("composition", "said"),
     [
-        (["images=sent", "local_training=false"], "trains no model"),
-        (["images=made", "source=pool"], "the clients generate the images"),
+        (["images=sent_to_clients", "local_training=false"], "trains no model"),
+        (["images=made_by_clients", "source=pool"], "the clients generate the images"),
         (["matched_steps=true"], "a control without images"),
         (["images=elsewhere"], "composition.images= needs one of "),
     ],
