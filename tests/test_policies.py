@@ -10,8 +10,9 @@ from conftest import mpirun
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation import worker
-from genfl_mpi.federation.policies import ServerState, kappa, selection, skew
+from genfl_mpi.federation.policies import ServerState, kappa, selection
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
 from genfl_mpi.federation.policies.selection import SELECTION
@@ -277,7 +278,10 @@ def test_a_mislabelled_client_loses_weight(tiny, policy):
 
 def test_a_skewed_client_loses_weight(quick):
     simulation, records = run(*quick, "rho.policy=quality", "cohort=6", "rho.gamma=2")
-    samples, distance = simulation.server.state.samples, skew(simulation.data["shared_labels"])
+    samples, distance = (
+        simulation.server.state.samples,
+        earth_movers_distance(simulation.data["shared_labels"]),
+    )
     ratio = records[0].clients["rho"] / samples
     assert np.array_equal(np.argsort(-ratio), np.argsort(distance))
     refusing = run(*quick, "rho.policy=quality", "label_sharing.refusal_rate=1")[
@@ -349,7 +353,9 @@ def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
         distances.append(
             np.mean(
                 [
-                    skew(held[record.clients["client"]].sum(0, keepdims=True), held.sum(0))[0]
+                    earth_movers_distance(held[record.clients["client"]].sum(0, keepdims=True), held.sum(0))[
+                        0
+                    ]
                     for record in records
                 ]
             )

@@ -10,8 +10,8 @@ from genfl_mpi import Simulation
 from genfl_mpi.analysis.heterogeneity import heterogeneity
 from genfl_mpi.cli import main
 from genfl_mpi.data.clients import client_data
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation import probes
-from genfl_mpi.federation.policies import skew
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.results import reader
 
@@ -114,7 +114,7 @@ def test_skew_shows_in_every_measure(fast):
         assert np.nanmin(clients["local_error"]) >= 0
         cohort = record.clients["client"]
         histograms = simulation.data["label_histograms"]
-        pooled = skew(histograms[cohort].sum(0)[None], histograms.sum(0))[0]
+        pooled = earth_movers_distance(histograms[cohort].sum(0)[None], histograms.sum(0))[0]
         assert record.columns["cohort_emd"] == pytest.approx(pooled)
     assert all(even < skewed for even, skewed in zip(*measures.values())), measures
 

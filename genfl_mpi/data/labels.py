@@ -28,10 +28,18 @@ def label_histograms(labels: np.ndarray, pointers: np.ndarray, classes: int) -> 
     return histograms
 
 
-def earth_movers_distance(histograms: np.ndarray) -> np.ndarray:
-    """Compute sum_i |p_n(y=i) - p(y=i)| of every client: float64 (clients,), in [0, 2) (Zhao et al. 2018)."""
-    population = histograms.sum(0) / histograms.sum()
-    return np.abs(histograms / histograms.sum(1, keepdims=True) - population).sum(1)
+def earth_movers_distance(histograms: np.ndarray, population: np.ndarray | None = None) -> np.ndarray:
+    """Return the EMD of each row of label counts to a mix of labels, float64 (n,) in [0, 2].
+
+    sum_i |p_n(y=i) - p(y=i)| for row n (Zhao et al. 2018). histograms: int (n, classes). population: int (classes,), the counts
+    of the mix; the sum of all rows by default. NaN for a row of zeros, such as a client that shared nothing.
+    """
+    totals = histograms.sum(1, keepdims=True)
+    if population is None:
+        population = histograms.sum(0)
+    mix = population / max(1, population.sum())
+    distance = np.abs(histograms / np.maximum(totals, 1) - mix).sum(1)
+    return np.where(totals[:, 0] > 0, distance, np.nan)
 
 
 def share(histograms: np.ndarray, settings: LabelSharing, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.federation import hindsight
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
-from genfl_mpi.federation.policies import skew
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 
@@ -147,9 +147,9 @@ def of_cohort(held, histograms):
         return {"cohort_emd": np.nan, "clients_emd": np.nan, "cohort_labels": 0}
     pooled, population = held.sum(0), histograms.sum(0)
     return {
-        "cohort_emd": skew(pooled[None], population)[0],
+        "cohort_emd": earth_movers_distance(pooled[None], population)[0],
         "cohort_labels": np.count_nonzero(pooled),
-        "clients_emd": np.average(skew(held, population), weights=held.sum(1)),
+        "clients_emd": np.average(earth_movers_distance(held, population), weights=held.sum(1)),
     }
 
 

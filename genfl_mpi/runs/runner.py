@@ -17,7 +17,7 @@ from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation import algorithms
-from genfl_mpi.federation.configured import find_policies, remembering
+from genfl_mpi.federation.policy_lookup import find_policies, remembering
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts

@@ -1,4 +1,11 @@
-"""Federated algorithms: one file each. `algorithm.name` names one of these, or an `Algorithm` of the user's as module:name."""
+"""Federated algorithms, one file each.
+
+`algorithm.name` is one of them, or module:name of your own `Algorithm`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from genfl_mpi.config import functions
 from genfl_mpi.federation.algorithms.fedavg import FEDAVG
@@ -9,18 +16,30 @@ from genfl_mpi.federation.algorithms.scaffold import SCAFFOLD
 from genfl_mpi.federation.algorithms.server_optimizers import FEDADAM, FEDAVGM, FEDYOGI
 from genfl_mpi.util.errors import UserError
 
-ALGORITHMS = {one.name: one for one in (FEDAVG, FEDPROX, FEDNOVA, FEDAVGM, FEDADAM, FEDYOGI, SCAFFOLD)}
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+
+ALGORITHMS = {
+    algorithm.name: algorithm for algorithm in (FEDAVG, FEDPROX, FEDNOVA, FEDAVGM, FEDADAM, FEDYOGI, SCAFFOLD)
+}
 
 
-def find(config):
-    """The configured `Algorithm`. Raises UserError if there is none of that name, or the configuration does not go with it."""
+def find(config: Config) -> Algorithm:
+    """Return the configured `Algorithm`.
+
+    Raises UserError if it is unknown or does not fit the configuration.
+    """
     name = config.algorithm.name
     found = functions.find(name, ALGORITHMS, "algorithm.name", Algorithm)
     if config.training.clients_per_batch > 1 and not found.can_batch:
         raise UserError(
-            f"algorithm.name={name} needs training.clients_per_batch=1: it trains each client in a way of its own"
+            f"algorithm.name={name} cannot train several clients as one batch; "
+            "set training.clients_per_batch=1"
         )
     if config.audit and found.corrects_gradients:
-        raise UserError(f"audit reads the clients' gradients, which algorithm.name={name} corrects")
+        raise UserError(
+            f"audit cannot read labels from updates of algorithm.name={name}, which corrects the clients' "
+            "gradients; set audit=false or another algorithm"
+        )
     found.check(config)
     return found

@@ -1,4 +1,7 @@
-"""FedAvg (McMahan et al. 2017): omega_fl = sum_n rho_n omega_n. Beside the weights nothing travels and nothing is kept."""
+"""FedAvg (McMahan et al. 2017): omega_fl = sum_n rho_n omega_n.
+
+It sends and keeps nothing besides the weights.
+"""
 
 from genfl_mpi.federation.algorithms.interface import Algorithm
 

@@ -1,29 +1,41 @@
-"""What a federated algorithm is: a handful of functions that know nothing of MPI, ranks, files or GPUs."""
+"""The interface of a federated algorithm: a few functions, independent of MPI, ranks, files and GPUs."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+
+Weights: TypeAlias = torch.Tensor
+Tensors: TypeAlias = dict[str, torch.Tensor]
+Kind: TypeAlias = Literal["broadcast", "sum", "server", "client"]
+
 
 class Array(NamedTuple):
-    """Declare an array of an algorithm: buffers, checkpoints, the `plan` command and overflow bounds follow from it.
+    """Declare an array of an algorithm. Buffers, checkpoints, `plan` and overflow bounds follow from it.
 
-    shape: of the array. kind: broadcast (float32, from rank 0 to every rank, before the clients train); sum (an exact sum of
-    what clients contribute, read as float64); server (rank 0 keeps it, in the checkpoint); client (float32, each client keeps
-    its own, zeros before it first trains). fraction_bits: of a sum in 64-bit fixed point; the sum of |coefficient| times the
-    largest |value| must stay below 2 ** (62 - fraction_bits).
+    kind: broadcast (float32, from rank 0 to every rank before the clients train); sum (an exact sum of the
+    clients' contributions, read as float64); server (kept by rank 0, in the checkpoint); client (float32,
+    kept by each client; zeros before it first trains). fraction_bits: of a sum in 64-bit fixed point; the sum
+    of |coefficient| times the largest |value| must stay below 2 ** (62 - fraction_bits).
     """
 
-    shape: tuple
-    kind: Literal["broadcast", "sum", "server", "client"]
+    shape: tuple[int, ...]
+    kind: Kind
     fraction_bits: int = 40
 
 
 class Cohort(NamedTuple):
-    """The clients whose models are summed. ids, samples, epochs: int64 (K,); rho: float64 (K,), not negative, with sum 1."""
+    """Describe the clients whose models are summed.
+
+    ids, samples, epochs: int64 (K,). rho: float64 (K,), not negative, with sum 1.
+    """
 
     ids: np.ndarray
     samples: np.ndarray
@@ -32,8 +44,11 @@ class Cohort(NamedTuple):
 
 
 class Client(NamedTuple):
-    """A client that trains. samples: that it trains on; steps: of its local training; settings: `training` of this round, with
-    the client's own number of epochs; parameters: how many of the weights are parameters, which come first."""
+    """Describe a client in training.
+
+    samples: number it trains on. steps: of its local training. settings: `training` of this round, with this
+    client's number of epochs. parameters: number of trainable weights, which come first in the weight vector.
+    """
 
     id: int
     samples: int
@@ -43,8 +58,11 @@ class Client(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A local training. epochs: passes over the client's data. prox: mu of a proximal term mu / 2 |w - omega^t|^2 in the loss.
-    correction: float32 (parameters,), added to every gradient, or None."""
+    """Describe one local training.
+
+    epochs: passes over the client's data. prox: mu of a proximal term mu / 2 |w - omega^t|^2 in the loss.
+    correction: float32 (parameters,), added to every gradient, or None.
+    """
 
     epochs: int
     prox: float = 0.0
@@ -52,100 +70,114 @@ class Stage(NamedTuple):
 
 
 class Contribution(NamedTuple):
-    """What a client adds to the declared sums, {name: (coefficient, float32 tensor)}, and the new values of the arrays that it
-    keeps, {name: float32 tensor}."""
+    """Hold a client's contribution besides its model.
 
-    sums: dict
-    own: dict
+    sums: {name: (coefficient, float32 tensor)}, added to the declared sums. own: {name: float32 tensor}, new
+    values of the client's arrays.
+    """
+
+    sums: dict[str, tuple[float, torch.Tensor]]
+    own: Tensors
 
 
 class Received(NamedTuple):
-    """What the server gets of a round. model: float64 (size,), the sum of the clients' models by their coefficients;
-    coefficient: the sum of these; sums: {name: float64 tensor}; parameters: how many of the weights are parameters."""
+    """Hold what the server receives in a round.
+
+    model: float64 (size,), the sum of the clients' models times their coefficients. coefficient: the sum of
+    the coefficients. sums: {name: float64 tensor}. parameters: number of trainable weights, which come first.
+    """
 
     model: torch.Tensor
     coefficient: float
-    sums: dict
+    sums: Tensors
     parameters: int
 
 
-def _declare(parameters, config):
+def _declare(parameters: int, config: Config) -> dict[str, Array]:
     return {}
 
 
-def _check(config):
+def _check(config: Config) -> None:
     pass
 
 
-def _coefficients(cohort, config):
+def _coefficients(cohort: Cohort, config: Config) -> np.ndarray:
     return cohort.rho
 
 
-def _broadcast(state, config):
+def _broadcast(state: Tensors, config: Config) -> Tensors:
     return {}
 
 
-def _stages(client, omega, arrays, own, config):
+def _stages(client: Client, omega: Weights, arrays: Tensors, own: Tensors, config: Config) -> list[Stage]:
     return [Stage(client.settings.epochs)]
 
 
-def _contribute(client, omega, trained, arrays, own, config):
+def _contribute(
+    client: Client, omega: Weights, trained: Weights, arrays: Tensors, own: Tensors, config: Config
+) -> Contribution:
     return Contribution({}, {})
 
 
-def _average(omega, received, config):
+def _average(omega: Weights, received: Received, config: Config) -> Weights:
     return received.model
 
 
-def _aggregate(state, omega, average, received, config):
+def _aggregate(
+    state: Tensors, omega: Weights, average: Weights, received: Received, config: Config
+) -> Weights:
     return average
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A federated algorithm. Every function that is not given is FedAvg's.
+    """Define a federated algorithm. Functions that are not given are FedAvg's.
 
     declare(parameters, config) -> {name: Array}
-        The arrays that travel or are kept beside the weights.
+        Declare the arrays that are sent or kept besides the weights.
     check(config)
-        Raise UserError if the configuration does not go with the algorithm.
+        Raise UserError if the configuration does not fit the algorithm.
     coefficients(cohort, config) -> float64 (K,)
-        What each client's model is multiplied by in the sum; rho by default. Where clients of the cohort drop out after
-        training, it is asked again for the others, with their rho scaled to sum 1, and the sum is scaled likewise.
+        Return each model's coefficient in the sum; rho by default. If clients drop out after training, it is
+        called again for the remaining clients, with their rho scaled to sum 1, and the sum is scaled
+        accordingly.
     broadcast(state, config) -> {name: array}
-        The values of the declared broadcast arrays, on rank 0 before the clients train.
+        Return the values of the declared broadcast arrays. Called on rank 0 before the clients train.
     stages(client, omega, arrays, own, config) -> list of `Stage`
-        What a client does: one or more local trainings, each from where the last one ended. omega: float32 (size,), the
-        global weights; arrays: the broadcast arrays; own: the client's arrays; tensors on the device.
+        Return one or more local trainings; each starts where the previous one ended. omega: float32 (size,),
+        the global weights; arrays: the broadcast arrays; own: the client's arrays. All tensors are on the
+        device.
     contribute(client, omega, trained, arrays, own, config) -> `Contribution`
-        What a client gives and keeps beside its model. trained: float32 (size,), its weights. Not asked of clients whose loss
-        or weights are not finite.
+        Return a client's contribution besides its model. trained: float32 (size,), its weights. Not called
+        for clients with a loss or weights that are not finite.
     average(omega, received, config) -> float64 (size,)
-        The mean of the clients' models, on rank 0; their weighted sum by default. omega: float32 (size,).
+        Return the mean of the clients' models; their weighted sum by default. Called on rank 0. omega:
+        float32 (size,).
     aggregate(state, omega, average, received, config) -> float64 (size,)
-        The federated model omega_fl, on rank 0, before Eq. (1); the average by default. state: {name: float64 tensor}, the declared
-        server arrays, which it may change and which begin as an empty dict.
+        Return the federated model omega_fl, before Eq. (1); the average by default. Called on rank 0. state:
+        {name: float64 tensor}, the declared server arrays; an empty dict at first; may be modified.
 
-    can_batch: whether clients may be trained as one batched computation (`training.clients_per_batch`). corrects_gradients: whether
-    a client's update follows from more than its own gradients, so that `audit` cannot read its labels from it.
+    can_batch: whether several clients can train as one batched computation (`training.clients_per_batch`).
+    corrects_gradients: whether a client's update depends on more than its gradients, so that `audit` cannot
+    infer its labels from the update.
     """
 
     name: str
-    declare: Callable = _declare
-    check: Callable = _check
-    coefficients: Callable = _coefficients
-    broadcast: Callable = _broadcast
-    stages: Callable = _stages
-    contribute: Callable = _contribute
-    average: Callable = _average
-    aggregate: Callable = _aggregate
+    declare: Callable[..., dict[str, Array]] = _declare
+    check: Callable[[Config], None] = _check
+    coefficients: Callable[[Cohort, Config], np.ndarray] = _coefficients
+    broadcast: Callable[[Tensors, Config], Mapping[str, Any]] = _broadcast
+    stages: Callable[[Client, Weights, Tensors, Tensors, Config], list[Stage]] = _stages
+    contribute: Callable[..., Contribution] = _contribute
+    average: Callable[[Weights, Received, Config], Weights] = _average
+    aggregate: Callable[[Tensors, Weights, Weights, Received, Config], Weights] = _aggregate
     can_batch: bool = True
     corrects_gradients: bool = False
 
-    def declared(self, kind, parameters, config):
-        """The declared arrays of a kind, {name: Array}."""
+    def declared(self, kind: Kind, parameters: int, config: Config) -> dict[str, Array]:
+        """Return the declared arrays of one kind by name."""
         return {name: array for name, array in self.declare(parameters, config).items() if array.kind == kind}
 
-    def remembers(self, config):
-        """Whether a run needs more than the weights and the results file to go on."""
+    def remembers(self, config: Config) -> bool:
+        """Return whether resuming a run needs more than the weights and the results file."""
         return any(array.kind in ("server", "client") for array in self.declare(1, config).values())

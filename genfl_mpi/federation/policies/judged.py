@@ -1,37 +1,47 @@
-"""kappa policies that try the models on validation data: config.validation says which."""
+"""kappa policies that evaluate models on the validation data set by config.validation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from genfl_mpi.federation.policies import mixed, needs
 
-LEAST_JOULES = 1e-9  # a world's powers may be 0
+if TYPE_CHECKING:
+    from genfl_mpi.federation.policies import Policy, ServerState
+
+MIN_JOULES = 1e-9  # a world's powers may be 0
 
 
 @needs("validation")
-def softmax_accuracy(state):
-    """The share of the augmented model in a softmax of both models' accuracies over kappa.temperature."""
+def softmax_accuracy(state: ServerState) -> float:
+    """Return the augmented model's share in a softmax of both models' accuracies over kappa.temperature."""
     return _softmax(state, state.judge(state.augmented_weights)[1] - state.judge(state.fl_weights)[1])
 
 
 @needs("validation")
-def softmax_loss(state):
-    """The share of the augmented model in a softmax of both models' negative losses over kappa.temperature."""
+def softmax_loss(state: ServerState) -> float:
+    """Return the augmented model's share in a softmax of both negative losses over kappa.temperature."""
     return _softmax(state, state.judge(state.fl_weights)[0] - state.judge(state.augmented_weights)[0])
 
 
 @needs("validation")
-def line_search(state):
-    """The kappa2 of kappa.grid at which the model on the segment from omega_fl to omega_a has the least loss."""
+def line_search(state: ServerState) -> float:
+    """Return the kappa2 of kappa.grid with the lowest loss of the mixed model."""
     grid = state.config.kappa.grid
     return grid[int(np.argmin([state.judge(mixed(state, kappa2))[0] for kappa2 in grid]))]
 
 
 @needs("validation", "memory")
-def bandit(state):
-    """An arm for each kappa2 of kappa.grid, by UCB1 (Auer et al. 2002): the reward of an arm is by how much the loss fell in
-    the round that it was used, over the largest change so far. A round before one in which there was nothing to choose does not count."""
+def bandit(state: ServerState) -> float:
+    """Choose kappa2 from kappa.grid by UCB1 (Auer et al. 2002).
+
+    The reward of an arm is the decrease of the loss in the round that used it, divided by the largest change
+    so far. A round does not count if the policy is not called in the round after it.
+    """
     grid, memory, loss = np.array(state.config.kappa.grid), state.memory, state.judge(state.weights)[0]
-    if not np.array_equal(memory.get("grid"), grid):  # also where a run is forked with another one
+    if not np.array_equal(memory.get("grid", ()), grid):  # also true when a run is forked with another grid
         memory |= {
             "grid": grid,
             "plays": np.zeros(len(grid)),
@@ -54,25 +64,31 @@ def bandit(state):
 
 
 @needs("validation", "world")
-def cost_aware(state):
-    """Each model in proportion to what it takes off the loss for a joule: of the clients' training and sending, and of the
-    server's generating and training. The configured kappa2 if neither takes anything off."""
+def cost_aware(state: ServerState) -> float:
+    """Weight each model by its decrease of the loss per joule.
+
+    Joules are those of the clients' training and sending, and of the server's generation and training.
+    Returns the configured kappa2 if neither model decreases the loss.
+    """
     before = state.judge(state.weights)[0]
     gain_fl, gain_a = (
         max(0.0, before - state.judge(weights)[0]) for weights in (state.fl_weights, state.augmented_weights)
     )
-    fl = gain_fl / max(LEAST_JOULES, state.forecast.joules[state.cohort].sum())
-    augmented = gain_a / max(LEAST_JOULES, state.forecast.augmented_joules)
+    fl = gain_fl / max(MIN_JOULES, state.forecast.joules[state.cohort].sum())
+    augmented = gain_a / max(MIN_JOULES, state.forecast.augmented_joules)
     return augmented / (fl + augmented) if fl + augmented else state.config.kappa.kappa2
 
 
 @needs("validation")
-def shapley(state):
-    """The augmented model's share of both models' Shapley values in taking off the loss; together they are mixed by the
-    configured kappa2, which also decides if neither has a positive value."""
-    nobody = state.judge(state.weights)[0]
+def shapley(state: ServerState) -> float:
+    """Return the augmented model's share of both models' Shapley values in lowering the loss.
+
+    The coalition of both is their mix by the configured kappa2, which is also the result if neither value is
+    positive.
+    """
+    before = state.judge(state.weights)[0]
     fl, augmented, both = (
-        nobody - state.judge(weights)[0]
+        before - state.judge(weights)[0]
         for weights in (state.fl_weights, state.augmented_weights, mixed(state, state.config.kappa.kappa2))
     )
     value_fl, value_a = (
@@ -81,11 +97,11 @@ def shapley(state):
     return value_a / (value_fl + value_a) if value_fl + value_a else state.config.kappa.kappa2
 
 
-def _softmax(state, lead):
+def _softmax(state: ServerState, lead: float) -> float:
     return 1 / (1 + np.exp(np.clip(-lead / state.config.kappa.temperature, -700, 700)))
 
 
-KAPPA = {
+KAPPA: dict[str, Policy] = {
     "softmax_accuracy": softmax_accuracy,
     "softmax_loss": softmax_loss,
     "line_search": line_search,

@@ -1,128 +1,165 @@
 """Which clients train: (state) -> int array (cohort,) of distinct client ids.
 
-Where a policy says candidates, these are selection.candidates clients drawn at random, or all if it is not set. Ties go to
-whom the draw has first.
+Candidates are selection.candidates clients drawn at random, or all clients if it is not set. Ties are broken
+by the order of the draw.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genfl_mpi.federation.policies import needs, skew
+from genfl_mpi.data.labels import earth_movers_distance
+from genfl_mpi.federation.policies import needs
 from genfl_mpi.util import streams
 
+if TYPE_CHECKING:
+    from genfl_mpi.federation.policies import Policy, ServerState
 
-def random(state):
-    """Uniformly, without replacement."""
+
+def random(state: ServerState) -> np.ndarray:
+    """Draw the cohort uniformly, without replacement."""
     rng = streams.generator(state.config.seed, "cohort", state.round)
-    if state.available is None:  # a million clients are not looked at one by one
+    if state.available is None:  # avoids a pass over all clients, of which there may be a million
         return rng.choice(state.config.clients, state.config.cohort, replace=False, shuffle=False)
     available = np.flatnonzero(state.available)
     return available[rng.choice(len(available), state.config.cohort, replace=False, shuffle=False)]
 
 
-def label_cover(state):
-    """The first at random; then always the candidate with whom the pooled labels of the cohort come nearest to the population's,
-    by EMD, as far as they were shared. One that shared nothing changes nothing: it is chosen when nobody brings them nearer."""
+def label_cover(state: ServerState) -> np.ndarray:
+    """Choose clients whose pooled labels match the population.
+
+    The first client is random. Then always add the candidate that minimises the EMD of the cohort's pooled
+    shared labels to the population's. A client that shared nothing does not change the pooled labels: it is
+    chosen when no other candidate lowers the EMD.
+    """
     candidates, population = _candidates(state), state.shared_labels.sum(0)
     chosen, left = [candidates[0]], list(candidates[1:])
     pooled = state.shared_labels[chosen[0]].astype(np.int64)
     while len(chosen) < state.config.cohort:
-        distance = np.nan_to_num(skew(pooled + state.shared_labels[left], population), nan=2.0)
+        distance = np.nan_to_num(
+            earth_movers_distance(pooled + state.shared_labels[left], population), nan=2.0
+        )
         chosen.append(left.pop(int(distance.argmin())))
         pooled += state.shared_labels[chosen[-1]]
     return np.array(chosen)
 
 
 @needs("world")
-def deadline(state):
-    """Candidates that will be done by world.deadline_s, in the order of the draw; if they are too few, then the fastest of the
-    others. (FedCS, Nishio and Yonetani 2019, takes as many as fit; here the cohort's size is given, and its bandwidth equal.)"""
+def deadline(state: ServerState) -> np.ndarray:
+    """Choose candidates that finish by world.deadline_s, in the order of the draw; then the fastest others.
+
+    FedCS (Nishio and Yonetani 2019) takes as many clients as fit; here the cohort size is fixed and the
+    bandwidth is shared equally.
+    """
     candidates = _candidates(state)
     seconds = state.forecast.seconds[candidates]
-    late = seconds > state.config.world.deadline_s
+    late = seconds > _deadline(state)
     return candidates[np.lexsort((np.arange(len(late)), np.where(late, seconds, 0)))][: state.config.cohort]
 
 
-def power_of_choice(state):
-    """Of candidates drawn in proportion to |D_n| those with the largest loss when they trained last; who was never chosen is first
-    (Cho et al. 2020, the variant that needs no extra messages), and who never was heard counts as the mean of the others."""
+def power_of_choice(state: ServerState) -> np.ndarray:
+    """Choose the candidates with the largest loss in their last training.
+
+    Candidates are drawn in proportion to |D_n|. Clients that were never chosen come first; chosen clients
+    without a known loss get the mean of the others. Source: Cho et al. 2020, the variant without extra
+    messages.
+    """
     rng = streams.generator(state.config.seed, "candidates", state.round)
     weights = state.samples * _available(state)
-    candidates = rng.choice(state.config.clients, _count(state), replace=False, p=weights / weights.sum())
-    losses = np.where(state.last > 0, _filled(state.losses), np.inf)
+    candidates = rng.choice(
+        state.config.clients, _candidate_count(state), replace=False, p=weights / weights.sum()
+    )
+    losses = np.where(state.last > 0, _with_mean_for_nan(state.losses), np.inf)
     return candidates[np.argsort(-losses[candidates], kind="stable")][: state.config.cohort]
 
 
 @needs("world")
-def oort(state):
-    """Of those that have trained the most useful, |D_n| F_n plus a bonus for long absence, times (T / t_n)^selection.penalty if
-    the client needs longer than T, the deadline or else the median time; a share selection.exploration of the cohort is drawn
-    from those that were never chosen; who never was heard counts as the mean of the others. (Lai et al. 2021; F_n stands for the
-    root of the mean squared loss.)"""
+def oort(state: ServerState) -> np.ndarray:
+    """Choose the clients with the highest utility, and explore new ones (Lai et al. 2021).
+
+    Utility is |D_n| F_n plus a bonus for long absence, times (T / t_n)^selection.penalty if the client's time
+    t_n exceeds T, the deadline or, without one, the median time. F_n replaces the root mean squared loss of
+    the paper; clients without a known loss get the mean of the others. A share selection.exploration of the
+    cohort is drawn from clients that were never chosen.
+    """
     order, settings = _candidates(state), state.config.selection
     known, new = order[state.last[order] > 0], order[state.last[order] == 0]
     exploring = min(
         len(new), max(round(settings.exploration * state.config.cohort), state.config.cohort - len(known))
     )
-    utility = state.samples[known] * _filled(state.losses)[known]
+    utility = state.samples[known] * _with_mean_for_nan(state.losses)[known]
     utility = utility / max(1e-300, utility.max(initial=0)) + np.sqrt(
         0.1 * np.log(state.round + 1) / state.last[known]
     )
     seconds = state.forecast.seconds[known]
-    wanted = state.config.world.deadline_s or np.median(state.forecast.seconds)
+    wanted = _deadline(state) or np.median(state.forecast.seconds)
     utility *= np.minimum(1, wanted / seconds) ** settings.penalty
     useful = known[np.argsort(-utility, kind="stable")][: state.config.cohort - exploring]
     return np.concatenate([useful, new[:exploring]])
 
 
 @needs("world")
-def energy(state):
-    """The candidates whose training and sending takes the fewest joules in this round."""
+def energy(state: ServerState) -> np.ndarray:
+    """Choose the candidates whose training and sending costs the least energy in this round."""
     candidates = _candidates(state)
     return candidates[np.argsort(state.forecast.joules[candidates], kind="stable")][: state.config.cohort]
 
 
 @needs("world")
-def battery(state):
-    """The candidates with the most charge left after this round, of their charge at the beginning; who cannot pay for the round
-    is last."""
+def battery(state: ServerState) -> np.ndarray:
+    """Choose the candidates with the highest remaining share of their initial charge after this round.
+
+    Clients whose charge does not suffice for the round come last.
+    """
     candidates = _candidates(state)
     left = (state.forecast.charge - state.forecast.joules)[candidates]
     share = np.where(left >= 0, left / state.forecast.battery[candidates], -1.0)
     return candidates[np.argsort(-share, kind="stable")][: state.config.cohort]
 
 
-def importance(state):
-    """At random in proportion to |D_n| |Delta_n|, the importance of a client's data being the length of its last change (optimal
-    client sampling, Chen et al. 2022); who never was heard counts as the mean of the others."""
-    weights = state.samples * np.maximum(_filled(state.norms), 1e-12) * _available(state)
+def importance(state: ServerState) -> np.ndarray:
+    """Draw the cohort in proportion to |D_n| |Delta_n|.
+
+    |Delta_n| is the norm of the client's last update. Clients without a known update get the mean of the
+    others. Source: optimal client sampling, Chen et al. 2022.
+    """
+    weights = state.samples * np.maximum(_with_mean_for_nan(state.norms), 1e-12) * _available(state)
     rng = streams.generator(state.config.seed, "candidates", state.round)
     return rng.choice(state.config.clients, state.config.cohort, replace=False, p=weights / weights.sum())
 
 
-def _filled(known):
-    """What is known of the clients, float64 (clients,), with the mean of it in place of NaN; all alike if nothing is."""
-    there = np.isfinite(known)
-    return np.where(there, known, known[there].mean() if there.any() else 1.0)
+def _with_mean_for_nan(values: np.ndarray) -> np.ndarray:
+    """Replace NaN by the mean of the finite values; by 1 if all are NaN. float64 (clients,)."""
+    is_known = np.isfinite(values)
+    return np.where(is_known, values, values[is_known].mean() if is_known.any() else 1.0)
 
 
-def _available(state):
-    """Who takes part in the round: bool (clients,)."""
+def _available(state: ServerState) -> np.ndarray:
+    """Return the clients that participate in the round: bool (clients,)."""
     return np.ones(state.config.clients, dtype=bool) if state.available is None else state.available
 
 
-def _count(state):
+def _deadline(state: ServerState) -> Any:
+    """Return world.deadline_s, or None. Only for policies that need a world."""
+    assert state.config.world is not None
+    return state.config.world.deadline_s
+
+
+def _candidate_count(state: ServerState) -> int:
     available = int(_available(state).sum())
     return max(state.config.cohort, min(available, state.config.selection.candidates or available))
 
 
-def _candidates(state):
-    """int (candidates,), in random order."""
+def _candidates(state: ServerState) -> np.ndarray:
+    """Return the candidates in random order: int (candidates,)."""
     rng = streams.generator(state.config.seed, "candidates", state.round)
     order = rng.permutation(state.config.clients)
-    return order[_available(state)[order]][: _count(state)]
+    return order[_available(state)[order]][: _candidate_count(state)]
 
 
-SELECTION = {
+SELECTION: dict[str, Policy] = {
     "random": random,
     "label_cover": label_cover,
     "deadline": deadline,
