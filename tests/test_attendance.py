@@ -333,7 +333,7 @@ BAD = {
     "a deadline in the past": ("world={enforced: true, deadline_s: -3}", "world.deadline_s= "),
     "a deadline for nobody": (
         "world={enforced: true, deadline_s: 1.0e-6}",
-        "world.deadline_s=1e-06 cannot be met: in no round is anybody done by then",
+        "world.deadline_s=1e-06 cannot be met: in every round all clients need longer",
     ),
     "too small a world": ("world={enforced: true, clients: 3}", "world.clients (3) is less than clients (6)"),
 }

@@ -185,11 +185,11 @@ BAD = {
     ),
     "a policy without validation data": (
         ["method=genfl", "kappa.policy=bandit"],
-        "kappa.policy: bandit tries models on validation data: set validation.source",
+        "kappa.policy: bandit needs validation data; set validation.source",
     ),
     "a policy without a world": (
         ["method=fedavg", "selection.policy=oort"],
-        "selection.policy: oort asks what a round would take: set world",
+        "selection.policy: oort needs a world; set world",
     ),
     "a deadline that is none": (
         ["method=fedavg", "selection.policy=deadline", "world={}"],
@@ -206,7 +206,7 @@ BAD = {
     "no world's file": (["method=fedavg", "world=nowhere.yaml"], "nowhere.yaml: cannot be read"),
     "audit of corrected gradients": (
         ["method=fedavg", "audit=true", "algorithm.name=scaffold"],
-        "which algorithm.name=scaffold corrects",
+        "algorithm.name=scaffold, which corrects",
     ),
     "pay without energies": (
         ["method=fedavg", "incentive.base=1"],

@@ -1,7 +1,12 @@
-"""The kappa laboratory: what else a round's two models could have been made into, and what each kappa policy would have lost.
+"""The kappa laboratory: evaluate other mixes of a round's two models, and other kappa policies.
 
-Everything is tried on the test set, in hindsight, and nothing of it reaches the run.
+Everything is evaluated on the test set, in hindsight, and does not affect the run.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,17 +15,24 @@ from genfl_mpi.federation.policies import mixed, needed
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.policies import Policy, ServerState
 
-def policies(config):
-    """The kappa policies, by name, that are asked beside the run's own: config.hindsight.policies, or all of ours for which
-    the configuration has what they need. A policy that remembers cannot be asked: what it did on another way is not what
-    happened on the run's. Raises UserError."""
+
+def find_compared_policies(config: Config) -> dict[str, Policy]:
+    """Return the kappa policies that are compared with the run's, by name.
+
+    These are config.hindsight.policies or, by default, all built-in ones whose needs the configuration meets.
+    A policy with memory cannot be compared: its memory would follow from its own choices, not from the run's.
+    Raises UserError.
+    """
     settings = config.hindsight
-    has = {"validation": config.validation.source != "none", "world": config.world is not None}
-    there = {word for word in has if has[word]}
+    is_met = {"validation": config.validation.source != "none", "world": config.world is not None}
+    met = {feature for feature in is_met if is_met[feature]}
     found = {name: find(name, KAPPA, "hindsight.policies") for name in settings.policies or KAPPA}
     for name, policy in list(found.items()):
-        if missing := sorted(needed(policy) - there):
+        if missing := sorted(needed(policy) - met):
             if settings.policies:
                 why = (
                     "which only the run's own policy has"
@@ -32,30 +44,36 @@ def policies(config):
     return found
 
 
-def is_due(config, round):
-    """Whether the laboratory looks at a round, of which the first is 1."""
+def is_due(config: Config, round: int) -> bool:
+    """Return whether the laboratory runs in a round. round: starts at 1."""
     every = config.hindsight.every
     return every is not None and round % every == 0
 
 
-def look(state, own, kappa2, test):
-    """Columns of /hindsight for a round: arrays, a row for each point of the segment from omega_fl (kappa2 = 0) to omega_a
-    (kappa2 = 1), with no name, and then for each policy.
+def look(
+    state: ServerState, own: str, kappa2: float, test: Callable[[np.ndarray], tuple[float, float]]
+) -> dict[str, np.ndarray]:
+    """Return the columns of /hindsight for a round.
 
-    state: the `ServerState` of which the kappa policy, called `own`, was asked; kappa2: what it said; test: (float32 weights
-    (size,)) -> (loss, accuracy) on the test set.
+    The rows are points of the segment from omega_fl (kappa2 = 0) to omega_a (kappa2 = 1), without a name, and
+    then one row a policy. state: the `ServerState` that the run's kappa policy, named `own`, was called with;
+    kappa2: its result; test: (float32 weights (size,)) -> (loss, accuracy) on the test set.
     """
-    config, tried = state.config, {}
+    results: dict[float, tuple[float, float]] = {}
 
-    def measured(kappa2):
-        if kappa2 not in tried:
-            tried[kappa2] = test(mixed(state, kappa2))
-        return tried[kappa2]
+    def tested(kappa2: float) -> tuple[float, float]:
+        if kappa2 not in results:
+            results[kappa2] = test(mixed(state, kappa2))
+        return results[kappa2]
 
-    asked = {name: float(policy(state)) for name, policy in policies(config).items() if name != own}
-    rows = [(b"", point) for point in np.linspace(0, 1, config.hindsight.points)]
-    rows += [(name.encode(), chosen) for name, chosen in {own: kappa2, **asked}.items()]
-    loss, accuracy = np.array([measured(float(point)) for _, point in rows]).T
+    others = {
+        name: float(policy(state))
+        for name, policy in find_compared_policies(state.config).items()
+        if name != own
+    }
+    rows = [(b"", point) for point in np.linspace(0, 1, state.config.hindsight.points)]
+    rows += [(name.encode(), chosen) for name, chosen in {own: kappa2, **others}.items()]
+    loss, accuracy = np.array([tested(float(point)) for _, point in rows]).T
     return {
         "round": np.full(len(rows), state.round + 1),
         "policy": np.array([name for name, _ in rows], "S64"),

@@ -1,10 +1,22 @@
-"""The two messages of a round, each one flat buffer: named arrays that rank 0 broadcasts, and named sums that are reduced to it.
+"""The two messages of a round: named arrays broadcast by rank 0, and named sums reduced to it.
 
-Their size does not depend on the number of clients, but on the cohort: both have a row for each of its members. The rows of the
-reduction ride in the same integer sum: every row is written, as the bits of float64, by one rank and is zero on all others.
+Each message is one flat buffer. Their size depends on the cohort, not on the number of clients: both have a
+row for each member of the cohort. The rows of the reduction are part of the same integer sum: one rank writes
+a row, as the bits of float64, and the row is zero on all others.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from genfl_mpi.federation.algorithms.interface import Array
+
+# (length, dtype) -> array of zeros
+Allocate: TypeAlias = Callable[[int, Any], np.ndarray]
 
 CLIENT_FIELDS = (
     "samples",
@@ -26,19 +38,23 @@ HEAD = np.dtype([("round", "i8"), ("leave", "i8")])
 
 
 class Broadcast:
-    """From rank 0 to all: weights, an algorithm's arrays, who trains where, and whether to leave.
+    """Hold the message from rank 0: weights, an algorithm's arrays, the training plan, whether to exit.
 
-    size: number of weights; cohort: number of its members; declared: {name: Array} of kind broadcast; zeros: makes the memory.
+    size: number of weights; cohort: number of clients in it; declared: {name: Array} of kind broadcast;
+    zeros: allocates the memory.
 
-    weights: float32 (size,). arrays: {name: float32}. plan: a record of PLAN for each member of the cohort: rho, its model's
-    coefficient in the sum; rank, NO_RANK if it does not train; since, the round in which it trained last, or 0; epochs, of its
-    local training. head: a record of HEAD: the rounds finished, and the exit status with which all ranks leave, or 0.
+    weights: float32 (size,). arrays: {name: float32}. plan: a PLAN record for each member of the cohort: rho,
+    the coefficient of its model in the sum; rank, NO_RANK if it does not train; since, the round of its last
+    training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds, and the
+    exit status with which all ranks leave, or 0.
     """
 
-    def __init__(self, size, cohort, declared, zeros=np.zeros):
+    def __init__(
+        self, size: int, cohort: int, declared: Mapping[str, Array], zeros: Allocate = np.zeros
+    ) -> None:
         shapes = {MODEL: (size,)} | {name: array.shape for name, array in declared.items()}
         floats = sum(int(np.prod(shape)) for shape in shapes.values())
-        split = -(-floats * 4 // 8) * 8  # the plan's float64 need an address divisible by 8
+        split = -(-floats * 4 // 8) * 8  # aligns the plan's float64 to 8 bytes
         self.buffer = zeros(split + HEAD.itemsize + cohort * PLAN.itemsize, np.uint8)
         self.arrays = _views(self.buffer[: floats * 4].view(np.float32), shapes)
         self.weights = self.arrays.pop(MODEL)
@@ -47,16 +63,24 @@ class Broadcast:
 
 
 class Reduction:
-    """From all to rank 0: exact sums, and a row of figures for each member of the cohort and for each rank.
+    """Hold the message to rank 0: exact sums, and a row for each member of the cohort and each rank.
 
-    declared: {name: Array} of kind sum; ranks: of the communicator; outputs: columns of a further row for each member of the
-    cohort, for `audit`; the others as in `Broadcast`.
+    declared: {name: Array} of kind sum; ranks: size of the communicator; outputs: width of another row for
+    each member of the cohort, for `audit`; the others as in `Broadcast`.
 
-    units: int64, all sums, one after another; sums: {name: its view of them}, of which MODEL is the first. clients: float64
+    units: int64, all sums one after another; sums: {name: view of units}, MODEL first. clients: float64
     (cohort, fields); ranks: float64 (ranks, fields); outputs: float64 (cohort, outputs).
     """
 
-    def __init__(self, size, cohort, ranks, declared, outputs=0, zeros=np.zeros):
+    def __init__(
+        self,
+        size: int,
+        cohort: int,
+        ranks: int,
+        declared: Mapping[str, Array],
+        outputs: int = 0,
+        zeros: Allocate = np.zeros,
+    ) -> None:
         shapes = {MODEL: (size,)} | {name: array.shape for name, array in declared.items()}
         units = sum(int(np.prod(shape)) for shape in shapes.values())
         widths = [cohort * len(CLIENT_FIELDS), ranks * len(RANK_FIELDS), cohort * outputs]
@@ -68,35 +92,32 @@ class Reduction:
         self.ranks = rows[1].reshape(ranks, len(RANK_FIELDS))
         self.outputs = rows[2].reshape(cohort, outputs)
 
-    def of_clients(self, field):
-        """float64 (cohort,): one of CLIENT_FIELDS."""
+    def of_clients(self, field: str) -> np.ndarray:
+        """Return one of CLIENT_FIELDS, float64 (cohort,)."""
         return self.clients[:, CLIENT_FIELDS.index(field)]
 
-    def of_ranks(self, field):
-        """float64 (ranks,): one of RANK_FIELDS."""
+    def of_ranks(self, field: str) -> np.ndarray:
+        """Return one of RANK_FIELDS, float64 (ranks,)."""
         return self.ranks[:, RANK_FIELDS.index(field)]
 
-    def is_complete(self):
-        """Whether every member of the cohort was trained or skipped, once the rows of all ranks are here."""
+    def is_complete(self) -> np.bool:
+        """Return whether every member of the cohort was trained or skipped. Valid after the reduction."""
         return self.of_clients("samples").all()
 
-    def skip(self, absent, samples):
-        """Fill the rows of members that no rank trains. absent: bool (cohort,); samples: int (cohort,), of each client."""
+    def skip(self, absent: np.ndarray, samples: np.ndarray) -> None:
+        """Fill the rows of members that no rank trains. absent: bool (cohort,); samples: int (cohort,)."""
         self.clients[absent] = np.nan
-        for name, values in (
-            ("samples", samples[absent]),
-            ("largest_weight", 0.0),
-            ("seconds", 0.0),
-            ("rank", NO_RANK),
-        ):
+        known = {"samples": samples[absent], "largest_weight": 0.0, "seconds": 0.0, "rank": NO_RANK}
+        for name, values in known.items():
             self.of_clients(name)[absent] = values
 
-    def clear(self):
+    def clear(self) -> None:
+        """Set all sums and rows to zero."""
         self.buffer[:] = 0
 
 
-def _views(vector, shapes):
-    """{name: a view of `vector` of that shape}, one after another."""
+def _views(vector: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Split `vector` into consecutive views of these shapes, by name."""
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
     return {
         name: part.reshape(shape) for part, (name, shape) in zip(np.split(vector, ends[:-1]), shapes.items())

@@ -1,4 +1,8 @@
-"""The cohort of a round: who is chosen, who of them declines, and who will be heard."""
+"""The cohort of a round: which clients are chosen, which of them decline, and which are aggregated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -6,12 +10,19 @@ from genfl_mpi.config import functions
 from genfl_mpi.edge.attendance import AGGREGATED, STATUS
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.policies import Policy, ServerState
+    from genfl_mpi.federation.surroundings import Surroundings
 
-def choose(select, state):
-    """The clients of the round that begins, int (cohort,), in rising order, and who of them does not decline, bool (cohort,).
 
-    select: the selection policy; state: the `ServerState` of which it is asked. If too few take part for the pay, others are
-    asked in vain. Raises UserError if the policy's answer is no cohort.
+def choose(select: Policy, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the clients of the next round.
+
+    Returns int (cohort,), in ascending order, and whether each participates, bool (cohort,). select: the
+    selection policy; state: the `ServerState` it is called with. If fewer clients than the cohort size
+    participate for the payment, the cohort is filled up with clients that decline. Raises UserError if the
+    policy does not return a cohort.
     """
     size, clients, available = state.config.cohort, state.config.clients, state.available
     if available is not None and available.sum() <= size:
@@ -25,24 +36,33 @@ def choose(select, state):
         raise UserError(f"{name} must return {size} distinct clients of {clients}, not {chosen}")
     if available is not None and not available[cohort].all():
         raise UserError(
-            f"{name} chose client {cohort[~available[cohort]][0]}, which does not take part for the "
-            "pay: it must keep to state.available"
+            f"{name} chose client {cohort[~available[cohort]][0]}, which does not participate for the "
+            "payment; choose only clients in state.available"
         )
     return cohort, np.ones(size, dtype=bool)
 
 
-def attend(around, round, cohort, *known, **images):
-    """What becomes of a cohort in a round, STATUS (cohort,). around: the run's `Surroundings`, or None without a world; the
-    rest as in its `attend`."""
+def attend(
+    around: Surroundings | None, round: int, cohort: np.ndarray, *known: Any, **images: Any
+) -> np.ndarray:
+    """Return the status of each client of a cohort in a round, STATUS (cohort,).
+
+    around: the run's `Surroundings`, or None without a world. known, images: as in `Surroundings.attend`.
+    """
     if around is None:
         return np.full(len(cohort), AGGREGATED, STATUS)
     return around.attend(round, cohort, *known, **images)
 
 
-def payments(config, status, round, told, owed):
-    """What the server pays for a round, in J: config.incentive.base to each client whose model was aggregated, and what it was
-    owed for its images; in the first one, round 1, config.incentive.labels to each of so many that told their labels. status:
-    STATUS (cohort,); owed: float64 (cohort,), or 0."""
+def payments(
+    config: Config, status: np.ndarray, round: int, told: int, owed: np.ndarray | float
+) -> np.floating | float:
+    """Return what the server pays for a round, in J.
+
+    It pays config.incentive.base and what it owes for images to each client whose model was aggregated, and
+    in round 1 config.incentive.labels to each of the `told` clients that shared their labels. status: STATUS
+    (cohort,); owed: float64 (cohort,), or 0.
+    """
     settings = config.incentive
     return ((status == AGGREGATED) * ((settings.base or 0.0) + owed)).sum() + (
         settings.labels or 0.0

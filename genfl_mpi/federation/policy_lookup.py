@@ -1,4 +1,9 @@
-"""The policies that a configuration names, and what they need of it."""
+"""Look up the configured policies, and check that the configuration meets their needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config import functions
 from genfl_mpi.federation import algorithms, hindsight
@@ -9,7 +14,10 @@ from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.generation.plans import PLANS
 from genfl_mpi.util.errors import UserError
 
-# Policies, and where they are configured.
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+
+# Policies, and the settings that name them.
 POLICIES = {
     "select": "selection.policy",
     "rho": "rho.policy",
@@ -18,9 +26,13 @@ POLICIES = {
 }
 
 
-def find_policies(config, given=None):
-    """The configured select, rho, kappa and plan, or those `given` in their place, as functions by name. Raises UserError, also
-    if one needs what the configuration does not have."""
+def find_policies(
+    config: Config, given: dict[str, Callable[..., Any]] | None = None
+) -> dict[str, Callable[..., Any]]:
+    """Return the configured select, rho, kappa and plan policies by name. `given` policies replace them.
+
+    Raises UserError if a policy is unknown, or needs what the configuration does not have.
+    """
     found = {
         "select": functions.find(config.selection.policy, SELECTION, "selection.policy"),
         "rho": functions.find(config.rho.policy, RHO, "rho.policy"),
@@ -31,24 +43,25 @@ def find_policies(config, given=None):
         what = f"{POLICIES[name]}: {functions.of(policy)}"
         if "validation" in needed(policy) and config.validation.source == "none":
             raise UserError(
-                f"{what} tries models on validation data: set validation.source to pool, clients or generated"
+                f"{what} needs validation data; set validation.source to pool, clients or generated"
             )
         if "world" in needed(policy) and config.world is None:
             raise UserError(
-                f"{what} asks what a round would take: set world, to configs/worlds/city.yaml say, or to {{}}"
+                f"{what} needs a world; set world=configs/worlds/city.yaml, or world={{}} for the "
+                "default world"
             )
-    if found["select"] is SELECTION["deadline"] and config.world.deadline_s is None:
+    if found["select"] is SELECTION["deadline"] and (config.world is None or config.world.deadline_s is None):
         raise UserError("selection.policy: deadline needs world.deadline_s")
     if config.hindsight.every:
-        hindsight.policies(config)
+        hindsight.find_compared_policies(config)
     return found
 
 
-def remembering(config):
-    """What in this configuration remembers things from round to round, without which a run cannot go on: its name, or None."""
+def remembering(config: Config) -> str | None:
+    """Return the name of a part with memory between rounds, which a resumed run needs, or None."""
     if algorithms.find(config).remembers(config):
         return f"the server of {config.algorithm.name}"
-    asked = {
+    is_called = {
         "select": config.trains_clients,
         "rho": config.trains_clients,
         "kappa": config.trains_clients and config.augments,
@@ -57,8 +70,8 @@ def remembering(config):
     return next(
         (
             f"the policy of {POLICIES[name]}"
-            for name in asked
-            if asked[name] and "memory" in needed(policies[name])
+            for name in is_called
+            if is_called[name] and "memory" in needed(policies[name])
         ),
         None,
     )

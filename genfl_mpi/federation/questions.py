@@ -1,39 +1,55 @@
-"""Questions that rank 0 puts to all ranks between training and the next broadcast: try a model, average some of the cohort's.
+"""Questions from rank 0 to all ranks between training and the next broadcast.
 
-Only runs whose policies, algorithm or laboratory ask have any, and only then more travels than two messages a round: what a
-question sends to every rank, and the integers that the answers are summed in. None of it depends on the number of clients.
+A question evaluates a model, or averages clients' models. Only runs whose policies, algorithm or laboratory
+need them have questions. Only then does a round send more than its two messages: the array that goes with a
+question, and the integers that its answers are summed in. Neither depends on the number of clients.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from genfl_mpi.mpi import collectives
 
+if TYPE_CHECKING:
+    from genfl_mpi.mpi.collectives import MPI
+
 END = -1  # no more questions
+
+Ask: TypeAlias = "Callable[[str, np.ndarray], np.ndarray]"
 
 
 class Question(NamedTuple):
-    """sent: the array that goes with it, from rank 0 to every rank. answer: (sent) -> int64 array, of which rank 0 gets the sum over
-    ranks."""
+    """Define a question.
+
+    sent: the array that rank 0 broadcasts with it. answer: (sent) -> int64 array, summed over ranks on rank
+    0.
+    """
 
     sent: np.ndarray
-    answer: Callable
+    answer: Callable[[np.ndarray], np.ndarray]
 
 
 class Questions:
-    """comm: the ranks; known: {name: Question}, alike on every rank. Without any, nothing travels."""
+    """Ask and answer the questions of a run.
 
-    def __init__(self, comm, known):
+    comm: the ranks. known: {name: Question}, the same on every rank; if empty, nothing is sent.
+    """
+
+    def __init__(self, comm: MPI.Comm, known: dict[str, Question]) -> None:
         self.comm, self.known, self.number = comm, list(known.values()), np.zeros(1, dtype=np.int64)
         self.numbers = {name: number for number, name in enumerate(known)}
 
     @contextmanager
-    def session(self):
-        """Answer questions until rank 0 leaves this context. Collective. On rank 0 it gives the function `ask`; on the others None,
-        once all questions are answered."""
+    def session(self) -> Iterator[Ask | None]:
+        """Answer questions until rank 0 leaves this context. Collective.
+
+        Yields the function `ask` on rank 0, and None elsewhere after the last question.
+        """
         if not self.known:
             yield None
         elif self.comm.rank:
@@ -44,19 +60,24 @@ class Questions:
             yield self.ask
             self._next(END)
 
-    def ask(self, name, value):
-        """The sum over ranks of the answers to a question, int64. value: what is sent with it. On rank 0, in a `session`."""
+    def ask(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Return the sum over ranks of the answers to a question, int64. Only on rank 0, in a `session`.
+
+        value: the array to send with it.
+        """
         question = self.known[self._next(self.numbers[name])]
         question.sent[...] = value
         return self._answer(question)
 
-    def _next(self, number=None):
+    def _next(self, number: int | None = None) -> int:
+        """Broadcast the number of the next question from rank 0."""
         if number is not None:
             self.number[0] = number
         collectives.broadcast(self.comm, self.number)
         return int(self.number[0])
 
-    def _answer(self, question):
+    def _answer(self, question: Question) -> np.ndarray:
+        """Broadcast a question's array, and sum the answers on rank 0."""
         collectives.broadcast(self.comm, question.sent)
         answer = question.answer(question.sent)
         collectives.arrive(self.comm)

@@ -1,5 +1,13 @@
-"""Resident buffers: what stays on a rank's device besides its model, namely omega^t, an algorithm's arrays, the rank's part of the
-sums, and the training images. On a CPU the first three are the messages' own memory, and the images are those of the node."""
+"""Resident buffers: what stays on a rank's device besides its model.
+
+They are omega^t, an algorithm's arrays, the rank's part of the sums, and the training images. On a CPU the
+first three share the memory of the messages, and the images are those of the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,17 +20,35 @@ from genfl_mpi.learning.training import normalise
 from genfl_mpi.learning.weights import FRACTION_BITS, ExactSum
 from genfl_mpi.mpi import collectives, devices, measure, staging
 
-IMAGES_SHARE = 0.25  # of a rank's share of a GPU's memory, that the training images may take
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.federation.algorithms.interface import Array
+    from genfl_mpi.federation.messages import Broadcast, Reduction
+    from genfl_mpi.mpi.collectives import MPI
+
+MAX_IMAGES_SHARE = 0.25  # bounds the training images, as a share of a rank's part of a GPU's memory
 
 
 class Resident:
-    """broadcast, reduction: the messages; declared: {name: Array} of their sums; images: uint8 (n, C, H, W), for training. Collective.
+    """Keep the contents of the messages, and the training images, on the device. Collective.
 
-    omega: omega^t, float32 (size,) on the device. arrays: {name: float32} on the device, an algorithm's broadcast arrays. sums:
-    {name: exact sum}, to which a rank adds what its clients contribute, before `reduce`.
+    broadcast, reduction: the messages; declared: {name: Array} of their sums; images: uint8 (n, C, H, W), for
+    training.
+
+    omega: omega^t, float32 (size,) on the device. arrays: {name: float32} on the device, an algorithm's
+    broadcast arrays. sums: {name: exact sum}; a rank adds its clients' contributions to them before `reduce`.
     """
 
-    def __init__(self, comm, device, broadcast, reduction, declared, images):
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        device: torch.device,
+        broadcast: Broadcast,
+        reduction: Reduction,
+        declared: Mapping[str, Array],
+        images: np.ndarray,
+    ) -> None:
         self.device, self.reduction = device, reduction
         self.messages = {
             name: torch.from_numpy(array)
@@ -32,8 +58,12 @@ class Resident:
             name: declared[name].fraction_bits if name in declared else FRACTION_BITS
             for name in reduction.sums
         }
-        self.sums = {name: ExactSum(units.reshape(-1), bits[name]) for name, units in reduction.sums.items()}
-        self.arrays, self.units, self.images, self.is_gpu_aware = dict(self.messages), None, None, False
+        self.sums: dict[str, ExactSum | DeviceSum] = {
+            name: ExactSum(units.reshape(-1), bits[name]) for name, units in reduction.sums.items()
+        }
+        self.arrays, self.is_gpu_aware = dict(self.messages), False
+        self.units: torch.Tensor | None = None
+        self.images: torch.Tensor | None = None
         if device.type == "cuda":
             self._move(bits, collectives.largest(comm, int(not measure.is_gpu_aware())) == 0)
             memory = torch.cuda.mem_get_info(device)[1]
@@ -41,44 +71,51 @@ class Resident:
                 self.images = torch.from_numpy(np.array(images)).to(device)
         self.omega = self.arrays.pop(MODEL)
 
-    def _move(self, bits, is_gpu_aware):
-        """Keep what is in the messages on the device, too. is_gpu_aware: whether the MPI library sends from a GPU's memory."""
+    def _move(self, bits: Mapping[str, int], is_gpu_aware: bool) -> None:
+        """Allocate copies of the messages' contents on the device.
+
+        is_gpu_aware: whether the MPI library sends from a GPU's memory.
+        """
         self.is_gpu_aware = is_gpu_aware
         self.arrays = {name: tensor.to(self.device, copy=True) for name, tensor in self.messages.items()}
-        self.units = torch.zeros(
-            len(self.reduction.buffer), dtype=torch.int64, device=self.device
-        )  # like the message
+        # Laid out like the message.
+        self.units = torch.zeros(len(self.reduction.buffer), dtype=torch.int64, device=self.device)
         parts = self.units[: len(self.reduction.units)].split(
             [units.size for units in self.reduction.sums.values()]
         )
         self.sums = {name: DeviceSum(part, bits[name]) for name, part in zip(self.reduction.sums, parts)}
 
-    def clear(self):
-        """Begin new sums."""
+    def clear(self) -> None:
+        """Set all sums to zero."""
         self.reduction.clear()
         if self.units is not None:
             self.units.zero_()
 
-    def update(self):
-        """Take over what was broadcast."""
+    def update(self) -> None:
+        """Copy the broadcast arrays to the device."""
         for name, tensor in {MODEL: self.omega, **self.arrays}.items():
             if tensor is not self.messages[name]:
                 tensor.copy_(self.messages[name], non_blocking=True)
 
-    def reduce(self, comm):
-        """Sum the `Reduction` message over ranks, in place on rank 0's. Collective."""
+    def reduce(self, comm: MPI.Comm) -> None:
+        """Sum the `Reduction` message over ranks, in place on rank 0. Collective."""
         staging.reduce(comm, self.reduction, self.units, self.is_gpu_aware)
 
-    def received(self):
-        """The reduced sums, {name: float64 tensor of the declared shape}, on rank 0."""
+    def received(self) -> dict[str, torch.Tensor]:
+        """Return the reduced sums on rank 0, {name: float64 tensor of the declared shape}."""
         return {
             name: ExactSum(units.reshape(-1), self.sums[name].fraction_bits).value().reshape(units.shape)
             for name, units in self.reduction.sums.items()
         }
 
-    def client_data(self, arrays, client, config, about):
-        """What a client trains on: normalised float32 images (n, C, H, W) and int64 labels (n,) on the device. They are cut out
-        there of the whole set, if that is there. arrays: of `load_and_divide`; about: the data set's `Description`."""
+    def client_data(
+        self, arrays: dict[str, np.ndarray], client: int, config: Config, about: Description
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a client's training data on the device.
+
+        These are normalised float32 images (n, C, H, W) and int64 labels (n,). Images are gathered on the
+        device if the whole set is there. arrays: from `load_and_divide`; about: the data set's `Description`.
+        """
         if self.images is None or is_spoiled(arrays, client, config):
             images, labels = client_data(arrays, client, config)
             images = on_device(images, self.device)
@@ -88,6 +125,6 @@ class Resident:
         return normalise(images, about.mean, about.std, self.device), on_device(labels, self.device)
 
 
-def fits(size, memory, ranks):
-    """Whether images of `size` bytes stay on a GPU of so many bytes, once for each of the ranks that share it."""
-    return size <= IMAGES_SHARE * memory / ranks
+def fits(size: int, memory: int, ranks: int) -> bool:
+    """Return whether `size` bytes of images fit on a GPU, once for each rank that shares its `memory`."""
+    return size <= MAX_IMAGES_SHARE * memory / ranks

@@ -12,9 +12,9 @@ from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
 from genfl_mpi.federation import algorithms, participation
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
-from genfl_mpi.federation.policy_lookup import POLICIES, find_policies
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.policies import ServerState, needed
+from genfl_mpi.federation.policy_lookup import POLICIES, find_policies
 from genfl_mpi.federation.server_images import ServerImages
 from genfl_mpi.federation.surroundings import Surroundings
 from genfl_mpi.generation import plans

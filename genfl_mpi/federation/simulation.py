@@ -13,9 +13,9 @@ from genfl_mpi.data.clients import divide, load_once_a_node
 from genfl_mpi.federation import algorithms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
-from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.policies import needed
+from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
 from genfl_mpi.federation.resident import Resident

@@ -1,6 +1,9 @@
-"""The configured world around a run: what the server's policies know of times, energies and batteries in it, and who is heard."""
+"""The configured world around a run: times, energies and batteries, and which clients are aggregated."""
+
+from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,87 +17,120 @@ from genfl_mpi.federation.workload import of_generator, of_model
 from genfl_mpi.generation.image_flops import of_configured
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.config.world import World
+    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.edge.forecast import Forecast
+
 ALL = slice(None)  # clients
 
 
 class Surroundings:
-    """config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), of each client's own;
-    shared: int (clients, classes), what they told of their labels. Raises UserError if the world has fewer clients, or acts on
-    the run and lets nobody be done by its deadline.
+    """Simulate the configured world during a run.
 
-    spent: float64 (clients,), joules of each client so far; holdings: the `Holdings` of all; owed: float64 (clients,), J that
-    each will be paid for the images that it makes, once its model is aggregated.
+    config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), real samples
+    of each client; shared: int (clients, classes), the labels that clients shared. Raises UserError if the
+    world has fewer clients, or acts on the run and no client can meet its deadline.
+
+    spent: float64 (clients,), joules of each client so far; holdings: the `Holdings` of all clients; owed:
+    float64 (clients,), J that each client gets for the images that it makes, once its model is aggregated.
     """
 
-    def __init__(self, config, about, samples, shared):
-        self.config, self.world, self.samples, self.wanted = config, config.world, samples, None
-        self.devices, self.spent, self.owed = (
-            draw(config.world, config.clients),
-            *np.zeros((2, config.clients)),
-        )
-        self.holdings, self.begun = Holdings(config.clients, config.world), None
-        generator = of_generator(config) if config.sends or config.fills else {}
+    def __init__(self, config: Config, about: Description, samples: np.ndarray, shared: np.ndarray) -> None:
+        assert config.world is not None
+        self.config, self.samples = config, samples
+        self.world: World = config.world
+        self.wanted: np.ndarray | None = None
+        self.devices = draw(config.world, config.clients)
+        self.spent, self.owed = np.zeros((2, config.clients))
+        self.holdings = Holdings(config.clients, config.world)
+        self.begun: tuple[Any, ...] = ()  # the round of the last `attend`
+        # Holds what all rounds have in common.
         self.trace = Trace(
             **of_model(config, about),
-            **generator,
+            **(of_generator(config) if config.sends or config.fills else {}),
             cohorts=[],
             samples=[],
             epochs=[],
             new_images=np.zeros(1),
             pool=np.zeros(1),
             value=value_of_labels(shared),
-        )  # what all rounds have in common
+        )
         if self.world.enforced and self.world.deadline_s and config.trains_clients:
             self._check_deadline()
 
     @property
-    def image_joules(self):
-        """What an image takes the client that makes it, in J."""
+    def image_joules(self) -> float:
+        """Return the energy a client needs to make an image, in J."""
         return image_joules(self.world.hardware, self.trace.image_flops)
 
-    def fill(self, wanted, share):
-        """With method=filled: how many images each client makes, int (clients,), and for which share of its gap, float64
-        (clients,)."""
+    def fill(self, wanted: np.ndarray, share: np.ndarray) -> None:
+        """Set each client's images with method=filled.
+
+        wanted: int (clients,), images that each client makes. share: float64 (clients,), share of its gap
+        that they fill.
+        """
         self.wanted, self.owed = wanted, (self.config.incentive.price or 0.0) * share
 
-    def forecast(self, round, epochs=None, pool=0, new=0):
-        """The `Forecast` of a round, of which the first is 0. epochs: of the clients, by default the configured ones; pool,
-        new: with method=sent, how many images there will be for the clients, and how many the server will make before they
-        train."""
+    def forecast(
+        self, round: int, epochs: np.ndarray | int | None = None, pool: int = 0, new: int = 0
+    ) -> Forecast:
+        """Return the `Forecast` of a round. round: starts at 0.
+
+        epochs: of the clients, by default the configured ones. pool, new: with method=sent, the images that
+        clients will have, and those that the server will make before they train.
+        """
         work = self._work(ALL, epochs or self.config.training.epochs, pool, new)
         return forecast(self.world, self.devices, round, self.config.cohort, work, self.spent)
 
-    def available(self, forecast):
-        """Who takes part in a round for the pay, bool (clients,): whom it would not cost more; None if nobody is paid, and all
-        do."""
+    def available(self, forecast: Forecast) -> np.ndarray | None:
+        """Return the clients that participate in a round for the payment, bool (clients,).
+
+        A client participates if the payment covers its cost. None if clients are not paid and all
+        participate.
+        """
         base = self.config.incentive.base
         return None if base is None else forecast.joules <= base + self.owed
 
-    def attend(self, round, cohort, willing, epochs, pool=0, new=0):
-        """What becomes of a cohort, int (K,), in a round: status, STATUS (K,), AGGREGATED for who is heard. willing: bool (K,),
-        who does not decline; epochs: int (K,), of each; pool, new: as in `forecast`, and now known. What each spends, and then
-        holds, is what `price` counts in a world that acts, and that of a forecast in one that does not; `note` takes it
-        down."""
-        status, who = np.where(willing, AGGREGATED, DECLINED).astype(STATUS), cohort[willing]
-        work = self._work(who, epochs[willing], pool, new)
+    def attend(
+        self,
+        round: int,
+        cohort: np.ndarray,
+        willing: np.ndarray,
+        epochs: np.ndarray,
+        pool: int = 0,
+        new: int = 0,
+    ) -> np.ndarray:
+        """Return the status of each client of a cohort, STATUS (K,); AGGREGATED if it reports in time.
+
+        cohort: int (K,). willing: bool (K,), clients that do not decline. epochs: int (K,). pool, new: as in
+        `forecast`, but final. Energy spent and images held are those of `price` in a world that acts on the
+        run, and those of a forecast otherwise; `note` adds them to the clients' totals.
+        """
+        status, members = np.where(willing, AGGREGATED, DECLINED).astype(STATUS), cohort[willing]
+        work = self._work(members, epochs[willing], pool, new)
         if self.world.enforced:
-            undisturbed = price(self.world, meet(self.world, self.devices, round, who), work)
+            undisturbed = price(self.world, meet(self.world, self.devices, round, members), work)
             status[willing], found = attend(self.world, self.devices.battery, round, undisturbed, self.spent)
-            self.begun = cohort, who, work, sum(found.client_joules.values()), found.parts
+            self.begun = cohort, members, work, sum(found.client_joules.values()), found.parts
         else:
-            found = forecast(self.world, self.devices, round, self.config.cohort, work, self.spent, who)
-            self.begun = cohort, who, work, found.joules, None
+            found = forecast(self.world, self.devices, round, self.config.cohort, work, self.spent, members)
+            self.begun = cohort, members, work, found.joules, None
         return status
 
-    def note(self, status):
-        """The round of the last `attend` was a whole one: its clients have spent what it took, hold what they got, and were
-        paid for their images if they were aggregated. status: STATUS (K,), what became of its cohort at last."""
-        cohort, who, work, joules, parts = self.begun
-        self.owed[cohort[status == AGGREGATED]] = 0.0
-        self.spent[who] += joules
-        self.holdings.add(who, work, parts)
+    def note(self, status: np.ndarray) -> None:
+        """Commit the round of the last `attend`: add energy and images, and pay the aggregated clients.
 
-    def _work(self, clients, epochs, pool, new):
+        status: STATUS (K,), final status of the cohort.
+        """
+        cohort, members, work, joules, parts = self.begun
+        self.owed[cohort[status == AGGREGATED]] = 0.0
+        self.spent[members] += joules
+        self.holdings.add(members, work, parts)
+
+    def _work(self, clients: np.ndarray | slice, epochs: np.ndarray | int, pool: int, new: int) -> Work:
+        """Return the `Work` of these clients in a round."""
         made = None if self.wanted is None else [self.wanted[clients]]
         return asked(
             replace(
@@ -103,33 +139,36 @@ class Surroundings:
                 samples=[self.samples[clients]],
                 epochs=[epochs],
                 made=made,
-                pool=[pool],
-                new_images=[new],
+                pool=np.array([pool]),
+                new_images=np.array([new]),
             ),
             self.world,
             0,
             self.holdings,
         )
 
-    def _check_deadline(self):
-        """Of training alone, on a client's own data: images that one round has no time for may be made, or sent, in several."""
+    def _check_deadline(self) -> None:
+        """Raise UserError if no client can meet the deadline in any round.
+
+        Counts only training on a client's real samples: making or receiving images may take several rounds.
+        """
         least = Work(
             self.trace.sample_flops * self.config.training.epochs * self.samples, self.trace.weights_bytes
         )
         quickest = np.inf
-        for round in range(self.config.rounds):  # of which the first one settles it, as a rule
+        for round in range(self.config.rounds):  # the first round usually decides
             quickest = min(
                 quickest, forecast(self.world, self.devices, round, 1, least, self.spent).seconds.min()
             )
             if quickest <= self.world.deadline_s:
                 return
         raise UserError(
-            f"world.deadline_s={self.world.deadline_s:g} cannot be met: in no round is anybody done by then; the "
-            f"quickest, alone in the whole band, takes {quickest:.4g} s"
+            f"world.deadline_s={self.world.deadline_s:g} cannot be met: in every round all clients need longer; "
+            f"the fastest, with the whole band, takes {quickest:.4g} s; set a longer deadline"
         )
 
-    def augmented_joules(self, made, images):
-        """What the server takes to generate so many images and to train the augmented model on so many."""
+    def augmented_joules(self, made: int, images: int) -> float:
+        """Return the server's energy to generate `made` images and to train omega_a on `images`, in J."""
         server, seconds = self.world.server, 0.0
         if made:
             seconds = made * image_seconds(server, of_configured(self.config.generation).image)

@@ -1,4 +1,8 @@
-"""What is priced of a run: the `Trace` in a results file, and what of it the configuration alone decides."""
+"""The workload to price: the `Trace` in a results file, and the part given by the configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,12 +15,21 @@ from genfl_mpi.learning.flops import of_training
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.results import reader
 
-HALF = 2  # bytes of a generator's weight, which is sent in half precision
-PLACEMENTS = {"sent": "P2", "made": "P3"}  # of images that clients train on; P1 is of the others
+if TYPE_CHECKING:
+    import h5py
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.data.datasets import Description
+
+HALF_BYTES = 2  # of a generator's weight, which is sent in half precision
+PLACEMENTS = {"sent": "P2", "made": "P3"}  # of images that clients train on; all others are P1
 
 
-def of_model(config, about):
-    """What a `Trace` has of the model, whatever the rounds. about: the data set's `Description`."""
+def of_model(config: Config, about: Description) -> dict[str, Any]:
+    """Return the fields of a `Trace` that follow from the model, whatever the rounds.
+
+    about: the data set's `Description`.
+    """
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
     return {
         "clients": config.clients,
@@ -28,34 +41,40 @@ def of_model(config, about):
     }
 
 
-def of_generator(config):
-    """What a `Trace` has of the generator. Raises UserError if that is a function, of which nobody knows the costs."""
+def of_generator(config: Config) -> dict[str, Any]:
+    """Return the fields of a `Trace` that follow from the generator.
+
+    Raises UserError if the generator is a user's function, whose costs are unknown.
+    """
     if not config.generates:
         return {}
-    maker = of_configured(config.generation)
-    return {"image_flops": maker.image, "generator_bytes": HALF * maker.weights}
+    generator = of_configured(config.generation)
+    return {"image_flops": generator.image, "generator_bytes": HALF_BYTES * generator.weights}
 
 
-def of_file(file, config):
-    """(the `Trace` in an open results file, as if its configuration were `config`; the rows in /clients of each round's cohort,
-    bool (rows,) each, without those who declined). Raises UserError."""
+def of_file(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]]:
+    """Return the `Trace` in an open results file, and the rows of each round's cohort in /clients.
+
+    The trace is computed as if the file's configuration were `config`. Rows: bool (rows,) a round, without
+    clients that declined. Raises UserError.
+    """
     rounds = reader.columns_of(file, "rounds", ("round", "images_used"))
     clients = reader.columns_of(file, "clients", ("round", "client", "samples", "images", "epochs", "status"))
     members = [(clients["status"] != DECLINED) & (clients["round"] == round) for round in rounds["round"]]
-    # The epochs that method=matched adds stay as they were.
+    # The epochs that method=matched adds do not change.
     clients["epochs"] = (
         clients["epochs"] + config.training.epochs - reader.config_of(file)["training"]["epochs"]
     )
     clients["samples"] = clients["samples"] - clients["images"]
-    of_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
+    by_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
     made_in = reader.columns_of(file, "generated", ["round"])["round"]
     return Trace(
         **of_model(config, datasets.describe(config.data)),
         **of_generator(config),
-        cohorts=of_round["client"],
-        samples=of_round["samples"],
-        epochs=of_round["epochs"],
-        made=of_round["images"] if config.fills else None,
+        cohorts=by_round["client"],
+        samples=by_round["samples"],
+        epochs=by_round["epochs"],
+        made=by_round["images"] if config.fills else None,
         new_images=np.array([(made_in == round).sum() for round in rounds["round"]]),
         pool=rounds["images_used"],
         missing=(held(file, config) == 0).mean(1),
@@ -63,7 +82,7 @@ def of_file(file, config):
     ), members
 
 
-def held(file, config):
-    """Real samples of each label that every client of an open results file has, with the shared ones: int (clients, classes)."""
+def held(file: h5py.File, config: Config) -> np.ndarray:
+    """Count every client's real samples of each label, including the shared ones: int (clients, classes)."""
     histograms = reader.array_of(file, "partition/label_histograms")
     return histograms + public.counts(config.data.shared, histograms.shape[1])
