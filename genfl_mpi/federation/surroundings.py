@@ -163,8 +163,9 @@ class Surroundings:
             if quickest <= self.world.deadline_s:
                 return
         raise UserError(
-            f"world.deadline_s={self.world.deadline_s:g} cannot be met: in every round all clients need longer; "
-            f"the fastest, with the whole band, takes {quickest:.4g} s; set a longer deadline"
+            f"world.deadline_s={self.world.deadline_s:g} cannot be met: "
+            f"in every round all clients need longer; the fastest, with the whole band, takes {quickest:.4g} "
+            "s; set a longer deadline"
         )
 
     def augmented_joules(self, made: int, images: int) -> float:
