@@ -62,7 +62,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     )
     (checkpoint.path_for(results) / "1.safetensors").write_bytes(b"")
     file.write_bytes(content[:-1])
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="all checkpoints are damaged"):
         checkpoint.load(results, RUN, said.append)
 
 

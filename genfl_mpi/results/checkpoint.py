@@ -1,12 +1,16 @@
-"""From where an interrupted run continues: the global weights after a round, and what else the server remembers.
+"""Checkpoints, from which an interrupted run continues: the global weights and the server's memory.
 
-Checkpoints lie in a folder beside the results file, a `sealed` file for each checkpointed round, named by it.
-A kill or a power cut at any moment leaves the one before; that one is kept until there are two newer ones, in
-case the newest is damaged. Files of other names in the folder are left alone.
+Checkpoints lie in a folder beside the results file, one sealed file (`sealed_files`) for each checkpointed
+round, named after the round. A kill or a power cut at any moment leaves the previous one intact; it is kept
+until two newer ones exist, in case the newest is damaged. Other files in the folder are not touched.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,35 +18,42 @@ from safetensors import SafetensorError, safe_open
 from genfl_mpi.results import disk, sealed_files
 from genfl_mpi.util.errors import UserError
 
-NEWEST = 2  # checkpoints that always stay
+KEPT_NEWEST = 2  # checkpoints that are never removed before the run ends
 
 
-def path_for(results):
-    """The folder of a results file's checkpoints."""
+def path_for(results: Path) -> Path:
+    """Return the folder of a results file's checkpoints."""
     return results.with_suffix(".checkpoint")
 
 
-def save(results, run, round, weights, state, keep=None):
-    """Add a checkpoint beside a results file, in one step, and remove those that are no longer wanted.
+def save(
+    results: Path,
+    run: str,
+    round: int,
+    weights: np.ndarray,
+    state: Mapping[str, np.ndarray],
+    keep: int | None = None,
+) -> None:
+    """Add a checkpoint beside a results file atomically, and remove those that are no longer needed.
 
-    run: the run's id; weights: float32 (size,); state: a dict of other arrays; keep: every keep-th round
-    stays for ever. Raises UserError.
+    run: the run's id; weights: float32 (size,); state: other arrays by name; keep: keep the checkpoint of
+    every keep-th round. Raises UserError.
     """
     path = _path(results, round)
     sealed_files.write(path, _identity(run, round), {"weights": np.asarray(weights), **state})
     try:
         disk.flush(path.parent)
-        there = rounds(results)
-        newest = [old for old in there if old <= round][-NEWEST:]
-        for old in there:  # a newer one is damaged, or this one would not have been made
+        stored = rounds(results)
+        newest = [old for old in stored if old <= round][-KEPT_NEWEST:]
+        for old in stored:  # newer ones are damaged, else the run would have continued from them
             if old > round or (old not in newest and (keep is None or old % keep)):
                 _path(results, old).unlink()
     except OSError as error:
         raise disk.failed(path, error) from None
 
 
-def rounds(results):
-    """The checkpointed rounds, in their order, damaged or not."""
+def rounds(results: Path) -> list[int]:
+    """Return the checkpointed rounds in ascending order, including damaged ones."""
     return sorted(
         int(path.stem)
         for path in path_for(results).glob("*.safetensors")
@@ -50,12 +61,13 @@ def rounds(results):
     )
 
 
-def load(results, run, say, at=None):
-    """(round, weights, state) of the newest checkpoint that is whole, or of that of the round `at`; (0, None, {}) if there is
-    none.
+def load(
+    results: Path, run: str, say: Callable[[str], object], at: int | None = None
+) -> tuple[int, np.ndarray | None, dict[str, np.ndarray]]:
+    """Return (round, weights, state) of the newest intact checkpoint, or of the one of round `at`.
 
-    run: the id that it must have; say: told of each that is damaged. Raises UserError if there are
-    checkpoints and none of them is whole, or for one of another run.
+    Returns (0, None, {}) if none exists. run: the expected run id; say: called with a line for each damaged
+    checkpoint. Raises UserError if checkpoints exist but none is intact, or if one is of another run.
     """
     found = [round for round in rounds(results) if at in (None, round)]
     for round in reversed(found):
@@ -65,21 +77,25 @@ def load(results, run, say, at=None):
             if identity.get("run", run) != run:
                 raise UserError(
                     f"{path}: a checkpoint of run {identity['run']}, but {results.name} is of "
-                    f"run {run}: move it away"
+                    f"run {run}; move the checkpoint away"
                 )
             if identity == _identity(run, round) and "weights" in state:
                 return round, state.pop("weights"), state
         say(f"{path}: the checkpoint is damaged")
     if found:
         raise UserError(
-            f"{path_for(results)}: no checkpoint is whole; start over with --fresh, which moves the old files aside"
+            f"{path_for(results)}: all checkpoints are damaged; start over with --fresh, which moves the old "
+            "files aside"
         )
     return 0, None, {}
 
 
-def trained(results):
-    """Of each checkpoint, oldest first, the round in which each client trained last, int64 (clients,): SCAFFOLD's. Without those that
-    cannot be read, which nothing can go on from."""
+def trained(results: Path) -> list[np.ndarray]:
+    """Return the round of each client's last training, int64 (clients,), for each checkpoint, oldest first.
+
+    Only checkpoints of algorithms with client arrays (SCAFFOLD) store it. Unreadable checkpoints are skipped:
+    no run can continue from them.
+    """
     found = []
     for round in rounds(results):
         with suppress(OSError, SafetensorError), safe_open(_path(results, round), "np") as file:
@@ -87,9 +103,8 @@ def trained(results):
     return found
 
 
-def remove(results, keep=None):
-    """Remove all checkpoints, but those of every keep-th round if it is given, and the folder once it is
-    empty.
+def remove(results: Path, keep: int | None = None) -> None:
+    """Remove all checkpoints except those of every keep-th round, and the folder if it is empty.
 
     Raises UserError.
     """
@@ -103,9 +118,9 @@ def remove(results, keep=None):
         path_for(results).rmdir()
 
 
-def _path(results, round):
+def _path(results: Path, round: int) -> Path:
     return path_for(results) / f"{round}.safetensors"
 
 
-def _identity(run, round):
+def _identity(run: str, round: int) -> dict[str, str]:
     return {"run": run, "round": str(round)}

@@ -1,18 +1,21 @@
-"""What every client keeps for itself from round to round: a state file for each client that has trained.
+"""Client state: the arrays that each client keeps from round to round, in one state file a client.
 
-They take 4 bytes a value and client, in a folder that all ranks see, as `sealed_files`. A file's name has
-the round that wrote it, so that a run which continues from an earlier round finds what was there then. Files
-of other names in the folder are left alone.
+State files are `sealed_files` of 4 bytes a value, in a folder that all ranks see. Only clients that have
+trained have one. A file's name includes the round that wrote it, so a run that continues from an earlier
+round finds the state of that round. Other files in the folder are not touched.
 
-A power cut never takes a state file that a checkpoint refers to. The rank that writes a file flushes its
+A power cut never loses a state file that a checkpoint refers to. The rank that writes a file flushes its
 content before the rename; rank 0 flushes the folder before it writes the checkpoint. One flush covers the
-files of all ranks: they are renamed before the reduction, and on a file system that nodes share it is the
-server that renames. What a power cut may do: take files of rounds after the newest checkpoint, which are
-computed again and write their files again; and bring back pruned files, which nothing reads and the next
-pruning removes.
+files of all ranks: they are renamed before the reduction, and on a shared file system the file server does
+the renaming. A power cut may lose files of rounds after the newest checkpoint; these rounds are computed
+again and write their files again. It may also bring back pruned files; nothing reads them, and the next
+pruning removes them.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,13 +26,19 @@ from genfl_mpi.util.errors import UserError
 
 
 class ClientStates:
-    """folder: of the files; shapes: {name: shape} of each client's arrays; run: the id of the run that they are of."""
+    """Read and write the state files of a run.
 
-    def __init__(self, folder, shapes, run):
+    shapes: {name: shape} of each client's arrays; run: the run's id.
+    """
+
+    def __init__(self, folder: Path | str, shapes: Mapping[str, tuple[int, ...]], run: str) -> None:
         self.folder, self.shapes, self.run = Path(folder), shapes, run
 
-    def read(self, client, round):
-        """Return what `client` wrote in `round`, {name: float32 array}; zeros for round 0, which is never. Raises UserError."""
+    def read(self, client: int, round: int) -> dict[str, np.ndarray]:
+        """Return the state that `client` wrote in `round`, {name: float32 array}. Raises UserError.
+
+        Round 0 means that the client has not trained: its arrays are zeros.
+        """
         if round == 0:
             return {name: np.zeros(shape, dtype=np.float32) for name, shape in self.shapes.items()}
         path, fault = self._path(client, round), "is damaged"
@@ -46,44 +55,51 @@ class ClientStates:
         except sealed_files.Damaged:
             pass
         raise UserError(
-            f"{path}: the state of client {client} {fault}: the run cannot be "
-            "continued; set another `output`, or start over with --fresh"
+            f"{path}: the state of client {client} {fault}, so the run cannot continue; "
+            "set another `output`, or start over with --fresh"
         )
 
-    def write(self, client, round, arrays):
-        """Store {name: float32 array} in one step. Raises UserError if that is not possible."""
+    def write(self, client: int, round: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store {name: float32 array} atomically. Raises UserError."""
         sealed_files.write(self._path(client, round), self._identity(client, round), arrays)
 
-    def flush(self):
-        """Bring the names of all files to the disk, before a checkpoint refers to them. Raises UserError."""
+    def flush(self) -> None:
+        """Flush the names of all files to disk, before a checkpoint refers to them. Raises UserError."""
         try:
             if self.folder.is_dir():
                 disk.flush(self.folder)
         except OSError as error:
             raise disk.failed(self.folder, error) from None
 
-    def prune(self, checkpoints):
-        """Remove what no checkpoint needs. checkpoints: of each, oldest first, the round in which each client trained last,
-        int (clients,); what is newer than the newest is of a round that goes on."""
+    def prune(self, checkpoints: Sequence[np.ndarray]) -> None:
+        """Remove state files that no checkpoint needs.
+
+        checkpoints: for each, oldest first, the round of each client's last training, int (clients,). Files
+        newer than the newest checkpoint belong to the current round, and are kept.
+        """
         for path in self.folder.glob("*_*.safetensors"):
             name = re.fullmatch(r"(0|[1-9][0-9]*)_([1-9][0-9]*)", path.stem, re.ASCII)
-            client, round = map(int, name.groups()) if name and path.is_file() else (np.inf, 0)
-            if client >= len(checkpoints[-1]):  # not one of ours
+            if not name or not path.is_file():
+                continue
+            client, round = map(int, name.groups())
+            if client >= len(checkpoints[-1]):  # not a state file of this run
                 continue
             if round < checkpoints[-1][client] and all(round != last[client] for last in checkpoints):
-                with suppress(OSError):  # nothing reads it
+                with suppress(OSError):  # harmless: nothing reads the file
                     path.unlink()
 
-    def take(self, folder, run, last):
-        """Copy from another run's folder what every client wrote last. run: that run's id; last: the rounds
-        of these, int (clients,). Raises UserError."""
+    def take(self, folder: Path | str, run: str, last: np.ndarray) -> None:
+        """Copy every client's last state from another run. Raises UserError.
+
+        folder, run: of the other run; last: the rounds that wrote these states, int (clients,).
+        """
         others = ClientStates(folder, self.shapes, run)
         for client, round in enumerate(last.tolist()):
             if round:
                 self.write(client, round, others.read(client, round))
 
-    def _path(self, client, round):
+    def _path(self, client: int, round: int) -> Path:
         return self.folder / f"{client}_{round}.safetensors"
 
-    def _identity(self, client, round):
+    def _identity(self, client: int, round: int) -> dict[str, str]:
         return {"run": self.run, "client": str(client), "round": str(round)}

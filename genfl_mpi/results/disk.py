@@ -1,43 +1,48 @@
-"""Disks that are full, and files that must not be lost with the power."""
+"""Check for full disks, and flush files that must survive a power cut."""
+
+from __future__ import annotations
 
 import errno
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
-RESERVE = 16e6  # bytes: a new chunk of every column and a round's rows take less
+RESERVE = 16e6  # bytes, more than a new chunk of every column and a round's rows need
 
 
-def ensure(folder, size):
-    """Raise UserError if the disk of `folder` has no room for `size` more bytes and the reserve.
+def ensure(folder: Path, size: int) -> None:
+    """Raise UserError if the disk of `folder` has less free space than `size` bytes and the reserve.
 
-    Looked at before it is needed: HDF5 cannot close a file that a full disk has cut off.
+    Call it before every write: HDF5 cannot close a file after a failed write.
     """
     disk = os.statvfs(folder)
     free, needed = disk.f_bavail * disk.f_frsize, size + RESERVE
     if free < needed:
         raise UserError(
-            f"{folder}: the disk is full: {free / 1e6:.0f} MB are free, and {needed / 1e6:.0f} MB are needed to go on; "
-            "make room and start again: finished rounds are kept"
+            f"{folder}: the disk is full: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; free some "
+            "space and start again; finished rounds are kept"
         )
 
 
-def check(folder):
-    """Raise UserError if the folder `output` can be neither made nor written to, and OSError if no folder can have its name."""
+def check(folder: Path) -> None:
+    """Raise UserError if the folder `output` cannot be created or written to.
+
+    Raises OSError if its name is not valid.
+    """
     with suppress(FileNotFoundError):
         os.stat(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
-            f"output: {folder} cannot be written: {there} is not a folder that you may write to; "
-            "set another `output`"
+            f"output: {folder} cannot be written: {existing} is not a writable folder; set another `output`"
         )
 
 
-def flush(path):
-    """Bring a file, or the names in a folder, from the system's memory to the disk. Raises OSError."""
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk (fsync). Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,19 +50,22 @@ def flush(path):
         os.close(descriptor)
 
 
-def flush_name(path):
-    """Bring the name of a file, and those of the folders it is in, to the disk. Raises OSError for the file's own."""
+def flush_name(path: Path) -> None:
+    """Flush the names of a file and of its parent folders to disk.
+
+    Raises OSError if the file's folder cannot be flushed; errors of other folders are ignored.
+    """
     flush(path.parent)
-    for folder in path.absolute().parents[1:]:  # one of them may be new
-        with suppress(OSError):  # it is not ours, then
+    for folder in path.absolute().parents[1:]:  # any of them may be new
+        with suppress(OSError):  # no permission, so this run did not create it
             flush(folder)
 
 
-def failed(path, error):
-    """The UserError for a file that could not be written, from an exception of the system, of HDF5 or of safetensors, of which
-    the last two hide the system's number in a long text.
+def failed(path: Path | str, error: Exception) -> UserError:
+    """Return the UserError for a failed write to `path`.
 
-    It is unclean: HDF5 may crash when it closes the results file of the run on the same disk.
+    error: an exception of the system, HDF5 or safetensors; the last two hide the error number in a long text.
+    The result is marked unclean: HDF5 may crash when it closes the run's results file on the same disk.
     """
     number = getattr(error, "errno", None) or next(
         (
@@ -68,8 +76,8 @@ def failed(path, error):
         None,
     )
     reason = os.strerror(number) if number else first_line(error)
-    error = UserError(
-        f"{path}: cannot be written: {reason}; finished rounds are kept, start again when it can"
+    result = UserError(
+        f"{path}: cannot be written: {reason}; finished rounds are kept; fix this and start again"
     )
-    error.unclean = True
-    return error
+    result.unclean = True
+    return result

@@ -1,7 +1,10 @@
-"""What a run ran on: kept with its figures."""
+"""Describe the software and hardware of a run, for its results file."""
+
+from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,9 +14,14 @@ import torch
 PACKAGES = ("genfl_mpi", "numpy", "torch", "torchvision", "diffusers", "transformers", "h5py", "mpi4py")
 
 
-def describe(command, mpi_library, hosts, cores, threads, device):
-    """Attributes of /environment. command: the line that started all ranks; hosts: the host of each rank; cores: that the ranks on
-    rank 0's node may use together."""
+def describe(
+    command: str, mpi_library: str, hosts: Sequence[str], cores: int, threads: int, device: str
+) -> dict[str, str | int]:
+    """Return the attributes of /environment.
+
+    command: the command line that started all ranks; hosts: host of each rank; cores: number of cores that
+    the ranks on rank 0's node may use together.
+    """
     return {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,20 +40,20 @@ def describe(command, mpi_library, hosts, cores, threads, device):
     }
 
 
-def versions():
-    """{package: version} of PACKAGES."""
+def versions() -> dict[str, str]:
+    """Return the versions of PACKAGES by name."""
     return {name: _version(name) for name in PACKAGES}
 
 
-def _version(name):
+def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
 
 
-def processor():
-    """The name of this machine's CPU."""
+def processor() -> str:
+    """Return the name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -53,8 +61,8 @@ def processor():
         return platform.machine()
 
 
-def git_commit():
-    """Of the package's own checkout, if it runs from one."""
+def git_commit() -> str:
+    """Return the commit of the package's git checkout, or "unknown"."""
     folder = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -1,23 +1,28 @@
-"""At most one start computes a run at any time: it locks the file NAME.lock beside the results file.
+"""The lock of a run: at most one start computes a run at a time.
 
-The system drops the lock when the process ends, however it ends, so the file that a killed job leaves blocks
-nobody. The file has no other purpose, and lies in none of the folders that a user may remove. Where the file
-system has no locks, every start gets the lock and no run counts as running.
+A start locks the file NAME.lock beside the results file. The system drops the lock when the process ends,
+however it ends, so the file that a killed job leaves blocks no later start. The file has no other purpose,
+and is not in a folder that a user may remove. On a file system without locks, every start gets the lock and
+no run counts as running.
 """
+
+from __future__ import annotations
 
 import fcntl
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
 from genfl_mpi.util.errors import UserError
 
-GRACE = 5  # seconds in which the start before may end: a launcher can return before its ranks are gone
+GRACE = 5  # seconds that the previous start may take to end: a launcher can return before its ranks end
 PAUSE = 0.01  # seconds between attempts to take the lock
-MAX_OWNER_BYTES = 200  # that are read of what the owner wrote about itself
+MAX_OWNER_BYTES = 200  # read from the owner's description of itself
 
 
-def path_for(results):
+def path_for(results: Path) -> Path:
     """Return the lock file of a results file."""
     return results.with_suffix(".lock")
 
@@ -29,20 +34,21 @@ class Lock:
     or if the file cannot be written.
     """
 
-    def __init__(self, results):
+    def __init__(self, results: Path) -> None:
         self.path = path_for(results)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = self._locked_file(results)
+            self._descriptor: int | None = self._locked_file(results)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written: {error.strerror}; set `output` to a folder that can"
+                f"{self.path}: cannot be written: {error.strerror}; set `output` to a writable folder"
             ) from None
-        with suppress(OSError):  # without it a second start cannot say who holds the lock
+        with suppress(OSError):  # only needed for the message of a second start
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
-    def _locked_file(self, results):
+    def _locked_file(self, results: Path) -> int:
+        """Open and lock the file, and return its descriptor."""
         deadline = time.monotonic() + GRACE
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -52,34 +58,36 @@ class Lock:
                 _refuse(results)
             if _is_current(descriptor, self.path):
                 return descriptor
-            os.close(descriptor)  # its owner ended, and removed it, after it was opened here
+            os.close(descriptor)  # the owner removed the file after it was opened here
 
-    def is_lost(self):
+    def is_lost(self) -> bool:
         """Return whether the lock file was removed, so that another start can lock the run as well."""
-        return self._works and not _is_current(self._descriptor, self.path)
+        if not self._works or self._descriptor is None:
+            return False
+        return not _is_current(self._descriptor, self.path)
 
-    def check(self):
+    def check(self) -> None:
         """Raise UserError if the lock is lost."""
         if self.is_lost():
             raise UserError(
-                f"{self.path}: the lock file was removed while this job computed the run, and "
-                "another job may compute it now, so this one ends; finished rounds are kept; "
-                "start again, and leave the file alone"
+                f"{self.path}: the lock file was removed while this job computed the run, so another job may "
+                "compute it now and this one ends; finished rounds are kept; start again, and do not remove "
+                "the file"
             )
 
-    def release(self):
-        """Remove the lock file and let others take the lock. May be called again."""
+    def release(self) -> None:
+        """Remove the lock file and release the lock. Calling it again has no effect."""
         if self._descriptor is None:
             return
-        if _is_current(self._descriptor, self.path):  # else it is somebody else's
+        if _is_current(self._descriptor, self.path):  # otherwise it belongs to another start
             with suppress(OSError):
                 self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = None
 
 
-def is_held(results):
-    """Return whether a start that holds the lock of a run is alive. Needs no permission to write."""
+def is_held(results: Path) -> bool:
+    """Return whether a start that holds the lock of a run is alive. Needs no write permission."""
     try:
         descriptor = os.open(path_for(results), os.O_RDONLY)
     except OSError:
@@ -90,7 +98,7 @@ def is_held(results):
         os.close(descriptor)
 
 
-def check_free(results):
+def check_free(results: Path) -> None:
     """Raise UserError if another start holds the lock of a run for longer than GRACE."""
     deadline = time.monotonic() + GRACE
     while is_held(results):
@@ -99,29 +107,32 @@ def check_free(results):
         time.sleep(PAUSE)
 
 
-def _refuse(results):
+def _refuse(results: Path) -> NoReturn:
+    """Raise the UserError for a run that another start computes."""
     owner = b""
     with suppress(OSError), open(path_for(results), "rb") as file:
         owner = file.read(MAX_OWNER_BYTES)
-    who = owner.decode(errors="replace").strip() or "an unknown process"
+    process = owner.decode(errors="replace").strip() or "an unknown process"
     raise UserError(
-        f"{results}: this run is being computed by another job (rank 0: {who}); "
-        "wait for its end, or set another `output`"
+        f"{results}: this run is being computed by another job (rank 0: {process}); "
+        "wait until it ends, or set another `output`"
     )
 
 
-def _take(descriptor, deadline):
-    """Return whether this process owns the lock now; False if another has it until the deadline; None without
-    locks. Readers hold it for microseconds while they check it."""
+def _take(descriptor: int, deadline: float) -> bool | None:
+    """Take the lock, waiting until the deadline. Readers hold it for microseconds while they check it.
+
+    Returns whether this process owns the lock; None on a file system without locks.
+    """
     while (taken := _flock(descriptor, fcntl.LOCK_EX)) is False and time.monotonic() < deadline:
         time.sleep(PAUSE)
     return taken
 
 
-def _flock(descriptor, how):
-    """Return whether the lock was taken; None where the file system has none."""
+def _flock(descriptor: int, mode: int) -> bool | None:
+    """Return whether the lock was taken; None on a file system without locks."""
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
@@ -129,16 +140,16 @@ def _flock(descriptor, how):
         return None
 
 
-def _is_current(descriptor, path):
-    """Return whether an open file still has its name.
+def _is_current(descriptor: int, path: Path) -> bool:
+    """Return whether `path` still names the open file.
 
-    The name is opened, because NFS may answer `stat` from a cache that is a minute old.
+    The path is opened, because NFS may answer `stat` from a cache that is a minute old.
     """
     try:
         now = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
-    except OSError:  # unknown: a server that does not answer is no reason to end a run
+    except OSError:  # unknown; a file server that does not answer is no reason to end a run
         return True
     try:
         return os.path.sameopenfile(descriptor, now)

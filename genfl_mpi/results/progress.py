@@ -1,25 +1,33 @@
-"""What each rank is doing, in a folder beside the results file: a rank that is killed cannot report it.
+"""The activity of each rank, in a folder beside the results file, because a killed rank cannot report it.
 
-A rank's file is one line of JSON, overwritten in place whenever the rank begins something else. It stays in
-the page cache, so that it costs microseconds and outlives the rank. Rank 0 also notes each finished round,
-for readers of file systems on which HDF5's SWMR fails, and holds the run's lock as long as it notes anything.
+A rank's file is one line of JSON, overwritten in place when the rank starts another phase. It stays in the
+page cache, so it costs microseconds and outlives the rank. Rank 0 also notes each finished round, for readers
+on file systems where HDF5's SWMR fails, and holds the run's lock as long as it writes notes.
 
-The record only informs: a file that is damaged is reported as unreadable, and is never an error.
+The record is only informative: a damaged file is reported as unreadable and never raises an error.
 """
+
+from __future__ import annotations
 
 import json
 import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from genfl_mpi.results import lock
 from genfl_mpi.util.errors import UserError
 
-LENGTH = 256  # bytes of a file
-MAX_BYTES = 8192  # that are read of one: an error's text makes it longer
+# What a rank notes of itself: rank, ranks, host, pid, round, phase, client, time and, after an error, raised.
+About: TypeAlias = dict[str, Any]
+
+FILE_BYTES = 256  # size of a rank's file; longer only with an error's text
+MAX_BYTES = 8192  # read from a rank's file
 PHASES = {
     "start": "starting",
     "begin": "beginning",
@@ -27,7 +35,7 @@ PHASES = {
     "augment": "training the augmented model",
     "send": "sending images",
     "train": "training",
-    "wait": "waiting for the others",
+    "wait": "waiting for the other ranks",
     "reduce": "summing weights",
     "broadcast": "sending weights",
     "evaluate": "testing",
@@ -36,35 +44,37 @@ PHASES = {
     "checkpoint": "writing the checkpoint",
     "finish": "finishing",
 }
-MOST = 8  # ranks that are told of
-MOST_SAID = 200  # characters of what an error says
-ROUNDS = "rounds"  # the file of finished rounds: a line of JSON about the run, then one for each round
+MOST = 8  # bounds the ranks that are listed
+MAX_ERROR_CHARS = 200
+ROUNDS = "rounds"  # name of the file of finished rounds: a JSON line about the run, then one for each round
 
 
-def path_for(results):
+def path_for(results: Path) -> Path:
+    """Return the folder of a run's progress files."""
     return results.with_suffix(".progress")
 
 
 class Progress:
-    """Of one rank of a start.
+    """Record the activity of one rank.
 
-    results: the run's results file; rank, ranks: of the communicator; held: on rank 0 the run's `Lock`, taken
-    here if none is given.
+    results: the run's results file; rank, ranks: of the communicator; held: on rank 0 the run's `Lock`, which
+    is taken here if not given.
 
-    Rank 0 replaces the record of the start before; `failed` puts it back if this start does not go on. Raises
-    UserError on rank 0 if the run is being computed already, or nothing can be written; another rank that
-    cannot write goes on without.
+    Rank 0 replaces the record of the previous start; `failed` restores it if this start is refused. Raises
+    UserError on rank 0 if another job computes the run, or the folder is not writable; other ranks that
+    cannot write continue without a record.
     """
 
-    def __init__(self, results, rank, ranks, held=None):
-        self.about = {
+    def __init__(self, results: Path, rank: int, ranks: int, held: lock.Lock | None = None) -> None:
+        self.about: About = {
             "rank": rank,
             "ranks": ranks,
             "host": os.uname().nodename,
             "pid": os.getpid(),
             "round": 0,
         }
-        self.results, self.descriptor, self.folder = results, None, path_for(results)
+        self.results, self.folder = results, path_for(results)
+        self.descriptor: int | None = None
         self.lock = held or (lock.Lock(results) if rank == 0 else None)
         self.replaced = _contents(self.folder) if rank == 0 else None
         try:
@@ -73,42 +83,43 @@ class Progress:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.descriptor = os.open(self.folder / str(rank), os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            if rank == 0:
+            if rank == 0 and self.lock:
                 self.lock.release()
                 raise UserError(
-                    f"{self.folder}: cannot be written: {error.strerror}; set `output` to a folder that can"
+                    f"{self.folder}: cannot be written: {error.strerror}; set `output` to a writable folder"
                 ) from None
         self("start")
 
-    def __call__(self, phase, client=None, round=None):
-        """Note that the rank begins a phase of the round noted last, or of `round`."""
+    def __call__(self, phase: str, client: int | None = None, round: int | None = None) -> None:
+        """Note that the rank starts a phase, of the last noted round or of `round`."""
         self.about |= {"phase": phase, "client": client, "time": _now()} | (
             {} if round is None else {"round": round}
         )
         if self.descriptor is not None:
-            with suppress(OSError):  # it is a help, and no reason to end a run
-                os.pwrite(self.descriptor, f"{json.dumps(self.about):{LENGTH - 1}}\n".encode(), 0)
+            with suppress(OSError):  # a missing note is no reason to end a run
+                os.pwrite(self.descriptor, f"{json.dumps(self.about):{FILE_BYTES - 1}}\n".encode(), 0)
 
-    def finished(self, *rows):
-        """Note finished rounds, or first of all what `status.of_run` needs to know of the run: a list each.
+    def finished(self, *rows: list[Any]) -> None:
+        """Note finished rounds. The first row of a run is [method, rounds], for `status.of_run`.
 
-        The start goes on then, and the record of the one before is dropped.
+        From here on the record of the previous start is not restored.
         """
         self.replaced = None
         with suppress(OSError), open(self.folder / ROUNDS, "a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
-    def raised(self, error):
-        """Note that what the rank was doing has failed. It is the rank's last word, and may be longer than others."""
-        text = "".join(one if one.isprintable() else "?" for one in " ".join(str(error).split())[:MOST_SAID])
+    def raised(self, error: BaseException) -> None:
+        """Note the error that ended the rank's current phase. This is its last note, and may exceed FILE_BYTES."""
+        text = "".join(
+            char if char.isprintable() else "?" for char in " ".join(str(error).split())[:MAX_ERROR_CHARS]
+        )
         self.about["raised"] = ": ".join(filter(None, (type(error).__name__, text)))
         self(self.about["phase"], self.about["client"])
 
-    def failed(self, error):
-        """Note why the start ends, and close. One that is refused before it goes on puts back the record that
-        it replaced."""
+    def failed(self, error: BaseException) -> None:
+        """Note the error that ends the start, and close. A refused start restores the record that it replaced."""
         self.raised(error)
-        if self.replaced is not None and isinstance(error, UserError) and not self.lock.is_lost():
+        if self.replaced is not None and isinstance(error, UserError) and not self._is_lost():
             clear(self.results)
             with suppress(OSError):
                 for name, content in self.replaced.items():
@@ -116,39 +127,41 @@ class Progress:
                     (self.folder / name).write_bytes(content)
         self.close()
 
-    def doing(self):
-        """What the rank is doing, in words."""
+    def _is_lost(self) -> bool:
+        return self.lock is not None and self.lock.is_lost()
+
+    def doing(self) -> str:
+        """Describe the rank's current activity."""
         return doing(self.about)
 
-    def close(self, ended=False):
-        """Close the file; on rank 0 also release the run's lock. ended: well, so remove the record, too."""
+    def close(self, ended: bool = False) -> None:
+        """Close the file; on rank 0 also release the run's lock. ended: the run succeeded, so remove the record."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
         if self.lock:
-            if ended and not self.lock.is_lost():  # else the record is another start's
+            if ended and not self._is_lost():  # otherwise the record belongs to another start
                 clear(self.results)
             self.lock.release()
 
 
-def clear(results):
-    """Remove the record of a run whose lock this process holds."""
+def clear(results: Path) -> None:
+    """Remove the record of a run. This process must hold the run's lock."""
     shutil.rmtree(path_for(results), ignore_errors=True)
 
 
-def read(results):
-    """What is known of each rank of the start that left its progress here, in their order: dicts. Of a rank
-    whose file is damaged, the other values are None."""
-    found = []
-    with suppress(OSError):  # the next start removes them, at any moment
+def read(results: Path) -> list[About]:
+    """Return the last note of each rank of the latest start, by rank. Values other than rank are None if damaged."""
+    found: list[About] = []
+    with suppress(OSError):  # the next start may remove the files at any moment
         for path in list(path_for(results).iterdir()):
             if path.name.isascii() and path.name.isdigit() and str(int(path.name)) == path.name:
                 found += _read(path)
     return sorted(found, key=lambda about: about["rank"])
 
 
-def _read(path):
-    """[What a rank's file says]; [] if it says nothing yet, or is gone."""
+def _read(path: Path) -> list[About]:
+    """Return the note in a rank's file as a list of one; [] if the file is empty or missing."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES)
@@ -165,8 +178,8 @@ def _read(path):
     return [about]
 
 
-def _is_valid(about):
-    """Return whether a line of a rank's file says what `Progress` writes."""
+def _is_valid(about: Any) -> bool:
+    """Return whether a parsed line of a rank's file has the form that `Progress` writes."""
     if type(about) is not dict:
         return False
     texts = [about.get(name) for name in ("host", "phase", "time")] + [about.get("raised", "")]
@@ -184,25 +197,27 @@ def _is_valid(about):
     return True
 
 
-def _is_count(number):
+def _is_count(number: Any) -> bool:
     return type(number) is int and 0 <= number < 1 << 63
 
 
-def _is_number(number):
+def _is_number(number: Any) -> bool:
     return type(number) is float or _is_count(number)
 
 
-def _parsed(line):
-    """What a line of JSON says, None if it is none."""
+def _parsed(line: bytes) -> Any:
+    """Parse a line of JSON. Returns None if it is not valid."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
 
 
-def rounds(results):
-    """What was noted of finished rounds: [[method, rounds], [round, accuracy, images, seconds], ...], without
-    damaged lines; [] if the first one is damaged or missing."""
+def rounds(results: Path) -> list[list[Any]]:
+    """Return the noted rounds: [[method, rounds], [round, accuracy, images, seconds], ...].
+
+    Damaged lines are skipped; [] if the first one is damaged or missing.
+    """
     try:
         with open(path_for(results) / ROUNDS, "rb") as file:
             first, *others = [_parsed(line) for line in file.read().splitlines()] or [None]
@@ -213,7 +228,7 @@ def rounds(results):
     return [first, *filter(_is_round, others)]
 
 
-def _is_round(row):
+def _is_round(row: Any) -> bool:
     if type(row) is not list or len(row) != 4:
         return False
     number, accuracy, images, seconds = row
@@ -222,34 +237,36 @@ def _is_round(row):
     return (0 <= accuracy <= 1 or math.isnan(accuracy)) and 0 <= seconds < math.inf
 
 
-def is_running(results):
-    """Whether rank 0 of some start is alive and at work on the run."""
+def is_running(results: Path) -> bool:
+    """Return whether rank 0 of some start is alive and computes the run."""
     return lock.is_held(results)
 
 
-def state(results):
-    """Of the start that left its progress here, in a word: running; failed, with an error that a rank could
-    still note; cut off, without; "" if no start left any, or it ended well."""
+def state(results: Path) -> str:
+    """Return the state of the latest start: running, failed (a rank noted an error), or cut off.
+
+    Returns "" if it left no record, or succeeded.
+    """
     if is_running(results):
         return "running"
     return "failed" if has_failed(results) else "cut off" if read(results) else ""
 
 
-def has_failed(results):
-    """Whether a rank of the start that left its progress here noted an error."""
+def has_failed(results: Path) -> bool:
+    """Return whether a rank of the latest start noted an error."""
     return any("raised" in about for about in read(results))
 
 
-def seconds_since(about):
-    """How long a rank has been doing what it does; NaN if that is unknown."""
+def seconds_since(about: About) -> float:
+    """Return the duration of a rank's current phase so far, in seconds; NaN if unknown."""
     if about["time"] is None:
         return math.nan
     then = datetime.strptime(about["time"], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC)
     return max(0.0, time.time() - then.timestamp())
 
 
-def lines(results):
-    """Who is, or was, doing what: a line a rank."""
+def lines(results: Path) -> Iterator[str]:
+    """Yield a line a rank with its current or last activity, for at most MOST ranks."""
     known = read(results)
     for about in known[:MOST]:
         if about["phase"] is None:
@@ -261,8 +278,8 @@ def lines(results):
         yield f"and {len(known) - MOST} more ranks"
 
 
-def _contents(folder):
-    """The files of a folder, {name: bytes}; those that can be read."""
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Return the readable files of a folder, {name: bytes}."""
     found = {}
     with suppress(OSError):
         for path in folder.iterdir():
@@ -271,16 +288,17 @@ def _contents(folder):
     return found
 
 
-def _now():
+def _now() -> str:
+    """Return the time in UTC, with milliseconds."""
     now = time.time()
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d} UTC"
 
 
-def doing(about):
-    """What a rank is doing, in words. about: as `read` gives it."""
+def doing(about: About) -> str:
+    """Describe a rank's activity. about: an item of `read`."""
     if about["phase"] is None:
         return "unreadable progress file"
-    what = PHASES.get(about["phase"], about["phase"])
-    who = f" client {about['client']}" if about["client"] is not None else ""
+    phase = PHASES.get(about["phase"], about["phase"])
+    client = f" client {about['client']}" if about["client"] is not None else ""
     where = f" in round {about['round']}" if about["round"] else ""
-    return what + who + where + (f", which raised {about['raised']}" if "raised" in about else "")
+    return phase + client + where + (f", which raised {about['raised']}" if "raised" in about else "")

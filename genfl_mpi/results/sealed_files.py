@@ -1,14 +1,18 @@
-"""Files of named arrays that carry an identity and a checksum: checkpoints, and the clients' state files.
+"""Sealed files: named arrays with an identity and a checksum, for checkpoints and the clients' state files.
 
-A file (safetensors) is written under another name, brought to the disk and renamed: a kill or a power cut
-leaves the old file or the new one. Its metadata hold its identity, text by name, and the SHA-256 of that and
-of every array. Reading executes nothing.
+A file (safetensors) is written under another name, flushed and renamed, so a kill or a power cut leaves
+either the old file or the new one. Its metadata hold its identity, a dict of text, and the SHA-256 of
+identity and arrays. Reading executes no code.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,19 +22,19 @@ from genfl_mpi.results import disk
 
 
 class Damaged(Exception):
-    """A file that is not as it was written."""
+    """Raised for a file whose content does not match its checksum."""
 
 
-def new_run():
-    """A new id for a run: its files are told from those of other runs by it."""
+def new_run() -> str:
+    """Return a new random id for a run. It distinguishes the run's files from those of other runs."""
     return secrets.token_hex(6)
 
 
-def write(path, identity, arrays):
-    """Write a dict of arrays in one step; create the folder if it is missing.
+def write(path: Path, identity: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name atomically. Creates the folder if it is missing. Raises UserError.
 
-    identity: a dict of text. The file's name is on the disk only after `space.flush(path.parent)`, which the
-    caller does once for many files. Raises UserError.
+    The file's name is on disk only after `disk.flush(path.parent)`, which the caller does once for many
+    files.
     """
     unfinished = path.with_name(f".{path.name}.new")
     try:
@@ -38,7 +42,7 @@ def write(path, identity, arrays):
             path.parent.mkdir(parents=True, exist_ok=True)
             disk.flush(path.parent.parent)
         disk.ensure(path.parent, sum(array.nbytes for array in arrays.values()))
-        save_file(arrays, unfinished, metadata={**identity, "sha256": _checksum(identity, arrays)})
+        save_file(dict(arrays), unfinished, metadata={**identity, "sha256": _checksum(identity, arrays)})
         disk.flush(unfinished)
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
@@ -47,29 +51,29 @@ def write(path, identity, arrays):
         raise disk.failed(path, error) from None
 
 
-def read(path):
-    """(identity, arrays) of a file. Raises FileNotFoundError, or Damaged."""
+def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Return (identity, arrays) of a file. Raises FileNotFoundError or Damaged."""
     try:
         with safe_open(path, "np") as file:
             names, identity = file.keys(), file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in names}
-        whole = identity.pop("sha256", None) == _checksum(identity, arrays)
+        is_intact = identity.pop("sha256", None) == _checksum(identity, arrays)
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, MemoryError):
-        whole = False
-    if not whole:
+        is_intact = False
+    if not is_intact:
         raise Damaged(path)
     return identity, arrays
 
 
-def _checksum(identity, arrays):
-    """SHA-256 of the identity and of every array with its name, type and shape."""
+def _checksum(identity: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the identity and of every array with its name, type and shape."""
     total = hashlib.sha256()
     for name in sorted(identity):
         total.update(f"{name}={identity[name]}\n".encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         total.update(f"\n{name} {array.dtype} {array.shape} ".encode())
-        total.update(array)
+        total.update(array.data)
     return total.hexdigest()

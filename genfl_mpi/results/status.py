@@ -1,7 +1,11 @@
-"""How far a run is: from its results file, or while that cannot be read, from what rank 0 notes beside it."""
+"""The progress of a run, from its results file or, while it is unreadable, from rank 0's notes."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -9,9 +13,17 @@ from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results import progress, reader
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+
+FIELDS = ("round", "accuracy", "images", "round_seconds")
+
 
 class Round(NamedTuple):
-    """accuracy: of the test set, in [0, 1]; images: generated so far; seconds: that it took."""
+    """Describe a finished round.
+
+    accuracy: on the test set, in [0, 1]; images: generated so far; seconds: duration of the round.
+    """
 
     number: int
     accuracy: float
@@ -21,35 +33,42 @@ class Round(NamedTuple):
 
 @dataclass
 class Status:
-    """name, path: of the results file; rounds: how many the run is to have; done: a `Round` for each finished one."""
+    """Describe the progress of a run.
 
-    path: object
+    path: of the results file; rounds: total number of rounds; done: a `Round` for each finished one.
+    """
+
+    path: Path
     method: str
     rounds: int
-    done: list = field(default_factory=list)
+    done: list[Round] = field(default_factory=list)
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """Return the run's name, that of its results file."""
         return self.path.stem
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
+        """Return whether all rounds are finished."""
         return len(self.done) >= self.rounds
 
-    def seconds_left(self):
-        """Predicted, from the last rounds; NaN before the first."""
-        last = [one.seconds for one in self.done[-5:]]
+    def seconds_left(self) -> float:
+        """Predict the remaining time from the last five rounds; NaN before the first."""
+        last = [round.seconds for round in self.done[-5:]]
         return (self.rounds - len(self.done)) * float(np.median(last)) if last else np.nan
 
 
-def begun(path, config, columns):
-    """The `Status` of a run that begins, or continues after rounds with these columns of /rounds, by name."""
+def begun(path: Path, config: Config, columns: Mapping[str, Sequence[Any] | np.ndarray] | None) -> Status:
+    """Return the `Status` of a run that starts, or continues after rounds with these columns of /rounds."""
     return Status(path, METHOD_TITLES[config.method], config.rounds, _rounds(columns))
 
 
-def of_run(path):
-    """The `Status` of a results file, growing or not; None if there is nothing to be read yet. Raises UserError for a file that is
-    none of ours."""
+def of_run(path: Path) -> Status | None:
+    """Return the `Status` of a results file, growing or not; None if nothing can be read yet.
+
+    Raises UserError if it is not a results file.
+    """
     noted = progress.rounds(path)
     try:
         with reader.open_results(path) as file, reader.damage(path):
@@ -60,21 +79,18 @@ def of_run(path):
                 config["rounds"],
                 _rounds(reader.columns_of(file, "rounds", FIELDS)),
             )
-    except UserError:  # the file system lacks what a growing file needs, or the file is not there yet
+    except UserError:  # SWMR fails on this file system, or the file does not exist yet
         if not noted and progress.read(path):
             return None
         if not noted:
             raise
         found = Status(path, *noted[0])
-    known = {one.number: one for one in [*found.done, *(Round(*row) for row in noted[1:])]}
+    known = {round.number: round for round in [*found.done, *(Round(*row) for row in noted[1:])]}
     found.done = [known[number] for number in sorted(known)]
     return found
 
 
-FIELDS = ("round", "accuracy", "images", "round_seconds")
-
-
-def _rounds(columns):
+def _rounds(columns: Mapping[str, Sequence[Any] | np.ndarray] | None) -> list[Round]:
     return (
         [Round(*row) for row in zip(*(np.asarray(columns[name]).tolist() for name in FIELDS))]
         if columns
