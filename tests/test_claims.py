@@ -243,7 +243,7 @@ def test_the_command(tiny, tmp_path, capsys):
 def test_what_cannot_be_judged(tiny, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["claims", str(tmp_path / "empty")]) == 2
-    assert "there are no results files" in capsys.readouterr().err
+    assert "no results files in" in capsys.readouterr().err
     assert main([*tiny]) == 0
     capsys.readouterr()
     assert main(["claims", str(tmp_path / "results"), "-o", str(tmp_path / "none/x.md")]) == 2

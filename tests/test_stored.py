@@ -281,7 +281,7 @@ def test_a_flipped_bit_in_any_column_is_named(table, damaged):
     for name in [f"{table}/{name}" for name in TABLES[table]] if table in TABLES else ARRAYS:
         with reader.open_results(path := damaged(name)) as file, pytest.raises(UserError) as error:
             reader.columns_of(file, table) if table in TABLES else reader.array_of(file, name)
-        assert str(error.value).startswith(f"{path}: the file is damaged: {name} is not as it was written; ")
+        assert str(error.value).startswith(f"{path}: the file is damaged: {name} is corrupt; ")
 
 
 @pytest.mark.parametrize("bit", range(8))
@@ -295,7 +295,7 @@ def test_a_flipped_bit_neither_finishes_a_run_nor_begins_it_again(bit, full, tmp
         path.write_bytes(content)
         with (
             reader.open_results(path) as file,
-            pytest.raises(UserError, match="finished is not as it was written"),
+            pytest.raises(UserError, match="finished is corrupt"),
         ):
             reader.is_finished(file)
 
@@ -310,14 +310,14 @@ def test_no_command_uses_a_damaged_column(damaged, tmp_path, bank, capsys):
     capsys.readouterr()
     for command in commands:
         assert main([str(word) for word in command]) == 2, command
-        assert f"{path}: the file is damaged: rounds/accuracy is not as it was written" in said_once(capsys)
+        assert f"{path}: the file is damaged: rounds/accuracy is corrupt" in said_once(capsys)
     assert path.read_bytes() == before
     for name in ("clients/epochs", "generated/label", "partition/label_histograms"):
         assert main(["digest", str(damaged(name))]) == 2
-        assert f" {name} is not as it was written" in said_once(capsys)
+        assert f" {name} is corrupt" in said_once(capsys)
     for name in ("clients/loss_first_epoch", "ranks/rank"):
         damaged(name)
-        assert main(commands[-1]) == 2 and f" {name} is not as it was written" in said_once(capsys)
+        assert main(commands[-1]) == 2 and f" {name} is corrupt" in said_once(capsys)
 
 
 def test_a_changed_attribute_is_noticed(full, tmp_path, capsys):
@@ -325,7 +325,7 @@ def test_a_changed_attribute_is_noticed(full, tmp_path, capsys):
     assert content.count(b"clients: 6") == 1, "in the configuration as it was resolved"
     path.write_bytes(content.replace(b"clients: 6", b"clients: 7"))
     assert main(["show", str(path)]) == 2
-    assert "damaged: an attribute of /config or /environment is not as it was written" in said_once(capsys)
+    assert "damaged: an attribute of /config or /environment is corrupt" in said_once(capsys)
 
 
 def test_no_flipped_bit_changes_what_is_read(full, tmp_path):

@@ -144,7 +144,7 @@ def test_wrong_wishes(folder):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (VERSION + 1, "install that or a newer one"),
+        (VERSION + 1, "install that version or a newer one"),
         (VERSION - 1, "compute the run again"),
         (None, "no layout_version"),
     ],

@@ -109,7 +109,7 @@ class Progress:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
     def raised(self, error: BaseException) -> None:
-        """Note the error that ended the rank's current phase. This is its last note, and may exceed FILE_BYTES."""
+        """Note the error that ended the current phase. It is the last note, and may exceed FILE_BYTES."""
         text = "".join(
             char if char.isprintable() else "?" for char in " ".join(str(error).split())[:MAX_ERROR_CHARS]
         )
@@ -117,7 +117,7 @@ class Progress:
         self(self.about["phase"], self.about["client"])
 
     def failed(self, error: BaseException) -> None:
-        """Note the error that ends the start, and close. A refused start restores the record that it replaced."""
+        """Note the error that ends the start, and close. A refused start restores the previous record."""
         self.raised(error)
         if self.replaced is not None and isinstance(error, UserError) and not self._is_lost():
             clear(self.results)
@@ -135,7 +135,7 @@ class Progress:
         return doing(self.about)
 
     def close(self, ended: bool = False) -> None:
-        """Close the file; on rank 0 also release the run's lock. ended: the run succeeded, so remove the record."""
+        """Close the file; on rank 0 also release the lock. ended: the run succeeded, so remove the record."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
@@ -151,7 +151,10 @@ def clear(results: Path) -> None:
 
 
 def read(results: Path) -> list[About]:
-    """Return the last note of each rank of the latest start, by rank. Values other than rank are None if damaged."""
+    """Return the last note of each rank of the latest start, in order of rank.
+
+    If a file is damaged, all values except rank are None.
+    """
     found: list[About] = []
     with suppress(OSError):  # the next start may remove the files at any moment
         for path in list(path_for(results).iterdir()):
@@ -298,7 +301,7 @@ def doing(about: About) -> str:
     """Describe a rank's activity. about: an item of `read`."""
     if about["phase"] is None:
         return "unreadable progress file"
-    phase = PHASES.get(about["phase"], about["phase"])
+    phase = PHASES.get(about["phase"]) or str(about["phase"])
     client = f" client {about['client']}" if about["client"] is not None else ""
     where = f" in round {about['round']}" if about["round"] else ""
     return phase + client + where + (f", which raised {about['raised']}" if "raised" in about else "")

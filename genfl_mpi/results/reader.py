@@ -1,9 +1,13 @@
-"""Reading results files: whole tables, what a continued run needs, digests, and what `show` prints."""
+"""Read results files: tables, configuration, digests, and the data that a continued run needs."""
+
+from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -25,27 +29,29 @@ from genfl_mpi.util.text import first_line
 
 ADVICE = "start over with --fresh, which moves it aside"
 
+Columns: TypeAlias = dict[str, np.ndarray]
 
-def open_results(path):
-    """An open h5py.File, also of a run that is still growing or was killed. Raises UserError."""
+
+def open_results(path: Path | str) -> h5py.File:
+    """Open a results file, also of a running or killed run. Raises UserError."""
     path = Path(path)
     if path.is_dir():
-        one = next((file.name for file in sorted(path.glob("*.h5"))), "NAME.h5")
-        raise UserError(f"{path}: a folder; give one of its results files, {path / one} say")
+        example = next((file.name for file in sorted(path.glob("*.h5"))), "NAME.h5")
+        raise UserError(f"{path}: a folder; give one of its results files, for example {path / example}")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such results file")
+        raise UserError(f"{path}: no such results file")
     try:
         file = _open(path)
     except OSError as error:
         if isinstance(error, BlockingIOError):
             raise UserError(
-                f"{path}: another program has the file open for writing; close it there"
+                f"{path}: another program has the file open for writing; close it in that program"
             ) from None
         raise UserError(f"{path}: not a readable HDF5 file: {first_line(error)}") from None
     try:
         with damage(path):
-            if wrong := _unknown(file):
-                raise UserError(f"{path}: {wrong}")
+            if reason := _why_unreadable(file):
+                raise UserError(f"{path}: {reason}")
             if file.attrs["checksum"] != checksum_of_attributes(file):
                 raise _damaged(file, "an attribute of /config or /environment")
     except UserError:
@@ -54,69 +60,73 @@ def open_results(path):
     return file
 
 
-def _unknown(file):
-    """Why an open HDF5 file is none that can be read here, or None."""
+def _why_unreadable(file: h5py.File) -> str | None:
+    """Return the reason why an open HDF5 file is not a results file of this layout, or None."""
     version = file.attrs.get("layout_version")
     if version is None:
-        return "an HDF5 file, but not a results file of genfl_mpi: it has no layout_version"
+        return "an HDF5 file, but not a results file of genfl_mpi: no layout_version"
     if version != VERSION:
         packages = file["environment"].attrs.get("packages", "") if "environment" in file else ""
         writer = next(
             (name for name in packages.split(", ") if name.startswith("genfl_mpi ")), "another genfl_mpi"
         )
         advice = (
-            "install that or a newer one to read it"
+            "install that version or a newer one to read it"
             if version > VERSION
-            else "read it with that, or compute the run again with this one"
+            else "read it with that version, or compute the run again with this one"
         )
-        return f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout {VERSION}: {advice}"
+        return (
+            f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout "
+            f"{VERSION}: {advice}"
+        )
     missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - set(file)
-    return f"a results file of layout {version} without /{min(missing)}: it is damaged" if missing else None
+    return f"the file is damaged: /{min(missing)} is missing; {ADVICE}" if missing else None
 
 
-def _open(path):
+def _open(path: Path) -> h5py.File:
+    """Open the file; clear the mark of a dead writer. Raises OSError."""
     try:
         return h5py.File(path, "r")
     except OSError:
         found = superblock.read(path)
-        if not (found and found.marked and found.whole):  # in a truncated file SWMR's readers search for ever
+        if not (found and found.marked and found.whole):  # SWMR readers of a truncated file loop forever
             raise
-    # A job writes it, or was killed while it did: then the mark is cleared, so that other tools open the file.
+    # A job is writing the file, or was killed while it did. In that case clear the mark, for other tools.
     superblock.clear(path, lambda: progress.is_running(path))
     try:
         return h5py.File(path, "r")
-    except OSError:  # one of SWMR's many readers may open it
+    except OSError:  # still being written: SWMR allows any number of readers
         return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 @contextmanager
-def damage(path):
-    """What HDF5 or YAML cannot read of the open file `path` is a UserError."""
+def damage(path: Path | str) -> Iterator[None]:
+    """Raise errors of HDF5 and YAML in this context as a UserError about a damaged file."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: the file is damaged: {first_line(error)}; {ADVICE}") from None
 
 
-def _damaged(file, what):
-    return UserError(f"{file.filename}: the file is damaged: {what} is not as it was written; {ADVICE}")
+def _damaged(file: h5py.File, what: str) -> UserError:
+    return UserError(f"{file.filename}: the file is damaged: {what} is corrupt; {ADVICE}")
 
 
-def find(names):
-    """The results files among `names`, files or folders of them, as a list of paths. Raises UserError."""
-    found = []
+def find(names: Iterable[Path | str]) -> list[Path]:
+    """Return the paths of results files. names: files, or folders of files. Raises UserError."""
+    found: list[Path] = []
     for path in map(Path, names):
         inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
         if not inside:
-            below = next(
-                (f", but in {one.parent}" for one in sorted(path.glob("*/*.h5")) if _is_results(one)), ""
+            hint = next(
+                (f"; try {below.parent}" for below in sorted(path.glob("*/*.h5")) if _is_results(below)), ""
             )
-            raise UserError(f"{path}: there are no results files in this folder{below}")
+            raise UserError(f"{path}: no results files in this folder{hint}")
         found += inside
     return list(dict.fromkeys(found))
 
 
-def _is_results(path):
+def _is_results(path: Path) -> bool:
     try:
         open_results(path).close()
     except UserError:
@@ -124,17 +134,17 @@ def _is_results(path):
     return True
 
 
-def config_of(file):
-    """The resolved configuration, as nested dicts."""
+def config_of(file: h5py.File) -> dict[str, Any]:
+    """Return the resolved configuration, as nested dicts."""
     return yaml.safe_load(file["config"].attrs["resolved"])
 
 
-def run_of(file):
-    """The id of the run."""
+def run_of(file: h5py.File) -> str:
+    """Return the id of the run."""
     return file["config"].attrs["run"]
 
 
-def is_finished(file):
+def is_finished(file: h5py.File) -> bool:
     """Return whether all rounds and the weights are stored. Raises UserError if the mark is damaged."""
     mark = array_of(file, "finished")[0]
     if mark not in (0, FINISHED):
@@ -142,38 +152,42 @@ def is_finished(file):
     return mark == FINISHED
 
 
-def rounds_of(file):
-    """Return the number of rounds that are stored completely."""
+def rounds_of(file: h5py.File) -> int:
+    """Return the number of complete rounds."""
     return len(columns_of(file, "rounds", ["round"])["round"])
 
 
-def array_of(file, name):
-    """A data set that was written at once: `weights`, `finished`, or a column of the partition.
+def array_of(file: h5py.File, name: str) -> np.ndarray:
+    """Return a data set that is written only once: `weights`, `finished`, or a column of the partition.
 
     Raises UserError if it is damaged.
     """
     return _read(file, name)
 
 
-def _read(file, name, rows=None):
-    """The first rows of a data set, by default all. Raises UserError if HDF5 finds it damaged."""
+def _read(file: h5py.File, name: str, rows: int | None = None) -> np.ndarray:
+    """Return the first rows of a data set, by default all. Raises UserError if HDF5 reports damage."""
     try:
         return file[name][:rows]
     except (OSError, RuntimeError, KeyError):
         raise _damaged(file, name) from None
 
 
-def columns_of(file, table, names=None):
-    """Columns of a table, or of the partition, {name: array}, by default all: the rows that are there whole. A run that was cut off
-    while it wrote may have left more of some columns. Raises UserError if one is damaged."""
+def columns_of(file: h5py.File, table: str, names: Iterable[str] | None = None) -> Columns:
+    """Return the complete rows of a table's columns, {name: array}; by default of all columns.
+
+    A run that was cut off while writing may have left incomplete rows. table: one of TABLES, or partition.
+    Raises UserError if a column is damaged.
+    """
     if table == "partition":
         return {name: array_of(file, f"{table}/{name}") for name in names or PARTITION}
     order = list(TABLES[table])
-    rows = len(file[table][order[0]])  # the numbering, which grows last
+    rows = len(file[table][order[0]])  # the numbering, which is written last
     sums = _read(file, f"{CHECKSUMS}/{table}")
-    # A write that failed may leave a row of zeros, or one of an append whose numbering was not reached.
+    # A failed write may leave a row of zeros, or the row of an append without its numbering.
     sums = sums[(sums[:, 0] > 0) & (sums[:, 0] <= rows)]
-    ends, found = [0, *sums[:, 0].tolist()], {}
+    ends = [0, *sums[:, 0].tolist()]
+    found: Columns = {}
     if ends[-1] != rows or ends != sorted(ends):
         raise _damaged(file, f"{CHECKSUMS}/{table}")
     if len(sums) and not is_finished(file):
@@ -188,25 +202,28 @@ def columns_of(file, table, names=None):
     return found
 
 
-def tables_until(file, round):
-    """All tables with the rows of rounds 1 to `round`: {"rounds": {column: array}, ...}.
+def tables_until(file: h5py.File, round: int) -> dict[str, Columns]:
+    """Return the rows of rounds 1 to `round` of all tables: {"rounds": {column: array}, ...}.
 
-    Raises UserError if one is damaged.
+    Raises UserError if a table is damaged.
     """
     return until({table: columns_of(file, table) for table in TABLES}, round)
 
 
-def until(tables, round):
-    """The rows of rounds 1 to `round` of tables, {"rounds": {column: array}, ...}."""
+def until(tables: Mapping[str, Columns], round: int) -> dict[str, Columns]:
+    """Return the rows of rounds 1 to `round` of tables, {"rounds": {column: array}, ...}."""
     return {
         table: {name: column[columns["round"] <= round] for name, column in columns.items()}
         for table, columns in tables.items()
     }
 
 
-def digests(path):
-    """(weights, results, finished): SHA-256 of the final weights, and of all columns that are not clocks, places or bytes;
-    and whether the run is finished, without which the weights are still zero."""
+def digests(path: Path | str) -> tuple[str, str, bool]:
+    """Return (weights, results, finished) of a results file.
+
+    weights: SHA-256 of the final weights, which are zero until the run is finished; results: SHA-256 of all
+    columns that are not measured (times, ranks, numbers of bytes); finished: whether the run is finished.
+    """
     with open_results(path) as file, damage(path):
         weights = hashlib.sha256(array_of(file, "weights").tobytes())
         results = hashlib.sha256()

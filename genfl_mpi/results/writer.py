@@ -1,8 +1,13 @@
-"""The results file of a run: created whole, then grown by a row a round, readable at any moment (HDF5 SWMR)."""
+"""Write the results file of a run: a row is appended every round, and it is always readable (HDF5 SWMR)."""
+
+from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -11,32 +16,49 @@ from genfl_mpi.results import disk, layout, superblock
 from genfl_mpi.results.layout import CHECKSUMS, DIMENSIONS, FINISHED, GENERATED, PARTITION, TABLES, VERSION
 from genfl_mpi.util.errors import UserError
 
-# What grows with the clients is mostly zeros and ramps.
-PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+# Arrays that grow with the number of clients are mostly zeros and ramps.
+PACKED: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
 CHUNK = 1 << 20  # weights in a chunk
-# What a run consists of. Other tables are measurements, or observations by settings that may change between
-# starts.
+# Tables whose rounds are compared when computed again. The others are measurements, or depend on settings
+# that may change between starts.
 COMPARED = ("generated", "clients", "rounds")
+
+Columns: TypeAlias = Mapping[str, Any]
+Tables: TypeAlias = Mapping[str, Columns]
 
 
 class Writer:
-    """What cannot be written is a UserError, of every method; what was written before stays.
+    """Write the results file of a run.
 
-    path: of the file, replaced if it exists. texts, environment: dicts of attributes of /config and /environment.
+    Every method raises UserError if it cannot write; data written before stay intact.
 
-    partition: arrays by name, as in the layout. shapes: of the columns with more dimensions than one, without the first
-    ({"accuracy_per_class": (classes,)}). size: number of weights. earlier: the tables that the file begins with,
-    {"rounds": {column: array}}, when a run is continued: those of all finished rounds, also after the
-    checkpoint.
+    path: of the file, replaced if it exists. texts, environment: attributes of /config and /environment by
+    name.
+
+    partition: arrays by name, as in the layout. shapes: of the columns with more than one dimension, without
+    the first ({"accuracy_per_class": (classes,)}). size: number of weights. earlier: the tables that the file
+    starts with, {"rounds": {column: array}}, when a run continues: those of all finished rounds, including
+    rounds after the checkpoint.
     """
 
-    def __init__(self, path, texts, environment, partition, shapes, size, earlier=None):
+    def __init__(
+        self,
+        path: Path,
+        texts: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        partition: Mapping[str, np.ndarray],
+        shapes: Mapping[str, tuple[int, ...]],
+        size: int,
+        earlier: Tables | None = None,
+    ) -> None:
         self.path, self.folder, unfinished = path, path.parent, path.with_name(f".{path.name}.new")
-        self.file, self.columns, self.earlier = None, {}, earlier or {}
+        self.file: Any = None
+        self.columns: dict[tuple[str, str], Any] = {}
+        self.earlier = earlier or {}
         arrays = [array for columns in self.earlier.values() for array in columns.values()]
         disk.ensure(path.parent, sum(array.nbytes for array in arrays) + 4 * size)
         with self._writing():
-            # Created in memory: HDF5 may crash when it cannot write while it names things in a file.
+            # Created in memory: HDF5 may crash if a write fails while it creates objects in a file.
             content = io.BytesIO()
             self.file = h5py.File(content, "w", libver="v110")
             self.file.attrs["layout_version"] = VERSION
@@ -65,36 +87,40 @@ class Writer:
                 )
                 data.attrs["long_name"] = "rows after an append, and CRC-32 of what was added to each column"
                 self.columns[CHECKSUMS, table] = data
-            chunks = (min(size, CHUNK),)
-            weights = self.file.create_dataset("weights", (size,), np.float32, chunks=chunks, fletcher32=True)
+            weights = self.file.create_dataset(
+                "weights", (size,), np.float32, chunks=(min(size, CHUNK),), fletcher32=True
+            )
             weights.attrs["long_name"] = "global weights after the last round"
-            # A dimension without values of its own: never written, it takes no space.
+            # A dimension scale without values: never written, so it takes no space.
             weight = self.file.create_dataset("weight", (size,), np.float32)
             weight.make_scale("This is a netCDF dimension but not a netCDF variable.")
             weights.dims[0].attach_scale(weight)
-            # Not chunked: HDF5 changes a chunk and its checksum in several writes, and a kill between them damages both.
+            # Not chunked: HDF5 updates a chunk and its checksum in several writes; a kill between them
+            # damages both.
             finished = self.file.create_dataset("finished", data=np.zeros(1, np.uint8))
             finished.make_scale("finished")
             finished.attrs["long_name"] = f"{FINISHED} when all rounds and the weights are stored, 0 before"
-            for table, columns in self.earlier.items():
-                self._append(table, columns)
+            for table, stored in self.earlier.items():
+                self._append(table, stored)
             names = {key: data.name for key, data in self.columns.items()}
             self.file.close()
-            # Written under another name, so that a file to be continued stays whole until this one is.
+            # Written under another name, so that the existing file stays intact until this one is complete.
             with unfinished.open("wb") as file:
                 file.write(content.getbuffer())
             self.file = h5py.File(unfinished, "r+", libver="v110")
-            # Held open: HDF5 writes when a data set is closed, too, and h5py could only print then that it failed.
+            # Held open: HDF5 also writes when a data set is closed, and h5py can only print a failure there.
             self.columns = {key: self.file[name] for key, name in names.items()}
             self.weights, self.finished = self.file["weights"], self.file["finished"]
-            self.file.swmr_mode = True  # from here on nothing new is named, data only grow
+            self.file.swmr_mode = True  # from here on no objects are created; data sets only grow
             disk.flush(unfinished)
             os.replace(unfinished, path)
             disk.flush_name(path)
 
-    def append(self, record):
-        """Add a simulation's `Record`; of a round that is stored already, compare it with what is stored
-        instead. Returns whether the round is new. Raises UserError if it differs from the stored one."""
+    def append(self, record: Any) -> bool:
+        """Append a simulation's `Record`, or compare it with the stored round if there is one.
+
+        Returns whether the round is new. Raises UserError if it differs from the stored round.
+        """
         tables = _tables(record)
         if record.round <= len(self.earlier.get("rounds", {}).get("round", ())):
             self._compare(record.round, tables)
@@ -105,24 +131,26 @@ class Writer:
                 self._append(table, columns)
         return True
 
-    def _compare(self, round, tables):
-        """Raise UserError if a round that was computed again has other bits in one of the COMPARED tables."""
+    def _compare(self, round: int, tables: Tables) -> None:
+        """Raise UserError if a recomputed round differs in any bit of the COMPARED tables."""
         for table in COMPARED:
             before, now = self.earlier[table], tables.get(table, {})
             rows = before["round"] == round
-            for name, column in _own(table).items():
+            for name, column in _record_columns(table).items():
                 stored, computed = before[name][rows], np.asarray(now.get(name, ()), column.dtype)
                 if not column.measured and stored.tobytes() != computed.tobytes():
                     raise UserError(
-                        f"{self.path}: round {round} computed again differs from what is stored in {table}/{name}: "
-                        "the processor or the versions of libraries are others than the run began with (see "
-                        "/environment), or a computation went wrong. Continue on a machine like the first, or "
-                        "start over with --fresh"
+                        f"{self.path}: round {round} computed again differs from what is stored in "
+                        f"{table}/{name}: the processor or the versions of libraries differ from those at "
+                        "the first start (see /environment), or a computation went wrong; continue on a "
+                        "machine like the first, or start over with --fresh"
                     )
 
-    def finish(self, weights):
-        """Add the final weights, float32 (size,), and declare the run finished: on the disk, as its checkpoint may
-        be removed now."""
+    def finish(self, weights: np.ndarray) -> None:
+        """Write the final weights, float32 (size,), and mark the run as finished.
+
+        Flushes both to disk, so that the checkpoint can be removed.
+        """
         disk.ensure(self.folder, weights.nbytes)
         with self._writing():
             self.weights[:] = weights
@@ -130,16 +158,16 @@ class Writer:
             self.finished[:] = FINISHED
             self._flush()
 
-    def flush(self):
-        """Bring to the disk what was added."""
+    def flush(self) -> None:
+        """Flush the file to disk."""
         with self._writing():
             self._flush()
 
-    def close(self):
-        """Close the file, whole on the disk."""
+    def close(self) -> None:
+        """Flush the file to disk, and close it."""
         self.flush()
-        # HDF5 crashes when it cannot write while it closes a file, and after a flush it has nothing more to say
-        # than that the file is closed.
+        # HDF5 crashes if a write fails while it closes a file. After a flush it only has to write that the
+        # file is closed, which `superblock.clear` does below.
         self._redirect()
         self.columns.clear()
         self.weights = self.finished = None
@@ -147,28 +175,31 @@ class Writer:
         superblock.clear(self.path, lambda: False)
 
     @contextmanager
-    def _writing(self):
+    def _writing(self) -> Iterator[None]:
+        """Raise failed writes in this context as UserError."""
         try:
             yield
         except (OSError, RuntimeError) as error:
             failed = disk.failed(self.path, error)
             if self.file:
-                # HDF5 cannot close a file that it could not write: it complains, crashes, or writes half of what is
-                # left. So it is not asked to, and what it tries at the end of the process goes nowhere.
+                # HDF5 cannot close a file after a failed write: it raises, crashes, or writes half of the
+                # remaining data. So the file is not closed, and writes at the end of the process are
+                # discarded.
                 self._redirect()
             raise failed from None
 
-    def _redirect(self):
-        """Let HDF5 write to memory from now on, not to the file."""
+    def _redirect(self) -> None:
+        """Redirect HDF5's further writes from the file to memory."""
         memory = os.memfd_create("nowhere")
         os.dup2(memory, self.file.id.get_vfd_handle())
         os.close(memory)
 
-    def _flush(self):
+    def _flush(self) -> None:
         self.file.flush()
         disk.flush(self.path)
 
-    def _append(self, table, columns):
+    def _append(self, table: str, columns: Columns) -> None:
+        """Append rows to a table, and a row to its checksums."""
         numbering = next(iter(TABLES[table]))
         start = len(self.columns[table, numbering])
         end = start + len(columns["round"])
@@ -179,7 +210,7 @@ class Writer:
         parts = {(table, name): values for name, values in columns.items()}
         parts[CHECKSUMS, table] = np.array([[end, *map(layout.checksum, columns.values())]])
         last = {(table, numbering): parts.pop((table, numbering))}
-        # The numbering grows last: a row that it counts is there whole.
+        # The numbering is written last, so the rows that it counts are complete.
         for part in (parts, last):
             for key, values in part.items():
                 data = self.columns[key]
@@ -189,10 +220,12 @@ class Writer:
             self.file.flush()
 
 
-def _tables(record):
-    """The rows of a `Record`, {table: {column: array}}. /rounds comes last: a round that is there is there
-    whole."""
-    tables = {}
+def _tables(record: Any) -> Tables:
+    """Return the rows of a `Record`, {table: {column: array}}.
+
+    /rounds comes last, so a round that it contains is complete.
+    """
+    tables: dict[str, Columns] = {}
     if record.generated:
         batches = [
             {
@@ -207,7 +240,9 @@ def _tables(record):
             }
             for key, batch, images, fidelity in record.generated
         ]
-        tables["generated"] = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}
+        tables["generated"] = {
+            name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
+        }
     tables |= {"clients": record.clients, "hindsight": record.hindsight, "audit": record.audit}
     tables |= record.probes | {"ranks": record.ranks}
     tables = {table: columns for table, columns in tables.items() if columns}
@@ -225,14 +260,14 @@ def _tables(record):
     }
 
 
-def _own(table):
-    """The columns of a table without the numbers of its rows, which a `Record` does not have."""
+def _record_columns(table: str) -> dict[str, layout.Column]:
+    """Return the columns of a table without its row numbers, which a `Record` does not have."""
     numbering = next(iter(TABLES[table]))
     return {name: column for name, column in TABLES[table].items() if name == "round" or name != numbering}
 
 
-def _describe(data, column, dimensions):
-    """Units, meaning and named dimensions, by which xarray and netCDF know what an array is."""
+def _describe(data: Any, column: layout.Column, dimensions: tuple[str, ...]) -> None:
+    """Attach unit, meaning and named dimensions to a data set, for xarray and netCDF."""
     data.attrs.update(units=column.unit, long_name=column.about)
     group, name = data.parent, data.name.rpartition("/")[2]
     for axis, dimension in enumerate(dimensions):
