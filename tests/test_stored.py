@@ -366,7 +366,7 @@ def killed(tmp_path, monkeypatch):
             shutil.copy(growing, path)
             shutil.copytree(checkpoint.path_for(growing), checkpoint.path_for(path))
             assert len(rows(growing)) == 3
-            assert superblock.read(growing).marked, "not cleared: its writer is alive"
+            assert superblock.read(growing).is_marked, "not cleared: its writer is alive"
         return train(self, round, clock)
 
     monkeypatch.setattr(Worker, "train", copied)
@@ -404,7 +404,7 @@ def test_data_behind_the_end_of_file_address_of_a_killed_writer_are_read(killed)
     ).to_bytes(4, "little")
     killed.write_bytes(content)
     assert superblock.read(killed) == (True, True)
-    assert rows(killed) == [1, 2, 3] and not superblock.read(killed).marked
+    assert rows(killed) == [1, 2, 3] and not superblock.read(killed).is_marked
 
 
 def test_the_flags_of_a_file_in_use_stay(killed):
@@ -417,7 +417,7 @@ def test_the_flags_of_a_file_in_use_stay(killed):
         reader.open_results(killed)
     assert superblock.read(killed) == (True, False)
     killed.write_bytes(before)
-    assert rows(killed) == [1, 2, 3] and not superblock.read(killed).marked
+    assert rows(killed) == [1, 2, 3] and not superblock.read(killed).is_marked
 
 
 # Rounds after the last checkpoint.

@@ -80,7 +80,7 @@ for name, write in writes.items():
     try:
         write()
     except Exception as error:
-        print(f"{name}: {disk.failed(name, error)} ({type(error).__name__}: {error})", flush=True)
+        print(f"{name}: {disk.write_error(name, error)} ({type(error).__name__}: {error})", flush=True)
 os._exit(0)  # HDF5 cannot close the files
 """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.config.functions import find
-from genfl_mpi.federation.policies import mixed, needed
+from genfl_mpi.federation.policies import mix, needed
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.util.errors import UserError
 
@@ -51,28 +51,28 @@ def is_due(config: Config, round: int) -> bool:
 
 
 def look(
-    state: ServerState, own: str, kappa2: float, test: Callable[[np.ndarray], tuple[float, float]]
+    state: ServerState, policy_name: str, kappa2: float, test: Callable[[np.ndarray], tuple[float, float]]
 ) -> dict[str, np.ndarray]:
     """Return the columns of /hindsight for a round.
 
     The rows are points of the segment from omega_fl (kappa2 = 0) to omega_a (kappa2 = 1), without a name, and
-    then one row a policy. state: the `ServerState` that the run's kappa policy, named `own`, was called with;
-    kappa2: its result; test: (float32 weights (size,)) -> (loss, accuracy) on the test set.
+    then one row a policy. state: the `ServerState` that the run's kappa policy, named `policy_name`, was
+    called with; kappa2: its result; test: (float32 weights (size,)) -> (loss, accuracy) on the test set.
     """
     results: dict[float, tuple[float, float]] = {}
 
     def tested(kappa2: float) -> tuple[float, float]:
         if kappa2 not in results:
-            results[kappa2] = test(mixed(state, kappa2))
+            results[kappa2] = test(mix(state, kappa2))
         return results[kappa2]
 
     others = {
         name: float(policy(state))
         for name, policy in find_compared_policies(state.config).items()
-        if name != own
+        if name != policy_name
     }
     rows = [(b"", point) for point in np.linspace(0, 1, state.config.hindsight.points)]
-    rows += [(name.encode(), chosen) for name, chosen in {own: kappa2, **others}.items()]
+    rows += [(name.encode(), chosen) for name, chosen in {policy_name: kappa2, **others}.items()]
     loss, accuracy = np.array([tested(float(point)) for _, point in rows]).T
     return {
         "round": np.full(len(rows), state.round + 1),

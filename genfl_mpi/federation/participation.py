@@ -43,27 +43,28 @@ def choose(select: Policy, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
 
 
 def attend(
-    around: Surroundings | None, round: int, cohort: np.ndarray, *known: Any, **images: Any
+    surroundings: Surroundings | None, round: int, cohort: np.ndarray, *args: Any, **images: Any
 ) -> np.ndarray:
     """Return the status of each client of a cohort in a round, STATUS (cohort,).
 
-    around: the run's `Surroundings`, or None without a world. known, images: as in `Surroundings.attend`.
+    surroundings: the run's `Surroundings`, or None without a world. args, images: as in
+    `Surroundings.attend`.
     """
-    if around is None:
+    if surroundings is None:
         return np.full(len(cohort), AGGREGATED, STATUS)
-    return around.attend(round, cohort, *known, **images)
+    return surroundings.attend(round, cohort, *args, **images)
 
 
 def payments(
-    config: Config, status: np.ndarray, round: int, told: int, owed: np.ndarray | float
+    config: Config, status: np.ndarray, round: int, sharing: int, owed: np.ndarray | float
 ) -> np.floating | float:
     """Return what the server pays for a round, in J.
 
     It pays config.incentive.base and what it owes for images to each client whose model was aggregated, and
-    in round 1 config.incentive.labels to each of the `told` clients that shared their labels. status: STATUS
-    (cohort,); owed: float64 (cohort,), or 0.
+    in round 1 config.incentive.labels to each of the `sharing` clients that shared their labels. status:
+    STATUS (cohort,); owed: float64 (cohort,), or 0.
     """
     settings = config.incentive
     return ((status == AGGREGATED) * ((settings.base or 0.0) + owed)).sum() + (
         settings.labels or 0.0
-    ) * told * (round == 1)
+    ) * sharing * (round == 1)

@@ -112,9 +112,9 @@ class Probes:
                 gradients[row] = self._gradient(self.omega_t, *self.dataset.of(int(clients[row])))
                 total.add(shares[row], gradients[row])
         collectives.sum_everywhere(self.comm, total.units)
-        whole = total.value()
+        gradient = total.value()
         for row in rows:
-            difference[row] = (gradients[row].double() - whole).norm()
+            difference[row] = (gradients[row].double() - gradient).norm()
             place = place_of.get(int(clients[row]))
             error[row] = (
                 self._local_error(int(clients[row]), self.kept[place], round)
@@ -140,7 +140,7 @@ class Probes:
             },
             "probes": {
                 "round": [round],
-                "gradient_norm": [whole.norm().item()],
+                "gradient_norm": [gradient.norm().item()],
                 "weight_divergence": [divergence],
                 "seconds": [time.perf_counter() - start],
             },

@@ -13,7 +13,7 @@ from genfl_mpi.edge.hardware import draw
 from genfl_mpi.edge.placements import Holdings, asked
 from genfl_mpi.edge.rounds import Work, image_joules, image_seconds, meet, price
 from genfl_mpi.edge.trace import Trace, value_of_labels
-from genfl_mpi.federation.workload import of_generator, of_model
+from genfl_mpi.federation.workload import generator_fields, model_fields
 from genfl_mpi.generation.image_flops import of_configured
 from genfl_mpi.util.errors import UserError
 
@@ -48,8 +48,8 @@ class Surroundings:
         self.begun: tuple[Any, ...] = ()  # the round of the last `attend`
         # Holds what all rounds have in common.
         self.trace = Trace(
-            **of_model(config, about),
-            **(of_generator(config) if config.sends or config.fills else {}),
+            **model_fields(config, about),
+            **(generator_fields(config) if config.sends or config.fills else {}),
             cohorts=[],
             samples=[],
             epochs=[],

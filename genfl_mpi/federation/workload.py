@@ -25,7 +25,7 @@ HALF_BYTES = 2  # of a generator's weight, which is sent in half precision
 PLACEMENTS = {"sent": "P2", "made": "P3"}  # of images that clients train on; all others are P1
 
 
-def of_model(config: Config, about: Description) -> dict[str, Any]:
+def model_fields(config: Config, about: Description) -> dict[str, Any]:
     """Return the fields of a `Trace` that follow from the model, whatever the rounds.
 
     about: the data set's `Description`.
@@ -41,7 +41,7 @@ def of_model(config: Config, about: Description) -> dict[str, Any]:
     }
 
 
-def of_generator(config: Config) -> dict[str, Any]:
+def generator_fields(config: Config) -> dict[str, Any]:
     """Return the fields of a `Trace` that follow from the generator.
 
     Raises UserError if the generator is a user's function, whose costs are unknown.
@@ -69,8 +69,8 @@ def of_file(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]]:
     by_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
     made_in = reader.columns_of(file, "generated", ["round"])["round"]
     return Trace(
-        **of_model(config, datasets.describe(config.data)),
-        **of_generator(config),
+        **model_fields(config, datasets.describe(config.data)),
+        **generator_fields(config),
         cohorts=by_round["client"],
         samples=by_round["samples"],
         epochs=by_round["epochs"],

@@ -49,7 +49,7 @@ def save(
             if old > round or (old not in newest and (keep is None or old % keep)):
                 _path(results, old).unlink()
     except OSError as error:
-        raise disk.failed(path, error) from None
+        raise disk.write_error(path, error) from None
 
 
 def rounds(results: Path) -> list[int]:
@@ -62,11 +62,11 @@ def rounds(results: Path) -> list[int]:
 
 
 def load(
-    results: Path, run: str, say: Callable[[str], object], at: int | None = None
+    results: Path, run: str, warn: Callable[[str], object], at: int | None = None
 ) -> tuple[int, np.ndarray | None, dict[str, np.ndarray]]:
     """Return (round, weights, state) of the newest intact checkpoint, or of the one of round `at`.
 
-    Returns (0, None, {}) if none exists. run: the expected run id; say: called with a line for each damaged
+    Returns (0, None, {}) if none exists. run: the expected run id; warn: called with a line for each damaged
     checkpoint. Raises UserError if checkpoints exist but none is intact, or if one is of another run.
     """
     found = [round for round in rounds(results) if at in (None, round)]
@@ -81,7 +81,7 @@ def load(
                 )
             if identity == _identity(run, round) and "weights" in state:
                 return round, state.pop("weights"), state
-        say(f"{path}: the checkpoint is damaged")
+        warn(f"{path}: the checkpoint is damaged")
     if found:
         raise UserError(
             f"{path_for(results)}: all checkpoints are damaged; start over with --fresh, which moves the old "
@@ -113,7 +113,7 @@ def remove(results: Path, keep: int | None = None) -> None:
             try:
                 _path(results, round).unlink()
             except OSError as error:
-                raise disk.failed(_path(results, round), error) from None
+                raise disk.write_error(_path(results, round), error) from None
     with suppress(OSError):
         path_for(results).rmdir()
 

@@ -69,7 +69,7 @@ class ClientStates:
             if self.folder.is_dir():
                 disk.flush(self.folder)
         except OSError as error:
-            raise disk.failed(self.folder, error) from None
+            raise disk.write_error(self.folder, error) from None
 
     def prune(self, checkpoints: Sequence[np.ndarray]) -> None:
         """Remove state files that no checkpoint needs.

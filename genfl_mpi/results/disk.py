@@ -13,7 +13,7 @@ from genfl_mpi.util.text import first_line
 RESERVE = 16e6  # bytes, more than a new chunk of every column and a round's rows need
 
 
-def ensure(folder: Path, size: int) -> None:
+def check_space(folder: Path, size: int) -> None:
     """Raise UserError if the disk of `folder` has less free space than `size` bytes and the reserve.
 
     Call it before every write: HDF5 cannot close a file after a failed write.
@@ -61,7 +61,7 @@ def flush_name(path: Path) -> None:
             flush(folder)
 
 
-def failed(path: Path | str, error: Exception) -> UserError:
+def write_error(path: Path | str, error: Exception) -> UserError:
     """Return the UserError for a failed write to `path`.
 
     error: an exception of the system, HDF5 or safetensors; the last two hide the error number in a long text.

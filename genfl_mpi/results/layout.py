@@ -263,7 +263,7 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def checksum_of_attributes(file: h5py.File) -> int:
+def attributes_checksum(file: h5py.File) -> int:
     """Return the CRC-32 of all attributes of /config and /environment. HDF5 does not checksum attributes."""
     texts = [
         f"{group}/{name}={value}\n"

@@ -21,8 +21,8 @@ from genfl_mpi.results.layout import (
     PARTITION,
     TABLES,
     VERSION,
+    attributes_checksum,
     checksum,
-    checksum_of_attributes,
 )
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
@@ -52,7 +52,7 @@ def open_results(path: Path | str) -> h5py.File:
         with damage(path):
             if reason := _why_unreadable(file):
                 raise UserError(f"{path}: {reason}")
-            if file.attrs["checksum"] != checksum_of_attributes(file):
+            if file.attrs["checksum"] != attributes_checksum(file):
                 raise _damaged(file, "an attribute of /config or /environment")
     except UserError:
         file.close()
@@ -89,7 +89,9 @@ def _open(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError:
         found = superblock.read(path)
-        if not (found and found.marked and found.whole):  # SWMR readers of a truncated file loop forever
+        if not (
+            found and found.is_marked and found.is_complete
+        ):  # SWMR readers of a truncated file loop forever
             raise
     # A job is writing the file, or was killed while it did. In that case clear the mark, for other tools.
     superblock.clear(path, lambda: progress.is_running(path))

@@ -41,14 +41,14 @@ def write(path: Path, identity: Mapping[str, str], arrays: Mapping[str, np.ndarr
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             disk.flush(path.parent.parent)
-        disk.ensure(path.parent, sum(array.nbytes for array in arrays.values()))
+        disk.check_space(path.parent, sum(array.nbytes for array in arrays.values()))
         save_file(dict(arrays), unfinished, metadata={**identity, "sha256": _checksum(identity, arrays)})
         disk.flush(unfinished)
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             unfinished.unlink()
-        raise disk.failed(path, error) from None
+        raise disk.write_error(path, error) from None
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

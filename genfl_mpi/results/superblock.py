@@ -21,11 +21,12 @@ FLAGS, END = 11, slice(28, 36)  # positions of the consistency flags and of the 
 class Superblock(NamedTuple):
     """Describe a superblock.
 
-    marked: whether consistency flags are set; whole: whether the file extends to its end-of-file address.
+    is_marked: whether consistency flags are set; is_complete: whether the file extends to its end-of-file
+    address.
     """
 
-    marked: bool
-    whole: bool
+    is_marked: bool
+    is_complete: bool
 
 
 def read(path: Path) -> Superblock | None:
@@ -50,7 +51,7 @@ def clear(path: Path, is_written: Callable[[], bool]) -> None:
         fcntl.flock(
             descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
         )  # HDF5 holds this lock while another program writes
-        if (found := _parse(descriptor)) and found.marked and found.whole:
+        if (found := _parse(descriptor)) and found.is_marked and found.is_complete:
             content = bytearray(os.pread(descriptor, SIZE, 0))
             content[FLAGS] = 0
             # A killed writer may have added data, and an index that points to them, without updating this

@@ -56,7 +56,7 @@ class Writer:
         self.columns: dict[tuple[str, str], Any] = {}
         self.earlier = earlier or {}
         arrays = [array for columns in self.earlier.values() for array in columns.values()]
-        disk.ensure(path.parent, sum(array.nbytes for array in arrays) + 4 * size)
+        disk.check_space(path.parent, sum(array.nbytes for array in arrays) + 4 * size)
         with self._writing():
             # Created in memory: HDF5 may crash if a write fails while it creates objects in a file.
             content = io.BytesIO()
@@ -64,7 +64,7 @@ class Writer:
             self.file.attrs["layout_version"] = VERSION
             self.file.create_group("config").attrs.update(texts)
             self.file.create_group("environment").attrs.update(environment)
-            self.file.attrs["checksum"] = layout.checksum_of_attributes(self.file)
+            self.file.attrs["checksum"] = layout.attributes_checksum(self.file)
             group = self.file.create_group("partition")
             for name, array in partition.items():
                 data = group.create_dataset(name, data=array, **PACKED)
@@ -125,7 +125,7 @@ class Writer:
         if record.round <= len(self.earlier.get("rounds", {}).get("round", ())):
             self._compare(record.round, tables)
             return False
-        disk.ensure(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
+        disk.check_space(self.folder, sum(images.nbytes for _, _, images, _ in record.generated))
         with self._writing():
             for table, columns in tables.items():
                 self._append(table, columns)
@@ -151,7 +151,7 @@ class Writer:
 
         Flushes both to disk, so that the checkpoint can be removed.
         """
-        disk.ensure(self.folder, weights.nbytes)
+        disk.check_space(self.folder, weights.nbytes)
         with self._writing():
             self.weights[:] = weights
             self._flush()
@@ -180,13 +180,13 @@ class Writer:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            failed = disk.failed(self.path, error)
+            failure = disk.write_error(self.path, error)
             if self.file:
                 # HDF5 cannot close a file after a failed write: it raises, crashes, or writes half of the
                 # remaining data. So the file is not closed, and writes at the end of the process are
                 # discarded.
                 self._redirect()
-            raise failed from None
+            raise failure from None
 
     def _redirect(self) -> None:
         """Redirect HDF5's further writes from the file to memory."""

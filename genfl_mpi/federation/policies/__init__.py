@@ -91,7 +91,7 @@ def needed(policy: Policy) -> frozenset[str]:
     return getattr(policy, "needs", frozenset())
 
 
-def mixed(state: ServerState, kappa2: float) -> np.ndarray:
+def mix(state: ServerState, kappa2: float) -> np.ndarray:
     """Mix the clients' average (kappa2 = 0) and the augmented model (kappa2 = 1): float32 (size,)."""
     return ((1 - kappa2) * state.fl_weights.astype(np.float64) + kappa2 * state.augmented_weights).astype(
         np.float32

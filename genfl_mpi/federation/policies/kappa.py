@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation.policies import judged
+from genfl_mpi.federation.policies import validated_kappa
 
 if TYPE_CHECKING:
     from genfl_mpi.federation.policies import Policy, ServerState
@@ -88,5 +88,5 @@ KAPPA: dict[str, Policy] = {
     "amount": amount,
     "alignment": alignment,
     "bias_optimal": bias_optimal,
-    **judged.KAPPA,
+    **validated_kappa.KAPPA,
 }

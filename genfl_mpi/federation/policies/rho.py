@@ -71,9 +71,9 @@ def leave_one_out(state: ServerState) -> np.ndarray:
 
     Decreases count as 0. Returns the paper's weights if no client's absence increases the loss.
     """
-    whole = _coalition_loss(state, np.ones(len(state.cohort), dtype=bool))
+    all_clients = _coalition_loss(state, np.ones(len(state.cohort), dtype=bool))
     others = ~np.eye(len(state.cohort), dtype=bool)
-    return _normalised(state, [_coalition_loss(state, members) - whole for members in others])
+    return _normalised(state, [_coalition_loss(state, members) - all_clients for members in others])
 
 
 @needs("models", "validation")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.federation.policies import mixed, needs
+from genfl_mpi.federation.policies import mix, needs
 
 if TYPE_CHECKING:
     from genfl_mpi.federation.policies import Policy, ServerState
@@ -30,7 +30,7 @@ def softmax_loss(state: ServerState) -> float:
 def line_search(state: ServerState) -> float:
     """Return the kappa2 of kappa.grid with the lowest loss of the mixed model."""
     grid = state.config.kappa.grid
-    return grid[int(np.argmin([state.judge(mixed(state, kappa2))[0] for kappa2 in grid]))]
+    return grid[int(np.argmin([state.judge(mix(state, kappa2))[0] for kappa2 in grid]))]
 
 
 @needs("validation", "memory")
@@ -89,7 +89,7 @@ def shapley(state: ServerState) -> float:
     before = state.judge(state.weights)[0]
     fl, augmented, both = (
         before - state.judge(weights)[0]
-        for weights in (state.fl_weights, state.augmented_weights, mixed(state, state.config.kappa.kappa2))
+        for weights in (state.fl_weights, state.augmented_weights, mix(state, state.config.kappa.kappa2))
     )
     value_fl, value_a = (
         max(0.0, (alone + both - other) / 2) for alone, other in ((fl, augmented), (augmented, fl))
