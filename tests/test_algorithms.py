@@ -1,4 +1,4 @@
-"""Federated algorithms: equal to averaging where they should be, as their sources have them elsewhere."""
+"""Federated algorithms: they degenerate to FedAvg where they should, and otherwise agree with their papers."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ def test_fedprox_with_mu_zero_is_fedavg(tiny, tmp_path):
 
 
 def test_fedprox_keeps_the_clients_near(tiny, tmp_path):
-    """The pull shortens the way from the initial weights (Li et al. 2020)."""
+    """The proximal term shortens the distance from the initial weights (Li et al. 2020)."""
     ways = []
     for mu in (0, 1, 100):
         assert (
@@ -88,26 +88,26 @@ def test_fednova_with_equal_steps_is_fedavg_to_rounding(tiny, tmp_path):
 
 
 def coefficients(samples, epochs, momentum=0.0):
-    """FedNova's, of two clients with the same rho."""
+    """Return FedNova's coefficients of two clients with equal rho."""
     config = Config(training=LocalTraining(batch_size=64, momentum=momentum))
     cohort = Cohort(np.arange(2), np.array(samples), np.full(2, epochs), np.array([0.5, 0.5]))
     return ALGORITHMS["fednova"].coefficients(cohort, config)
 
 
 def test_fednovas_weights_by_hand():
-    # Two steps and eight: tau_eff = (2 + 8) / 2 = 5, so the client with few steps counts 5 / 2, the other 5 / 8.
+    # Two steps and eight: tau_eff = (2 + 8) / 2 = 5, so the clients' coefficients are 5 / 2 and 5 / 8.
     assert coefficients([64, 256], 2) == pytest.approx([1.25, 0.3125])
     # Momentum 1/2, two steps: (1 - 1/4) + (1 - 1/2) over 1/2 = 1.5 + 1 = 2.5; one step: 1. tau_eff = 1.75.
     assert coefficients([128, 64], 1, 0.5) == pytest.approx([0.5 * 1.75 / 2.5, 0.5 * 1.75])
 
 
-def test_steps_are_counted_as_they_are_made():
+def test_step_count_matches_training():
     for count in (1, 2, 63, 64, 65, 66, 128, 129):
         assert local_batches(count, 64) == len(batches(count, 64, np.random.default_rng(0)))
 
 
 def test_server_optimizers_by_hand():
-    """Two steps of one parameter with delta 1 and then 3; the second weight is a statistic and is averaged."""
+    """Two steps of one parameter with delta 1, then 3; the second weight is a statistic and is averaged."""
 
     def steps(**settings):
         state, omega, path = {}, torch.tensor([0.0, 0.0]), []
@@ -123,14 +123,15 @@ def test_server_optimizers_by_hand():
 
     assert steps(name="fedavg") == [1, 3]
     assert steps(name="fedavgm", beta1=0.5, server_lr=2) == pytest.approx([2, 2 * 3.5])
-    # m: 0.5, 1.75. v from tau^2 = 1: Adam 0.75 + 0.25 = 1, 0.75 + 0.25 * 9 = 3; Yogi 1 - 0 = 1, 1 + 0.25 * 9 = 3.25.
+    # m: 0.5, 1.75. v from tau^2 = 1:
+    # Adam 0.75 + 0.25 = 1, 0.75 + 0.25 * 9 = 3; Yogi 1 - 0 = 1, 1 + 0.25 * 9 = 3.25.
     adam = {"beta1": 0.5, "beta2": 0.75, "tau": 1.0}
     assert steps(name="fedadam", **adam) == pytest.approx([0.5 / 2, 1.75 / (3**0.5 + 1)])
     assert steps(name="fedyogi", **adam) == pytest.approx([0.5 / 2, 1.75 / (3.25**0.5 + 1)])
 
 
 @pytest.mark.parametrize("name", ["fednova", "fedavgm", "fedadam", "fedyogi", "scaffold"])
-def test_continued_runs_remember_the_servers_moments(tiny, tmp_path, name):
+def test_continued_runs_restore_the_servers_moments(tiny, tmp_path, name):
     algorithm = [f"algorithm.name={name}", "algorithm.server_lr=0.1"]
     assert main([*tiny, *algorithm, "rounds=3", f"output={tmp_path}/whole"]) == 0
     assert main([*tiny, *algorithm, "rounds=2"]) == 0
@@ -147,7 +148,7 @@ def network_with_statistics(classes, shape):
 
 
 def test_fednova_averages_statistics(fast, monkeypatch):
-    """Its weights have another sum than 1, and what is left has no meaning for a variance: it would become negative."""
+    """The coefficients do not sum to 1; a variance computed from differences would become negative."""
     add, seen = Worker._add, []
     monkeypatch.setattr(
         Worker,
@@ -181,7 +182,7 @@ def test_fednova_averages_statistics(fast, monkeypatch):
     )
     assert torch.allclose(simulation.weights[parameters:].double(), total[parameters:] / weight, atol=1e-6)
     largest = torch.stack([weights for _, weights in seen]).amax(0)[parameters:]
-    assert (simulation.weights[parameters:] <= largest + 1e-6).all(), "between the clients' own"
+    assert (simulation.weights[parameters:] <= largest + 1e-6).all(), "not above the clients' statistics"
 
 
 def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
@@ -191,8 +192,8 @@ def test_a_run_whose_moments_are_lost_is_not_continued(tiny, tmp_path, capsys):
     assert "without the memory of the server of fedavgm" in capsys.readouterr().err
 
 
-def test_a_server_that_heard_nobody_yet_remembers_that(fast, tmp_path):
-    """Its moments are none, which is not the same as lost."""
+def test_a_run_without_aggregated_clients_so_far_continues(fast, tmp_path):
+    """Its server has no moments yet, which differs from lost moments."""
     fast = [*fast, "algorithm.name=fedavgm", "cohort=1", "world={enforced: true, dropout: 0.5, seed: 4}"]
     assert main([*fast, "rounds=4", f"output={tmp_path}/whole"]) == 0
     with reader.open_results(tmp_path / "whole/fedavg_seed1.h5") as file:
@@ -206,7 +207,7 @@ def test_a_server_that_heard_nobody_yet_remembers_that(fast, tmp_path):
 
 
 def test_scaffold_with_zero_variates_is_fedavg(tiny, tmp_path):
-    """In the first round every variate is zero."""
+    """All variates are zero in the first round."""
     for name in ("fedavg", "scaffold"):
         assert main([*tiny, "rounds=1", f"algorithm.name={name}", f"output={tmp_path}/{name}"]) == 0
     assert reader.digests(tmp_path / "fedavg/genfl_seed1.h5") == reader.digests(
@@ -215,14 +216,14 @@ def test_scaffold_with_zero_variates_is_fedavg(tiny, tmp_path):
 
 
 def smooth_network(classes, shape):
-    """Without ReLU and max-pooling, in which a rounding can become a large difference."""
+    """A model without ReLU and max-pooling, which can turn rounding into a large difference."""
     return nn.Sequential(
         nn.Conv2d(shape[0], 8, 3), nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(288, classes)
     )
 
 
 def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
-    """Two rounds of full cohorts, option II, in the words of the paper; any number of ranks."""
+    """Two rounds of full cohorts, option II as in the paper; any number of ranks."""
     from conftest import mpirun
 
     from genfl_mpi import Simulation
@@ -274,7 +275,7 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def skewed(tiny):
-    """A function that computes a skewed run of FedAvg, or another algorithm, and returns it with its records."""
+    """Return a function that computes a run on skewed data, and returns it with its records."""
     from genfl_mpi import Simulation
 
     def run(*overrides):
@@ -284,9 +285,11 @@ def skewed(tiny):
     return run
 
 
-def test_fednova_goes_where_the_data_are_not_where_the_steps_are(skewed):
-    """One client makes five times the steps of another: FedAvg's change leans to its objective, FedNova's follows the gradient
-    over all data (Wang et al. 2020, section 3)."""
+def test_fednova_follows_the_data_not_the_steps(skewed):
+    """One client makes five times the steps of another (Wang et al. 2020, section 3).
+
+    FedAvg's update is biased towards its objective; FedNova's follows the gradient over all data.
+    """
     from genfl_mpi.learning.training import normalise
 
     towards = {}
@@ -301,7 +304,7 @@ def test_fednova_goes_where_the_data_are_not_where_the_steps_are(skewed):
         after, size, data = one.weights.clone(), one.model.parameters, one.data
         again, _ = skewed("rounds=1", "partition.alpha=0.05", "training.lr=1e-12", f"algorithm.name={name}")
         again.model.weights.copy_(again.weights)
-        again.model.gradient()  # what is left of its training
+        again.model.gradient()  # clears the gradient of its training
         images = normalise(
             torch.from_numpy(data["train_images"].copy()), one.about.mean, one.about.std, "cpu"
         )
@@ -318,7 +321,7 @@ SMALL_STEPS = ["rounds=6", "training.lr=0.005"]
 
 
 def test_server_momentum_is_faster_where_clients_make_small_steps(skewed):
-    """Hsu et al. 2019: from the same small changes of the clients it gets further."""
+    """Hsu et al. 2019: the same small client updates move the model further."""
     _, plain = skewed(*SMALL_STEPS)
     _, momentum = skewed(*SMALL_STEPS, "algorithm.name=fedavgm")
     assert momentum[-1].loss < plain[-1].loss - 0.02
@@ -326,15 +329,17 @@ def test_server_momentum_is_faster_where_clients_make_small_steps(skewed):
 
 @pytest.mark.parametrize("algorithm", ["fedadam", "fedyogi"])
 def test_adaptive_servers_are_faster_where_clients_make_small_steps(skewed, algorithm):
-    """Reddi et al. 2021: they make up for small changes, and for those of coordinates that change least."""
+    """Reddi et al. 2021: they compensate for small updates, most for the coordinates that change least."""
     _, plain = skewed(*SMALL_STEPS)
     _, adaptive = skewed(*SMALL_STEPS, f"algorithm.name={algorithm}", "algorithm.server_lr=0.05")
     assert adaptive[-1].accuracy > plain[-1].accuracy + 0.03
 
 
 def test_scaffold_keeps_the_clients_together(skewed):
-    """The variates take out of each client's gradient what sets it apart, so that the updates of skewed clients, which point
-    apart under FedAvg, agree (Karimireddy et al. 2020)."""
+    """The variates remove the clients' differences from their gradients (Karimireddy et al. 2020).
+
+    So the updates of skewed clients, which diverge under FedAvg, agree.
+    """
     settings = ["rounds=4", "training.epochs=2", "partition.scheme=classes", "partition.classes_per_client=2"]
     _, plain = skewed(*settings)
     _, controlled = skewed(*settings, "algorithm.name=scaffold")
@@ -345,7 +350,7 @@ def test_scaffold_keeps_the_clients_together(skewed):
 
 
 def test_shared_data_keep_the_clients_together(skewed):
-    """Zhao et al. 2018: a little data that all clients hold lets skewed ones agree, and the model learn."""
+    """Zhao et al. 2018: a few samples shared by all clients let skewed clients agree, and the model learn."""
     settings = ["rounds=4", "partition.alpha=0.05", "data.public_pool=500"]
     _, plain = skewed(*settings)
     _, shared = skewed(*settings, "data.shared=500")
@@ -361,7 +366,7 @@ def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
     folder = tmp_path / "results/genfl_seed1.variates"
     there = sorted(file.name for file in folder.iterdir())
     needed = [f"{client}_{round}.safetensors" for client in range(6) for round in (2, 3)]
-    assert there == needed, "what the last two checkpoints need stays"
+    assert there == needed, "state files of the last two checkpoints are kept"
     (folder / "3_3.safetensors").write_bytes(b"no array")
     assert main([*run, "rounds=4"]) == 2
     assert "3_3.safetensors: the state of client 3 is damaged" in capsys.readouterr().err
@@ -372,7 +377,7 @@ def test_a_lost_variate_is_named(tiny, tmp_path, capsys):
     assert "scaffold needs training.momentum=0" in capsys.readouterr().err
 
 
-def test_the_pool_in_place_of_generated_data(tiny, tmp_path, capsys):
+def test_the_pool_replaces_generated_data(tiny, tmp_path, capsys):
     """A control: with kappa2 = 1 the server's model alone, trained on the public pool."""
     from genfl_mpi import Simulation
 
@@ -387,8 +392,8 @@ def test_the_pool_in_place_of_generated_data(tiny, tmp_path, capsys):
     assert "method=pool needs data.public_pool" in capsys.readouterr().err
 
 
-def test_as_many_steps_more_as_the_server_would_make(tiny, capsys):
-    """A control: FedAvg, whose clients make up for the augmented model's steps, in whole epochs; nothing is generated."""
+def test_clients_make_up_for_the_servers_steps(tiny, capsys):
+    """A control: FedAvg whose clients make as many more steps, in whole epochs; nothing is generated."""
     from genfl_mpi import Simulation
 
     run = [
@@ -412,8 +417,8 @@ def test_as_many_steps_more_as_the_server_would_make(tiny, capsys):
     assert "does not know the number of images in advance" in capsys.readouterr().err
 
 
-def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
-    """Zhao et al. 2018: each client trains on them too, and weighs as much more."""
+def test_shared_data_are_added_to_every_clients_data(tiny, tmp_path, capsys):
+    """Zhao et al. 2018: each client trains on them too, and its weight grows accordingly."""
     from genfl_mpi import Simulation
     from genfl_mpi.data import public
     from genfl_mpi.data.clients import client_data
@@ -432,7 +437,7 @@ def test_shared_data_are_beside_every_clients_own(tiny, tmp_path, capsys):
 
 
 def test_mean_cosine_of_updates():
-    """Against all pairs, one by one."""
+    """Compare with the mean over all pairs."""
     rng = np.random.default_rng(0)
     rho, changes = rng.dirichlet(np.ones(5)), rng.normal(size=(5, 40)) + 0.5
     norms = np.linalg.norm(changes, axis=1)
@@ -451,7 +456,7 @@ def test_mean_cosine_of_updates():
 
 
 def test_skewed_clients_disagree_more(tiny):
-    """Updates of clients with few labels point further apart than those of clients with all."""
+    """Updates of clients with few labels diverge more than those of clients with all labels."""
     from genfl_mpi import Simulation
 
     seen = {}
@@ -488,15 +493,19 @@ def aggregate(state, omega, average, received, config):
 
 MOMENTUM = Algorithm("momentum", declare=declare, aggregate=aggregate)
 
-# Two local trainings in a row, the second of them held to omega^t; and a count of the trainings, at every client and of all.
+# Two local trainings in a row, the second with a proximal term; and a count of trainings, each and total.
 COUNTED = Algorithm(
     "counted",
     declare=lambda parameters, config: {
-        "own": Array((2,), "client"), "sum": Array((2,), "sum", fraction_bits=24), "total": Array((2,), "server")},
+        "own": Array((2,), "client"),
+        "sum": Array((2,), "sum", fraction_bits=24),
+        "total": Array((2,), "server"),
+    },
     stages=lambda client, omega, arrays, own, config: [Stage(1), Stage(1, prox=1.0)],
     contribute=lambda client, omega, trained, arrays, own, config: Contribution(
         {"sum": (1.0, own["own"] + 1)}, {"own": own["own"] + 1}),
-    aggregate=lambda state, omega, average, received, config: state.update(total=received.sums["sum"]) or average)
+    aggregate=lambda state, omega, average, received, config: (
+        state.update(total=received.sums["sum"]) or average))
 NONE = 3
 """
 
@@ -509,8 +518,8 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("my_algorithms", None)
 
 
-def test_an_algorithm_of_ones_own_is_an_algorithm(fast, mine, tmp_path):
-    """Server momentum in a file of the user's is fedavgm with beta1 = 0.9, bit for bit, also when it is continued."""
+def test_a_users_algorithm_works_like_a_built_in_one(fast, mine, tmp_path):
+    """Server momentum in a user's file equals fedavgm with beta1 = 0.9 bit for bit, also when continued."""
     ours = [*fast, "rounds=4", f"output={tmp_path}/ours", "algorithm.name=fedavgm", "algorithm.beta1=0.9"]
     assert main(ours) == 0
     for rounds in (2, 4):
@@ -519,7 +528,7 @@ def test_an_algorithm_of_ones_own_is_an_algorithm(fast, mine, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_stages_sums_and_clients_arrays_do_not_depend_on_the_ranks(ranks, fast, mine, tmp_path):
+def test_stages_sums_and_client_arrays_do_not_depend_on_the_ranks(ranks, fast, mine, tmp_path):
     run = [*fast, "rounds=3", "algorithm.name=my_algorithms:COUNTED"]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = mpirun(ranks, "-m", "genfl_mpi", *run, f"output={tmp_path}/many", PYTHONPATH=path)
@@ -535,7 +544,7 @@ def test_stages_sums_and_clients_arrays_do_not_depend_on_the_ranks(ranks, fast, 
     )
 
 
-def test_what_is_no_algorithm_is_refused_in_one_line(fast, mine, capsys):
+def test_invalid_algorithms_are_refused_in_one_line(fast, mine, capsys):
     for name, said in (
         ("my_algorithms:NONE", "is not an instance of"),
         ("my_algorithms:declare", "is not an instance of"),

@@ -1,4 +1,4 @@
-"""What a run is continued from: checkpoints whole and damaged, other ranks, other settings; starting over, and forks."""
+"""Continuing a run: intact and damaged checkpoints, other ranks, other settings; starting over, and forks."""
 
 import h5py
 import numpy as np
@@ -14,7 +14,7 @@ RUN = "0123456789ab"
 
 @pytest.fixture
 def cut(fast, tmp_path, monkeypatch):
-    """A function that computes so many rounds of a run of ten, with settings, and leaves it there."""
+    """Return a function that computes some rounds of a run of ten, with settings, and stops."""
 
     def compute(rounds, *overrides):
         interrupt(monkeypatch, rounds)
@@ -30,7 +30,7 @@ def whole(fast, tmp_path, *overrides):
     return reader.digests(tmp_path / "whole/fedavg_seed1.h5")
 
 
-def test_a_checkpoint_is_what_was_saved(tmp_path):
+def test_a_checkpoint_returns_the_saved_arrays(tmp_path):
     results, said = tmp_path / "run.h5", []
     assert checkpoint.load(results, RUN, said.append) == (0, None, {})
     for round in range(1, 8):
@@ -55,7 +55,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         flipped[place] ^= 1 << place % 8
         file.write_bytes(flipped)
         round, weights, _ = checkpoint.load(results, RUN, said.append)
-        # A bit of the file's own padding may be anything; the values are as they were saved.
+        # Bits of the file's padding do not matter; the values are the saved ones.
         assert weights.tolist() == [0, 1, 2, 3] and (round == 1 or len(said) < place + 1)
     assert len(said) > 0.9 * len(content) and all(
         "2.safetensors: the checkpoint is damaged" in line for line in said
@@ -122,7 +122,7 @@ def test_fresh_moves_the_old_files_aside(fast, tmp_path, cut, capsys):
     assert "already finished" in capsys.readouterr().out
 
 
-def test_scaffold_goes_on_beside_a_damaged_old_checkpoint(fast, cut, tmp_path):
+def test_scaffold_continues_despite_a_damaged_old_checkpoint(fast, cut, tmp_path):
     scaffold = ["algorithm.name=scaffold", "checkpoint.keep=1"]
     results = cut(3, *scaffold)
     (checkpoint.path_for(results) / "1.safetensors").write_bytes(b"damaged")
@@ -151,7 +151,7 @@ def test_a_fork_that_changes_nothing_is_the_run_itself(algorithm, fast, tmp_path
     )
 
 
-def test_a_fork_goes_another_way(fast, tmp_path, capsys):
+def test_a_fork_with_other_settings_differs(fast, tmp_path, capsys):
     original = whole(fast, tmp_path, "checkpoint.keep=4")
     file = str(tmp_path / "whole/fedavg_seed1.h5")
     assert main(["fork", file, "--at", "4", "training.lr=0.01", f"output={tmp_path}/other"]) == 0

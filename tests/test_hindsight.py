@@ -1,4 +1,4 @@
-"""The kappa laboratory: it sees what it says, and changes nothing."""
+"""The kappa laboratory: its figures are right, and it does not change the run."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def quick(tiny):
 @pytest.mark.parametrize(
     "more", [[], ["kappa.policy=bandit", "validation.source=clients", "rho.policy=similarity"]]
 )
-def test_looking_does_not_change_the_run(quick, more, tmp_path):
+def test_the_laboratory_does_not_change_the_run(quick, more, tmp_path):
     for folder, look in (("without", []), ("with", LOOK)):
         assert main([*quick, *more, *look, f"output={tmp_path}/{folder}"]) == 0
     results = [tmp_path / folder / "genfl_seed1.h5" for folder in ("without", "with")]
@@ -30,7 +30,7 @@ def test_looking_does_not_change_the_run(quick, more, tmp_path):
         )
 
 
-def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
+def test_the_runs_kappa_has_the_runs_loss(quick, tmp_path):
     assert main([*quick, *LOOK, "kappa.kappa2=0.3", "world={}", "validation.source=clients"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
         rows = reader.columns_of(file, "hindsight")
@@ -38,7 +38,7 @@ def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
         assert rows["loss"][own] == pytest.approx(file["rounds/loss"][:], rel=1e-5)
         assert rows["accuracy"][own] == pytest.approx(file["rounds/accuracy"][:], abs=0.02)
     looks = hindsight_figures.read(tmp_path / "results/genfl_seed1.h5")
-    # All that can be asked are; the bandit cannot, which remembers.
+    # All policies are compared except the bandit, which has memory.
     assert set(looks.regret) == {
         "fixed",
         "linear",
@@ -61,7 +61,7 @@ def test_the_runs_own_kappa_has_the_loss_that_the_run_had(quick, tmp_path):
         assert looks.regret["fixed"][round] == pytest.approx(rows["loss"][own][round] - looks.least[round])
 
 
-def test_any_number_of_ranks_and_a_start_in_between(quick, tmp_path):
+def test_any_number_of_ranks_and_an_interruption(quick, tmp_path):
     for ranks in (1, 2):
         assert (
             mpirun(
@@ -78,14 +78,14 @@ def test_any_number_of_ranks_and_a_start_in_between(quick, tmp_path):
     assert digests[0] == digests[1] == digests[2]
 
 
-def test_rounds_that_were_looked_at_in_another_way_are_not_mixed(quick, tmp_path, capsys):
+def test_rounds_with_other_points_are_not_mixed(quick, tmp_path, capsys):
     assert main([*quick, *LOOK, "rounds=1"]) == main([*quick, *LOOK, "rounds=2", "hindsight.points=3"]) == 0
     capsys.readouterr()
     assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5")]) == 2
     assert "from round 2 on other models or policies were looked at" in capsys.readouterr().err
 
 
-def test_a_barrier_is_what_rises_above_the_straight_line():
+def test_a_barrier_is_the_rise_above_the_straight_line():
     segment = np.array([0, 0.5, 1])
     loss = np.array([[1, 3, 2], [1, 1.5, 2], [1, 1.2, 2]])
     assert hindsight_figures.barrier(segment, loss).tolist() == [1.5, 0, 0]
@@ -120,7 +120,7 @@ def test_bad_input(quick, overrides, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_nothing_to_see(quick, tmp_path, capsys):
+def test_a_run_without_laboratory(quick, tmp_path, capsys):
     assert main([*quick, "rounds=1"]) == 0
     assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5")]) == 2
     assert "nothing was looked at" in capsys.readouterr().err

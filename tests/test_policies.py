@@ -1,4 +1,4 @@
-"""Policies: each changes a real run as its source predicts, and is another one's equal where it should be."""
+"""Policies: each changes a real run as its source predicts, and equals another where it should."""
 
 from dataclasses import replace
 
@@ -21,13 +21,13 @@ from genfl_mpi.results import reader
 
 JUDGES = ("softmax_accuracy", "softmax_loss", "shapley", "cost_aware")
 JUDGED = ["data.public_pool=200", "validation.source=pool"]
-# Without fading and with a small cell, the world's clients differ by their devices alone.
+# Without fading and in a small cell, the world's clients differ only by their hardware.
 WORLD = "world={hardware: {frequency_ghz: [0.5, 2]}, channel: {radius_m: 50, fading: none, shadowing_db: 0}}"
 
 
 @pytest.fixture
 def quick(tiny):
-    """A tiny run on a tiny data set, for policies that do not depend on what is learned."""
+    """A tiny run on a tiny data set, for policies that do not depend on learning."""
     return [*tiny, "data.name=synthetic", "data.size=8", "data.samples=400"]
 
 
@@ -97,7 +97,7 @@ def test_alignment(quick):
         fl_weights=one,
         augmented_weights=np.array([2, 4, 6, -9], np.float32),
     )
-    assert kappa.alignment(state) == pytest.approx(1)  # the fourth is no parameter
+    assert kappa.alignment(state) == pytest.approx(1)  # the fourth weight is not a parameter
     assert (
         kappa.alignment(replace(state, augmented_weights=-one)) == 0
         and kappa.alignment(replace(state, augmented_weights=zero)) == 0
@@ -105,7 +105,7 @@ def test_alignment(quick):
 
 
 def test_bias_optimal(quick):
-    """The more skewed the cohort and the better the generator, the more it counts."""
+    """kappa2 grows with the skew of the cohort and the quality of the generator."""
     quick = [*quick, "kappa.policy=bias_optimal"]
     skewed, iid, bad = (
         kappas(run(*quick, *more)[1]) for more in ([], ["partition.scheme=iid"], ["kappa.theta=1"])
@@ -118,7 +118,7 @@ def test_bias_optimal(quick):
 
 @pytest.fixture(scope="module")
 def lying(tmp_path_factory):
-    """A prompts file that asks for another digit than it says: the generator is good and its labels are wrong."""
+    """A prompts file with permuted digits: good images with wrong labels."""
     texts = load_prompts("mnist", tuple("0123456789"))
     file = tmp_path_factory.mktemp("prompts") / "lying.yaml"
     names = [texts.descriptions[(c + 1) % 10] for c in range(10)]
@@ -135,9 +135,9 @@ def lying(tmp_path_factory):
         *(pytest.param(policy, "clients", marks=pytest.mark.slow) for policy in JUDGES),
         ("line_search", "pool"),
     ],
-)  # the cohort's own data praise its own model: a search on them stays at 0
+)  # the cohort's data favour the cohort's model: a search on them stays at 0
 def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
-    # A line search finds no use for good images either where the clients' data are even.
+    # With even client data a line search does not use good images either.
     partition = "classes" if policy == "line_search" else "iid"
     tiny = [
         *tiny,
@@ -158,7 +158,7 @@ def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
 
 
 def test_a_bandit_learns_from_the_loss(tiny, lying):
-    """Of two arms, one of which follows a lying generator alone, it comes to play the other."""
+    """With two arms, one of which uses only a lying generator, it learns to play the other."""
     tiny = [
         *tiny,
         *JUDGED,
@@ -177,13 +177,11 @@ def test_a_bandit_learns_from_the_loss(tiny, lying):
     simulation, records = run(*tiny)
     played = kappas(records)
     assert played[:2] == [0, 1] and played.count(0) > played.count(1)
-    assert (
-        simulation.server.remembered["kappa"]["plays"].sum() == 11
-    )  # the last arm's reward is not known yet
+    assert simulation.server.remembered["kappa"]["plays"].sum() == 11  # the last arm has no reward yet
 
 
 def test_a_bandit_credits_an_arm_with_its_own_round(quick):
-    """Not with what fell while there was nothing to choose, nor with another grid's rounds."""
+    """Rounds without a choice, and rounds with another grid, do not count."""
     memory, losses = {}, iter([3.0, 2.0, 1.5, 0.5, 0.25])
 
     def ask(round, grid):
@@ -203,7 +201,7 @@ def test_a_bandit_credits_an_arm_with_its_own_round(quick):
 
     assert [ask(0, [0, 0.5]), ask(1, [0, 0.5])] == [0, 0.5]
     assert memory["rewards"].tolist() == [1, 0] and memory["plays"].tolist() == [1, 0]
-    assert ask(4, [0, 0.5]) == 0.5, "of the rounds until then nobody asked"
+    assert ask(4, [0, 0.5]) == 0.5, "the policy was not called in the rounds before"
     assert memory["rewards"].tolist() == [1, 0] and memory["plays"].tolist() == [1, 0]
     ask(5, [0, 0.5])
     assert memory["rewards"].tolist() == [1, 1] and memory["plays"].tolist() == [1, 1]
@@ -226,7 +224,7 @@ def test_with_nothing_to_choose_kappa_is_fixed(quick, overrides, fixed):
 
 
 @pytest.mark.parametrize("policy", ["shapley", "cost_aware"])
-def test_like_models_share_evenly(policy):
+def test_equal_models_get_equal_weights(policy):
     start, same = np.zeros(2, np.float32), np.ones(2, np.float32)
 
     class Costs:
@@ -249,7 +247,7 @@ def test_like_models_share_evenly(policy):
     assert KAPPA[policy](replace(state, augmented_weights=start)) == pytest.approx(0, abs=0.2)
     assert (
         KAPPA[policy](replace(state, augmented_weights=-same, fl_weights=-same)) == 0.2
-    )  # neither helps: as configured
+    )  # neither lowers the loss: the configured kappa2
 
 
 # --- rho
@@ -284,9 +282,7 @@ def test_a_skewed_client_loses_weight(quick):
     )
     ratio = records[0].clients["rho"] / samples
     assert np.array_equal(np.argsort(-ratio), np.argsort(distance))
-    refusing = run(*quick, "rho.policy=quality", "label_sharing.refusal_rate=1")[
-        1
-    ]  # nothing is known of anybody
+    refusing = run(*quick, "rho.policy=quality", "label_sharing.refusal_rate=1")[1]  # no client shared labels
     assert np.array_equal(refusing[0].clients["rho"], run(*quick)[1][0].clients["rho"])
 
 
@@ -302,7 +298,7 @@ def test_a_skewed_client_loses_weight(quick):
     ],
 )
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova"])
-def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
+def test_rho_degenerates_to_the_papers(quick, overrides, algorithm):
     quick = [*quick, *JUDGED, f"algorithm.name={algorithm}", *overrides]
     assert np.array_equal(weights(*quick), weights(*quick, "rho.policy=size"))
 
@@ -317,12 +313,11 @@ def test_without_its_reason_rho_is_the_papers(quick, overrides, algorithm):
     ],
 )
 def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting, happens):
-    """Not the policy, which is ours, and without NumPy's warnings."""
+    """The message names the setting, not the policy, and NumPy does not warn."""
     assert main([*fast, f"rho.policy={rho}", f"rho.{setting}"]) == 2
-    said = capsys.readouterr().err
-    assert (
-        said
-        == f"genfl_mpi: rho.{setting} makes the weights of rho.policy={rho} {happens} in float64; set it nearer to 0\n"
+    assert capsys.readouterr().err == (
+        f"genfl_mpi: rho.{setting} makes the weights of rho.policy={rho} {happens} in float64; "
+        "set it nearer to 0\n"
     )
 
 
@@ -330,13 +325,13 @@ def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting
 
 
 @pytest.mark.parametrize("policy", SELECTION)
-def test_who_chooses_everybody_chooses_like_everybody(quick, policy):
+def test_policies_that_select_all_clients_agree(quick, policy):
     quick = [*quick, "cohort=6", "method=fedavg", "world={deadline_s: 10}"]
     assert np.array_equal(weights(*quick, f"selection.policy={policy}"), weights(*quick))
 
 
 @pytest.mark.parametrize("sharing", ["histogram", "presence"])
-def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
+def test_label_cover_selects_cohorts_closer_to_the_population(quick, sharing):
     quick = [
         *quick,
         "method=fedavg",
@@ -365,14 +360,14 @@ def test_label_cover_finds_cohorts_nearer_to_the_population(quick, sharing):
         tuple(record.clients["client"])
         for record in run(*quick, "selection.policy=label_cover", "label_sharing.refusal_rate=1")[1]
     }
-    assert len(cohorts) > 1  # with clients that share nothing it chooses at random
+    assert len(cohorts) > 1  # with clients that share nothing the choice is random
 
 
 def forecasts(simulation, rounds):
     return [simulation.server.world.forecast(round) for round in range(rounds)]
 
 
-def test_a_slow_client_is_passed_over(quick):
+def test_a_slow_client_is_not_selected(quick):
     quick = [*quick, "method=fedavg", "rounds=4", "clients=12", "selection.policy=deadline"]
     seconds = forecasts(
         Simulation(overrides=[*quick, WORLD.replace("{devices", "{deadline_s: 1, devices")]), 1
@@ -388,14 +383,14 @@ def test_power_of_choice_takes_the_largest_losses(quick):
     simulation, records = run(*quick, "method=fedavg", "rounds=4", "selection.policy=power_of_choice")
     assert (
         len(set(np.concatenate([record.clients["client"] for record in records[:2]]))) == 6
-    )  # who never trained comes first
+    )  # clients that never trained come first
     losses = np.full(6, np.nan)
     for record in records[:2]:
         losses[record.clients["client"]] = record.clients["loss_first_epoch"]
     assert set(records[2].clients["client"]) == set(np.argsort(-losses)[:3])
 
 
-def test_oort_prefers_the_useful_and_avoids_the_slow(quick):
+def test_oort_prefers_useful_clients_and_avoids_slow_ones(quick):
     quick = [*quick, "method=fedavg", "rounds=8", "clients=12", "selection.policy=oort", WORLD]
     simulation, records = run(*quick, "selection.penalty=0")
     seconds = forecasts(simulation, 1)[0].seconds
@@ -404,7 +399,7 @@ def test_oort_prefers_the_useful_and_avoids_the_slow(quick):
         [seconds[record.clients["client"]].mean() for record in run(*quick, "selection.penalty=20")[1]]
     )
     assert hasty < patient
-    # Among clients alike but for their losses it takes the largest.
+    # Among clients that differ only by their losses it selects the largest losses.
     state = replace(
         simulation.server.state, last=np.full(12, 3), losses=np.arange(12.0), samples=np.full(12, 10)
     )
@@ -429,7 +424,7 @@ def test_an_empty_battery_is_spared(quick):
     state = simulation.server.state
     charge = np.array(
         [1, 1, 1, 0, 0, 0.5]
-    )  # two cannot pay for the round, which takes more than half a joule
+    )  # the charge of two clients does not suffice for the round, which costs more than half a joule
     state = replace(state, forecast=replace(state.forecast, charge=charge * state.forecast.battery + 1e-9))
     assert set(selection.battery(state)) == {0, 1, 2}
 
@@ -454,7 +449,7 @@ def test_important_clients_are_drawn_more_often(quick):
     assert drawn.min() > 110  # of 150
 
 
-# --- what runs with such policies keep
+# --- runs with such policies
 
 
 ALL = [
@@ -481,7 +476,7 @@ def test_any_number_of_ranks(quick, tmp_path):
         [*JUDGED, "rho.policy=leave_one_out", "selection.policy=power_of_choice"],
     ],
 )
-def test_a_run_continues_where_it_was(quick, tmp_path, overrides):
+def test_a_continued_run_equals_an_uninterrupted_one(quick, tmp_path, overrides):
     assert main([*quick, *overrides, "rounds=4", f"output={tmp_path}/whole"]) == 0
     assert main([*quick, *overrides, "rounds=2"]) == 0
     assert main([*quick, *overrides, "rounds=4"]) == 0
@@ -491,7 +486,7 @@ def test_a_run_continues_where_it_was(quick, tmp_path, overrides):
 
 
 def counting(state):
-    """Who is next, by what it remembers."""
+    """Select the next clients by the policy's memory."""
     state.memory["calls"] = state.memory.get("calls", np.zeros(1)) + 1
     return np.arange(3) + int(state.memory["calls"][0]) % 3
 
@@ -499,7 +494,7 @@ def counting(state):
 counting.needs = frozenset({"memory"})
 
 
-def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(quick):
+def test_an_interrupted_round_does_not_change_the_memory_of_policies(quick):
     quick = [*quick, *JUDGED, "kappa.policy=bandit", "rho.policy=similarity", "rounds=4"]
     begun = []
     simulation = Simulation(
@@ -530,7 +525,7 @@ def test_a_round_that_is_cut_short_leaves_no_trace_in_what_policies_remember(qui
     assert np.array_equal(rest.weights.numpy(), weights(*quick, select=counting))
 
 
-def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
+def test_dropped_clients_get_no_weight(fast, monkeypatch):
     train = worker.train
 
     def poisoned(model, start, images, *rest):
@@ -550,7 +545,7 @@ def test_clients_that_were_dropped_are_not_weighed(fast, monkeypatch):
     ].clients["rho"].sum() == pytest.approx(1)
 
 
-def test_trying_models_does_not_change_a_run(quick):
+def test_evaluating_models_does_not_change_a_run(quick):
     assert np.array_equal(weights(*quick, *JUDGED), weights(*quick, "data.public_pool=200"))
 
 
@@ -561,8 +556,8 @@ def test_every_policy_has_a_test_here():
     assert all(name in text for name in (*KAPPA, *RHO, *SELECTION))
 
 
-def test_the_page_about_ones_own_policy_is_right(quick, tmp_path):
-    """docs/policies.md: its code as a file, and its command."""
+def test_the_documented_policy_works(quick, tmp_path):
+    """Run the code and the command of docs/policies.md."""
     from pathlib import Path
 
     page = (Path(__file__).parents[1] / "docs/policies.md").read_text()

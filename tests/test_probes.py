@@ -1,4 +1,4 @@
-"""Probes: they measure what they say, on any number of ranks, and change nothing."""
+"""Probes: their figures are right on any number of ranks, and they do not change the run."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_probing_does_not_change_the_run(fast, tmp_path):
         assert not len(one["probes/probe"]) and other["probes/round"][:].tolist() == [2, 4]
 
 
-def test_any_number_of_ranks_and_a_start_in_between(fast, tmp_path):
+def test_any_number_of_ranks_and_an_interruption(fast, tmp_path):
     assert mpirun(3, "-m", "genfl_mpi", *fast, *PROBED, f"output={tmp_path}/3").returncode == 0
     assert main([*fast, *PROBED, f"output={tmp_path}/1"]) == 0
     assert (
@@ -49,13 +49,12 @@ def test_any_number_of_ranks_and_a_start_in_between(fast, tmp_path):
 
 def test_gradients_are_those_of_the_clients_losses(fast):
     simulation = Simulation(overrides=[*fast, "rounds=1", "probes.every=1", "probes.clients=4"])
-    omega, record = simulation.weights.clone(), None
-    for record in simulation:
-        pass
+    omega = simulation.weights.clone()
+    (record,) = simulation
     found, (whole,) = record.probes["probed_clients"], record.probes["probes"]["gradient_norm"]
     cohort = set(record.clients["client"].tolist())
     assert set(found["client"].tolist()) >= cohort and 4 <= len(found["client"]) <= 6
-    # By hand, of the same clients: all are here in a probe of six.
+    # Computed directly for the same clients; a probe of six has all of them.
     everyone = Simulation(overrides=[*fast, "rounds=1", "probes.every=1"])
     (record,) = everyone
     found, (whole,) = record.probes["probed_clients"], record.probes["probes"]["gradient_norm"]
@@ -80,7 +79,7 @@ def test_gradients_are_those_of_the_clients_losses(fast):
     assert found["gradient_difference"] == pytest.approx(
         [(one - mean).norm().item() for one in gradients], rel=1e-4
     )
-    assert np.isfinite(found["local_error"]).sum() == 3, "who did not train has no local error"
+    assert np.isfinite(found["local_error"]).sum() == 3, "clients that did not train have no local error"
 
 
 def test_skew_shows_in_every_measure(fast):
@@ -120,7 +119,7 @@ def test_skew_shows_in_every_measure(fast):
 
 
 def test_one_step_on_all_is_the_mean_of_one_step_on_each(fast):
-    """Then the clients' average is the model trained in one place."""
+    """Then the clients' average equals the model trained on the pooled data."""
     big = ["training.batch_size=1000", "training.epochs=1", "probes.every=1", "rounds=1"]
     (record,) = Simulation(overrides=[*fast, *big])
     assert record.probes["probes"]["weight_divergence"][0] < 1e-5
@@ -128,7 +127,7 @@ def test_one_step_on_all_is_the_mean_of_one_step_on_each(fast):
     assert record.probes["probes"]["weight_divergence"][0] > 1e-5
 
 
-def test_one_model_is_trained_as_often_as_the_clients(tiny, monkeypatch):
+def test_the_pooled_model_is_trained_for_as_many_epochs_as_the_clients(tiny, monkeypatch):
     train, passes = probes.train, []
     monkeypatch.setattr(
         probes,
@@ -147,7 +146,7 @@ def test_one_model_is_trained_as_often_as_the_clients(tiny, monkeypatch):
     )
 
 
-def test_a_local_error_is_what_more_training_takes_away(fast):
+def test_a_local_error_is_what_more_training_removes(fast):
     (record,) = Simulation(overrides=[*fast, "rounds=1", "probes.every=1", "probes.epochs=1"])
     (longer,) = Simulation(overrides=[*fast, "rounds=1", "probes.every=1", "probes.epochs=60"])
     few, many = (np.nan_to_num(one.probes["probed_clients"]["local_error"]) for one in (record, longer))
@@ -167,7 +166,7 @@ def test_the_figure(fast, tmp_path, capsys):
 
 
 def test_the_figure_of_a_method_without_clients(tiny, tmp_path):
-    """It has gradient differences alone."""
+    """It has only gradient differences."""
     assert main([*tiny, *PROBED, "method=aigc"]) == 0
     picture = heterogeneity([tmp_path / "results/aigc_seed1.h5"])
     assert [len(axes.lines) for axes in picture.axes] == [0, 0, 1, 0]

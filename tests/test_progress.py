@@ -1,4 +1,4 @@
-"""Damaged progress records are unknown: no reader fails, and the results file is not blamed."""
+"""Damaged progress records count as unknown: no reader fails, and no error blames the results file."""
 
 import io
 import json
@@ -37,7 +37,7 @@ UNREADABLE = "unreadable progress file"
 
 @pytest.fixture
 def record(tmp_path):
-    """What a start on two ranks left, of which rank 1 failed. There is no results file."""
+    """Return the record of a start on two ranks, of which rank 1 failed. It has no results file."""
     path = tmp_path / "run.h5"
     notes = [progress.Progress(path, rank, 2) for rank in range(2)]
     notes[0].finished(["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0])
@@ -50,7 +50,7 @@ def record(tmp_path):
 
 
 def read_by_all(path):
-    """Read a run's record in every way. Returns the line about rank 1."""
+    """Read a run's record with every reader. Returns the line about rank 1."""
     zero, one = progress.lines(path)
     assert zero.startswith("rank 0 of 2 on") and one.startswith("rank 1")
     one.encode()
@@ -75,7 +75,7 @@ def test_no_flipped_bit_is_an_error(record):
             file.write_bytes(flipped)
             read_by_all(record.results)
             file.write_bytes(content[:place])
-            if place:  # a file without content says nothing yet
+            if place:  # an empty file has no note yet
                 read_by_all(record.results)
         file.write_bytes(content)
     said = read_by_all(record.results)
@@ -99,12 +99,12 @@ def test_no_other_type_is_an_error(record):
     record.rank.unlink()
     record.rank.mkdir()
     assert read_by_all(record.results) == f"rank 1: {UNREADABLE}"
-    for name in ("1 (copy)", "01", "1.json", "\u0661"):  # none of ours
+    for name in ("1 (copy)", "01", "1.json", "\u0661"):  # not progress files
         (record.rank.parent / name).write_text("{}")
     assert len(progress.read(record.results)) == 2
 
 
-def test_rounds_of_other_types_are_none(record):
+def test_rounds_of_other_types_are_ignored(record):
     first, *rows = [["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0]]
     for place in range(4):
         for value in OTHER_VALUES:
@@ -125,7 +125,7 @@ def test_rounds_of_other_types_are_none(record):
 
 @pytest.fixture
 def cut(fast, tmp_path, monkeypatch):
-    """The results file of a run that failed in round 3."""
+    """Return the results file of a run that failed in round 3."""
     with monkeypatch.context() as patch:
         interrupt(patch, 2)
         assert main([*fast, "rounds=4"]) == 1
@@ -153,7 +153,7 @@ def record_of(path):
 @pytest.mark.parametrize("where", ["Simulation.__init__", "Simulation.restore", "_open"])
 def test_a_refused_start_leaves_the_record_of_the_one_before(where, fast, cut, monkeypatch, capsys):
     def refuse(*_, **__):
-        assert record_of(cut) != before, "the start tells what it does"
+        assert record_of(cut) != before, "the start notes its activity"
         raise UserError("refused")
 
     before = record_of(cut)
@@ -178,7 +178,7 @@ def test_a_refused_first_start_leaves_no_record(fast, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_all_ranks_of_a_refused_start_leave_the_record_of_the_one_before(first, record):
+def test_all_ranks_of_a_refused_start_restore_the_previous_record(first, record):
     before = record_of(record.results)
     notes = [progress.Progress(record.results, rank, 3) for rank in range(3)]
     for note in (notes[first], *notes[:first], *notes[first + 1 :]):

@@ -1,4 +1,4 @@
-"""The results file: for h5py, for xarray, for `show`, and while it grows."""
+"""The results file: with h5py, xarray and `show`, and while it grows."""
 
 import shlex
 import subprocess
@@ -106,7 +106,7 @@ def test_show(file, capsys):
         ),
     ],
 )
-def test_show_names_who_decides_and_what_is_kept(tiny, tmp_path, setting, said, capsys):
+def test_show_names_policies_and_kept_state(tiny, tmp_path, setting, said, capsys):
     assert main([*tiny, setting, "rounds=1"]) == 0
     capsys.readouterr()
     assert main(["show", str(*(tmp_path / "results").glob("*.h5"))]) == 0
@@ -157,7 +157,7 @@ def test_a_growing_file_can_be_read(tiny, tmp_path, monkeypatch):
 
 
 def test_the_format_is_that_of_the_oldest_hdf5_with_swmr(fast, monkeypatch):
-    """`latest` is what only the release that wrote it is sure to read: HDF5 1.14 cannot read that of 2.0."""
+    """Only the release that wrote a `latest` file is sure to read it: HDF5 1.14 cannot read that of 2.0."""
     append, formats = Writer.append, []
 
     def noted(self, record):
@@ -169,7 +169,7 @@ def test_the_format_is_that_of_the_oldest_hdf5_with_swmr(fast, monkeypatch):
     assert formats == ["v110"]
 
 
-def test_another_configuration_is_not_written_over(file, tiny, capsys):
+def test_another_configuration_is_not_overwritten(file, tiny, capsys):
     before = file.read_bytes()
     assert main([*tiny, "rounds=3", "training.lr=0.2"]) == 2
     said = capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_another_configuration_is_not_written_over(file, tiny, capsys):
     assert file.read_bytes() == before
 
 
-def test_a_sweep_writes_a_file_a_run_a_table_and_a_picture(tiny, tmp_path, capsys):
+def test_a_sweep_writes_a_file_for_each_run_a_table_and_a_figure(tiny, tmp_path, capsys):
     arguments = [one for one in tiny if not one.startswith("method")]
     assert main([*arguments, "sweep.seed=[1,2]", "rounds=1"]) == 0
     said = capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_methods_share_partition_cohorts_and_initial_weights(tiny, tmp_path):
         assert np.array_equal(a["clients/loss_last_epoch"][:3], b["clients/loss_last_epoch"][:3])
 
 
-def test_every_rank_and_round_has_a_row_also_when_a_run_is_continued_on_other_ranks(fast, tmp_path):
+def test_every_rank_and_round_has_a_row_also_when_continued_on_other_ranks(fast, tmp_path):
     for ranks, rounds in ((2, 2), (1, 3)):
         assert mpirun(ranks, "-m", "genfl_mpi", *fast, f"rounds={rounds}").returncode == 0
     with open_results(tmp_path / "results/fedavg_seed1.h5") as file:
@@ -228,7 +228,7 @@ def test_every_rank_and_round_has_a_row_also_when_a_run_is_continued_on_other_ra
 
 
 def test_generation_and_client_training_run_at_the_same_time(tiny, tmp_path):
-    """With two ranks and an empty bank the recorded intervals of the two intersect."""
+    """With two ranks and an empty bank the recorded intervals of both overlap."""
     done = mpirun(2, "-m", "genfl_mpi", *tiny, f"generation.bank={tmp_path}/bank", "generation.steps=20")
     assert done.returncode == 0, done.stderr
     with open_results(tmp_path / "results/genfl_seed1.h5") as file:
@@ -250,7 +250,7 @@ def test_rank_0_trains_clients_too_once_the_images_are_made(tiny, tmp_path):
         assert set(file["clients/rank"][:][file["clients/round"][:] == 4]) == {0, 1}
 
 
-def test_a_folder_that_has_results_further_down(fast, tmp_path, capsys):
+def test_a_folder_with_results_in_a_subfolder(fast, tmp_path, capsys):
     assert main([*fast, f"output={tmp_path}/all/runs"]) == 0
     (tmp_path / "all/bank").mkdir()
     h5py.File(tmp_path / "all/bank/digits.h5", "w").close()
@@ -258,12 +258,12 @@ def test_a_folder_that_has_results_further_down(fast, tmp_path, capsys):
     assert f"no results files in this folder; try {tmp_path}/all/runs\n" in capsys.readouterr().err
 
 
-def test_crop_is_less_than_the_images(fast, capsys):
+def test_crop_must_be_less_than_the_images_side(fast, capsys):
     assert main([*fast, "training.crop=8"]) == 2
     assert capsys.readouterr().err == "genfl_mpi: training.crop=8 must be less than the images' side, 8\n"
 
 
-def test_a_missing_output_folder_that_cannot_be_made(tiny, tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_created(tiny, tmp_path, capsys):
     (tmp_path / "results").write_text("a file")
     assert main([*tiny, "method=fedavg"]) == 2
     assert "cannot be written" in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
     assert digests(tmp_path / "results/genfl_seed1.h5") == digests(tmp_path / "whole/genfl_seed1.h5")
 
 
-def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
+def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
     from genfl_mpi.analysis.summary import groups
 
     tiny.remove("method=genfl")
@@ -346,7 +346,7 @@ def test_what_a_method_has_of_its_own_is_not_its_name(tiny, tmp_path):
 
 
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
-    """As in Figures 5 and 6, where methods are compared; as in Figure 1, one panel where there is one method."""
+    """As in Figures 5 and 6, which compare methods; a single method has one panel, as in Figure 1."""
     from genfl_mpi.analysis.summary import groups
 
     tiny.remove("method=genfl")

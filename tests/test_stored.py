@@ -1,5 +1,4 @@
-"""What is stored is checked before it is used: of which run it is, whether it is whole, whether it is
-computed again to the same bits."""
+"""Stored data are checked before use: their run, their checksums, and the bits of recomputed rounds."""
 
 import os
 import re
@@ -26,8 +25,7 @@ SCAFFOLD = [*FAST, "algorithm.name=scaffold", "rounds=6"]
 
 @pytest.fixture
 def cut(tmp_path, monkeypatch):
-    """A function that starts a run in a folder, stops it after so many rounds, and returns the results
-    file."""
+    """Return a function that runs in a folder, stops after some rounds, and returns the results file."""
 
     def compute(rounds, overrides, name="results"):
         interrupt(monkeypatch, rounds)
@@ -49,7 +47,7 @@ def rows(path):
 
 
 def said_once(capsys):
-    """The one line of a command that was refused."""
+    """Return the single line that a refused command printed."""
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("genfl_mpi: ")
     return line
@@ -61,7 +59,7 @@ def flip(path, place, bit=0):
     path.write_bytes(content)
 
 
-# Whose it is.
+# Files of other runs.
 
 
 def test_a_checkpoint_of_another_run_is_refused(cut, capsys):
@@ -88,7 +86,7 @@ def test_a_state_file_of_another_run_is_refused(cut, capsys):
     assert f"{ours.with_suffix('.variates')}/" in line
 
 
-def test_a_run_keeps_its_id_and_forks_and_fresh_ones_get_their_own(cut, tmp_path):
+def test_a_run_keeps_its_id_and_forks_and_fresh_runs_get_new_ones(cut, tmp_path):
     keep = [*SCAFFOLD, "checkpoint.keep=1"]
     path = cut(3, keep)
     first = run_of(path)
@@ -122,8 +120,8 @@ def test_names_of_others_are_left_alone(cut, capsys):
     assert sorted(checkpoint.path_for(path).iterdir()) == sorted(of_others[:5] + folders[:1])
 
 
-def test_a_checksum_of_an_append_that_failed_is_not_counted(fast, tmp_path):
-    """An I/O error may come after the row for the checksums is made, and before it is written."""
+def test_the_checksum_of_a_failed_append_does_not_count(fast, tmp_path):
+    """An I/O error may occur after the row of checksums is allocated, and before it is written."""
     assert main([*fast, "rounds=2"]) == 0
     path = tmp_path / "results/fedavg_seed1.h5"
     before = reader.digests(path)
@@ -167,7 +165,7 @@ def test_every_flipped_bit_of_a_state_file_is_noticed(tmp_path):
         try:
             assert np.array_equal(
                 states.read(3, 7)["control"], values
-            )  # a bit of the file's padding may be anything
+            )  # bits of the file's padding do not matter
         except UserError as error:
             noticed += 1
             assert f"{path}: the state of client 3 is" in str(error)
@@ -186,7 +184,7 @@ def test_every_flipped_bit_of_a_state_file_is_noticed(tmp_path):
     ],
 )
 def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
-    """Empty, of another kind, missing, renamed from another client or round, and of another run."""
+    """Empty, of another format, missing, renamed from another client or round, and of another run."""
     path = tmp_path / "3_7.safetensors"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -218,17 +216,19 @@ def test_a_state_file_that_meets_a_limit_is_one_line(tmp_path):
 
 
 def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path, monkeypatch):
-    """The order of flushes and renames, which a power cut depends on."""
+    """Check the order of flushes and renames, which makes a power cut harmless."""
     done, flush, replace = [], disk.flush, os.replace
     monkeypatch.setattr(disk, "flush", lambda path: (flush(path), done.append(("flush", Path(path)))))
     renamed = lambda old, new: (replace(old, new), done.append(("rename", Path(new))))  # noqa: E731
     monkeypatch.setattr(os, "replace", renamed)
     assert main([*SCAFFOLD, "rounds=2", f"output={tmp_path}"]) == 0
     states, checkpoints = tmp_path / "fedavg_seed1.variates", tmp_path / "fedavg_seed1.checkpoint"
-    unnamed = set()  # state files whose names may not be on the disk
+    unnamed = set()  # state files whose names may not be on disk yet
     for place, (what, path) in enumerate(done):
         if what == "rename":
-            assert ("flush", path.with_name(f".{path.name}.new")) in done[:place], "the content comes first"
+            assert ("flush", path.with_name(f".{path.name}.new")) in done[:place], (
+                "the content is flushed before the rename"
+            )
         if path.parent == states and what == "rename":
             unnamed.add(path)
         elif path == states:
@@ -244,7 +244,7 @@ def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path, monkeypatch)
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, bank):
-    """A results file with rows in every table."""
+    """Return a results file with rows in every table."""
     folder = tmp_path_factory.mktemp("full")
     looks = [
         "audit=true",
@@ -260,7 +260,7 @@ def full(tmp_path_factory, bank):
 
 @pytest.fixture
 def damaged(full, tmp_path):
-    """A function that flips a bit of the first stored value of a data set, and returns the file, a copy."""
+    """Return a function that copies the file and flips a bit of a data set's first stored value."""
 
     def damage(name):
         path = tmp_path / full.name
@@ -285,7 +285,7 @@ def test_a_flipped_bit_in_any_column_is_named(table, damaged):
 
 
 @pytest.mark.parametrize("bit", range(8))
-def test_a_flipped_bit_neither_finishes_a_run_nor_begins_it_again(bit, full, tmp_path):
+def test_a_flipped_bit_neither_finishes_nor_restarts_a_run(bit, full, tmp_path):
     with h5py.File(full) as file:
         place = file["finished"].id.get_offset()
     path = tmp_path / full.name
@@ -322,14 +322,14 @@ def test_no_command_uses_a_damaged_column(damaged, tmp_path, bank, capsys):
 
 def test_a_changed_attribute_is_noticed(full, tmp_path, capsys):
     content, path = full.read_bytes(), tmp_path / full.name
-    assert content.count(b"clients: 6") == 1, "in the configuration as it was resolved"
+    assert content.count(b"clients: 6") == 1, "in the resolved configuration"
     path.write_bytes(content.replace(b"clients: 6", b"clients: 7"))
     assert main(["show", str(path)]) == 2
     assert "damaged: an attribute of /config or /environment is corrupt" in said_once(capsys)
 
 
 def test_no_flipped_bit_changes_what_is_read(full, tmp_path):
-    """Also where HDF5 keeps its own things: a sample of the whole file."""
+    """Including HDF5's internal structures: a sample of the whole file."""
     content, path, noticed = full.read_bytes(), tmp_path / full.name, 0
 
     def read():
@@ -356,7 +356,7 @@ def test_no_flipped_bit_changes_what_is_read(full, tmp_path):
 
 @pytest.fixture
 def killed(tmp_path, monkeypatch):
-    """A results file as a kill after three rounds leaves it."""
+    """Return a results file of a run that was killed after three rounds."""
     growing, path = tmp_path / "growing/fedavg_seed1.h5", tmp_path / "killed/fedavg_seed1.h5"
     train = Worker.train
 
@@ -394,7 +394,7 @@ def test_the_first_command_after_a_kill_lets_other_tools_read_the_file(command, 
 
 
 def test_data_behind_the_end_of_file_address_of_a_killed_writer_are_read(killed):
-    """A kill may come after the writes of new data and of the index, and before that of the superblock."""
+    """A kill may come after new data and the index are written, and before the superblock is."""
     with h5py.File(killed, libver="latest", swmr=True) as file:
         place = file["rounds/round"].id.get_chunk_info(0).byte_offset
     content = bytearray(killed.read_bytes())
@@ -412,7 +412,7 @@ def test_the_flags_of_a_file_in_use_stay(killed):
     job = progress.Progress(killed, 0, 1)
     assert rows(killed) == [1, 2, 3] and killed.read_bytes() == before
     job.close()
-    killed.write_bytes(before[:-1])  # of one that is truncated, too
+    killed.write_bytes(before[:-1])  # also for a truncated file
     with pytest.raises(UserError, match="not a readable HDF5 file"):
         reader.open_results(killed)
     assert superblock.read(killed) == (True, False)
@@ -427,10 +427,12 @@ def test_rounds_after_the_checkpoint_outlive_every_kill(cut, tmp_path, capsys):
     run = [*FAST, "rounds=10", "checkpoint.every_rounds=5", "algorithm.name=fedadam"]
     assert main([*run, f"output={tmp_path}/whole"]) == 0
     path, seconds = cut(8, run), None
-    for stop in (6, 7, 5):  # each before the rounds that are there
+    for stop in (6, 7, 5):  # each before the last stored round
         with reader.open_results(path) as file:
             measured = reader.columns_of(file, "rounds", ["round_seconds"])["round_seconds"][:8]
-        assert seconds is None or np.array_equal(measured, seconds), "the rows are those of the first time"
+        assert seconds is None or np.array_equal(measured, seconds), (
+            "the rows are those of the first computation"
+        )
         seconds = measured
         capsys.readouterr()
         cut(stop, run)
@@ -481,7 +483,7 @@ def test_a_round_that_comes_out_differently_is_said(cut, tmp_path, monkeypatch, 
     assert main([*run, f"output={tmp_path}/results"]) == 0
 
 
-def test_what_is_only_looked_at_may_change_where_rounds_are_computed_again(cut, tmp_path):
+def test_settings_of_observations_may_change_for_recomputed_rounds(cut, tmp_path):
     run = [*FAST, "rounds=4", "checkpoint.every_rounds=9"]
     path = cut(3, run)
     assert main([*run, "audit=true", f"output={tmp_path}/results"]) == 0
