@@ -1,4 +1,4 @@
-"""Federated algorithms: they degenerate to FedAvg where they should, and otherwise agree with their papers."""
+"""Federated algorithms: they degenerate to FedAvg where they should, and agree with their papers elsewhere."""
 
 import os
 import sys

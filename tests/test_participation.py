@@ -130,7 +130,7 @@ def test_bad_input_is_one_line_and_status_2(fast, twelve, capsys):
         ),
         (
             [*twelve, f"incentive.base={base}", f"selection.policy={__name__}:everybody"],
-            "which does not take part for the pay",
+            "which does not participate for the payment",
         ),
     ):
         assert main(arguments) == 2
