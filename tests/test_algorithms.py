@@ -1,4 +1,4 @@
-"""Federated algorithms: they degenerate to FedAvg where they should, and agree with their papers elsewhere."""
+"""Federated algorithms: degenerate cases equal FedAvg, and the others agree with their papers."""
 
 import os
 import sys
