@@ -65,7 +65,7 @@ def test_a_round_by_hand():
     """Two clients at 100 and 1000 m without fading, an equal division, and a server that generates."""
     world = World(
         channel={"allocation": "equal", "fading": "none"},
-        devices={"flops_per_cycle": 1},
+        hardware={"flops_per_cycle": 1},
         server={"image_seconds": 3.0, "tflops": 1.0},
     )
     gain = np.array([10**-9.05, 10**-12.81])
@@ -103,7 +103,7 @@ def test_the_needed_bandwidth_gives_the_wanted_time():
     for seed in range(20):
         link = uplink(seed)
         for later in (1e-6, 0.01, 1, 1e4):
-            T = bandwidth._never_before(link).max() * (1 + later)
+            T = bandwidth._infinite_band_finish(link).max() * (1 + later)
             needed = bandwidth.needed_bandwidth(link, T)
             assert link.ready + bandwidth.seconds(link, needed) == pytest.approx(np.full(6, T), rel=1e-7)
     assert np.isinf(bandwidth.needed_bandwidth(link, link.ready.min() / 2)).all()
@@ -132,7 +132,9 @@ def test_min_max_against_a_general_solver(seed):
         [*np.full(5, 0.2), 2.0],
         constraints=constraints,
         bounds=[(1e-6, 1)] * 5 + [(0, None)],
-        options={"maxiter": 500, "ftol": 1e-12},
+        # The solver differentiates numerically, so a smaller tolerance is below its rounding: whether its last line
+        # search then succeeds depends on the order of BLAS sums, and so on the number of threads.
+        options={"maxiter": 500, "ftol": 1e-9},
     )
     assert found.success and found.x[-1] == pytest.approx(1, rel=1e-6)
     assert found.x[:-1] * link.total == pytest.approx(ours, rel=1e-3)
@@ -338,11 +340,11 @@ def test_bad_worlds(text, message, tmp_path):
 
 def test_what_cannot_be_is_refused():
     run = trace()
-    with pytest.raises(UserError, match="the world has 4 clients, and the run had 5"):
+    with pytest.raises(UserError, match="the world has 4 clients, but the run has 5"):
         cohorts(run, World(clients=4))
     for deadline, message in (
         (None, "needs deadline_s"),
-        (0.5, r"deadline_s=0.5 cannot be met: the clients of a round are done after .* s at the earliest"),
+        (0.5, r"deadline_s=0.5 cannot be met: the clients of a round finish after .* s at the earliest"),
     ):
         world = World(deadline_s=deadline, channel={"allocation": "least_energy"})
         with pytest.raises(UserError, match=message):

@@ -47,7 +47,7 @@ def test_best_responses_are_the_best_of_many(price):
 @pytest.mark.parametrize("budget", [12.0, 30.0, 1e9])
 def test_the_servers_price_is_the_best_of_many(base, value, budget):
     if incentive.equilibrium(CLIENTS, base, 0.0, value).payments > budget:
-        with pytest.raises(UserError, match="does not pay those who take part"):
+        with pytest.raises(UserError, match="does not cover the base pay"):
             incentive.best_price(CLIENTS, base, value, budget)
         return
     found = incentive.best_price(CLIENTS, base, value, budget)
@@ -85,6 +85,6 @@ def test_the_command(tiny, tmp_path, capsys):
     assert "that generate" in said and max(map(len, said.splitlines())) <= 80
     assert (tmp_path / "incentive.png").read_bytes().startswith(b"\x89PNG")
     assert main(["incentive", results, "--budget", "1e-9"]) == 2
-    assert "does not pay those who take part" in capsys.readouterr().err
+    assert "does not cover the base pay" in capsys.readouterr().err
     assert main(["incentive", results, "--value", "-1"]) == 2
     assert "--value must be" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_a_target(results, tmp_path, capsys):
 BAD = {
     "negative power": (["--world", "w.yaml"], "hardware: {receive_watts: -1}", "hardware.receive_watts= "),
     "no such world": (["--world", "none.yaml"], "", "none.yaml: cannot be read"),
-    "too few clients": (["--world", "w.yaml"], "clients: 5", "the world has 5 clients, and the run had 6"),
+    "too few clients": (["--world", "w.yaml"], "clients: 5", "the world has 5 clients, but the run has 6"),
     "a deadline": (
         ["--world", "w.yaml"],
         "{deadline_s: 0.001, channel: {allocation: least_energy}}",

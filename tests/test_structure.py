@@ -23,8 +23,8 @@ FLOORS = [
     {"runs", "analysis", "preparation"},
     {"federation"},
     {"generation"},
-    {"learning", "data", "results"},
-    {"config", "mpi", "edge"},
+    {"learning", "data", "results", "edge"},
+    {"config", "mpi"},
     {"util"},
 ]
 

@@ -1,4 +1,5 @@
-"""The simulated wireless edge: what rounds take in seconds, joules and bytes. NumPy only; nothing here trains or sends.
+"""Simulate a wireless edge: what rounds cost in seconds, joules and bytes.
 
-All randomness is a function of (world.seed, purpose, round); arrays over clients are float64 in SI units: s, J, W, Hz, m, bit.
+Nothing here trains or transmits; NumPy and SciPy are the only dependencies. All randomness is a function of
+(world.seed, purpose, round). Arrays over clients are float64 in SI units: s, J, W, Hz, m, bit.
 """

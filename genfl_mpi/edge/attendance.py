@@ -1,15 +1,22 @@
-"""Who of a round's cohort is heard in a world that acts on the run, and what each has spent until then.
+"""Decide which clients of a cohort participate in an enforced world, and what each spends.
 
-A client works until it is done, until the deadline, until its battery is empty, or until it drops out, whichever comes first. The
-server waits for all; once the deadline is over it goes on without the others.
+A client works until it is done, until the deadline, until its battery is empty, or until it drops out,
+whichever comes first. The server waits for all of them, but not beyond the deadline.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.edge.rounds import until
+from genfl_mpi.edge.rounds import Price, until
 from genfl_mpi.util import streams
 
-# What became of a client in a round: status in /clients.
+if TYPE_CHECKING:
+    from genfl_mpi.config.world import World
+
+# Outcome of a round for a client: the column status of /clients.
 AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (
     b"aggregated",
     b"late",
@@ -20,14 +27,16 @@ AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (
     b"not finite",
 )
 STATUS = "S16"
-SLACK = 1e-9  # relative: allocation=min_max lets all be done at the same time, up to its rounding
+DEADLINE_RTOL = 1e-9  # allocation=min_max makes all clients finish together, up to rounding
 
 
-def attend(world, battery, round, price, spent):
-    """(status of each client, STATUS (K,); the `Price` of what the cohort did) in round `round`, of which the first is 0.
+def attend(
+    world: World, battery: np.ndarray, round: int, price: Price, spent: np.ndarray
+) -> tuple[np.ndarray, Price]:
+    """Return the status of each client, STATUS (K,), and the `Price` of what the cohort did.
 
-    battery: float64 (N,), J of all clients when the run began; spent: float64 (N,), J of each in the rounds before; price: the
-    `Price` of the round if nothing came in between.
+    battery: float64 (N,), charge of all clients when the run began, J. round: counted from 0. price: the
+    `Price` of the undisturbed round. spent: float64 (N,), energy that each client spent in earlier rounds, J.
     """
     seconds, joules = (
         np.array(list(phases.values())) for phases in (price.client_seconds, price.client_joules)
@@ -35,12 +44,12 @@ def attend(world, battery, round, price, spent):
     done, deadline = seconds.sum(0), world.deadline_s or np.inf
     luck, moment = streams.generator(world.seed, "dropout", round).random((2, len(spent)))[:, price.clients]
     silent = np.where(luck < world.dropout, moment * done, np.inf)
-    late = done > deadline * (1 + SLACK)
+    late = done > deadline * (1 + DEADLINE_RTOL)
     end = np.minimum(np.where(late, deadline, done), silent)
-    parts = _reached(seconds, np.where(end < done, end, np.inf))
+    parts = _completed_parts(seconds, np.where(end < done, end, np.inf))
     charge = np.maximum(battery - spent, 0)[price.clients]
     empty = (parts * joules).sum(0) > charge
-    parts = np.where(empty, np.minimum(parts, _reached(joules, charge)), parts)
+    parts = np.where(empty, np.minimum(parts, _completed_parts(joules, charge)), parts)
     status = np.select(
         [empty, silent < np.minimum(done, deadline), late, price.lost],
         [BATTERY, DROPOUT, LATE, OUTAGE],
@@ -52,8 +61,11 @@ def attend(world, battery, round, price, spent):
     return status.astype(STATUS), until(price, parts, waited)
 
 
-def _reached(amounts, most):
-    """Which part of each phase is done, float64 (phases, K) in [0, 1], when they come one after another, take these `amounts`,
-    (phases, K), and there is no more than `most`, (K,), of it."""
-    left = most - (np.cumsum(amounts, 0) - amounts)
+def _completed_parts(amounts: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return the completed part of each phase, float64 (phases, K) in [0, 1], under a limit per client.
+
+    amounts: (phases, K), what each phase takes; phases follow one another. limits: (K,), what is available in
+    all.
+    """
+    left = limits - (np.cumsum(amounts, 0) - amounts)
     return np.clip(np.divide(left, amounts, out=np.where(left > 0, 1.0, 0.0), where=amounts > 0), 0, 1)

@@ -1,18 +1,29 @@
-"""What a round would take each client if it were chosen: what selection and cost-aware policies ask the world."""
+"""Forecast what a round would cost each client if it were selected, for selection and cost-aware policies."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from genfl_mpi.edge import channel
 from genfl_mpi.edge.hardware import Devices, computing_joules, computing_seconds
-from genfl_mpi.edge.rounds import making, waiting
+from genfl_mpi.edge.rounds import Work, making, waiting
+
+if TYPE_CHECKING:
+    from genfl_mpi.config.world import World
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """float64 (clients,) each: seconds and joules of the round with an equal share of the bandwidth and nothing lost, battery
-    in J when the run began, and charge, what is left of it. augmented_joules: of the server's generating and training."""
+    """What a round would cost each client with an equal share of the bandwidth, without losses.
+
+    All but the last field are float64 (clients,).
+
+    seconds, joules: of the round. battery: charge when the run began, J. charge: what is left of it, J.
+    augmented_joules: energy that the server spends on generation and augmented training.
+    """
 
     seconds: np.ndarray
     joules: np.ndarray
@@ -21,30 +32,37 @@ class Forecast:
     augmented_joules: float = 0.0
 
 
-def forecast(world, devices, round, cohort, work, spent, clients=slice(None)):
-    """The `Forecast` of round `round`, of which the first is 0, for a cohort of so many.
+def forecast(
+    world: World,
+    devices: Devices,
+    round: int,
+    cohort: int,
+    work: Work,
+    spent: np.ndarray,
+    clients: slice | np.ndarray = slice(None),
+) -> Forecast:
+    """Return the `Forecast` of a round, counted from 0, for a cohort of `cohort` clients.
 
-    devices: of all clients; work: the `Work` of each one that is asked for, `clients`, by default all; spent: float64 (N,),
-    joules of all in the rounds before. The channel is known before the choice; what is sent arrives at each client's own rate.
+    devices: hardware of all clients. work: the `Work` of each of `clients`, by default all. spent: float64
+    (N,), energy that each client spent in earlier rounds, J. The channel is known before the selection. Data
+    arrives at each client's own rate.
     """
-    settings, noise, have = (
-        world.channel,
-        channel.noise(world.channel),
-        Devices(*(array[clients] for array in devices)),
-    )
+    settings, noise = world.channel, channel.noise(world.channel)
+    hardware = Devices(*(array[clients] for array in devices))
     up, down = (channel.gains(world, len(spent), round, way)[clients] for way in (channel.UP, channel.DOWN))
     band, watts = settings.bandwidth_mhz * 1e6, world.server.transmit_watts
     part = 1 if work.all_receive else cohort
-    receive = 8 * work.weights_bytes / channel.rate(
-        band, watts, down, noise
-    ) + 8 * work.received_bytes / channel.rate(band / part, watts / part, down, noise)
-    send = 8 * work.weights_bytes / channel.rate(band / cohort, have.power, up, noise)
-    make, cycles = making(world.hardware, work), work.flops / world.hardware.flops_per_cycle
+    down_rate = channel.rate(band, watts, down, noise)
+    image_rate = channel.rate(band / part, watts / part, down, noise)
+    receive = 8 * work.weights_bytes / down_rate + 8 * work.received_bytes / image_rate
+    send = 8 * work.weights_bytes / channel.rate(band / cohort, hardware.power, up, noise)
+    make, cycles = making(world.hardware, work), np.asarray(work.flops) / world.hardware.flops_per_cycle
     joules = (
         world.hardware.receive_watts * receive
-        + computing_joules(cycles, have.frequency, world.hardware.capacitance)
-        + have.power * send
+        + computing_joules(cycles, hardware.frequency, world.hardware.capacitance)
+        + hardware.power * send
         + world.hardware.accelerator_watts * make
     )
-    seconds = waiting(world.server, work) + receive + make + computing_seconds(cycles, have.frequency) + send
-    return Forecast(seconds, joules, have.battery, have.battery - spent[clients])
+    compute = computing_seconds(cycles, hardware.frequency)
+    seconds = waiting(world.server, work) + receive + make + compute + send
+    return Forecast(seconds, joules, hardware.battery, hardware.battery - spent[clients])

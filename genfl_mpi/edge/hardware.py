@@ -1,31 +1,39 @@
-"""The clients' hardware: what each has, and what computing costs it."""
+"""Draw the clients' hardware, and compute what training costs on it."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from genfl_mpi.config.world import World
+
 
 class Devices(NamedTuple):
-    """float64 (clients,) each: clock in Hz, power of the transmitter in W, charge of the battery in J."""
+    """Hardware of all clients, float64 (clients,): clock in Hz, transmit power in W, battery in J."""
 
     frequency: np.ndarray
     power: np.ndarray
     battery: np.ndarray
 
 
-def draw(world, clients):
-    """The `Devices` of a world. Raises UserError if it has fewer than `clients`."""
+def draw(world: World, clients: int) -> Devices:
+    """Draw the hardware of `clients` clients. Raises UserError if the world has fewer."""
     if world.clients is not None and world.clients < clients:
         raise UserError(
-            f"the world has {world.clients} clients, and the run had {clients}; leave its `clients` out, or raise it"
+            f"the world has {world.clients} clients, but the run has {clients}; "
+            "remove the world's `clients`, or raise it"
         )
     settings = world.hardware
 
-    def uniform(ends, which):
-        return streams.generator(world.seed, "device", which).uniform(*ends, clients)
+    def uniform(ends: Sequence[float] | np.ndarray, key: int) -> np.ndarray:
+        return streams.generator(world.seed, "device", key).uniform(ends[0], ends[1], clients)
 
     return Devices(
         1e9 * uniform(settings.frequency_ghz, 0),
@@ -34,18 +42,23 @@ def draw(world, clients):
     )
 
 
-def computing_seconds(cycles, frequency):
-    """t = E C D / f, where `cycles` is E C D: epochs, cycles a sample, samples."""
+def computing_seconds(cycles: np.ndarray, frequency: np.ndarray) -> np.ndarray:
+    """Return t = E C D / f, s. cycles: E C D (epochs, cycles per sample, samples). frequency: Hz."""
     return cycles / frequency
 
 
-def computing_joules(cycles, frequency, capacitance):
-    """e = kappa E C D f^2, kappa being the effective switched capacitance (Burd and Brodersen 1996)."""
+def computing_joules(cycles: np.ndarray, frequency: np.ndarray, capacitance: float) -> np.ndarray:
+    """Return e = kappa E C D f^2, J; kappa: switched capacitance (Burd and Brodersen 1996)."""
     return capacitance * cycles * frequency**2
 
 
-def slowest_frequency(cycles, seconds, lowest, highest):
-    """The clock, in Hz, that makes `cycles` within `seconds` for the least energy, which grows with it: f* = E C D / seconds,
-    between `lowest` and `highest`. With no time left it is the highest."""
+def slowest_frequency(
+    cycles: np.ndarray, seconds: np.ndarray, lowest: float, highest: np.ndarray
+) -> np.ndarray:
+    """Return the clock, Hz, that finishes `cycles` within `seconds` at the least energy.
+
+    Energy grows with the clock, so it is f* = E C D / seconds, clipped to `lowest` and `highest`, and
+    `highest` if no time is left.
+    """
     wanted = np.divide(cycles, seconds, out=np.full(np.shape(cycles), np.inf), where=np.asarray(seconds) > 0)
     return np.clip(wanted, np.minimum(lowest, highest), highest)

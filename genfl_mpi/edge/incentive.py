@@ -1,14 +1,19 @@
-"""What clients do for pay, and what the server should pay: a client repairs a share u of the gap between its labels and an even
-mix by generating images, at its own cost, for p + r u.
+"""Model what clients do for pay, and what the server should pay.
 
-    N(u) = n / (1 - gamma u), samples with those that it makes; gamma = 1 - 1 / R, with R n the samples of an even mix
-    m(u) = n gamma u / (1 - gamma u), images that it makes
+A client fills a share u of the gap between its labels and a uniform mix by generating images at its own cost,
+for p + r u.
+
+    N(u) = n / (1 - gamma u), samples with generated ones; gamma = 1 - 1 / R, R n samples in a uniform mix
+    m(u) = n gamma u / (1 - gamma u), images that it generates
     C(u) = C0 + c m(u), and its utility p + r u - C(u)
 
-The mix of labels that results is (1 - u) times its own and u times the even one, so that its distance from even is (1 - u) EMD.
-Money is in joules: a client values its energy at 1.
+The resulting mix of labels is (1 - u) times the client's own plus u times the uniform one, so its distance
+from uniform is (1 - u) EMD. Money is in joules: a client values its energy at 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,13 +22,16 @@ from scipy.optimize import minimize_scalar
 
 from genfl_mpi.util.errors import UserError
 
-STEPS = 60  # of a bisection
-REPORTS = (0.5, 0.8, 0.95, 1.05, 1.25, 2.0)  # times its cost of an image, what a client that misreports says
+BISECTIONS = 60
+MISREPORTED_COSTS = (0.5, 0.8, 0.95, 1.05, 1.25, 2.0)  # factors on the true cost of an image
 
 
 class Clients(NamedTuple):
-    """float64 (N,) each: samples n; gap gamma; emd, of its labels to the even mix; fixed C0 in J; image c in J; weight, its
-    share of all samples."""
+    """What the incentive model knows of each client, float64 (N,).
+
+    samples: n. gap: gamma. emd: from its labels to the uniform mix. fixed: C0 in J. image: c in J. weight:
+    its share of all samples.
+    """
 
     samples: np.ndarray
     gap: np.ndarray
@@ -35,9 +43,13 @@ class Clients(NamedTuple):
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """What follows from a price. share: float64 (N,), u of each client, 0 for who stays away; joins: bool (N,); utility: float64
-    (N,); images: float64 (N,); payments: what the server pays; emd: mean distance from even that is left, by samples; objective:
-    value emd + payments; welfare: what the repair is worth less what it costs the clients."""
+    """The outcome of a price.
+
+    share: float64 (N,), u of each client, 0 for one that does not participate. joins: bool (N,). utility:
+    float64 (N,). images: float64 (N,). payments: by the server. emd: remaining mean distance from uniform,
+    weighted by samples. objective: value times emd + payments. welfare: worth of the reduced emd minus the
+    clients' costs.
+    """
 
     price: float
     share: np.ndarray
@@ -50,14 +62,17 @@ class Equilibrium:
     welfare: float
 
 
-def clients_of(histograms, fixed, image):
-    """`Clients` with the label counts int (N, classes), who pay `fixed` J (N,) to take part and `image` J for an image."""
+def clients_of(histograms: np.ndarray, fixed: np.ndarray | float, image: np.ndarray | float) -> Clients:
+    """Return the `Clients` with label counts int (N, classes).
+
+    fixed: what participation costs each, J (N,). image: what an image costs, J.
+    """
     samples, classes = histograms.sum(1).astype(np.float64), histograms.shape[1]
-    even = histograms.max(1) * classes  # samples when every label has as many as the most frequent one
+    uniform = histograms.max(1) * classes  # samples when every label is as frequent as the most frequent one
     emd = np.abs(histograms / samples[:, None] - 1 / classes).sum(1)
     return Clients(
         samples,
-        1 - samples / even,
+        1 - samples / uniform,
         emd,
         np.broadcast_to(fixed, samples.shape).astype(np.float64),
         np.broadcast_to(image, samples.shape).astype(np.float64),
@@ -65,33 +80,39 @@ def clients_of(histograms, fixed, image):
     )
 
 
-def images(clients, share):
-    """m(u), float64 (N,)."""
+def images(clients: Clients, share: np.ndarray) -> np.ndarray:
+    """Return m(u), float64 (N,)."""
     return clients.samples * clients.gap * share / (1 - clients.gap * share)
 
 
-def cost(clients, share):
-    """C(u), float64 (N,)."""
+def cost(clients: Clients, share: np.ndarray) -> np.ndarray:
+    """Return C(u), float64 (N,)."""
     return clients.fixed + clients.image * images(clients, share)
 
 
-def best_response(clients, price):
-    """u* of each client that takes part, float64 (N,), at a price for all or for each: 0 up to the price c n gamma, 1 from
-    c n gamma / (1 - gamma)^2 on, and in between (1 - sqrt(c n gamma / r)) / gamma. One without a gap has nothing to repair: 0."""
+def best_response(clients: Clients, price: np.ndarray | float) -> np.ndarray:
+    """Return u* of each client that participates, float64 (N,). price: r, for all or for each.
+
+    It is 0 up to the price c n gamma, 1 from c n gamma / (1 - gamma)^2 on, and (1 - sqrt(c n gamma / r)) /
+    gamma in between. A client without a gap has nothing to fill: 0.
+    """
     first = clients.image * clients.samples * clients.gap
     gap = np.where(clients.gap > 0, clients.gap, 1.0)
     share = np.clip((1 - np.sqrt(first / np.maximum(price, 1e-300))) / gap, 0, 1)
     return np.where(clients.gap > 0, share, 0.0)
 
 
-def utility(clients, base, price, share):
-    """p + r u - C(u), float64 (N,)."""
+def utility(clients: Clients, base: float, price: np.ndarray | float, share: np.ndarray) -> np.ndarray:
+    """Return p + r u - C(u), float64 (N,)."""
     return base + price * share - cost(clients, share)
 
 
-def equilibrium(clients, base, price, value):
-    """The `Equilibrium` at the price r for a whole repair and `base` p for taking part. Who would lose stays away (individual
-    rationality). value: J that a unit less of mean EMD is worth to the server."""
+def equilibrium(clients: Clients, base: float, price: float, value: float) -> Equilibrium:
+    """Return the `Equilibrium` at the price r for filling the whole gap and the base pay p for participation.
+
+    A client that would lose does not participate (individual rationality). value: worth to the server, J, of
+    reducing the mean EMD by one.
+    """
     share = best_response(clients, price)
     gain = utility(clients, base, price, share)
     joins = gain >= 0
@@ -112,23 +133,24 @@ def equilibrium(clients, base, price, value):
     )
 
 
-def best_price(clients, base, value, budget):
-    """The `Equilibrium` that the server prefers: the price r of the least value emd + payments, payments within the `budget`.
+def best_price(clients: Clients, base: float, value: float, budget: float) -> Equilibrium:
+    """Return the `Equilibrium` at the price r of the least objective with payments within the budget.
 
-    Between the prices at which a client joins, begins or ends its repair, the objective is smooth: each such piece is searched
-    by itself, with both its ends, on either side of which it may jump. Raises UserError if even r = 0 is above the budget.
+    The objective is smooth between the prices at which a client joins, or starts or completes filling its
+    gap. Each such interval is searched separately, with both its ends, at which the objective may jump.
+    Raises UserError if even r = 0 exceeds the budget.
     """
 
-    def at(price):
+    def at(price: float) -> Equilibrium:
         return equilibrium(clients, base, price, value)
 
     if (nothing := at(0.0)).payments > budget:
         raise UserError(
-            f"the budget of {budget:g} J does not pay those who take part for the base pay alone, "
-            f"which is {nothing.payments:g} J"
+            f"the budget of {budget:g} J does not cover the base pay of the clients that participate, "
+            f"{nothing.payments:g} J; raise --budget or lower --base"
         )
     first = clients.image * clients.samples * clients.gap
-    corners = np.concatenate([first, first / (1 - clients.gap) ** 2, _joining(clients, base)])
+    corners = np.concatenate([first, first / (1 - clients.gap) ** 2, _joining_prices(clients, base)])
     corners = np.unique(corners[np.isfinite(corners) & (corners > 0)])
     found = [nothing]
     for low, high in zip(np.concatenate([[0.0], corners[:-1]]), corners):
@@ -136,7 +158,7 @@ def best_price(clients, base, value, budget):
             break
         top = np.nextafter(high, 0)
         if at(top).payments > budget:
-            top = _affordable(at, low, top, budget)
+            top = _highest_affordable(at, low, top, budget)
         if low < top:
             piece = minimize_scalar(
                 lambda price: at(price).objective,
@@ -149,42 +171,44 @@ def best_price(clients, base, value, budget):
     return min((one for one in found if one.payments <= budget), key=lambda one: one.objective)
 
 
-def _affordable(at, low, high, budget):
-    """The highest price between two whose payments are within the budget, as those at `low` are."""
-    for _ in range(STEPS):
+def _highest_affordable(at: Callable[[float], Equilibrium], low: float, high: float, budget: float) -> float:
+    """Return the highest price in [low, high] with payments within the budget. `low` must be affordable."""
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if at(middle).payments > budget else (middle, high)
     return low
 
 
-def _joining(clients, base):
-    """The price from which each client takes part, float64 (N,), infinite for one that never does; 0 for one that always does."""
+def _joining_prices(clients: Clients, base: float) -> np.ndarray:
+    """Return the price from which each client participates, float64 (N,): infinite if never, 0 if always."""
     low, high = np.zeros(len(clients.samples)), np.full(len(clients.samples), 1.0)
 
-    def gain(price):
+    def gain(price: np.ndarray) -> np.ndarray:
         return utility(clients, base, price, best_response(clients, price))
 
-    for _ in range(STEPS):
+    for _ in range(BISECTIONS):
         high = np.where(gain(high) < 0, 2 * high, high)
     never = gain(high) < 0
-    for _ in range(2 * STEPS):
+    for _ in range(2 * BISECTIONS):
         middle = (low + high) / 2
         enough = gain(middle) >= 0
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return np.where(never, np.inf, np.where(gain(np.zeros_like(low)) >= 0, 0.0, high))
 
 
-def misreporting(clients, base, value, budget, count):
-    """By how many joules each of the first `count` clients could be better off if it alone reported another cost of an image,
-    REPORTS times its own, by which the server then sets the price, and did what is best for it at that: float64 (count,), at
-    least 0."""
+def misreporting(clients: Clients, base: float, value: float, budget: float, count: int) -> np.ndarray:
+    """Return what each of the first `count` clients could gain by misreporting, J, float64 (count,), >= 0.
+
+    The client alone reports MISREPORTED_COSTS times its true cost of an image, the server sets its price
+    accordingly, and the client responds to this price in its own best interest.
+    """
     honest = best_price(clients, base, value, budget)
-    most = np.zeros(count)
+    gains = np.zeros(count)
     for n in range(count):
-        for factor in REPORTS:
+        for factor in MISREPORTED_COSTS:
             image = clients.image.copy()
             image[n] *= factor
             price = best_price(clients._replace(image=image), base, value, budget).price
             gain = utility(clients, base, price, best_response(clients, price))[n]
-            most[n] = max(most[n], max(0.0, gain) - honest.utility[n])
-    return most
+            gains[n] = max(gains[n], max(0.0, gain) - honest.utility[n])
+    return gains

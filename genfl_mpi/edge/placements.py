@@ -1,108 +1,139 @@
-"""Where images are generated, and what that costs: placements P0 to P5 on the trace of one run.
+"""Price where images are generated: placements P0 to P5 on the trace of one run.
 
-The same cohorts train on the same samples in all of them; what another placement would change in the learning is not priced here.
+The same cohorts train on the same samples in all of them; how another placement would change the learning is
+not modeled.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genfl_mpi.edge import channel, hardware
 from genfl_mpi.edge.attendance import attend
-from genfl_mpi.edge.rounds import Work, image_joules, meet, price
-from genfl_mpi.edge.trace import image_bytes
+from genfl_mpi.edge.rounds import Cohort, Price, Work, image_joules, meet, price
+from genfl_mpi.edge.trace import Trace, image_bytes
+
+if TYPE_CHECKING:
+    from genfl_mpi.config.world import World
 
 PLACEMENTS = {
     "P0": "no images",
     "P1": "the server generates and trains an augmented model (GenFL)",
     "P2": "the server generates and sends the images to the clients",
-    "P3": "clients generate what their labels lack",
+    "P3": "each client generates images of the labels that it lacks",
     "P4": "a helper generates for the server",
-    "P5": "what its labels lack each client is sent, or generates, whichever takes it less energy",
+    "P5": "each client receives or generates what its labels lack, whichever costs it less energy",
 }
 
 
 @dataclass(frozen=True)
 class Bill:
-    """seconds: float64 (rounds,). joules: float64 (rounds,) by entity (clients, server, helper). bytes: float64 (rounds,) by
-    way (down, up, wire). client_joules: float64 (N,), of each client in all rounds. prices: the `Price` of each round. status: of
-    each round, what became of its clients, as `attend` has it; empty in a world that does not act."""
+    """What all rounds of a run cost.
+
+    seconds: float64 (rounds,). joules: float64 (rounds,) by entity (clients, server, helper). bytes: float64
+    (rounds,) by link (down, up, wire). client_joules: float64 (N,), of each client in all rounds. prices: the
+    `Price` of each round. status: of each round, the outcome for its clients, as `attend` returns it; empty
+    in a world that is not enforced.
+    """
 
     seconds: np.ndarray
-    joules: dict
-    bytes: dict
+    joules: dict[str, np.ndarray]
+    bytes: dict[str, np.ndarray]
     client_joules: np.ndarray
-    prices: list
-    status: list
+    prices: list[Price]
+    status: list[np.ndarray]
 
 
-def cohorts(trace, world):
-    """What the clients of each round have, and how they are heard: a list of `Cohort`, the same for all placements. Raises
-    UserError."""
-    owned = hardware.draw(world, trace.clients)
-    return [meet(world, owned, round, clients) for round, clients in enumerate(trace.cohorts)]
+def cohorts(trace: Trace, world: World) -> list[Cohort]:
+    """Return the `Cohort` of each round, the same for all placements. Raises UserError."""
+    devices = hardware.draw(world, trace.clients)
+    return [meet(world, devices, round, clients) for round, clients in enumerate(trace.cohorts)]
 
 
-def bill(trace, world, met, placement=None):
-    """What all rounds of a `Trace` take in a world with a placement of AIGC, by default its own. A run that generated nothing has
-    P1 = P0.
+def bill(trace: Trace, world: World, met: list[Cohort], placement: str | None = None) -> Bill:
+    """Price all rounds of a trace in a world with a placement, by default the run's own.
 
-    met: the `cohorts` of the trace in this world. Raises UserError.
+    A run that generated nothing has P1 = P0. met: the `cohorts` of the trace in this world. Raises UserError.
     """
     holdings = Holdings(trace.clients, world)
     prices, status, per_client = [], [], np.zeros(trace.clients)
     battery = hardware.draw(world, trace.clients).battery
     for round, cohort in enumerate(met):
         work = asked(trace, world, round, holdings, placement, cohort.down)
-        prices.append(price(world, cohort, work))
+        priced = price(world, cohort, work)
         if world.enforced:
-            heard, prices[-1] = attend(world, battery, round, prices[-1], per_client)
-            status.append(heard)
-        holdings.add(cohort.clients, work, prices[-1].parts)
-        per_client[cohort.clients] += sum(prices[-1].client_joules.values())
-    gpu = [
-        {name: one.server_joules[name] for name in one.server_joules if name != "helper"} for one in prices
-    ]
+            outcome, priced = attend(world, battery, round, priced, per_client)
+            status.append(outcome)
+        holdings.add(cohort.clients, work, priced.parts)
+        per_client[cohort.clients] += sum(priced.client_joules.values())
+        prices.append(priced)
     return Bill(
         np.array([one.seconds for one in prices]),
         {
             "clients": np.array(
                 [sum(joules.sum() for joules in one.client_joules.values()) for one in prices]
             ),
-            "server": np.array([sum(joules.values()) for joules in gpu]),
+            "server": np.array([_server_joules(one) for one in prices]),
             "helper": np.array([one.server_joules["helper"] for one in prices]),
         },
-        {way: np.array([one.bytes[way] for one in prices]) for way in ("down", "up", "wire")},
+        {link: np.array([one.bytes[link] for one in prices]) for link in ("down", "up", "wire")},
         per_client,
         prices,
         status,
     )
 
 
-class Holdings:
-    """What clients hold of the rounds before. images: float64 (N,), of the pool or of their own making; generator: bool (N,),
-    whether each has that."""
+def _server_joules(priced: Price) -> float:
+    return sum(joules for phase, joules in priced.server_joules.items() if phase != "helper")
 
-    def __init__(self, clients, world):
+
+class Holdings:
+    """What clients keep from earlier rounds.
+
+    images: float64 (N,), from the pool or generated by the client. generator: bool (N,), whether the client
+    has it.
+    """
+
+    def __init__(self, clients: int, world: World) -> None:
         self.images, self.generator = np.zeros(clients), np.full(clients, world.images.installed)
 
-    def add(self, clients, work, parts=None):
-        """A round is over in which `clients`, int (K,), had this `Work`, and did these parts of their phases, as a `Price` has
-        them, or else all. Who was stopped holds the images that were whole by then, and the generator if all of it had come."""
+    def add(self, clients: np.ndarray, work: Work, parts: dict[str, np.ndarray] | None = None) -> None:
+        """Add what `clients`, int (K,), got in a finished round.
+
+        work: the round's `Work`. parts: the completed part of each phase, as in `Price`; None: all of it. A
+        client that stopped early keeps the images that were complete by then, and the generator if it arrived
+        completely.
+        """
         received, made = (parts[phase] if parts else np.ones(len(clients)) for phase in ("receive", "make"))
-        self.images[clients] += _whole(work.received_images, received) + _whole(work.made_images, made)
+        self.images[clients] += _complete(work.received_images, received) + _complete(work.made_images, made)
         self.generator[clients] |= work.fetches & (received == 1)
 
 
-def _whole(images, part):
-    """How many of the images there are when a part of them is, float64 (K,). All of them may be a fraction, in a `scaled`
-    trace."""
+def _complete(images: np.ndarray | float, part: np.ndarray) -> np.ndarray:
+    """Return how many images are complete when a part of them is, float64 (K,).
+
+    With part = 1 the number may be fractional, in a trace from `scaled`.
+    """
     return np.where(part < 1, np.floor(images * part), images)
 
 
-def asked(trace, world, round, holdings, placement=None, down=None):
-    """The `Work` of a round of a `Trace`, with a placement, by default its own. holdings: `Holdings`, which stay as they are.
-    down: float64 (K,), gains of the cohort's channels, for P5. The round's cohort may be any index of the N clients."""
+def asked(
+    trace: Trace,
+    world: World,
+    round: int,
+    holdings: Holdings,
+    placement: str | None = None,
+    down: np.ndarray | None = None,
+) -> Work:
+    """Return the `Work` of a round of a trace with a placement, by default the run's own.
+
+    The round's cohort may be any index of the N clients. holdings: not changed. down: float64 (K,), gains of
+    the cohort's downlink, for P5.
+    """
     work = Work(
         trace.sample_flops * trace.epochs[round] * trace.samples[round],
         trace.weights_bytes,
@@ -112,16 +143,22 @@ def asked(trace, world, round, holdings, placement=None, down=None):
     return replace(work, **WORK[placement or trace.placement](trace, world, round, holdings, down))
 
 
-def _none(trace, world, round, holdings, down):
+def _no_images(
+    trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
+) -> dict[str, Any]:
     return {}
 
 
-def _server(trace, world, round, holdings, down):
+def _at_server(
+    trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
+) -> dict[str, Any]:
     return {"server_images": trace.new_images[round], "augment_flops": _augment_flops(trace, round)}
 
 
-def _sent(trace, world, round, holdings, down):
-    """Each client of the cohort is sent the images that it does not have yet, and trains on all of them."""
+def _sent_to_clients(
+    trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
+) -> dict[str, Any]:
+    """Send each client of the cohort the images that it does not hold yet; it trains on all of them."""
     lacking = trace.pool[round] - holdings.images[trace.cohorts[round]]
     return {
         "server_images": trace.new_images[round],
@@ -129,25 +166,28 @@ def _sent(trace, world, round, holdings, down):
         "received_images": lacking,
         "received_bytes": lacking * image_bytes(trace, world.images),
         "all_receive": world.images.delivery == "broadcast",
-        "flops": _flops_with(trace, round, trace.pool[round]),
+        "flops": _training_flops(trace, round, trace.pool[round]),
     }
 
 
-def _at_clients(trace, world, round, holdings, down):
-    """Each client of the cohort generates its share of the pool, the labels that it lacks, and trains on them too."""
-    clients = trace.cohorts[round]
-    wanted = np.ceil(trace.pool[round] * trace.missing[clients]) if trace.made is None else trace.made[round]
-    made = wanted - holdings.images[clients]
-    fetches = ~holdings.generator[clients] & (made > 0)
+def _at_clients(
+    trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
+) -> dict[str, Any]:
+    """Let each client generate and train on its share of the pool, the labels that it lacks."""
+    wanted = _lacking_images(trace, round) if trace.made is None else trace.made[round]
+    made = wanted - holdings.images[trace.cohorts[round]]
+    fetches = ~holdings.generator[trace.cohorts[round]] & (made > 0)
     return {
         "made_images": made,
         "fetches": fetches,
         "received_bytes": fetches * trace.generator_bytes,
-        "flops": _flops_with(trace, round, wanted),
+        "flops": _training_flops(trace, round, wanted),
     }
 
 
-def _helper(trace, world, round, holdings, down):
+def _at_helper(
+    trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
+) -> dict[str, Any]:
     images = trace.new_images[round]
     return {
         "helper_images": images,
@@ -156,23 +196,25 @@ def _helper(trace, world, round, holdings, down):
     }
 
 
-def _hybrid(trace, world, round, holdings, down):
-    """As P3, but a client that is sent what it lacks with less energy than making it takes is sent it by the server, which
-    generates as in P1; what a fetched generator would save later is not foreseen."""
+def _hybrid(
+    trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
+) -> dict[str, Any]:
+    """Choose for each client, by its energy, between P3 and receiving the images from the server.
+
+    The server generates as in P1. The choice ignores what a fetched generator would save in later rounds.
+    """
+    assert down is not None
     clients, part = trace.cohorts[round], max(len(trace.cohorts[round]), 1)
-    share = np.ceil(trace.pool[round] * trace.missing[clients])
+    share = _lacking_images(trace, round)
     wanted = share - holdings.images[clients]
     noise, size = channel.noise(world.channel), image_bytes(trace, world.images)
-    rate = channel.rate(
-        world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part, down, noise
-    )
-    joules_a_byte = 8 * world.hardware.receive_watts / rate
+    band, watts = world.channel.bandwidth_mhz * 1e6 / part, world.server.transmit_watts / part
+    joules_per_byte = 8 * world.hardware.receive_watts / channel.rate(band, watts, down, noise)
     fetches = ~holdings.generator[clients]
-    sent = (wanted > 0) & (
-        wanted * size * joules_a_byte
-        <= wanted * image_joules(world.hardware, trace.image_flops)
-        + fetches * trace.generator_bytes * joules_a_byte
-    )
+    receiving = wanted * size * joules_per_byte
+    generating = wanted * image_joules(world.hardware, trace.image_flops)
+    fetching = fetches * trace.generator_bytes * joules_per_byte
+    sent = (wanted > 0) & (receiving <= generating + fetching)
     fetches &= ~sent & (wanted > 0)
     return {
         "server_images": trace.new_images[round],
@@ -181,23 +223,37 @@ def _hybrid(trace, world, round, holdings, down):
         "received_images": wanted * sent,
         "fetches": fetches,
         "received_bytes": wanted * sent * size + fetches * trace.generator_bytes,
-        "flops": _flops_with(trace, round, share),
+        "flops": _training_flops(trace, round, share),
     }
 
 
-def _augment_flops(trace, round):
+def _lacking_images(trace: Trace, round: int) -> np.ndarray:
+    """Return how many images of the pool have labels that each client of the cohort lacks, float64 (K,)."""
+    assert trace.missing is not None
+    return np.ceil(trace.pool[round] * trace.missing[trace.cohorts[round]])
+
+
+def _augment_flops(trace: Trace, round: int) -> float:
     return trace.sample_flops * trace.augmented_epochs * trace.pool[round]
 
 
-def _flops_with(trace, round, images):
+def _training_flops(trace: Trace, round: int, images: np.ndarray | float) -> np.ndarray:
+    """Return the FLOPs of each client's training with `images` beside its own samples, float64 (K,)."""
     return trace.sample_flops * trace.epochs[round] * (trace.samples[round] + images)
 
 
-WORK = {"P0": _none, "P1": _server, "P2": _sent, "P3": _at_clients, "P4": _helper, "P5": _hybrid}
+WORK: dict[str, Callable[[Trace, World, int, Holdings, np.ndarray | None], dict[str, Any]]] = {
+    "P0": _no_images,
+    "P1": _at_server,
+    "P2": _sent_to_clients,
+    "P3": _at_clients,
+    "P4": _at_helper,
+    "P5": _hybrid,
+}
 
 
-def scaled(trace, images=1.0, size=1.0):
-    """The trace with `images` times as many images, each `size` times as large to send."""
+def scaled(trace: Trace, images: float = 1.0, size: float = 1.0) -> Trace:
+    """Return the trace with `images` times as many images, each `size` times as large to send."""
     return replace(
         trace,
         new_images=trace.new_images * images,
