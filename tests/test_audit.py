@@ -60,7 +60,7 @@ def test_who_does_not_do_what_it_claims_fails(kind, rules, more, looked, tmp_pat
     assert main(["audit", str(path)]) == 0
     said = capsys.readouterr().out
     assert (
-        f"of the 2 {kind} clients heard 2 fail, and of the 6 others 0" in said
+        f"of 2 {kind} clients 2 fail, of 6 others 0" in said
         and max(map(len, said.splitlines())) <= 80
     )
 
@@ -117,7 +117,7 @@ def test_bad_input_is_one_line_and_status_2(fast, looked, tmp_path, capsys, monk
     capsys.readouterr()
     for arguments, message in (
         (["audit", str(tmp_path / "results/fedavg_seed1.h5")], "make the run with audit=true"),
-        (["audit", str(tmp_path / "private/fedavg_seed1.h5")], "do not tell the truth"),
+        (["audit", str(tmp_path / "private/fedavg_seed1.h5")], "under differential privacy"),
         (["audit", str(tmp_path / "none.h5")], "no such results file"),
         ([*fast, "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
         ([*fast, "audit=true", "model.name=headless:net", f"output={tmp_path}/net"], "does not end in them"),

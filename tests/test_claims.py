@@ -181,7 +181,7 @@ def test_costs_by_hand(runs, monkeypatch):
 
 def test_many_classes_are_not_covered(runs):
     rows = claims.coverage(runs(*(made(seed=seed, data="cifar100", classes=100) for seed in range(6))))
-    assert [row.statistic for row in rows] == ["cohorts that lack a label, share"] and rows[0].verdict == (
+    assert [row.statistic for row in rows] == ["share of cohorts that lack a label"] and rows[0].verdict == (
         "supported",
         "",
     )
@@ -228,11 +228,11 @@ def test_the_command(tiny, tmp_path, capsys):
     assert (
         text.count("| C1 |") == 4
         and "| K1 | needs runs of genfl and pool |" in text
-        and "in place of images | skipped: needs runs" in text
+        and "in place of generated images | skipped: needs runs" in text
     )
     assert (
         "skipped" in said
-        and "a part of it needs runs of fedavg, on data sets of few and of many classes"
+        and "in part needs runs of fedavg, on data sets with few and with many classes"
         in " ".join(said.split())
     )
     assert len({line.count("|") for line in text.splitlines() if line.startswith("| C")}) == 1, (

@@ -133,7 +133,7 @@ def test_claims_that_these_runs_do_not_touch_are_listed_as_skipped(report):
     said = " ".join(" ".join(Page(report.read_text()).text).split())
     assert (
         "needs runs of genfl and pool skipped" in said
-        and "a part of it needs runs of genfl, fedavg and aigc undecided" in said
+        and "in part needs runs of genfl, fedavg and aigc undecided" in said
     )
 
 

@@ -1,13 +1,16 @@
-"""The ledger: what results files say of the paper's claims, and of the controls without which a gain proves little.
+"""Test the paper's claims, and the controls without which a gain proves little, on results files.
 
-The statistics, their thresholds and the fewest rounds and seeds stand here, and stood here before the runs that they judge.
-A verdict is drawn from paired seeds: the methods of a pair had the same partition, cohorts and batches.
+Statistics, thresholds and the minimum numbers of rounds and seeds were fixed here before the runs they judge.
+Verdicts use paired seeds: the methods of a pair had the same partition, cohorts and batches.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
@@ -18,23 +21,27 @@ from genfl_mpi.learning import flops, models
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
-FEWEST_SEEDS = 6  # of five, all point one way by chance once in 16 times, which is more than 5 %
-FEWEST_ROUNDS = 20
+if TYPE_CHECKING:
+    from genfl_mpi.analysis.run_groups import Run, Runs, Setting
+
+MIN_SEEDS = 6  # five all agree in sign by chance once in 16 times, more than 5 %
+MIN_ROUNDS = 20
 LEVEL = 0.95
-LAST = 5  # rounds whose mean is tested where the paper says final accuracy; curves are smoothed over as many
-AT_THE_END = f"accuracy of the last {LAST} rounds"
-EARLY = 0.25  # of the rounds
-NO_FASTER = 1.0  # percentage points: a lead that is no faster convergence
-NEAR_ORTHOGONAL = 80  # degrees
-MOST = 0.9  # of the cohorts
+LAST_ROUNDS = 5  # averaged where the paper says final accuracy; also the window that smooths curves
+AT_THE_END = f"accuracy of the last {LAST_ROUNDS} rounds"
+EARLY_SHARE = 0.25  # of the rounds
+MAX_EARLY_LEAD = 1.0  # percentage points: a smaller lead does not count as faster convergence
+MIN_ANGLE = 80  # degrees, between nearly orthogonal updates
+MIN_COHORT_SHARE = 0.9  # of all cohorts
 FEW_CLASSES, MANY_CLASSES = 10, 100
 
 
 @dataclass(frozen=True)
 class Row:
-    """A statistic in one setting: values float64 (seeds,), one for each pair. The claim wants their mean above `threshold`.
+    """A statistic in one setting. The claim requires its mean above `threshold`.
 
-    rounds: of the runs; 0 where a single value that has no chance in it decides.
+    values: float64 (seeds,), one for each pair. rounds: of the runs; 0 if a single, deterministic value
+    decides.
     """
 
     setting: str
@@ -44,18 +51,18 @@ class Row:
     threshold: float = 0.0
 
     @cached_property
-    def interval(self):
+    def interval(self) -> tuple[float, float]:
         return interval(self.values)
 
     @cached_property
-    def verdict(self):
-        """(word, what an undecided one would need)."""
+    def verdict(self) -> tuple[str, str]:
+        """The verdict, and what an undecided one would need."""
         if not self.rounds:
             return ("supported" if self.values[0] > self.threshold else "refuted"), ""
-        if self.rounds < FEWEST_ROUNDS:
-            return "undecided", f"{FEWEST_ROUNDS} rounds"
-        if len(self.values) < FEWEST_SEEDS:
-            return "undecided", f"{FEWEST_SEEDS} seeds"
+        if self.rounds < MIN_ROUNDS:
+            return "undecided", f"{MIN_ROUNDS} rounds"
+        if len(self.values) < MIN_SEEDS:
+            return "undecided", f"{MIN_SEEDS} seeds"
         low, high = self.interval
         if low > self.threshold:
             return "supported", ""
@@ -66,22 +73,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """name: C1 to C10 as the paper makes them, K1 and K2 for the controls. rows: a function (Runs) -> list of `Row`; needs:
-    what must have run for all of them; parts: how many statistics the claim has, each of which must be there to support it."""
+    """A claim of the paper (C1 to C10), or a control (K1, K2).
+
+    needs: the runs that all its rows require. rows: computes them. parts: number of different statistics; the
+    claim is supported only if rows of all of them exist.
+    """
 
     name: str
     statement: str
     needs: str
-    rows: Callable
+    rows: Callable[[Runs], list[Row]]
+
     parts: int = 1
 
-    def lacks(self, rows):
-        """Whether a part of the claim has no row."""
+    def lacks(self, rows: list[Row]) -> bool:
+        """Return whether a part of the claim has no row."""
         return len({row.statistic for row in rows}) < self.parts
 
 
-def verdict(claim, rows):
-    """Of a claim that is to hold in every setting; skipped if the runs have nothing to say of it."""
+def verdict(claim: Claim, rows: list[Row]) -> str:
+    """Return the verdict on a claim, which must hold in every setting; skipped if the runs give no row."""
     if not rows:
         return "skipped"
     words = {row.verdict[0] for row in rows}
@@ -94,9 +105,12 @@ def verdict(claim, rows):
     )
 
 
-def interval(values):
-    """A bootstrap interval, (low, high), for the mean of float64 (n,): percentiles of resampled means, at the level that
-    Student's t asks of so few values (the expanded percentile interval: Hesterberg 2015, section 4.2). NaN for one value."""
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return a bootstrap interval, (low, high), for the mean of float64 (n,). NaN for one value.
+
+    Percentiles of resampled means, at the level that Student's t requires for few values (the expanded
+    percentile interval: Hesterberg 2015, section 4.2).
+    """
     n = len(values)
     if n < 2 or np.ptp(values) == 0:
         return (values[0], values[0]) if n > 1 else (np.nan, np.nan)
@@ -114,8 +128,8 @@ def interval(values):
     )
 
 
-def seeds_needed(differences):
-    """How many seeds would tell a difference as large and as scattered as that of float64 (n,) from zero."""
+def seeds_needed(differences: np.ndarray) -> str:
+    """Return how many seeds would separate a mean with this spread from zero. differences: float64 (n,)."""
     mean, deviation = abs(differences.mean()), differences.std(ddof=1)
     for n in range(len(differences) + 1, 1001):
         if stats.t.ppf((1 + LEVEL) / 2, n - 1) * deviation / np.sqrt(n) < mean:
@@ -126,61 +140,74 @@ def seeds_needed(differences):
 # Measures of a run.
 
 
-def final(run):
-    """Mean accuracy of the last rounds, in percent."""
-    return run.accuracy[-LAST:].mean()
+def final(run: Run) -> float:
+    """Return the mean accuracy of the last rounds, in percent."""
+    return run.accuracy[-LAST_ROUNDS:].mean()
 
 
-def early(run):
-    """Mean accuracy of the early rounds, in percent."""
-    return run.accuracy[: max(1, round(EARLY * len(run.accuracy)))].mean()
+def early(run: Run) -> float:
+    """Return the mean accuracy of the early rounds, in percent."""
+    return run.accuracy[: max(1, round(EARLY_SHARE * len(run.accuracy)))].mean()
 
 
-def smoothed(run):
-    """The running mean of the last rounds' accuracy, float64 (rounds,); at the beginning, of as many as there are."""
+def smoothed(run: Run) -> np.ndarray:
+    """Return the mean accuracy of the LAST_ROUNDS rounds up to each, float64 (rounds,)."""
     return np.array(
-        [run.accuracy[max(0, end - LAST) : end].mean() for end in range(1, len(run.accuracy) + 1)]
+        [run.accuracy[max(0, end - LAST_ROUNDS) : end].mean() for end in range(1, len(run.accuracy) + 1)]
     )
 
 
-def rounds_to(run, target):
-    """The first round whose smoothed accuracy reaches `target`; one more than there are if none does."""
+def rounds_to(run: Run, target: float) -> int:
+    """Return the first round whose smoothed accuracy reaches `target`, or the number of rounds plus one."""
     reached = np.flatnonzero(smoothed(run) >= target)
     return reached[0] + 1 if len(reached) else len(run.accuracy) + 1
 
 
-def saturation(run):
-    """The share of its rounds after which a run has 95 % of its accuracy in the last ones."""
+def saturation(run: Run) -> float:
+    """Return the share of its rounds after which a run reaches 95 % of its final smoothed accuracy."""
     return rounds_to(run, 0.95 * smoothed(run)[-1]) / len(run.accuracy)
 
 
-def speed_up(fedavg, genfl):
-    """log2 of how many times fewer rounds genfl needs to 0.9 times FedAvg's accuracy in the last ones."""
+def speed_up(fedavg: Run, genfl: Run) -> float:
+    """Return log2 of FedAvg's rounds over GenFL's to 0.9 times FedAvg's final smoothed accuracy."""
     target = 0.9 * smoothed(fedavg)[-1]
     return np.log2(rounds_to(fedavg, target) / rounds_to(genfl, target))
 
 
-def cosine(run):
-    """Mean over rounds of the mean cosine between two clients' updates."""
+def cosine(run: Run) -> float:
+    """Return the mean over rounds of the mean cosine between two clients' updates."""
     return np.nanmean(run.update_cosine)
 
 
-def covering(run):
-    """The share of the rounds whose cohort holds every label."""
+def covering_share(run: Run) -> float:
+    """Return the share of the rounds whose cohort holds every label."""
     return np.mean([(run.label_histograms[cohort].sum(0) > 0).all() for cohort in run.cohorts])
 
 
 # Rows of the ledger.
 
 
-def differences(runs, one, other, measure, what, threshold=0.0, settings=None):
-    """measure(one) - measure(other), in every setting where both methods ran."""
+def differences(
+    runs: Runs,
+    one: str,
+    other: str,
+    measure: Callable[[Run], float],
+    what: str,
+    threshold: float = 0.0,
+    settings: list[Setting] | None = None,
+) -> list[Row]:
+    """Return measure(one) - measure(other) in every setting in which both methods ran."""
     name = f"{what}, {one} - {other}"
     return _rows(runs, name, (one, other), lambda a, b: measure(a) - measure(b), threshold, settings)
 
 
-def over_alphas(runs, methods, measure, what, sign=1):
-    """The change of measure(*runs of methods) from one alpha to the next larger one; sign -1: to the next smaller one."""
+def over_alphas(
+    runs: Runs, methods: tuple[str, ...], measure: Callable[..., float], what: str, sign: int = 1
+) -> list[Row]:
+    """Return the change of measure(*runs of methods) from each alpha to the next larger one.
+
+    sign -1: to the next smaller one.
+    """
     rows = []
     for small, large in runs.neighbours():
         before, after = runs.of(small, *methods), runs.of(large, *methods)
@@ -198,7 +225,14 @@ def over_alphas(runs, methods, measure, what, sign=1):
     return rows
 
 
-def _rows(runs, what, methods, measure, threshold=0.0, settings=None):
+def _rows(
+    runs: Runs,
+    what: str,
+    methods: tuple[str, ...],
+    measure: Callable[..., float],
+    threshold: float = 0.0,
+    settings: list[Setting] | None = None,
+) -> list[Row]:
     rows = []
     for setting in runs.settings() if settings is None else settings:
         values = [measure(*found) for found in runs.of(setting, *methods).values()]
@@ -207,78 +241,81 @@ def _rows(runs, what, methods, measure, threshold=0.0, settings=None):
     return rows
 
 
-def _with_classes(runs, fewest, most):
-    """The settings of data sets with so many classes."""
-    return sorted({run.setting for run in runs if fewest <= run.label_histograms.shape[1] <= most})
+def _settings_by_classes(runs: Runs, low: float, high: float) -> list[Setting]:
+    """Return the settings of data sets with `low` to `high` classes."""
+    return sorted({run.setting for run in runs if low <= run.label_histograms.shape[1] <= high})
 
 
-def _small_alphas(runs):
-    """The smallest alpha of each data set."""
-    smallest = {}
+def _smallest_alphas(runs: Runs) -> list[Setting]:
+    """Return the setting of the smallest alpha of each data set."""
+    smallest: dict[str, Setting] = {}
     for setting in runs.settings():
         smallest.setdefault(setting.data, setting)
     return list(smallest.values())
 
 
-def best(runs):
+def best_method(runs: Runs) -> list[Row]:
     return [
         row for other in ("fedavg", "aigc") for row in differences(runs, "genfl", other, final, AT_THE_END)
     ]
 
 
-def worst(runs):
+def worst_method(runs: Runs) -> list[Row]:
     return [row for one in ("fedavg", "genfl") for row in differences(runs, one, "aigc", final, AT_THE_END)]
 
 
-def early_lead(runs):
-    many, few = _with_classes(runs, MANY_CLASSES, np.inf), _with_classes(runs, 0, FEW_CLASSES)
+def early_leads(runs: Runs) -> list[Row]:
+    many, few = _settings_by_classes(runs, MANY_CLASSES, np.inf), _settings_by_classes(runs, 0, FEW_CLASSES)
     return [
         *differences(runs, "aigc", "fedavg", early, "early accuracy", settings=many),
-        *differences(runs, "fedavg", "aigc", early, "early accuracy", -NO_FASTER, settings=few),
+        *differences(runs, "fedavg", "aigc", early, "early accuracy", -MAX_EARLY_LEAD, settings=few),
     ]
 
 
-def coverage(runs):
+def coverage(runs: Runs) -> list[Row]:
     return [
         *_rows(
             runs,
-            "cohorts with every label, share",
+            "share of cohorts with every label",
             ("fedavg",),
-            covering,
-            MOST,
-            _with_classes(runs, 0, FEW_CLASSES),
+            covering_share,
+            MIN_COHORT_SHARE,
+            _settings_by_classes(runs, 0, FEW_CLASSES),
         ),
         *_rows(
             runs,
-            "cohorts that lack a label, share",
+            "share of cohorts that lack a label",
             ("fedavg",),
-            lambda run: 1 - covering(run),
-            MOST,
-            _with_classes(runs, MANY_CLASSES, np.inf),
+            lambda run: 1 - covering_share(run),
+            MIN_COHORT_SHARE,
+            _settings_by_classes(runs, MANY_CLASSES, np.inf),
         ),
     ]
 
 
-def orthogonality(runs):
-    limit = np.cos(np.deg2rad(NEAR_ORTHOGONAL))
+def orthogonality(runs: Runs) -> list[Row]:
+    limit = np.cos(np.deg2rad(MIN_ANGLE))
     return [
         *_rows(
             runs,
-            f"cos {NEAR_ORTHOGONAL}° - cosine of updates",
+            f"cos {MIN_ANGLE}° - cosine of updates",
             ("fedavg",),
             lambda run: limit - cosine(run),
             0.0,
-            _small_alphas(runs),
+            _smallest_alphas(runs),
         ),
-        *over_alphas(runs, ("fedavg",), cosine, "cosine of updates, its rise"),
+        *over_alphas(runs, ("fedavg",), cosine, "rise of the cosine of updates"),
     ]
 
 
-def costs(runs):
-    """For each data set, from its settings alone: what it takes a client to make its share of a round's images, as a multiple of
-    its own training (on one device, energy goes with the operations); and what a round's images weigh, as a multiple of the
-    weights that it is sent."""
-    rows = []
+def costs(runs: Runs) -> list[Row]:
+    """Return the relative costs of generation at clients and of sending images, for each data set.
+
+    Computed from the settings alone: FLOPs for a client to generate its share of a round's images, as a
+    multiple of its local training (on one processor, energy is proportional to FLOPs); and bytes of a round's
+    images, as a multiple of the weights that a client receives.
+    """
+    rows: list[Row] = []
     for run in {run.setting.data: run for run in runs if run.method == "genfl"}.values():
         config = run.resolved()
         about, settings = datasets.describe(config.data), config.generation
@@ -291,12 +328,12 @@ def costs(runs):
             * flops.of_training(models.build(config.model, classes, shape, 0), shape)
         )
         generators = {"Stable Diffusion v1.5": image_flops.of_stable_diffusion(settings)}
-        with suppress(UserError):  # where the run's own checkpoint is not at hand
+        with suppress(UserError):  # the run's checkpoint may be missing here
             generators |= {f"checkpoint {settings.checkpoint}": image_flops.of_configured(settings)}
         rows += [
             Row(
                 f"{run.setting.data}, {name}",
-                "energy to generate at a client / to train",
+                "energy of generation / of training at a client",
                 np.array([images / config.cohort * one.image / training]),
                 0,
                 1.0,
@@ -320,26 +357,30 @@ def costs(runs):
 
 
 CLAIMS = (
-    Claim("C1", "GenFL has the best accuracy in every setting", "genfl, fedavg and aigc", best, 2),
-    Claim("C2", "AIGC-only has the worst final accuracy", "genfl, fedavg and aigc", worst, 2),
+    Claim("C1", "GenFL has the best accuracy in every setting", "genfl, fedavg and aigc", best_method, 2),
+    Claim("C2", "AIGC-only has the worst final accuracy", "genfl, fedavg and aigc", worst_method, 2),
     Claim(
         "C3",
         "FedAvg improves with alpha",
         "fedavg at two alphas",
-        lambda runs: over_alphas(runs, ("fedavg",), final, f"{AT_THE_END} of fedavg, its rise"),
+        lambda runs: over_alphas(runs, ("fedavg",), final, f"rise of the {AT_THE_END} of fedavg"),
     ),
     Claim(
         "C4",
         "GenFL's speed-up over FedAvg is larger at small alpha",
         "fedavg and genfl at two alphas",
-        lambda runs: over_alphas(runs, ("fedavg", "genfl"), speed_up, "log2 of the speed-up, its rise", -1),
+        lambda runs: over_alphas(runs, ("fedavg", "genfl"), speed_up, "rise of the log2 of the speed-up", -1),
     ),
     Claim(
         "C5",
         "AIGC-only saturates early",
         "fedavg and aigc",
         lambda runs: differences(
-            runs, "fedavg", "aigc", saturation, f"share of the rounds until 95 % of the last {LAST}"
+            runs,
+            "fedavg",
+            "aigc",
+            saturation,
+            "share of rounds to 95 % of final accuracy",
         ),
     ),
     Claim(
@@ -350,15 +391,15 @@ CLAIMS = (
     ),
     Claim(
         "C7",
-        "With many classes AIGC-only is faster than FedAvg in early rounds, with few it is not",
-        "fedavg and aigc, on data sets of few and of many classes",
-        early_lead,
+        "With many classes AIGC-only is faster than FedAvg in early rounds; with few it is not",
+        "fedavg and aigc, on data sets with few and with many classes",
+        early_leads,
         2,
     ),
     Claim(
         "C8",
-        "With few classes a cohort holds all labels, with many it does not",
-        "fedavg, on data sets of few and of many classes",
+        "With few classes a cohort holds all labels; with many it does not",
+        "fedavg, on data sets with few and with many classes",
         coverage,
         2,
     ),
@@ -371,45 +412,49 @@ CLAIMS = (
     ),
     Claim(
         "C10",
-        "Generating at clients costs too much energy, sending generated data too much bandwidth",
+        "Generation at clients costs too much energy; sending generated data, too much bandwidth",
         "genfl",
         costs,
         2,
     ),
     Claim(
         "K1",
-        "Control: GenFL ends above the same with the public pool in place of images",
+        "Control: GenFL ends above the same method with the public pool in place of generated images",
         "genfl and pool",
         lambda runs: differences(runs, "genfl", "pool", final, AT_THE_END),
     ),
     Claim(
         "K2",
-        "Control: GenFL ends above FedAvg with as many more local steps",
+        "Control: GenFL ends above FedAvg with the same number of extra local steps",
         "genfl and matched",
         lambda runs: differences(runs, "genfl", "matched", final, AT_THE_END),
     ),
 )
 
 
-def ledger(runs):
-    """The claims judged: a list of (claim, rows, word)."""
+def ledger(runs: Runs) -> list[tuple[Claim, list[Row], str]]:
+    """Judge all claims: a list of (claim, rows, verdict)."""
     return [
         (claim, rows, verdict(claim, rows)) for claim, rows in ((claim, claim.rows(runs)) for claim in CLAIMS)
     ]
 
 
-def note(runs):
-    """What the figures mean, and of which runs they are."""
-    left_out = f" Left out, because not finished: {', '.join(runs.left_out)}." if runs.left_out else ""
+def note(runs: Runs) -> str:
+    """Explain what the numbers mean, and from which runs they are."""
+    left_out = f" Skipped, because unfinished: {', '.join(runs.left_out)}." if runs.left_out else ""
     counts = ", ".join(
         f"{sum(run.setting == setting for run in runs)} of {setting}" for setting in runs.settings()
     )
     return (
-        f"{len(list(runs))} runs: {counts}.{left_out} An effect is the mean over paired seeds, with a {100 * LEVEL:.0f} % bootstrap interval (percentiles of "
-        f"resampled means, widened for few seeds as Student's t is). A row is supported where the interval lies above its threshold, refuted where it lies "
-        f"below, and undecided between, with fewer than {FEWEST_SEEDS} seeds or with fewer than {FEWEST_ROUNDS} rounds; a claim is supported where all its "
-        f"rows are, refuted where one is, and skipped where these runs give it no row. Accuracies are in percentage points; where the paper says final "
-        f"accuracy, the mean of the last {LAST} rounds is tested; early: mean of the first {100 * EARLY:.0f} %; curves are smoothed over {LAST} rounds. A "
-        f"speed-up is in rounds to 0.9 times FedAvg's accuracy of the last {LAST}, a run that never gets there taking one round more than it has. Rows "
-        "without seeds are computed from models and messages, without chance."
+        f"{len(list(runs))} runs: {counts}.{left_out} An effect is the mean over paired seeds, with a "
+        f"{100 * LEVEL:.0f} % bootstrap interval (percentiles of resampled means, widened for few seeds "
+        "like Student's t). A row is supported if the interval lies above its threshold, refuted if it "
+        f"lies below, and undecided otherwise, or with fewer than {MIN_SEEDS} seeds or {MIN_ROUNDS} "
+        "rounds. A claim is supported if all its rows are, refuted if one is, and skipped if these runs "
+        "give it no row. Accuracies are in percentage points. Where the paper says final accuracy, the "
+        f"mean of the last {LAST_ROUNDS} rounds is tested; early: mean of the first "
+        f"{100 * EARLY_SHARE:.0f} %; curves are smoothed over {LAST_ROUNDS} rounds. A speed-up is in "
+        f"rounds to 0.9 times FedAvg's accuracy of the last {LAST_ROUNDS}; a run that never reaches it "
+        "counts one round more than it has. Rows without seeds are computed from models and messages, and "
+        "are deterministic."
     )

@@ -1,29 +1,38 @@
-"""The ledger of claims as text for a terminal, and as Markdown for a file."""
+"""Write the ledger of claims as text for a terminal, and as Markdown for a file."""
+
+from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
+if TYPE_CHECKING:
+    from genfl_mpi.analysis.claims import Claim, Row
 
-def text(judged, note):
-    """Lines of at most 80 columns. judged: (claim, rows, word) of each claim, as `claims.ledger` gives them; note: a text."""
-    for claim, rows, word in judged:
+    Judged = list[tuple[Claim, list[Row], str]]
+
+
+def text(judged: Judged, note: str) -> Iterator[str]:
+    """Yield lines of at most WIDTH columns. judged: from `claims.ledger`. note: closing paragraph."""
+    for claim, rows, verdict in judged:
         first, *rest = textwrap.wrap(
             f"{claim.name:<4}{claim.statement}", WIDTH - 12, subsequent_indent="    "
         )
-        yield f"{first:<{WIDTH - 11}}{word:>11}"
+        yield f"{first:<{WIDTH - 11}}{verdict:>11}"
         yield from rest
         if claim.lacks(rows):
             yield from textwrap.wrap(
                 lacking(claim, rows), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8
             )
-        what = None
+        statistic = None
         for row in rows:
-            if row.statistic != what:
-                what = row.statistic
-                yield f"      {what}: above {row.threshold:g}"
+            if row.statistic != statistic:
+                statistic = row.statistic
+                yield f"      {statistic}: above {row.threshold:g}"
             word, needs = row.verdict
             place, seeds = f"        {row.setting}", f"{len(row.values)} seeds" if row.rounds else ""
             yield f"{place}{effect(row):>{58 - len(place)}}  {seeds:>8}  {word}"
@@ -33,39 +42,41 @@ def text(judged, note):
     yield from textwrap.wrap(note, WIDTH)
 
 
-def write(judged, note, out):
-    """The same into the Markdown file `out`. Raises UserError."""
+def write(judged: Judged, note: str, out: str | Path) -> None:
+    """Write the same into the Markdown file `out`. Raises UserError."""
     try:
         Path(out).write_text("\n".join(_markdown(judged, note)) + "\n")
     except OSError as error:
         raise UserError(f"{out}: the table cannot be written: {error.strerror}") from None
 
 
-def _markdown(judged, note):
+def _markdown(judged: Judged, note: str) -> Iterator[str]:
     yield "# The paper's claims\n"
     yield "| claim | verdict |\n|---|---|"
     for claim, rows, word in judged:
         yield f"| **{claim.name}** {claim.statement} | {word}{'' if rows else f': {lacking(claim, rows)}'} |"
-    yield "\n| claim | statistic | above | setting | effect [95 % interval] | seeds | rounds | verdict |\n|---|---|---|---|---|---|---|---|"
+    yield "\n| claim | statistic | above | setting | effect [95 % interval] | seeds | rounds | verdict |"
+    yield "|---|---|---|---|---|---|---|---|"
     for claim, rows, word in judged:
         for row in rows:
             verdict, needs = row.verdict
             yield (
-                f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} | {len(row.values) if row.rounds else ''} | {row.rounds or ''} | "
-                f"{verdict}{f': needs {needs}' if needs else ''} |"
+                f"| {claim.name} | {row.statistic} | {row.threshold:g} | {row.setting} | {effect(row)} "
+                f"| {len(row.values) if row.rounds else ''} | {row.rounds or ''} "
+                f"| {verdict}{f': needs {needs}' if needs else ''} |"
             )
         if claim.lacks(rows):
             yield f"| {claim.name} | {lacking(claim, rows)} | | | | | | {'undecided' if rows else word} |"
     yield "\n" + "\n".join(textwrap.wrap(note, 120))
 
 
-def lacking(claim, rows):
-    """What a claim without any row needs, or one of which a part has none."""
-    return f"{'a part of it ' if rows else ''}needs runs of {claim.needs}"
+def lacking(claim: Claim, rows: list[Row]) -> str:
+    """Return what a claim needs if it has no row, or a part of it has none."""
+    return f"{'in part ' if rows else ''}needs runs of {claim.needs}"
 
 
-def effect(row):
-    """The mean over seeds with its interval, if there is more than one; or the one value."""
+def effect(row: Row) -> str:
+    """Format the mean over seeds with its interval, or the single value."""
     if not row.rounds:
         return f"{row.values[0]:.3g}"
     if len(row.values) == 1:
