@@ -82,7 +82,7 @@ def test_the_command(tiny, tmp_path, capsys):
     capsys.readouterr()
     assert main(["incentive", results, "-o", str(tmp_path / "incentive.png")]) == 0
     said = capsys.readouterr().out.replace(str(tmp_path), "")
-    assert "that generate" in said and max(map(len, said.splitlines())) <= 80
+    assert "generating clients" in said and max(map(len, said.splitlines())) <= 80
     assert (tmp_path / "incentive.png").read_bytes().startswith(b"\x89PNG")
     assert main(["incentive", results, "--budget", "1e-9"]) == 2
     assert "does not cover the base pay" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_nothing_has_begun(tmp_path, capsys):
     assert "no run is finished" in said and "2 runs: 2 waiting" in said and "figure" not in said
     assert main(["summary", str(tmp_path)]) == 2
     assert main(["summary", str(tmp_path / "misspelt")]) == 2
-    assert "misspelt: there is no such folder" in capsys.readouterr().err
+    assert "misspelt: no such folder" in capsys.readouterr().err
 
 
 def test_a_run_that_is_just_beginning(tmp_path):

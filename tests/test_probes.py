@@ -162,7 +162,7 @@ def test_the_figure(fast, tmp_path, capsys):
     assert (tmp_path / "a.png").exists()
     assert main([*fast, "rounds=1"]) == 0
     assert main(["plot", str(tmp_path / "results"), "--figure", "heterogeneity"]) == 2
-    assert "nothing was probed; make the run with probes.every=1" in capsys.readouterr().err
+    assert "has no probe data; make the run with probes.every=1" in capsys.readouterr().err
 
 
 def test_the_figure_of_a_method_without_clients(tiny, tmp_path):

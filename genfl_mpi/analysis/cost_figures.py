@@ -1,4 +1,10 @@
-"""Figures of what runs cost: measured, and in simulated worlds."""
+"""Draw what runs cost: measured, and in simulated worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import rcParams
@@ -7,6 +13,9 @@ from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatt
 
 from genfl_mpi.analysis.summary import groups
 from genfl_mpi.util.plotting import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
+
+if TYPE_CHECKING:
+    from genfl_mpi.edge.incentive import Equilibrium
 
 PLACEMENT_STYLES = {
     "P0": ("#999999", ":"),
@@ -32,27 +41,26 @@ MESSAGES = ("broadcast", "reduce")
 
 
 @styled
-def measured(paths):
-    """Seconds of each phase of a round, and bytes of its two messages: means over rounds, with the standard deviation over seeds; a
-    bar for each method. Raises UserError."""
+def measured(paths: Sequence[Path]) -> Figure:
+    """Draw the seconds of each phase of a round, and the bytes of its two messages. Raises UserError.
+
+    Means over rounds, with the standard deviation over seeds; one bar per method.
+    """
     found, _ = groups(paths)
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
     figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
     for axes, names, unit, label in (
-        (above, PHASES, "seconds", "seconds a round"),
-        (below, MESSAGES, "bytes", "size of a message"),
+        (above, PHASES, "seconds", "seconds per round"),
+        (below, MESSAGES, "bytes", "message size"),
     ):
         thick = 0.8 / len(found)
         for i, group in enumerate(found):
-            a_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
-            spread = a_run.std(1, ddof=1) if a_run.shape[1] > 1 else None
-            whose, kind = (
-                ", ".join(filter(None, (group.method, group.panel, group.settings))),
-                kinds.index((group.panel, group.settings)),
-            )
+            per_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
+            spread = per_run.std(1, ddof=1) if per_run.shape[1] > 1 else None
+            kind = kinds.index((group.panel, group.settings))
             axes.barh(
                 np.arange(len(names)) + (i + 0.5) * thick - 0.4,
-                a_run.mean(1),
+                per_run.mean(1),
                 thick,
                 xerr=spread,
                 color=tinted(COLOURS[group.method], kind),
@@ -60,7 +68,7 @@ def measured(paths):
                 edgecolor=rcParams["figure.facecolor"],
                 linewidth=0,
                 error_kw={"linewidth": 0.6, "ecolor": rcParams["text.color"]},
-                label=whose,
+                label=", ".join(filter(None, (group.method, group.panel, group.settings))),
             )
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), xlim=(0, None))
@@ -74,10 +82,13 @@ def measured(paths):
 
 
 @styled
-def accuracy(runs, measures):
-    """Test accuracy against what has been spent, a panel for each measure.
+def accuracy(
+    runs: Sequence[tuple[str, str, str, np.ndarray, dict[str, np.ndarray]]], measures: dict[str, str]
+) -> Figure:
+    """Draw test accuracy against cumulative costs, one panel per measure.
 
-    runs: tuples (method, settings, world, accuracy (rounds,), {measure: spent (rounds,)}); measures: their units by name.
+    runs: tuples (method, settings, world, accuracy (rounds,), {measure: cumulative cost (rounds,)}).
+    measures: units by name.
     """
     worlds, kinds = (
         list(dict.fromkeys(kind)) for kind in ([run[2] for run in runs], [run[1:3] for run in runs])
@@ -85,13 +96,12 @@ def accuracy(runs, measures):
     figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
     named = set()
     for axes, (measure, unit) in zip(grid.flat, measures.items()):
-        nothing = dict.fromkeys(
-            method for method, *_, spent in runs if not spent[measure].any()
-        )  # and no place on its axis
+        # A cost of zero has no place on a logarithmic axis.
+        free = dict.fromkeys(method for method, *_, spent in runs if not spent[measure].any())
         axes.text(
             0.98,
             0.03,
-            "".join(f"{method}: none\n" for method in nothing).strip(),
+            "".join(f"{method}: none\n" for method in free).strip(),
             size="x-small",
             ha="right",
             transform=axes.transAxes,
@@ -107,10 +117,9 @@ def accuracy(runs, measures):
                 label=None if (measure, label) in named else label,
             )
             named.add((measure, label))
-        axes.set(xlabel=_axis(measure, unit), xscale="log")
-        axes.xaxis.set_minor_formatter(
-            LogFormatterSciNotation(minor_thresholds=(1, 0.4))
-        )  # within a decade there is no other label
+        axes.set(xlabel=_axis_label(measure, unit), xscale="log")
+        # An axis of less than a decade has no major labels.
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))
         axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
         axes.grid()
     figure.supylabel("test accuracy (%)", fontsize=8)
@@ -119,10 +128,16 @@ def accuracy(runs, measures):
 
 
 @styled
-def placements(costs, factors, measures, title):
-    """Total costs of the placements of AIGC over the number and the size of images, a row for each.
+def placements(
+    costs: dict[str, dict[str, dict[str, np.ndarray]]],
+    factors: np.ndarray,
+    measures: dict[str, str],
+    title: str,
+) -> Figure:
+    """Draw total costs of the placements of generation over number and size of images, one row each.
 
-    costs: {axis: {placement: {measure: float64 (factors,)}}}; factors: times the run's; measures: their units by name.
+    costs: {axis: {placement: {measure: float64 (factors,)}}}. factors: multiples of the run's. measures:
+    units by name.
     """
     figure = Figure((2 * WIDTH, 0.5 + 2.1 * len(costs)), layout="constrained")  # both columns of a page
     grid = figure.subplots(len(costs), len(measures), squeeze=False)
@@ -135,8 +150,8 @@ def placements(costs, factors, measures, title):
             axes.set(
                 xscale="log",
                 yscale="log",
-                xlabel=f"{axis} of the images\n(times the run's)",
-                title=_axis(measure, unit),
+                xlabel=f"{axis} of images\n(multiple of the run's)",
+                title=_axis_label(measure, unit),
             )
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.grid()
@@ -146,38 +161,39 @@ def placements(costs, factors, measures, title):
 
 
 @styled
-def incentive(prices, found, best, before, budget):
-    """What follows from the price of a whole repair: who generates, the server's objective, and the clients' gains and the
-    welfare, with the server's price.
+def incentive(
+    prices: np.ndarray, found: Sequence[Equilibrium], best: Equilibrium, before: float, budget: float
+) -> Figure:
+    """Draw participation, the server's objective, gains and welfare over the price of a full gap.
 
-    prices: float64 (P,), J; found: an `Equilibrium` for each; best: that of the server's price; before: mean EMD without any
-    repair; budget: in J, or infinite.
+    prices: float64 (P,), J. found: an `Equilibrium` for each. best: the one at the server's price. before:
+    mean EMD without any generation. budget: J, or infinite.
     """
     figure = Figure((2 * WIDTH, 3.2), layout="constrained")  # both columns of a page
     left, middle, right = figure.subplots(1, 3)
-    left.plot(prices, [one.joins.mean() for one in found], linewidth=4, alpha=0.5, label="take part")
+    left.plot(prices, [one.joins.mean() for one in found], linewidth=4, alpha=0.5, label="participate")
     left.plot(prices, [(one.share > 0).mean() for one in found], label="generate")
-    left.plot(prices, [one.share.mean() for one in found], label="mean share of the gap repaired")
-    left.plot(prices, [one.emd / before for one in found], "k--", label="EMD left, of that before")
-    left.set(ylabel="share", title="what the clients do")
+    left.plot(prices, [one.share.mean() for one in found], label="mean share of gap filled")
+    left.plot(prices, [one.emd / before for one in found], "k--", label="remaining EMD / initial EMD")
+    left.set(ylabel="share", title="clients' response")
     middle.plot(prices, [one.objective for one in found], "k", label="objective")
     middle.plot(prices, [one.payments for one in found], label="payments")
-    middle.plot(prices, [one.objective - one.payments for one in found], label="value of the EMD left")
+    middle.plot(prices, [one.objective - one.payments for one in found], label="value of remaining EMD")
     middle.plot(best.price, best.objective, "ko")
     if budget < max(one.payments for one in found):
         middle.axhline(budget, color="grey", linewidth=0.8, label="budget")
-    middle.set(ylabel="J", title="what the server weighs")
+    middle.set(ylabel="J", title="server's objective")
     right.plot(prices, [one.welfare for one in found], "k", label="welfare")
-    right.plot(prices, [one.utility.sum() for one in found], label="all clients' gains")
-    right.plot(prices, [one.utility.max() for one in found], label="the largest gain")
-    right.set(ylabel="J", title="who gains")
+    right.plot(prices, [one.utility.sum() for one in found], label="sum of clients' gains")
+    right.plot(prices, [one.utility.max() for one in found], label="largest gain")
+    right.set(ylabel="J", title="welfare and gains")
     for axes in (left, middle, right):
         axes.axvline(best.price, color="grey", linestyle=":", linewidth=1)
-        axes.set(xlabel="price of a whole repair (J)")
+        axes.set(xlabel="price of a full gap (J)")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, -0.24))
         axes.grid()
     return figure
 
 
-def _axis(measure, unit):
+def _axis_label(measure: str, unit: str) -> str:
     return measure if measure == "seconds" else f"{measure} ({unit})"

@@ -1,31 +1,40 @@
-"""Figures of many runs over the rounds: mean and standard deviation over seeds."""
+"""Draw curves of many runs over the rounds: mean and standard deviation over seeds."""
+
+from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.analysis.summary import groups
 from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, column, label_classes, legend_below, styled, tinted
 
-# A legend with more lines, or longer ones, is put below the curves, which it would cover.
-MOST_INSIDE, LONGEST_INSIDE = 5, 22
+# A legend with more entries, or longer ones (characters), goes below the axes, where it covers no curves.
+MAX_INSIDE_ENTRIES, MAX_INSIDE_LENGTH = 5, 22
 
 
-def accuracy(paths):
-    """Test accuracy against rounds: mean over seeds, with a band of a standard deviation; a panel for each data set and alpha.
-    Runs with fewer rounds than others of the same kind are thin lines of their own. Raises UserError."""
+def accuracy(paths: Sequence[Path]) -> Figure:
+    """Draw test accuracy against rounds. Raises UserError.
+
+    Mean over seeds, with a band of one standard deviation; one panel per data set and alpha. Runs with fewer
+    rounds than others of their group are separate thin lines.
+    """
     return _over_rounds(paths, "accuracy", "test accuracy (%)", 100)
 
 
-def loss(paths):
-    """Test loss, likewise."""
+def loss(paths: Sequence[Path]) -> Figure:
+    """Draw test loss against rounds, like `accuracy`. Raises UserError."""
     return _over_rounds(paths, "loss", "test loss (nat)", 1)
 
 
 @styled
-def classes(paths):
-    """Test accuracy of each class against rounds, mean over seeds: a panel for each method. Raises UserError."""
+def classes(paths: Sequence[Path]) -> Figure:
+    """Draw test accuracy of each class, mean over seeds: one panel per method. Raises UserError."""
     found, _ = groups(paths)
     titles = [
         textwrap.fill(", ".join(filter(None, (group.method, group.panel, group.settings))), 36)
@@ -57,7 +66,7 @@ def classes(paths):
 
 
 @styled
-def _over_rounds(paths, name, label, unit):
+def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> Figure:
     found, common = groups(paths)
     panels = list(dict.fromkeys(group.panel for group in found))
     settings = list(dict.fromkeys(group.settings for group in found))
@@ -86,7 +95,7 @@ def _over_rounds(paths, name, label, unit):
         axes.grid()
     axes.set(xlabel="round")
     handles = {name: handle for [axes] in all_axes for handle, name in zip(*axes.get_legend_handles_labels())}
-    if len(handles) > MOST_INSIDE or max(map(len, handles)) > LONGEST_INSIDE:
+    if len(handles) > MAX_INSIDE_ENTRIES or max(map(len, handles)) > MAX_INSIDE_LENGTH:
         figure.set_figheight(figure.get_figheight() + 0.15 * legend_below(figure, handles.values(), handles))
     else:
         all_axes[0, 0].legend(handles.values(), handles, frameon=False)
@@ -95,8 +104,8 @@ def _over_rounds(paths, name, label, unit):
     return figure
 
 
-def _title(common):
-    """What all runs have in common."""
+def _title(common: dict[str, Any]) -> str:
+    """Name data set, clients and partition, as far as all runs share them."""
     parts = [str(common[key]) for key in ("data.name",) if key in common]
     parts += [f"{common['clients']} clients"] if "clients" in common else []
     if common.get("partition.scheme") == "dirichlet" and "partition.alpha" in common:

@@ -1,5 +1,8 @@
-"""Many runs at a glance, while some of them still run, or were cut off, or have not begun."""
+"""Summarize many runs, including unfinished, interrupted and waiting ones."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +14,11 @@ from genfl_mpi.util.text import counted
 
 
 class State(NamedTuple):
-    """Of one run. word: finished, running, failed, cut off, waiting (without a start yet) or unreadable; rounds: done, of how many
-    (0: unknown); accuracy: after the last of them, NaN without one; remark: what is wrong."""
+    """State of one run.
+
+    word: finished, running, failed, cut off, waiting (not started yet) or unreadable. rounds: finished ones;
+    of: total (0: unknown). accuracy: after the last finished round, or NaN. remark: what is wrong.
+    """
 
     path: Path
     word: str
@@ -22,14 +28,14 @@ class State(NamedTuple):
     remark: str = ""
 
 
-def state(path):
-    """The `State` of the run with the results file `path`. Raises UserError if that is no name of one."""
+def state(path: Path) -> State:
+    """Return the `State` of the run with the results file `path`. Raises UserError if it is no such name."""
     if not path.exists() and path.suffix != ".h5":
-        raise UserError(f"{path}: there is no such folder, and results files end in .h5")
+        raise UserError(f"{path}: no such folder, and not a results file, which ends in .h5; check the name")
     word = progress.state(path)
     known = progress.read(path)
     remark = next((about["raised"] for about in known if "raised" in about), "") if word == "failed" else ""
-    if not path.exists():  # --fresh locks all runs of a sweep, also those whose turn has not come
+    if not path.exists():  # --fresh locks all runs of a sweep, including those that still wait
         return State(path, word if known else "waiting", remark=remark)
     try:
         with open_results(path) as file, damage(path):
@@ -39,12 +45,12 @@ def state(path):
                 return State(path, "finished", done, config_of(file)["rounds"], last)
             return State(path, word or "cut off", done, config_of(file)["rounds"], last, remark)
     except UserError as error:
-        # A run that is just beginning has written only a part of its file.
+        # A run that has just started has written only part of its file.
         return State(path, "running") if word == "running" else State(path, "unreadable", remark=str(error))
 
 
-def lines(states):
-    """The runs that are not finished, a line each; the table of those that are; how many there are of each."""
+def lines(states: Sequence[State]) -> Iterator[str]:
+    """Yield the table of finished runs, a line for each other run, and the number of runs in each state."""
     unfinished = [one for one in states if one.word != "finished"]
     if finished := [one.path for one in states if one.word == "finished"]:
         yield from summary.table(finished)
@@ -54,13 +60,14 @@ def lines(states):
         for one in unfinished:
             accuracy = f", accuracy {100 * one.accuracy:.2f} %" if one.rounds else ""
             done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else ""
-            yield f"{one.path.stem:<{width}}  {one.word:<8}  {'; '.join(filter(None, (done, one.remark)))}".rstrip()
+            about = "; ".join(filter(None, (done, one.remark)))
+            yield f"{one.path.stem:<{width}}  {one.word:<8}  {about}".rstrip()
     words = [one.word for one in states]
     yield f"\n{counted(len(states), 'run')}: " + ", ".join(
         f"{words.count(word)} {word}" for word in dict.fromkeys(words)
     )
 
 
-def with_rounds(states):
-    """The results files of those that have a finished round: what can be drawn."""
+def with_rounds(states: Sequence[State]) -> list[Path]:
+    """Return the results files with a finished round, which can be drawn."""
     return [one.path for one in states if one.rounds]

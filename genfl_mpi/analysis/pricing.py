@@ -1,9 +1,14 @@
-"""What finished runs take in seconds, joules and bytes in simulated worlds: the `price` command. Nothing is trained."""
+"""Price finished runs in simulated worlds, in seconds, joules and bytes, without training: `price`."""
+
+from __future__ import annotations
 
 import textwrap
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +26,15 @@ from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
-AS_IF = (
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from genfl_mpi.config.settings import Config
+
+    Curves = dict[str, dict[str, dict[str, np.ndarray]]]
+
+
+REPLACEABLE = (
     "model.",
     "training.epochs",
     "augmented.epochs",
@@ -30,16 +43,19 @@ AS_IF = (
     "generation.guidance",
     "generation.size",
 )
-FACTORS = np.logspace(-3, 5, 17)  # by which a break-even point is looked for
-CROSSED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements that are compared
+FACTORS = np.logspace(-3, 5, 17)  # on number and size of images, to search break-even points
+COMPARED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements
 MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air traffic": "MB"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is priced of a results file. accuracy: float64 (rounds,); generates: whether clients trained and images were made;
-    world: in which the run was made, or None; status: of each round, what became of its clients, STATUS (K,); settings: what
-    tells it from the others that are priced, besides method and seed."""
+    """What pricing needs of a results file.
+
+    generates: whether clients trained and images were generated. accuracy: float64 (rounds,). world: the
+    run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
+    distinguishes it from the other priced runs, besides method and seed.
+    """
 
     name: str
     method: str
@@ -47,11 +63,13 @@ class Run:
     accuracy: np.ndarray
     trace: Trace
     world: World | None
-    status: list
+    status: list[np.ndarray]
+
     settings: str = ""
 
     @property
-    def title(self):
+    def title(self) -> str:
+
         return ": ".join(filter(None, (self.name, self.settings)))
 
 
@@ -63,23 +81,23 @@ class Priced:
     world: str
     bill: Bill
 
-    def until(self, measure):
-        """What has been spent after each round, float64 (rounds,): of the MEASURES."""
-        return np.cumsum(totals(self.bill)[measure])
+    def until(self, measure: str) -> np.ndarray:
+        """Return the cumulative cost after each round, float64 (rounds,). measure: one of MEASURES."""
+        return np.cumsum(_totals(self.bill)[measure])
 
 
-def totals(one):
-    """A `Bill`'s MEASURES, in their units, float64 (rounds,) each."""
+def _totals(priced: Bill) -> dict[str, np.ndarray]:
+    """Return the MEASURES of a bill, in their units, float64 (rounds,) each."""
     return {
-        "seconds": one.seconds,
-        "client energy": one.joules["clients"] / 1e3,
-        "total energy": sum(one.joules.values()) / 1e3,
-        "air traffic": (one.bytes["down"] + one.bytes["up"]) / 1e6,
+        "seconds": priced.seconds,
+        "client energy": priced.joules["clients"] / 1e3,
+        "total energy": sum(priced.joules.values()) / 1e3,
+        "air traffic": (priced.bytes["down"] + priced.bytes["up"]) / 1e6,
     }
 
 
-def command(options):
-    """Lines of the `price` command. options: its parsed arguments. Raises UserError."""
+def command(options: Namespace) -> Iterator[str]:
+    """Yield the lines of the `price` command. options: its parsed arguments. Raises UserError."""
     as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find([one for one in options.results if one not in as_if])
     runs = read_all(paths, as_if)
@@ -87,35 +105,42 @@ def command(options):
     priced = in_worlds(runs, worlds_of)
     yield from table(priced, options.target)
     plotting.save(figure(priced), options.output)
-    yield f"\naccuracy against what was spent: {options.output}"
+    yield f"\naccuracy against costs: {options.output}"
     if options.csv:
         tables.write_csv(options.csv, rows(priced))
-        yield f"each client, round and entity: {options.csv}"
+        yield f"costs by client, round and entity: {options.csv}"
     if options.placements:
         yield from _placements(runs, worlds_of, options.output)
 
 
-def worlds_for(runs, files, as_if=()):
-    """The worlds of each of `runs`, {name: `World`}: those of the YAML files, or the default world; and for a run on which a world
-    acted, its own. Raises UserError if another is wanted for that one, or it is to be priced as if it had been another."""
-    worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {"default": World()}
-    if acting := next((name for name, world in worlds.items() if world.enforced), None):
+def worlds_for(
+    runs: Sequence[Run], files: Sequence[str], as_if: Sequence[str] = ()
+) -> list[dict[str, World]]:
+    """Return the worlds of each run, {name: `World`}: those of the YAML files, or the default world.
+
+    A run that its world acted on is priced in this world. Raises UserError if another world, or other
+    settings (`as_if`), are given for such a run.
+    """
+    worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {
+        "default": World.model_validate({})
+    }
+    if enforced := next((name for name, world in worlds.items() if world.enforced), None):
         raise UserError(
-            f"world {acting} acts on runs (enforced=true), and would have had another run of these: make one in it, with "
-            "world=FILE, or price them with enforced=false"
+            f"world {enforced} acts on runs (enforced=true), and these would differ in it; make new runs "
+            "with world=FILE, or price these with enforced=false"
         )
     for run in runs:
         if run.world is not None and (files or as_if):
             raise UserError(
-                f"{run.name}: a world acted on this run: by its times and energies clients or weights were chosen, "
-                "or some not heard; another world would have had another run: price it without --world and "
-                "key=value, in its own"
+                f"{run.name}: a world acted on this run: its times and energies decided about clients or "
+                "weights, and the run would differ in another world; price it in its own, without --world "
+                "and key=value"
             )
     return [worlds if run.world is None else {"own": run.world} for run in runs]
 
 
-def in_worlds(runs, worlds_of):
-    """A `Priced` for each of `runs` in each of its worlds, {name: `World`}."""
+def in_worlds(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]]) -> list[Priced]:
+    """Price each run in each of its worlds. Raises UserError. worlds_of: from `worlds_for`."""
     priced = [
         Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
         for run, own in zip(runs, worlds_of)
@@ -124,14 +149,14 @@ def in_worlds(runs, worlds_of):
     for one in priced:
         if any((then != now).any() for then, now in zip(one.run.status, one.bill.status)):
             raise UserError(
-                f"{one.run.name}: other clients were heard in it than its world lets be heard: a fork of a run in "
-                "another world, or in none, cannot be priced"
+                f"{one.run.name}: other clients participated than in its world: a fork of a run in another "
+                "world, or in none, cannot be priced"
             )
     return priced
 
 
-def figure(priced):
-    """Accuracy against what the `Priced` spent."""
+def figure(priced: Sequence[Priced]) -> Figure:
+    """Draw accuracy against costs."""
     return cost_figures.accuracy(
         [
             (
@@ -147,30 +172,27 @@ def figure(priced):
     )
 
 
-def _placements(runs, worlds_of, output):
-    """Lines that compare the placements of AIGC in each world, and a figure of the first one."""
+def _placements(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]], output: str) -> Iterator[str]:
+    """Yield a comparison of the placements of image generation in each world, and draw the first world."""
     generating = [(run, worlds) for run, worlds in zip(runs, worlds_of) if run.generates]
     if any(world.enforced for _, worlds in generating[:1] for world in worlds.values()):
         raise UserError(
-            f"--placements: in another placement other clients of {generating[0][0].name} would have been heard "
-            "in its world, and it would have been another run"
+            f"--placements: in another placement other clients of {generating[0][0].name} would have "
+            "participated in its world; give a run whose world has enforced=false"
         )
     if not generating:
         raise UserError(
-            "--placements compares them on a run with clients and generated images, method=genfl or sent, and there is none"
+            "--placements needs a run with clients and generated images; give one with method=genfl or sent"
         )
-    (run, worlds), picture, drawn = (
-        generating[0],
-        Path(output).with_stem(f"{Path(output).stem}_placements"),
-        {},
-    )
+    (run, worlds), drawn = generating[0], {}
+    picture = Path(output).with_stem(f"{Path(output).stem}_placements")
     for name, world in worlds.items():
-        met, drawn[name] = cohorts(run.trace, world), curves(run.trace, world)
-        yield f"\nplacements of AIGC on {run.name}, world {name}:"
-        yield from placement_table(
+        met, drawn[name] = cohorts(run.trace, world), _placement_curves(run.trace, world)
+        yield f"\nplacements of image generation on {run.name}, world {name}:"
+        yield from _placement_table(
             {one: bill(run.trace, world, met, one) for one in PLACEMENTS}, run.trace, world
         )
-        yield from break_even(drawn[name], run.trace, world)
+        yield from _break_even(drawn[name], run.trace, world)
     yield ""
     for name, about in PLACEMENTS.items():
         yield from textwrap.wrap(f"{name}  {about}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
@@ -178,54 +200,51 @@ def _placements(runs, worlds_of, output):
     plotting.save(
         cost_figures.placements(drawn[name], FACTORS, MEASURES, f"{run.name}, world {name}"), picture
     )
-    yield f"\ncosts over the images' number and size, world {name}: {picture}"
+    yield f"\ncosts over number and size of images, world {name}: {picture}"
 
 
-def table(priced, target):
-    """Lines of at most WIDTH columns: of each run a row for each world, with what it spent in all, or until its test accuracy was
-    `target`."""
-    yield f"{'':15}{'rounds':>6}{'accuracy':>9}{'time':>10}{'clients':>10}{'server':>10}{'up':>10}{'down':>10}"
+def table(priced: Sequence[Priced], target: float | None) -> Iterator[str]:
+    """Yield the costs of each run and world, in all or until accuracy `target`, in WIDTH columns."""
+    columns = "".join(f"{name:>10}" for name in ("time", "clients", "server", "up", "down"))
+    yield f"{'':15}{'rounds':>6}{'accuracy':>9}{columns}"
     yield f"{'':21}{'(%)':>9}{'(s)':>10}{'(kJ)':>10}{'(kJ)':>10}{'(MB)':>10}{'(MB)':>10}"
-    for run, own in groupby(priced, lambda one: id(one.run)):
-        for number, one in enumerate(own):
+    for _, of_run in groupby(priced, lambda one: id(one.run)):
+        for number, one in enumerate(of_run):
             if not number:
                 yield from textwrap.wrap(one.run.title, WIDTH)
-            accuracy, name = one.run.accuracy, f"  {one.world:<13}"
-            reached = (
-                np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
-            )
-            if len(name) > 15:
-                yield from textwrap.wrap(one.world, WIDTH, initial_indent="  ", subsequent_indent="  ")
-                name = " " * 15
-            if not len(reached):
-                yield f"{name} never" + (
-                    f" reaches {100 * target:g} %" if target is not None else " finished a round"
-                )
-                continue
-            last = reached[0] + 1
-            spent = {
-                key: values[:last].sum() for key, values in {**one.bill.joules, **one.bill.bytes}.items()
-            }
-            yield (
-                f"{name}{last:6d}{100 * accuracy[last - 1]:9.2f}"
-                + "".join(
-                    f"{number:10.4g}"
-                    for number in (
-                        one.bill.seconds[:last].sum(),
-                        spent["clients"] / 1e3,
-                        spent["server"] / 1e3,
-                        spent["up"] / 1e6,
-                        spent["down"] / 1e6,
-                    )
-                )
-            )
+            yield from _costs(one, target)
 
 
-def placement_table(bills, trace, world):
-    """Lines of at most WIDTH columns: a row for each placement, with what all rounds take."""
+def _costs(priced: Priced, target: float | None) -> Iterator[str]:
+    """Yield the row of the table for one run and world."""
+    accuracy, name = priced.run.accuracy, f"  {priced.world:<13}"
+    reached = np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
+    if len(name) > 15:
+        yield from textwrap.wrap(priced.world, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        name = " " * 15
+    if not len(reached):
+        yield f"{name} never" + (
+            f" reaches {100 * target:g} %" if target is not None else " finished a round"
+        )
+        return
+    last = reached[0] + 1
+    spent = {key: values[:last].sum() for key, values in {**priced.bill.joules, **priced.bill.bytes}.items()}
+    numbers = (
+        priced.bill.seconds[:last].sum(),
+        spent["clients"] / 1e3,
+        spent["server"] / 1e3,
+        spent["up"] / 1e6,
+        spent["down"] / 1e6,
+    )
+    yield f"{name}{last:6d}{100 * accuracy[last - 1]:9.2f}" + "".join(f"{number:10.4g}" for number in numbers)
+
+
+def _placement_table(bills: dict[str, Bill], trace: Trace, world: World) -> Iterator[str]:
+    """Yield lines of at most WIDTH columns: the total costs of each placement."""
     yield from textwrap.wrap(
-        f"{trace.new_images.sum()} images of {trace.image_flops / 1e12:.3g} TFLOP and {image_bytes(trace, world.images):g} B; "
-        f"a model of {trace.weights_bytes / 1e6:.3g} MB, {trace.sample_flops / 1e6:.3g} MFLOP a sample; "
+        f"{trace.new_images.sum()} images of {trace.image_flops / 1e12:.3g} TFLOP and "
+        f"{image_bytes(trace, world.images):g} B; "
+        f"a model of {trace.weights_bytes / 1e6:.3g} MB, {trace.sample_flops / 1e6:.3g} MFLOP per sample; "
         f"a generator of {trace.generator_bytes / 1e6:.3g} MB",
         WIDTH,
     )
@@ -249,15 +268,19 @@ def placement_table(bills, trace, world):
         )
 
 
-def curves(trace, world):
-    """Total costs of every placement over FACTORS of the number and of the size of the images:
-    {"number": {placement: {measure: float64 (factors,)}}, "size": ...}."""
-    met, found = cohorts(trace, world), {}
+def _placement_curves(trace: Trace, world: World) -> Curves:
+    """Return total costs of every placement over FACTORS of the number and of the size of the images.
+
+    {"number": {placement: {measure: float64 (factors,)}}, "size": ...}.
+    """
+    met = cohorts(trace, world)
+    found: Curves = {}
     for axis, argument in (("number", "images"), ("size", "size")):
         found[axis] = {}
         for placement in PLACEMENTS:
             spent = [
-                totals(bill(scaled(trace, **{argument: factor}), world, met, placement)) for factor in FACTORS
+                _totals(bill(scaled(trace, **{argument: factor}), world, met, placement))
+                for factor in FACTORS
             ]
             found[axis][placement] = {
                 measure: np.array([one[measure].sum() for one in spent]) for measure in MEASURES
@@ -265,18 +288,19 @@ def curves(trace, world):
     return found
 
 
-def break_even(found, trace, world):
-    """Lines of at most WIDTH columns: where the costs of two placements cross, in bytes an image and in images of the whole run."""
+def _break_even(found: Curves, trace: Trace, world: World) -> Iterator[str]:
+    """Yield where the costs of two placements cross, in bytes per image and in images, in WIDTH columns."""
     images, bytes = trace.new_images.sum(), image_bytes(trace, world.images)
     yield from textwrap.wrap(
         f"break-even points, between {FACTORS[0]:g} and {FACTORS[-1]:g} times the run's {images} images or "
         f"their {bytes:g} bytes",
         WIDTH,
     )
-    yield f"  {'measure':<15}{'placements':<12}{'less here':<11}{'alike at (B an image)':>21}{'alike at (images)':>19}"
+    equal = f"{'equal at (B/image)':>21}{'equal at (images)':>19}"
+    yield f"  {'measure':<15}{'placements':<12}{'cheaper':<11}{equal}"
     here = np.searchsorted(FACTORS, 1.0)
     for measure in MEASURES:
-        for one, other in CROSSED:
+        for one, other in COMPARED:
             first, second = (found["size"][name][measure] for name in (one, other))
             less = (
                 "neither"
@@ -293,8 +317,10 @@ def break_even(found, trace, world):
             yield f"  {measure:<15}{one + ', ' + other:<12}{less:<11}{size:>21}{number:>19}"
 
 
-def crossing(one, other):
-    """The factor at which two curves over FACTORS cross first, by interpolation of their ratio's logarithm; NaN if nowhere."""
+def crossing(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the first factor at which two curves over FACTORS cross, or NaN.
+
+    Interpolates the logarithm of their ratio."""
     ratio = np.log(one) - np.log(other)
     crossed = np.flatnonzero(ratio[:-1] * ratio[1:] < 0)
     if not len(crossed):
@@ -303,37 +329,38 @@ def crossing(one, other):
     return FACTORS[i] * (FACTORS[i + 1] / FACTORS[i]) ** (ratio[i] / (ratio[i] - ratio[i + 1]))
 
 
-def rows(priced):
-    """Tuples (run, world, round, entity, phase, seconds, joules) of clients, server and helper, after one of names."""
+def rows(priced: Sequence[Priced]) -> Iterator[tuple[Any, ...]]:
+    """Yield a header, then tuples (run, world, round, entity, phase, seconds, joules)."""
     yield "run", "world", "round", "entity", "phase", "seconds", "joules"
     for one in priced:
         for round, price in enumerate(one.bill.prices, 1):
             for phase, seconds in price.client_seconds.items():
                 for client, *spent in zip(price.clients, seconds, price.client_joules[phase]):
                     yield one.run.title, one.world, round, f"client {client}", phase, *spent
-            for phase, seconds in price.server_seconds.items():
+            for phase, busy in price.server_seconds.items():
                 entity = "helper" if phase == "helper" else "server"
-                yield one.run.title, one.world, round, entity, phase, seconds, price.server_joules[phase]
+                yield one.run.title, one.world, round, entity, phase, busy, price.server_joules[phase]
 
 
-def read_all(paths, as_if=()):
-    """The `Run`s in results files, told apart. Raises UserError."""
+def read_all(paths: Sequence[Path], as_if: Sequence[str] = ()) -> list[Run]:
+    """Return the `Run`s of results files, with the settings that distinguish them. Raises UserError."""
     configs, runs = zip(*(_read(path, as_if) for path in paths))
     return [
-        replace(run, settings=", ".join(filter(None, told)))
-        for run, told in zip(runs, distinguished(configs)[0])
+        replace(run, settings=", ".join(filter(None, names)))
+        for run, names in zip(runs, distinguished(configs)[0])
     ]
 
 
-def read(path, as_if=()):
-    """The `Run` in a results file, as if it had had other settings: "key=value" strings of AS_IF. Raises UserError."""
+def read(path: str | Path, as_if: Sequence[str] = ()) -> Run:
+    """Return the `Run` of a results file. Raises UserError. as_if: "key=value", of REPLACEABLE."""
     return _read(path, as_if)[1]
 
 
-def _read(path, as_if):
-    """The configuration in a results file, nested dicts, and the `Run` as if it had had other settings."""
+def _read(path: str | Path, as_if: Sequence[str]) -> tuple[dict[str, Any], Run]:
+    """Return the stored configuration, nested dicts, and the `Run` with the overrides."""
     with reader.open_results(path) as file, reader.damage(path):
-        config = _as_if(path, values := reader.config_of(file), as_if)
+        values = reader.config_of(file)
+        config = _replaced_config(path, values, as_if)
         trace, members = workload.of_file(file, config)
         status = reader.columns_of(file, "clients", ["status"])["status"]
         accuracy = reader.columns_of(file, "rounds", ["accuracy"])["accuracy"]
@@ -348,12 +375,12 @@ def _read(path, as_if):
         )
 
 
-def _as_if(path, values, as_if):
-    """The `Config` of the nested dict `values`, with "key=value" strings in place of what it has. Raises UserError."""
+def _replaced_config(path: str | Path, values: dict[str, Any], as_if: Sequence[str]) -> Config:
+    """Return the `Config` of nested dicts with "key=value" overrides. Raises UserError."""
     for override in as_if:
-        if not override.startswith(AS_IF):
+        if not override.startswith(REPLACEABLE):
             raise UserError(
-                f"{override}: a run is priced as if it had had other settings only of "
-                f"{', '.join(key.rstrip('.') for key in AS_IF)}"
+                f"{override}: cannot be changed when a run is priced; only these can: "
+                f"{', '.join(key.rstrip('.') for key in REPLACEABLE)}"
             )
     return configuration.single(values, as_if) if as_if else configuration.validate(values, str(path))

@@ -1,8 +1,12 @@
-"""One HTML file that says what runs are, on what they ran and what came of them; it needs no network and nothing beside it."""
+"""Write one self-contained HTML file about runs: configuration, environment, results."""
+
+from __future__ import annotations
 
 import base64
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -17,35 +21,33 @@ from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 
-# Of each figure, what it shows, {of} which run if of one alone; and, where there are several seeds, what becomes of them.
+# Title of each figure, with {of} for the run if it shows one of several; and an addition for several seeds.
 TITLES = {
-    "accuracy": ("Test accuracy against rounds", ": mean over seeds, in a band of a standard deviation"),
-    "loss": ("Test loss against rounds", ": mean over seeds, in a band of a standard deviation"),
-    "classes": ("Test accuracy of each class", ", mean over seeds"),
+    "accuracy": ("Test accuracy over rounds", "; mean and standard deviation over seeds"),
+    "loss": ("Test loss over rounds", "; mean and standard deviation over seeds"),
+    "classes": ("Test accuracy of each class", "; mean over seeds"),
     "costs": (
-        "Seconds of each phase, mean over rounds; phases of different ranks go on at the same time. Size of the two messages of a round",
-        "; the thin lines are the standard deviation over seeds",
+        "Seconds per phase, mean over rounds; phases on different ranks overlap. Size of the two messages per round",
+        "; thin lines: standard deviation over seeds",
     ),
-    "heterogeneity": ("How the clients differ, in the rounds that were probed", ": mean over seeds"),
-    "partition": ("Samples of each class that each client holds{of}", ""),
+    "heterogeneity": ("Client heterogeneity in the probed rounds", "; mean over seeds"),
+    "partition": ("Samples of each class at each client{of}", ""),
     "timeline": (
-        "What each rank did in the last round{of}; the numbers are clients. Rank 0 first writes what the round before came to; "
-        "aggregate: it applies Eq. (1), and the others wait",
+        "Last round{of} on all ranks; numbers are clients. write: rank 0 stores the previous round; "
+        "aggregate: it applies Eq. (1) while the others wait",
         "",
     ),
-    "images": ("Generated images of each class{of}, and real ones", ""),
+    "images": ("Generated and real images of each class{of}", ""),
 }
-MOST_ROWS = 10  # of the table of rounds
+MAX_ROWS = 10  # of the table of rounds
 
 
-def write(paths, out):
-    """The report of results files, into the HTML file `out`. Raises UserError."""
-    groups, _ = summary.groups(paths)  # complains of a run without a finished round
-    runs = [_run(path) | {"told": told} for path, told in zip(paths, tables.varied(paths))]
-    settings = [settings_of(run["config"]) for run in runs]
-    common = {
-        key: value for key, value in settings[0].items() if all(one.get(key) == value for one in settings)
-    }
+def write(paths: Sequence[Path], out: str | Path) -> None:
+    """Write the report of results files into the HTML file `out`. Raises UserError."""
+    groups, _ = summary.groups(paths)  # raises for a run without a finished round
+    runs = [_run(path) | {"settings": settings} for path, settings in zip(paths, tables.varied(paths))]
+    flat = [settings_of(run["config"]) for run in runs]
+    common = {key: value for key, value in flat[0].items() if all(one.get(key) == value for one in flat)}
     page = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(files("genfl_mpi").joinpath("analysis/report.html").read_text())
@@ -53,7 +55,7 @@ def write(paths, out):
         title=runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs",
         version=__version__,
         runs=runs,
-        varied=[key for key in runs[0]["told"] if key not in ("run", "method", "seed")],
+        varied=[key for key in runs[0]["settings"] if key not in ("run", "method", "seed")],
         groups=[_group(group) for group in groups],
         several=summary.several(groups),
         rounds=_rounds(groups),
@@ -61,9 +63,7 @@ def write(paths, out):
         chosen={key: value for key, value in decided(runs[0]["config"]).items() if key in common},
         resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
         environments=_environments(runs),
-        ledger=_ledger(paths)
-        if len({(one["method"], one["partition.alpha"]) for one in settings}) > 1
-        else None,
+        ledger=_ledger(paths) if len({(one["method"], one["partition.alpha"]) for one in flat}) > 1 else None,
     )
     try:
         Path(out).write_text(text)
@@ -71,8 +71,8 @@ def write(paths, out):
         raise UserError(f"{out}: the report cannot be written: {error.strerror}") from None
 
 
-def _run(path):
-    """What is said of one run."""
+def _run(path: Path) -> dict[str, Any]:
+    """Return what the report shows of one run."""
     with reader.open_results(path) as file, reader.damage(path):
         config, rounds = (
             reader.config_of(file),
@@ -95,7 +95,8 @@ def _run(path):
         }
 
 
-def _group(group):
+def _group(group: summary.Group) -> dict[str, Any]:
+    """Return what the report shows of a group of runs."""
     final, best, seconds = group.outcome()
     return {
         "method": group.method,
@@ -110,23 +111,23 @@ def _group(group):
     }
 
 
-def _rounds(groups):
-    """Rows of the mean accuracy of each group at some of the rounds, with their deviations over seeds."""
+def _rounds(groups: Sequence[summary.Group]) -> Iterator[tuple[int, list[tuple[float, float | None]]]]:
+    """Yield (round, [(mean accuracy, deviation over seeds or None) of each group]) for up to MAX_ROWS
+    rounds."""
     last = min(group.of("accuracy").shape[1] for group in groups)
-    for round in np.unique(np.linspace(1, last, min(MOST_ROWS, last)).round().astype(int)):
+    for round in np.unique(np.linspace(1, last, min(MAX_ROWS, last)).round().astype(int)):
         values = [100 * group.of("accuracy")[:, round - 1] for group in groups]
         yield round, [(one.mean(), one.std(ddof=1) if len(one) > 1 else None) for one in values]
 
 
-def _figures(paths, groups):
-    """Every figure that the runs have, on light and on dark ground, with what is drawn."""
+def _figures(paths: Sequence[Path], groups: Sequence[summary.Group]) -> Iterator[dict[str, str]]:
+    """Yield every figure that the runs support, on light and on dark background, with its title."""
     for name, (title, of_seeds) in TITLES.items():
         try:
             light, shown = figures.draw(name, paths)
             with plotting.on_dark():
-                dark, _ = figures.draw(name, paths)
-                dark = plotting.svg(dark)
-        except UserError:  # no images, say
+                dark = plotting.svg(figures.draw(name, paths)[0])
+        except UserError:  # for example, no images
             continue
         title = title.format(
             of=f" of {Path(shown[0]).stem}" if len(paths) > 1 and len(shown) == 1 else ""
@@ -141,12 +142,13 @@ def _figures(paths, groups):
         }
 
 
-def _embedded(svg):
+def _embedded(svg: bytes) -> str:
+    """Return an SVG image as a data URL."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
-def _environments(runs):
-    """(what, {value: how many runs have it}) of each entry of /environment."""
+def _environments(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield (name, {value: number of runs}) of each entry of /environment."""
     for key in runs[0]["environment"]:
         values = [str(run["environment"].get(key, "")) for run in runs]
         if key == "started" and len(set(values)) > 1:
@@ -154,12 +156,12 @@ def _environments(runs):
         yield key.replace("_", " "), {value: values.count(value) for value in dict.fromkeys(values)}
 
 
-def _ledger(paths):
-    """All claims with their verdicts, and what those need of which the runs say too little; or why there are none."""
+def _ledger(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return all claims with verdicts and missing runs, and a note; or why no claim can be tested."""
     try:
         runs = Runs(paths)
     except UserError as error:
-        return {"why": str(error), "claims": []}
+        return {"note": str(error), "claims": []}
     judged = [
         (
             claim,
@@ -169,4 +171,4 @@ def _ledger(paths):
         )
         for claim, rows, word in claims.ledger(runs)
     ]
-    return {"why": claims.note(runs), "claims": judged}
+    return {"note": claims.note(runs), "claims": judged}

@@ -1,7 +1,11 @@
-"""Finished runs by what they have in common, so that methods can be compared seed by seed."""
+"""Group finished runs by what they have in common, to compare methods seed by seed."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +14,11 @@ from genfl_mpi.config.settings import is_free
 from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, is_finished, open_results
 from genfl_mpi.util.errors import UserError
 
-# Runs of a data set must agree in these, or they had other clients, cohorts or models, and are no pairs.
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+
+
+# Runs on a data set must agree in these; otherwise clients, cohorts or models differ and they are no pairs.
 PAIRED = (
     "data",
     "partition",
@@ -27,28 +35,33 @@ PAIRED = (
     "world",
     "incentive",
 )
-# In these the runs of a comparison may differ: they are what is compared, or the machine's.
-APART = {"seed", "generation.seed", "method", "partition.alpha", "generation.threads", "generation.device"}
+# Runs may differ in these: they are compared, or depend on the machine.
+COMPARED = {"seed", "generation.seed", "method", "partition.alpha", "generation.threads", "generation.device"}
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """A data set and the skew of its partition; alpha is infinite where the partition has none."""
+    """A data set and the skew of its partition; alpha is infinite for partitions without one."""
 
     data: str
     alpha: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.data} α {self.alpha:g}" if np.isfinite(self.alpha) else self.data
 
 
 @dataclass(frozen=True)
 class Run:
-    """accuracy: float64 (rounds,), in percent; update_cosine: float64 (rounds,); label_histograms: int32 (clients, classes);
-    cohorts: int64 (rounds, cohort), the clients that trained; weights: how many the model has."""
+    """A finished run.
+
+    accuracy: float64 (rounds,), percent. update_cosine: float64 (rounds,). label_histograms: int32 (clients,
+    classes). cohorts: int64 (rounds, cohort), the clients that trained. weights: number of the model's
+    weights.
+    """
 
     path: Path
-    config: dict
+    config: dict[str, Any]
+
     method: str
     seed: int
     setting: Setting
@@ -58,8 +71,8 @@ class Run:
     cohorts: np.ndarray
     weights: int
 
-    def resolved(self):
-        """The configuration as a `Config`."""
+    def resolved(self) -> Config:
+        """Return the configuration as a `Config`."""
         with open_results(self.path) as file:
             return validate(config_of(file), str(self.path))
 
@@ -67,49 +80,58 @@ class Run:
 class Runs:
     """The finished runs among results files. Raises UserError if they cannot be paired.
 
-    left_out: names of the others.
+    left_out: names of the unfinished ones. rounds: {data set: rounds of its runs}.
     """
 
-    def __init__(self, paths):
-        self.left_out, self._runs, first_of = [], {}, {}
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.left_out: list[str] = []
+        self._runs: dict[tuple[Setting, str, int], Run] = {}
+        first_of: dict[tuple[str, ...], Run] = {}
         for path in paths:
             run = _read(path)
             if run is None:
                 self.left_out.append(str(path))
                 continue
-            for group, keys in (((run.setting.data,), PAIRED), ((run.setting.data, run.method), ())):
+            groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+                ((run.setting.data,), PAIRED),
+                ((run.setting.data, run.method), ()),
+            )
+            for group, keys in groups:
                 _check_alike(first_of.setdefault(group, run), run, keys)
             key = run.setting, run.method, run.seed
             if key in self._runs:
                 raise UserError(
-                    f"{self._runs[key].path} and {path} are the same method, data set, alpha and seed; leave one of them out"
+                    f"{self._runs[key].path} and {path} are the same method, data set, alpha and seed; "
+                    "give only one of them"
                 )
             self._runs[key] = run
         if not self._runs:
             raise UserError(
-                f"none of the {len(self.left_out)} runs is finished; start their command again, it continues them"
+                f"none of the {len(self.left_out)} runs is finished; repeat their command to continue them"
             )
         self.rounds = {run.setting.data: len(run.accuracy) for run in self._runs.values()}
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())
 
-    def settings(self):
+    def settings(self) -> list[Setting]:
+        """Return all settings, in order."""
         return sorted({setting for setting, _, _ in self._runs})
 
-    def of(self, setting, *methods):
-        """{seed: the runs of `methods`} in a setting, for every seed that all of them have."""
+    def of(self, setting: Setting, *methods: str) -> dict[int, list[Run]]:
+        """Return {seed: runs of `methods`} in a setting, for every seed that all methods have."""
         seeds = sorted({seed for where, _, seed in self._runs if where == setting})
         found = {seed: [self._runs.get((setting, method, seed)) for method in methods] for seed in seeds}
-        return {seed: runs for seed, runs in found.items() if None not in runs}
+        return {seed: [run for run in runs if run] for seed, runs in found.items() if None not in runs}
 
-    def neighbours(self):
-        """Pairs of settings of the same data set: an alpha, and the next larger one."""
+    def neighbours(self) -> list[tuple[Setting, Setting]]:
+        """Return pairs of settings of the same data set: an alpha, and the next larger one."""
         settings = self.settings()
         return [(small, large) for small, large in zip(settings, settings[1:]) if small.data == large.data]
 
 
-def _read(path):
+def _read(path: Path) -> Run | None:
+    """Return the run in a results file, or None if it is unfinished."""
     with open_results(path) as file, damage(path):
         if not is_finished(file):
             return None
@@ -132,12 +154,12 @@ def _read(path):
         )
 
 
-def _check_alike(one, other, sections):
-    """Raise UserError if two runs differ in one of `sections`; without any, in whatever changes a result."""
-    for key in {**one.config, **other.config}:  # a world's keys are only where there is one
+def _check_alike(one: Run, other: Run, sections: Sequence[str]) -> None:
+    """Raise UserError if two runs differ in one of `sections`, or if empty, in any result's setting."""
+    for key in {**one.config, **other.config}:  # a world's keys exist only in runs with a world
         section, value = key.partition(".")[0], one.config.get(key)
         if (
-            key in APART
+            key in COMPARED
             or section == "runtime"
             or (is_free(key) and key != "rounds")
             or (sections and not {section, key} & set(sections))
@@ -145,6 +167,7 @@ def _check_alike(one, other, sections):
             continue
         if other.config.get(key) != value:
             raise UserError(
-                f"{one.path} and {other.path} cannot be compared: {key} is {value} in the one and {other.config.get(key)} in the "
-                "other; give runs that differ in data set, alpha, method and seed alone"
+                f"{one.path} and {other.path} cannot be compared: {key} is {value} in the one and "
+                f"{other.config.get(key)} in the other; give runs that differ only in data set, alpha, "
+                "method and seed"
             )

@@ -1,6 +1,11 @@
-"""How runs scaled, from their results files: with the ranks against the prediction, and with clients and cohort: `scaling`."""
+"""Measure how runs scale: with ranks, against the prediction, and with clients and cohort (`scaling`)."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,67 +17,75 @@ from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 
-# By these, and by the ranks, the runs of one study may differ.
-STUDIED = {"clients", "cohort", "seed", "generation.seed"}
-NETWORK = 2e-6, 12.5e9  # between nodes: latency, s, and bandwidth, B/s, as `plan` takes them by default
+# The runs of one study may differ in these settings, and in the number of ranks.
+VARIED = {"clients", "cohort", "seed", "generation.seed"}
+NETWORK = 2e-6, 12.5e9  # between nodes: latency, s, and bandwidth, B/s; the defaults of `plan`
 PARTS = ("train", "server", "wait", "exchange", "test", "rest")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A results file. seconds: float64 (rounds,); parts: of the PARTS, the mean rank's share of a round's seconds, in percent;
-    accuracy: the last, in percent; cluster: where it ran; clients, server: seconds of each client (rounds, cohort) and of the
-    server (rounds,); fixed: seconds of a round's exchange and rest; test: of its test; messages: bytes down and up."""
+    """Times of a run.
+
+    cluster: where it ran. seconds: float64 (rounds,). parts: the mean rank's share of a round's seconds, in
+    percent, by PARTS. accuracy: final one, in percent. clients, server: seconds of each client (rounds,
+    cohort) and of the server (rounds,). fixed: seconds of a round's exchange and rest; test: of its
+    evaluation. messages: bytes of broadcast and reduction.
+    """
 
     path: str
-    config: dict
+    config: dict[str, Any]
+
     cluster: Cluster
     seconds: np.ndarray
-    parts: dict
+    parts: dict[str, float]
+
     accuracy: float
     clients: np.ndarray
     server: np.ndarray
     fixed: float
     test: float
-    messages: tuple
+    messages: tuple[int, int]
 
 
-def command(paths, out):
-    """Lines of the `scaling` command; the figure into the file `out`. Raises UserError."""
-    studies, memory = {}, copying()
+def command(paths: Sequence[Path], out: str | Path) -> Iterator[str]:
+    """Yield the lines of the `scaling` command, and save the figure to `out`. Raises UserError."""
+    memory = copying()
+    studies: dict[str, list[Measured]] = {}
     for path in paths:
         run = read(path, memory)
         key = str(
-            {name: value for name, value in run.config.items() if not is_free(name) and name not in STUDIED}
+            {name: value for name, value in run.config.items() if not is_free(name) and name not in VARIED}
         )
         studies.setdefault(key, []).append(run)
-    drawn = []
+    drawn: list[tuple[str, list[tuple[Any, ...]]]] = []
     for runs in studies.values():
-        by_size = {}
+        by_size: dict[tuple[int, int], list[Measured]] = {}
+
         for run in runs:
             by_size.setdefault((run.config["clients"], run.config["cohort"]), []).append(run)
-        what = f"{runs[0].config['method']}, {runs[0].config['data.name']}, {runs[0].config['model.name']}"
-        for (clients, cohort), alike in by_size.items():
-            if len({run.cluster.ranks for run in alike}) > 1:
-                rows = list(over_ranks(alike))
-                title = f"{what}: {clients} clients, a cohort of {cohort}"
+        study = f"{runs[0].config['method']}, {runs[0].config['data.name']}, {runs[0].config['model.name']}"
+        for (clients, cohort), of_size in by_size.items():
+            if len({run.cluster.ranks for run in of_size}) > 1:
+                rows = list(over_ranks(of_size))
+                title = f"{study}: {clients} clients, cohort {cohort}"
                 drawn.append((title, rows))
                 yield from _ranks_table(title, rows)
         if len(by_size) > 1:
             rows = list(over_clients(by_size))
-            drawn.append((what, rows))
-            yield from _clients_table(what, rows)
+            drawn.append((study, rows))
+            yield from _clients_table(study, rows)
     if not drawn:
         raise UserError(
-            "nothing to compare: give results files that differ in the number of ranks, or of clients or cohort, "
-            "and else in the seed alone"
+            "nothing to compare; give results files that differ in the number of ranks, clients or cohort, "
+            "and otherwise only in the seed"
         )
     plotting.save(scaling_figure.draw(drawn), out)
     yield f"figure in {out}"
 
 
-def read(path, memory):
-    """`Measured`, from a results file; memory: bytes a second that are copied in it. Raises UserError."""
+def read(path: str | Path, memory: float) -> Measured:
+    """Return the `Measured` of a results file. memory: copy bandwidth, B/s. Raises UserError."""
     with reader.open_results(path) as file, reader.damage(path):
         config, about = flatten(reader.config_of(file)), dict(file["environment"].attrs)
         rounds, clients, ranks = (reader.columns_of(file, table) for table in ("rounds", "clients", "ranks"))
@@ -80,8 +93,8 @@ def read(path, memory):
     count = len(rounds["round"])
     if not count or len(ranks["rank"]) % count or len(set(np.bincount(ranks["round"])[1:])) > 1:
         raise UserError(
-            f"{path}: has no rounds, or was continued on another number of ranks; give runs that were computed "
-            "on one number"
+            f"{path}: has no rounds, or was continued on another number of ranks; give runs that were "
+            "computed on one number"
         )
     size = len(ranks["rank"]) // count
     hosts = set(about["hosts"].split(", "))
@@ -113,8 +126,8 @@ def read(path, memory):
     )
 
 
-def predicted(run, cluster):
-    """Mean seconds of a round of `run` on another `cluster`: its clients and its server as they were measured, assigned anew."""
+def predicted(run: Measured, cluster: Cluster) -> float:
+    """Predict the mean seconds per round on another cluster, from measured times of clients and server."""
     slower = cluster.crowding / run.cluster.crowding
     longest = [
         loads(clients * slower, busy * slower, cluster.ranks).max()
@@ -129,8 +142,8 @@ def predicted(run, cluster):
     )
 
 
-def over_ranks(runs):
-    """A row for each number of ranks: (ranks, mean seconds of a round, those predicted from the fewest ranks, parts)."""
+def over_ranks(runs: Sequence[Measured]) -> Iterator[tuple[Any, ...]]:
+    """Yield (ranks, mean seconds per round, those predicted from the fewest ranks, parts) by ranks."""
     base = min(runs, key=lambda run: run.cluster.ranks)
     for ranks in sorted({run.cluster.ranks for run in runs}):
         own = [run for run in runs if run.cluster.ranks == ranks]
@@ -142,8 +155,10 @@ def over_ranks(runs):
         )
 
 
-def over_clients(by_size):
-    """A row for each size: (clients, cohort, ranks, mean seconds of a round, mean final accuracy in percent, runs)."""
+def over_clients(
+    by_size: dict[tuple[int, int], list[Measured]],
+) -> Iterator[tuple[Any, ...]]:
+    """Yield (clients, cohort, ranks, mean seconds per round, mean final accuracy in %, runs) by size."""
     for (clients, cohort), runs in sorted(by_size.items()):
         for ranks in sorted({run.cluster.ranks for run in runs}):
             own = [run for run in runs if run.cluster.ranks == ranks]
@@ -157,23 +172,24 @@ def over_clients(by_size):
             )
 
 
-def _ranks_table(title, rows):
+def _ranks_table(title: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[str]:
     yield title
-    yield "  ranks  s a round  predicted  speed-up  efficiency (%)"
+    yield "  ranks    s/round  predicted  speed-up  efficiency (%)"
     first_ranks, first, _, _ = rows[0]
     for ranks, seconds, expected, _ in rows:
         gain = first / seconds
-        yield f"  {ranks:5d}  {seconds:9.3g}  {expected:9.3g}  {gain:8.2f}  {100 * gain * first_ranks / ranks:14.0f}"
-    yield "  where the mean rank's time goes (%)"
+        efficiency = 100 * gain * first_ranks / ranks
+        yield f"  {ranks:5d}  {seconds:9.3g}  {expected:9.3g}  {gain:8.2f}  {efficiency:14.0f}"
+    yield "  breakdown of the mean rank's time (%)"
     yield "  ranks" + "".join(f"{part:>10}" for part in PARTS)
     for ranks, _, _, parts in rows:
         yield f"  {ranks:5d}" + "".join(f"{parts[part]:10.1f}" for part in PARTS)
     yield ""
 
 
-def _clients_table(title, rows):
+def _clients_table(title: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[str]:
     yield title
-    yield "  clients  cohort  ranks  s a round  accuracy (%)  seeds"
+    yield "  clients  cohort  ranks    s/round  accuracy (%)  seeds"
     for clients, cohort, ranks, seconds, accuracy, seeds in rows:
         yield f"  {clients:7d}  {cohort:6d}  {ranks:5d}  {seconds:9.3g}  {accuracy:12.2f}  {seeds:5d}"
     yield ""

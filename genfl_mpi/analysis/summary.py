@@ -1,7 +1,12 @@
-"""Runs that differ in nothing but the seed, taken together: for the closing table and the curves."""
+"""Group runs that differ only in the seed, for the closing table and the curves."""
+
+from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -12,47 +17,55 @@ from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
-# Not a setting by which runs are told apart: the seed, and what the machine or the method decides.
+# Settings that do not distinguish groups, or do so by themselves.
 SET_ASIDE = {"seed", "generation.seed", "method"}
-# Where these vary, and methods are to be compared, a figure has a panel for each value.
+# If these vary and several methods are compared, a figure has one panel per value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
 HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds  seeds"
 
 
 @dataclass
 class Group:
-    """method; panel: data set and alpha, where they vary, as text; settings: what else tells the group from others of the
-    method, as text; classes: their names; runs: the columns of /rounds by name, one dict a run."""
+    """Runs that differ only in the seed.
+
+    panel: data set and alpha, if they vary, as text. settings: what else distinguishes the group from others
+    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name.
+    """
 
     method: str
     panel: str
     settings: str
-    classes: list
-    runs: list = field(default_factory=list)
+    classes: list[str]
+    runs: list[dict[str, np.ndarray]] = field(default_factory=list)
 
-    def of(self, column):
-        """A column of the runs that have the most rounds, float64 (runs, rounds, ...)."""
+    def of(self, column: str) -> np.ndarray:
+        """Return a column of the runs with the most rounds, float64 (runs, rounds, ...)."""
         return np.array(
             [run[column] for run in self.runs if len(run["round"]) == self._rounds()], dtype=np.float64
         )
 
-    def behind(self, column):
-        """The column of the other runs, float64 (rounds, ...) each."""
+    def behind(self, column: str) -> list[np.ndarray]:
+        """Return the column of the other runs, float64 (rounds, ...) each."""
         return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
 
-    def outcome(self):
-        """Of the runs that have the most rounds: final accuracies, float64 (runs,), and the means of the best ones, in percent,
-        and of the seconds."""
+    def outcome(self) -> tuple[np.ndarray, float, float]:
+        """Return final accuracies, float64 (runs,), mean best accuracy, both in percent, and mean seconds.
+
+        Only of the runs with the most rounds.
+        """
         accuracy = 100 * self.of("accuracy")
         return accuracy[:, -1], accuracy.max(1).mean(), self.of("round_seconds").sum(1).mean()
 
-    def _rounds(self):
+    def _rounds(self) -> int:
         return max(len(run["round"]) for run in self.runs)
 
 
-def groups(paths, tables=()):
-    """The `Group`s of the results files `paths`, in their order, and the settings common to all, as a flat dict. tables: others than
-    /rounds, whose columns the runs have too, as "table/column". Raises UserError, also for a run without a finished round."""
+def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[list[Group], dict[str, Any]]:
+    """Return the `Group`s of results files, in their order, and the settings common to all, as a flat dict.
+
+    tables: beside /rounds; the runs have their columns as "table/column". Raises UserError, also for a run
+    without a finished round.
+    """
     runs, configs = [], []
     for path in paths:
         with open_results(path) as file, damage(path):
@@ -62,10 +75,10 @@ def groups(paths, tables=()):
                 columns |= {f"{table}/{name}": values for name, values in columns_of(file, table).items()}
             runs.append((columns, yaml.safe_load(file["config"].attrs["class_names"])))
         if not len(columns["round"]):
-            raise UserError(f"{path}: no round is finished yet; leave the file out, or wait")
-    told, common = distinguished(configs)
-    found = {}
-    for values, (columns, classes), (panel, settings) in zip(configs, runs, told):
+            raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
+    names, common = distinguished(configs)
+    found: dict[tuple[str, str, str], Group] = {}
+    for values, (columns, classes), (panel, settings) in zip(configs, runs, names):
         group = found.setdefault(
             (values["method"], panel, settings),
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
@@ -74,14 +87,19 @@ def groups(paths, tables=()):
     return list(found.values()), common
 
 
-def distinguished(configs):
-    """What tells runs apart besides method and seed: (panel, settings) of each, as text, as a `Group` has them; and the
-    settings common to all, as a flat dict. configs: their resolved configurations, as nested dicts."""
+def distinguished(
+    configs: Sequence[dict[str, Any]],
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Return what distinguishes runs besides method and seed, and the settings common to all, as a flat dict.
+
+    The former as (panel, settings) of each run, like the fields of `Group`. configs: resolved configurations,
+    nested dicts.
+    """
     flats = [_flat(values) for values in configs]
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
     keys = dict.fromkeys("world" if key.startswith("world.") else key for key in loading.varied(configs))
     varied = [
-        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _is_methods_own(key, flats))
+        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
     ]
     panels = PANELS if "method" not in common else {}
     return [
@@ -97,42 +115,44 @@ def distinguished(configs):
     ], common
 
 
-def _short(key):
-    """A setting's own name, or its section's where that tells more: algorithm, of algorithm.name."""
+def _short(key: str) -> str:
+    """Return a key's last part, or its section if that is more specific: algorithm, of algorithm.name."""
     section, _, name = key.rpartition(".")
     return section.rpartition(".")[2] if section and name in ("name", "policy") else name
 
 
-def several(found):
-    """Whether one of the groups has several seeds, over which there is a mean and a deviation."""
+def several(found: Sequence[Group]) -> bool:
+    """Return whether one of the groups has several seeds, and so a mean and a deviation."""
     return any(len(group.of("round")) > 1 for group in found)
 
 
-def _flat(values):
-    """A configuration as a flat dict, with the world as one setting: what it has besides the default, as text."""
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration as a flat dict, with the world's non-default settings as one text."""
     world = values.get("world")
     if world is not None:
-        own = loading.decided(values, [f"world.{key}" for key in loading.flatten(world)])
-        world = ", ".join(f"{key.removeprefix('world.')}={value}" for key, value in own.items()) or "default"
+        changed = loading.decided(values, [f"world.{key}" for key in loading.flatten(world)])
+        world = (
+            ", ".join(f"{key.removeprefix('world.')}={value}" for key, value in changed.items()) or "default"
+        )
     return loading.flatten({**values, "world": world})
 
 
-def _is_methods_own(key, flats):
-    """Whether every method has a value of its own, where there are several: what it was given for being that method."""
+def _follows_method(key: str, flats: Sequence[dict[str, Any]]) -> bool:
+    """Return whether a setting has one value per method, so that the method's name implies it."""
     values = {(flat["method"], str(flat[key])) for flat in flats}
     methods = {method for method, _ in values}
     return 1 < len(methods) == len(values)
 
 
-def table(paths):
-    """Lines: a row a group with its mean over seeds, and the standard deviation if there is more than one, of the runs that have
-    the most rounds; and what the columns are."""
+def table(paths: Sequence[str | Path]) -> Iterator[str]:
+    """Yield a row per group, with mean and standard deviation over seeds; and a legend.
+
+    Only the runs with the most rounds of each group count."""
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     first, width = max(11, *(len(group.method) for group in found)), max(map(len, names))
-    apart = width > WIDTH - len(
-        HEAD.format("method", first, "", 0)
-    )  # then a name has lines of its own, above its rows
+    # Names that are too long for the table stand on separate lines above its rows.
+    apart = width > WIDTH - len(HEAD.format("method", first, "", 0))
     width = 0 if apart else width
     yield HEAD.format("method", first, "", width)
     for group, name, above in zip(found, names, [None, *names]):
@@ -147,9 +167,10 @@ def table(paths):
     for group, name in zip(found, names):
         if group.method != METHOD_TITLES["aigc"] and not group.of("clients_aggregated").any():
             yield from textwrap.wrap(
-                f"{' '.join(filter(None, (group.method, name)))}: no client was heard in any round", WIDTH
+                f"{' '.join(filter(None, (group.method, name)))}: no client was aggregated in any round",
+                WIDTH,
             )
     if several(found):
-        yield "final: last round, mean ± standard deviation over seeds; best: mean of the best"
+        yield "final: last round, mean ± standard deviation over seeds; best: mean of best rounds"
     else:
         yield "final: after the last round; best: in the best round"

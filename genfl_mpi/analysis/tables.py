@@ -1,8 +1,12 @@
-"""Results for other tools: pandas and xarray, CSV, TensorBoard."""
+"""Export results to other tools: pandas and xarray, CSV, TensorBoard."""
+
+from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -12,6 +16,13 @@ from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES
 from genfl_mpi.results.reader import columns_of, config_of, damage, find, open_results
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import pandas
+    import xarray
+
+
 ALL = (*TABLES, "partition")
 TAGS = {
     "accuracy": "test/accuracy",
@@ -19,30 +30,34 @@ TAGS = {
     "train_accuracy": "train/accuracy",
     "train_loss": "train/loss",
     "augmented_loss": "train/augmented_loss",
-}  # as TensorBoard groups them; other columns go by what they measure
+}  # TensorBoard's groups; other columns are grouped by `_tag`
 
 
-def read_results(names, table="rounds", to="pandas"):
-    """A table of all runs among `names`, a results file, a folder of them, or a list of these.
+def read_results(
+    names: str | Path | Iterable[str | Path], table: str = "rounds", to: str = "pandas"
+) -> pandas.DataFrame | xarray.Dataset:
+    """Return a table of all runs among `names`. Raises UserError.
 
-    table: rounds, clients, generated or partition. to="pandas": a tidy DataFrame, a row for each round (client and round, image,
-    client) of each run, with the columns run, method, seed and every setting in which the runs differ; columns with a value for each
-    class are spread over as many; images stay in the file. to="xarray": a Dataset along the dimension `run`, whose coordinates
-    are the same settings, with units and meanings as attributes; where a run is shorter than others there is NaN. Raises UserError.
+    names: a results file, a folder of them, or a list of these. table: any table of a results file, for
+    example rounds, clients or generated; or partition. to="pandas": a tidy DataFrame with one row per round
+    (client and round, image, client) of each run, and the columns run, method, seed and every setting in
+    which the runs differ; columns with one value per class become one column per class; images are omitted.
+    to="xarray": a Dataset along the dimension `run`, whose coordinates are the same settings, with units and
+    meanings as attributes; shorter runs are padded with NaN.
     """
     if table not in ALL:
-        raise UserError(f"there is no table {table!r}; the tables are {', '.join(ALL)}")
+        raise UserError(f"unknown table {table!r}; the tables are {', '.join(ALL)}")
     paths = find([names] if isinstance(names, (str, Path)) else names)
     if to == "pandas":
-        pandas = _needed("pandas", "tables")
-        return pandas.concat([pandas.DataFrame(columns) for columns in tidy(paths, table)], ignore_index=True)
+        module = _import_extra("pandas", "tables")
+        return module.concat([module.DataFrame(columns) for columns in tidy(paths, table)], ignore_index=True)
     if to != "xarray":
-        raise UserError(f"there is no to={to!r}; results are read to pandas or to xarray")
-    xarray = _needed("xarray", "tables")
+        raise UserError(f"unknown to={to!r}; results are read to pandas or to xarray")
+    module = _import_extra("xarray", "tables")
     settings = varied(paths)
-    runs = [_dataset(xarray, path, table, settings[0]) for path in paths]
+    runs = [_dataset(module, path, table, settings[0]) for path in paths]
     try:
-        together = xarray.concat(
+        together = module.concat(
             runs,
             "run",
             data_vars="all",
@@ -51,15 +66,17 @@ def read_results(names, table="rounds", to="pandas"):
             join="outer",
             combine_attrs="override",
         )
-    except xarray.AlignmentError:
+    except module.AlignmentError:
         raise UserError(
-            f"{table}: runs with other numbers of clients or classes have no common array; read them apart, or to pandas"
+            f"{table}: runs with different numbers of clients or classes have no common array; read them "
+            "separately, or to pandas"
         ) from None
     return together.assign_coords({name: ("run", [one[name] for one in settings]) for name in settings[0]})
 
 
-def varied(paths):
-    """What tells runs apart: a dict for each, of run (the file's name), method, seed, and every other setting that differs."""
+def varied(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return what distinguishes runs: dicts of run (the file's name), method, seed, and differing
+    settings."""
     configs = []
     for path in paths:
         with open_results(path) as file, damage(path):
@@ -72,8 +89,8 @@ def varied(paths):
     ]
 
 
-def tidy(paths, table):
-    """For each run, {column: array (rows,)} with the run's settings first."""
+def tidy(paths: Sequence[Path], table: str) -> Iterator[dict[str, np.ndarray]]:
+    """Yield {column: array (rows,)} for each run, with the run's settings first."""
     for path, settings in zip(paths, varied(paths)):
         columns, names = _columns(path, table)
         rows = len(next(iter(columns.values())))
@@ -85,15 +102,15 @@ def tidy(paths, table):
             if values.dtype.kind == "S":
                 values = np.array([text.decode() for text in values], dtype=object)
             found |= (
-                {_clear(table, name, settings): values}
+                {_unambiguous(table, name, settings): values}
                 if values.ndim == 1
                 else {f"{name}[{one}]": values[:, i] for i, one in enumerate(names)}
             )
         yield found
 
 
-def _columns(path, table):
-    """({column: array}, class names) of a table of a results file, without images."""
+def _columns(path: Path, table: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return ({column: array}, class names) of a table of a results file, without images."""
     with open_results(path) as file, damage(path):
         names = yaml.safe_load(file["config"].attrs["class_names"])
         if table == "partition":
@@ -103,15 +120,16 @@ def _columns(path, table):
         return columns_of(file, table, [name for name in TABLES[table] if name != "image"]), names
 
 
-def _dataset(xarray, path, table, settings):
+def _dataset(module: ModuleType, path: Path, table: str, settings: dict[str, Any]) -> xarray.Dataset:
+    """Return a table of one run. module: xarray."""
     columns = PARTITION if table == "partition" else TABLES[table]
     with open_results(path) as file, damage(path):
         names = [name for name in columns if name != "image"]
         values = columns_of(file, table, names)
     rows = () if table == "partition" else (next(iter(columns)),)
-    return xarray.Dataset(
+    return module.Dataset(
         {
-            _clear(table, name, settings): (
+            _unambiguous(table, name, settings): (
                 (*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows,
                 values[name],
                 {"units": columns[name].unit, "long_name": columns[name].about},
@@ -121,13 +139,13 @@ def _dataset(xarray, path, table, settings):
     )
 
 
-def _clear(table, name, settings):
-    """A column's name beside the settings that tell the runs apart: an image's seed is not the run's."""
+def _unambiguous(table: str, name: str, settings: dict[str, Any]) -> str:
+    """Return a column's name that differs from the settings' names: an image's seed is not the run's."""
     return f"{table}.{name}" if name in settings else name
 
 
-def write_csv(path, rows):
-    """Write tuples as lines of a file. Raises UserError."""
+def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write tuples as lines of a CSV file. Raises UserError."""
     try:
         with open(path, "w", newline="") as file:
             csv.writer(file).writerows(rows)
@@ -135,22 +153,22 @@ def write_csv(path, rows):
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def rows(paths, table):
-    """A table of all runs as tuples, the first of them of names."""
+def rows(paths: Sequence[Path], table: str) -> Iterator[tuple[Any, ...]]:
+    """Yield a table of all runs as tuples, after a header. Raises UserError."""
     header = None
     for columns in tidy(paths, table):
         if header is None:
             yield (header := tuple(columns))
         if tuple(columns) != header:
             raise UserError(
-                "the runs have different classes, and no columns in common; export those of one data set at a time"
+                "the runs have different classes, so their columns differ; export one data set at a time"
             )
         yield from zip(*(values.tolist() for values in columns.values()))
 
 
-def to_tensorboard(paths, folder):
+def to_tensorboard(paths: Sequence[Path], folder: str | Path) -> None:
     """Write each run's rounds as scalars into folder/RUN, for TensorBoard. Raises UserError."""
-    _needed("tensorboard", "tensorboard")
+    _import_extra("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     for path in paths:
@@ -165,16 +183,15 @@ def to_tensorboard(paths, folder):
                             writer.add_scalar(f"{name}/{one}", value, round)
 
 
-def _tag(name):
+def _tag(name: str) -> str:
+    """Return the TensorBoard tag of a column, grouped by the last word of its name."""
     kind = name.rpartition("_")[2]
     return f"{kind}/{name}" if kind in ("seconds", "bytes", "cosine") else f"round/{name}"
 
 
-def _needed(package, extra):
-    """A package that only an extra installs. Raises UserError."""
+def _import_extra(package: str, extra: str) -> ModuleType:
+    """Import a package that only an extra installs. Raises UserError."""
     try:
         return import_module(package)
     except ImportError:
-        raise UserError(
-            f"this needs the package {package}, which is not installed: pip install 'genfl_mpi[{extra}]'"
-        ) from None
+        raise UserError(f"the package {package} is not installed; pip install 'genfl_mpi[{extra}]'") from None

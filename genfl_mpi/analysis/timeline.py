@@ -1,15 +1,20 @@
-"""One round on all ranks: who did what, and when."""
+"""Draw one round on all ranks: which rank did what, and when."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from genfl_mpi.results.reader import columns_of, damage, open_results
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.plotting import WIDTH, column, legend_below, styled
 
-# Paul Tol's light colours, made for areas with dark text on them.
+# Paul Tol's light colours, for areas behind dark text.
 PHASES = {
     "write": "#B0B7C3",
     "train": "#77AADD",
@@ -24,11 +29,11 @@ PHASES = {
     "evaluate": "#99DDFF",
     "probe": "#D2B48C",
 }
-MOST_RANKS = 32  # of which bars are drawn
+MAX_RANKS = 32  # drawn
 
 
 class Span(NamedTuple):
-    """What a rank did, from a moment to another, in seconds since the round began; client: who trained, or None."""
+    """An activity of a rank; start, end: seconds since the round began; client: the trained one, or None."""
 
     rank: int
     phase: str
@@ -37,13 +42,14 @@ class Span(NamedTuple):
     client: int | None = None
 
 
-def spans(path, round):
-    """The `Span`s of a round of a results file, and the number of the round; round: None for the last one.
+def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
+    """Return the `Span`s of a round, None for the last one, and its number. Raises UserError.
 
-    Measured are the clients' training and the waiting on every rank, and all phases of rank 0 but two. What it does first, write, is to
-    bring the round before to the results file; what it does between reduction and broadcast, aggregate, with the other ranks waiting,
-    is Eq. (1), with what the policies ask for it, and the round's rows. The collectives begin and end together on all ranks. Work
-    that rank 0 did ahead while it waited is drawn as one piece. Raises UserError.
+    Training and waiting are measured on every rank, and all phases of rank 0 but two. First it writes the
+    previous round to the results file (write). Between reduction and broadcast, while the other ranks wait,
+    it applies Eq. (1), with what the policies need for it, and prepares the round's rows (aggregate).
+    Collectives start and end together on all ranks. Images that rank 0 generates ahead while it waits are
+    drawn as one piece.
     """
     with open_results(path) as file, damage(path):
         rounds, clients = (
@@ -54,17 +60,17 @@ def spans(path, round):
             columns_of(file, "ranks", ("round", "rank", "wait_seconds")),
             columns_of(file, "probes", ("round", "seconds")),
         )
-    there = rounds["round"].tolist()
-    if not there or round not in (None, *there):
+    numbers = rounds["round"].tolist()
+    if not numbers or round not in (None, *numbers):
         raise UserError(
-            f"{path} has no round {round}; it has {len(there)}"
-            if there
-            else f"{path}: no round is finished yet"
+            f"{path} has no round {round}; give one of 1 to {len(numbers)}"
+            if numbers
+            else f"{path}: no round is finished yet; try again later"
         )
-    round = there[-1] if round is None else round
-    row = {name: values[there.index(round)] for name, values in rounds.items()}
-    own = (clients["round"] == round) & (clients["rank"] >= 0)  # without those that nobody trained
-    waits = waits["wait_seconds"][waits["round"] == round].tolist()  # one a rank, in their order
+    round = numbers[-1] if round is None else round
+    row = {name: values[numbers.index(round)] for name, values in rounds.items()}
+    own = (clients["round"] == round) & (clients["rank"] >= 0)  # without clients that no rank trained
+    waits = waits["wait_seconds"][waits["round"] == round].tolist()  # in the order of ranks
     found = [
         Span(int(rank), "train", start, start + seconds, int(client))
         for client, start, seconds, rank in zip(
@@ -72,36 +78,37 @@ def spans(path, round):
         )
     ]
     if np.isfinite(row["generate_start_seconds"]):
-        made = _in_a_row(
+        made = _consecutive(
             0,
             row["generate_start_seconds"],
             {name: row[f"{name}_seconds"] for name in ("generate", "augment", "send")},
         )
         found += made
-        if row["send_seconds"]:  # then nobody trains before
+        if row["send_seconds"]:  # training waits for the images
             found += [Span(rank, "wait", 0.0, made[-1].end) for rank in range(1, len(waits))]
     busy = [span.start for span in found if span.rank == 0]
-    if busy and round > there[0]:
-        found += _in_a_row(0, 0.0, {"write": min(busy)})
+    if busy and round > numbers[0]:
+        found += _consecutive(0, 0.0, {"write": min(busy)})
     free = [max([0.0, *(span.end for span in found if span.rank == rank)]) for rank in range(len(waits))]
     ahead = row["generate_ahead_seconds"]
-    found += _in_a_row(0, free[0], {"generate ahead": ahead})
+    found += _consecutive(0, free[0], {"generate ahead": ahead})
     free[0] += ahead
     probe = float(probes["seconds"][probes["round"] == round].sum())
     together = {"broadcast": row["broadcast_seconds"], "evaluate": row["evaluate_seconds"], "probe": probe}
     arrived = max(start + wait for start, wait in zip(free, waits))
     reduced, announced = arrived + row["reduce_seconds"], row["round_seconds"] - sum(together.values())
     for rank, wait in enumerate(waits):
-        found += _in_a_row(rank, free[rank], {"wait": wait}) + _in_a_row(
+        found += _consecutive(rank, free[rank], {"wait": wait}) + _consecutive(
             rank, arrived, {"reduce": row["reduce_seconds"]}
         )
-        found += _in_a_row(rank, reduced, {"wait" if rank else "aggregate": announced - reduced}) + _in_a_row(
-            rank, announced, together
-        )
+        found += _consecutive(
+            rank, reduced, {"wait" if rank else "aggregate": announced - reduced}
+        ) + _consecutive(rank, announced, together)
     return sorted(found), round
 
 
-def _in_a_row(rank, start, phases):
+def _consecutive(rank: int, start: float, phases: Mapping[str, float]) -> list[Span]:
+    """Return the `Span`s of phases, {phase: seconds}, that follow one another from `start` on."""
     found = []
     for phase, seconds in phases.items():
         if seconds > 0:
@@ -111,10 +118,10 @@ def _in_a_row(rank, start, phases):
 
 
 @styled
-def timeline(path, round=None):
-    """The `spans` of a round as bars, a row a rank, with the numbers of the clients where there is room. Raises UserError."""
+def timeline(path: str | Path, round: int | None = None) -> Figure:
+    """Draw the `spans` of a round, one row per rank, with client numbers where they fit. Raises UserError."""
     found, round = spans(path, round)
-    ranks = min(MOST_RANKS, max(span.rank for span in found) + 1)
+    ranks = min(MAX_RANKS, max(span.rank for span in found) + 1)
     figure, [[axes]] = column(1, 1)
     end = max(span.end for span in found)
     for span in found:
@@ -139,8 +146,8 @@ def timeline(path, round=None):
                     fontsize=6,
                     color="black",
                 )
-    seen = {span.phase for span in found}
-    handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in seen]
+    drawn = {span.phase for span in found}
+    handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in drawn]
     lines = legend_below(figure, handles, [handle.get_label() for handle in handles])
     figure.set_figheight(0.75 + 0.26 * ranks + 0.15 * lines)
     axes.set(
