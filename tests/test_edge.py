@@ -132,8 +132,8 @@ def test_min_max_against_a_general_solver(seed):
         [*np.full(5, 0.2), 2.0],
         constraints=constraints,
         bounds=[(1e-6, 1)] * 5 + [(0, None)],
-        # The solver differentiates numerically, so a smaller tolerance is below its rounding: whether its last line
-        # search then succeeds depends on the order of BLAS sums, and so on the number of threads.
+        # A smaller tolerance is below the rounding of the solver's numerical derivatives: whether its last line
+        # search succeeds then depends on the order of BLAS sums, and so on the number of threads.
         options={"maxiter": 500, "ftol": 1e-9},
     )
     assert found.success and found.x[-1] == pytest.approx(1, rel=1e-6)

@@ -123,7 +123,7 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
         and rows["genfl_seed1", "near"][3] == rows["fedavg_seed1", "near"][3]
     )
     assert rows["genfl_seed1", "near"][4] > rows["fedavg_seed1", "near"][4]  # the server's GPU works
-    assert said.count("placements of AIGC on genfl_seed1") == 3 and "alike at (B an image)" in said
+    assert said.count("placements of image generation on genfl_seed1") == 3 and "equal at (B/image)" in said
     for picture in ("price.png", "price_placements.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "all.csv") as file:
@@ -193,9 +193,13 @@ BAD = {
         "{deadline_s: 0.001, channel: {allocation: least_energy}}",
         "deadline_s=0.001 cannot be met",
     ),
-    "another setting": (["rounds=3"], "", "rounds=3: a run is priced as if"),
+    "another setting": (["rounds=3"], "", "rounds=3: cannot be changed when a run is priced"),
     "a misspelt setting": (["model.nam=cnn"], "", "did you mean model.name?"),
-    "placements of nothing": (["--placements"], "", "method=genfl or sent, and there is none"),
+    "placements of nothing": (
+        ["--placements"],
+        "",
+        "--placements needs a run with clients and generated images",
+    ),
     "a figure": (["-o", "price.xyz"], "", "the figure cannot be written"),
     "a table": (["--csv", "/nowhere/all.csv"], "", "/nowhere/all.csv: cannot be written"),
 }

@@ -108,10 +108,8 @@ def test_of_one_run_without_images(folder, tmp_path):
 
 def test_captions_say_what_is_drawn(report):
     said = " ".join(" ".join(Page(report.read_text()).text).split())
-    assert (
-        "mean over seeds, in a band of a standard deviation" in said and "± their standard deviation" in said
-    )
-    assert "What each rank did in the last round of genfl_seed1;" in said and "thin lines: runs" not in said
+    assert "mean and standard deviation over seeds" in said and "Mean ± standard deviation over seeds" in said
+    assert "Last round of genfl_seed1 on all ranks;" in said and "thin lines: runs" not in said
 
 
 def test_only_what_was_decided_is_listed(report):

@@ -88,7 +88,7 @@ def test_show(file, capsys):
         in " ".join(said.split())
     )
     assert (
-        "settings that are no default: rounds=3, clients=6" in said
+        "non-default settings: rounds=3, clients=6" in said
         and "augmented" not in said
         and "generation.seed" not in said
     )

@@ -76,7 +76,7 @@ def test_runs_that_have_no_common_array(tmp_path):
         assert main([*FAST, f"clients={clients}", "rounds=1", f"output={tmp_path}/{clients}"]) == 0
     folders = [tmp_path / "6", tmp_path / "8"]
     assert len(read_results(folders, "partition")) == 14
-    with pytest.raises(UserError, match="other numbers of clients or classes have no common array"):
+    with pytest.raises(UserError, match="different numbers of clients or classes have no common array"):
         read_results(folders, "partition", to="xarray")
 
 

@@ -169,6 +169,6 @@ def lines(path: str | Path) -> Iterator[str]:
     if config.misbehaving_clients.share:
         bad = draw_misbehaving(config.clients, config.misbehaving_clients, config.seed)[found.client]
         yield (
-            f"of {bad.sum()} {config.misbehaving_clients.kind} clients {(failed & bad).sum()} fail, "
-            f"of {(~bad).sum()} others {(failed & ~bad).sum()}"
+            f"{(failed & bad).sum()} of {bad.sum()} {config.misbehaving_clients.kind} clients fail, "
+            f"and {(failed & ~bad).sum()} of {(~bad).sum()} others"
         )

@@ -83,7 +83,7 @@ def _table(
     rows = {
         "price of a full gap": f"{best.price:.4g} J",
         "participating clients": f"{joined} of {count}",
-        "generating clients": f"{(best.share > 0).sum()}, {(best.share >= 1).sum()} fill the whole gap",
+        "generating clients": f"{(best.share > 0).sum()}, {(best.share >= 1).sum()} of them the whole gap",
         "images they generate": f"{best.images.sum():.0f}",
         "payments": f"{best.payments:.4g} J" + (f" of {budget:.4g} J" if np.isfinite(budget) else ""),
         "remaining mean EMD": f"{best.emd:.3f}",

@@ -27,7 +27,8 @@ TITLES = {
     "loss": ("Test loss over rounds", "; mean and standard deviation over seeds"),
     "classes": ("Test accuracy of each class", "; mean over seeds"),
     "costs": (
-        "Seconds per phase, mean over rounds; phases on different ranks overlap. Size of the two messages per round",
+        "Seconds per phase, mean over rounds; phases on different ranks overlap. "
+        "Size of the two messages per round",
         "; thin lines: standard deviation over seeds",
     ),
     "heterogeneity": ("Client heterogeneity in the probed rounds", "; mean over seeds"),
@@ -112,8 +113,7 @@ def _group(group: summary.Group) -> dict[str, Any]:
 
 
 def _rounds(groups: Sequence[summary.Group]) -> Iterator[tuple[int, list[tuple[float, float | None]]]]:
-    """Yield (round, [(mean accuracy, deviation over seeds or None) of each group]) for up to MAX_ROWS
-    rounds."""
+    """Yield (round, [(mean accuracy, deviation over seeds or None) per group]), up to MAX_ROWS rows."""
     last = min(group.of("accuracy").shape[1] for group in groups)
     for round in np.unique(np.linspace(1, last, min(MAX_ROWS, last)).round().astype(int)):
         values = [100 * group.of("accuracy")[:, round - 1] for group in groups]

@@ -166,11 +166,9 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         )
     for group, name in zip(found, names):
         if group.method != METHOD_TITLES["aigc"] and not group.of("clients_aggregated").any():
-            yield from textwrap.wrap(
-                f"{' '.join(filter(None, (group.method, name)))}: no client was aggregated in any round",
-                WIDTH,
-            )
+            about = " ".join(filter(None, (group.method, name)))
+            yield from textwrap.wrap(f"{about}: no client was aggregated in any round", WIDTH)
     if several(found):
-        yield "final: last round, mean ± standard deviation over seeds; best: mean of best rounds"
+        yield "final: last round, mean ± standard deviation over seeds; best: best round, mean"
     else:
         yield "final: after the last round; best: in the best round"

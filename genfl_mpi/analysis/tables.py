@@ -75,8 +75,7 @@ def read_results(
 
 
 def varied(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return what distinguishes runs: dicts of run (the file's name), method, seed, and differing
-    settings."""
+    """Return what distinguishes runs: dicts of run (file name), method, seed, and differing settings."""
     configs = []
     for path in paths:
         with open_results(path) as file, damage(path):
