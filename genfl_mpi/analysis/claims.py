@@ -213,10 +213,10 @@ def over_alphas(
         before, after = runs.of(small, *methods), runs.of(large, *methods)
         values = [sign * (measure(*after[seed]) - measure(*before[seed])) for seed in before if seed in after]
         if values:
-            here, there = (small, large) if sign > 0 else (large, small)
+            first, last = (small, large) if sign > 0 else (large, small)
             rows.append(
                 Row(
-                    f"{small.data} α {here.alpha:g} to {there.alpha:g}",
+                    f"{small.data} α {first.alpha:g} to {last.alpha:g}",
                     what,
                     np.array(values),
                     runs.rounds[small.data],

@@ -164,7 +164,7 @@ def placements(
 def incentive(
     prices: np.ndarray, found: Sequence[Equilibrium], best: Equilibrium, before: float, budget: float
 ) -> Figure:
-    """Draw participation, the server's objective, gains and welfare over the price of a full gap.
+    """Draw participation, the server's objective, gains and welfare over the price for filling the gap.
 
     prices: float64 (P,), J. found: an `Equilibrium` for each. best: the one at the server's price. before:
     mean EMD without any generation. budget: J, or infinite.
@@ -189,7 +189,7 @@ def incentive(
     right.set(ylabel="J", title="welfare and gains")
     for axes in (left, middle, right):
         axes.axvline(best.price, color="grey", linestyle=":", linewidth=1)
-        axes.set(xlabel="price of a full gap (J)")
+        axes.set(xlabel="price for filling the gap (J)")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, -0.24))
         axes.grid()
     return figure

@@ -59,6 +59,7 @@ def classes(paths: Sequence[Path]) -> Figure:
             extent=(0.5, len(mean) + 0.5, len(names) - 0.5, -0.5),
         )
         axes.set(title=title, ylabel="class")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         label_classes(axes, names)
     axes.set(xlabel="round")
     figure.colorbar(image, ax=all_axes, label="test accuracy (%)")

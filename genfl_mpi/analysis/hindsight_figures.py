@@ -24,7 +24,7 @@ class Hindsight:
 
     rounds: int (R,), the evaluated ones. segment: float64 (P,), values of kappa2; loss: float64 (R, P), of
     their models. least: float64 (R,), the least loss of all candidates; best: float64 (R,), its kappa2.
-    barrier: float64 (R,). kappa2, regret: float64 (R,) by policy. own: the run's policy.
+    barrier: float64 (R,). kappa2, regret: float64 (R,) by policy. used: the run's policy.
     """
 
     rounds: np.ndarray
@@ -35,7 +35,7 @@ class Hindsight:
     barrier: np.ndarray
     kappa2: dict[str, np.ndarray]
     regret: dict[str, np.ndarray]
-    own: str
+    used: str
 
 
 def read(path: str | Path) -> Hindsight:
@@ -43,7 +43,7 @@ def read(path: str | Path) -> Hindsight:
     with open_results(path) as file, damage(path):
         columns = columns_of(file, "hindsight")
         rounds = np.unique(columns["round"])
-        own = config_of(file)["kappa"]["policy"].rpartition(":")[2]
+        used = config_of(file)["kappa"]["policy"].rpartition(":")[2]
     if not len(rounds):
         raise UserError(
             f"{path}: has no hindsight data; make the run with hindsight.every=1 and a method of both models"
@@ -66,7 +66,7 @@ def read(path: str | Path) -> Hindsight:
         barrier(segment, loss),
         {name: values_of(name, "kappa2")[:, 0] for name in names if name},
         {name: values_of(name, "regret")[:, 0] for name in names if name},
-        own,
+        used,
     )
 
 
@@ -100,7 +100,7 @@ def table(hindsight: Hindsight) -> Iterator[str]:
     rows = [(name, hindsight.kappa2[name].mean(), hindsight.regret[name]) for name in hindsight.regret]
     rows += [(name, kappa2, loss - hindsight.least) for name, (kappa2, loss) in ends.items()]
     for name, kappa2, regret in sorted(rows, key=lambda row: row[2].mean()):
-        mark = " (own)" if name == hindsight.own else ""
+        mark = " (used)" if name == hindsight.used else ""
         hit = f"{(regret < 0.01).sum()} of {len(regret)} rounds"
         yield f"{(name + mark)[:21]:<22}{kappa2:12.2f}{regret.mean():19.4f}{regret.max():9.3f}{hit:>16}"
     yield f"at optimum: within 0.01 nat of the least loss; mean best kappa2 {hindsight.best.mean():.2f}"
@@ -128,13 +128,13 @@ def draw(hindsight: Hindsight) -> Figure:
         line = {
             "color": colormaps["tab10"](number % 10),
             "linestyle": LINE_STYLES[number // 10 % len(LINE_STYLES)],
-            "linewidth": 2 if name == hindsight.own else 1,
+            "linewidth": 2 if name == hindsight.used else 1,
         }
         middle.plot(hindsight.rounds, hindsight.kappa2[name], **line)
         right.plot(
             hindsight.rounds,
             np.cumsum(hindsight.regret[name]),
-            label=name + (" (own)" if name == hindsight.own else ""),
+            label=name + (" (used)" if name == hindsight.used else ""),
             **line,
         )
     middle.plot(hindsight.rounds, hindsight.best, "k.", label="best in hindsight")

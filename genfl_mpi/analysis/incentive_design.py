@@ -81,7 +81,7 @@ def _table(
     gains = incentive.misreporting(clients, base, value, budget, tried)
     gaining = (gains > 1e-9 * max(1, best.payments)).sum()
     rows = {
-        "price of a full gap": f"{best.price:.4g} J",
+        "price for filling the gap": f"{best.price:.4g} J",
         "participating clients": f"{joined} of {count}",
         "generating clients": f"{(best.share > 0).sum()}, {(best.share >= 1).sum()} of them the whole gap",
         "images they generate": f"{best.images.sum():.0f}",

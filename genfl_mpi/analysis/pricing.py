@@ -143,8 +143,8 @@ def in_worlds(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]]) -> lis
     """Price each run in each of its worlds. Raises UserError. worlds_of: from `worlds_for`."""
     priced = [
         Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
-        for run, own in zip(runs, worlds_of)
-        for name, world in own.items()
+        for run, worlds in zip(runs, worlds_of)
+        for name, world in worlds.items()
     ]
     for one in priced:
         if any((then != now).any() for then, now in zip(one.run.status, one.bill.status)):
@@ -298,15 +298,15 @@ def _break_even(found: Curves, trace: Trace, world: World) -> Iterator[str]:
     )
     equal = f"{'equal at (B/image)':>21}{'equal at (images)':>19}"
     yield f"  {'measure':<15}{'placements':<12}{'cheaper':<11}{equal}"
-    here = np.searchsorted(FACTORS, 1.0)
+    run_size = np.searchsorted(FACTORS, 1.0)
     for measure in MEASURES:
         for one, other in COMPARED:
             first, second = (found["size"][name][measure] for name in (one, other))
             less = (
                 "neither"
-                if np.isclose(first[here], second[here], rtol=1e-6)
+                if np.isclose(first[run_size], second[run_size], rtol=1e-6)
                 else one
-                if first[here] < second[here]
+                if first[run_size] < second[run_size]
                 else other
             )
             points = (

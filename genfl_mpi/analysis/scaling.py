@@ -146,12 +146,12 @@ def over_ranks(runs: Sequence[Measured]) -> Iterator[tuple[Any, ...]]:
     """Yield (ranks, mean seconds per round, those predicted from the fewest ranks, parts) by ranks."""
     base = min(runs, key=lambda run: run.cluster.ranks)
     for ranks in sorted({run.cluster.ranks for run in runs}):
-        own = [run for run in runs if run.cluster.ranks == ranks]
+        selected = [run for run in runs if run.cluster.ranks == ranks]
         yield (
             ranks,
-            np.mean([run.seconds.mean() for run in own]),
-            predicted(base, own[0].cluster),
-            {part: np.mean([run.parts[part] for run in own]) for part in PARTS},
+            np.mean([run.seconds.mean() for run in selected]),
+            predicted(base, selected[0].cluster),
+            {part: np.mean([run.parts[part] for run in selected]) for part in PARTS},
         )
 
 
@@ -161,14 +161,14 @@ def over_clients(
     """Yield (clients, cohort, ranks, mean seconds per round, mean final accuracy in %, runs) by size."""
     for (clients, cohort), runs in sorted(by_size.items()):
         for ranks in sorted({run.cluster.ranks for run in runs}):
-            own = [run for run in runs if run.cluster.ranks == ranks]
+            selected = [run for run in runs if run.cluster.ranks == ranks]
             yield (
                 clients,
                 cohort,
                 ranks,
-                np.mean([run.seconds.mean() for run in own]),
-                np.mean([run.accuracy for run in own]),
-                len(own),
+                np.mean([run.seconds.mean() for run in selected]),
+                np.mean([run.accuracy for run in selected]),
+                len(selected),
             )
 
 

@@ -55,10 +55,10 @@ def _draw_clients(axes: Sequence[Axes], rows: Sequence[tuple[Any, ...]]) -> None
     """Draw seconds per round and accuracy against clients: one curve per cohort size and number of ranks."""
     several = len({row[2] for row in rows}) > 1
     for cohort, ranks in sorted({row[1:3] for row in rows}):
-        own = [row for row in rows if row[1:3] == (cohort, ranks)]
-        label = f"cohort {cohort}" + (f", {ranks} ranks" if several else "")
+        selected = [row for row in rows if row[1:3] == (cohort, ranks)]
+        label = f"cohort {cohort}" + (f", {counted(ranks, 'rank')}" if several else "")
         for panel, column in zip(axes, (3, 4)):
-            panel.plot([row[0] for row in own], [row[column] for row in own], "o-", label=label)
+            panel.plot([row[0] for row in selected], [row[column] for row in selected], "o-", label=label)
     for panel, name in zip(axes, ("seconds per round", "final test accuracy (%)")):
         panel.set(xlabel="clients", ylabel=name, xscale="log")
         _set_ticks(panel.xaxis, sorted({row[0] for row in rows}))

@@ -161,8 +161,8 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         final, best, seconds = group.outcome()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (
-            f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}  {best:8.2f}"
-            f"  {seconds:7.1f}  {len(final):5d}"
+            f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}"
+            f"  {best:8.2f}  {seconds:7.1f}  {len(final):5d}"
         )
     for group, name in zip(found, names):
         if group.method != METHOD_TITLES["aigc"] and not group.of("clients_aggregated").any():

@@ -69,12 +69,12 @@ def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
         )
     round = numbers[-1] if round is None else round
     row = {name: values[numbers.index(round)] for name, values in rounds.items()}
-    own = (clients["round"] == round) & (clients["rank"] >= 0)  # without clients that no rank trained
+    trained = (clients["round"] == round) & (clients["rank"] >= 0)  # without clients that no rank trained
     waits = waits["wait_seconds"][waits["round"] == round].tolist()  # in the order of ranks
     found = [
         Span(int(rank), "train", start, start + seconds, int(client))
         for client, start, seconds, rank in zip(
-            *(clients[name][own].tolist() for name in ("client", "start_seconds", "seconds", "rank"))
+            *(clients[name][trained].tolist() for name in ("client", "start_seconds", "seconds", "rank"))
         )
     ]
     if np.isfinite(row["generate_start_seconds"]):
