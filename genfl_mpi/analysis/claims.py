@@ -83,7 +83,6 @@ class Claim:
     statement: str
     needs: str
     rows: Callable[[Runs], list[Row]]
-
     parts: int = 1
 
     def lacks(self, rows: list[Row]) -> bool:

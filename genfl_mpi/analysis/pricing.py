@@ -64,12 +64,10 @@ class Run:
     trace: Trace
     world: World | None
     status: list[np.ndarray]
-
     settings: str = ""
 
     @property
     def title(self) -> str:
-
         return ": ".join(filter(None, (self.name, self.settings)))
 
 

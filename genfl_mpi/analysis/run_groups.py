@@ -61,7 +61,6 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-
     method: str
     seed: int
     setting: Setting

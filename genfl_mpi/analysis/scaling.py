@@ -35,11 +35,9 @@ class Measured:
 
     path: str
     config: dict[str, Any]
-
     cluster: Cluster
     seconds: np.ndarray
     parts: dict[str, float]
-
     accuracy: float
     clients: np.ndarray
     server: np.ndarray

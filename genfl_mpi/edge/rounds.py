@@ -12,12 +12,11 @@ import numpy as np
 
 from genfl_mpi.edge import channel
 from genfl_mpi.edge.bandwidth import ALLOCATIONS, Uplink, seconds
-from genfl_mpi.edge.hardware import computing_joules, computing_seconds, slowest_frequency
+from genfl_mpi.edge.hardware import Devices, computing_joules, computing_seconds, slowest_frequency
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
     from genfl_mpi.config.world import Hardware, Helper, Server, World
-    from genfl_mpi.edge.hardware import Devices
 
 
 @dataclass(frozen=True)
