@@ -196,7 +196,7 @@ def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
 
     monkeypatch.setattr(datasets, "load", missing)
     [axes] = figures.images(paths[-1]).axes
-    assert "not here" in axes.get_title()
+    assert "not available" in axes.get_title()
 
 
 def test_costs_are_means_over_rounds(paths):
