@@ -60,17 +60,17 @@ def test_the_partition_is_printed_and_drawn(tiny, tmp_path, capsys):
     sizes, labels = histograms.sum(1), (histograms > 0).sum(1)
     assert "3900 samples at 6 clients, 100 in the public pool, of 4000" in said
     assert (
-        f"samples a client: {sizes.min()} to {sizes.max()}" in said
-        and f"labels a client: {labels.min()} to {labels.max()} of 10" in said
+        f"samples per client: {sizes.min()} to {sizes.max()}" in said
+        and f"labels per client: {labels.min()} to {labels.max()} of 10" in said
     )
     assert "the cohorts of 2 rounds" in said
     assert (tmp_path / "results/partition.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_cohorts_that_depend_on_a_world_are_not_told_ahead(tiny, capsys):
+def test_cohorts_that_depend_on_a_world_are_not_known_in_advance(tiny, capsys):
     for more in (["selection.policy=energy"], ["incentive.base=1"]):
         assert main(["partition", *tiny, "world={}", *more]) == 0
-        assert "the cohorts depend on the world: they are not told ahead" in capsys.readouterr().out
+        assert "the cohorts depend on the world, so they are not known in advance" in capsys.readouterr().out
 
 
 def test_prompts_are_those_of_the_run(tiny, capsys):
@@ -82,7 +82,7 @@ def test_prompts_are_those_of_the_run(tiny, capsys):
         and "round 3" not in said
     )
     assert main(["prompts", *tiny, "generation.plan=cohort_deficit"]) == 0
-    assert "cannot tell ahead" in capsys.readouterr().out
+    assert "its prompts are not known in advance" in capsys.readouterr().out
     assert main(["prompts", *tiny, "method=fedavg"]) == 2
 
 

@@ -44,7 +44,7 @@ def prefetch(arguments: Sequence[str]) -> int:
     )
 
     def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.ahead import prefetch
+        from genfl_mpi.preparation.prefetch import prefetch
 
         if comm.rank == 0:
             yield from prefetch(runs.values())
@@ -62,7 +62,7 @@ def partition(arguments: Sequence[str]) -> int:
     )
 
     def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.ahead import partition
+        from genfl_mpi.preparation.preview import partition
 
         yield from partition(comm, next(iter(runs.values())))
 
@@ -78,7 +78,7 @@ def prompts(arguments: Sequence[str]) -> int:
     )
 
     def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.ahead import prompts
+        from genfl_mpi.preparation.preview import prompts
 
         generating = [run for run in runs.values() if run.generates]
         if not generating:
@@ -99,7 +99,7 @@ def generate(arguments: Sequence[str]) -> int:
 
     def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
         from genfl_mpi.mpi.signals import Signals
-        from genfl_mpi.preparation.ahead import generate
+        from genfl_mpi.preparation.fill_bank import generate
 
         with Signals(comm) as signals:
             return generate(comm, [run for run in runs.values() if run.generates], say, signals)
