@@ -1,4 +1,8 @@
-"""How much of a GPU's memory a run will take, counted from shapes: nothing is computed, and no GPU is needed."""
+"""Predict the GPU memory of a run from shapes alone. Nothing is computed, and no GPU is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,34 +19,37 @@ from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import devices
 from genfl_mpi.util.text import counted
 
-CONTEXT = 500e6  # bytes of a process on a GPU before it does anything: driver, libraries, their workspaces; assumed, not measured
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from genfl_mpi.config.settings import Config
+
+# Bytes that a process takes on a GPU before it computes: driver, libraries and their workspaces. Assumed, not
+# measured.
+CONTEXT_BYTES = 500e6
+BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 
 
-def of_rank(config, arrays, serves=False):
-    """Bytes on a rank's GPU at most, by name: of the server, or of another rank. config: as the user
-    has it; arrays: of `load_and_divide`.
+def of_rank(config: Config, arrays: dict[str, np.ndarray], serves: bool = False) -> dict[str, int]:
+    """Return the peak bytes on a rank's GPU, by name, of rank 0 (`serves`) or of another rank.
 
-    The generator counts with its weights alone: what it needs for a batch of images is not in it.
+    config: as the user set it; arrays: of `load_and_divide`. Of the generator only the weights count: the
+    memory that it needs for a batch of images is not included.
     """
-    about, training, together = (
-        datasets.describe(config.data),
-        config.training,
-        config.training.clients_per_batch,
-    )
+    about, training = datasets.describe(config.data), config.training
+    together = training.clients_per_batch
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
-    found = of_weights(
-        len(model.weights), model.parameters, training, *_of_algorithm(config, model), together
-    )
+    vectors, broadcast, summed = _algorithm_memory(config, model)
+    found = of_weights(len(model.weights), model.parameters, training, vectors, broadcast, summed, together)
     samples = int(np.diff(arrays["pointers"]).max()) + config.data.shared if config.trains_clients else 0
-    pixels, images = int(np.prod(about.shape)), _most_images(config, len(about.classes))
-    beside = images if config.sends else _most_filled(config, about, arrays) if config.fills else 0
-    batch = min(training.batch_size, max(1, samples + beside))
+    pixels, images = int(np.prod(about.shape)), _max_server_images(config, len(about.classes))
+    extra = images if config.sends else _max_filled_images(config, about, arrays) if config.fills else 0
+    batch = min(training.batch_size, max(1, samples + extra))
     found["activations"] = together * of_activations(model.module, about.shape, batch, training.dtype)
     found["training images"] = arrays["train_images"].nbytes
-    found["a client's images"] = together * (samples + beside) * pixels * (FLOAT + 1)
-    if beside:  # before they are one array with the client's own; those that were sent stay
-        found["a client's images"] += (together * samples + beside) * pixels * FLOAT
+    found["a client's images"] = together * (samples + extra) * pixels * (FLOAT + 1)
+    if extra:  # before concatenation with the client's samples; sent images stay on the GPU
+        found["a client's images"] += (together * samples + extra) * pixels * FLOAT
     if serves and config.augments:
         found["generated images"] = images * pixels * (FLOAT + 1)
         found["optimizer"] += FLOAT * model.parameters * bool(config.augmented.momentum)
@@ -51,48 +58,55 @@ def of_rank(config, arrays, serves=False):
             found["activations"], of_activations(model.module, about.shape, batch, config.augmented.dtype)
         )
     if serves and config.generates and config.generation.device != "cpu":
-        found["generator's weights"] = (
-            BYTES[config.generation.dtype] * image_flops.of_configured(config.generation).weights
-        )
-    return found | {"context": int(CONTEXT)}
+        weights = image_flops.of_configured(config.generation).weights
+        found["generator's weights"] = BYTES_PER_VALUE[config.generation.dtype] * weights
+    return found | {"context": int(CONTEXT_BYTES)}
 
 
-def _of_algorithm(config, model):
-    """(vectors like the parameters that a step needs besides gradients and velocity, values of the broadcast arrays, values of the sums
-    besides the weights') of the configured algorithm, found out on shapes alone."""
+def _algorithm_memory(config: Config, model: FlatModel) -> tuple[int, int, int]:
+    """Return what the configured algorithm adds, found by running its hooks on shapes alone.
+
+    Returns the number of vectors like the parameters that a step needs besides gradients and velocity, the
+    values of the broadcast arrays, and the values of the sums besides the weights'.
+    """
     algorithm = algorithms.find(config)
     declared = {
         kind: algorithm.declared(kind, model.parameters, config) for kind in ("broadcast", "sum", "client")
     }
-    arrays, own = (
+    arrays, state = (
         {name: torch.empty(array.shape, device="meta") for name, array in declared[kind].items()}
         for kind in ("broadcast", "client")
     )
     client = Client(0, 1, 1, config.training, model.parameters)
-    stages = algorithm.stages(client, torch.empty(len(model.weights), device="meta"), arrays, own, config)
-    of_step = max(bool(stage.prox) + (stage.correction is not None) for stage in stages)
-    return of_step, *(
-        sum(int(np.prod(array.shape)) for array in declared[kind].values()) for kind in ("broadcast", "sum")
-    )
+    omega = torch.empty(len(model.weights), device="meta")
+    stages = algorithm.stages(client, omega, arrays, state, config)
+    vectors = max(bool(stage.prox) + (stage.correction is not None) for stage in stages)
+
+    def values(kind: str) -> int:
+        return sum(int(np.prod(array.shape)) for array in declared[kind].values())
+
+    return vectors, values("broadcast"), values("sum")
 
 
-def _most_images(config, classes):
-    """How many images the server has in the end, at most."""
+def _max_server_images(config: Config, classes: int) -> int:
+    """Return the maximum number of images that the server holds after the last round."""
     if config.source == "pool":
         return config.data.public_pool
     images = min(config.generation.cap, config.generation.per_round * config.rounds)
     return images * classes if config.generation.count == "class" else images
 
 
-def _most_filled(config, about, arrays):
-    """How many images a client makes for itself, at most: at any price its whole gap."""
-    unpriced = config.model_copy(update={"incentive": Incentive()})
+def _max_filled_images(config: Config, about: datasets.Description, arrays: dict[str, np.ndarray]) -> int:
+    """Return the maximum number of images that a client generates for itself: its whole gap, at any price."""
+    unpriced = config.model_copy(update={"incentive": Incentive.model_validate({})})
     return int(ClientImages(unpriced, about, arrays).demand()[0].max())
 
 
-def of_node(rank, server, ranks, gpus):
-    """Bytes on each of so many GPUs, a list, of a node with so many ranks, of which the first is the server; rank, server: bytes
-    of a rank, and of the server."""
+def of_node(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
+    """Return the bytes on each GPU of a node with `ranks` ranks and `gpus` GPUs, where the first rank serves.
+
+    rank, server: bytes of a rank that does not serve, and of rank 0.
+    """
     names = tuple(map(str, range(gpus)))
     places = [
         devices.Place(number, "", frozenset(), gpus=names, usable=gpus, serves=number == 0)
@@ -104,13 +118,13 @@ def of_node(rank, server, ranks, gpus):
     return total
 
 
-def lines(config, arrays, ranks, gpus):
-    """What `plan` says of it, for a node of so many ranks and GPUs."""
+def lines(config: Config, arrays: dict[str, Any], ranks: int, gpus: int) -> Iterator[str]:
+    """Yield the lines of `plan` on GPU memory, for a node with `ranks` ranks and `gpus` GPUs."""
     rank, server = of_rank(config, arrays), of_rank(config, arrays, serves=True)
     total = of_node(sum(rank.values()), sum(server.values()), ranks, gpus)
     yield (
-        f"GPU       {sum(rank.values()) / 1e6:,.0f} MB a rank, {sum(server.values()) / 1e6:,.0f} MB rank 0; at most "
-        f"{max(total) / 1e6:,.0f} MB on one of {counted(gpus, 'GPU')}"
+        f"GPU       {sum(rank.values()) / 1e6:,.0f} MB per rank, {sum(server.values()) / 1e6:,.0f} MB "
+        f"rank 0; at most {max(total) / 1e6:,.0f} MB on one of {counted(gpus, 'GPU')}"
     )
     parts = ", ".join(f"{name} {size / 1e6:,.3g}" for name, size in server.items() if size)
-    yield f"{'':10}of rank 0's MB: {parts}"
+    yield f"{'':10}rank 0, MB: {parts}"

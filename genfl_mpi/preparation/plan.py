@@ -1,4 +1,6 @@
-"""What a run will take on so many ranks, from a few clients and images computed here: the `plan` command."""
+"""Predict the cost of a run on any number of ranks from a short measurement here: the `plan` command."""
+
+from __future__ import annotations
 
 import resource
 import tempfile
@@ -6,6 +8,7 @@ import textwrap
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,22 +24,36 @@ from genfl_mpi.mpi import collectives, devices, measure
 from genfl_mpi.mpi.round_time import Cluster, copying, exchange, loads
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation import gpu_memory
+from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import environment
 from genfl_mpi.util.text import counted
 
-CLIENTS, SECONDS = 4, 8.0  # clients of a round, and time, that are enough to learn a client's cost
-FEWEST_STEPS = 2  # denoising steps of which the time is taken first
-MOST = 300  # rounds looked at; later ones are like the second half of these
-ENOUGH = 1.05  # times the least seconds: more ranks are not worth while
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.records import Record
+    from genfl_mpi.generation.bank import Batch
+    from genfl_mpi.mpi.collectives import MPI
+
+# Clients per round, and seconds of measurement, that suffice to estimate the cost of a client.
+CALIBRATION_CLIENTS, CALIBRATION_SECONDS = 4, 8.0
+MIN_STEPS = 2  # denoising steps of the first timed batch
+MAX_ROUNDS = 300  # rounds predicted; the mean of their second half stands for every later round
+TOLERANCE = 1.05  # the smallest number of ranks within this factor of the best time is recommended
 PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one rank here. rate: samples/s; overhead: of a client, in samples; batch: s of a batch of images; test: s of the test
-    set; rest: s of a round beside training, generating, testing and waiting; first: s by which a rank's first round is longer;
-    load: s until the generator can begin; copying: B/s in memory; down, up: bytes of the messages; own, server: bytes of memory
-    of a rank, and of rank 0; shared: of the data, once a node."""
+    """Measured costs of one rank on this machine.
+
+    rate: training speed, samples/s; overhead: of a client, in samples; batch: s per batch of images; test: s
+    to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
+    by which a rank's first round is longer; load: s to load the generator; copying: memory bandwidth, B/s;
+    down, up: bytes of broadcast and reduction; own, server: bytes of memory of a rank, and of rank 0; shared:
+    bytes of the data set, once per node.
+    """
 
     rate: float
     overhead: float
@@ -53,22 +70,27 @@ class Costs:
     shared: int
 
 
-def calibrate(config):
-    """The `Costs` of a resolved `config`, of this rank alone: some rounds of a few clients with one epoch, and some batches of
-    images, of which the first warms up."""
+def calibrate(config: Config) -> Costs:
+    """Measure the `Costs` of a resolved `config` on this rank alone.
+
+    Trains a few clients for one epoch in some rounds, and generates some batches of images; the first of each
+    warms up.
+    """
     with tempfile.TemporaryDirectory() as folder:
         training = config.training.model_copy(update={"epochs": 1})
         few = config.model_copy(
             update={
                 "method": "fedavg",
-                "composition": Composition(images="nowhere"),
+                "composition": Composition.model_validate({"images": "nowhere"}),
                 "rounds": 20,
-                "cohort": min(config.cohort, max(CLIENTS, training.clients_per_batch)),
+                "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
                 "training": training,
             }
         )
         simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
-        pace, rounds, start = Pace(1), [], None
+        pace = Pace(1)
+        rounds: list[dict[str, Any]] = []
+        start = None
         for record in simulation:
             if start is not None:  # the first round warms up
                 samples, seconds = _trained(record)
@@ -76,109 +98,111 @@ def calibrate(config):
                 rounds.append(record.columns)
             else:
                 first, start = record, time.perf_counter()
-            if rounds and time.perf_counter() - start > SECONDS:
+            if rounds and time.perf_counter() - start > CALIBRATION_SECONDS:
                 break
         shared = sum(array.nbytes for array in simulation.data.values())
-        messages = simulation.message_bytes
-        own = _resident() - shared
-        rest = [
+        down, up = simulation.message_bytes
+        own = _resident_bytes() - shared
+        rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
             for one in rounds
         ]
         simulation.close()
         load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
-    test, rest, rate = (
-        np.median([one["evaluate_seconds"] for one in rounds]),
-        max(0.0, np.median(rest)),
-        pace.rates()[0],
-    )
+    test = float(np.median([one["evaluate_seconds"] for one in rounds]))
+    rest, rate = max(0.0, float(np.median(rests))), pace.rates()[0]
     usual = (_trained(first)[0] + pace.overhead).sum() / rate + test + rest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Costs(
-        rate,
-        pace.overhead,
-        batch,
-        test,
-        rest,
-        max(0.0, first.columns["round_seconds"] - usual),
-        load,
-        copying(),
-        *messages,
-        own,
-        max(own, peak - shared),
-        shared,
+        rate=rate,
+        overhead=pace.overhead,
+        batch=batch,
+        test=test,
+        rest=rest,
+        first=max(0.0, first.columns["round_seconds"] - usual),
+        load=load,
+        copying=copying(),
+        down=down,
+        up=up,
+        own=own,
+        server=max(own, peak - shared),
+        shared=shared,
     )
 
 
-def _trained(record):
-    """(samples, seconds) of the clients of a round that were trained; in a world that acts some are not."""
+def _trained(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples and seconds of a round's trained clients; an enforced world excludes some."""
     trained = record.clients["rank"] != NO_RANK
     return record.clients["samples"][trained], record.clients["seconds"][trained]
 
 
-def _batch_seconds(config, folder):
-    """Seconds until the generator is loaded, and of a batch of images: with the configured steps if that takes no more than
-    SECONDS, or else by the straight line through two smaller numbers of them."""
+def _batch_seconds(config: Config, folder: str) -> tuple[float, float]:
+    """Measure the seconds to load the generator, and to generate a batch of images.
 
-    def batch_of(steps, number):
+    A batch with the configured steps is timed directly if it takes at most CALIBRATION_SECONDS; else its time
+    is extrapolated linearly from two smaller numbers of steps.
+    """
+
+    def time_batch(steps: int, number: int) -> tuple[float, float]:
         generation = config.generation.model_copy(
             update={"steps": steps, "bank": f"{folder}/{number}", "seed": number}
         )
         few = config.model_copy(update={"generation": generation})
-        server = planning_server(few, load_and_divide(few))
-        batch = next(batch for batches in server.images.batches_from(server.state, 0) for batch in batches)
+        batch = next(batch for batches in planned_batches(few) for batch in batches)
         generator, start = Generator(few, datasets.describe(few.data).shape), time.perf_counter()
         generator.load()
         loaded = time.perf_counter()
         generator.images(batch)
         return loaded - start, time.perf_counter() - loaded
 
-    load, _ = batch_of(FEWEST_STEPS, 0)  # warms up
-    (_, short), wanted = batch_of(FEWEST_STEPS, 1), config.generation.steps
-    steps = min(wanted, max(2 * FEWEST_STEPS, int(SECONDS * FEWEST_STEPS / short)))
-    _, long = batch_of(steps, 2)
-    return load, long + max(0.0, long - short) * (wanted - steps) / (steps - FEWEST_STEPS)
+    load, _ = time_batch(MIN_STEPS, 0)  # warms up
+    (_, short), wanted = time_batch(MIN_STEPS, 1), config.generation.steps
+    steps = min(wanted, max(2 * MIN_STEPS, int(CALIBRATION_SECONDS * MIN_STEPS / short)))
+    _, long = time_batch(steps, 2)
+    return load, long + max(0.0, long - short) * (wanted - steps) / (steps - MIN_STEPS)
 
 
-def _resident():
+def _resident_bytes() -> int:
+    """Return the bytes of memory that this process has resident now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def predict(config, arrays, costs, cluster):
-    """The PARTS of each round in seconds, {part: float64 (rounds,)}, and "round": their sum, waiting and server aside.
+def predict(
+    config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster
+) -> dict[str, np.ndarray]:
+    """Predict the seconds of each part of a round, for at most MAX_ROUNDS rounds, without computing anything.
 
-    The server of the run itself chooses the cohorts, asks for the images and schedules, round by round; nothing is computed.
-    arrays: of `load_and_divide`. At most MOST rounds.
+    The run's server selects the cohorts, plans the images and schedules, round by round. arrays: of
+    `load_and_divide`. Returns {part: float64 (rounds,)} for PARTS, and under "round" the sum of all parts
+    except waiting and server.
     """
-    if (
-        config.generation.plan == "cohort_deficit"
-    ):  # its images are known too late, and are as many as of this one
+    # The images of cohort_deficit are known only when the cohort is; deficit makes the same number.
+    if config.generation.plan == "cohort_deficit":
         config = config.model_copy(
             update={"generation": config.generation.model_copy(update={"plan": "deficit"})}
         )
-    made, in_bank = set(), None
+    made: set[Batch] = set()
+    in_bank: Any = None
     server = planning_server(config, arrays, cluster.ranks, lambda batch: batch in made or in_bank(batch))
-    images, message, wanted = (
-        server.images,
-        Broadcast(0, config.cohort if config.trains_clients else 0, {}),
-        [],
-    )
+    images, message = server.images, Broadcast(0, config.cohort if config.trains_clients else 0, {})
+    wanted: list[list[Batch]] = []
     if config.generates:
         in_bank = images.generator.ready
         wanted = list(images.batches_from(server.state, 0))
     later = iter([batch for batches in wanted for batch in batches])
-    slow, found = cluster.crowding, {part: [] for part in PARTS}
+    slow = cluster.crowding
+    seconds_of: dict[str, list[float]] = {part: [] for part in PARTS}
 
-    def train(units):
+    def train(units: Any) -> Any:
         return (units + costs.overhead) * slow / costs.rate
 
-    def make(batches):
+    def make(batches: list[Batch]) -> tuple[float, float, int]:
         missing = [batch for batch in batches if not images.ready(batch)]
         load = costs.load * slow if missing and not made else 0.0
         made.update(missing)
         return load, len(missing) * costs.batch * slow, len(missing)
 
-    def make_now(batches):
+    def make_now(batches: list[Batch]) -> float:
         load, seconds, missing = make(batches)
         images.speed.measure(missing, seconds)
         images.is_loaded |= missing > 0
@@ -186,10 +210,11 @@ def predict(config, arrays, costs, cluster):
             images.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
         return load + seconds
 
-    for round in range(min(config.rounds, MOST)):
+    for round in range(min(config.rounds, MAX_ROUNDS)):
         server.select(round, message)
         batches, early = wanted[round] if round < len(wanted) else [], 0.0
-        if config.generates and not config.augments:  # all wait for the images, on which the clients train
+        if config.generates and not config.augments:
+            # The clients train on these images, so that every rank waits for them.
             early = make_now(batches)
             if config.sends:
                 server.send(message.plan)
@@ -205,7 +230,8 @@ def predict(config, arrays, costs, cluster):
         load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
         load[0] += busy
         ends = load + (costs.first * slow if round == 0 else 0.0)
-        others = server.seconds_of_others  # as long as a batch fits, a server that waits works ahead
+        others = server.seconds_of_others
+        # While it waits for the other ranks, rank 0 generates later batches as long as one fits.
         while made and ends[0] + costs.batch * slow <= others and (batch := next(later, None)):
             ends[0] += sum(make([batch])[:2])
         server.pace.measure(units, seconds, trained["rank"])
@@ -219,43 +245,43 @@ def predict(config, arrays, costs, cluster):
             costs.rest,
         )
         for part, value in zip(PARTS, parts):
-            found[part].append(value)
-    found = {part: np.array(values) for part, values in found.items()}
-    return found | {"round": sum(found[part] for part in ("longest rank", "exchange", "testing", "rest"))}
+            seconds_of[part].append(value)
+    found = {part: np.array(values) for part, values in seconds_of.items()}
+    found["round"] = found["longest rank"] + found["exchange"] + found["testing"] + found["rest"]
+    return found
 
 
-def total(rounds, config):
-    """Seconds of all rounds, from those that were looked at."""
+def total(rounds: np.ndarray, config: Config) -> float:
+    """Extrapolate the seconds of all rounds from those predicted, `rounds` (float64)."""
     return rounds.sum() + (config.rounds - len(rounds)) * rounds[len(rounds) // 2 :].mean()
 
 
-def command(comm, config, cluster, name, gpus=None):
-    """Lines of the `plan` command. Collective: every rank of `comm` measures, at the same time. cluster: a `Cluster`, of
-    which the run's threads and the copying are not known yet. gpus: of a node, by default this one's if the run is on them."""
-    asked = config
-    config = config.model_copy(
-        update={
-            "runtime": config.runtime.model_copy(
-                update={"threads": config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)}
-            )
-        }
-    )
-    config = resolve(config, comm)
-    devices.use(comm, config.runtime.threads, config.runtime.device)
+def command(
+    comm: MPI.Comm, config: Config, cluster: Cluster, name: str, gpus: int | None = None
+) -> Iterator[str]:
+    """Yield the lines of the `plan` command on rank 0.
+
+    Collective: all ranks of `comm` measure at the same time. cluster: its threads and memory bandwidth are
+    replaced by those of the run. name: of the run. gpus: per node; by default those of this node, if the run
+    uses them.
+    """
+    unresolved = config
+    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)
+    runtime = config.runtime.model_copy(update={"threads": threads})
+    config = resolve(config.model_copy(update={"runtime": runtime}), comm)
+    devices.use(comm, threads, config.runtime.device)
     costs = calibrate(config)
     each, (neighbours, seconds) = comm.gather(costs), measure.reduction_in_node(comm, costs.up // 8)
-    if comm.rank:
+    if each is None:  # every rank but 0
         return
     measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copying")
     costs = replace(
         each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
     )
-    if neighbours > 1:  # then what messages in memory really take is known
-        here = Cluster(
-            neighbours, 1, cluster.cores, config.runtime.threads, cluster.latency, cluster.bandwidth, 1.0
-        )
+    if neighbours > 1:  # derive the memory bandwidth from real messages
+        here = Cluster(neighbours, 1, cluster.cores, threads, cluster.latency, cluster.bandwidth, 1.0)
         costs = replace(costs, copying=exchange(0, costs.up, here) / seconds)
-    cluster = replace(cluster, threads=config.runtime.threads, copying=costs.copying)
+    cluster = replace(cluster, threads=threads, copying=costs.copying)
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
     yield ""
@@ -264,82 +290,98 @@ def command(comm, config, cluster, name, gpus=None):
     own = predict(config, arrays, costs, cluster)
     yield ""
     yield f"{counted(cluster.ranks, 'rank')} on {counted(cluster.nodes, 'node')}"
-    yield f"  seconds   {own['round'].mean():.3g} a round, {total(own['round'], config):,.4g} in all, start and files aside"
+    yield (
+        f"  seconds   {own['round'].mean():.3g} per round, {total(own['round'], config):,.4g} in total, "
+        "without start and files"
+    )
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield (
-        f"  memory    {costs.own / 1e6:,.0f} MB a rank, {costs.server / 1e6:,.0f} MB rank 0, and {costs.shared / 1e6:,.0f} MB a node "
-        "for the data"
+        f"  memory    {costs.own / 1e6:,.0f} MB per rank, {costs.server / 1e6:,.0f} MB rank 0, "
+        f"{costs.shared / 1e6:,.0f} MB per node for data"
     )
     if gpus or config.runtime.device == "cuda":
-        for line in gpu_memory.lines(asked, arrays, cluster.ranks_a_node, gpus or torch.cuda.device_count()):
+        for line in gpu_memory.lines(
+            unresolved, arrays, cluster.ranks_a_node, gpus or torch.cuda.device_count()
+        ):
             yield from textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 12)
-    yield f"  bytes     {costs.down / 1e6:,.3g} MB to every rank and {costs.up / 1e6:,.3g} MB from every rank in a round"
+    yield (
+        f"  bytes     {costs.down / 1e6:,.3g} MB to every rank and {costs.up / 1e6:,.3g} MB from every rank "
+        "per round"
+    )
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
 
 
-def _measured(config, ranks, costs):
+def _measured(config: Config, ranks: int, costs: Costs) -> str:
+    """Describe the measured costs."""
     threads = counted(config.runtime.threads, "thread")
     images = (
-        f"{config.generation.batch_size} images in {costs.batch:.2f} s, after {costs.load:.2f} s until the generator is loaded; "
+        f"a batch of {config.generation.batch_size} images {costs.batch:.2f} s, "
+        f"after {costs.load:.2f} s to load the generator; "
         if config.generates
         else ""
     )
     return (
-        f"measured by {counted(ranks, 'rank')} {'at once, ' if ranks > 1 else ''}of {threads}, on {config.runtime.device}, "
-        f"{environment.processor()}: {costs.rate:,.0f} samples/s in training, and {1000 * costs.overhead / costs.rate:.1f} ms a "
-        f"client beside; {images}testing {costs.test:.2f} s; the rest of a round {costs.rest:.3f} s, and {costs.first:.2f} s more "
-        f"in the first one; "
+        f"measured on {counted(ranks, 'rank')}{' at once' if ranks > 1 else ''} with {threads}, on "
+        f"{config.runtime.device}, {environment.processor()}: {costs.rate:,.0f} samples/s in training, plus "
+        f"{1000 * costs.overhead / costs.rate:.1f} ms per client; {images}testing {costs.test:.2f} s; "
+        f"rest of a round {costs.rest:.3f} s, plus {costs.first:.2f} s in the first round; "
         f"messages in memory {costs.copying / 1e9:.1f} GB/s"
     )
 
 
-def _assumed(cluster):
+def _assumed(cluster: Cluster) -> str:
+    """Describe what the prediction assumes of the cluster."""
     crowded = (
-        f"; {cluster.ranks_a_node} ranks of {counted(cluster.threads, 'thread')} share {counted(cluster.cores, 'core')}, so that "
-        f"all takes {cluster.crowding:.3g} times as long"
+        f"; {cluster.ranks_a_node} ranks of {counted(cluster.threads, 'thread')} share "
+        f"{counted(cluster.cores, 'core')}, so everything takes {cluster.crowding:.3g} times as long"
         if cluster.crowding > 1
         else ""
     )
     return (
-        f"assumed: nodes like this one, of {counted(cluster.cores, 'core')}; between nodes {1e6 * cluster.latency:g} us and "
-        f"{8 * cluster.bandwidth / 1e9:g} Gbit/s; LogGP for long messages: broadcast by scatter and allgather, reduction by "
-        f"reduce-scatter and gather{crowded}"
+        f"assumed: nodes like this one, with {counted(cluster.cores, 'core')}; {1e6 * cluster.latency:g} us "
+        f"and {8 * cluster.bandwidth / 1e9:g} Gbit/s between nodes; LogGP for long messages: broadcast by "
+        f"scatter and allgather, reduction by reduce-scatter and gather{crowded}"
     )
 
 
-def _others(cluster, most):
-    """The cluster with 1, 2, 4 and so on ranks up to `most`, and with so many as it has, as full nodes."""
-    for ranks in sorted({*(2**i for i in range(most.bit_length())), cluster.ranks}):
+def _resized(cluster: Cluster, max_ranks: int) -> Iterable[Cluster]:
+    """Yield the cluster with 1, 2, 4, ... ranks up to `max_ranks`, and with its own number, in full nodes."""
+    for ranks in sorted({*(2**i for i in range(max_ranks.bit_length())), cluster.ranks}):
         yield replace(cluster, ranks=ranks, nodes=-(-ranks // cluster.ranks_a_node))
 
 
-def _strong(config, arrays, costs, cluster):
+def _strong(config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster) -> Iterator[str]:
+    """Yield the strong scaling table: the same run on other numbers of ranks."""
     seconds = {
         one: total(predict(config, arrays, costs, one)["round"], config) / config.rounds
-        for one in _others(cluster, max(cluster.ranks, 2 * config.cohort))
+        for one in _resized(cluster, max(cluster.ranks, 2 * config.cohort))
     }
     first = next(iter(seconds.values()))
-    yield "\nstrong scaling: the same run\n  ranks  nodes  s a round  speed-up  efficiency (%)"
+    yield "\nstrong scaling: the same run\n  ranks  nodes    s/round  speed-up  efficiency (%)"
     for one, taken in seconds.items():
-        yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {first / taken:8.2f}  {100 * first / taken / one.ranks:14.0f}"
-    best = next(one for one, taken in seconds.items() if taken <= ENOUGH * min(seconds.values()))
-    yield f"best of these: {best.ranks} ranks; more gain less than {100 * ENOUGH - 100:.0f} %"
+        speedup = first / taken
+        efficiency = 100 * speedup / one.ranks
+        yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {speedup:8.2f}  {efficiency:14.0f}"
+    best = next(one for one, taken in seconds.items() if taken <= TOLERANCE * min(seconds.values()))
+    yield f"best of these: {best.ranks} ranks; more gain less than {100 * TOLERANCE - 100:.0f} %"
 
 
-def _weak(config, arrays, costs, cluster, busy):
-    """A cohort that grows with the ranks, of clients like these."""
-    rng, sizes, each = (
-        np.random.default_rng(0),
-        np.diff(arrays["pointers"]),
-        max(1, round(config.cohort / cluster.ranks)),
-    )
+def _weak(
+    config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster, busy: float
+) -> Iterator[str]:
+    """Yield the weak scaling table: a cohort that grows with the ranks, of clients sampled from the run's.
+
+    busy: seconds per round that rank 0 spends as the server.
+    """
+    rng, sizes = np.random.default_rng(0), np.diff(arrays["pointers"])
+    each = max(1, round(config.cohort / cluster.ranks))
     chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
-    yield f"\nweak scaling: {each} clients a rank\n  ranks  nodes  s a round  efficiency (%)"
+    yield f"\nweak scaling: {counted(each, 'client')} per rank\n  ranks  nodes    s/round  efficiency (%)"
     first = None
-    for one in _others(cluster, cluster.ranks):
+    for one in _resized(cluster, cluster.ranks):
         units = rng.choice(sizes, (10, each * one.ranks)) * config.training.epochs
         seconds = (units + costs.overhead) * one.crowding / costs.rate
         longest = np.mean([loads(cohort, busy, one.ranks).max() for cohort in seconds])
