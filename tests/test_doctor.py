@@ -1,4 +1,4 @@
-"""doctor on a healthy set-up, and on ones that are broken on purpose."""
+"""Run doctor on a healthy set-up, and on deliberately broken ones."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from genfl_mpi.preparation import doctor
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch, capsys):
-    """Examine with some overrides, where nothing is slow unless the test says so; returns the exit status and what was said."""
+    """Run doctor with overrides and no threshold for slowness. Returns the exit status and the output."""
     for name, value in (("SLOW_START", 1e9), ("SLOW_FILE", 1e9), ("SLOW_DISK", 0), ("SLOW_NETWORK", 0)):
         monkeypatch.setattr(doctor, name, value)
 
@@ -36,7 +36,7 @@ def examine(tmp_path, monkeypatch, capsys):
 
 def test_a_healthy_set_up(examine, tmp_path):
     status, said = examine()
-    assert status == 0 and said.endswith("nothing to mend ")
+    assert status == 0 and said.endswith("nothing to fix ")
     for heading in (
         "MPI ",
         "ranks 1 on 1 host",
@@ -44,12 +44,12 @@ def test_a_healthy_set_up(examine, tmp_path):
         "GPUs ",
         "versions python ",
         "HDF5 ",
-        "mnist5k: there",
-        "digits: there",
+        "mnist5k: found",
+        "digits: found",
         "messages none",
     ):
         assert heading in said
-    assert list(tmp_path.iterdir()) == [], "it leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "no file is left behind"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_healthy_set_up(examine, tmp_path):
 def test_what_is_missing(examine, overrides, problem, remedy):
     status, said = examine(*overrides)
     assert (
-        status == 2 and problem in said.partition("to mend:")[2] and remedy in said.partition("to mend:")[2]
+        status == 2 and problem in said.partition("to fix:")[2] and remedy in said.partition("to fix:")[2]
     ), said
 
 
@@ -87,7 +87,7 @@ def test_what_is_missing(examine, overrides, problem, remedy):
 def test_what_is_slow(examine, monkeypatch, threshold, value, problem):
     monkeypatch.setattr(doctor, threshold, value)
     status, said = examine()
-    assert status == 2 and problem in said.partition("to mend:")[2]
+    assert status == 2 and problem in said.partition("to fix:")[2]
 
 
 def test_a_file_system_without_locks(examine, tmp_path, monkeypatch):
@@ -107,14 +107,14 @@ def test_a_gpu_that_torch_cannot_use(examine, monkeypatch):
     status, said = examine()
     assert (
         status == 2
-        and "rank 0 takes GPU 3 of 3, which torch cannot use" in said
+        and "rank 0 uses GPU 3 of 3, which torch cannot use" in said
         and "set runtime.device=cpu" in said
     )
     assert examine("runtime.device=cpu")[0] == 0
 
 
 def test_ranks_that_differ(tmp_path):
-    """Other versions on one rank, and folders that it does not see."""
+    """One rank has other versions and does not see the folders."""
     script = tmp_path / "broken.py"
     script.write_text("""
 import os, sys
@@ -131,21 +131,25 @@ sys.exit(main(sys.argv[1:]))
     done = mpirun(2, script, "doctor", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank")
     said = re.sub(r"\s+", " ", done.stdout)
     assert done.returncode == 2, done.stderr
-    assert "torch is " in said and "(rank 1) has 0.4.1: start all ranks from one environment" in said
+    assert (
+        "torch is " in said
+        and ", and 0.4.1 on " in said
+        and "(rank 1): start all ranks from one environment" in said
+    )
     assert (
         f"output: {tmp_path}/results is not the same folder on " in said
-        and "a file system that all nodes see" in said
+        and "a file system shared by all nodes" in said
     )
     assert "rank 0 to rank 1 on " in said and "a round's reduction of " in said
 
 
-def test_a_model_and_data_that_cannot_be_are_to_be_mended(fast, capsys):
+def test_a_model_and_data_that_cannot_be_are_to_be_fixed(fast, capsys):
     assert main(["doctor", *fast, "data.samples=2147483647"]) == 2
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "the 2147483647 training images of data.name=synthetic with data.size=8 take 429 GB of memory" in said
     )
     assert main(["doctor", *fast, "data.size=2"]) == 2
-    assert "to mend: - model.name: cnn cannot be trained on images of 3 x 2 x 2 " in " ".join(
+    assert "to fix: - model.name: cnn cannot be trained on images of 3 x 2 x 2 " in " ".join(
         capsys.readouterr().out.split()
     )

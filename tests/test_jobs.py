@@ -112,7 +112,7 @@ def ranks(text):
     }
     gpus = {
         int(rank): (gpu, seen)
-        for rank, gpu, seen in re.findall(r"rank (\d+) takes GPU (\d+) of ([\d,]+),", text)
+        for rank, gpu, seen in re.findall(r"rank (\d+) uses GPU (\d+) of ([\d,]+),", text)
     }
     return cores, gpus
 

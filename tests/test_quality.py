@@ -142,7 +142,7 @@ def test_the_command(tmp_path, tiny, capsys, real, monkeypatch):
         ((20, 3, 32, 32), range(20), "give the CONFIG of their data set"),
         ((20, 1, 28, 28), range(20), "label 19 is unknown"),
         ((10, 1, 28, 28), range(10), "every class needs two"),
-        (None, None, "there are no images"),
+        (None, None, "it contains no images"),
     ],
 )
 def test_banks_that_cannot_be_judged(tmp_path, tiny, capsys, images, labels, message):

@@ -1,4 +1,9 @@
-"""What may be wrong with a set-up before a run finds out: each check says what there is, and what to mend and how."""
+"""Check a set-up before a run fails on it: the `doctor` command.
+
+Each check reports what it finds on all ranks, and for every problem what to fix and how.
+"""
+
+from __future__ import annotations
 
 import os
 import platform
@@ -6,6 +11,7 @@ import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import torch
@@ -20,19 +26,31 @@ from genfl_mpi.results import disk, environment
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted, first_line
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.mpi.collectives import MPI
+
+    # The lines to print, and the problems to fix.
+    Findings = tuple[list[str], list[str]]
+
 SLOW_START = 60.0  # seconds until a process has imported everything
-SLOW_FILE = 0.1  # seconds to write a file of 4 KB and bring it to the disk
-SLOW_DISK = 20e6  # bytes a second, of a file of LARGE bytes
+SLOW_FILE = 0.1  # seconds to write a file of 4 KB and flush it to disk
+SLOW_DISK = 20e6  # bytes per second, of a file of LARGE bytes
 LARGE = 16 << 20
-SLOW_NETWORK = 0.1e9  # bytes a second between hosts
-MOST_PARTNERS = 8  # of rank 0 in the ping
-MOST_LINES = 16  # of a check
+SLOW_NETWORK = 0.1e9  # bytes per second between hosts
+MAX_PINGED_RANKS = 8
+MAX_LINES_PER_CHECK = 16
 
 
-def doctor(comm, runs, say):
-    """Examine the set-up of the ranks for `runs`. Collective. Returns the exit status: 0, or 2 if there is something to mend."""
+def doctor(comm: MPI.Comm, runs: dict[str, Config], say: Callable[[str], object]) -> int:
+    """Check the set-up of all ranks for `runs`. Collective.
+
+    Returns the exit status: 0, or 2 if a check finds a problem.
+    """
     configs, refused = zip(*(_resolved(comm, config) for config in runs.values()))
-    checks = {
+    checks: dict[str, Callable[[MPI.Comm, Sequence[Config]], Findings]] = {
         "MPI": _mpi,
         "ranks": _ranks,
         "cores": _cores,
@@ -46,22 +64,23 @@ def doctor(comm, runs, say):
     }
     problems = list(dict.fromkeys(filter(None, refused)))
     for heading, check in checks.items():
-        lines, wrong = check(comm, configs)
-        for line in [
-            *lines[:MOST_LINES],
-            *[f"and {len(lines) - MOST_LINES} more"] * (len(lines) > MOST_LINES),
-        ]:
+        lines, found = check(comm, configs)
+        hidden = len(lines) - MAX_LINES_PER_CHECK
+        for line in [*lines[:MAX_LINES_PER_CHECK], *[f"and {hidden} more"] * (hidden > 0)]:
             say(textwrap.fill(line, 80, initial_indent=f"{heading:<11}", subsequent_indent=" " * 11))
             heading = ""
-        problems += wrong
-    say("\nto mend:" if problems else "\nnothing to mend")
+        problems += found
+    say("\nto fix:" if problems else "\nnothing to fix")
     for problem in problems:
         say(textwrap.fill(problem, 80, initial_indent="- ", subsequent_indent="  "))
     return comm.bcast(2 if problems else 0)
 
 
-def _resolved(comm, config):
-    """`config` with threads and devices filled in, and None; or as it would be on cores, and what stands against the devices."""
+def _resolved(comm: MPI.Comm, config: Config) -> tuple[Config, str | None]:
+    """Fill in threads and devices.
+
+    Returns the config and None; if that fails, the config for the CPU and the reason.
+    """
     try:
         return resolve(config, comm), None
     except UserError as error:
@@ -69,32 +88,36 @@ def _resolved(comm, config):
         return resolve(config.model_copy(update={"runtime": runtime}), comm), str(error)
 
 
-def _mpi(comm, configs):
+def _mpi(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report the MPI library, and whether it is GPU-aware."""
     aware = {
-        True: "sends from a GPU's memory",
-        False: "does not send from a GPU's memory, which is not needed",
-        None: "does not say whether it sends from a GPU's memory, which is not needed",
+        True: "sends from GPU memory",
+        False: "does not send from GPU memory, which is not required",
+        None: "does not report whether it sends from GPU memory, which is not required",
     }[measure.is_gpu_aware()]
     return [" ".join(collectives.library().split()), aware], []
 
 
-def _ranks(comm, configs):
+def _ranks(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report ranks and hosts."""
     nodes = _by_node(comm)
     hosts = {places[0].host for places in nodes}
     lines = [f"{comm.size} on {counted(len(hosts), 'host')}"]
     if len(nodes) > len(hosts) and nodes:
-        lines.append(f"which MPI takes for {len(nodes)} nodes: the data set is in memory as often")
+        lines.append(
+            f"MPI treats them as {len(nodes)} nodes, each with its own copy of the data set in memory"
+        )
     return lines, []
 
 
-def _cores(comm, configs):
-    threads, lines = configs[0].runtime.threads, []
+def _cores(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report the cores of each node and their limits; oversubscription and bad binding are problems."""
+    threads, lines = configs[0].runtime.threads or 1, []
     problems = devices.remarks(comm, threads, "cuda")
     for places in _by_node(comm):
         cores, one = devices.cores_of(places), places[0]
-        limits = [
-            f"affinity {_spans(frozenset().union(*(place.cores for place in places)))} of {os.cpu_count()}"
-        ]
+        affinity = _spans(frozenset().union(*(place.cores for place in places)))
+        limits = [f"affinity {affinity} of {os.cpu_count()}"]
         limits += [f"Slurm's grant {one.granted}"] if one.granted is not None else []
         limits += [f"quota {one.quota:g}"] if one.quota is not None else []
         lines.append(
@@ -104,33 +127,33 @@ def _cores(comm, configs):
         all_cores = one.granted or os.cpu_count()
         if "OMPI_COMM_WORLD_RANK" in os.environ and cores <= len(places) and 2 * cores <= all_cores:
             problems.append(
-                f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: mpirun --bind-to none, or "
-                "--map-by slot:pe=THREADS"
+                f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: use "
+                "mpirun --bind-to none, or --map-by slot:pe=THREADS"
             )
     return lines, problems
 
 
-def _gpus(comm, configs):
-    own = devices.neighbours(comm)[1]
-    about = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    names = [f"{one.name}, {getattr(one, 'uuid', '')}" for one in about]
-    everyone = comm.gather(names if own == 0 else None)
-    lines, problems = [], []
-    for places, names in zip(_by_node(comm), filter(lambda names: names is not None, everyone or [])):
+def _gpus(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report the GPUs of each node and the one that each rank uses; unused GPUs are a problem."""
+    local_rank = devices.neighbours(comm)[1]
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = [f"{one.name}, {getattr(one, 'uuid', '')}" for one in properties]
+    gathered = comm.gather(names if local_rank == 0 else None)
+    lines: list[str] = []
+    for places, names in zip(_by_node(comm), filter(lambda names: names is not None, gathered or [])):
         lines += [f"{places[0].host}: GPU {i}: {name}" for i, name in enumerate(names)]
         for place, number in zip(places, devices.gpus_of(places)):
             if number is not None:
                 lines.append(
-                    f"{place.host}: rank {place.rank} takes GPU {place.gpus[number]} of {','.join(place.gpus)}"
-                    + ("" if place.usable else ", which torch cannot use")
+                    f"{place.host}: rank {place.rank} uses GPU {place.gpus[number]} "
+                    f"of {','.join(place.gpus)}" + ("" if place.usable else ", which torch cannot use")
                 )
-    problems += filter(
-        None, (devices.unused_gpus(places, configs[0].runtime.device) for places in _by_node(comm))
-    )
-    return lines or ["none: the cores compute"], problems[:1]
+    problems = [devices.unused_gpus(places, configs[0].runtime.device) for places in _by_node(comm)]
+    return lines or ["none: computing on the CPU"], list(filter(None, problems))[:1]
 
 
-def _versions(comm, configs):
+def _versions(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report rank 0's versions; a rank with another one is a problem."""
     mine = {
         "python": platform.python_version(),
         "MPI": collectives.library(),
@@ -139,7 +162,7 @@ def _versions(comm, configs):
         **environment.versions(),
     }
     found = comm.gather((os.uname().nodename, mine))
-    if comm.rank:
+    if found is None:  # every rank but 0
         return [], []
     problems = []
     for name, version in mine.items():
@@ -148,35 +171,36 @@ def _versions(comm, configs):
         ]
         for host, rank, theirs in others[:1]:
             problems.append(
-                f"{name} is {version} on rank 0, and {host} (rank {rank}) has {theirs}: start all ranks from one "
-                "environment, on a file system that all nodes see"
+                f"{name} is {version} on rank 0, and {theirs} on {host} (rank {rank}): start all ranks "
+                "from one environment, on a file system shared by all nodes"
             )
     return [", ".join(f"{name} {version}" for name, version in mine.items() if name != "MPI")], problems
 
 
-def _files(comm, configs):
-    """Where the results and the bank go: one folder for all hosts, locks, speed."""
-    lines, problems = [], []
+def _files(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report the folders of results and bank; one that is not shared, without locks or slow is a problem."""
+    lines: list[str] = []
+    problems: list[str] = []
     folders = {config.output: "output" for config in configs} | {
         config.generation.bank: "generation.bank" for config in configs
     }
     for folder, setting in folders.items():
         found = collectives.from_rank0(comm, lambda: _probe(Path(folder), setting))
-        seen = comm.gather(
+        visible = comm.gather(
             (os.uname().nodename, os.path.exists(found["marker"])) if "marker" in found else None
         )
-        if comm.rank:
+        if visible is None:  # every rank but 0
             continue
         if "marker" in found:
             os.unlink(found["marker"])
             lines.append(
-                f"{folder}: {found['system']}, {found['rate'] / 1e6:.0f} MB/s, {1e3 * found['small']:.1f} ms for a "
-                "small file"
+                f"{folder}: {found['system']}, {found['rate'] / 1e6:.0f} MB/s, "
+                f"{1e3 * found['small']:.1f} ms per small file"
             )
-            if missing := [host for host, sees in seen if not sees]:
+            if missing := [host for host, is_visible in visible if not is_visible]:
                 problems.append(
-                    f"{setting}: {folder} is not the same folder on {missing[0]} as on rank 0: choose one on a file "
-                    "system that all nodes see"
+                    f"{setting}: {folder} is not the same folder on {missing[0]} as on rank 0: choose one "
+                    "on a file system shared by all nodes"
                 )
             if found["rate"] < SLOW_DISK or found["small"] > SLOW_FILE:
                 problems.append(
@@ -187,16 +211,20 @@ def _files(comm, configs):
     return lines, problems
 
 
-def _probe(folder, setting):
-    """What the folder of a setting, or the nearest one above it that exists, is good for. Leaves a file `marker` there."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    marker = there / f".genfl_mpi-doctor-{os.uname().nodename}-{os.getpid()}"
+def _probe(folder: Path, setting: str) -> dict[str, Any]:
+    """Measure the folder of a setting, or its nearest existing parent.
+
+    Returns problems, and if the folder can be written: marker, the path of a file left there; system; rate,
+    bytes per second of a large file; small, seconds per small file.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    marker = existing / f".genfl_mpi-doctor-{os.uname().nodename}-{os.getpid()}"
     try:
         rate = LARGE / _seconds_to_write(marker, LARGE)
         small = sorted(_seconds_to_write(marker, 4096) for _ in range(5))[2]
     except OSError as error:
         return {"problems": [f"{setting}: {folder} cannot be written: {error.strerror}; set another folder"]}
-    found = {
+    found: dict[str, Any] = {
         "marker": str(marker),
         "system": _file_system(marker),
         "rate": rate,
@@ -215,16 +243,16 @@ def _probe(folder, setting):
     return found
 
 
-def _seconds_to_write(path, size):
-    """A file of so many bytes, until it is on the disk. Raises OSError."""
+def _seconds_to_write(path: Path, size: int) -> float:
+    """Time writing a file of `size` bytes, until it is on the disk. Raises OSError."""
     start = time.perf_counter()
     path.write_bytes(b"\0" * size)
     disk.flush(path)
     return time.perf_counter() - start
 
 
-def _file_system(path):
-    """The kind of the file system that `path` is on: "nfs4" say."""
+def _file_system(path: Path) -> str:
+    """Return the type of the file system that `path` is on, for example "nfs4"."""
     best = ("", "unknown")
     with suppress(OSError):
         for line in Path("/proc/mounts").read_text().splitlines():
@@ -234,48 +262,49 @@ def _file_system(path):
     return best[1]
 
 
-def _data(comm, configs):
-    def missing(config):
+def _data(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report the data sets; one that a node cannot read or hold is a problem."""
+
+    def check(config: Config) -> None:
         datasets.check(config.data, 0)
         check_memory(config)
 
-    return _on_each_node(comm, {config.data.name: config for config in configs}, missing, "there")
+    return _on_each_node(comm, {config.data.name: config for config in configs}, check)
 
 
-def _generator(comm, configs):
-    def missing(config):
+def _generator(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report the generators; one that a node cannot read is a problem."""
+
+    def check(config: Config) -> None:
         Generator(config, datasets.describe(config.data).shape)
 
     return _on_each_node(
-        comm,
-        {config.generation.checkpoint: config for config in configs if config.generates},
-        missing,
-        "there",
+        comm, {config.generation.checkpoint: config for config in configs if config.generates}, check
     )
 
 
-def _on_each_node(comm, configs, check, word):
-    """Whether `check(config)` raises no UserError on the first rank of each node, for {name: config}."""
-    lines, problems = [], []
+def _on_each_node(comm: MPI.Comm, configs: dict[str, Config], check: Callable[[Config], None]) -> Findings:
+    """Run `check` on the first rank of each node, for {name: config}; a UserError is a problem."""
+    lines: list[str] = []
+    problems: list[str] = []
     for name, config in configs.items():
-        complaint = None
+        problem = None
         if devices.neighbours(comm)[1] == 0:
             try:
                 check(config)
             except UserError as error:
-                complaint = f"{os.uname().nodename}: {error}"
-        complaints = list(filter(None, comm.gather(complaint) or []))
-        lines.append(f"{name}: {'missing' if complaints else word}")
-        problems += complaints[:1]
+                problem = f"{os.uname().nodename}: {error}"
+        found = list(filter(None, comm.gather(problem) or []))
+        lines.append(f"{name}: {'missing' if found else 'found'}")
+        problems += found[:1]
     return lines, problems
 
 
-def _messages(comm, configs):
-    """A ping to a rank of every host, and the reduction of a round."""
+def _messages(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Ping a rank of every host, and time the reduction of a round; a slow network is a problem."""
     hosts, problems, lines = comm.allgather(os.uname().nodename), [], []
-    partners = sorted({hosts.index(host) for host in hosts} - {0} | ({1} if comm.size > 1 else set()))[
-        :MOST_PARTNERS
-    ]
+    first_ranks = {hosts.index(host) for host in hosts} - {0}
+    partners = sorted(first_ranks | ({1} if comm.size > 1 else set()))[:MAX_PINGED_RANKS]
     for partner in partners:
         if (result := measure.ping(comm, partner)) is not None and comm.rank == 0:
             seconds, rate = result
@@ -284,55 +313,54 @@ def _messages(comm, configs):
             )
             if hosts[partner] != hosts[0] and rate < SLOW_NETWORK:
                 problems.append(
-                    f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed the fast "
-                    "network; take the site's own MPI library, or ask for the variables that it wants"
+                    f"{hosts[0]} and {hosts[partner]} exchange {rate / 1e9:.3f} GB/s: MPI may have missed "
+                    "the fast network; use the site's MPI library, or set the variables that it documents"
                 )
     model, about = configs[0].model, datasets.describe(configs[0].data)
     try:
         module = collectives.together(comm, lambda: models.build(model, len(about.classes), about.shape, 0))
     except UserError as error:
-        return lines or ["of a round's weights: there is no model"], [*problems, str(error)]
+        return lines or ["no reduction measured: the model cannot be built"], [*problems, str(error)]
     weights = sum(value.numel() for value in module.state_dict().values())
     seconds = measure.reduction(comm, weights)
     if comm.size > 1:
         lines.append(
-            f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: {1e3 * seconds:.1f} ms, "
-            f"{8 * weights / seconds / 1e9:.2f} GB/s"
+            f"a round's reduction of {weights:,} weights of {model.name}, 8 bytes each: "
+            f"{1e3 * seconds:.1f} ms, {8 * weights / seconds / 1e9:.2f} GB/s"
         )
-    return lines or ["none: there is one rank"], problems
+    return lines or ["none: a single rank"], problems
 
 
-def _start(comm, configs):
-    seconds = max(comm.gather(_age()) or [0])
-    wrong = (
-        f"a process took {seconds:.0f} s to start: keep the Python environment on a fast file system, the nodes' own say, "
-        "or in a container"
+def _start(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
+    """Report how long the slowest process took to start; a slow start is a problem."""
+    seconds = max(comm.gather(_process_age()) or [0.0])
+    problem = (
+        f"a process took {seconds:.0f} s to start: keep the Python environment on a fast file system, "
+        "for example the nodes' local disks, or in a container"
     )
-    return [f"{seconds:.0f} s from the start of a process to here, on the slowest rank"], [
-        wrong
-    ] if seconds > SLOW_START else []
+    line = f"{seconds:.0f} s from the start of a process to this check, on the slowest rank"
+    return [line], [problem] if seconds > SLOW_START else []
 
 
-def _age():
-    """Seconds since this process began."""
+def _process_age() -> float:
+    """Return the seconds since this process began; 0 if unknown."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf(
-            "SC_CLK_TCK"
-        )
-        return float(Path("/proc/uptime").read_text().split()[0]) - started
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
 
 
-def _by_node(comm):
-    """On rank 0 the places of each node, else none. Collective."""
-    places, own = devices.neighbours(comm)
-    return [places for places in comm.gather(places if own == 0 else None) or [] if places]
+def _by_node(comm: MPI.Comm) -> list[list[devices.Place]]:
+    """Gather the places of each node on rank 0; other ranks get an empty list. Collective."""
+    places, local_rank = devices.neighbours(comm)
+    return [places for places in comm.gather(places if local_rank == 0 else None) or [] if places]
 
 
-def _spans(numbers):
-    """Numbers in short: "0-3,8"."""
-    spans = []
+def _spans(numbers: Iterable[int]) -> str:
+    """Abbreviate a list of numbers, as in "0-3,8"."""
+    spans: list[list[int]] = []
     for number in sorted(numbers):
         if spans and number == spans[-1][1] + 1:
             spans[-1][1] = number

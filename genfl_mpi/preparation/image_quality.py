@@ -1,7 +1,10 @@
-"""How good the images of a bank are: the `quality` command."""
+"""Judge the images of a bank: the `quality` command."""
+
+from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +17,12 @@ from genfl_mpi.mpi import devices
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.mpi.collectives import MPI
+
 FORMATS = {
     "cas": "8.1f",
     "fidelity": "8.1f",
@@ -25,43 +34,44 @@ FORMATS = {
 }
 
 
-def quality(comm, folder, config, counts):
-    """Judge the images in a bank's folder against the real data set of `config`; yields lines. Writes quality.png there.
+def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> Iterator[str]:
+    """Judge the images in a bank's folder against the real data set of `config`; yield lines.
 
-    counts: numbers of images a class to judge by, the first of each class; each generator in the bank is judged apart,
-    after the filter that `config` has, and beside the public images from which `config` would pretrain one.
-    Raises UserError.
+    counts: numbers of images per class to judge by, the first of each class. Each generator in the bank is
+    judged separately, after the filter of `config` if it has one, and compared with the public images on
+    which `config` would pretrain a generator. Writes quality.png to the folder. Raises UserError.
     """
     config = resolve(config, comm)
     device = devices.use(comm, config.runtime.threads, config.runtime.device)
     about = datasets.describe(config.data)
-    sets = _sets(Path(folder), about, config.data.name)
+    sets = _read_sets(Path(folder), about, config.data.name)
     start = time.perf_counter()
     arrays = datasets.load(config.data)
-    reader = read_pool(config, about, arrays, device) if config.generation.min_fidelity else None
-    learned_from, labels_learned = _public(arrays, about, config)
-    judge = Judge(arrays, about, config, device, learned_from)
-    yield f"classifier: {config.model.name}; trained on the real {config.data.name} it reaches {judge.real_accuracy():.1f} %"
+    classifier = read_pool(config, about, arrays, device) if config.generation.min_fidelity else None
+    real = _public(arrays, about, config)
+    judge = Judge(arrays, about, config, device, real and real[0])
+    yield (
+        f"classifier: {config.model.name}; trained on the real {config.data.name} it reaches "
+        f"{judge.real_accuracy():.1f} %"
+    )
     yield from (f"  {name:<10} {meaning}" for name, meaning in MEASURES.items())
-    if learned_from is not None:
-        sets = {
-            f"real: the public images, {len(learned_from)} in all": (learned_from, labels_learned),
-            **sets,
-        }
-    for about_set, (images, labels) in sets.items():
-        generated = images is not learned_from
-        yield f"\n{about_set}"
-        if generated and reader:
-            passed = reader.fidelity(images, labels) >= config.generation.min_fidelity
+    if real:
+        sets = {f"real: the {len(real[0])} public images": real, **sets}
+    for title, one in sets.items():
+        (images, labels), generated = one, one is not real
+        yield f"\n{title}"
+        if generated and classifier:
+            passed = classifier.fidelity(images, labels) >= config.generation.min_fidelity
             yield f"the filter keeps {passed.sum()} of {len(passed)} images"
             images, labels = images[passed], labels[passed]
-        fewest = np.bincount(labels, minlength=len(about.classes)).min()
-        if fewest < 2:
+        smallest = np.bincount(labels, minlength=len(about.classes)).min()
+        if smallest < 2:
             raise UserError(
-                f"{folder}: of some class the filter keeps {fewest} images, and two are needed to judge; lower generation.min_fidelity"
+                f"{folder}: the filter keeps {smallest} images of a class, and at least two are needed; "
+                "lower generation.min_fidelity"
             )
-        yield _header("images a class")
-        for count in sorted({min(count, fewest) for count in counts}):
+        yield _header("images per class")
+        for count in sorted({min(count, smallest) for count in counts}):
             chosen = np.sort(
                 np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(about.classes))])
             )
@@ -74,55 +84,67 @@ def quality(comm, folder, config, counts):
         yield from (_row(name, measured, c) for c, name in enumerate(about.classes))
     picture = Path(folder) / "quality.png"
     plotting.save(plotting.sheet({"generated": (images, labels)}, about.classes, columns=12), picture)
-    yield f"\njudged in {time.perf_counter() - start:.0f} s on {device.type}, {config.runtime.threads} threads; a sheet of the last is in {picture}"
+    yield (
+        f"\njudged in {time.perf_counter() - start:.0f} s on {device.type} with {config.runtime.threads} "
+        f"threads; sample images of the last set: {picture}"
+    )
 
 
-def _public(arrays, about, config):
-    """The public images of `config`, as uint8 (n, C, H, W), with their labels, or (None, None) if it has none."""
+def _public(
+    arrays: dict[str, np.ndarray], about: datasets.Description, config: Config
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the public images of `config`, uint8 (n, C, H, W), and their labels; None without a pool."""
     source = config.pretraining.images
     if source == "public_pool" and not config.data.public_pool:
-        return None, None
+        return None
     values, labels, _ = public.images(arrays, about, config.data, source)
     return (values * 255).round().byte().numpy(), labels
 
 
-def _sets(folder, about, name):
-    """Images and labels of each generator in a bank, by a description of the generator."""
+def _read_sets(
+    folder: Path, about: datasets.Description, name: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read the images and labels of each generator in a bank, keyed by a description of the generator."""
     files = sorted(folder.glob("*.h5"))
     if not files:
         raise UserError(
-            f"{folder}: there are no images; make some with: python -m genfl_mpi generate CONFIG generation.bank={folder}"
+            f"{folder}: it contains no images; generate some with: python -m genfl_mpi generate CONFIG "
+            f"generation.bank={folder}"
         )
-    found = {}
+    files_of: dict[str, list[dict[str, Any]]] = {}
     for file in map(bank.read, files):
         if file["image"].shape[1:] != about.shape:
             raise UserError(
-                f"{folder}: its images are {file['image'].shape[1:]}, those of {name} {about.shape}; give the CONFIG of their data set"
+                f"{folder}: its images have shape {file['image'].shape[1:]}, those of {name} {about.shape}; "
+                "give the CONFIG of their data set"
             )
         if file["label"].max() >= len(about.classes):
             raise UserError(
-                f"{folder}: label {file['label'].max()} is unknown; {name} has {len(about.classes)} classes"
+                f"{folder}: label {file['label'].max()} is unknown; {name} has {len(about.classes)} classes; "
+                "give the CONFIG of their data set"
             )
         settings = file["settings"]
         key = (
             f"{bank.maker(settings)}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
-            f"{settings['scheduler'] or 'own scheduler'}, {settings['dtype']} on {settings['device']}"
+            f"{settings['scheduler'] or 'default scheduler'}, {settings['dtype']} on {settings['device']}"
         )
-        found.setdefault(key, []).append(file)
-    for key, some in found.items():
-        images, labels = (np.concatenate([file[name] for file in some]) for name in ("image", "label"))
+        files_of.setdefault(key, []).append(file)
+    sets = {}
+    for key, batches in files_of.items():
+        images, labels = (np.concatenate([batch[part] for batch in batches]) for part in ("image", "label"))
         counts = np.bincount(labels, minlength=len(about.classes))
         if counts.min() < 2:
             raise UserError(
-                f"{folder}: class {about.classes[counts.argmin()]!r} has {counts.min()} images of {key}; every class needs two to be judged"
+                f"{folder}: class {about.classes[counts.argmin()]!r} has {counts.min()} images of {key}; "
+                "every class needs two to be judged; generate more"
             )
-        found[key] = images, labels
-    return found
+        sets[key] = images, labels
+    return sets
 
 
-def _header(first):
+def _header(first: str) -> str:
     return f"{first:<16}" + "".join(f"  {name:>{form.split('.')[0]}}" for name, form in FORMATS.items())
 
 
-def _row(first, measured, which):
-    return f"{first:<16}" + "".join(f"  {measured[name][which]:{form}}" for name, form in FORMATS.items())
+def _row(first: str, measured: dict[str, np.ndarray], column: int) -> str:
+    return f"{first:<16}" + "".join(f"  {measured[name][column]:{form}}" for name, form in FORMATS.items())
