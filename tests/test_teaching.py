@@ -102,13 +102,28 @@ def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
 def test_what_pretrain_cannot_do(made, capsys):
     arguments = ["pretrain", "method=genfl", *SHORT, f"pretraining.output={made}"]
     assert main([*arguments, "data.public_pool=200"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
     assert main([*arguments, "pretraining.images=public_pool"]) == 2
     assert "data.public_pool is 0" in capsys.readouterr().err
     assert main([*arguments, "pretraining.denoiser_channels=[20,32]"]) == 2
     assert "pretraining.denoiser_channels.0: " in capsys.readouterr().err
     done = mpirun(2, "-m", "genfl_mpi", *arguments)
-    assert done.returncode == 2 and done.stderr.count("works on one rank") == 1
+    assert done.returncode == 2 and done.stderr.count("pretrain runs on one rank, not 2") == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [(3, "the denoiser diverged, its loss is nan at step 2"), (1, "the trained weights are not finite")],
+)
+def test_a_diverging_pretraining_ends_in_one_line(tmp_path, capsys, steps, message):
+    """An absurd learning rate spoils the weights at the first step, and the loss at the second."""
+    arguments = ["pretrain", "method=genfl", *SHORT, "data.public_pool=100", "runtime.threads=1"]
+    folder = tmp_path / "generator"
+    more = ["pretraining.denoiser_lr=1e12", f"pretraining.denoiser_steps={steps}"]
+    assert main([*arguments, *more, f"pretraining.output={folder}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said and "set a pretraining.denoiser_lr below 1e+12" in said
+    assert not any(folder.iterdir()), "the folder is free for another attempt"
 
 
 @pytest.mark.parametrize("at", ["server", "clients"])
@@ -180,7 +195,10 @@ def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["data.public_pool=10"], "needs a public pool of 20 images at the server: set data.public_pool=20"),
+        (
+            ["data.public_pool=10"],
+            "needs a public pool of 20 images at the server, not 10: set data.public_pool=20",
+        ),
         (["finetuning.at=clients", "finetuning.per_class=2000"], "the clients hold 3"),
         (["generation.checkpoint=nowhere"], "there is no folder nowhere"),
     ],

@@ -1,11 +1,16 @@
 """Train a small text-to-image pipeline in Stable Diffusion's format.
 
-The stages are those of latent diffusion (Rombach et al. 2022): an autoencoder, then a text encoder and a denoising UNet
-trained together. The classes and block types are Stable Diffusion v1.5's; only the widths are small.
+The stages are those of latent diffusion (Rombach et al. 2022): first an autoencoder, then a text encoder and
+a denoising UNet trained together. The classes and block types are Stable Diffusion v1.5's; only the widths
+are small.
 """
 
+from __future__ import annotations
+
+import math
 import re
 import time
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,35 +19,52 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
 from genfl_mpi.generation.pipeline import silence
+from genfl_mpi.util.errors import UserError
 
-IMAGE_SIZE = 32  # pixels of a side, of the autoencoder's images
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+    from genfl_mpi.config.sections import Pretraining
+    from genfl_mpi.generation.prompts import Prompts
+
+IMAGE_SIZE = 32  # pixels per side of the autoencoder's images
 TEXT_WIDTH = 64
+AUTOENCODER_LR = 4e-3  # peak learning rate of the one-cycle schedule
 
 
-def pretrain(images, labels, prompts, settings, device, out, say):
+def pretrain(
+    images: torch.Tensor,
+    labels: np.ndarray,
+    prompts: Prompts,
+    settings: Pretraining,
+    device: torch.device,
+    out: Path,
+    say: Callable[[str], object],
+) -> None:
     """Train a pipeline and write it, in half precision, to the folder `out`.
 
-    images: float32 (n, C, H, W) in [0, 1], C 1 or 3; labels: int (n,); prompts: `Prompts` for these labels; settings:
-    config.pretraining; say: prints a line of progress. Random numbers are drawn on the CPU, whatever the device.
+    images: float32 (n, C, H, W) in [0, 1], C 1 or 3; labels: int (n,); prompts: for these labels; settings:
+    config.pretraining; say: prints a line of progress. Random numbers are drawn on the CPU, whatever the
+    device. Raises UserError if a loss or the final weights are not finite.
     """
     start = time.perf_counter()
     silence()
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # with several threads some gradients add up in any order else
+    # Without this, several threads accumulate some gradients in arbitrary order.
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def report(text):
+    def report(text: str) -> None:
         say(f"{time.perf_counter() - start:6.0f} s  {text}")
 
     generator = torch.Generator().manual_seed(settings.seed)
     tokenizer = build_tokenizer(prompt_texts(prompts))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            settings.seed
-        )  # diffusers and transformers initialise their modules from the global stream
+        torch.manual_seed(settings.seed)  # diffusers and transformers initialize from the global stream
         vae, text_encoder, unet = (module.to(device) for module in _build_modules(tokenizer, settings))
-    images = _framed(images, settings.mirror).to(device)
-    labels = torch.as_tensor(labels).repeat(len(images) // len(labels))
+    images = _to_rgb(images, settings.mirror).to(device)
+    classes = torch.as_tensor(labels).repeat(len(images) // len(labels))
     _train_autoencoder(vae, images, settings.autoencoder_steps, generator, report)
     latents = _encode(vae, images)
     # Stable Diffusion v1.5's noise schedule.
@@ -56,9 +78,9 @@ def pretrain(images, labels, prompts, settings, device, out, say):
         prediction_type=settings.prediction,
     )
     unet, text_encoder = _train_denoiser(
-        unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report
+        unet, text_encoder, tokenizer, scheduler, latents, classes, prompts, settings, generator, report
     )
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -69,15 +91,22 @@ def pretrain(images, labels, prompts, settings, device, out, say):
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16)
+    if not all(
+        weights.isfinite().all() for part in (vae, text_encoder, unet) for weights in part.parameters()
+    ):
+        raise UserError(
+            "pretrain: the trained weights are not finite in half precision; "
+            f"set a pretraining.denoiser_lr below {settings.denoiser_lr:g}"
+        )
     pipeline.save_pretrained(out)
     report(f"wrote {out}")
 
 
-def build_tokenizer(texts):
-    """A CLIP tokenizer whose byte-pair merges make one token of each word of `texts`; other words fall to pieces."""
+def build_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
+    """Build a CLIP tokenizer with a token for each word of `texts`; other words split into several tokens."""
     vocabulary = _byte_symbols()
     vocabulary += [symbol + "</w>" for symbol in vocabulary]
-    merges = []
+    merges: Any = []
     words = [re.findall(r"[a-z]+|[^\sa-z]+", text.lower()) for text in texts]
     for word in sorted(set().union(*words)):
         pieces = [*word[:-1], word[-1] + "</w>"]
@@ -92,10 +121,10 @@ def build_tokenizer(texts):
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max(16, 2 + max(map(len, words))))
 
 
-def _byte_symbols():
-    """Return the 256 characters that stand for the bytes of a text in byte-level BPE (Radford et al. 2019).
+def _byte_symbols() -> list[str]:
+    """Return the 256 characters that represent bytes in byte-level BPE (Radford et al. 2019).
 
-    The printable ones of Latin-1 stand for themselves, those from U+0100 on for the others.
+    Printable bytes of Latin-1 are represented by themselves, the others by the characters from U+0100 on.
     """
     printable = [
         *range(ord("!"), ord("~") + 1),
@@ -105,8 +134,8 @@ def _byte_symbols():
     return [*map(chr, printable), *(chr(0x100 + i) for i in range(256 - len(printable)))]
 
 
-def _build_modules(tokenizer, settings):
-    """The autoencoder, text encoder and UNet, untrained."""
+def _build_modules(tokenizer: CLIPTokenizer, settings: Pretraining) -> tuple[Any, Any, Any]:
+    """Build the untrained AutoencoderKL, CLIPTextModel and UNet2DConditionModel."""
     channels = settings.autoencoder_channels
     vae = AutoencoderKL(
         in_channels=3,
@@ -150,27 +179,44 @@ def _build_modules(tokenizer, settings):
     return vae, text_encoder, unet
 
 
-def _framed(images, mirror):
-    """Images as the autoencoder wants them: RGB in [-1, 1], of its size; with `mirror` the mirrored ones behind them."""
+def _to_rgb(images: torch.Tensor, mirror: bool) -> torch.Tensor:
+    """Convert images to RGB in [-1, 1] of the autoencoder's size; with `mirror`, append their mirrors."""
     images = F.interpolate(images, IMAGE_SIZE, mode="bilinear", align_corners=False)
     images = images.repeat(1, 3 // images.shape[1], 1, 1) * 2 - 1
     return torch.cat([images, images.flip(3)]) if mirror else images
 
 
-def _minibatches(count, batch_size, steps, generator):
-    """`steps` index tensors of `batch_size`, drawn with replacement."""
+def _minibatches(
+    count: int, batch_size: int, steps: int, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Yield `steps` index tensors of `batch_size`, drawn with replacement."""
     for _ in range(steps):
         yield torch.randint(count, (batch_size,), generator=generator)
 
 
-def _optimizer_with_schedule(parameters, rate, steps):
+def _optimizer_with_schedule(
+    parameters: Iterable[torch.nn.Parameter], rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return AdamW and its one-cycle schedule. rate: the peak."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-4)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
 
 
-def _train_autoencoder(vae, images, steps, generator, report):
-    """Minimise reconstruction error plus a light pull of the latents towards a unit normal."""
-    optimizer, schedule = _optimizer_with_schedule(vae.parameters(), 4e-3, steps)
+def _check_finite(loss: float, step: int, stage: str, remedy: str) -> None:
+    """Raise UserError if the loss of a stage is not finite. step: counted from 0."""
+    if not math.isfinite(loss):
+        raise UserError(f"pretrain: the {stage} diverged, its loss is {loss} at step {step + 1}; {remedy}")
+
+
+def _train_autoencoder(
+    vae: Any,
+    images: torch.Tensor,
+    steps: int,
+    generator: torch.Generator,
+    report: Callable[[str], object],
+) -> None:
+    """Minimize the reconstruction error plus a small penalty that pulls the latents towards a unit normal."""
+    optimizer, schedule = _optimizer_with_schedule(vae.parameters(), AUTOENCODER_LR, steps)
     for step, batch in enumerate(_minibatches(len(images), 64, steps, generator)):
         posterior = vae.encode(images[batch]).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
@@ -181,23 +227,35 @@ def _train_autoencoder(vae, images, steps, generator, report):
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
+            # A loss that is not finite stays so, because it spoils the weights.
+            _check_finite(loss.item(), step, "autoencoder", "set another pretraining.seed")
             report(f"autoencoder step {step + 1}/{steps}: mean squared error {error.item():.4f}")
 
 
 @torch.no_grad()
-def _encode(vae, images):
-    """Latents of all images, scaled to unit variance; sets the autoencoder's scaling factor."""
+def _encode(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Encode all images, and scale the latents to unit variance; sets the autoencoder's scaling factor."""
     latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     return latents * vae.config.scaling_factor
 
 
 def _train_denoiser(
-    unet, text_encoder, tokenizer, scheduler, latents, labels, prompts, settings, generator, report
-):
-    """Minimise the diffusion loss under a random template per image.
+    unet: torch.nn.Module,
+    text_encoder: torch.nn.Module,
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+    latents: torch.Tensor,
+    labels: torch.Tensor,
+    prompts: Prompts,
+    settings: Pretraining,
+    generator: torch.Generator,
+    report: Callable[[str], object],
+) -> Any:
+    """Minimize the diffusion loss with a random template per image.
 
-    Returns exponential moving averages of both modules' weights, which draw better than the last step's.
+    Returns both modules, UNet first, with exponential moving averages of their weights, which generate better
+    images than the last step's.
     """
     steps = settings.denoiser_steps
     modules = torch.nn.ModuleList([unet, text_encoder])
@@ -208,7 +266,7 @@ def _train_denoiser(
     tokens = tokenizer(
         prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids.to(latents.device)
-    running = None
+    running, remedy = None, f"set a pretraining.denoiser_lr below {settings.denoiser_lr:g}"
     for step, batch in enumerate(_minibatches(len(latents), 128, steps, generator)):
         condition = embed(text_encoder, tokens, prompt_rows(labels[batch], prompts, generator))
         loss = diffusion_loss(unet, scheduler, latents[batch], condition, generator)
@@ -218,7 +276,8 @@ def _train_denoiser(
         optimizer.step()
         schedule.step()
         average.update_parameters(modules)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        _check_finite(current := loss.item(), step, "denoiser", remedy)
+        running = current if running is None else 0.98 * running + 0.02 * current
         if step % 100 == 0 or step == steps - 1:
             report(f"denoiser step {step + 1}/{steps}: {settings.prediction} error {running:.4f}")
     return average.module

@@ -1,8 +1,11 @@
-"""Teaching a generator: the commands `pretrain` and `finetune`."""
+"""Train a generator: the `pretrain` and `finetune` commands."""
+
+from __future__ import annotations
 
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,28 +23,39 @@ from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def pretrain(comm, config, say):
-    """Train a generator as config.pretraining says, on public images, and write it to pretraining.output."""
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.generation.prompts import Prompts
+    from genfl_mpi.mpi.collectives import MPI
+
+
+def pretrain(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> None:
+    """Train a generator on public images by config.pretraining, and write it to pretraining.output.
+
+    Raises UserError on more than one rank, without public images, if the folder cannot be written, or if the
+    training diverges.
+    """
     config, about = resolve(config, comm), datasets.describe(config.data)
     settings = config.pretraining
 
-    def ready():
+    def prepare() -> tuple[Prompts, tuple[torch.Tensor, np.ndarray, int], Path]:
         if comm.size > 1:
-            raise UserError("pretrain works on one rank; start it without mpirun, or with -n 1")
+            raise UserError(
+                f"pretrain runs on one rank, not {comm.size}; start it without mpirun, or with -n 1"
+            )
         prompts, arrays = load_prompts(config.generation.prompts, about.classes), datasets.load(config.data)
-        return (
-            prompts,
-            public.images(arrays, about, config.data, settings.images),
-            _new_folder("pretraining.output", settings.output),
-        )
+        images = public.images(arrays, about, config.data, settings.images)
+        return prompts, images, _create_folder("pretraining.output", settings.output)
 
-    prompts, (images, labels, tested), out = collectives.together(comm, ready)
+    prompts, (images, labels, excluded), out = collectives.together(comm, prepare)
     device = devices.use(comm, config.runtime.threads, config.runtime.device)
     say(
-        f"{len(images)} public images to learn from; {tested} left out, which are byte for byte in the test set"
+        f"training on {len(images)} public images; {excluded} excluded because they are byte for byte in the "
+        "test set"
     )
-    from genfl_mpi.generation import pretraining  # here, because diffusers takes seconds
+    from genfl_mpi.generation import pretraining  # here, because importing diffusers takes seconds
 
     start = time.perf_counter()
     pretraining.pretrain(images, labels, prompts, settings, device, out, say)
@@ -52,36 +66,37 @@ def pretrain(comm, config, say):
             "data": config.data.name,
             "public_pool": config.data.public_pool if settings.images == "public_pool" else 0,
             "images": len(images),
-            "left_out_as_test_images": tested,
+            "left_out_as_test_images": excluded,
             "pretraining": settings.model_dump(),
         },
         start,
     )
 
 
-def finetune(comm, config, say):
-    """Train an adapter as config.finetuning says, over all ranks, and write it to finetuning.output. Collective.
+def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> None:
+    """Train an adapter on all ranks by config.finetuning, and write it to finetuning.output. Collective.
 
-    The server or every client is a holder of images. In a round each holder trains from the same adapter on its own
-    images; the new adapter is the holders' average, weighted by their numbers of images, in an exact sum: it does not
-    depend on the ranks. (An adapter is a product of two factors, and the product of averages is not the average of
-    products: what skewed holders learn is kept in part.)
+    The holders of images are the server, or all clients. In each round every holder trains the same adapter
+    on its images, and the new adapter is the average of the holders', weighted by their numbers of images.
+    The sum is exact, so that the adapter does not depend on the ranks. (An adapter is a product of two
+    factors, and the product of averages is not the average of products. What holders with skewed labels learn
+    is only partly kept.)
     """
     config, about = resolve(config, comm), datasets.describe(config.data)
     settings = config.finetuning
 
-    def ready():
+    def prepare() -> tuple[Path, Prompts]:
         folder = model_folder.locate(config.generation.checkpoint)
         model_folder.require_original(folder, "fine-tuning")
         model_folder.check_public(folder, config.data)
         return folder, load_prompts(config.generation.prompts, about.classes)
 
-    folder, prompts = collectives.together(comm, ready)
-    out = collectives.from_rank0(comm, lambda: _new_folder("finetuning.output", settings.output))
+    folder, prompts = collectives.together(comm, prepare)
+    out = collectives.from_rank0(comm, lambda: _create_folder("finetuning.output", settings.output))
     device = devices.use(comm, config.runtime.threads, config.runtime.device)
     data, window = collectives.node_shared(comm, lambda: load_and_divide(config))
     holders = collectives.together(comm, lambda: _holders(config, about, data))
-    from genfl_mpi.generation.lora import Adapter  # here, because diffusers takes seconds
+    from genfl_mpi.generation.lora import Adapter  # here, because importing diffusers takes seconds
 
     start = time.perf_counter()
     adapter = Adapter(
@@ -89,7 +104,7 @@ def finetune(comm, config, say):
     )
     sizes = np.array([len(samples) for samples in holders])
     ranks = assign(sizes, np.ones(comm.size), 0.0)
-    own = {
+    assigned = {
         holder: (
             adapter.latents(data["train_images"][samples]),
             torch.from_numpy(data["train_labels"][samples]),
@@ -102,7 +117,7 @@ def finetune(comm, config, say):
     for round in range(settings.rounds):
         collectives.broadcast(comm, weights.numpy())
         units[:] = 0
-        for holder, (latents, labels) in own.items():
+        for holder, (latents, labels) in assigned.items():
             with failing.named(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
                 adapter.train(
                     weights, latents, labels, streams.integer(settings.seed, "finetune", round, holder)
@@ -134,58 +149,63 @@ def finetune(comm, config, say):
             start,
         )
         say(
-            f"wrote {out}: an adapter of {size / 1e3:.0f} kB, from {sizes.sum()} images at {counted(len(holders), 'holder')}, "
-            f"in {seconds:.0f} s on {comm.size} ranks; up- and downlinks of the clients carried {sent / 1e6:.1f} MB"
+            f"wrote {out}: an adapter of {size / 1e3:.0f} kB from {sizes.sum()} images of "
+            f"{counted(len(holders), 'holder')}, in {seconds:.0f} s on {counted(comm.size, 'rank')}; the "
+            f"clients received and sent {sent / 1e6:.1f} MB"
         )
     window.Free()
 
 
-def _holders(config, about, data):
-    """The samples, int64 arrays, on which each holder trains: per_class of each class, in the pool or among the clients."""
+def _holders(config: Config, about: datasets.Description, data: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Choose the samples, int64 (n,), of each holder: per_class of each class, from the pool or the clients.
+
+    Raises UserError if these hold too few.
+    """
     settings, labels = config.finetuning, data["train_labels"]
     wanted = settings.per_class * len(about.classes)
     if settings.at == "server":
         if wanted > config.data.public_pool:
             raise UserError(
-                f"finetuning.per_class={settings.per_class} needs a public pool of {wanted} images at the server: set data.public_pool={wanted}"
+                f"finetuning.per_class={settings.per_class} needs a public pool of {wanted} images at the "
+                f"server, not {config.data.public_pool}: set data.public_pool={wanted}"
             )
         return [public.pool(labels, wanted, len(about.classes))]
     held = data["indices"]
-    chosen = np.zeros(
-        len(held), dtype=bool
-    )  # with replacement several clients may hold a sample, and one of them gives it
+    # With replacement several clients may hold a sample: it is chosen at one of them.
+    chosen = np.zeros(len(held), dtype=bool)
     for label in range(len(about.classes)):
         places = np.flatnonzero(labels[held] == label)
         if len(places) < settings.per_class:
             raise UserError(
-                f"finetuning.per_class={settings.per_class}: the clients hold {len(places)} images of {about.classes[label]}"
+                f"finetuning.per_class={settings.per_class}: the clients hold {len(places)} images of "
+                f"{about.classes[label]}; set at most that"
             )
         places = places[np.argsort(held[places], kind="stable")]
-        chosen[
-            streams.generator(settings.seed, "finetune", label).permutation(places)[: settings.per_class]
-        ] = True
+        rng = streams.generator(settings.seed, "finetune", label)
+        chosen[rng.permutation(places)[: settings.per_class]] = True
     clients = zip(*(np.split(part, data["pointers"][1:-1]) for part in (held, chosen)))
-    return [samples[own] for samples, own in clients if own.any()]
+    return [samples[mask] for samples, mask in clients if mask.any()]
 
 
-def _new_folder(key, name):
-    """Make the folder `name`, so that nobody waits for something that cannot be written. Raises UserError."""
+def _create_folder(key: str, name: str) -> Path:
+    """Create the folder `name` before the training, so that it does not fail after hours.
+
+    key: the setting that names it. Raises UserError if it cannot be created or is not empty.
+    """
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise UserError(
-                f"{key}: {name} is there already and not empty; move it away, or set another folder"
-            )
+            raise UserError(f"{key}: {name} exists and is not empty; move it away, or set another folder")
     except OSError as error:
-        raise UserError(f"{key}: {name} cannot be written: {error.strerror}") from None
+        raise UserError(f"{key}: {name} cannot be written: {error.strerror}; set another folder") from None
     return folder
 
 
-def _record(out, config, what, start):
-    """Write down what was made, how, and in what time."""
+def _record(out: Path, config: Config, facts: dict[str, Any], start: float) -> None:
+    """Record in `out` how its model was made. start: of the training, by time.perf_counter."""
     record = {
-        **what,
+        **facts,
         "seconds": round(time.perf_counter() - start),
         "device": config.runtime.device,
         "threads": config.runtime.threads,
