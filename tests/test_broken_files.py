@@ -270,7 +270,7 @@ def test_a_bank_with_a_flipped_bit(tmp_path):
             read = bank.read(store.path(batch))
         except UserError as error:
             noticed += 1
-            assert "is damaged or not a file of a bank; remove it, and its images are made again" in str(
+            assert "is damaged or not a file of a bank; remove it, and its images are generated again" in str(
                 error
             )
         else:  # the word that says that a checksum follows

@@ -326,7 +326,7 @@ def test_a_damaged_file_of_the_bank_is_named(tmp_path, damage):
         bank.read(batch)
 
 
-def test_a_bank_of_another_checkpoint_is_told(tmp_path):
+def test_a_bank_of_another_checkpoint_is_reported(tmp_path):
     [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
     ours, other = (Bank(tmp_path, {"checkpoint": letter * 64, "adapter": None}) for letter in "ab")
     assert ours.made_by_others() is None
@@ -471,11 +471,11 @@ def test_a_bank_file_under_another_name_is_refused(tmp_path):
     batch, other = (Batch((1,), (0,), (seed,), ("one",)) for seed in (1, 2))
     bank.write(batch, np.full((1, 1, 8, 8), 7, np.uint8))
     bank.path(batch).rename(bank.path(other))
-    refusal = f"{bank.path(other)} holds other images than its name says; remove it, and its images are made"
+    refusal = f"{bank.path(other)} holds other images than its name states; remove it, and its images are generated"
     with pytest.raises(UserError, match=refusal):
         bank.read(other)
     bank.write(batch, np.full((1, 1, 8, 8), 7, np.uint8))
     foreign = Bank(tmp_path, {"checkpoint": "b"})
     shutil.copy(bank.path(batch), foreign.path(batch))
-    with pytest.raises(UserError, match="holds other images than its name says"):
+    with pytest.raises(UserError, match="holds other images than its name states"):
         foreign.read(batch)

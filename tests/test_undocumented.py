@@ -44,7 +44,7 @@ def test_a_diffusers_that_lists_nothing_is_named(text, tmp_path, monkeypatch):
         (tmp_path / "pipelines/auto_pipeline.py").write_text(text)
     with pytest.raises(
         UserError,
-        match=r"^generation: diffusers \S+ does not list in its pipelines/auto_pipeline.py .* constraints.txt$",
+        match=r"^generation: pipelines/auto_pipeline.py of diffusers \S+ does not have .* constraints.txt$",
     ):
         catalogue.text_to_image.__wrapped__()
 

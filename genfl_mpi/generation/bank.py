@@ -1,9 +1,11 @@
-"""Generated images on disk: made once, reused by every method and run that asks for the same.
+"""Store generated images on disk, so that every method and run that needs the same images reuses them.
 
-A bank is a folder with one HDF5 file for each batch of images made together, named by the SHA-256 of everything that
-determines their bits. A file is written under another name and renamed, so it is there whole or not at all, and jobs
-may share a bank.
+A bank is a folder with one HDF5 file per batch of images generated together, named by the SHA-256 of
+everything that determines their bits. A file is written under a temporary name and renamed: it exists
+completely or not at all, and jobs may share a bank.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
@@ -12,6 +14,7 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -19,36 +22,47 @@ import numpy as np
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
-# What reading damaged and foreign files raises.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from genfl_mpi.generation.prompts import Prompts
+
+# Exceptions that damaged and foreign files cause when they are read.
 UNREADABLE = OSError, KeyError, ValueError, TypeError, AttributeError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to be made together: prompts and seeds, and for the record their labels and templates."""
+    """Images to generate together: prompts and seeds determine them, labels and templates are recorded."""
 
     label: tuple[int, ...]
     template: tuple[int, ...]
     seed: tuple[int, ...]
     prompt: tuple[str, ...]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.label)
 
 
-def batches_of_round(counts, already, prompts, seed, size):
-    """The batches of a round.
+def batches_of_round(
+    counts: Sequence[int] | np.ndarray,
+    already: Sequence[int] | np.ndarray,
+    prompts: Prompts,
+    seed: int,
+    size: int,
+) -> list[Batch]:
+    """Divide the images of a round into batches of `size`.
 
-    counts: int (classes,), images wanted of each class; already: int (classes,), how many there are: image j of a
-    class has its template and noise from (seed, class, j) alone. The order is the first image of every class, the
-    second of every class and so on.
+    counts: int (classes,), images to generate of each class; already: int (classes,), images generated
+    before. The template and noise of image j of a class depend on (seed, class, j) alone. The images are
+    ordered by j, then by class.
     """
     wanted = [
         (j, label)
         for label in range(len(counts))
         for j in range(already[label], already[label] + counts[label])
     ]
-    images = []
+    images: list[tuple[int, int, int, str]] = []
     for j, label in sorted(wanted):
         template = int(streams.generator(seed, "template", label, j).integers(len(prompts.templates)))
         images.append(
@@ -58,36 +72,44 @@ def batches_of_round(counts, already, prompts, seed, size):
 
 
 class Bank:
-    """folder: of the bank. settings: dict of all that determines an image besides its prompt and seed."""
+    """A folder of generated images.
 
-    def __init__(self, folder, settings):
+    folder: of the bank, created when the first batch is written. settings: everything that determines an
+    image besides its prompt and seed.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
         self.folder = Path(folder)
-        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise UserError(
-                f"generation.bank: {self.folder} cannot be written: {there} is not a folder that you may write to"
+                f"generation.bank: {self.folder} cannot be written: {existing} is not a writable folder; "
+                "set another folder"
             )
         self.settings = json.dumps(settings, sort_keys=True)
 
-    def key(self, batch):
-        """SHA-256, in hexadecimal, of everything that determines the images of a batch."""
+    def key(self, batch: Batch) -> str:
+        """Return the SHA-256, in hexadecimal, of everything that determines the images of a batch."""
         return _key(self.settings, batch.prompt, batch.seed)
 
-    def path(self, batch):
+    def path(self, batch: Batch) -> Path:
         return self.folder / f"{self.key(batch)}.h5"
 
-    def __contains__(self, batch):
+    def __contains__(self, batch: Batch) -> bool:
         return self.path(batch).is_file()
 
-    def read(self, batch):
-        """Return the uint8 images (n, C, H, W) of a batch that is there.
+    def read(self, batch: Batch) -> np.ndarray:
+        """Return the uint8 images (n, C, H, W) of a stored batch.
 
-        Raises UserError if its file is damaged, or is that of other images.
+        Raises UserError if its file is damaged or holds other images.
         """
         return read(self.path(batch))["image"]
 
-    def write(self, batch, images):
-        """Store the images of a batch in one step. Raises UserError if the folder cannot be written."""
+    def write(self, batch: Batch, images: np.ndarray) -> None:
+        """Store the uint8 images (n, C, H, W) of a batch atomically.
+
+        Raises UserError if the folder cannot be written.
+        """
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             file.attrs["settings"] = self.settings
@@ -111,8 +133,8 @@ class Bank:
             failed.unclean = True
             raise failed from None
 
-    def made_by_others(self):
-        """A line that says so if the bank has images, and none of them is of our checkpoint and adapter; else None."""
+    def made_by_others(self) -> str | None:
+        """Return a warning if the bank has images, but none of our checkpoint and adapter; else None."""
         ours, found = maker(json.loads(self.settings)), set()
         for path in self.folder.glob("*.h5"):
             with suppress(*UNREADABLE), h5py.File(path, "r") as file:
@@ -121,25 +143,27 @@ class Bank:
                 return None
         if found:
             return (
-                f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, and none of {ours}, this run's generator: "
-                "new ones are made, the others stay"
+                f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, "
+                f"and none of {ours}, this run's generator; new images are added, the others are kept"
             )
         return None
 
 
-def maker(settings):
-    """The checkpoint and adapter of a bank file's settings, in short."""
+def maker(settings: dict[str, Any]) -> str:
+    """Describe the checkpoint and adapter of a bank file's settings, with abbreviated digests."""
     adapter = settings.get("adapter")
     return f"checkpoint {settings.get('checkpoint', '?')[:12]}" + (
         f" with adapter {adapter[:12]}" if adapter else ""
     )
 
 
-def read(path):
-    """Return a file of a bank as a dict: image (n, C, H, W), label, template, seed, prompt, settings.
+def read(path: Path) -> dict[str, Any]:
+    """Read a file of a bank.
 
-    Raises UserError if it is damaged, or if its name does not belong to its content.
+    Returns image, uint8 (n, C, H, W); label, template, seed, int64 (n,); prompt, a list of texts; settings, a
+    dict. Raises UserError if the file is damaged, or if its name does not match its content.
     """
+    key = None
     try:
         if not _is_sealed(path):
             raise ValueError
@@ -153,31 +177,35 @@ def read(path):
         whole = False
     if not whole:
         raise UserError(
-            f"generation.bank: {path} is damaged or not a file of a bank; remove it, and its images are made again"
+            f"generation.bank: {path} is damaged or not a file of a bank; "
+            "remove it, and its images are generated again"
         )
     if path.stem != key:
         raise UserError(
-            f"generation.bank: {path} holds other images than its name says; "
-            "remove it, and its images are made again"
+            f"generation.bank: {path} holds other images than its name states; "
+            "remove it, and its images are generated again"
         )
     return batch
 
 
-def _key(settings, prompts, seeds):
-    """Hash what determines the images of a batch: settings, as JSON, prompts (texts) and seeds (ints)."""
+def _key(settings: str, prompts: Sequence[str], seeds: Sequence[int]) -> str:
+    """Hash what determines the images of a batch. settings: as JSON."""
     return hashlib.sha256(json.dumps([settings, prompts, seeds]).encode()).hexdigest()
 
 
-def _seal(content):
-    """What stands behind an HDF5 file's bytes, where HDF5 does not look: a damaged one may keep HDF5 busy for ever."""
+def _seal(content: bytes) -> bytes:
+    """Return the checksum that is appended to an HDF5 file, where HDF5 ignores it.
+
+    It is checked before HDF5 opens the file, because a damaged file may make HDF5 loop for ever.
+    """
     return b"\nsha256 " + hashlib.sha256(content).hexdigest().encode()
 
 
-def _is_sealed(path):
-    """Whether a file's bytes are those that were written; files from before there were seals have none."""
+def _is_sealed(path: Path) -> bool:
+    """Check a file's bytes against its seal. Files of older versions have no seal, and pass."""
     content, seal = (everything := path.read_bytes())[:-72], everything[-72:]
     return not seal.startswith(b"\nsha256 ") or seal == _seal(content)
 
 
-def _checksum(images):
+def _checksum(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()

@@ -1,8 +1,10 @@
-"""What the installed diffusers has, read from its source: importing it takes seconds, and most ranks never do.
+"""List the classes of the installed diffusers from its source.
 
-This is the only place that depends on how that source is written. tests/test_undocumented.py compares it with
-what an import finds.
+Importing diffusers takes seconds, and most ranks never need it. Only this module depends on how that source
+is written: tests/test_undocumented.py compares its lists with those of an import.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import re
@@ -14,31 +16,33 @@ from genfl_mpi.util.errors import UserError
 
 
 @lru_cache
-def names(ending=""):
-    """Return the names with this ending that diffusers exports, as a set. Raises UserError."""
+def names(ending: str = "") -> set[str]:
+    """Return the names with this ending that diffusers exports. Raises UserError."""
     return _find("__init__.py", r"\A.*\Z", rf'"(\w+{ending})"')
 
 
 @lru_cache
-def text_to_image():
-    """Return the names of diffusers' pipelines from text to images, as a set. Raises UserError."""
+def text_to_image() -> set[str]:
+    """Return the names of diffusers' text-to-image pipelines. Raises UserError."""
     table = r"^AUTO_TEXT2IMAGE_PIPELINES_MAPPING = OrderedDict\(.*?^\)"
     return _find("pipelines/auto_pipeline.py", table, r"\b(\w+Pipeline)\b")
 
 
-def _find(file, part, pattern):
-    """Return what `pattern` finds in the first `part` of a source file of diffusers, as a set.
+def _find(file: str, part: str, pattern: str) -> set[str]:
+    """Return all matches of `pattern` in the first match of `part` in a source file of diffusers.
 
-    Raises UserError if that is nothing.
+    Raises UserError if it finds none.
     """
+    spec = importlib.util.find_spec("diffusers")
+    [folder] = (spec and spec.submodule_search_locations) or [""]
     try:
-        text = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0], file).read_text()
+        text = Path(folder, file).read_text()
     except OSError:
         text = ""
     table = re.search(part, text, re.DOTALL | re.MULTILINE)
     if found := set(re.findall(pattern, table[0] if table else "")):
         return found
     raise UserError(
-        f"generation: diffusers {version('diffusers')} does not list in its {file} what genfl_mpi looks for; "
-        "install the release that is named in constraints.txt"
+        f"generation: {file} of diffusers {version('diffusers')} does not have the expected form; "
+        "install the version in constraints.txt"
     )

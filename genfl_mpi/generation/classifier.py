@@ -1,4 +1,8 @@
-"""A classifier that reads images: what judges and filters generated ones."""
+"""Train an image classifier that judges and filters generated images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,22 +13,36 @@ from genfl_mpi.learning.training import normalise, train
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.util import streams
 
-# Steps of SGD for every classifier trained here, whatever the number of images, in whole passes; few images, of which the last batch of
-# a pass has fewest, take some more: 100 in batches of 64, 1,280.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.data.datasets import Description
+
+# Steps of SGD for every classifier, whatever the number of images, rounded to whole epochs. With few images
+# the last batch of an epoch is small, which adds steps: 100 images in batches of 64 take 1,280 steps.
 STEPS = 1000
-MAX_BATCH = 100  # times the images: a larger batch size is the same, and would ask for passes without end
+# Batch size, in multiples of the number of images, beyond which the number of epochs no longer grows.
+MAX_BATCH_RATIO = 100
 
 
 class Reader:
     """The configured model, trained on images with the configured learning rate and batch size.
 
-    images: uint8 (n, C, H, W); labels: int (n,); about: the data set's `Description`; config: `Config`.
+    images: uint8 (n, C, H, W); labels: int (n,); about: the data set.
     """
 
-    def __init__(self, images, labels, about, config, device):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        about: Description,
+        config: Config,
+        device: torch.device,
+    ) -> None:
         self.about, self.device, settings = about, device, config.training
         self.model = untrained(about, config, device)
-        epochs = max(1, round(STEPS * min(settings.batch_size, MAX_BATCH * len(images)) / len(images)))
+        epochs = max(1, round(STEPS * min(settings.batch_size, MAX_BATCH_RATIO * len(images)) / len(images)))
         train(
             self.model,
             self.model.weights.clone(),
@@ -35,29 +53,30 @@ class Reader:
         )
         self.model.module.eval()
 
-    def prepared(self, images):
-        """uint8 (n, C, H, W), NumPy, as the model wants them."""
+    def prepared(self, images: np.ndarray) -> torch.Tensor:
+        """Normalise uint8 images (n, C, H, W) for the model, on its device."""
         return normalise(torch.from_numpy(np.array(images)), self.about.mean, self.about.std, self.device)
 
     @torch.no_grad()
-    def read(self, images):
-        """Features (what the last dense layer is given) and logits of uint8 images, float64 NumPy."""
+    def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute features (inputs of the last dense layer) and logits of uint8 images, float64 (n, ...)."""
         last = [layer for layer in self.model.module.modules() if isinstance(layer, torch.nn.Linear)][-1]
-        seen = []
-        hook = last.register_forward_hook(lambda layer, given, _: seen.append(given[0].double().cpu()))
+        features: list[torch.Tensor] = []
+        hook = last.register_forward_hook(lambda layer, inputs, _: features.append(inputs[0].double().cpu()))
         logits = torch.cat(
             [self.model.module(chunk).double().cpu() for chunk in self.prepared(images).split(500)]
         )
         hook.remove()
-        return torch.cat(seen).numpy(), logits.numpy()
+        return torch.cat(features).numpy(), logits.numpy()
 
-    def fidelity(self, images, labels):
-        """The probability, float64 (n,), that the classifier gives to the label of each image."""
+    def fidelity(self, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the probability, float64 (n,), that the classifier assigns to the label of each image."""
         logits = torch.from_numpy(self.read(images)[1])
         return F.softmax(logits, dim=1)[torch.arange(len(labels)), torch.as_tensor(labels)].numpy()
 
 
-def untrained(about, config, device):
+def untrained(about: Description, config: Config, device: torch.device) -> FlatModel:
+    """Build the configured model with its initial weights."""
     return FlatModel(
         models.build(config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")),
         device,

@@ -1,21 +1,31 @@
-"""The diffusion loss, which pretraining and fine-tuning share."""
+"""Compute the diffusion loss, for pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-UNCONDITIONAL = 0.1  # of the images are learned with the empty prompt, which guidance needs
+if TYPE_CHECKING:
+    from genfl_mpi.generation.prompts import Prompts
+
+UNCONDITIONAL = 0.1  # share of the images trained with the empty prompt, which guidance needs
 
 
-def prompt_rows(labels, prompts, generator):
-    """For each label a row of `prompt_texts`: a random template, or now and then the last row, the empty prompt."""
+def prompt_rows(labels: torch.Tensor, prompts: Prompts, generator: torch.Generator) -> torch.Tensor:
+    """Draw a row of `prompt_texts` for each label: a random template, or the empty prompt in the last row.
+
+    labels: int64 (n,). Returns int64 (n,).
+    """
     templates = len(prompts.templates)
     rows = labels * templates + torch.randint(templates, labels.shape, generator=generator)
     rows[torch.rand(len(labels), generator=generator) < UNCONDITIONAL] = len(prompts.descriptions) * templates
     return rows
 
 
-def prompt_texts(prompts):
-    """Every prompt there is, once: text c * templates + k is class c in template k; the last is empty."""
+def prompt_texts(prompts: Prompts) -> list[str]:
+    """List every prompt once: text c * templates + k is class c in template k; the last is empty."""
     return [
         *(
             prompts.text(label, k)
@@ -26,17 +36,24 @@ def prompt_texts(prompts):
     ]
 
 
-def embed(text_encoder, tokens, rows):
-    """The embeddings of rows of `tokens`, (len(rows), length, width); each prompt passes through the encoder once."""
+def embed(text_encoder: torch.nn.Module, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Embed rows of `tokens`, as (len(rows), length, width). Each distinct prompt is encoded once."""
     text, where = torch.unique(rows.to(tokens.device), return_inverse=True)
     return text_encoder(tokens[text])[0][where]
 
 
-def diffusion_loss(unet, scheduler, clean, condition, generator):
-    """Mean squared error of what the UNet tells of noised latents (Ho et al. 2020; velocity: Salimans and Ho 2022).
+def diffusion_loss(
+    unet: torch.nn.Module,
+    scheduler: Any,
+    clean: torch.Tensor,
+    condition: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Compute the mean squared error of the UNet's prediction for noised latents.
 
-    clean: latents (n, c, h, w); condition: the embeddings of their prompts, (n, length, width); generator: of random
-    numbers, on the CPU whatever the device.
+    The target is the noise (Ho et al. 2020) or the velocity (Salimans and Ho 2022). clean: latents (n, c, h,
+    w); condition: the embeddings of their prompts, (n, length, width); generator: on the CPU, whatever the
+    device.
     """
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     timestep = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=generator).to(

@@ -1,7 +1,10 @@
-"""The generator of a run: batches of images from the bank, or made and put there."""
+"""Provide a run's images: read batches from the bank, or generate and store them."""
+
+from __future__ import annotations
 
 import hashlib
 from dataclasses import astuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +14,21 @@ from genfl_mpi.generation import model_folder, pipeline
 from genfl_mpi.generation.bank import Bank, Batch
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genfl_mpi.config.settings import Config
+
+    Drawer = Callable[[Batch, tuple[int, int, int]], np.ndarray]
+
 
 class Generator:
-    """config: `Config`, resolved; shape: (C, H, W) of the data set.
+    """The generator of a run, with its bank.
 
-    Nothing heavy happens before the first image that the bank does not have.
+    config: resolved; shape: (C, H, W) of the data set. The model is loaded only when the bank lacks a batch.
     """
 
-    def __init__(self, config, shape):
+    def __init__(self, config: Config, shape: tuple[int, int, int]) -> None:
         self.settings, self.shape = config.generation, shape
         settings = self.settings
         self.function = self.folder = self.adapter = None
@@ -27,9 +37,10 @@ class Generator:
             path = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
             if path is None:
                 raise UserError(
-                    f"generation.checkpoint: the file of {settings.checkpoint} cannot be read; write a function of Python in a file of yours"
+                    f"generation.checkpoint: the source file of {settings.checkpoint} cannot be read; "
+                    "define the function in a Python file"
                 )
-            # The function's file determines its images, as far as anybody can see.
+            # The function's source file is taken to determine its images.
             self.identity = hashlib.sha256(path.read_bytes()).hexdigest(), None
         else:
             self.folder = model_folder.locate(settings.checkpoint)
@@ -45,9 +56,10 @@ class Generator:
             model_folder.check_scheduler(settings.scheduler)
         if settings.size is not None and settings.size % 8:
             raise UserError(
-                f"generation.size: {settings.size} is not a multiple of 8, as the pipeline's latents need"
+                f"generation.size: {settings.size} is not a multiple of 8, which the latents need; "
+                "set one that is"
             )
-        # Everything but prompt and seed that an image's bits depend on.
+        # Everything besides prompt and seed that determines the bits of an image.
         names = (
             "negative_prompt",
             "scheduler",
@@ -71,41 +83,46 @@ class Generator:
             },
         )
 
-    def ready(self, batch):
+    def ready(self, batch: Batch) -> bool:
+        """Check whether the bank holds a batch."""
         return batch in self.bank
 
-    def images(self, batch):
-        """uint8 (n, C, H, W) of a `Batch`."""
+    def images(self, batch: Batch) -> np.ndarray:
+        """Return the images of a batch, uint8 (n, C, H, W), from the bank or generated now."""
         if batch in self.bank:
             return self.bank.read(batch)
         images = self._draw(batch)
         self.bank.write(batch, images)
         return images
 
-    def load(self):
-        """Load what draws now, which otherwise waits for the first image to be made: a function of (`Batch`, shape) that returns
-        uint8 (n, C, H, W). Raises UserError if checkpoint or adapter have changed since this was constructed.
+    def load(self) -> Drawer:
+        """Load the model now instead of at the first missing batch.
+
+        Returns a function of (batch, shape) that generates images, uint8 (n, C, H, W). Raises UserError if
+        checkpoint or adapter have changed since this object was constructed.
         """
         if self.function:
-            return self._drawn_by_function
+            return self._call_function
         loaded = pipeline.load(self.folder, self.adapter, self.settings, self.identity)
         return lambda batch, shape: pipeline.draw(
             loaded, list(batch.prompt), batch.seed, self.settings, shape
         )
 
-    def _draw(self, batch):
-        # A short batch is filled up, so that every image is computed in a batch of the same size.
+    def _draw(self, batch: Batch) -> np.ndarray:
+        # Pad a short batch, so that every image is computed in a batch of the same size.
         full = Batch(
             *(values + values[-1:] * (self.settings.batch_size - len(batch)) for values in astuple(batch))
         )
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.settings.threads)
+        torch.set_num_threads(self.settings.threads or threads)
         try:
             return self.load()(full, self.shape)[: len(batch)]
         finally:
             torch.set_num_threads(threads)
 
-    def _drawn_by_function(self, batch, shape):
+    def _call_function(self, batch: Batch, shape: tuple[int, int, int]) -> np.ndarray:
+        """Generate images with the user's function. Raises UserError if it returns anything else."""
+        assert self.function is not None
         images = self.function(batch, shape)
         wanted = (len(batch), *shape)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != wanted:
@@ -113,6 +130,7 @@ class Generator:
                 f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             )
             raise UserError(
-                f"generation.checkpoint: {self.settings.checkpoint} must return a NumPy array uint8 {wanted}, not {got}"
+                f"generation.checkpoint: {self.settings.checkpoint} must return a NumPy array uint8 "
+                f"{wanted}, not {got}"
             )
         return images

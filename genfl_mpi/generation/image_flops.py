@@ -1,7 +1,12 @@
-"""Floating-point operations of generating an image, counted by torch from the pipeline's architecture: no weights are needed."""
+"""Count the floating-point operations of generating an image.
+
+Torch counts them from the pipeline's architecture; no weights are needed.
+"""
+
+from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,8 +15,14 @@ from genfl_mpi.generation.model_folder import ORIGINAL_PARTS, locate, require_or
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from genfl_mpi.config.sections import Generation
+
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-# Stable Diffusion v1.5: what its configuration files say and is not diffusers' default.
+# The values in Stable Diffusion v1.5's configuration files that differ from diffusers' defaults.
 UNET = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -36,7 +47,7 @@ TEXT = {
 
 
 class Flops(NamedTuple):
-    """FLOPs of an image: of encoding its prompt, of all denoising steps, of decoding; and the pipeline's weights."""
+    """FLOPs per image of encoding the prompt, all denoising steps and decoding; and the number of weights."""
 
     text: float
     denoising: float
@@ -44,44 +55,54 @@ class Flops(NamedTuple):
     weights: int
 
     @property
-    def image(self):
+    def image(self) -> float:
+        """Return all FLOPs of an image."""
         return self.text + self.denoising + self.decoding
 
 
-def of_configured(settings):
-    """`Flops` of the generator that config.generation names. Stable Diffusion v1.5 need not be there. Raises UserError."""
+def of_configured(settings: Generation) -> Flops:
+    """Count for the generator of config.generation. Raises UserError.
+
+    Stable Diffusion v1.5 need not be installed.
+    """
     if settings.checkpoint == STABLE_DIFFUSION:
         return of_stable_diffusion(settings)
     return of_pipeline(locate(settings.checkpoint), settings)
 
 
-def of_pipeline(folder, settings):
-    """`Flops` of the pipeline in `folder`, in diffusers' format, with the steps, guidance and size of config.generation. Raises
-    UserError."""
+def of_pipeline(folder: Path, settings: Generation) -> Flops:
+    """Count for the pipeline in `folder`, with config.generation's steps, guidance and size.
+
+    Raises UserError if it is not of Stable Diffusion's architecture, or its configuration files are invalid.
+    """
     require_original(folder, "pricing")
     try:
-        parts = [json.loads((folder / part / "config.json").read_text()) for part in ORIGINAL_PARTS]
-        return _count(*parts, settings)
-    except Exception as error:  # the libraries raise whatever a wrong value makes them meet
+        unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in ORIGINAL_PARTS)
+        return _count(unet, vae, text, settings)
+    except Exception as error:  # the libraries raise any exception for a wrong value
         raise UserError(
             f"generation.checkpoint: {folder}: config.json of {', '.join(ORIGINAL_PARTS)} "
             f"do not describe a pipeline: {first_line(error)}"
         ) from error
 
 
-def of_stable_diffusion(settings):
-    """`Flops` of Stable Diffusion v1.5 with the steps, guidance and size of config.generation."""
+def of_stable_diffusion(settings: Generation) -> Flops:
+    """Count for Stable Diffusion v1.5, with config.generation's steps, guidance and size."""
     return _count(UNET, VAE, TEXT, settings)
 
 
-def _count(unet, vae, text, settings):
+def _count(
+    unet_config: dict[str, Any], vae_config: dict[str, Any], text_config: dict[str, Any], settings: Generation
+) -> Flops:
+    """Count for a UNet2DConditionModel, AutoencoderKL and CLIPTextModel with these configurations."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
-        encoder = CLIPTextModel(CLIPTextConfig(**text))
-    prompts = 2 if settings.guidance > 1 else 1  # guidance asks with the prompt and without
+        unet: Any = UNet2DConditionModel.from_config(unet_config)
+        vae: Any = AutoencoderKL.from_config(vae_config)
+        encoder = CLIPTextModel(CLIPTextConfig(**text_config))
+    prompts = 2 if settings.guidance > 1 else 1  # guidance runs the UNet with the prompt and without it
     halvings = len(vae.config.block_out_channels) - 1
     size = settings.size // 2**halvings if settings.size else unet.config.sample_size
     length = encoder.config.max_position_embeddings
@@ -98,7 +119,8 @@ def _count(unet, vae, text, settings):
     )
 
 
-def _flops(function, *arguments):
+def _flops(function: Callable[..., Any], *arguments: torch.Tensor) -> int:
+    """Count the FLOPs of a call."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         function(*arguments)

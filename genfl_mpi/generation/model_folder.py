@@ -1,9 +1,12 @@
-"""Text-to-image checkpoints in diffusers' format: where they are, and what identifies them."""
+"""Locate, fetch and identify text-to-image checkpoints in diffusers' format."""
+
+from __future__ import annotations
 
 import difflib
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genfl_mpi.generation import catalogue
 from genfl_mpi.generation.validation import (
@@ -18,6 +21,9 @@ from genfl_mpi.generation.validation import (
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
+if TYPE_CHECKING:
+    from genfl_mpi.config.sections import Data
+
 SHIPPED = Path(__file__).parent / "checkpoints"
 ORIGINAL = "StableDiffusionPipeline"
 ORIGINAL_PARTS = {
@@ -27,16 +33,16 @@ ORIGINAL_PARTS = {
 }
 
 
-def is_function(name):
-    """Whether generation.checkpoint names a function of the user's, module:function, in a checkpoint's place."""
+def is_function(name: str) -> bool:
+    """Check whether generation.checkpoint is a user's function, module:function, instead of a checkpoint."""
     return ":" in name
 
 
-def locate(name):
-    """The folder of a checkpoint: one that we ship, a folder, or a hub id that is in the local cache. Raises UserError."""
+def locate(name: str) -> Path:
+    """Find the folder of a checkpoint: a shipped one, a folder, or a hub id in the local cache. Raises UserError."""
     if is_function(name):
         raise UserError(
-            f"generation.checkpoint: {name} is a function; this needs a checkpoint in diffusers' format"
+            f"generation.checkpoint: {name} is a function; set a checkpoint in diffusers' format, which this needs"
         )
     if (SHIPPED / name / INDEX).is_file() and "/" not in name:
         return _checked(SHIPPED / name)
@@ -44,7 +50,7 @@ def locate(name):
         return _checked(Path(name))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"generation.checkpoint: there is no folder {name}; give a folder in diffusers' format, or a hub id"
+            f"generation.checkpoint: folder {name} does not exist; set a folder in diffusers' format, or a hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -54,12 +60,13 @@ def locate(name):
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
         raise UserError(
             f"generation.checkpoint: {name} is neither a folder nor in the local cache; "
-            f"fetch it once, where there is a network, with: python -m genfl_mpi prefetch generation.checkpoint={name}"
+            "fetch it once, with network access: python -m genfl_mpi prefetch "
+            f"generation.checkpoint={name}"
         ) from None
 
 
-def locate_adapter(name, checkpoint):
-    """The folder `name` of a LoRA adapter for the checkpoint in the folder `checkpoint`. Raises UserError."""
+def locate_adapter(name: str, checkpoint: Path) -> Path:
+    """Find the folder `name` of a LoRA adapter for the checkpoint in the folder `checkpoint`. Raises UserError."""
     folder = Path(name)
     if not (folder / ADAPTER).is_file():
         raise UserError(f"generation.adapter: {name} is not a folder with a file {ADAPTER}")
@@ -67,14 +74,17 @@ def locate_adapter(name, checkpoint):
     record = read_record(folder)
     if record and (made_for := record.get("checkpoint", "none")) != digest(checkpoint):
         raise UserError(
-            f"generation.adapter: {name} was made for another checkpoint ({made_for[:12]}) than "
-            f"{checkpoint} ({digest(checkpoint)[:12]})"
+            f"generation.adapter: {name} was trained for another checkpoint ({made_for[:12]}) than "
+            f"{checkpoint} ({digest(checkpoint)[:12]}); set generation.checkpoint to that one"
         )
     return folder
 
 
-def fetch(name):
-    """Download what a run needs of a hub id into the local cache; nothing to do for a folder or a shipped checkpoint."""
+def fetch(name: str) -> Path:
+    """Download the files of a hub id that a run needs into the local cache, and return their folder.
+
+    A folder or a shipped checkpoint needs no download. Raises UserError.
+    """
     try:
         return locate(name)
     except UserError:
@@ -83,7 +93,8 @@ def fetch(name):
     from huggingface_hub import snapshot_download
 
     try:
-        # Folders of the pipeline only: no single-file copies of all weights, no half-precision twins, nothing pickled.
+        # The pipeline's folders only: no single-file copies of all weights, no half-precision copies, no
+        # pickles.
         snapshot_download(
             name,
             allow_patterns=[
@@ -97,46 +108,49 @@ def fetch(name):
     return locate(name)
 
 
-def check_public(folder, data):
-    """Raise UserError if a checkpoint, or an adapter, learned from images that clients hold. data: config.data."""
+def check_public(folder: Path, data: Data) -> None:
+    """Raise UserError if a checkpoint or adapter was trained on images that clients hold. data: config.data."""
     record = read_record(folder)
     if record and record["data"] == data.name and record["public_pool"] > data.public_pool:
         raise UserError(
-            f"{folder.name} learned from {record['public_pool']} public images of {data.name}, which clients must not hold: "
-            f"set data.public_pool={record['public_pool']}"
+            f"{folder.name} was trained on {record['public_pool']} public images of {data.name}, "
+            f"which clients must not hold: set data.public_pool={record['public_pool']}"
         )
 
 
-def require_original(folder, who):
-    """Raise UserError if `folder` is no checkpoint of Stable Diffusion's first architecture, which `who` needs."""
+def require_original(folder: Path, purpose: str) -> None:
+    """Raise UserError unless `folder` has the first Stable Diffusion architecture, which `purpose` needs."""
     index = read_index(folder)
     if index.pipeline != ORIGINAL:
         raise UserError(
-            f"generation.checkpoint: {folder} holds a {index.pipeline}, and {who} knows the "
-            f"architecture of a {ORIGINAL} alone"
+            f"generation.checkpoint: {folder} holds a {index.pipeline}, but {purpose} supports only a "
+            f"{ORIGINAL}; set such a checkpoint"
         )
     for part, origin in ORIGINAL_PARTS.items():
         if index.parts.get(part) != origin:
-            raise UserError(f"generation.checkpoint: {folder / INDEX}: {who} needs a {origin[1]} as {part}")
+            raise UserError(
+                f"generation.checkpoint: {folder / INDEX}: {purpose} needs a {origin[1]} as {part}"
+            )
 
 
-def check_scheduler(name):
-    """Raise UserError for a scheduler that diffusers does not have."""
+def check_scheduler(name: str) -> None:
+    """Raise UserError for an unknown scheduler of diffusers."""
     known = catalogue.names("Scheduler")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {near}?")
+        closest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {closest}?")
 
 
-def _checked(folder):
+def _checked(folder: Path) -> Path:
+    """Return `folder` if it holds a complete, harmless checkpoint. Raises UserError."""
     check_checkpoint(folder)
     return folder
 
 
-def digest(folder):
-    """Hash a checkpoint's configuration and weight files and their names: what determines its images."""
+def digest(folder: Path) -> str:
+    """Hash the names and contents of a checkpoint's configuration and weight files, which determine its images."""
     total = hashlib.sha256()
-    found = {*folder.rglob("*"), *folder.glob("*/*")}  # the second follows a part that is a link
+    found = {*folder.rglob("*"), *folder.glob("*/*")}  # glob follows a part that is a link
     for file in sorted(path for path in found if path.suffix in DIGESTED):
         about = file.stat()
         version = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
@@ -145,7 +159,7 @@ def digest(folder):
 
 
 @cache
-def _digest_of_file(path, version):
-    """Hash a file, once a process for each `version`, of which every write changes the ctime."""
+def _digest_of_file(path: Path, version: tuple[int, ...]) -> str:
+    """Hash a file, once per process and `version`; every write changes the ctime in it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

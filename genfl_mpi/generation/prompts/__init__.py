@@ -1,5 +1,8 @@
-"""Prompts: from a label to a text. Templates and class descriptions are YAML files that a user edits."""
+"""Turn labels into prompts, by templates and class descriptions in YAML files that users can edit."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +14,23 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Prompts:
-    """templates: texts with a {} each; descriptions: what stands there, in the order of the class numbers."""
+    """templates: texts with one {} each; descriptions: what replaces it, in the order of the classes."""
 
     templates: list[str]
     descriptions: list[str]
 
-    def text(self, label, template):
+    def text(self, label: int, template: int) -> str:
+        """Return the prompt of a label in a template."""
         return self.templates[template].replace("{}", self.descriptions[label])
 
 
-def path_of(name):
-    """Return the YAML file of the prompts `name`, one of ours or a file."""
+def path_of(name: str) -> Path:
+    """Return the YAML file of the prompts `name`, shipped or a file."""
     return FOLDER / f"{name}.yaml" if name in ours() else Path(name)
 
 
-def load_prompts(name, classes):
-    """Read the prompts `name`, one of ours or a YAML file, for a data set with these class names. Raises UserError."""
+def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
+    """Read the prompts `name`, shipped or a YAML file, for a data set with these classes. Raises UserError."""
     path = path_of(name)
     try:
         content = parse(path.read_text(), str(path))
@@ -48,14 +52,16 @@ def load_prompts(name, classes):
         if not isinstance(template, str) or template.count("{}") != 1:
             raise UserError(f"{path}: template {template!r} must contain the placeholder {{}} once")
     if name not in ours() and (unknown := [label for label in descriptions if label not in classes]):
-        raise UserError(f"{path}: descriptions has {unknown[0]!r}, which is no class of the data set")
+        raise UserError(f"{path}: descriptions has {unknown[0]!r}, which is not a class of the data set")
     for label in classes:
         if not isinstance(descriptions.get(label), str):
             raise UserError(
-                f"generation.prompts: {name} has no description of class {label!r}; give a file that has one for each class"
+                f"generation.prompts: {name} has no description of class {label!r}; "
+                "set a file that describes every class"
             )
     return Prompts(templates, [descriptions[label] for label in classes])
 
 
-def ours():
+def ours() -> list[str]:
+    """List the names of the shipped prompts."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
