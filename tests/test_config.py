@@ -139,7 +139,7 @@ BAD = {
         ["training.lr=true"],
         "training.lr= needs a number (got True)",
     ),
-    "a later run of the sweep": (["generation.checkpoint=./nowhere"], "there is no folder"),
+    "a later run of the sweep": (["generation.checkpoint=./nowhere"], "folder ./nowhere does not exist"),
     "a later run's prompts": (["generation.prompts=nowhere"], "generation.prompts: "),
     "a plan without a cohort": (["generation.plan=cohort_deficit"], "needs a cohort"),
     "a bank that is a file": (["generation.bank=/etc/hostname"], "cannot be written"),
@@ -160,7 +160,7 @@ BAD = {
     ),
     "data set": (["method=fedavg", "data.name=cifar10", "data.root=nowhere"], "data.download=true"),
     "too many clients": (["method=fedavg", "clients=500"], "partition.min_samples"),
-    "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "there is no folder"),
+    "checkpoint": (["method=genfl", "generation.checkpoint=./nowhere"], "folder ./nowhere does not exist"),
     "hub id": (
         ["method=genfl", "generation.checkpoint=nobody/nothing"],
         "python -m genfl_mpi prefetch generation.checkpoint=nobody/nothing",

@@ -254,7 +254,7 @@ def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
     assert images.shape == (2, 1, 28, 28) and images.std() > 1 and not np.array_equal(images, other)
     with pytest.raises(UserError, match="generation.size: 12 is not a multiple of 8"):
         Generator(settings(tmp_path, checkpoint=str(sdxl), size=12), (1, 28, 28)).images(batch)
-    with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, and pricing knows"):
+    with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, but pricing supports"):
         of_configured(one.generation)
 
 
@@ -390,7 +390,7 @@ def test_every_class_has_a_description(name):
         ("templates: []\ndescriptions: {}", "list of texts"),
         ("- 1", "must be YAML"),
         ("templates: ['{}']\ndescriptions: {'0': zero}", "no description of class '1'"),
-        ("templates: ['{}']\ndescriptions: {'0': zero, '10': ten}", "'10', which is no class"),
+        ("templates: ['{}']\ndescriptions: {'0': zero, '10': ten}", "'10', which is not a class"),
     ],
 )
 def test_bad_prompt_files(tmp_path, text, message):
@@ -428,7 +428,7 @@ def test_the_shipped_cifar_generators(tmp_path, name):
         2,
     )
     with pytest.raises(
-        UserError, match=f"{name} learned from 10000 public images of {name}, .* set data.public_pool=10000"
+        UserError, match=f"{name} was trained on 10000 public images of {name}, .* set data.public_pool=10000"
     ):
         Generator(
             one.model_copy(update={"data": one.data.model_copy(update={"name": name, "public_pool": 5000})}),
@@ -471,7 +471,9 @@ def test_a_bank_file_under_another_name_is_refused(tmp_path):
     batch, other = (Batch((1,), (0,), (seed,), ("one",)) for seed in (1, 2))
     bank.write(batch, np.full((1, 1, 8, 8), 7, np.uint8))
     bank.path(batch).rename(bank.path(other))
-    refusal = f"{bank.path(other)} holds other images than its name states; remove it, and its images are generated"
+    refusal = (
+        f"{bank.path(other)} holds other images than its name states; remove it, and its images are generated"
+    )
     with pytest.raises(UserError, match=refusal):
         bank.read(other)
     bank.write(batch, np.full((1, 1, 8, 8), 7, np.uint8))

@@ -174,16 +174,16 @@ ATTACKS = {
     has_module_in_its_folder: "model_index.json: unet is of 'other'",
     names_pipeline_of_its_own: "model_index.json: _class_name must be",
     names_community_pipeline: "holds a 'Trap'",
-    asks_for_custom_pipeline: "model_index.json: it asks for custom_pipeline",
-    trusts_itself: "unet/config.json: it asks for auto_map",
-    maps_text_encoder: "text_encoder/config.json: it asks for auto_map",
-    maps_tokenizer: "tokenizer_config.json: it asks for auto_map",
-    downloads_kernel: "it asks for a download with _attn_implementation",
+    asks_for_custom_pipeline: "model_index.json: it sets custom_pipeline",
+    trusts_itself: "unet/config.json: it sets auto_map",
+    maps_text_encoder: "text_encoder/config.json: it sets auto_map",
+    maps_tokenizer: "tokenizer_config.json: it sets auto_map",
+    downloads_kernel: "it requests a download with _attn_implementation",
     nests_pipeline: "unet: a StableDiffusionPipeline is not a part of a pipeline",
     nests_auto_pipeline: "unet: a DiffusionPipeline is not a part of a pipeline",
     has_pickled_unet: "unet has no safetensors file diffusion_pytorch_model.safetensors",
     has_pickled_text_encoder: "text_encoder has no safetensors file model.safetensors",
-    has_pickled_shard: "weight_map must name safetensors files beside it, not 'shard.bin'",
+    has_pickled_shard: "weight_map must name safetensors files in its folder, not 'shard.bin'",
     has_pickled_adapter: "text_encoder: it has an adapter_config.json",
 }
 
@@ -229,7 +229,7 @@ def test_code_and_pickles_beside_a_checkpoint_are_left_alone(folder, marker):
 )
 def test_classes_that_are_no_parts_of_a_pipeline(folder, part, origin):
     change(folder / "model_index.json", **{part: origin})
-    message = f"a {origin[1]} is not a part of a pipeline|to be a '{origin[1]}', which diffusers lacks"
+    message = f"a {origin[1]} is not a part of a pipeline|is a '{origin[1]}', which diffusers lacks"
     with pytest.raises(UserError, match=message):
         pipeline.read(prepared(folder))
 
@@ -266,7 +266,7 @@ def test_no_file_outside_of_a_checkpoint_is_read(folder, tmp_path):
         shutil.copy(DIGITS / "model_index.json", folder)
     shutil.move(folder / "vae", tmp_path / "vae")
     (folder / "vae").symlink_to(tmp_path / "vae")
-    with pytest.raises(UserError, match="vae: it is a link to what is not in the checkpoint's folder"):
+    with pytest.raises(UserError, match="vae: it is a link to outside the checkpoint's folder"):
         prepared(folder)
 
 
@@ -329,7 +329,7 @@ def test_what_only_the_loader_finds_is_one_line(folder):
     assert f"text_encoder: {unfit} have" in spoiled("text_encoder", num_hidden_layers=1)
     assert f"text_encoder: {unfit} lack" in spoiled("text_encoder", num_hidden_layers=3)
     assert f"{folder}/scheduler cannot be loaded" in spoiled("scheduler", beta_schedule=5)
-    assert "cannot draw" in spoiled("scheduler", prediction_type="none")
+    assert "cannot generate images" in spoiled("scheduler", prediction_type="none")
     (folder / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(UserError, match="tokenizer is incomplete: tokenizer.json is missing"):
         drawn(folder)
@@ -338,7 +338,7 @@ def test_what_only_the_loader_finds_is_one_line(folder):
     tensors = load_file(weights)
     tensors["decoder.conv_out.bias"] *= torch.nan
     save_file(tensors, weights)
-    with pytest.raises(UserError, match="draws pixels that are not finite"):
+    with pytest.raises(UserError, match="generates pixels that are not finite"):
         drawn(folder)
 
 
@@ -488,18 +488,18 @@ def test_an_adapter_in_each_format_is_applied(lora, tmp_path):
 
 STRAY = {"unet.x.lora_A.weight": torch.ones(2, 4), "unet.x.lora_B.weight": torch.ones(4, 2)}
 SPOILED = {
-    "no tensor": (lambda a, b: {}, "has no LoRA tensor: it would change nothing"),
-    "no LoRA tensor": (lambda a, b: {"x": a}, "has no LoRA tensor: it would change nothing"),
-    "another tensor": (lambda a, b: {**pair(a, b), "x": a + 1}, "x, no LoRA tensor, would not be applied"),
-    "infinite": (lambda a, b: pair(a / 0, b), "lora_A.weight is not of finite"),
-    "integers": (lambda a, b: pair(a.int(), b.int()), "lora_A.weight is not of finite"),
+    "no tensor": (lambda a, b: {}, "has no LoRA tensor and would have no effect"),
+    "no LoRA tensor": (lambda a, b: {"x": a}, "has no LoRA tensor and would have no effect"),
+    "another tensor": (lambda a, b: {**pair(a, b), "x": a + 1}, "x is not a LoRA tensor and would not be applied"),
+    "infinite": (lambda a, b: pair(a / 0, b), "lora_A.weight has values that are not finite"),
+    "integers": (lambda a, b: pair(a.int(), b.int()), "lora_A.weight has values that are not finite"),
     "of no layer": (lambda a, b: pair(a, b, "unet.x"), "would not be applied: it belongs to"),
     "of another part": (lambda a, b: pair(a, b, "text_encoder.x"), "would not be applied: it belongs to"),
     "one of no layer": (lambda a, b: {**pair(a, b), **STRAY}, "unet.x.lora_A.weight would not be applied"),
     "no B": (lambda a, b: {f"{LAYER}.lora_A.weight": a}, "lora_B.weight is missing|cannot be loaded"),
     "no A": (lambda a, b: {f"{LAYER}.lora_B.weight": b}, "lora_A.weight is missing"),
     "of another size": (lambda a, b: pair(torch.ones(2, 5), b), "safetensors .*cannot be loaded"),
-    "too large": (lambda a, b: pair(a * 1e35, b * 1e35), "draws pixels that are not finite"),
+    "too large": (lambda a, b: pair(a * 1e35, b * 1e35), "generates pixels that are not finite"),
 }
 
 

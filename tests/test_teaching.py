@@ -90,7 +90,7 @@ def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
     arguments = [*tiny, f"generation.checkpoint={made}"]
     assert main(arguments) == 2
     assert (
-        "learned from 200 public images of mnist5k, which clients must not hold: set data.public_pool=200"
+        "was trained on 200 public images of mnist5k, which clients must not hold: set data.public_pool=200"
         in capsys.readouterr().err
     )
     assert main([*arguments, "data.public_pool=200"]) == 0
@@ -174,7 +174,7 @@ def test_a_run_with_an_adapter(tiny, tmp_path, capsys):
     assert 0 < np.abs(images["plain"] - images["adapted"]).mean() < 60, "the same digits, changed a little"
     capsys.readouterr()
     assert main([*tiny, f"generation.adapter={tmp_path}/adapter"]) == 2
-    assert "adapter learned from 20 public images of mnist5k" in capsys.readouterr().err
+    assert "adapter was trained on 20 public images of mnist5k" in capsys.readouterr().err
 
 
 def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
@@ -185,7 +185,7 @@ def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
         assert main([*arguments, f"generation.adapter={nowhere}"]) == 2
         assert "is not a folder with a file" in capsys.readouterr().err
     assert main([*arguments, f"generation.adapter={folder}", f"generation.checkpoint={made}"]) == 2
-    assert "was made for another checkpoint" in capsys.readouterr().err
+    assert "was trained for another checkpoint" in capsys.readouterr().err
     shutil.copytree(folder, tmp_path / "broken")
     (tmp_path / "broken/pytorch_lora_weights.safetensors").write_bytes(b"\0" * 100)
     assert main([*arguments, f"generation.adapter={tmp_path}/broken"]) == 2
@@ -200,7 +200,7 @@ def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
             "needs a public pool of 20 images at the server, not 10: set data.public_pool=20",
         ),
         (["finetuning.at=clients", "finetuning.per_class=2000"], "the clients hold 3"),
-        (["generation.checkpoint=nowhere"], "there is no folder nowhere"),
+        (["generation.checkpoint=nowhere"], "folder nowhere does not exist"),
     ],
 )
 def test_what_finetune_cannot_do(tiny, tmp_path, capsys, change, message):

@@ -16,6 +16,7 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from genfl_mpi.config.settings import Config
 
@@ -31,7 +32,9 @@ class Generator:
     def __init__(self, config: Config, shape: tuple[int, int, int]) -> None:
         self.settings, self.shape = config.generation, shape
         settings = self.settings
-        self.function = self.folder = self.adapter = None
+        self.function: Drawer | None = None
+        self.folder: Path | None = None
+        self.adapter: Path | None = None
         if model_folder.is_function(settings.checkpoint):
             self.function = find(settings.checkpoint, {}, "generation.checkpoint")
             path = sources({"generation.checkpoint": settings.checkpoint}).get("generation.checkpoint")
@@ -41,7 +44,7 @@ class Generator:
                     "define the function in a Python file"
                 )
             # The function's source file is taken to determine its images.
-            self.identity = hashlib.sha256(path.read_bytes()).hexdigest(), None
+            self.identity: tuple[str, str | None] = hashlib.sha256(path.read_bytes()).hexdigest(), None
         else:
             self.folder = model_folder.locate(settings.checkpoint)
             if settings.adapter is not None:
@@ -50,7 +53,7 @@ class Generator:
                 model_folder.check_public(folder, config.data)
             self.identity = (
                 model_folder.digest(self.folder),
-                self.adapter and model_folder.digest(self.adapter),
+                model_folder.digest(self.adapter) if self.adapter else None,
             )
         if settings.scheduler is not None:
             model_folder.check_scheduler(settings.scheduler)
@@ -103,6 +106,7 @@ class Generator:
         """
         if self.function:
             return self._call_function
+        assert self.folder is not None
         loaded = pipeline.load(self.folder, self.adapter, self.settings, self.identity)
         return lambda batch, shape: pipeline.draw(
             loaded, list(batch.prompt), batch.seed, self.settings, shape

@@ -39,18 +39,17 @@ def is_function(name: str) -> bool:
 
 
 def locate(name: str) -> Path:
-    """Find the folder of a checkpoint: a shipped one, a folder, or a hub id in the local cache. Raises UserError."""
+    """Find a checkpoint's folder: a shipped one, a path, or a hub id in the local cache. Raises UserError."""
     if is_function(name):
-        raise UserError(
-            f"generation.checkpoint: {name} is a function; set a checkpoint in diffusers' format, which this needs"
-        )
+        raise UserError(f"generation.checkpoint: {name} is a function; set a checkpoint in diffusers' format")
     if (SHIPPED / name / INDEX).is_file() and "/" not in name:
         return _checked(SHIPPED / name)
     if Path(name).is_dir():
         return _checked(Path(name))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"generation.checkpoint: folder {name} does not exist; set a folder in diffusers' format, or a hub id"
+            f"generation.checkpoint: folder {name} does not exist; "
+            "set a folder in diffusers' format, or a hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -66,7 +65,7 @@ def locate(name: str) -> Path:
 
 
 def locate_adapter(name: str, checkpoint: Path) -> Path:
-    """Find the folder `name` of a LoRA adapter for the checkpoint in the folder `checkpoint`. Raises UserError."""
+    """Find the folder `name` of a LoRA adapter for the checkpoint in `checkpoint`. Raises UserError."""
     folder = Path(name)
     if not (folder / ADAPTER).is_file():
         raise UserError(f"generation.adapter: {name} is not a folder with a file {ADAPTER}")
@@ -109,7 +108,7 @@ def fetch(name: str) -> Path:
 
 
 def check_public(folder: Path, data: Data) -> None:
-    """Raise UserError if a checkpoint or adapter was trained on images that clients hold. data: config.data."""
+    """Raise UserError if a checkpoint or adapter was trained on clients' images. data: config.data."""
     record = read_record(folder)
     if record and record["data"] == data.name and record["public_pool"] > data.public_pool:
         raise UserError(
@@ -148,7 +147,7 @@ def _checked(folder: Path) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """Hash the names and contents of a checkpoint's configuration and weight files, which determine its images."""
+    """Hash names and contents of configuration and weight files, which determine a checkpoint's images."""
     total = hashlib.sha256()
     found = {*folder.rglob("*"), *folder.glob("*/*")}  # glob follows a part that is a link
     for file in sorted(path for path in found if path.suffix in DIGESTED):

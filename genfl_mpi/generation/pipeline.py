@@ -1,4 +1,6 @@
-"""From prompts to images with a text-to-image pipeline of diffusers."""
+"""Load text-to-image pipelines of diffusers, and generate images from prompts."""
+
+from __future__ import annotations
 
 import importlib
 import inspect
@@ -7,6 +9,7 @@ import logging
 import re
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +20,17 @@ from genfl_mpi.generation.validation import ADAPTER, UNUSED, read_index
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
-ADAPTED = ("unet", "transformer")  # the parts of a pipeline to which an adapter is applied
-# What an adapter's file may set besides its tensors. All other settings must be peft's defaults: with some,
-# peft imports a module that the file names, or changes the checkpoint's own weights.
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from genfl_mpi.config.sections import Generation
+
+ADAPTED = ("unet", "transformer")  # the parts of a pipeline that an adapter modifies
+# What an adapter's file may set besides its tensors. All other settings must have peft's defaults, because
+# some make peft import a module that the file names, or change the weights of the checkpoint.
 LORA_SETTINGS = {
     "r",
     "lora_alpha",
@@ -40,12 +51,19 @@ LORA_SETTINGS = {
 }
 
 
-def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", save_memory=()):
-    """The pipeline in `folder`, with the adapter in the folder `adapter`.
+def read(
+    folder: Path,
+    adapter: Path | None = None,
+    scheduler: str | None = None,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    save_memory: Sequence[str] = (),
+) -> Any:
+    """Load the pipeline in `folder`, with the adapter in the folder `adapter`.
 
-    Only safetensors and configuration files are read, and no code of the checkpoint's. Raises UserError.
+    Reads only safetensors and configuration files, and runs no code of the checkpoint. Raises UserError.
     """
-    import diffusers  # here, because it takes seconds and only a rank that generates needs it
+    import diffusers  # here, because importing it takes seconds, and only ranks that generate need it
 
     silence()
     index = read_index(folder)
@@ -55,7 +73,7 @@ def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", sa
             for part, origin in index.parts.items()
         }
         kind = getattr(diffusers, index.pipeline)
-        # Neither a filter nor a watermark, which would depend on what else is installed.
+        # No filter and no watermark: they would depend on other installed packages.
         given = {
             **dict.fromkeys(UNUSED),
             **index.options,
@@ -83,8 +101,8 @@ def read(folder, adapter=None, scheduler=None, dtype="float32", device="cpu", sa
     return pipeline.to(device)
 
 
-def _read_part(folder, library, name, dtype):
-    """The part of a pipeline in `folder`, an object of the library's class `name`. Raises UserError."""
+def _read_part(folder: Path, library: str, name: str, dtype: torch.dtype) -> Any:
+    """Load the part of a pipeline in `folder`, an object of the library's class `name`. Raises UserError."""
     import diffusers
     import transformers
 
@@ -104,17 +122,18 @@ def _read_part(folder, library, name, dtype):
         if not issubclass(kind, torch.nn.Module):
             _check_vocabulary(folder, getattr(kind, "vocab_files_names", {}))
             return kind.from_pretrained(folder, local_files_only=True)
-        module, report = kind.from_pretrained(
+        loader: Any = kind
+        module, report = loader.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     _check_weights(folder, module, report, library)
     return module
 
 
-def _check_vocabulary(folder, files):
-    """Raise UserError if a tokenizer's vocabulary is missing, of which transformers does not even warn.
+def _check_vocabulary(folder: Path, files: dict[str, str]) -> None:
+    """Raise UserError if a tokenizer's vocabulary is missing; transformers does not even warn.
 
-    files: {key: file name} of the vocabulary, as transformers has them.
+    files: {key: file name} of the vocabulary, as transformers names them.
     """
     whole = files.get("tokenizer_file")
     if whole is None or not (folder / whole).is_file():
@@ -123,16 +142,16 @@ def _check_vocabulary(folder, files):
                 raise UserError(f"generation.checkpoint: {folder} is incomplete: {whole or file} is missing")
 
 
-def _check_weights(folder, module, report, library):
-    """Raise UserError if weights and config.json are of different models, of which the libraries only warn.
+def _check_weights(folder: Path, module: torch.nn.Module, report: dict[str, Any], library: str) -> None:
+    """Raise UserError if weights and config.json belong to different models; the libraries only warn.
 
-    report: of how the library filled `module`.
+    report: the library's loading info for `module`.
     """
 
-    def form(name):
+    def form(name: str) -> str:
         return re.sub(r"\d+", "0", name)
 
-    # A model of transformers may be a part of the one that was saved, but with all of its own layers.
+    # A transformers model may be a part of the saved one, but it must have all of that part's layers.
     forms = {form(name) for name in module.state_dict()}
     extra = [name for name in report["unexpected_keys"] if library == "diffusers" or form(name) in forms]
     wrong = {"lack": report["missing_keys"], "have": extra, "have another size of": report["mismatched_keys"]}
@@ -144,10 +163,10 @@ def _check_weights(folder, module, report, library):
             )
 
 
-def _fuse(pipeline, folder, file):
-    """Add the adapter in `file` to the weights of `folder`'s pipeline, once, where it costs an image nothing.
+def _fuse(pipeline: Any, folder: Path, file: Path) -> None:
+    """Add the adapter in `file` to the weights of `folder`'s pipeline once, at no cost per image.
 
-    Raises UserError if it cannot be applied, every tensor of it.
+    Raises UserError if a tensor of it cannot be applied.
     """
     import peft
     from diffusers.utils import convert_unet_state_dict_to_peft
@@ -157,7 +176,7 @@ def _fuse(pipeline, folder, file):
         raise UserError(f"generation.adapter: a {type(pipeline).__name__} takes no LoRA adapter")
     _check_settings(file, peft.LoraConfig().to_dict())
     options = {"weight_name": file.name, "local_files_only": True, "use_safetensors": True}
-    unet = getattr(pipeline, "unet", pipeline)  # with its configuration some formats are understood
+    unet = getattr(pipeline, "unet", pipeline)  # some formats need its configuration
     found = pipeline.lora_state_dict(file.parent, unet_config=unet.config, **options)
     wanted = convert_unet_state_dict_to_peft(found[0] if isinstance(found, tuple) else found)
     layers = {f"{part}.{layer}" for part in adapted for layer, _ in pipeline.components[part].named_modules()}
@@ -180,7 +199,7 @@ def _fuse(pipeline, folder, file):
     pipeline.unload_lora_weights()
 
 
-def _check_settings(file, default):
+def _check_settings(file: Path, default: dict[str, Any]) -> None:
     """Raise UserError if an adapter's file sets more than LORA_SETTINGS. default: peft's settings."""
     with safe_open(file, "pt") as tensors:
         text = (tensors.metadata() or {}).get("lora_adapter_metadata", "{}")
@@ -192,8 +211,8 @@ def _check_settings(file, default):
 
 
 @contextmanager
-def _loading(what):
-    """Turn whatever a library raises about files that are not as they should be into a UserError."""
+def _loading(what: str) -> Iterator[None]:
+    """Turn any exception of a library about invalid files into a UserError."""
     try:
         yield
     except UserError:
@@ -203,36 +222,43 @@ def _loading(what):
 
 
 @contextmanager
-def _guarded():
-    """Refuse to unpickle, on whichever way a library comes to it, and restore torch's default dtype, which
-    diffusers leaves changed when it cannot load a model."""
+def _guarded() -> Iterator[None]:
+    """Refuse to unpickle, whichever library tries, and restore torch's default dtype afterwards.
 
-    def refuse(file, *_, **__):
-        raise UserError(f"generation.checkpoint: {file} may hold code (a pickle); only safetensors are read")
+    Diffusers leaves the default dtype changed when it fails to load a model.
+    """
 
-    load, torch.load = torch.load, refuse
+    def refuse(file: Any, *_: Any, **__: Any) -> NoReturn:
+        raise UserError(
+            f"generation.checkpoint: {file} may hold code (a pickle); save the weights as safetensors"
+        )
+
+    torch_module: Any = torch
+    load, torch_module.load = torch.load, refuse
     dtype = torch.get_default_dtype()
     try:
         yield
     finally:
-        torch.load = load
+        torch_module.load = load
         torch.set_default_dtype(dtype)
 
 
-def silence():
-    """No progress bars and no advice from the libraries: what can go wrong is said in our own words."""
+def silence() -> None:
+    """Suppress progress bars and warnings of the libraries; we report errors ourselves."""
     import diffusers
     import transformers
 
+    library: Any
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity(logging.CRITICAL)
         library.utils.logging.disable_progress_bar()
 
 
 @lru_cache(maxsize=1)
-def _read_once(identity, folder, adapter, *options):
+def _read_once(identity: tuple[str, str | None], folder: Path, adapter: Path | None, *options: Any) -> Any:
+    """Read a pipeline, and cache the last one. Raises UserError if its files do not match `identity`."""
     loaded = read(folder, adapter, *options)
-    # Images are stored under the digests, so what was read must be what has them.
+    # Images are stored under these digests, so the files that were read must have them.
     for setting, path, known in zip(("checkpoint", "adapter"), (folder, adapter), identity):
         if path is not None and digest(path) != known:
             raise UserError(
@@ -241,10 +267,11 @@ def _read_once(identity, folder, adapter, *options):
     return loaded
 
 
-def load(folder, adapter, settings, identity):
-    """Return the pipeline in `folder` as config.generation wants it, read once; adapter: a folder or None.
+def load(folder: Path, adapter: Path | None, settings: Generation, identity: tuple[str, str | None]) -> Any:
+    """Return the pipeline in `folder` with the options of config.generation, read once.
 
-    identity: `digest` of both, None without an adapter. Raises UserError if they have other digests now.
+    adapter: its folder, or None. identity: `digest` of both, None without an adapter. Raises UserError if
+    their digests have changed.
     """
     return _read_once(
         identity,
@@ -257,15 +284,22 @@ def load(folder, adapter, settings, identity):
     )
 
 
-def draw(pipeline, prompts, seeds, settings, shape):
-    """Images for `prompts` (list of texts), each from noise of its own seed.
+def draw(
+    pipeline: Any,
+    prompts: list[str],
+    seeds: Sequence[int],
+    settings: Generation,
+    shape: tuple[int, int, int],
+) -> np.ndarray:
+    """Generate an image for each of `prompts`, from noise of its seed.
 
-    settings: config.generation; shape: (C, H, W) of the data set: the pipeline's RGB is reduced to luminance for C = 1,
-    and resized with antialiasing. Returns uint8 (n, C, H, W) on the CPU.
+    settings: config.generation; shape: (C, H, W) of the data set. The pipeline's RGB is reduced to luminance
+    for C = 1, and resized with antialiasing. Returns uint8 (n, C, H, W) on the CPU. Raises UserError if the
+    pipeline fails, or its images are not finite.
     """
     # Noise is drawn on the CPU, whatever the device.
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    options = {
+    options: dict[str, Any] = {
         "negative_prompt": [settings.negative_prompt] * len(prompts),
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance,
@@ -286,11 +320,11 @@ def draw(pipeline, prompts, seeds, settings, shape):
         images = pipeline(prompts, **options).images.float()
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a size that it cannot draw, say, or parts that do not fit one another
-        raise UserError(f"{what} cannot draw: {first_line(error)}") from error
+    except Exception as error:  # for example an unsupported size, or mismatched parts
+        raise UserError(f"{what} cannot generate images: {first_line(error)}") from error
     if not images.isfinite().all():
-        advice = "" if settings.dtype == "float32" else ", or generation.dtype=float32 is needed"
-        raise UserError(f"{what} draws pixels that are not finite: weights are damaged{advice}")
+        advice = "" if settings.dtype == "float32" else ", or set generation.dtype=float32"
+        raise UserError(f"{what} generates pixels that are not finite; restore its weights{advice}")
     channels, *size = shape
     if channels == 1:
         images = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -64,14 +64,15 @@ class Judge:
         self.reader = Reader(real["train_images"], real["train_labels"], about, config, device)
         self.test_features, self.test_logits = self.reader.read(self.test_images)
         self.real_gradients = self._gradients(real["train_images"], real["train_labels"])
-        self.public = None if public is None else self._vectors(public)
+        self.public = None
         if public is not None:
+            self.public = self._vectors(public)
             self.near = np.quantile(self._nearest(self.public, exclude_self=True), NEAR_SHARE)
 
     def measure(
         self, images: np.ndarray, labels: np.ndarray, generated: bool = True
     ) -> dict[str, np.ndarray]:
-        """Compute all MEASURES of a set of images, by name: float64 (classes + 1,), each class and then the total.
+        """Compute the MEASURES of a set of images: {name: float64 (classes + 1,)}, the total last.
 
         images: uint8 (n, C, H, W); labels: int (n,), at least two of each class. `copies` is NaN for real
         images and without public ones.
@@ -95,11 +96,11 @@ class Judge:
         return measured
 
     def copies(self, images: np.ndarray) -> np.ndarray:
-        """Flag each uint8 image (n, C, H, W) that is a near-copy of a public image or its mirror image: bool (n,)."""
+        """Flag near-copies of public images or of their mirror images. images: uint8 (n, C, H, W)."""
         return self._nearest(self._vectors(images)) < self.near
 
     def real_accuracy(self) -> float:
-        """Return the test accuracy, in percent, of the classifier trained on the whole real training set."""
+        """Return the test accuracy, in percent, of the classifier trained on all real training images."""
         return 100 * (self.test_logits.argmax(1) == self.test_labels).mean()
 
     def _vectors(self, images: np.ndarray) -> torch.Tensor:
@@ -120,7 +121,7 @@ class Judge:
         return torch.cat(nearest).cpu().numpy()
 
     def _gradients(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the gradient of each class's mean loss at the initial weights: float64 (classes, parameters)."""
+        """Return the gradients of the classes' mean losses at the initial weights: (classes, parameters)."""
         self.initial.module.eval()
         gradients = []
         for c in range(self.classes):
@@ -140,7 +141,7 @@ class Judge:
         return np.append(np.linalg.norm(difference, axis=1), np.linalg.norm(difference.mean(0))) / scale
 
     def _auc(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the cross-validated AUC against equally many real test images of each class, if these suffice."""
+        """Return the cross-validated AUC against as many real test images per class, if these suffice."""
         rng = streams.generator(self.config.seed, "quality", 1)
         real, fake = [], []
         for c in range(self.classes):

@@ -1,15 +1,17 @@
-"""Whether the files of a checkpoint or an adapter are whole and harmless, without importing diffusers.
+"""Check that the files of a checkpoint or adapter are complete and harmless, without importing diffusers.
 
-A checkpoint is data that may come from anywhere. It may name classes of diffusers and transformers alone: no
-module of its choice is imported, no code of its own is run, nothing is unpickled, and no file outside of its
-folder is read. `pipeline` loads only what passed these checks.
+A checkpoint is untrusted data. It may name only classes of diffusers and transformers: no module of its
+choice is imported, no code in it is run, nothing is unpickled, and no file outside its folder is read.
+`pipeline` loads only checkpoints that passed these checks.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import re
 import reprlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,14 +19,17 @@ from genfl_mpi.config.loading import parse
 from genfl_mpi.generation import catalogue
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 INDEX = "model_index.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
-RECORD = "training.yaml"  # what `pretrain` and `finetune` write down beside what they made
+RECORD = "training.yaml"  # written by `pretrain` and `finetune` next to their output
 DIGESTED = (".json", ".safetensors", ".txt", ".model")  # endings of the files that determine the images
 
-# The libraries whose classes a checkpoint may name, and what each calls the weights of a model.
+# The libraries whose classes a checkpoint may name, and the file name of a model's weights in each.
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
-# Classes without weights, by the end of their names, and the configuration file that they cannot do without.
+# Classes without weights, by the suffix of their names, and the configuration file that each needs.
 CONFIGS = {
     "Scheduler": "scheduler_config.json",
     "Tokenizer": "tokenizer_config.json",
@@ -33,35 +38,37 @@ CONFIGS = {
     "Extractor": None,
 }
 WEIGHTLESS = re.compile(rf"({'|'.join(CONFIGS)})$")
-# Parts that drawing from text can do without, and that are not loaded: filters, watermarks, image encoders.
+# Parts that text-to-image generation does not need, and that are not loaded.
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder", "watermarker"}
-# Keys with which a configuration file makes a library run or download code, or expect other kinds of weights.
+# Keys that make a library run or download code, or expect other kinds of weights.
 UNSUPPORTED = ("auto_map", "custom_pipeline", "trust_remote_code", "quantization_config")
-ATTENTION = ("attn_implementation", "_attn_implementation")  # with a slash in it, code to download
+ATTENTION = ("attn_implementation", "_attn_implementation")  # with a slash in the value, code to download
 
 MAX_NAME = 100  # characters of a part's or a file's name
-quote = reprlib.Repr()  # how messages quote values of somebody else's files
+quote = reprlib.Repr()  # abbreviates values of untrusted files in messages
 quote.maxstring = 80
 
 
 class Index(NamedTuple):
-    """What a model_index.json says.
+    """The content of a model_index.json.
 
     pipeline: name of the pipeline's class; parts: {name: (library, class)}, with None for a part that is not
     loaded; options: {name: value}, the other arguments of the pipeline's class.
     """
 
     pipeline: str
-    parts: dict
-    options: dict
+    parts: dict[str, tuple[str, str] | None]
+    options: dict[str, Any]
 
 
-def read_index(folder):
-    """The `Index` of the checkpoint in `folder`. Raises UserError."""
+def read_index(folder: Path) -> Index:
+    """Read the `Index` of the checkpoint in `folder`. Raises UserError."""
     file = folder / INDEX
     content = _json(file)
     _check_keys(file, content)
-    pipeline, parts, options = content.get("_class_name"), {}, {}
+    pipeline = content.get("_class_name")
+    parts: dict[str, tuple[str, str] | None] = {}
+    options: dict[str, Any] = {}
     if not isinstance(pipeline, str):
         _refuse(file, f"_class_name must be the name of a pipeline of diffusers, not {quote.repr(pipeline)}")
     for name, value in content.items():
@@ -76,8 +83,8 @@ def read_index(folder):
             if library not in WEIGHTS:
                 _refuse(
                     file,
-                    f"{name} is of {quote.repr(library)}; a checkpoint may name classes of "
-                    f"{' and '.join(WEIGHTS)} alone, and nothing else is imported for it",
+                    f"{name} is of {quote.repr(library)}; a checkpoint may name only classes of "
+                    f"{' and '.join(WEIGHTS)}; no other module is imported",
                 )
             if not kind.isidentifier():
                 _refuse(file, f"{name} must be [library, class], not {quote.repr(value)}")
@@ -91,14 +98,13 @@ def read_index(folder):
     return Index(pipeline, parts, options)
 
 
-def check_checkpoint(folder):
-    """Raise UserError if `folder` does not hold a whole, harmless pipeline from text to images."""
+def check_checkpoint(folder: Path) -> None:
+    """Raise UserError unless `folder` holds a complete, harmless text-to-image pipeline."""
     index = read_index(folder)
     if index.pipeline not in catalogue.text_to_image():
         _refuse(
             folder,
-            f"it holds a {quote.repr(index.pipeline)}, which is not among diffusers' pipelines "
-            "from text to image",
+            f"it holds a {quote.repr(index.pipeline)}, which is not among diffusers' text-to-image pipelines",
         )
     _check_files(folder)
     for part, origin in index.parts.items():
@@ -106,31 +112,34 @@ def check_checkpoint(folder):
             _check_part(folder / part, *origin)
 
 
-def check_adapter(folder):
-    """Raise UserError if the LoRA adapter in `folder` is damaged, or would change nothing."""
+def check_adapter(folder: Path) -> None:
+    """Raise UserError if the LoRA adapter in `folder` is damaged, or would have no effect."""
     _check_files(folder)
     file = folder / ADAPTER
     with safe_open(file, "pt") as tensors:
         names = sorted(tensors.keys())
         if not any("lora" in name for name in names):
-            raise UserError(f"generation.adapter: {file} has no LoRA tensor: it would change nothing")
+            raise UserError(f"generation.adapter: {file} has no LoRA tensor and would have no effect")
         for name in names:
             if "lora" not in name or "dora_scale" in name:
-                raise UserError(f"generation.adapter: {file}: {name}, no LoRA tensor, would not be applied")
+                raise UserError(
+                    f"generation.adapter: {file}: {name} is not a LoRA tensor and would not be applied"
+                )
             if not _is_finite(tensors, name):
-                raise UserError(f"generation.adapter: {file}: {name} is not of finite floating-point numbers")
+                raise UserError(f"generation.adapter: {file}: {name} has values that are not finite floats")
 
 
-def _is_finite(tensors, name):
+def _is_finite(tensors: Any, name: str) -> bool:
+    """Check that a tensor of an open safetensors file holds finite floating-point numbers."""
     try:
         tensor = tensors.get_tensor(name)
         return tensor.dtype.is_floating_point and bool(tensor.float().isfinite().all())
     except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, KeyError):
-        return False  # not a type of torch's
+        return False  # a dtype that torch does not have
 
 
-def read_record(folder):
-    """What `pretrain` or `finetune` recorded about `folder`; None if neither made it. Raises UserError."""
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Read what `pretrain` or `finetune` recorded in `folder`; None if neither made it. Raises UserError."""
     file = folder / RECORD
     if not file.is_file():
         return None
@@ -145,22 +154,23 @@ def read_record(folder):
         and isinstance(record.get("checkpoint", ""), str)
     ):
         raise UserError(
-            f"{file} is not what `pretrain` or `finetune` writes: `data` and `public_pool` must "
-            f"say what {folder.name} learned from; restore it"
+            f"{file} is not what `pretrain` or `finetune` writes: it lacks a valid `data` or `public_pool`, "
+            f"the training data of {folder.name}; restore it"
         )
     return record
 
 
-def _refuse(where, what):
+def _refuse(where: Path, what: str) -> NoReturn:
+    """Raise UserError about a file or folder of a checkpoint."""
     raise UserError(f"generation.checkpoint: {where}: {what}")
 
 
-def _is_numbers(values):
+def _is_numbers(values: list[Any]) -> bool:
     return bool(values) and all(isinstance(value, (int, float)) for value in values)
 
 
-def _json(file):
-    """The JSON object in a file. Raises UserError."""
+def _json(file: Path) -> dict[str, Any]:
+    """Read the JSON object in a file. Raises UserError."""
     if not file.exists():
         raise UserError(
             f"generation.checkpoint: {file} is missing: {file.parent} is incomplete, or not in "
@@ -171,19 +181,21 @@ def _json(file):
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"generation.checkpoint: {file} is damaged: it does not hold a JSON object")
+        raise UserError(
+            f"generation.checkpoint: {file} is damaged: it does not hold a JSON object; restore it"
+        )
     return content
 
 
-def _check_part(folder, library, kind):
+def _check_part(folder: Path, library: str, kind: str) -> None:
     """Raise UserError if `folder` cannot hold an object of the class `kind`."""
     if library == "diffusers" and kind not in catalogue.names():
-        _refuse(folder.parent / INDEX, f"{folder.name} is to be a {quote.repr(kind)}, which diffusers lacks")
+        _refuse(folder.parent / INDEX, f"{folder.name} is a {quote.repr(kind)}, which diffusers lacks")
     if folder.is_symlink():
-        _refuse(folder, "it is a link to what is not in the checkpoint's folder; put a copy in its place")
+        _refuse(folder, "it is a link to outside the checkpoint's folder; replace it by a copy")
     if not any(folder.glob("*")):
         _refuse(folder.parent, f"it is incomplete: {folder.name} is missing or empty")
-    if (folder / "adapter_config.json").exists():  # transformers would load what it names
+    if (folder / "adapter_config.json").exists():  # transformers would load the weights that it names
         _refuse(folder, "it has an adapter_config.json, which names other weights; save the part without it")
     for file in folder.glob("*.json"):
         content = _json(file)
@@ -200,43 +212,43 @@ def _check_part(folder, library, kind):
         _refuse(folder.parent, f"it is incomplete: {folder.name} has no safetensors file {weights}")
 
 
-def _check_keys(file, content):
-    """Raise UserError if a configuration file asks, at any depth, for what is not supported."""
-    left = [content]
-    while left:
-        value = left.pop()
+def _check_keys(file: Path, content: dict[str, Any]) -> None:
+    """Raise UserError if a configuration file has unsupported keys, at any depth."""
+    pending: list[Any] = [content]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
             for key in UNSUPPORTED:
                 if value.get(key):
-                    _refuse(file, f"it asks for {key}, which is not supported")
+                    _refuse(file, f"it sets {key}, which is not supported")
             for key in ATTENTION:
                 if "/" in str(value.get(key)):
-                    _refuse(file, f"it asks for a download with {key}, which is not supported")
-            left += value.values()
+                    _refuse(file, f"it requests a download with {key}, which is not supported")
+            pending += value.values()
         elif isinstance(value, list):
-            left += value
+            pending += value
 
 
-def _check_shards(file, content):
-    """Raise UserError if the index of weights in several files names anything but safetensors beside it."""
+def _check_shards(file: Path, content: dict[str, Any]) -> None:
+    """Raise UserError if the index of sharded weights names other files than safetensors in its folder."""
     shards = content.get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        _refuse(file, "weight_map must say which file holds each tensor")
+        _refuse(file, "weight_map must map each tensor to its file")
     for shard in sorted(set(shards.values())):
         if not re.fullmatch(rf"[\w-][\w.-]{{0,{MAX_NAME}}}\.safetensors", shard):
-            _refuse(file, f"weight_map must name safetensors files beside it, not {quote.repr(shard)}")
+            _refuse(file, f"weight_map must name safetensors files in its folder, not {quote.repr(shard)}")
         if not (file.parent / shard).is_file():
             _refuse(file.parent.parent, f"it is incomplete: {file.parent.name} has no {shard}")
 
 
-def _check_files(folder):
-    """Raise UserError if a file that a digest covers cannot be read, or if weights are truncated."""
+def _check_files(folder: Path) -> None:
+    """Raise UserError if a file that enters the digest cannot be read, or if weights are truncated."""
     for file in folder.rglob("*"):
         if file.suffix in DIGESTED and not (file.is_file() and os.access(file, os.R_OK)):
             raise UserError(f"generation: {file} cannot be read: {folder} is incomplete, or a link is broken")
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, "np"):
-                    pass  # reads the header and compares the sizes it names with the file's
+                    pass  # opening compares the sizes in the header with the file size
             except (SafetensorError, OSError) as error:
-                raise UserError(f"generation: {file} is damaged: {error}") from None
+                raise UserError(f"generation: {file} is damaged: {error}; restore it") from None

@@ -27,7 +27,8 @@ def generate(
 ) -> int:
     """Generate the images of all `configs` that the bank lacks.
 
-    Collective: each rank takes its share of the batches. Returns the exit status: 0, or that of the signal which interrupted it.
+    Collective: each rank takes its share of the batches. Returns the exit status: 0, or that of the signal
+    which interrupted it.
     """
     signals.doing = lambda: "generating images"
     for config in configs:

@@ -30,7 +30,7 @@ def path_of(name: str) -> Path:
 
 
 def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
-    """Read the prompts `name`, shipped or a YAML file, for a data set with these classes. Raises UserError."""
+    """Read the prompts `name`, shipped or a YAML file, for a data set with `classes`. Raises UserError."""
     path = path_of(name)
     try:
         content = parse(path.read_text(), str(path))
