@@ -270,7 +270,8 @@ FUNCTIONS = """
 import numpy as np
 
 def stripes(batch, shape):
-    return np.stack([np.random.default_rng(seed).integers(0, 20, shape) + 20 * label for seed, label in zip(batch.seed, batch.label)]).astype(np.uint8)
+    noise = [np.random.default_rng(seed).integers(0, 20, shape) for seed in batch.seed]
+    return np.stack([one + 20 * label for one, label in zip(noise, batch.label)]).astype(np.uint8)
 
 def too_large(batch, shape):
     return np.zeros((len(batch), 1, 64, 64), np.uint8)
@@ -281,7 +282,7 @@ def pictures(batch, shape):
 
 
 def test_a_generator_that_is_a_function(tmp_path, monkeypatch):
-    """It draws what it is asked, in batches filled up like any other; its file tells its images from those of another version."""
+    """Its batches are padded like any other; a change of its file makes other images."""
     (tmp_path / "own_generator.py").write_text(FUNCTIONS)
     monkeypatch.syspath_prepend(tmp_path)
     [batch] = batches_of_round([2, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 5)

@@ -490,7 +490,10 @@ STRAY = {"unet.x.lora_A.weight": torch.ones(2, 4), "unet.x.lora_B.weight": torch
 SPOILED = {
     "no tensor": (lambda a, b: {}, "has no LoRA tensor and would have no effect"),
     "no LoRA tensor": (lambda a, b: {"x": a}, "has no LoRA tensor and would have no effect"),
-    "another tensor": (lambda a, b: {**pair(a, b), "x": a + 1}, "x is not a LoRA tensor and would not be applied"),
+    "another tensor": (
+        lambda a, b: {**pair(a, b), "x": a + 1},
+        "x is not a LoRA tensor and would not be applied",
+    ),
     "infinite": (lambda a, b: pair(a / 0, b), "lora_A.weight has values that are not finite"),
     "integers": (lambda a, b: pair(a.int(), b.int()), "lora_A.weight has values that are not finite"),
     "of no layer": (lambda a, b: pair(a, b, "unet.x"), "would not be applied: it belongs to"),

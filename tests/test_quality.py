@@ -64,7 +64,7 @@ def test_copies_of_one_image_have_no_diversity(judge, real):
 
 
 def test_copies_of_public_images_are_seen(real, monkeypatch):
-    """Half of the training images are public; copies of them, mirrored or not, are told from images that are like them."""
+    """Half of the training images are public; their copies, mirrored or not, differ from similar images."""
     monkeypatch.setattr(classifier, "STEPS", 50)  # how well its classifiers read does not matter here
     images, labels = real["train_images"], real["train_labels"]
     order = np.random.default_rng(1).permutation(len(labels))

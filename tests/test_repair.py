@@ -1,4 +1,4 @@
-"""A price for repairs in the loop: each client makes the images that are best for it, and is paid for them once."""
+"""A price for repairs: each client generates the images that are best for it, and is paid for them once."""
 
 from types import SimpleNamespace
 
@@ -59,8 +59,8 @@ def middle(quick):
 
 
 def test_a_share_by_hand():
-    # Of 50 samples, and 4 * 40 in an even mix, gamma is 11/16. At r = 4 c n gamma the best share is (1 - 1/2) / gamma = 8/11, for
-    # which n gamma u / (1 - gamma u) = 50 images are made.
+    # With 50 samples, and 4 * 40 in an even mix, gamma is 11/16. At r = 4 c n gamma the best share is
+    # (1 - 1/2) / gamma = 8/11, for which n gamma u / (1 - gamma u) = 50 images are generated.
     config = single(
         None,
         [

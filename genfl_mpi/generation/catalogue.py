@@ -34,7 +34,7 @@ def _find(file: str, part: str, pattern: str) -> set[str]:
     Raises UserError if it finds none.
     """
     spec = importlib.util.find_spec("diffusers")
-    [folder] = (spec and spec.submodule_search_locations) or [""]
+    folder = next(iter((spec and spec.submodule_search_locations) or [""]))
     try:
         text = Path(folder, file).read_text()
     except OSError:
