@@ -1,16 +1,21 @@
 """What the tests share: a tiny run, and a way to start it on any number of ranks."""
 
+import atexit
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import Server
 
+import genfl_mpi
 from genfl_mpi.results import layout, progress
 
 # A run of seconds: two rounds, real digits, the shipped generator at few steps.
@@ -79,15 +84,49 @@ def is_open_mpi():
     return "Open MPI" in subprocess.run([launcher(), "--version"], capture_output=True, text=True).stdout
 
 
-def mpirun(ranks, *arguments, timeout=300, **environment):
-    """Run a `command` to its end."""
-    return subprocess.run(
-        command(ranks, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **environment},
-    )
+def mpirun(ranks, *arguments, timeout=300, own_processes=False, **environment):
+    """Run a `command` to its end, and return when all its processes are gone.
+
+    Where that makes no difference, its ranks are forks of the `server` and need not import anything.
+    own_processes: start Python itself on each rank, for tests of the start."""
+    environment = {**os.environ, **environment}
+    gone, held = os.pipe()  # read to its end when no process has `held` any more
+    started = command(ranks, *arguments)
+    if not own_processes and _can_be_forks(arguments, environment):
+        job = {"arguments": list(map(str, arguments)), "folder": os.getcwd(), "held": [held]}
+        environment["JOB"] = json.dumps(job)
+        started = command(ranks, *server().rank_command())
+    with open(gone, "rb") as gone:
+        try:
+            done = subprocess.run(
+                started, capture_output=True, text=True, timeout=timeout, env=environment, pass_fds=[held]
+            )
+        finally:
+            os.close(held)
+        gone.read()
+    return done
+
+
+# Variables that may have changed since the tests began: a fork gets them in time.
+FOLLOWED = {"COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"}
+AT_START = dict(os.environ)
+
+
+def _can_be_forks(arguments, environment):
+    changed = {name for name in {**environment, **AT_START} if environment.get(name) != AT_START.get(name)}
+    is_known = arguments[:2] == ("-m", "genfl_mpi") or str(arguments[0]).endswith(".py")
+    return is_known and changed <= FOLLOWED and not is_open_mpi()  # whose ranks cannot be handed over
+
+
+@cache
+def server():
+    """The `Server` of all tests, started when it is first needed."""
+    folder = tempfile.mkdtemp(prefix="ranks")  # the path of a socket must be short
+    package = Path(genfl_mpi.__file__).parents[1]  # what is tested
+    path = os.pathsep.join([str(package), AT_START.get("PYTHONPATH", "")])
+    started = Server(f"{folder}/socket", environment={**AT_START, "PYTHONPATH": path})
+    atexit.register(lambda: (started.close(), shutil.rmtree(folder)))
+    return started
 
 
 # A run whose rounds take milliseconds, for tests of everything but learning.
@@ -118,7 +157,7 @@ def with_new_checksums(file):
 
 
 def interrupt(patch, number):
-    """Let a run fail before its clients train in the round of that number, of which the first is 0. patch: a MonkeyPatch."""
+    """Let a run fail before its clients train in round `number`, counted from 0. patch: a MonkeyPatch."""
     from genfl_mpi.federation.worker import Worker
 
     train = Worker.train

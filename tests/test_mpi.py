@@ -189,9 +189,9 @@ def test_a_rank_that_exits_ends_the_job(tiny, tmp_path, leave):
 
 
 def test_help_is_printed_once():
-    done = mpirun(3, "-m", "genfl_mpi", "--help")
+    done = mpirun(3, "-m", "genfl_mpi", "--help", own_processes=True)
     assert done.returncode == 0 and done.stdout.count("usage:") == 1
-    done = mpirun(3, "-m", "genfl_mpi", "--no-such-option")
+    done = mpirun(3, "-m", "genfl_mpi", "--no-such-option", own_processes=True)
     assert done.returncode == 2 and done.stderr.count("usage:") == 1
 
 
