@@ -85,17 +85,11 @@ def is_open_mpi():
 
 
 def mpirun(ranks, *arguments, timeout=300, own_processes=False, **environment):
-    """Run a `command` to its end, and return when all its processes are gone.
-
-    Where that makes no difference, its ranks are forks of the `server` and need not import anything.
-    own_processes: start Python itself on each rank, for tests of the start."""
-    environment = {**os.environ, **environment}
+    """Run a `command` to its end and return when all its processes are gone. own_processes: as in `prepare`."""
+    started, environment = prepare(ranks, arguments, environment, own_processes)
     gone, held = os.pipe()  # read to its end when no process has `held` any more
-    started = command(ranks, *arguments)
-    if not own_processes and _can_be_forks(arguments, environment):
-        job = {"arguments": list(map(str, arguments)), "folder": os.getcwd(), "held": [held]}
-        environment["JOB"] = json.dumps(job)
-        started = command(ranks, *server().rank_command())
+    if "JOB" in environment:
+        environment["JOB"] = json.dumps(json.loads(environment["JOB"]) | {"held": [held]})
     with open(gone, "rb") as gone:
         try:
             done = subprocess.run(
@@ -107,15 +101,22 @@ def mpirun(ranks, *arguments, timeout=300, own_processes=False, **environment):
     return done
 
 
-# Variables that may have changed since the tests began: a fork gets them in time.
-FOLLOWED = {"COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"}
 AT_START = dict(os.environ)
+FOLLOWED = {"COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"}  # variables that a fork gets in time
 
 
-def _can_be_forks(arguments, environment):
-    changed = {name for name in {**environment, **AT_START} if environment.get(name) != AT_START.get(name)}
+def prepare(ranks, arguments, environment, own_processes):
+    """Return what starts a `command`, and its environment: this process's and the variables `environment`.
+
+    The ranks will be forks of the `server`, which need not import anything, where that makes no difference.
+    own_processes: start Python itself on each rank, for tests of the start or of signals."""
+    all_variables = {**os.environ, **environment}
+    changed = {name for name in {**os.environ, **AT_START} if os.environ.get(name) != AT_START.get(name)}
     is_known = arguments[:2] == ("-m", "genfl_mpi") or str(arguments[0]).endswith(".py")
-    return is_known and changed <= FOLLOWED and not is_open_mpi()  # whose ranks cannot be handed over
+    if own_processes or not is_known or not changed <= FOLLOWED or is_open_mpi():
+        return command(ranks, *arguments), all_variables
+    job = {"arguments": list(map(str, arguments)), "folder": os.getcwd()}
+    return command(ranks, *server().rank_command()), {**all_variables, "JOB": json.dumps(job)}
 
 
 @cache
@@ -180,18 +181,16 @@ def until(holds, seconds=600):
 
 
 class Job:
-    """A job of the command line on some ranks, that is to be disturbed. results: its results file."""
+    """A job of the command line on some ranks, that is to be disturbed.
 
-    def __init__(self, ranks, overrides, results, log, **environment):
+    results: its results file. own_processes: as in `prepare`."""
+
+    def __init__(self, ranks, overrides, results, log, own_processes=False, **environment):
         self.results, self.log = results, log
         self.before = {about["pid"] for about in progress.read(results)}
+        started, environment = prepare(ranks, ("-m", "genfl_mpi", *overrides), environment, own_processes)
         with open(log, "w") as output:
-            self.process = subprocess.Popen(
-                command(ranks, "-m", "genfl_mpi", *overrides),
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **environment},
-            )
+            self.process = subprocess.Popen(started, stdout=output, stderr=output, env=environment)
 
     def said(self):
         return Path(self.log).read_text()

@@ -56,7 +56,7 @@ def kill(job, rank, phase, rounds):
     return phase
 
 
-def killed_and_continued(kind, kills, tmp_path, bank, most):
+def killed_and_continued(kind, kills, tmp_path, bank, most, own_processes=True):
     """A run that is killed so often, each time on 1 to `most` ranks, and then finished; against one that is left in peace."""
     draw = random.Random(kind)
     overrides, phases = KINDS[kind]
@@ -69,7 +69,8 @@ def killed_and_continued(kind, kills, tmp_path, bank, most):
         ranks = draw.randint(1, most)
         rank = 0 if phase in phases else draw.randrange(ranks)
         log = tmp_path / f"{number}.log"
-        job = Job(ranks, [*overrides, "rounds=5000", f"output={tmp_path}/cut"], results, log)
+        run = [*overrides, "rounds=5000", f"output={tmp_path}/cut"]
+        job = Job(ranks, run, results, log, own_processes)
         job.first = done
         hits.append(kill(job, rank, phase, draw.randint(1, 4)))
         assert not number or "the previous start was interrupted" in job.said() or phase == "start"
@@ -93,7 +94,7 @@ def test_eight_kills(tmp_path, bank):
     hits = Counter()
     for kind, kills in (("genfl", 4), ("scaffold", 4)):
         (tmp_path / kind).mkdir()
-        hits.update(killed_and_continued(kind, kills, tmp_path / kind, bank, 2))
+        hits.update(killed_and_continued(kind, kills, tmp_path / kind, bank, 2, own_processes=False))
     print(dict(hits))
     assert hits.total() == 8 and sum(hits[phase] for phase in WRITING) >= 2
 

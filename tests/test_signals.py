@@ -26,7 +26,8 @@ def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_
         pytest.skip(f"after {name}, Open MPI's mpirun leaves the ranks a fifth of a second, and kills them")
     results = tmp_path / "cut/fedavg_seed1.h5"
     overrides = [*FAST, "checkpoint.every_rounds=1000"]
-    job = Job(ranks, [*overrides, "rounds=5000", f"output={tmp_path}/cut"], results, tmp_path / "log")
+    run = [*overrides, "rounds=5000", f"output={tmp_path}/cut"]
+    job = Job(ranks, run, results, tmp_path / "log", own_processes=to == "launcher")
     job.after_round(3)
     os.kill(job.process.pid if to == "launcher" else job.rank(to)["pid"], signal.Signals[name])
     assert job.end() == status, job.said()
