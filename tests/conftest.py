@@ -66,7 +66,9 @@ def small_sweep(folder, bank):
 
 
 def command(ranks, *arguments):
-    """`python *arguments` under mpirun."""
+    """`python *arguments` under mpirun, or without it if `ranks` is None."""
+    if ranks is None:
+        return [sys.executable, *map(str, arguments)]
     extra = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi() else []
     return [launcher(), *extra, "-n", str(ranks), sys.executable, *map(str, arguments)]
 
@@ -105,14 +107,14 @@ AT_START = dict(os.environ)
 FOLLOWED = {"COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"}  # variables that a fork gets in time
 
 
-def prepare(ranks, arguments, environment, own_processes):
+def prepare(ranks, arguments, environment=(), own_processes=False):
     """Return what starts a `command`, and its environment: this process's and the variables `environment`.
 
     The ranks will be forks of the `server`, which need not import anything, where that makes no difference.
     own_processes: start Python itself on each rank, for tests of the start or of signals."""
-    all_variables = {**os.environ, **environment}
+    all_variables = {**os.environ, **dict(environment)}
     changed = {name for name in {**os.environ, **AT_START} if os.environ.get(name) != AT_START.get(name)}
-    is_known = arguments[:2] == ("-m", "genfl_mpi") or str(arguments[0]).endswith(".py")
+    is_known = tuple(arguments[:2]) == ("-m", "genfl_mpi") or str(arguments[0]).endswith(".py")
     if own_processes or not is_known or not changed <= FOLLOWED or is_open_mpi():
         return command(ranks, *arguments), all_variables
     job = {"arguments": list(map(str, arguments)), "folder": os.getcwd()}

@@ -1,11 +1,8 @@
 """Disturb a run at each system call that changes a file: kill it before the call, or let the call fail.
 
-Importing torch takes seconds, so a server does it once and forks for each start; in its children every_moment.c counts the calls
-and disturbs one. Several ranks are started by mpirun as small processes that hand over their
-descriptors, and with them their place in MPI, to children of the server, and end as those do.
+Each start is a fork of a server, as in ranks.py. There every_moment.c counts the calls and disturbs one.
 
     python every_moment.py serve SOCKET    the server
-    python every_moment.py rank SOCKET     a rank, under mpirun, of the job in the variable JOB
 """
 
 import hashlib
@@ -15,14 +12,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-LIMIT = 300  # seconds, after which a start counts as hanging; the first one of a kind imports much
+import ranks
+
+LIMIT = 300  # seconds, after which a start counts as hanging
 PAGE = 4096  # bytes that a process shares with the test: the number of calls, and names of shared memory
 
 
@@ -51,7 +48,7 @@ class Server:
     tracer: a command that runs another one, under its eyes."""
 
     def __init__(self, folder, tracer=()):
-        self.folder, self.socket = Path(folder), f"{folder}/socket"
+        self.folder = Path(folder)
         self.folder.mkdir()
         subprocess.run(
             [
@@ -65,25 +62,20 @@ class Server:
             ],
             check=True,
         )
-        self.process = subprocess.Popen(
-            [*tracer, sys.executable, __file__, "serve", self.socket],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout.readline() == b"ready\n"
+        self.server = ranks.Server(f"{folder}/socket", program=__file__, tracer=tracer)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
+        self.server.close()
 
-    def start(self, name, arguments, root, ranks=1, fault=None, **more):
-        """Run a command to its end. name: of the start, for its files; root: the folder below which calls count; more: of a job, as in
-        `become`. Returns `Ended`."""
+    def start(self, name, arguments, root, count=1, fault=None, **more):
+        """Run a command to its end, on `count` ranks, and return `Ended`.
+
+        name: of the start, for its files; root: the folder below which calls count; more: of a job, as in `become`."""
         out, err = (self.folder / f"{name}.{ending}" for ending in ("out", "err"))
-        pages = [self.folder / f"{name}.{rank}" for rank in range(ranks)]
+        pages = [self.folder / f"{name}.{rank}" for rank in range(count)]
         for page in pages:
             page.write_bytes(bytes(PAGE))
         job = {
@@ -96,13 +88,14 @@ class Server:
             **more,
         }
         with open(out, "wb") as said, open(err, "wb") as complaints:
-            if ranks == 1:
-                status = _ask(self.socket, job, {1: said.fileno(), 2: complaints.fileno()})
+            if count == 1:
+                descriptors = {1: said.fileno(), 2: complaints.fileno()}
+                status = ranks.ask(self.server.socket, job, descriptors, LIMIT)
             else:
                 from conftest import command
 
                 process = subprocess.Popen(
-                    command(ranks, "-I", "-S", __file__, "rank", self.socket),
+                    command(count, *self.server.rank_command()),
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=complaints,
@@ -124,105 +117,17 @@ class Server:
         return ended
 
 
-def _ask(path, job, descriptors):
-    """The exit status of a job's process, which gets the `descriptors`, {number: descriptor}; None if it hangs."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(path)
-        connection.settimeout(LIMIT)
-        job = {"rank": 0, **job, "environment": dict(os.environ), "numbers": list(descriptors)}
-        socket.send_fds(connection, [json.dumps(job).encode()], list(descriptors.values()))
-        try:
-            return json.loads(connection.recv(PAGE))
-        except TimeoutError:
-            return None  # the server ends it when the connection is closed
-
-
-def rank(path):
-    """Be a rank for mpirun while a child of the server does its work."""
-    job, number = json.loads(os.environ.pop("JOB")), int(os.environ["PMI_RANK"])
-    links = [int(value) for name, value in os.environ.items() if name.endswith("_FD")]  # to the launcher
-    status = _ask(path, job | {"rank": number}, {one: one for one in (0, 1, 2, *links)})
-    if status is None or status < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(status)
-
-
-def serve(path):
-    """Fork for every job that comes to the socket `path`, until standard input ends. Returns the job, in the child."""
-    import gc
-    import selectors
-    from importlib import import_module
-
-    import mpi4py
-
-    mpi4py.rc.initialize = False
-    import mpi4py.MPI
-
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
-    listener.listen(64)
-    selector, children = selectors.DefaultSelector(), {}
-    selector.register(listener, selectors.EVENT_READ)
-    selector.register(sys.stdin, selectors.EVENT_READ)
-    print("ready", flush=True)
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is sys.stdin:
-                for pid in children:
-                    os.kill(pid, signal.SIGKILL)
-                os._exit(0)
-            elif key.fileobj is listener:
-                connection, _ = listener.accept()
-                message, descriptors, _, _ = socket.recv_fds(connection, 1 << 17, 16)
-                job = json.loads(message)
-                gc.freeze()
-                if not (pid := os.fork()):
-                    selector.close()
-                    for one in (listener, connection, *(one for one, _, _ in children.values())):
-                        one.close()
-                    for _, ended, _ in children.values():
-                        os.close(ended)
-                    return job | {"descriptors": descriptors}
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                children[pid] = connection, os.pidfd_open(pid), job.get("modules")
-                for one in children[pid][:2]:
-                    selector.register(one, selectors.EVENT_READ, pid)
-            elif key.data in children:
-                connection, ended, modules = children.pop(key.data)
-                if key.fileobj is connection:  # who asked waits no longer
-                    os.kill(key.data, signal.SIGKILL)
-                status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
-                for one in (connection, ended):
-                    selector.unregister(one)
-                os.close(ended)
-                for name in (
-                    json.loads(Path(modules).read_text()) if modules and os.path.exists(modules) else []
-                ):
-                    if name not in sys.modules:
-                        with suppress(Exception):  # some are only there while others are imported
-                            import_module(name)
-                with connection, suppress(OSError):
-                    connection.send(json.dumps(status).encode())
-
-
 def become(job):
-    """In the child: do the job, and return the exit status. Of the job: log: a file that gets each counted call; states: a folder for what
-    power cuts would leave (see `Disk`); clock: seconds by which the time of day is wrong; modules: a file that gets the names of all
-    that was imported; uncounted: do not count; quick: leave without the interpreter's own end, which takes longer than the run."""
+    """In the child: do the job, and return the exit status.
+
+    Of the job: log: a file that gets each counted call; states: a folder for what power cuts would leave (see `Disk`);
+    clock: seconds by which the time of day is wrong; uncounted: do not count; quick: leave without the interpreter's own
+    end, which takes longer than the run."""
     import atexit
     import ctypes
-    import fcntl
     import time
 
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 500) for descriptor in job["descriptors"]]
-    for descriptor in job["descriptors"]:
-        os.close(descriptor)
-    for descriptor, number in zip(moved, job["numbers"]):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    os.environ.clear()
-    os.environ.update(job["environment"])
+    ranks.take_over(job)
     sys.stdout.reconfigure(line_buffering=True)
 
     fault = Fault(*job["fault"]) if job["fault"] else Fault(0, 0)
@@ -251,8 +156,6 @@ def become(job):
         now, now_ns = time.time, time.time_ns
         time.time, time.time_ns = lambda: now() + job["clock"], lambda: now_ns() + job["clock"] * 10**9
     status = main(job["arguments"])
-    if job.get("modules"):
-        Path(job["modules"]).write_text(json.dumps(list(sys.modules)))
     if job.get("quick"):
         MPI.Finalize()
         os._exit(status)
@@ -386,12 +289,9 @@ class Run:
         shutil.copytree(self.start, root)
         return self._undisturbed("uncounted", root, self.kind.arguments, uncounted=True)
 
-    def _undisturbed(self, what, root, arguments, ranks=1, **more):
+    def _undisturbed(self, what, root, arguments, count=1, **more):
         Path(root).mkdir(exist_ok=True)
-        modules = f"{self.folder}/modules" if ranks == 1 else None
-        ended = self.server.start(
-            f"{self.name}-{what}", self._at(root, arguments), root, ranks, modules=modules, **more
-        )
+        ended = self.server.start(f"{self.name}-{what}", self._at(root, arguments), root, count, **more)
         assert ended.status == 0, ended
         self.calls = ended.calls
 
@@ -495,6 +395,4 @@ def finished_rounds(root):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "rank":
-        rank(sys.argv[2])
-    sys.exit(become(serve(sys.argv[2])))
+    sys.exit(become(ranks.serve(sys.argv[2])))

@@ -94,7 +94,7 @@ def ask(path, job, descriptors, timeout=None, started=lambda pid: None):
 
 def rank(path):
     """Be a rank for mpirun while a child of the server does its work."""
-    job, number = json.loads(os.environ.pop("JOB")), int(os.environ["PMI_RANK"])
+    job, number = json.loads(os.environ.pop("JOB")), int(os.environ.get("PMI_RANK", 0))
     links = [int(value) for name, value in os.environ.items() if name.endswith("_FD")]  # to the launcher
     held = job.get("held", [])  # descriptors that are open as long as the process
 
@@ -186,8 +186,8 @@ def _import_everything():
             getattr(module, attribute)
 
 
-def become(job):
-    """In the child: take over the job's descriptors and environment, and initialize MPI."""
+def take_over(job):
+    """In the child: take over the job's descriptors and environment."""
     import fcntl
 
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 500) for descriptor in job["descriptors"]]
@@ -199,10 +199,6 @@ def become(job):
     os.environ.clear()
     os.environ.update(job["environment"])
 
-    from mpi4py import MPI
-
-    MPI.Init_thread()
-
 
 def run_python(job):
     """In the child: do what `python *arguments` would, where the first is a file or -m, and end as it would.
@@ -211,6 +207,9 @@ def run_python(job):
     in front."""
     import runpy
 
+    from mpi4py import MPI
+
+    MPI.Init_thread()
     arguments = job["arguments"]
     module = arguments[1] if arguments[0] == "-m" else None
     sys.orig_argv[:] = [sys.executable, *arguments]
@@ -263,5 +262,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "rank":
         rank(sys.argv[2])
     job = serve(sys.argv[2])
-    become(job)
+    take_over(job)
     run_python(job)

@@ -1,7 +1,7 @@
 """What is done before a run: prefetch, prompts, generate."""
 
 import pytest
-from conftest import mpirun
+from conftest import mpirun, prepare
 
 from genfl_mpi.cli import main
 
@@ -27,25 +27,14 @@ def test_generate_fills_what_a_run_then_only_reads(tiny, tmp_path, capsys):
 def test_two_jobs_share_a_bank(tiny, tmp_path):
     """Both make the same images at the same time: each file is whole, and both runs agree."""
     import subprocess
-    import sys
 
     from genfl_mpi.generation import bank
     from genfl_mpi.results import reader
 
-    jobs = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "genfl_mpi",
-                *tiny,
-                f"generation.bank={tmp_path}/bank",
-                f"output={tmp_path}/{job}",
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        for job in (1, 2)
-    ]
+    run, jobs = ["-m", "genfl_mpi", *tiny, f"generation.bank={tmp_path}/bank"], []
+    for job in (1, 2):
+        started, environment = prepare(None, [*run, f"output={tmp_path}/{job}"])
+        jobs.append(subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL))
     assert [job.wait(timeout=200) for job in jobs] == [0, 0]
     assert all(bank.read(file)["image"].shape == (10, 1, 28, 28) for file in (tmp_path / "bank").iterdir())
     assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "2/genfl_seed1.h5")
@@ -121,13 +110,10 @@ def test_every_plan_runs(tiny, tmp_path, plan):
 def test_a_reader_that_has_seen_enough_is_no_error(tiny):
     """As with `| head -n 1`: the pipe is closed after the first line, long before the last."""
     import subprocess
-    import sys
 
+    started, environment = prepare(None, ["-m", "genfl_mpi", "partition", *tiny])
     run = subprocess.Popen(
-        [sys.executable, "-m", "genfl_mpi", "partition", *tiny],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert "samples at 6 clients" in run.stdout.readline()
     run.stdout.close()
