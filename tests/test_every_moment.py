@@ -107,7 +107,7 @@ def disturb_all(run, kind, faults):
     assert not wrong, "\n\n".join(wrong)
 
 
-@pytest.mark.parametrize("kind", ["plain", "continued, figure"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("continued, figure", marks=pytest.mark.slow)])
 def test_ten_moments(kind, server):
     run = made(server, kind)
     last = run.calls[0]
@@ -116,6 +116,7 @@ def test_ten_moments(kind, server):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_moment(kind, server):
     run = made(server, kind)
@@ -131,6 +132,7 @@ def test_every_moment(kind, server):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].ranks == 1])
 def test_every_power_cut(kind, server):
     start = time.perf_counter()
@@ -145,6 +147,7 @@ def test_a_clock_that_is_set(clocks, server):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["client state", "images, bank", "fork"])
 def test_no_call_is_missed(kind, tmp_path):
     """What is counted is what the kernel sees."""

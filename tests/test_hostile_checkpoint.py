@@ -439,7 +439,7 @@ def test_any_damage_to_json_or_yaml_is_refused_or_harmless(folder):
     assert found > 75
 
 
-@pytest.mark.parametrize("cases", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [10, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_any_damage_to_a_configuration_file_is_refused_or_harmless(folder, cases):
     """As a run meets it that draws, and as `plan` and `price` do that count operations."""
     rng, found = random.Random(cases), 0

@@ -418,6 +418,7 @@ LONG = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("key", [key for key in leaves if key not in LONG])
 def test_every_extreme_number_runs_or_is_refused(key, fast, capsys):
     """Compute two rounds with each extreme, under settings with which it has an effect."""
@@ -474,6 +475,7 @@ def test_nothing_is_unpickled_or_executed():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fuzzing(tmp_path):
     """Run ten thousand mutations by atheris, which searches for untested paths through the reader."""
     pytest.importorskip("atheris")

@@ -75,6 +75,7 @@ def test_a_run_over_two_hosts(on_two_hosts, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_doctor_over_two_hosts(on_two_hosts, tmp_path):
     _, said = on_two_hosts(
         "doctor", "runtime.threads=1", f"output={tmp_path}/results", f"generation.bank={tmp_path}/bank"

@@ -117,6 +117,7 @@ def ranks(text):
     return cores, gpus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_a_run_and_one_over_several_nodes(cluster, default, bank, launcher):
     one = cluster.submit("--ntasks=2", "jobs/run.sh", *SHORT, f"generation.bank={bank}", launcher=launcher)
@@ -135,6 +136,7 @@ def test_a_run_and_one_over_several_nodes(cluster, default, bank, launcher):
     assert cluster.about(two)["NodeList"] == "node[1-2]"
 
 
+@pytest.mark.slow
 def test_a_sweep_as_an_array_with_its_summary(cluster, default, bank):
     said = cluster.call("bash", "jobs/sweep.sh", *SHORT, f"generation.bank={bank}")
     summary = said.split()[-1]
@@ -207,6 +209,7 @@ def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkey
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_is_cancelled_stays_so(cluster):
     job = cluster.submit("--ntasks=1", "jobs/run.sh", *FAST, "rounds=100000", "output=cancelled")
     until(lambda: time.sleep(0.3) or "round      3" in cluster.log(job))
@@ -221,6 +224,7 @@ def test_a_failing_job_fails(cluster):
     assert cluster.about(job)["ExitCode"] == "2:0" and cluster.about(job)["Restarts"] == "0"
 
 
+@pytest.mark.slow
 def test_two_jobs_on_one_node_share_neither_cores_nor_gpus(cluster):
     submit = [
         "--nodelist=node1",
@@ -242,6 +246,7 @@ def test_two_jobs_on_one_node_share_neither_cores_nor_gpus(cluster):
         assert [count for _, count in cores.values()] == [min(6, len(os.sched_getaffinity(0)))]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_node(cluster):
     jobs = [
         cluster.submit(
@@ -256,6 +261,7 @@ def test_two_runs_at_once_on_one_node(cluster):
     )
 
 
+@pytest.mark.slow
 def test_what_gpu_jobs_ask_for_and_get(cluster):
     """Devices that are none: torch cannot use them, but Slurm gives them out, and doctor tells which rank would take which."""
     own = cluster.submit("--cpus-per-task=1", "jobs/gpu.sh", "doctor", "runtime.device=cpu")

@@ -100,6 +100,7 @@ def test_eight_kills(tmp_path, bank):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_kills(tmp_path):
     hits = Counter()
     for kind, kills in (("genfl", 60), ("fedadam", 70), ("scaffold", 70)):

@@ -16,8 +16,10 @@ def came(folder, ranks, how, first, last):
 @pytest.mark.parametrize(
     "first, last, others",
     [
-        (1, 8, [(3, "extended")]),
-        pytest.param(9, 100, [(3, "whole"), (2, "extended"), (2, "forked")], marks=pytest.mark.slow),
+        pytest.param(1, 8, [(3, "extended")], marks=pytest.mark.slow),
+        pytest.param(
+            9, 100, [(3, "whole"), (2, "extended"), (2, "forked")], marks=[pytest.mark.slow, pytest.mark.long]
+        ),
     ],
     ids=["few", "many"],
 )

@@ -113,7 +113,7 @@ def test_show_names_policies_and_kept_state(tiny, tmp_path, setting, said, capsy
     assert said in capsys.readouterr().out.replace("\n    ", " ")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_command_can_be_pasted(ranks, tmp_path):
     started = command(ranks, "-m", "genfl_mpi", *FAST, "rounds=1", f"output={tmp_path}/it's $HOME \\ here")
     assert subprocess.run(started, capture_output=True).returncode == 0

@@ -15,8 +15,8 @@ from genfl_mpi.results import checkpoint, progress, reader
     ("name", "ranks", "to", "status"),
     [
         ("SIGTERM", 2, "launcher", 75),
-        ("SIGINT", 2, "launcher", 130),
-        ("SIGUSR1", 2, "launcher", 75),
+        pytest.param("SIGINT", 2, "launcher", 130, marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", 2, "launcher", 75, marks=pytest.mark.slow),
         ("SIGTERM", 2, 1, 75),
         ("SIGINT", 1, 0, 130),
     ],

@@ -28,6 +28,7 @@ def flat(curve, what):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
 def test_five_hundred_rounds(algorithm, tmp_path, monkeypatch):
     curve, add = [], display.Lines.add
@@ -43,6 +44,7 @@ def test_five_hundred_rounds(algorithm, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_of_fifty_runs(tmp_path, monkeypatch):
     curve, close = [], runner.Simulation.close
 

@@ -5,11 +5,10 @@ import os
 import pty
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
-from conftest import FAST, Job, command, until
+from conftest import FAST, Job, command, mpirun, prepare, until
 from rich.console import Console
 
 from genfl_mpi.cli import main
@@ -18,14 +17,14 @@ from genfl_mpi.runs import display
 from genfl_mpi.util.errors import UserError
 
 
-def in_terminal(arguments, when=None, keys=b""):
+def in_terminal(arguments, when=None, keys=b"", environment=()):
     """Run a command in a pseudo-terminal and type `keys` when the text `when` appears.
 
-    Returns the exit status and the output.
+    environment: variables to add. Returns the exit status and the output.
     """
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ["TERM"] = "xterm-256color"
+        os.environ.update(environment, TERM="xterm-256color")
         os.execvp(arguments[0], list(map(str, arguments)))
     shown = b""
     try:
@@ -39,7 +38,7 @@ def in_terminal(arguments, when=None, keys=b""):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_live_view_changes_no_bits(ranks, tmp_path):
     overrides = [*FAST, "rounds=60"]
     code, shown = in_terminal(command(ranks, "-m", "genfl_mpi", *overrides, f"output={tmp_path}/seen"))
@@ -52,7 +51,7 @@ def test_a_live_view_changes_no_bits(ranks, tmp_path):
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_under_a_live_view(ranks, tmp_path):
     code, shown = in_terminal(
         command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"elapsed", b"\x03"
@@ -69,6 +68,7 @@ def test_a_pipe_behind_the_launcher_gets_lines(tmp_path):
     assert code == 0 and "\x1b" not in shown and shown.count("accuracy ") >= 3
 
 
+@pytest.mark.slow
 def test_a_pipe_behind_a_rank_gets_lines(tmp_path):
     """The output of mpirun is a terminal, but that of the rank is not."""
     inner = shlex.join([sys.executable, "-m", "genfl_mpi", *FAST, "rounds=3", f"output={tmp_path}"])
@@ -110,11 +110,9 @@ def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
             "r._open = fail\n"
         )
     )
-    code = (
-        f"{spoil}import sys; from genfl_mpi.cli import main; "
-        f"sys.exit(main(['watch', {str(results.parent)!r}]))"
-    )
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    script = tmp_path / "watching.py"
+    script.write_text(f"{spoil}import sys\nfrom genfl_mpi.cli import main\nsys.exit(main(sys.argv[1:]))\n")
+    seen = mpirun(None, script, "watch", results.parent)
     assert seen.returncode == 0, seen.stderr
     assert rounds_said(seen.stdout) == list(range(1, 61))
     assert job.process.wait(60) == 0
@@ -122,7 +120,8 @@ def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
 
 def test_watch_in_a_terminal(fast, tmp_path):
     assert main([*fast, "sweep.seed=[1,2]", "rounds=2"]) == 0
-    code, shown = in_terminal([sys.executable, "-m", "genfl_mpi", "watch", tmp_path / "results"])
+    started, environment = prepare(None, ["-m", "genfl_mpi", "watch", tmp_path / "results"])
+    code, shown = in_terminal(started, environment=environment)
     assert code == 0 and "fedavg_seed1" in shown and "fedavg_seed2" in shown and "2/2" in shown
 
 
