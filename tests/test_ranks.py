@@ -19,7 +19,7 @@ RANK = "from genfl_mpi.mpi import collectives, failing\ncomm = collectives.world
 ENDS = {
     "together": RANK + "import sys\ncomm.rank or print('one')\nsys.exit(3)",
     "words": RANK + "import sys\nif comm.rank: sys.exit('no')",
-    "exception": "raise ValueError('no')",
+    "exception": RANK + "if comm.rank: raise ValueError('no')",
     "aborted": RANK
     + "import time\nfailing.exit_status(comm, lambda: time.sleep(60) if comm.rank else 1 / 0)",
     "killed": RANK + "import os\nif comm.rank: os.kill(os.getpid(), 9)\ncomm.Barrier()",
