@@ -147,7 +147,7 @@ def network_with_statistics(classes, shape):
     )
 
 
-def test_fednova_averages_statistics(fast, monkeypatch):
+def test_fednova_averages_statistics_of_batchnorm(fast, monkeypatch):
     """The coefficients do not sum to 1; a variance computed from differences would become negative."""
     add, seen = Worker._add, []
     monkeypatch.setattr(

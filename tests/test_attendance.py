@@ -115,7 +115,7 @@ def test_who_was_never_heard_is_like_the_others(fast):
     )
 
 
-def test_nobody_is_heard(fast, tiny, capsys):
+def test_the_weights_stay_if_all_clients_drop_out(fast, tiny, capsys):
     assert main([*fast, "rounds=2", world("dropout: 1")]) == 0
     said = capsys.readouterr().out
     assert (
@@ -189,7 +189,7 @@ def test_a_message_that_is_lost_every_time(everybody):
     assert (made.server.world.spent > 0).all(), "it was sent all the same"
 
 
-def test_an_empty_battery(everybody):
+def test_an_empty_battery_keeps_a_client_away_for_good(everybody):
     free = run(*everybody[:-1], "rounds=1", world("dropout: 0"))[0].server.world.spent
     limit = float(2.5 * free.max())  # J: enough for two rounds of any
     made, records = run(

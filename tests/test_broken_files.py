@@ -51,7 +51,7 @@ def finish_and_compare(overrides, folder, tmp_path, rounds):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_full_disk(ranks, small_disk, tmp_path, capfd):
+def test_a_full_disk_ends_the_run_in_one_line(ranks, small_disk, tmp_path, capfd):
     """It fills up while the run writes: somebody else's file takes what room there is."""
     disk = small_disk("size=40m")
     job = Job(
@@ -121,7 +121,7 @@ def images(state):
         "client_state.ClientStates.write",
     ],
 )
-def test_a_quota(where, ranks, tmp_path):
+def test_a_quota_ends_the_run_in_one_line(where, ranks, tmp_path):
     """A limit on the size of files, from the fourth round on: in the middle of what a library writes, on a disk that has room."""
     script = tmp_path / "limited.py"
     script.write_text(f"""

@@ -110,7 +110,7 @@ def test_an_interval_is_as_wide_as_few_values_ask():
         ([-2], 0, ("refuted", "")),
     ],
 )
-def test_verdicts(values, rounds, verdict):
+def test_an_interval_supports_refutes_or_leaves_undecided(values, rounds, verdict):
     assert Row("", "", np.array(values, dtype=float), rounds).verdict == verdict
 
 
@@ -214,7 +214,7 @@ def test_methods_may_have_learning_rates_of_their_own(runs):
     assert len(list(runs(made(), made("aigc", **{"training.lr": 0.2})))) == 2
 
 
-def test_the_command(tiny, tmp_path, capsys):
+def test_claims_prints_80_columns_and_writes_markdown(tiny, tmp_path, capsys):
     """On real runs: too few seeds and rounds are said; an unfinished run is left out; the table is Markdown."""
     out = tmp_path / "ledger.md"
     run = [one for one in tiny if not one.startswith("method")]

@@ -249,7 +249,7 @@ def test_bad_input_is_one_line_and_status_2(overrides, message, tmp_path, capsys
         (None, "cannot be read"),
     ],
 )
-def test_bad_files(text, message, tmp_path, capsys):
+def test_files_that_are_no_configuration_are_refused_in_words(text, message, tmp_path, capsys):
     file = tmp_path / "bad.yaml"
     if text is not None:
         file.write_text(text)

@@ -240,7 +240,7 @@ def test_public_pools_of_cifar_exclude_their_test_images(name, tested):
     "GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100"
 )
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_real_cifar(name):
+def test_real_cifar_is_as_described(name):
     arrays = datasets.load(Data(name=name, root=os.environ["GENFL_DATA"]))
     about = datasets.DESCRIPTIONS[name]
     images = arrays["train_images"]

@@ -69,7 +69,7 @@ def test_a_healthy_set_up(examine, tmp_path):
         ),
     ],
 )
-def test_what_is_missing(examine, overrides, problem, remedy):
+def test_doctor_says_what_is_missing_and_its_remedy(examine, overrides, problem, remedy):
     status, said = examine(*overrides)
     assert (
         status == 2 and problem in said.partition("to fix:")[2] and remedy in said.partition("to fix:")[2]
@@ -84,7 +84,7 @@ def test_what_is_missing(examine, overrides, problem, remedy):
         ("SLOW_START", 0, "to start: keep the Python environment"),
     ],
 )
-def test_what_is_slow(examine, monkeypatch, threshold, value, problem):
+def test_doctor_says_what_is_slow(examine, monkeypatch, threshold, value, problem):
     monkeypatch.setattr(doctor, threshold, value)
     status, said = examine()
     assert status == 2 and problem in said.partition("to fix:")[2]
@@ -113,7 +113,7 @@ def test_a_gpu_that_torch_cannot_use(examine, monkeypatch):
     assert examine("runtime.device=cpu")[0] == 0
 
 
-def test_ranks_that_differ(tmp_path):
+def test_doctor_finds_ranks_that_differ(tmp_path):
     """One rank has other versions and does not see the folders."""
     script = tmp_path / "broken.py"
     script.write_text("""

@@ -331,7 +331,7 @@ def test_a_world_is_a_function_of_its_settings():
         ("- 1", "must be a mapping"),
     ],
 )
-def test_bad_worlds(text, message, tmp_path):
+def test_wrong_worlds_are_refused_in_words(text, message, tmp_path):
     (tmp_path / "world.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         loading.load_world(tmp_path / "world.yaml")

@@ -89,7 +89,7 @@ def test_accuracy_of_each_class(paths):
         assert np.allclose(image, 100 * column(paths, "rounds/accuracy_per_class", method).mean(0).T)
 
 
-def test_partition(paths):
+def test_partition_shows_each_clients_histogram(paths):
     axes = figures.partition(paths[0]).axes[0]
     histograms = h5py.File(paths[0])["partition/label_histograms"][:]
     assert np.array_equal(np.nan_to_num(axes.images[0].get_array().filled(0)), histograms.T)

@@ -91,7 +91,7 @@ def test_a_barrier_is_the_rise_above_the_straight_line():
     assert hindsight_figures.barrier(segment, loss).tolist() == [1.5, 0, 0]
 
 
-def test_the_command(quick, tmp_path, capsys):
+def test_hindsight_prints_a_row_for_each_policy_and_draws(quick, tmp_path, capsys):
     assert main([*quick, *LOOK, "hindsight.policies=[linear,amount]"]) == 0
     capsys.readouterr()
     assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5"), "-o", str(tmp_path / "lab.png")]) == 0
@@ -115,12 +115,12 @@ def test_the_command(quick, tmp_path, capsys):
         (["hindsight.points=1"], "hindsight.points"),
     ],
 )
-def test_bad_input(quick, overrides, message, capsys):
+def test_wrong_hindsight_settings_are_refused(quick, overrides, message, capsys):
     assert main([*quick, *LOOK, *overrides]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_run_without_laboratory(quick, tmp_path, capsys):
+def test_hindsight_refuses_a_run_that_was_not_looked_at(quick, tmp_path, capsys):
     assert main([*quick, "rounds=1"]) == 0
     assert main(["hindsight", str(tmp_path / "results/genfl_seed1.h5")]) == 2
     assert "has no hindsight data" in capsys.readouterr().err

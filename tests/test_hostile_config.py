@@ -147,7 +147,7 @@ NASTY = {
 
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
-def test_nasty_files(text, tmp_path, capsys, monkeypatch):
+def test_nasty_files_are_refused_in_one_short_line(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("nasty.yaml").write_text(text)
     assert main(["nasty.yaml"]) == 2
@@ -476,7 +476,7 @@ def test_nothing_is_unpickled_or_executed():
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_fuzzing(tmp_path):
+def test_ten_thousand_mutations_by_a_fuzzer(tmp_path):
     """Run ten thousand mutations by atheris, which searches for untested paths through the reader."""
     pytest.importorskip("atheris")
     script = Path(__file__).with_name("fuzz_config.py")

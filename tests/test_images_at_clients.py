@@ -47,7 +47,7 @@ def test_rare_labels_are_filled_to_an_even_mix_or_a_share_of_it():
         assert not filled[HELD.max(1, keepdims=True) == HELD].any(), "the most frequent label is filled"
 
 
-def test_missing_labels_alone():
+def test_clients_fill_missing_labels_alone_if_asked_to():
     assert lacking(HELD, config("client_generation.labels=missing")).tolist() == [
         [0, 0, 40, 40],
         [0, 0, 0, 0],
@@ -218,7 +218,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD)
-def test_bad_input(overrides, message, capsys, tmp_path):
+def test_wrong_settings_of_images_at_clients_are_refused(overrides, message, capsys, tmp_path):
     assert main([*FAST[1:], *overrides.split(), f"output={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
 

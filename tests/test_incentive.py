@@ -76,7 +76,7 @@ def test_misreporting_gains_something_only_where_it_moves_the_price():
     )  # the server pays nobody, whatever they say
 
 
-def test_the_command(tiny, tmp_path, capsys):
+def test_incentive_prints_draws_and_refuses_a_small_budget(tiny, tmp_path, capsys):
     assert main([*tiny, "rounds=1"]) == 0
     results = str(tmp_path / "results/genfl_seed1.h5")
     capsys.readouterr()

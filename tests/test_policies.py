@@ -57,7 +57,7 @@ def kappas(records):
         ("step", [0.5, 0.5, 0.4, 0.4]),
     ],
 )
-def test_schedules(quick, policy, expected):
+def test_scheduled_kappa2_by_hand(quick, policy, expected):
     quick = [
         *quick,
         "rounds=4",
@@ -71,7 +71,7 @@ def test_schedules(quick, policy, expected):
     assert np.array_equal(weights(*quick, "kappa.end=0.5"), weights(*quick, "kappa.policy=fixed"))
 
 
-def test_amount(quick):
+def test_amount_weighs_images_against_samples(quick):
     simulation, records = run(*quick, "kappa.policy=amount", "kappa.quality=50")
     samples = [simulation.server.state.samples[record.clients["client"]].sum() for record in records]
     assert kappas(records) == pytest.approx([500 / (500 + samples[0]), 1000 / (1000 + samples[1])])
@@ -80,7 +80,7 @@ def test_amount(quick):
     )
 
 
-def test_alignment(quick):
+def test_alignment_is_the_cosine_of_the_updates(quick):
     records = run(*quick, "kappa.policy=alignment")[1]
     assert kappas(records) == pytest.approx(
         [max(0, record.columns["augmented_cosine"]) for record in records], rel=1e-3
@@ -104,7 +104,7 @@ def test_alignment(quick):
     )
 
 
-def test_bias_optimal(quick):
+def test_bias_optimal_grows_with_skew_and_quality(quick):
     """kappa2 grows with the skew of the cohort and the quality of the generator."""
     quick = [*quick, "kappa.policy=bias_optimal"]
     skewed, iid, bad = (
@@ -407,7 +407,7 @@ def test_oort_prefers_useful_clients_and_avoids_slow_ones(quick):
     assert set(selection.oort(state)) == {9, 10, 11}
 
 
-def test_the_cheapest_clients(quick):
+def test_energy_selects_the_cheapest_clients(quick):
     simulation, records = run(*quick, "method=fedavg", "selection.policy=energy", WORLD)
     for record, expected in zip(records, forecasts(simulation, 2)):
         assert set(record.clients["client"]) == set(np.argsort(expected.joules)[:3])

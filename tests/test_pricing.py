@@ -175,7 +175,7 @@ def test_price_as_if_with_the_papers_model_and_generator(results, tmp_path, caps
     )
 
 
-def test_a_target(results, tmp_path, capsys):
+def test_price_says_when_a_target_is_reached(results, tmp_path, capsys):
     capsys.readouterr()
     with reader.open_results(results / "fedavg_seed1.h5") as file:
         reached = file["rounds/accuracy"][0]
@@ -227,7 +227,7 @@ def test_a_run_on_which_a_world_acted_is_priced_in_its_own(tmp_path, tiny, capsy
     assert "a world acted on this run" in capsys.readouterr().err
 
 
-def test_where_curves_cross():
+def test_crossing_of_two_curves_by_hand():
     from genfl_mpi.analysis.pricing import FACTORS, crossing
 
     assert crossing(FACTORS, np.full(len(FACTORS), 7.0)) == pytest.approx(7.0)

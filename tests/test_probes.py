@@ -153,7 +153,7 @@ def test_a_local_error_is_what_more_training_removes(fast):
     assert (few <= many).all() and few.sum() < many.sum()
 
 
-def test_the_figure(fast, tmp_path, capsys):
+def test_heterogeneity_is_drawn_of_probed_runs_alone(fast, tmp_path, capsys):
     assert main([*fast, *PROBED, "rounds=2", f"output={tmp_path}/probed"]) == 0
     assert (
         main(["plot", str(tmp_path / "probed"), "--figure", "heterogeneity", "-o", str(tmp_path / "a.png")])
@@ -175,6 +175,6 @@ def test_the_figure_of_a_method_without_clients(tiny, tmp_path):
     ]
 
 
-def test_bad_input(fast, capsys):
+def test_probes_every_0_rounds_is_refused(fast, capsys):
     assert main([*fast, "probes.every=0"]) == 2
     assert "probes.every" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def batch(labels):
     return Batch(tuple(labels), (0,) * len(labels), tuple(range(len(labels))), ("a",) * len(labels))
 
 
-def test_the_command(tmp_path, tiny, capsys, real, monkeypatch):
+def test_quality_prints_and_draws_how_good_a_banks_images_are(tmp_path, tiny, capsys, real, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 100)
     settings = {
         "checkpoint": "0" * 64,

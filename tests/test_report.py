@@ -149,7 +149,7 @@ def test_what_cannot_be_written_or_read(folder, tmp_path, capsys):
     ("width", "scheme", "ground"),
     [(1280, 1, (255, 255, 255)), (1280, 0, (22, 24, 29)), (500, 1, (255, 255, 255)), (500, 0, (22, 24, 29))],
 )
-def test_in_a_browser(report, tmp_path, width, scheme, ground):
+def test_a_browser_shows_the_page_at_every_width_in_both_schemes(report, tmp_path, width, scheme, ground):
     """The ground has the scheme's colour, and the page has pictures on it at every width."""
     picture = tmp_path / "page.png"
     subprocess.run(

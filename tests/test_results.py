@@ -26,7 +26,7 @@ def file(tiny, tmp_path):
     return tmp_path / "results/genfl_seed1.h5"
 
 
-def test_h5py(file):
+def test_h5py_reads_every_table(file):
     with h5py.File(file) as data:
         rounds, clients, generated = data["rounds"], data["clients"], data["generated"]
         assert data["finished"][0] == 255
@@ -64,7 +64,7 @@ def test_h5py(file):
 @pytest.mark.filterwarnings(
     "error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::FutureWarning"
 )
-def test_xarray(file):
+def test_xarray_reads_every_table(file):
     with xr.open_dataset(file, group="rounds", engine="h5netcdf") as rounds:
         assert rounds.accuracy.dims == ("round",) and rounds.accuracy_per_class.dims == ("round", "class")
         assert rounds.accuracy.sel(round=2).item() == rounds.accuracy.values[1]
@@ -78,7 +78,7 @@ def test_xarray(file):
         assert partition.label_histograms.dims == ("client", "class") and partition.emd.dims == ("client",)
 
 
-def test_show(file, capsys):
+def test_show_prints_state_policies_and_environment(file, capsys):
     capsys.readouterr()
     assert main(["show", str(file)]) == 0
     said = capsys.readouterr().out

@@ -107,7 +107,7 @@ def test_csv_is_what_pandas_reads(folder, tmp_path):
         assert len({len(row) for row in csv.reader(file)}) == 1
 
 
-def test_tensorboard(folder, tmp_path, monkeypatch):
+def test_tensorboard_gets_every_round(folder, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -131,7 +131,7 @@ def test_what_is_not_installed_is_named(folder, tmp_path, monkeypatch, capsys):
         read_results(folder)
 
 
-def test_wrong_wishes(folder):
+def test_read_results_refuses_unknown_tables_and_libraries(folder):
     for arguments, message in (
         ((folder, "round"), "the tables are rounds, clients"),
         ((folder, "rounds", "polars"), "pandas or to xarray"),

@@ -198,7 +198,7 @@ def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(42.4, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (float("nan"), "?")]
 )
-def test_durations(seconds, text):
+def test_a_duration_as_text(seconds, text):
     assert display.duration(seconds) == text
 
 
