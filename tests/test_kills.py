@@ -90,6 +90,7 @@ def killed_and_continued(kind, kills, tmp_path, bank, most, own_processes=True):
     return hits
 
 
+@pytest.mark.slow
 def test_eight_kills(tmp_path, bank):
     hits = Counter()
     for kind, kills in (("genfl", 4), ("scaffold", 4)):

@@ -4,7 +4,7 @@
 #     tests/versions.sh FOLDER [arguments of pytest]
 #
 # FOLDER gets the environments `oldest` and `newest`, of 6 GB each; those that are there are brought up to date. The tests
-# take half an hour in each on two cores. Then each environment reads a results file of the other.
+# take about ten minutes in each on two cores. Then each environment reads a results file of the other.
 set -euo pipefail
 folder=$(realpath -m "${1:?usage: tests/versions.sh FOLDER [arguments of pytest]}")
 shift
