@@ -514,7 +514,10 @@ def test_an_invalid_user_defined_partition_is_refused(own, scheme):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("data.name=mnits", "data.name= must be one of mnist5k, .* or module:function of your own .got 'mnits'"),
+        (
+            "data.name=mnits",
+            "data.name= must be one of mnist5k, .* or module:function of your own .got 'mnits'",
+        ),
         ("partition.scheme=iidd", "partition.scheme= must be one of dirichlet, .*got 'iidd'"),
     ],
 )

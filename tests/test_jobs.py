@@ -194,9 +194,9 @@ def test_a_job_that_its_time_limit_cuts_goes_on_to_the_same_bits(cluster, monkey
         ),
         120,
     )
-    assert re.search(r"rank \d: SIGUSR1 while .*\n", cluster.log(job)) and "stopped after round" in cluster.log(
-        job
-    )
+    assert re.search(
+        r"rank \d: SIGUSR1 while .*\n", cluster.log(job)
+    ) and "stopped after round" in cluster.log(job)
     time.sleep(5)  # until what was allowed to the first start is over; Slurm itself would wait two minutes
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
     text = cluster.wait(job)

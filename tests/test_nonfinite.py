@@ -139,7 +139,8 @@ sys.exit(main(sys.argv[1:]))
         )
         assert done.returncode == 0 and "dropped, not finite: clients 1, 3, 5" in done.stdout, done.stderr
         assert (
-            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; no client is aggregated: the weights stay unchanged" in done.stdout
+            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; no client is aggregated: the weights stay unchanged"
+            in done.stdout
         )
     assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "3/fedavg_seed1.h5")
 

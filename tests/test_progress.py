@@ -142,7 +142,9 @@ def test_show_and_the_next_start_go_on_beside_a_damaged_record(fast, cut, capsys
         assert f"cut off:\n    rank 0: {UNREADABLE}" in capsys.readouterr().out
         assert main([*fast, "rounds=4"]) == 0
         out = capsys.readouterr().out
-        assert "the previous start was interrupted: rank 0: unreadable progress file" in out or content != b"{}"
+        assert (
+            "the previous start was interrupted: rank 0: unreadable progress file" in out or content != b"{}"
+        )
     assert not progress.path_for(cut).exists()
 
 

@@ -165,7 +165,10 @@ BAD = {
         "method=fedavg incentive.price=3",
         "incentive.price pays clients for images that they generate",
     ),
-    "no world": ("world=null incentive.price=3", "incentive.price pays for energy, which only a world defines"),
+    "no world": (
+        "world=null incentive.price=3",
+        "incentive.price pays for energy, which only a world defines",
+    ),
     "a share that is given": (
         "incentive.price=3 client_generation.share=0.5",
         "remove client_generation.labels and client_generation.share",

@@ -100,7 +100,8 @@ def equal(state):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("", "stopped after round 0 of 2"), ("generate", "interrupted before all images were made")]
+    ("command", "said"),
+    [("", "stopped after round 0 of 2"), ("generate", "interrupted before all images were made")],
 )
 def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
     """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
