@@ -1,4 +1,8 @@
-"""The clients' models become one (III-D)."""
+"""Aggregation: the clients' models become one (III-D)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -7,21 +11,31 @@ from genfl_mpi.federation.algorithms.interface import Received
 from genfl_mpi.federation.messages import MODEL, NO_RANK
 from genfl_mpi.learning.weights import bound
 
+if TYPE_CHECKING:
+    import torch
 
-def aggregate(server, omega, parameters, plan, reduction, resident):
-    """The mean of the clients' models, and omega_fl, what the server's algorithm makes of it, float64 (size,); (None, None) if no member's
-    update can be aggregated, because none was trained, or none of those with a weight is finite.
+    from genfl_mpi.federation.parts import Messages
+    from genfl_mpi.federation.server import Server
 
-    omega: float32 (size,), the weights before the round; parameters: how many of them are parameters; plan: of the `Broadcast`
-    message; reduction: as reduced, to which `resident` knows the sums. Where clients were dropped as not finite, the server's status
-    says so and the others share their rho: the sum is scaled, and the plan's coefficients are replaced. Raises ArithmeticError if
-    the sum may have overflowed.
+
+def aggregate(
+    server: Server, omega: torch.Tensor, parameters: int, messages: Messages
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """Return the mean of the clients' models, and omega_fl, what the algorithm makes of it: float64 (size,).
+
+    (None, None) if no update can be aggregated, because no client trained, or none with a weight is finite.
+    omega: float32 (size,), omega^t; parameters: how many of the weights are parameters; messages: as reduced.
+
+    If clients were dropped as not finite, the server's status records them, the others share their rho, the
+    sum is scaled accordingly, and the plan's coefficients are replaced. Raises ArithmeticError if the sum may
+    have overflowed.
     """
+    plan, reduction = messages.broadcast.plan, messages.reduction
     trained, algorithm, config = plan["rank"] != NO_RANK, server.algorithm, server.config
     if not trained.any():
         return None, None
     bound(plan["rho"], reduction.of_clients("largest_weight"))
-    sums = resident.received()
+    sums = messages.resident.received()
     total, kept = sums.pop(MODEL), np.isfinite(reduction.of_clients("update_norm"))
     if not kept[trained].all():
         server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS)
@@ -30,7 +44,8 @@ def aggregate(server, omega, parameters, plan, reduction, resident):
             return None, None
         rho = np.where(kept, server.cohort.rho, 0)
         coefficients = algorithm.coefficients(server.cohort._replace(rho=rho / rho.sum()), config)
-        total = total * (coefficients.sum() / plan["rho"][kept].sum())  # both are in the same proportions
+        # The old and the new coefficients are in the same proportions.
+        total = total * (coefficients.sum() / plan["rho"][kept].sum())
         plan["rho"] = coefficients
     received = Received(total, plan["rho"].sum(), sums, parameters)
     average = algorithm.average(omega, received, config)

@@ -1,15 +1,30 @@
-"""The augmented model omega_a (III-B): the clients' local training, at the server, on the images that it has."""
+"""The augmented model omega_a (III-B): local training at the server, on its generated images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from genfl_mpi.learning.training import at_round, train
 from genfl_mpi.util import streams
 
+if TYPE_CHECKING:
+    import torch
 
-def augment(model, omega, images, settings, seed, round):
-    """Train omega_a from the global weights on all images of the server. Returns it, float32 (size,), with the training's `Report`; (None,
-    None) while there are no images.
+    from genfl_mpi.config.sections import Training
+    from genfl_mpi.federation.server_images import ServerImages
+    from genfl_mpi.learning.training import Report
+    from genfl_mpi.learning.weights import FlatModel
 
-    model: rank 0's `FlatModel`, which is overwritten; omega: float32 (size,), on its device; images: `ServerImages`; settings:
-    config.augmented; round: of which the first is 0.
+
+def augment(
+    model: FlatModel, omega: torch.Tensor, images: ServerImages, settings: Training, seed: int, round: int
+) -> tuple[torch.Tensor, Report] | tuple[None, None]:
+    """Train omega_a from the global weights on all images of the server.
+
+    Returns omega_a, float32 (size,) in main memory, and the `Report` of its training; (None, None) while
+    there are no images. model: rank 0's `FlatModel`, which is overwritten; omega: float32 (size,), on its
+    device; settings: config.augmented; round: 0 is the first. Raises ArithmeticError if the weights are not
+    finite.
     """
     if not len(images):
         return None, None

@@ -1,20 +1,34 @@
-"""What a client trains on: its own samples, with the generated images that it has."""
+"""The training data of a client: its own samples and the generated images that it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.federation.client_images import ClientImages
+    from genfl_mpi.federation.resident import Resident
 
 
 class ClientData:
-    """arrays: of `load_and_divide`; config: `Config`; about: the data set's `Description`; resident: the rank's `Resident` buffers;
-    images: `ClientImages`."""
+    """Give access to the clients' training data. arrays: of `load_and_divide`."""
 
-    def __init__(self, arrays, config, about, resident, images):
-        self.arrays, self.config, self.about, self.resident, self.images = (
-            arrays,
-            config,
-            about,
-            resident,
-            images,
-        )
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        config: Config,
+        about: Description,
+        resident: Resident,
+        images: ClientImages,
+    ) -> None:
+        self.arrays, self.config, self.about = arrays, config, about
+        self.resident, self.images = resident, images
 
-    def of(self, client):
-        """Normalised float32 images (n, C, H, W) and int64 labels (n,), on the device."""
+    def of(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return normalised float32 images (n, C, H, W) and int64 labels (n,), on the device."""
         own = self.resident.client_data(self.arrays, client, self.config, self.about)
         return self.images.beside(client, *own)

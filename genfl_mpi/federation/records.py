@@ -1,7 +1,9 @@
-"""What a round leaves behind: its record, of which the results file gets its rows."""
+"""What a round leaves behind: the record from which its rows in the results file are written."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,108 +14,195 @@ from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
+from genfl_mpi.mpi import collectives, failing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.client_images import ClientImages
+    from genfl_mpi.federation.messages import Broadcast, Reduction
+    from genfl_mpi.federation.parts import Messages
+    from genfl_mpi.federation.policies import ServerState
+    from genfl_mpi.federation.probes import Probes
+    from genfl_mpi.federation.server import Server
+    from genfl_mpi.federation.server_images import Made
+    from genfl_mpi.federation.trials import Trials
+    from genfl_mpi.learning.training import Report
+    from genfl_mpi.util.timing import Clock
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a round leaves behind: the global model's test figures on every rank, the rest on rank 0 (elsewhere empty).
+    """The results of a round: test accuracy and loss on every rank, the rest on rank 0 alone (elsewhere
+    empty).
 
-    accuracy_per_class: float64 (classes,). columns: the other numbers of the results' /rounds. clients, ranks: columns of
-    /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of this round. laboratory,
-    audit: columns of /hindsight and /audit, empty if they are not due. probes: columns of /probes and /probed_clients by table,
-    empty if there was no probe.
+    accuracy_per_class: float64 (classes,). columns: the other columns of /rounds. clients, ranks: columns of
+    /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of
+    this round. hindsight, audit: columns of /hindsight and /audit, empty if not due. probes: columns of
+    /probes and /probed_clients by table, empty without a probe.
     """
 
     round: int
     accuracy: float
     loss: float
     accuracy_per_class: np.ndarray
-    columns: dict = field(default_factory=dict)
-    clients: dict = field(default_factory=dict)
-    ranks: dict = field(default_factory=dict)
-    generated: list = field(default_factory=list)
-    hindsight: dict = field(default_factory=dict)
-    audit: dict = field(default_factory=dict)
-    probes: dict = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+    clients: dict[str, np.ndarray] = field(default_factory=dict)
+    ranks: dict[str, np.ndarray] = field(default_factory=dict)
+    generated: list[Made] = field(default_factory=list)
+    hindsight: dict[str, np.ndarray] = field(default_factory=dict)
+    audit: dict[str, np.ndarray] = field(default_factory=dict)
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
 class Round:
-    """A round while it is computed. t: 0 is the first. made: a `Made` for each batch of images; average: the mean of the clients' models; augmented: the `Report` of omega_a's
-    training; asked: the `ServerState` of which the kappa policy was asked, or None; waiting: `collectives.Waiting`; tables: what the
-    `Record` gets, by its fields. All but t, clock and waiting on rank 0 alone."""
+    """A round while it is computed. All but t, clock and waiting are filled in on rank 0 alone.
+
+    t: 0 is the first. interrupted: whether work was skipped because the ranks were asked to leave. made: a
+    `Made` for each batch of images. omega_a: float32 (size,), the augmented model; augmented: the `Report` of
+    its training. average: float64 (size,), the mean of the clients' models. omega_fl: float64 (size,), what
+    the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
+    called. tables: fields of the `Record`, by name.
+    """
 
     t: int
-    clock: Any
-    made: list = field(default_factory=list)
-    omega_a: Any = None
-    average: Any = None
-    omega_fl: Any = None
-    augmented: Any = None
+    clock: Clock
+    interrupted: bool = False
+    made: list[Made] = field(default_factory=list)
+    omega_a: torch.Tensor | None = None
+    average: torch.Tensor | None = None
+    omega_fl: torch.Tensor | None = None
+    augmented: Report | None = None
     kappa2: float = 0.0
-    asked: Any = None
-    waiting: Any = None
-    tables: dict = field(default_factory=dict)
+    asked: ServerState | None = None
+    waiting: collectives.Waiting = collectives.Waiting(0.0, 0.0)
+    tables: dict[str, Any] = field(default_factory=dict)
 
 
-def note(parts, this, omega, trials):
-    """Note what is known of a complete round on rank 0, before its weights are replaced: in its tables, and in the server's memory. parts:
-    `round.Parts`; omega: float32 (size,), the weights before the round."""
-    config, server, data, images, reduction = (
-        parts.config,
-        parts.server,
-        parts.data,
-        parts.client_images,
-        parts.reduction,
-    )
-    clients, number = of_clients(reduction, parts.message.plan, this.t + 1, server.status), this.t + 1
-    made = images.generated(clients["client"])
-    clients["images"], clients["share"] = made.sum(1), images.share(clients["client"])
-    owed = server.world.owed[clients["client"]] if server.world else 0.0
-    pay = of_pay(config, clients["status"], number, server.state.available, data["told"].sum(), owed)
-    server.note(clients)
-    trained = clients["rank"] != NO_RANK
-    samples, seconds, rank = (clients[name][trained] for name in ("samples", "seconds", "rank"))
-    server.pace.measure(samples * clients["epochs"][trained], seconds, rank.astype(int))
-    if this.augmented:  # by the same trainer on rank 0
-        server.pace.speeds[0].measure(
-            this.augmented.samples * config.augmented.epochs, this.clock.seconds["augment"]
+class Recorder:
+    """Measure and record the rounds. Nothing that it does changes the run.
+
+    data: the run's arrays; parameters: how many of the weights are parameters; evaluate: collective function
+    () -> (accuracy, loss, accuracy per class) of omega^t.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: dict[str, np.ndarray],
+        client_images: ClientImages,
+        messages: Messages,
+        parameters: int,
+        probes: Probes,
+        evaluate: Callable[[], tuple[float, float, np.ndarray]],
+    ) -> None:
+        self.config, self.data, self.client_images = config, data, client_images
+        self.messages, self.parameters, self.probes, self.evaluate = messages, parameters, probes, evaluate
+
+    def begin(self, t: int, omega: torch.Tensor) -> None:
+        """Prepare the probe of round t, if it is due. omega: float32 (size,), omega^t."""
+        self.probes.begin(t, omega, self.messages.broadcast.plan)
+
+    def note(self, this: Round, server: Server, omega: torch.Tensor, trials: Trials) -> None:
+        """Store a complete round in its tables and in the server's memory.
+
+        On rank 0, before the weights are replaced. omega: float32 (size,), omega^t.
+        """
+        reduction, number = self.messages.reduction, this.t + 1
+        clients = of_clients(reduction, self.messages.broadcast.plan, number, server.status)
+        made = self.client_images.generated(clients["client"])
+        clients["images"] = made.sum(1)
+        clients["share"] = self.client_images.share(clients["client"])
+        this.tables["columns"] = self._columns(this, server, clients, made, omega)
+        self._remember(this, server, clients)
+        if this.asked and hindsight.is_due(self.config, number):
+            this.tables["hindsight"] = hindsight.look(
+                this.asked, server.kappa_policy.__name__, this.kappa2, trials.test
+            )
+        this.tables |= {
+            "clients": clients,
+            "ranks": of_ranks(reduction, number),
+            "audit": of_audit(reduction, clients),
+            "generated": this.made,
+        }
+
+    def record(self, this: Round) -> Record:
+        """Evaluate the weights after a complete round, and return its `Record`. Collective."""
+        with failing.named(f"round {this.t + 1}"):
+            with this.clock("evaluate"):
+                accuracy, loss, accuracy_per_class = self.evaluate()
+            probed = self.probes.look(this.t + 1, this.average)
+            if this.tables:  # on rank 0
+                this.tables["columns"] |= of_clocks(
+                    this.clock,
+                    this.waiting,
+                    self.messages.broadcast,
+                    self.messages.reduction,
+                    self.client_images.bytes,
+                )
+                this.tables["columns"] |= accuracy_over_clients(
+                    accuracy_per_class, self.data["label_histograms"]
+                )
+            return Record(this.t + 1, accuracy, loss, accuracy_per_class, probes=probed, **this.tables)
+
+    def _columns(
+        self,
+        this: Round,
+        server: Server,
+        clients: dict[str, np.ndarray],
+        made: np.ndarray,
+        omega: torch.Tensor,
+    ) -> dict[str, Any]:
+        """Return the columns of /rounds that are known before the evaluation.
+
+        made: int (cohort, classes), generated images of each label that the clients trained on.
+        """
+        who = clients["client"]
+        return {
+            "kappa1": 1 - this.kappa2,
+            "kappa2": this.kappa2,
+            "images": server.state.generated.sum(),
+            "images_used": len(server.images),
+            "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
+            **of_pay(
+                self.config,
+                clients["status"],
+                this.t + 1,
+                server.state.available,
+                self.data["told"].sum(),
+                server.world.owed[who] if server.world else 0.0,
+            ),
+            **of_cohort(self.client_images.real(who) + made, self.data["label_histograms"]),
+            **of_models(clients, omega, this.average, this.omega_a, self.parameters),
+        }
+
+    def _remember(self, this: Round, server: Server, clients: dict[str, np.ndarray]) -> None:
+        """Update the server's memory of the clients' training and of the ranks' speed."""
+        server.note(clients)
+        trained = clients["rank"] != NO_RANK
+        samples, epochs, seconds, rank = (
+            clients[name][trained] for name in ("samples", "epochs", "seconds", "rank")
         )
-    this.tables["columns"] = {
-        "kappa1": 1 - this.kappa2,
-        "kappa2": this.kappa2,
-        "images": server.state.generated.sum(),
-        "images_used": len(server.images),
-        "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
-        **pay,
-        **of_cohort(images.real(clients["client"]) + made, data["label_histograms"]),
-        **of_models(clients, omega, this.average, this.omega_a, parts.worker.model.parameters),
-    }
-    if this.asked and hindsight.is_due(config, number):
-        this.tables["hindsight"] = hindsight.look(
-            this.asked, server.kappa_policy.__name__, this.kappa2, trials.test
-        )
-    this.tables |= {
-        "clients": clients,
-        "ranks": of_ranks(reduction, number),
-        "audit": of_audit(reduction, clients),
-        "generated": this.made,
-    }
+        pace = server.pace
+        pace.measure(samples * epochs, seconds, rank.astype(int))
+        if this.augmented:  # by the same trainer on rank 0
+            pace.speeds[0].measure(
+                this.augmented.samples * self.config.augmented.epochs, this.clock.seconds["augment"]
+            )
 
 
-def of_round(parts, this, accuracy, loss, accuracy_per_class, probed):
-    """The `Record` of a complete round, once its weights were evaluated."""
-    if parts.server:
-        this.tables["columns"] |= of_clocks(
-            this.clock, this.waiting, parts.message, parts.reduction, parts.client_images.bytes
-        )
-        this.tables["columns"] |= accuracy_over_clients(accuracy_per_class, parts.data["label_histograms"])
-    return Record(this.t + 1, accuracy, loss, accuracy_per_class, probes=probed, **this.tables)
+def of_clients(
+    reduction: Reduction, plan: np.ndarray, round: int, status: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the columns of /clients after a round.
 
-
-def of_clients(reduction, plan, round, status):
-    """Columns of /clients after a round, from the `Reduction` message as reduced, the plan of the `Broadcast` message, and the status of who
-    was heard and who was not."""
+    reduction: as reduced; plan: of the `Broadcast` message; status: STATUS (cohort,), what became of each
+    member.
+    """
     clients = dict(zip(CLIENT_FIELDS, reduction.clients.T.copy()))
     del clients["largest_weight"]
     return (
@@ -124,25 +213,31 @@ def of_clients(reduction, plan, round, status):
     )
 
 
-def of_audit(reduction, clients):
-    """Columns of /audit after a round, from the `Reduction` message as reduced and the columns of /clients: of who was heard."""
+def of_audit(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the columns of /audit after a round: a row for each client that was aggregated.
+
+    reduction: as reduced; clients: columns of /clients. Empty if the run is not audited.
+    """
     if not reduction.outputs.size:
         return {}
-    heard = clients["status"] == AGGREGATED
-    return {name: clients[name][heard] for name in ("round", "client")} | {
-        "bias_change": reduction.outputs[heard]
+    aggregated = clients["status"] == AGGREGATED
+    return {name: clients[name][aggregated] for name in ("round", "client")} | {
+        "bias_change": reduction.outputs[aggregated]
     }
 
 
-def of_ranks(reduction, round):
-    """Columns of /ranks after a round, from the `Reduction` message as reduced."""
+def of_ranks(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
+    """Return the columns of /ranks after a round. reduction: as reduced."""
     seconds = {name: reduction.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
     return {"round": np.full(len(reduction.ranks), round), "rank": np.arange(len(reduction.ranks)), **seconds}
 
 
-def of_cohort(held, histograms):
-    """Columns of /rounds on how the data differ on which the cohort trains. held: int (K, classes), samples of each label with
-    generated ones; histograms: int (clients, classes), of all clients' own."""
+def of_cohort(held: np.ndarray, histograms: np.ndarray) -> dict[str, Any]:
+    """Return the columns of /rounds on the label skew of the cohort's training data.
+
+    held: int (K, classes), samples of each label, generated ones included; histograms: int (clients,
+    classes), the private samples of all clients.
+    """
     if not len(held):
         return {"cohort_emd": np.nan, "clients_emd": np.nan, "cohort_labels": 0}
     pooled, population = held.sum(0), histograms.sum(0)
@@ -153,24 +248,28 @@ def of_cohort(held, histograms):
     }
 
 
-def of_models(clients, omega_t, omega_fl, omega_a, parameters):
-    """Columns of /rounds on how the clients trained, and how their models' changes and the augmented one's agree.
+def of_models(
+    clients: dict[str, np.ndarray],
+    omega_t: torch.Tensor,
+    average: torch.Tensor | None,
+    omega_a: torch.Tensor | None,
+    parameters: int,
+) -> dict[str, Any]:
+    """Return the columns of /rounds on the clients' training and on the angles between the models' updates.
 
-    clients: columns of /clients; omega_t, omega_fl, omega_a: the weights before the round, of the clients' average, and of the
-    augmented model, (size,), with the parameters first; None for what there is not.
+    clients: columns of /clients; omega_t, average, omega_a: the weights before the round, the mean of the
+    clients' models and the augmented model, (size,), with the parameters first; None for a model that the
+    round does not have.
     """
-    counted = clients["rho"] > 0  # without those that were dropped
-    rho, norms, both = (
-        clients["rho"][counted],
-        clients["update_norm"][counted],
-        omega_fl is not None and omega_a is not None,
-    )
-    trained = omega_fl is not None
-    change = distance(omega_fl, omega_t, parameters) if trained else np.nan
+    counted = clients["rho"] > 0  # without dropped clients
+    rho, norms = clients["rho"][counted], clients["update_norm"][counted]
+    trained = average is not None
+    change = distance(average, omega_t, parameters) if trained else np.nan
+    both = trained and omega_a is not None
     return {
         "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,
         "update_alignment": change / (rho @ norms) if trained and rho @ norms > 0 else np.nan,
-        "augmented_cosine": cosine(omega_fl, omega_a, omega_t, parameters) if both else np.nan,
+        "augmented_cosine": cosine(average, omega_a, omega_t, parameters) if both else np.nan,
         "clients_trained": len(clients["client"]),
         "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
         **{
@@ -180,18 +279,33 @@ def of_models(clients, omega_t, omega_fl, omega_a, parameters):
     }
 
 
-def of_pay(config, status, round, available, told, owed):
-    """Columns of /rounds on who takes part for the pay. status: of the cohort; available: bool (clients,), or None if all are; told,
-    owed: as in `payments`."""
+def of_pay(
+    config: Config,
+    status: np.ndarray,
+    round: int,
+    available: np.ndarray | None,
+    shared: int,
+    owed: np.ndarray | float,
+) -> dict[str, Any]:
+    """Return the columns of /rounds on participation for pay.
+
+    status: STATUS (cohort,); available: bool (clients,), or None if all are; shared: clients that shared
+    their labels; owed: as in `payments`.
+    """
     return {
         "clients_available": config.clients if available is None else available.sum(),
-        "payments": payments(config, status, round, told, owed),
+        "payments": payments(config, status, round, shared, owed),
     }
 
 
-def of_clocks(clock, waiting, message, reduction, sent):
-    """Columns of /rounds: rank 0's clock, and the ranks' times and the bytes of the two messages. sent: bytes of images from rank 0
-    to every rank."""
+def of_clocks(
+    clock: Clock, waiting: collectives.Waiting, broadcast: Broadcast, reduction: Reduction, sent: int
+) -> dict[str, Any]:
+    """Return the columns of /rounds on time and traffic: rank 0's clock, the ranks' times, the messages'
+    bytes.
+
+    sent: bytes of images from rank 0 to every rank.
+    """
     return {
         "round_seconds": clock.now(),
         "generate_start_seconds": clock.starts.get("generate", np.nan),
@@ -202,6 +316,6 @@ def of_clocks(clock, waiting, message, reduction, sent):
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": reduction.of_ranks("train_seconds").max(),
         "wait_seconds": reduction.of_ranks("wait_seconds").mean(),
-        "broadcast_bytes": message.buffer.nbytes + sent,
+        "broadcast_bytes": broadcast.buffer.nbytes + sent,
         "reduce_bytes": reduction.buffer.nbytes,
     }

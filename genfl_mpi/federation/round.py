@@ -1,194 +1,211 @@
 """The round of generative federated learning (GenFL): the paper's steps, in the paper's order."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from genfl_mpi.federation import records
 from genfl_mpi.federation.aggregation import aggregate
 from genfl_mpi.federation.augmentation import augment
-from genfl_mpi.federation.client_images import ClientImages
-from genfl_mpi.federation.messages import NO_RANK, Broadcast, Reduction
-from genfl_mpi.federation.probes import Probes
-from genfl_mpi.federation.questions import Questions
+from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.records import Round
-from genfl_mpi.federation.resident import Resident
-from genfl_mpi.federation.server import Server
 from genfl_mpi.federation.trials import Trials
-from genfl_mpi.federation.worker import Worker
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.util.timing import Clock
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
-class Parts(NamedTuple):
-    """What computes a round. server: on rank 0, elsewhere None. message, reduction: what rank 0 broadcasts, and what is reduced to it.
-    evaluate: () -> (accuracy, loss, accuracy per class) of omega^t, collective. note: told (phase, client, round) of what this rank
-    begins. leaving: returns an exit status when the ranks were asked to leave, and else 0."""
+    import numpy as np
 
-    comm: Any
-    config: Any
-    data: dict
-    server: Server | None
-    worker: Worker
-    message: Broadcast
-    reduction: Reduction
-    resident: Resident
-    client_images: ClientImages
-    questions: Questions
-    probes: Probes
-    evaluate: Callable
-    note: Callable
-    leaving: Callable
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.client_images import ClientImages
+    from genfl_mpi.federation.parts import Messages, Parts
+    from genfl_mpi.federation.questions import Questions
+    from genfl_mpi.federation.records import Record
+    from genfl_mpi.federation.server import Server
+    from genfl_mpi.federation.server_images import ServerImages
+    from genfl_mpi.federation.worker import Worker
+    from genfl_mpi.learning.weights import FlatModel
+    from genfl_mpi.mpi.collectives import MPI
 
 
-def rounds(parts, t):
-    """Compute round t (0 is the first) and all that follow, until the ranks are asked to leave: yields the `Record` of each, once the
-    next one's cohort is known to every rank. Collective. A round that is left before its end counts for nothing."""
-    config, server, message, resident = parts.config, parts.server, parts.message, parts.resident
-    omega, clock, this = torch.from_numpy(message.weights), Clock(parts.note), None
+def rounds(parts: Parts, t: int) -> Iterator[Record]:
+    """Compute round t (0 is the first) and all later rounds, until the ranks are asked to leave. Collective.
+
+    Yields the `Record` of each round once every rank knows the next cohort. A round that is left before its
+    end is discarded.
+    """
+    comm, config, server, worker, messages, *_ = parts
+    plan, resident, parameters = messages.broadcast.plan, messages.resident, worker.model.parameters
+    omega, clock, this = torch.from_numpy(messages.broadcast.weights), Clock(parts.note), None
     while True:
-        # III-A: the clients' labels are known; omega^t, and who trains where with which rho, to every rank
+        # III-A: labels were shared; every rank receives omega^t, and who trains where with which rho
         with failing.named(f"round {t + 1}"), clock("broadcast"):
-            t = _announce(parts, t)
+            t = _broadcast(comm, server, messages, config.rounds, t)
         if this and t > this.t:
-            record = _evaluated(parts, this)
-            clock = Clock(parts.note)  # what happens to the record, writing it say, is time of the next round
+            record = parts.recorder.record(this)
+            clock = Clock(parts.note)  # what the caller does with the record counts towards the next round
             yield record
-        if t == config.rounds or message.head["leave"]:
+        if t == config.rounds or messages.broadcast.head["leave"]:
             return
         this = Round(t, clock)
         with failing.named(f"round {t + 1}"):
             parts.note("begin", round=t + 1)
             resident.clear()
-            # III-B: the server generates images and trains omega_a on them, or the clients get them ...
+            # III-B: generate images; train omega_a on them at the server, or bring them to the clients ...
             if server:
-                _generate_and_augment(parts, this)
+                _generate(this, config, server, parts.leaving)
+                _augment(this, config, server.images, worker.model, resident.omega, parts.leaving)
             if config.sends or config.fills:
-                _exchange_images(parts, this)
-            # III-C: ... while each rank trains its clients
-            parts.probes.begin(t, omega, message.plan)
-            _train(parts, this)
-            # III-D: sum_n rho_n omega_n, exactly, and what the algorithm makes of it
-            _reduce(parts, this)
+                _exchange_images(this, comm, config, server, parts.client_images, plan)
+            # III-C: ... while every rank trains its clients
+            parts.recorder.begin(t, omega)
+            _train(this, comm, server, worker, messages, parts.note, parts.leaving)
+            # III-D: sum rho_n omega_n exactly; the algorithm turns the sum into omega_fl
+            _reduce(this, comm, server, worker, messages, parts.questions)
             with parts.questions.session() as ask:
-                if server and _is_complete(parts):
-                    this.average, this.omega_fl = aggregate(
-                        server, omega, parts.worker.model.parameters, message.plan, parts.reduction, resident
-                    )
+                if server and messages.reduction.is_complete() and not this.interrupted:
+                    this.average, this.omega_fl = aggregate(server, omega, parameters, messages)
                     this.kappa2, this.asked = server.kappa2(
-                        omega, this.omega_fl, this.omega_a, parts.worker.model.parameters, Trials(ask)
+                        omega, this.omega_fl, this.omega_a, parameters, Trials(ask)
                     )
-                    records.note(parts, this, omega, Trials(ask))
+                    parts.recorder.note(this, server, omega, Trials(ask))
                     kappa1, kappa2 = 1 - this.kappa2, this.kappa2
                     # Eq. (1)
                     omega.copy_(weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a), omega))
                     t += 1
 
 
-def _announce(parts, t):
-    """Broadcast omega^t, and which clients train where in round t; or that all ranks leave. t: rounds that are finished, known to rank 0.
-    Returns it, on every rank."""
-    head = parts.message.head
-    if parts.server:
-        head["round"], head["leave"] = t, int(parts.reduction.of_ranks("leave").max())
-        if t < parts.config.rounds:
-            parts.server.select(t, parts.message)
-    collectives.broadcast(parts.comm, parts.message.buffer)
-    parts.resident.update()
+def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds: int, t: int) -> int:
+    """Broadcast omega^t and the plan of round t, or that all ranks leave.
+
+    t: finished rounds; only rank 0's value counts. rounds: of the run. Returns rank 0's t on every rank.
+    """
+    head = messages.broadcast.head
+    if server:
+        head["round"], head["leave"] = t, int(messages.reduction.of_ranks("leave").max())
+        if t < rounds:
+            server.select(t, messages.broadcast)
+    collectives.broadcast(comm, messages.broadcast.buffer)
+    messages.resident.update()
     return int(head["round"])
 
 
-def _generate_and_augment(parts, this):
-    """On rank 0: make the round's images, and train omega_a on all that there are."""
-    config, server = parts.config, parts.server
+def _generate(this: Round, config: Config, server: Server, leaving: Callable[[], int]) -> None:
+    """Take the round's images from the bank, or generate them."""
     if config.generates or config.augments:
         with this.clock("generate"):
-            this.made = server.images.make(server.state, parts.leaving)
-    if config.augments and not server.images.interrupted:
+            this.made, this.interrupted = server.images.make(server.state, leaving)
+
+
+def _augment(
+    this: Round,
+    config: Config,
+    images: ServerImages,
+    model: FlatModel,
+    omega: torch.Tensor,
+    leaving: Callable[[], int],
+) -> None:
+    """Train omega_a on all images of the server. omega: omega^t, float32 (size,), on the model's device."""
+    if config.augments and not this.interrupted:
         with this.clock("augment"):
-            server.images.interrupted = bool(parts.leaving())
-            if not server.images.interrupted:
+            this.interrupted = bool(leaving())
+            if not this.interrupted:
                 this.omega_a, this.augmented = augment(
-                    parts.worker.model,
-                    parts.resident.omega,
-                    server.images,
-                    config.augmented,
-                    config.seed,
-                    this.t,
+                    model, omega, images, config.augmented, config.seed, this.t
                 )
 
 
-def _exchange_images(parts, this):
-    """Bring images that clients train on to every rank, and the plan that depends on them."""
-    server, images = parts.server, parts.client_images
+def _exchange_images(
+    this: Round,
+    comm: MPI.Comm,
+    config: Config,
+    server: Server | None,
+    client_images: ClientImages,
+    plan: np.ndarray,
+) -> None:
+    """Bring the images that clients train on, and the plan that depends on them, to every rank."""
     with this.clock("send"):
-        if server and parts.config.sends:
-            server.send(parts.message.plan)
-        images.exchange(parts.comm, server.images if server else None)
-        if parts.config.sends:
-            images.exchange_plan(parts.comm, parts.message.plan)
+        if server and config.sends:
+            server.send(plan)
+        client_images.exchange(comm, server.images if server else None)
+        if config.sends:
+            client_images.exchange_plan(comm, plan)
 
 
-def _train(parts, this):
-    """Train this rank's clients, and wait for the other ranks; the server makes images of later rounds meanwhile, if it has time."""
-    server, plan, reduction, clock = parts.server, parts.message.plan, parts.reduction, this.clock
-    begun = clock.starts.get("send", 0.0) + clock.seconds.get("send", 0.0)  # when the other ranks began
+def _train(
+    this: Round,
+    comm: MPI.Comm,
+    server: Server | None,
+    worker: Worker,
+    messages: Messages,
+    note: Callable[..., None],
+    leaving: Callable[[], int],
+) -> None:
+    """Train this rank's clients and wait for the other ranks.
 
-    def make_ahead():
-        return server.images.make_ahead(server.state, begun + server.seconds_of_others - clock.now())
-
+    If the server has to wait long enough, it generates images of later rounds meanwhile.
+    """
+    plan, reduction, clock = messages.broadcast.plan, messages.reduction, this.clock
+    # when the other ranks began to train
+    begun = clock.starts.get("send", 0.0) + clock.seconds.get("send", 0.0)
+    meanwhile = server and (
+        lambda: server.images.make_ahead(server.state, begun + server.seconds_of_others - clock.now())
+    )
     if server:
         reduction.skip(plan["rank"] == NO_RANK, server.state.samples[plan["client"]])
     with clock("train"):
-        parts.worker.train(this.t, clock)
-    parts.note("wait")
-    this.waiting = collectives.arrive(
-        parts.comm, make_ahead if server and parts.config.generates else None, parts.leaving
-    )
-    reduction.ranks[parts.comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, parts.leaving()
+        worker.train(this.t, clock)
+    note("wait")
+    this.waiting = collectives.arrive(comm, meanwhile, leaving)
+    reduction.ranks[comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, leaving()
 
 
-def _reduce(parts, this):
-    """Sum over ranks. A rho policy that looks at trained models is asked first, and their coefficients travel then."""
-    comm, worker, plan = parts.comm, parts.worker, parts.message.plan
+def _reduce(
+    this: Round,
+    comm: MPI.Comm,
+    server: Server | None,
+    worker: Worker,
+    messages: Messages,
+    questions: Questions,
+) -> None:
+    """Sum over ranks.
+
+    A rho policy that needs the trained models decides first; its coefficients are broadcast before the sum.
+    """
+    broadcast = messages.broadcast
     if worker.keeps:
-        rows = parts.reduction.clients.copy()
+        rows = messages.reduction.clients.copy()
         collectives.arrive(comm)
         collectives.reduce_sum(comm, rows.view("i8"))
-        with parts.questions.session() as ask:
-            if parts.server:
-                parts.server.weigh_models(
-                    plan, rows, parts.message.weights, worker.model.parameters, Trials(ask)
+        with questions.session() as ask:
+            if server and not this.interrupted:
+                server.weigh_models(
+                    broadcast.plan, rows, broadcast.weights, worker.model.parameters, Trials(ask)
                 )
-        coefficients = plan["rho"].copy()  # on rank 0 those of the policy, or 0 if it was not asked
+        # on rank 0 the policy's, or 0 if it was not called
+        coefficients = broadcast.plan["rho"].copy()
         collectives.broadcast(comm, coefficients)
         worker.add_kept(coefficients)
     with this.clock("reduce"):
-        parts.resident.reduce(comm)
+        messages.resident.reduce(comm)
 
 
-def _is_complete(parts):
-    """Whether every part of the round was done, and nothing skipped in order to leave. On rank 0, after the reduction."""
-    return parts.reduction.is_complete() and not parts.server.images.interrupted
+def weighted_sum(
+    one: tuple[float, torch.Tensor | None], other: tuple[float, torch.Tensor | None], default: torch.Tensor
+) -> torch.Tensor:
+    """Add two weighted models: float64 (size,).
 
-
-def weighted_sum(one, other, default):
-    """The sum of two models, each given with its weight, as (float, (size,)): float64 (size,). A model that is None has no place in it;
-    without any it is `default`. Raises ArithmeticError if the result is not finite."""
+    one, other: (weight, model (size,)); a model of None is left out. default: the result if both are None.
+    Raises ArithmeticError if the result is not finite.
+    """
     terms = [weight * model.double() for weight, model in (one, other) if model is not None]
     total = reduce(add, terms) if terms else default
-    if not total.sum().isfinite():  # as of the whole vector, and ten times as quick
+    # The sum is finite only if every weight is, and is ten times as fast to check.
+    if not total.sum().isfinite():
         raise FloatingPointError("the new global weights are not finite; a smaller learning rate may help")
     return total
-
-
-def _evaluated(parts, this):
-    """The `Record` of a round, with the accuracy of the weights that it led to."""
-    with failing.named(f"round {this.t + 1}"):
-        with this.clock("evaluate"):
-            accuracy, loss, accuracy_per_class = parts.evaluate()
-        probed = parts.probes.look(this.t + 1, this.average)
-        return records.of_round(parts, this, accuracy, loss, accuracy_per_class, probed)

@@ -150,7 +150,7 @@ class Server:
         is incomplete."""
         reports = dict(zip(CLIENT_FIELDS, rows.T))
         counted = np.isfinite(reports["update_norm"])
-        if not (reports["samples"].all() and counted.any()) or self.images.interrupted:
+        if not (reports["samples"].all() and counted.any()):
             return
 
         def average(coefficients):

@@ -1,9 +1,11 @@
-"""The images that the server has: planned round by round, made or taken from the bank, judged by the filter, and kept."""
+"""The server's images: planned round by round, taken from the bank or generated, filtered, and kept."""
+
+from __future__ import annotations
 
 import time
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +21,19 @@ from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Speed
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.federation.policies import ServerState
+
 
 class Made(NamedTuple):
-    """A batch of a round: its key in the bank, the `Batch`, uint8 images (n, C, H, W), and fidelity, float64 (n,), NaN without a
-    filter."""
+    """A batch of a round's images.
+
+    key: of the batch in the bank. images: uint8 (n, C, H, W). fidelity: float64 (n,), NaN without a filter.
+    """
 
     key: str
     batch: Batch
@@ -30,51 +41,67 @@ class Made(NamedTuple):
     fidelity: np.ndarray
 
 
-def _pool(config, about, data):
-    """(images, labels) of the public pool, the only real images that the server has."""
+def _pool(config: Config, about: Description, data: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (images, labels) of the public pool, the only real images that the server has."""
     chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
     return data["train_images"][chosen], data["train_labels"][chosen]
 
 
-def read_pool(config, about, data, device):
-    """The filter's classifier: a `Reader` of the public pool."""
+def read_pool(
+    config: Config, about: Description, data: dict[str, np.ndarray], device: torch.device | None
+) -> Reader:
+    """Train the filter's classifier, a `Reader`, on the public pool."""
     return Reader(*_pool(config, about, data), about, config, device)
 
 
 class ServerImages:
-    """config, about, data, device: as of the `Server`; plan: (`ServerState`) -> int (classes,), images to make of each class in a
-    round; ready: (`Batch`) -> whether it need not be made, by default whether it is in the bank.
+    """Plan, generate and keep the images of the server.
 
-    made_of_label: int64 (classes,), all that were made so far. new: images made in this round; interrupted: whether they were not
-    all made, because the ranks were asked to leave. speed: of generation, in batches a second (a short one takes as long). loading: of
-    the generator, in loads a second. is_loaded: whether the generator is.
+    config, about, data, device: as of the `Server`. plan: (`ServerState`) -> int (classes,), images to
+    generate of each class in a round. ready: (`Batch`) -> whether the batch need not be generated, by default
+    whether it is in the bank.
+
+    made_of_label: int64 (classes,), images generated so far. new: images generated in this round. speed: of
+    generation, in batches a second (a short batch takes as long). loading: of the generator, in loads a
+    second. is_loaded: whether the generator is loaded.
     """
 
-    def __init__(self, config, about, data, device, plan, ready=None):
+    def __init__(
+        self,
+        config: Config,
+        about: Description,
+        data: dict[str, np.ndarray],
+        device: torch.device | None,
+        plan: Callable[[ServerState], np.ndarray],
+        ready: Callable[[Batch], bool] | None = None,
+    ) -> None:
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
         self.made_of_label = np.zeros(len(about.classes), dtype=np.int64)
-        self.new, self.interrupted = 0, False
+        self.new = 0
         self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
-        self._images, self._labels, self._later, self._normalised = [], [], None, None
+        self._images: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._later: Iterator[bool] | None = None
+        self._normalised: _Growing | None = None
         if config.source == "pool":
             self._images, self._labels = ([part] for part in _pool(config, about, data))
-        self.generator = None
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
             self.ready = ready or self.generator.ready
 
-    def __len__(self):
-        """Images that models learn from: those that passed the filter, and those of the public pool."""
+    def __len__(self) -> int:
+        """Count the images that models learn from: those that passed the filter, and those of the public
+        pool."""
         return sum(map(len, self._labels))
 
-    def used(self, first=0):
-        """uint8 images (n, C, H, W) and int64 labels (n,) that models learn from, beginning with number `first`."""
-        images, labels, left = (
-            [np.zeros((0, *self.about.shape), dtype=np.uint8)],
-            [np.zeros(0, dtype=np.int64)],
-            len(self) - first,
-        )
+    def used(self, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images that models learn from, uint8 (n, C, H, W), and their labels, int64 (n,).
+
+        first: number of the image to begin with.
+        """
+        images = [np.zeros((0, *self.about.shape), dtype=np.uint8)]
+        labels, left = [np.zeros(0, dtype=np.int64)], len(self) - first
         for one, its in zip(reversed(self._images), reversed(self._labels)):
             if left <= 0:
                 break
@@ -83,9 +110,12 @@ class ServerImages:
             left -= len(its)
         return np.concatenate(images), np.concatenate(labels)
 
-    def normalised(self):
-        """All of them as a model takes them, on the device: normalised float32 (n, C, H, W), int64 (n,). New ones are added to those
-        that are there."""
+    def normalised(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all of them on the device, as a model takes them: normalised float32 (n, C, H, W), int64
+        (n,).
+
+        Only images that are new since the last call are copied there.
+        """
         count = self._normalised.count if self._normalised else 0
         images, labels = self.used(count)
         if self._normalised is None:
@@ -96,15 +126,17 @@ class ServerImages:
         )
         return self._normalised.arrays()
 
-    def make(self, state, leaving):
-        """The images of the round of `state`, from the bank or made now: a list of `Made`. No more of them are made once the function
-        `leaving` is true."""
-        made = []
+    def make(self, state: ServerState, leaving: Callable[[], int]) -> tuple[list[Made], bool]:
+        """Take the images of the round of `state` from the bank, or generate them.
+
+        Returns a `Made` for each batch, and whether the work was interrupted: it stops as soon as `leaving()`
+        is true, and the server then keeps none of the round's images.
+        """
+        made: list[Made] = []
         for batch in self._batches(state) if self.config.generates else []:
             if leaving():
-                self.interrupted = True
-                return made
-            images = self._of_batch(batch)
+                return made, True
+            images = self._make_batch(batch)
             fidelity = (
                 self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
             )
@@ -112,38 +144,39 @@ class ServerImages:
         for one in made:
             self.add(one.batch.label, one.images, one.fidelity)
         self.new = sum(len(one.batch) for one in made)
-        return made
+        return made, False
 
     @cached_property
-    def _filter(self):
-        return (
-            read_pool(self.config, self.about, self.data, self.device)
-            if self.config.generation.min_fidelity
-            else None
-        )
+    def _filter(self) -> Reader | None:
+        """The classifier that judges generated images, or None if all are used."""
+        if not self.config.generation.min_fidelity:
+            return None
+        return read_pool(self.config, self.about, self.data, self.device)
 
-    def make_ahead(self, state, seconds):
-        """Make at most one batch of a later round than that of `state`, if it is predicted to fit.
+    def make_ahead(self, state: ServerState, seconds: float) -> bool:
+        """Generate at most one batch of a round after that of `state`, if it is predicted to fit.
 
-        seconds: that this rank is predicted to wait. Returns False if no batch fits or is left.
+        seconds: predicted waiting time of this rank. Returns False if no batch fits or remains.
         """
-        if self._seconds(1) > seconds:
+        if not self.config.generates or self._seconds(1) > seconds:
             return False
         self._later = self._later or self._batches_later(state)
         return next(self._later, False)
 
-    def _batches_later(self, state):
-        """Make the batches of all later rounds; yields True after each batch, and after each round looked at."""
+    def _batches_later(self, state: ServerState) -> Iterator[bool]:
+        """Generate the batches of all later rounds. Yields True after each batch and after each round."""
         for batches in self.batches_from(state, state.round + 1):
             for batch in batches:
                 if not self.ready(batch):
-                    self._of_batch(batch)
+                    self._make_batch(batch)
                     yield True
             yield True
 
-    def batches_from(self, state, first):
-        """Yields the batches of round `first` (0 is the first of all) and of each later one, as long as the plan can tell, when
-        as many images were made as `state` has."""
+    def batches_from(self, state: ServerState, first: int) -> Iterator[list[Batch]]:
+        """Yield the batches of round `first` (0 is the first round) and of each later round.
+
+        Starts from the number of images in `state`, and ends at a round whose plan depends on the cohort.
+        """
         for round in range(first, self.config.rounds):
             state = replace(state, round=round, cohort=None)
             counts = self.counts(state)
@@ -152,21 +185,26 @@ class ServerImages:
             batches, state = self._batches(state, counts), replace(state, generated=state.generated + counts)
             yield batches
 
-    def add(self, labels, images, fidelity):
-        """labels: int (n,); images: uint8 (n, C, H, W); fidelity: float64 (n,), NaN without a filter. All of them count as made;
-        models learn from those that pass."""
+    def add(self, labels: np.ndarray | tuple[int, ...], images: np.ndarray, fidelity: np.ndarray) -> None:
+        """Add generated images. All count as generated; models learn from those that pass the filter.
+
+        labels: int (n,); images: uint8 (n, C, H, W); fidelity: float64 (n,), NaN without a filter.
+        """
         used = self.passes(fidelity)
         self._images.append(np.asarray(images)[used])
         self._labels.append(np.asarray(labels, dtype=np.int64)[used])
         self.made_of_label += np.bincount(labels, minlength=len(self.made_of_label))
 
-    def passes(self, fidelity):
-        """Whether the filter lets each image through, bool (n,)."""
+    def passes(self, fidelity: np.ndarray) -> np.ndarray:
+        """Return whether each image passes the filter, bool (n,)."""
         return ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
 
-    def counts(self, state):
-        """What the plan asks for in the round of `state`: int (classes,), images of each class; None if it cannot tell before the
-        cohort is chosen."""
+    def counts(self, state: ServerState) -> np.ndarray | None:
+        """Return the images of each class that the plan wants in the round of `state`, int (classes,).
+
+        None if the plan depends on the cohort, which is not chosen yet. Raises UserError if the plan returns
+        anything else.
+        """
         with failing.named(f"generation.plan {functions.of(self.plan)}"):
             counts = self.plan(state)
         if counts is None and state.cohort is None and self.config.trains_clients:
@@ -174,22 +212,23 @@ class ServerImages:
         counts, classes = np.asarray(counts), len(self.about.classes)
         if counts.shape != (classes,) or counts.dtype.kind not in "iu" or counts.min() < 0:
             raise UserError(
-                f"generation.plan: {self.config.generation.plan} must return how many images to make of each of the {classes} "
-                f"classes, as integers, not {counts}"
+                f"generation.plan: {self.config.generation.plan} must return the number of images of each of "
+                f"the {classes} classes, as integers, not {counts}"
             )
         return counts
 
-    def _batches(self, state, counts=None):
-        """The batches of the round of `state`; counts: what the plan asks for, if that was asked already."""
+    def _batches(self, state: ServerState, counts: np.ndarray | None = None) -> list[Batch]:
+        """Return the batches of the round of `state`. counts: of `counts`, if already known."""
         counts = self.counts(state) if counts is None else counts
         settings = self.config.generation
         return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
 
-    def _of_batch(self, batch):
+    def _make_batch(self, batch: Batch) -> np.ndarray:
+        """Return the images of a batch, and measure how fast they are generated."""
         missing = not self.ready(batch)
         if missing and not self.is_loaded:
             start = time.perf_counter()
-            self.generator.load()  # once, which says nothing of the speed
+            self.generator.load()  # once; the speed of generation does not include it
             self.loading.measure(1, time.perf_counter() - start)
             self.is_loaded = True
         start = time.perf_counter()
@@ -198,13 +237,17 @@ class ServerImages:
             self.speed.measure(1, time.perf_counter() - start)
         return images
 
-    def _seconds(self, batches):
-        """Predicted seconds of making so many batches; infinite for any as long as nothing was measured."""
+    def _seconds(self, batches: int) -> float:
+        """Predict the seconds to generate some batches: infinite as long as nothing was measured."""
         return self.speed.seconds(batches) + self.loading.seconds(int(batches and not self.is_loaded))
 
-    def busy_seconds(self, state, speed):
-        """Predicted seconds of making the images of the round of `state` and training the augmented model on all; infinite as
-        long as nobody knows how long a batch takes. speed: samples a second that rank 0 trains."""
+    def busy_seconds(self, state: ServerState, speed: float) -> float:
+        """Predict the seconds to generate the images of the round of `state` and to train the augmented
+        model.
+
+        Infinite if a batch has to be generated and none was measured. speed: samples a second that rank 0
+        trains.
+        """
         if not self.config.augments:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
@@ -214,15 +257,17 @@ class ServerImages:
 
 
 class _Growing:
-    """Images and labels on a device, in memory that doubles when it is full, so that adding some does not copy all."""
+    """Images and labels on a device, in memory that doubles when it is full, so that adding does not copy
+    all."""
 
-    def __init__(self, device):
-        self.device, self.count, self.images, self.labels = device, 0, None, None
+    def __init__(self, device: torch.device | None) -> None:
+        self.device, self.count = device, 0
+        self.images = self.labels = torch.empty(0, device=device)
 
-    def add(self, images, labels):
+    def add(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         count = self.count + len(labels)
-        if self.images is None or count > len(self.labels):
-            before = self.arrays()
+        if not self.count or count > len(self.labels):
+            before = self.arrays() if self.count else ()
             self.images = torch.empty(
                 (2 * count, *images.shape[1:]), device=self.device, memory_format=torch.channels_last
             )
@@ -233,5 +278,5 @@ class _Growing:
         self.labels[self.count : count].copy_(labels)
         self.count = count
 
-    def arrays(self):
-        return () if self.images is None else (self.images[: self.count], self.labels[: self.count])
+    def arrays(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self.images[: self.count], self.labels[: self.count])

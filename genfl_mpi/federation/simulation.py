@@ -1,7 +1,10 @@
-"""A run of generative federated learning: its parts put together, for the rounds of `round.rounds`."""
+"""A run of generative federated learning: its parts, assembled for the rounds of `round.rounds`."""
+
+from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,12 +17,14 @@ from genfl_mpi.federation import algorithms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import Broadcast, Reduction
+from genfl_mpi.federation.parts import Messages, Parts
 from genfl_mpi.federation.policies import needed
 from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
+from genfl_mpi.federation.records import Recorder
 from genfl_mpi.federation.resident import Resident
-from genfl_mpi.federation.round import Parts, rounds
+from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.learning import models
@@ -32,158 +37,97 @@ from genfl_mpi.results.client_state import ClientStates
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from genfl_mpi.federation.algorithms.interface import Algorithm
+    from genfl_mpi.federation.records import Record
+    from genfl_mpi.mpi.collectives import MPI
+
+POLICIES = {"select", "rho", "kappa", "plan"}
+
 
 class Simulation:
-    """One run; iterating over it computes its rounds. Every rank of `comm` must construct and iterate together.
+    """One run; iterating over it computes its rounds. Every rank of `comm` must construct it and iterate
+    together.
 
-    source: a YAML file, a dict, a `Config`, or None for the embedded default; overrides: "key=value" strings, as on the
-    command line. comm: an mpi4py communicator, by default all ranks. folder: where clients keep their own arrays, if the
-    algorithm has such, by default `variates` in config.output. run: the id of the run that these are of, by default a new one. dataset: the arrays of `load_once_a_node`, where several
-    simulations share them. note: a function that is told (phase, client, round) of what
-    this rank begins. leaving: a function that returns an exit status when the ranks were asked to leave, and else 0: the
-    iteration then ends early, and `left` has the status. policies: functions of a `ServerState` named select, rho, kappa or
-    plan, that take the place of the configured ones.
-    Raises UserError on every rank if the configuration cannot be run.
+    source: a YAML file, a dict, a `Config`, or None for the embedded default. overrides: "key=value" strings,
+    as on the command line. comm: an mpi4py communicator, by default all ranks. folder: where the clients' own
+    arrays are stored, if the algorithm has any, by default `variates` in config.output. run: id of the run to
+    which these arrays belong, by default a new one. dataset: the arrays of `load_once_a_node`, if several
+    simulations share them. note: called as note(phase, client, round=...) when this rank begins something.
+    leaving: returns an exit status if the ranks were asked to leave, else 0; the iteration then ends early,
+    and `left` is the status. policies: functions of a `ServerState` named select, rho, kappa or plan, which
+    replace the configured ones. Raises UserError on every rank if the configuration cannot be run.
 
-    round: rounds that are finished. weights: float32 (size,), the global weights. client_states: the `ClientStates`, or None if
-    the algorithm has none. server: the `Server` on rank 0, elsewhere None. message_bytes: of the broadcast and of the reduction.
+    round: finished rounds. weights: float32 (size,), the global weights. client_states: the `ClientStates`,
+    or None if the algorithm has none. server: the `Server`; None except on rank 0. message_bytes: of the
+    broadcast and of the reduction.
     """
 
     def __init__(
         self,
-        source=None,
-        overrides=(),
+        source: str | Path | dict | Config | None = None,
+        overrides: Sequence[str] = (),
         *,
-        comm=None,
-        folder=None,
-        run=None,
-        dataset=None,
-        note=lambda *_, **__: None,
-        leaving=lambda: 0,
-        **policies,
-    ):
-        if unknown := set(policies) - {"select", "rho", "kappa", "plan"}:
-            raise UserError(
-                f"there is no policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
-                "the configuration's `selection` is given as select"
-            )
-        if isinstance(source, Config) and overrides:
-            raise UserError(
-                "overrides go with a file, a dict or the default; change a Config itself with model_copy"
-            )
+        comm: MPI.Comm | None = None,
+        folder: str | Path | None = None,
+        run: str | None = None,
+        dataset: dict[str, np.ndarray] | None = None,
+        note: Callable[..., None] = lambda *_, **__: None,
+        leaving: Callable[[], int] = lambda: 0,
+        **policies: Callable[..., Any],
+    ) -> None:
+        config = _configure(source, overrides, policies)
         self.comm, self.left, self.round = comm or collectives.world(), 0, 0
-        self.config = config = resolve(
-            source if isinstance(source, Config) else single(source, overrides), self.comm
-        )
-        self.about = about = datasets.describe(config.data)
+        self.config = config = resolve(config, self.comm)
+        self.about = datasets.describe(config.data)
         algorithm = collectives.together(self.comm, lambda: algorithms.find(config))
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
-        self._windows = []
-        if dataset is None:
-            dataset, window = load_once_a_node(self.comm, config.data)
-            self._windows.append(window)
-        divided, window = collectives.node_shared(self.comm, lambda: divide(config, dataset))
-        self._windows.append(window)
-        self.data = {**dataset, **divided}
-        module = collectives.together(
-            self.comm,
-            lambda: models.build(
-                config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")
-            ),
-        )
-        self.model = FlatModel(module, self.device)
+        self._windows: list[Any] = []
+        self.data = self._share_data(dataset)
+        self.model = self._build_model()
         outputs = collectives.together(self.comm, self._check)
-
-        size, cohort, declared = (
-            len(self.model.weights),
-            config.cohort if config.trains_clients else 0,
-            partial(algorithm.declared, parameters=self.model.parameters, config=config),
-        )
-        zeros = partial(staging.zeros, device=self.device)
-        message = Broadcast(size, cohort, declared("broadcast"), zeros)
-        reduction = Reduction(
-            size, cohort, self.comm.size, declared("sum"), len(about.classes) if config.audit else 0, zeros
-        )
-        self.weights = torch.from_numpy(message.weights)
+        messages = self._allocate_messages(algorithm)
+        self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
+        self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
-        resident = Resident(
-            self.comm, self.device, message, reduction, declared("sum"), self.data["train_images"]
-        )
-        self.server = collectives.together(
-            self.comm,
-            lambda: (
-                None
-                if self.comm.rank
-                else Server(config, about, self.data, self.device, algorithm, policies, self.comm.size)
-            ),
-        )
-        joules = collectives.from_rank0(self.comm, lambda: self.server.image_joules) if config.fills else None
-        images = ClientImages(config, about, self.data, joules)
-        clients = ClientData(self.data, config, about, resident, images)
-        kept = declared("client")
-        self.client_states = None
-        if kept:
-            run = run or collectives.from_rank0(self.comm, sealed_files.new_run)
-            shapes = {name: array.shape for name, array in kept.items()}
-            self.client_states = ClientStates(folder or Path(config.output) / "variates", shapes, run)
-        keeps_models = config.trains_clients and "models" in needed(policies["rho"])
-        worker = Worker(
-            self.comm,
-            config,
-            algorithm,
-            self.model,
-            message,
-            reduction,
-            resident,
-            self.client_states,
-            clients,
-            keeps_models,
-            note,
-            leaving,
-        )
-        questions = trials.questions(
-            self.comm,
-            config,
-            about,
-            self.data,
-            self.model,
-            message.plan,
-            self.server.images if self.server else None,
-            worker,
-        )
-        probes = Probes(self.comm, config, self.model, clients, images, note)
-        worker.observers.append(probes.keep)
-        if config.audit:
-            worker.observers.append(_bias_changes(reduction, resident, outputs))
-        self.message_bytes = message.buffer.nbytes, reduction.buffer.nbytes
-        self.parts = Parts(
-            self.comm,
-            config,
-            self.data,
-            self.server,
-            worker,
-            message,
-            reduction,
-            resident,
-            images,
-            Questions(self.comm, questions),
-            probes,
-            self._evaluate,
-            note,
-            leaving,
-        )
+        self.server = collectives.together(self.comm, lambda: self._make_server(algorithm, policies))
+        self.client_states = self._open_client_states(algorithm, folder, run)
+        self.parts = self._assemble(messages, algorithm, policies, outputs, note, leaving)
 
-    def _check(self):
-        """The slice of the weights with the biases of the model's last layer, if they are audited. Raises UserError for settings that do
-        not go with the model or the data."""
+    def _share_data(self, dataset: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        """Return the data set and its division over the clients, in memory that the ranks of a node share."""
+        if dataset is None:
+            dataset, window = load_once_a_node(self.comm, self.config.data)
+            self._windows.append(window)
+        divided, window = collectives.node_shared(self.comm, lambda: divide(self.config, dataset))
+        self._windows.append(window)
+        return {**dataset, **divided}
+
+    def _build_model(self) -> FlatModel:
+        """Build the model with the run's initial weights."""
+        config, about = self.config, self.about
+        seed = streams.integer(config.seed, "init")
+        module = collectives.together(
+            self.comm, lambda: models.build(config.model, len(about.classes), about.shape, seed)
+        )
+        return FlatModel(module, self.device)
+
+    def _check(self) -> slice | None:
+        """Check settings against the model and the data. Raises UserError.
+
+        Returns the slice of the weights that holds the biases of the model's last layer, or None without an
+        audit.
+        """
         config, side = self.config, min(self.about.shape[1:])
         outputs = self.model.outputs(len(self.about.classes)) if config.audit else None
         if config.audit and outputs is None:
             raise UserError(
-                "audit looks at the biases of the model's last layer, and "
-                f"model.name={config.model.name} does not end in them"
+                "audit needs the biases of the model's last layer, and "
+                f"model.name={config.model.name} does not end in them; choose another model or audit=false"
             )
         for section in ("training", "augmented"):
             if (crop := getattr(config, section).crop) >= side:
@@ -194,55 +138,141 @@ class Simulation:
             models.check(config.model, len(self.about.classes), self.about.shape, samples=1)
         return outputs
 
-    def restore(self, round, weights, state, tables):
-        """Continue after `round` finished rounds. On rank 0 alone: the weights, the server's `state_arrays` then, and the tables of the
-        results until then, {"clients": {column: array}, "generated": ...}."""
+    def _allocate_messages(self, algorithm: Algorithm) -> Messages:
+        """Allocate the two messages of a round and the rank's resident buffers."""
+        config, size = self.config, len(self.model.weights)
+        cohort = config.cohort if config.trains_clients else 0
+        outputs = len(self.about.classes) if config.audit else 0
+        sums = algorithm.declared("sum", self.model.parameters, config)
+        arrays = algorithm.declared("broadcast", self.model.parameters, config)
+        zeros = partial(staging.zeros, device=self.device)
+        broadcast = Broadcast(size, cohort, arrays, zeros)
+        reduction = Reduction(size, cohort, self.comm.size, sums, outputs, zeros)
+        resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data["train_images"])
+        return Messages(broadcast, reduction, resident)
+
+    def _make_server(self, algorithm: Algorithm, policies: dict[str, Callable]) -> Server | None:
+        if self.comm.rank:
+            return None
+        return Server(self.config, self.about, self.data, self.device, algorithm, policies, self.comm.size)
+
+    def _open_client_states(
+        self, algorithm: Algorithm, folder: str | Path | None, run: str | None
+    ) -> ClientStates | None:
+        """Return the store of the clients' own arrays, if the algorithm declares any."""
+        kept = algorithm.declared("client", self.model.parameters, self.config)
+        if not kept:
+            return None
+        run = run or collectives.from_rank0(self.comm, sealed_files.new_run)
+        shapes = {name: array.shape for name, array in kept.items()}
+        return ClientStates(folder or Path(self.config.output) / "variates", shapes, run)
+
+    def _assemble(
+        self,
+        messages: Messages,
+        algorithm: Algorithm,
+        policies: dict[str, Callable],
+        outputs: slice | None,
+        note: Callable[..., None],
+        leaving: Callable[[], int],
+    ) -> Parts:
+        """Assemble the parts of the rounds. outputs: of `_check`; note, leaving: as in the constructor."""
+        comm, config, about, data = self.comm, self.config, self.about, self.data
+        joules = collectives.from_rank0(comm, lambda: self.server.image_joules) if config.fills else None
+        images = ClientImages(config, about, data, joules)
+        clients = ClientData(data, config, about, messages.resident, images)
+        keeps = config.trains_clients and "models" in needed(policies["rho"])
+        worker = Worker(
+            comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
+        )
+        server_images = self.server.images if self.server else None
+        known = trials.questions(
+            comm, config, about, data, self.model, messages.broadcast.plan, server_images, worker
+        )
+        probes = Probes(comm, config, self.model, clients, images, note)
+        worker.observers.append(probes.keep)
+        if outputs:
+            worker.observers.append(_bias_changes(messages, outputs))
+        recorder = Recorder(config, data, images, messages, self.model.parameters, probes, self._evaluate)
+        questions = Questions(comm, known)
+        return Parts(comm, config, self.server, worker, messages, images, questions, recorder, note, leaving)
+
+    def restore(
+        self, round: int, weights: Any, state: dict[str, np.ndarray] | None, tables: dict[str, dict] | None
+    ) -> None:
+        """Continue after `round` finished rounds. All but `round` is used on rank 0 alone.
+
+        weights: (size,); state: the server's `state_arrays` after that round; tables: the results until then,
+        {"clients": {column: array}, "generated": ...}.
+        """
         self.round = round
         if self.server:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.restore(state, tables)
 
-    def close(self):
+    def close(self) -> None:
         """Give the node's shared memory back; collective. For scripts that make many simulations."""
-        self.data = None
+        self.data = {}
         for window in self._windows:
             window.Free()
 
     @property
-    def is_server(self):
-        """Whether this rank is rank 0, whose records are whole."""
-        return self.server is not None
+    def is_server(self) -> bool:
+        """Whether this rank is rank 0, whose records are complete."""
+        return self.comm.rank == 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Record]:
         if self.round == self.config.rounds:
             return
+        head = self.parts.messages.broadcast.head
         for record in rounds(self.parts, self.round):
             self.round = record.round
-            self.left = int(self.parts.message.head["leave"])
+            self.left = int(head["leave"])
             yield record
-        self.left = int(self.parts.message.head["leave"])
+        self.left = int(head["leave"])
 
-    def _evaluate(self):
-        """(accuracy, loss, accuracy per class) of omega^t on the test set, whose chunks are divided over the ranks."""
+    def _evaluate(self) -> tuple[float, float, np.ndarray]:
+        """Return (accuracy, loss, accuracy per class) of omega^t on the test set, in chunks divided over the
+        ranks."""
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
-        self.model.load(self.parts.resident.omega)
+        classes = len(self.about.classes)
+        self.model.load(self.parts.messages.resident.omega)
         own = chunks(
             self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size
         )
-        totals = evaluate(self.model, own, len(self.about.classes), -(-len(labels) // size))
+        totals = evaluate(self.model, own, classes, -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)
-        return summarise(totals, np.bincount(labels, minlength=len(self.about.classes)))
+        return summarise(totals, np.bincount(labels, minlength=classes))
 
 
-def _bias_changes(reduction, resident, outputs):
-    """An observer that notes how the biases of each client's last layer changed. outputs: their slice of the weights."""
+def _configure(
+    source: str | Path | dict | Config | None, overrides: Sequence[str], policies: dict[str, Callable]
+) -> Config:
+    """Read the configuration of a run, and check that the given policies have known names. Raises
+    UserError."""
+    if unknown := set(policies) - POLICIES:
+        raise UserError(
+            f"unknown policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
+            "the configuration's `selection` is given as select"
+        )
+    if isinstance(source, Config) and overrides:
+        raise UserError(
+            "overrides go with a file, a dict or the default; change a Config itself with model_copy"
+        )
+    return source if isinstance(source, Config) else single(source, overrides)
 
-    def observe(place, weights):
-        reduction.outputs[place] = (weights[outputs].cpu() - resident.omega[outputs].cpu()).numpy()
+
+def _bias_changes(messages: Messages, outputs: slice) -> Callable[[int, torch.Tensor], None]:
+    """Make an observer that records the change of each client's last biases. outputs: their slice of the
+    weights."""
+
+    def observe(place: int, weights: torch.Tensor) -> None:
+        change = weights[outputs].cpu() - messages.resident.omega[outputs].cpu()
+        messages.reduction.outputs[place] = change.numpy()
 
     return observe
 
 
-def resolve(config, comm):
-    """`config` with everything filled in that the machine or another setting decides. Collective."""
+def resolve(config: Config, comm: MPI.Comm) -> Config:
+    """Fill in everything that the machine or another setting decides. Collective."""
     return filled_in(config, *devices.resolve(comm, config.runtime))

@@ -33,9 +33,7 @@ class Worker:
         config,
         algorithm,
         model,
-        broadcast,
-        reduction,
-        resident,
+        messages,
         client_states,
         dataset,
         keeps,
@@ -43,7 +41,8 @@ class Worker:
         leaving,
     ):
         self.comm, self.config, self.algorithm, self.model = comm, config, algorithm, model
-        self.broadcast, self.reduction, self.resident, self.dataset = broadcast, reduction, resident, dataset
+        self.broadcast, self.reduction, self.resident = messages
+        self.dataset = dataset
         self.client_states, self.keeps, self.note, self.leaving = client_states, keeps, note, leaving
         self.kept, self.observers = {}, []
         self.twin = None
