@@ -82,3 +82,32 @@ def test_a_rho_that_is_no_average_is_refused(tiny, rho):
 def test_a_policy_that_is_not_one_is_refused(tiny):
     with pytest.raises(UserError, match="selection"):
         Simulation(overrides=tiny, selection=lambda state: 1)
+
+
+def test_nothing_touches_the_shared_memory_after_close(fast):
+    """An iterator that was begun before is refused, too; an array that the caller still holds stays valid."""
+    simulation = Simulation(overrides=[*fast, "rounds=3"])
+    iterator, images = iter(simulation), simulation.data["train_images"][:5]
+    next(iterator)
+    parts, total = simulation.parts, images.sum()
+    simulation.close()
+    assert images.sum() == total and not simulation.data
+    for touch in (
+        lambda: next(iterator),
+        lambda: list(simulation),
+        lambda: simulation.restore(0, None, {}, {}),
+        parts.recorder.evaluate,
+    ):
+        with pytest.raises(UserError, match="this simulation is closed"):
+            touch()
+    simulation.close()
+
+
+def test_close_releases_the_shared_memory(fast):
+    simulation = Simulation(overrides=[*fast, "rounds=2"])
+    windows = [window for window, _ in simulation._windows]
+    for _ in simulation:
+        pass
+    assert len(windows) == 2 and all(windows)
+    simulation.close()
+    assert not any(windows), "a window that was freed is MPI.WIN_NULL"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +88,7 @@ class Simulation:
         policies = collectives.together(self.comm, lambda: find_policies(config, policies))
         self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
-        self._windows: list[Any] = []
+        self._windows: list[tuple[Any, list[weakref.ref]]] = []
         self.data = self._share_data(dataset)
         self.model = self._build_model()
         outputs = collectives.together(self.comm, self._check)
@@ -94,18 +96,23 @@ class Simulation:
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
-        self.server = collectives.together(self.comm, lambda: self._make_server(algorithm, policies))
+        self.server: Server | None = collectives.together(
+            self.comm, lambda: self._make_server(algorithm, policies)
+        )
         self.client_states = self._open_client_states(algorithm, folder, run)
-        self.parts = self._assemble(messages, algorithm, policies, outputs, note, leaving)
+        self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
 
     def _share_data(self, dataset: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """Return the data set and its division over the clients, in memory that the ranks of a node share."""
         if dataset is None:
-            dataset, window = load_once_a_node(self.comm, self.config.data)
-            self._windows.append(window)
-        divided, window = collectives.node_shared(self.comm, lambda: divide(self.config, dataset))
-        self._windows.append(window)
-        return {**dataset, **divided}
+            dataset = self._keep(*load_once_a_node(self.comm, self.config.data))
+        divided = collectives.node_shared(self.comm, lambda: divide(self.config, dataset))
+        return {**dataset, **self._keep(*divided)}
+
+    def _keep(self, arrays: dict[str, np.ndarray], window: Any) -> dict[str, np.ndarray]:
+        """Remember a window for `close`, with weak references to the arrays of which all others are views."""
+        self._windows.append((window, [weakref.ref(array.base) for array in arrays.values()]))
+        return arrays
 
     def _build_model(self) -> FlatModel:
         """Build the model with the run's initial weights."""
@@ -205,16 +212,33 @@ class Simulation:
         weights: (size,); state: the server's `state_arrays` after that round; tables: the results until then,
         {"clients": {column: array}, "generated": ...}.
         """
+        self._open_parts()
         self.round = round
         if self.server:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.restore(state, tables)
 
     def close(self) -> None:
-        """Give the node's shared memory back; collective. For scripts that make many simulations."""
-        self.data = {}
-        for window in self._windows:
-            window.Free()
+        """Release the node's shared memory. Collective. Afterwards the simulation cannot be iterated over.
+
+        Memory stays valid for as long as a rank refers to an array in it, such as one taken from `data`: it
+        is then released only when MPI ends.
+        """
+        self.parts = self.server = None
+        self.data.clear()  # in place: the parts share this dict
+        if any(array() is not None for _, arrays in self._windows for array in arrays):
+            gc.collect()
+        for window, arrays in self._windows:
+            in_use = any(array() is not None for array in arrays)
+            if not collectives.largest(self.comm, int(in_use)):
+                window.Free()
+        self._windows.clear()
+
+    def _open_parts(self) -> Parts:
+        """Return the parts. Raises UserError after `close`."""
+        if self.parts is None:
+            raise UserError("this simulation is closed, and its data are released; construct a new one")
+        return self.parts
 
     @property
     def is_server(self) -> bool:
@@ -222,21 +246,24 @@ class Simulation:
         return self.comm.rank == 0
 
     def __iter__(self) -> Iterator[Record]:
+        parts = self._open_parts()
         if self.round == self.config.rounds:
             return
-        head = self.parts.messages.broadcast.head
-        for record in rounds(self.parts, self.round):
+        head = parts.messages.broadcast.head
+        for record in rounds(parts, self.round):
             self.round = record.round
             self.left = int(head["leave"])
             yield record
+            self._open_parts()  # the caller may have closed it
         self.left = int(head["leave"])
 
     def _evaluate(self) -> tuple[float, float, np.ndarray]:
         """Return (accuracy, loss, accuracy per class) of omega^t on the test set, in chunks divided over the
         ranks."""
+        omega = self._open_parts().messages.resident.omega
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
         classes = len(self.about.classes)
-        self.model.load(self.parts.messages.resident.omega)
+        self.model.load(omega)
         own = chunks(
             self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size
         )
