@@ -12,6 +12,7 @@ from genfl_mpi.util.errors import UserError
 # Settings that may name a function of the user's.
 OWN = (
     "algorithm.name",
+    "transforms",
     "selection.policy",
     "rho.policy",
     "kappa.policy",
@@ -26,18 +27,24 @@ OWN = (
 def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
     """Find the source files of the user's functions that a dict of dotted settings names: {setting: path}.
 
-    Modules that such a file imports are not followed. Functions without a source file are omitted.
+    The entries of a list are "setting[0]", "setting[1]" and so on. Modules that such a file imports are not
+    followed. Functions without a source file are omitted.
     """
     found = {}
     for key in OWN:
-        module, colon, _ = str(settings.get(key, "")).partition(":")
-        if colon:
-            try:
-                path = Path(importlib.util.find_spec(module).origin)  # type: ignore[union-attr, arg-type]
-                if path.is_file():
-                    found[key] = path
-            except (ImportError, AttributeError, TypeError, ValueError, OSError):
-                pass  # `find` reports the reason
+        given = settings.get(key, "")
+        names = (
+            {f"{key}[{n}]": one for n, one in enumerate(given)} if isinstance(given, list) else {key: given}
+        )
+        for place, name in names.items():
+            module, colon, _ = str(name).partition(":")
+            if colon:
+                try:
+                    path = Path(importlib.util.find_spec(module).origin)  # type: ignore[union-attr, arg-type]
+                    if path.is_file():
+                        found[place] = path
+                except (ImportError, AttributeError, TypeError, ValueError, OSError):
+                    pass  # `find` reports the reason
     return found
 
 

@@ -205,6 +205,12 @@ class Algorithm(Section):
     )
 
 
+class Clipping(Section):
+    """What the transform `clip` uses."""
+
+    norm: Positive = Field(1.0, description="largest Euclidean norm of a client's update of the parameters")
+
+
 class LabelSharing(Section):
     """The label statistics that clients share with the server (III-A)."""
 

@@ -12,6 +12,7 @@ from genfl_mpi.config.sections import (
     Algorithm,
     Checkpoint,
     ClientGeneration,
+    Clipping,
     Data,
     Evaluation,
     Faults,
@@ -162,6 +163,12 @@ class Config(Section):
     model: Model = Model()
     training: LocalTraining = LocalTraining()
     algorithm: Algorithm = Algorithm()
+    transforms: list[str] = Field(
+        [],
+        description="what is done to each client's trained model before it is summed, in this order: clip, or "
+        "module:function",
+    )
+    clipping: Clipping = Clipping()
     augmented: Training = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )

@@ -1,116 +1,157 @@
-"""A rank's clients: trained from omega^t, one by one or several as one batched computation, and added to the exact sums."""
+"""The worker: trains a rank's clients from omega^t, one by one or batched, and adds them to the exact
+sums."""
+
+from __future__ import annotations
 
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from genfl_mpi.data.clients import noise_of_free_rider
+from genfl_mpi.federation import transforms
 from genfl_mpi.federation.algorithms.interface import Client
 from genfl_mpi.federation.messages import MODEL, NO_RANK
+from genfl_mpi.federation.transforms.chain import Chain
 from genfl_mpi.learning.batched_clients import Twin
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.free_riders import free_ride
 from genfl_mpi.learning.training import at_round, combined, train
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.util import streams
+from genfl_mpi.util.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.algorithms.interface import Algorithm
+    from genfl_mpi.federation.client_data import ClientData
+    from genfl_mpi.federation.parts import Messages
+    from genfl_mpi.learning.training import Report
+    from genfl_mpi.learning.weights import FlatModel
+    from genfl_mpi.mpi.collectives import MPI
+    from genfl_mpi.results.client_state import ClientStates
+    from genfl_mpi.util.timing import Clock
 
 
 class Worker:
-    """comm: the ranks; config: `Config`; algorithm: the configured `Algorithm`; model: the rank's `FlatModel`; broadcast, reduction:
-    the messages; resident: the rank's `Resident` buffers; client_states: the `ClientStates` of the algorithm's client arrays, or None; dataset: a
-    `ClientData`; keeps: whether trained models are kept for questions before they are summed; note: told (phase, client);
-    leaving: returns an exit status when the ranks were asked to leave. Collective; raises UserError on every rank if the
-    configured groups cannot be trained together.
+    """Train the clients that are assigned to this rank.
 
-    kept: {place in the cohort: float32 (size,)}, models that wait for their coefficients. observers: functions of (place, float32
-    (size,)), called with each trained model that is finite.
+    model: the rank's `FlatModel`, which is overwritten. client_states: where the algorithm's client arrays
+    are stored, or None. keeps: whether trained models are kept for questions before they are summed. note:
+    called as note(phase, client). leaving: returns an exit status if the ranks were asked to leave, else 0.
+    Collective; raises UserError on every rank if there is an unknown transform, or if the configured groups
+    cannot be trained together.
+
+    kept: {place in the cohort: float32 (size,)}, models that wait for their coefficients. observers:
+    functions of (place, float32 (size,)), called with each client's model as it is summed, if its losses are
+    finite.
     """
 
     def __init__(
         self,
-        comm,
-        config,
-        algorithm,
-        model,
-        messages,
-        client_states,
-        dataset,
-        keeps,
-        note,
-        leaving,
-    ):
+        comm: MPI.Comm,
+        config: Config,
+        algorithm: Algorithm,
+        model: FlatModel,
+        messages: Messages,
+        client_states: ClientStates | None,
+        dataset: ClientData,
+        keeps: bool,
+        note: Callable[..., None],
+        leaving: Callable[[], int],
+    ) -> None:
         self.comm, self.config, self.algorithm, self.model = comm, config, algorithm, model
         self.broadcast, self.reduction, self.resident = messages
-        self.dataset = dataset
-        self.client_states, self.keeps, self.note, self.leaving = client_states, keeps, note, leaving
-        self.kept, self.observers = {}, []
-        self.twin = None
+        self.client_states, self.dataset, self.keeps = client_states, dataset, keeps
+        self.note, self.leaving = note, leaving
+        self.kept: dict[int, torch.Tensor] = {}
+        self.observers: list[Callable[[int, torch.Tensor], None]] = []
+        self.chain = Chain(
+            collectives.together(comm, lambda: transforms.find(config)), config, model.parameters
+        )
+        self.twin: Twin | None = None
         if config.trains_clients and config.training.clients_per_batch > 1:
             self.twin = collectives.together(comm, lambda: Twin(model, dataset.about.shape, config.training))
 
-    def train(self, round, clock):
-        """Train this rank's part of the cohort, unless the ranks are asked to leave. Groups are those that follow one another in
-        the cohort, as many as training.clients_per_batch says, on whatever rank they have been given to."""
+    def train(self, round: int, clock: Clock) -> None:
+        """Train this rank's part of the cohort, unless the ranks are asked to leave.
+
+        round: 0 is the first. Groups are neighbours in the cohort, training.clients_per_batch at a time,
+        whatever the rank that they are assigned to.
+        """
         ranks, together = self.broadcast.plan["rank"], self.config.training.clients_per_batch
         training = np.flatnonzero(ranks != NO_RANK).tolist()
         for first in range(0, len(training), together):
             places = training[first : first + together]
             if ranks[places[0]] == self.comm.rank and not self.leaving():
                 if self.twin:
-                    self._train_group(places, round, clock)
+                    self._train_group(self.twin, places, round, clock)
                 else:
                     self._train_client(places[0], round, clock)
 
-    def add_kept(self, coefficients):
+    def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
         for place, weights in self.kept.items():
             with failing.named(f"client {self.broadcast.plan['client'][place]}"):
                 self.resident.sums[MODEL].add(coefficients[place], weights)
         self.kept.clear()
 
-    def _train_client(self, place, round, clock):
-        """Train the client at a place of the cohort, add what it contributes to the sums, and report how it went."""
+    def _train_client(self, place: int, round: int, clock: Clock) -> None:
+        """Train the client at a place of the cohort, add what it contributes to the sums, and fill in its
+        row."""
         rho, number, _, since, epochs = self.broadcast.plan[place].tolist()
         self.note("train", number)
-        start, omega = clock.now(), self.resident.omega
+        start, omega, arrays = clock.now(), self.resident.omega, self.resident.arrays
         images, labels = self.dataset.of(number)
         settings = at_round(self.config.training, round).model_copy(update={"epochs": epochs})
         steps = epochs * local_batches(len(images), settings.batch_size)
         client = Client(number, len(images), steps, settings, self.model.parameters)
         rng = streams.generator(self.config.seed, "client", round, number)
         with failing.named(f"client {number}"):
-            own = self.client_states.read(number, since) if self.client_states else {}
-            own = {name: torch.from_numpy(array).to(self.resident.device) for name, array in own.items()}
+            own = self._read_state(number, since)
             noise = noise_of_free_rider(self.dataset.arrays, number, self.config)
             if noise is None:
-                reports, begun = [], omega
-                for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
-                    local = settings.model_copy(update={"epochs": stage.epochs})
-                    reports.append(
-                        train(
-                            self.model, begun, images, labels, local, rng, stage.prox, stage.correction, omega
-                        )
-                    )
-                    begun = self.model.weights
-                report = combined(reports)
+                report = self._train_stages(client, own, images, labels, rng)
             else:
                 report = free_ride(self.model, omega, images, labels, noise, rng)
-            largest, update_norm = self._add(place, rho, self.model.weights, report)
+            sent = self.chain.apply(self.model.weights, omega, round, number)
+            largest, update_norm = self._add(place, rho, sent, report)
             if np.isfinite(update_norm):
-                sums, own = self.algorithm.contribute(
-                    client, omega, self.model.weights, self.resident.arrays, own, self.config
-                )
+                sums, own = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
-                if own:
-                    self.client_states.write(
-                        number, round + 1, {name: tensor.cpu().numpy() for name, tensor in own.items()}
-                    )
+                self._write_state(number, round + 1, own)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
-    def _train_group(self, places, round, clock):
-        """Of the group's time each client is said to have taken a part that goes with its samples and epochs, one after another."""
+    def _train_stages(
+        self,
+        client: Client,
+        own: dict[str, torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        rng: np.random.Generator,
+    ) -> Report:
+        """Run the algorithm's local trainings in a row, the first from omega^t. Leaves the result in the
+        model."""
+        omega, reports = self.resident.omega, []
+        begin = omega
+        for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
+            local = client.settings.model_copy(update={"epochs": stage.epochs})
+            reports.append(
+                train(self.model, begin, images, labels, local, rng, stage.prox, stage.correction, omega)
+            )
+            begin = self.model.weights
+        return combined(reports)
+
+    def _train_group(self, twin: Twin, places: list[int], round: int, clock: Clock) -> None:
+        """Train several clients as one batched computation.
+
+        In the records the group's time is divided over the clients, one after another, in proportion to their
+        samples times epochs.
+        """
         plan, start, done = self.broadcast.plan[places], clock.now(), []
         clients, epochs = plan["client"].tolist(), plan["epochs"].tolist()
         self.note("train", clients[0])
@@ -120,25 +161,42 @@ class Worker:
             settings = [training.model_copy(update={"epochs": passes}) for passes in epochs]
             whole = Client(clients[0], len(data[0][1]), 0, settings[0], self.model.parameters)
             [stage] = self.algorithm.stages(whole, omega, self.resident.arrays, {}, self.config)
-            trained = self.twin.train(
-                omega,
-                data,
-                settings,
-                [streams.generator(self.config.seed, "client", round, client) for client in clients],
-                stage.prox,
-            )
+            rngs = [streams.generator(self.config.seed, "client", round, client) for client in clients]
+            trained = twin.train(omega, data, settings, rngs, stage.prox)
         for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):
             with failing.named(f"client {client}"):
-                done.append((place, report, *self._add(place, rho, weights, report)))
+                sent = self.chain.apply(weights, omega, round, client)
+                done.append((place, report, *self._add(place, rho, sent, report)))
         ends = [0, *accumulate(report.samples * passes for (_, report, *_), passes in zip(done, epochs))]
         second = (clock.now() - start) / ends[-1]
         for one, before, after in zip(done, ends, ends[1:]):
             self._report(*one, start + before * second, (after - before) * second)
 
-    def _add(self, place, rho, weights, report):
-        """Add rho_n omega_n to the exact sum, or keep omega_n for it. Returns the largest weight's size and the length of the
-        update. A client whose loss or weights are not finite is an ArithmeticError, or stays outside the sum, with an update of
-        length NaN."""
+    def _read_state(self, client: int, since: int) -> dict[str, torch.Tensor]:
+        """Read the client's own arrays onto the device. since: the round that wrote them, or 0."""
+        if not self.client_states:
+            return {}
+        arrays = self.client_states.read(client, since)
+        return {name: torch.from_numpy(array).to(self.resident.device) for name, array in arrays.items()}
+
+    def _write_state(self, client: int, round: int, own: dict[str, torch.Tensor]) -> None:
+        """Write the client's own arrays, if it has any. round: 1 is the first."""
+        if own and not self.client_states:
+            raise UserError(
+                f"algorithm.name: {self.algorithm.name} keeps {', '.join(own)} of client {client} without "
+                "declaring it; add it to `declare`, of kind client"
+            )
+        if self.client_states and own:
+            arrays = {name: tensor.cpu().numpy() for name, tensor in own.items()}
+            self.client_states.write(client, round, arrays)
+
+    def _add(self, place: int, rho: float, weights: torch.Tensor, report: Report) -> tuple[float, float]:
+        """Add rho_n omega_n to the exact sum, or keep omega_n for a later sum.
+
+        Returns the largest absolute weight and the norm of the update. If the client's loss or weights are
+        not finite, raises ArithmeticError, or with faults.nonfinite=drop leaves it out of the sum, with a
+        norm of NaN.
+        """
         omega = self.resident.omega[: self.model.parameters]
         try:
             report.check()
@@ -153,7 +211,16 @@ class Worker:
                 raise
             return 0.0, np.nan
 
-    def _report(self, place, report, largest, update_norm, start, seconds):
+    def _report(
+        self,
+        place: int,
+        report: Report,
+        largest: float,
+        update_norm: float,
+        start: float,
+        seconds: float,
+    ) -> None:
+        """Fill in the row of the client at a place of the cohort, in the order of CLIENT_FIELDS."""
         self.reduction.clients[place] = (
             report.samples,
             report.loss_first_epoch,

@@ -63,7 +63,8 @@ def stored(file: h5py.File, config: Config) -> dict[str, str]:
     """Read the digests in an open results file, except for settings that a fork's `config` changes."""
     before, now = settings_of(reader.config_of(file)), settings_of(config.model_dump(mode="json"))
     found = yaml.safe_load(file["config"].attrs.get("inputs", "{}"))
-    return {setting: digest for setting, digest in found.items() if before.get(setting) == now.get(setting)}
+    keys = {name: name.partition("[")[0] for name in found}  # "transforms" of "transforms[0]"
+    return {name: digest for name, digest in found.items() if before.get(keys[name]) == now.get(keys[name])}
 
 
 def check(results: Path, config: Config, before: Mapping[str, str], now: Mapping[str, str]) -> None:

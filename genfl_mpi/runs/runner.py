@@ -16,7 +16,7 @@ from genfl_mpi.config.settings import is_free
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation import algorithms
+from genfl_mpi.federation import algorithms, transforms
 from genfl_mpi.federation.policy_lookup import find_policies, remembering
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
@@ -94,6 +94,7 @@ def prepare(
             datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
             check_memory(config)
             algorithms.find(config)
+            transforms.find(config)
             find_policies(config)
             about = datasets.describe(config.data)
             models.check(config.model, len(about.classes), about.shape)

@@ -37,6 +37,7 @@ PURPOSES = (
     "dropout",
     "label cost",
     "probe",
+    "transform",
 )
 
 

@@ -1,0 +1,72 @@
+"""The chain of transforms between a client's local training and the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from genfl_mpi.mpi import failing
+from genfl_mpi.util import streams
+from genfl_mpi.util.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genfl_mpi.config.settings import Config
+
+
+class Sender(NamedTuple):
+    """The client whose model is transformed.
+
+    round: 0 is the first. settings: the run's `Config`. rng: a generator of its own for each seed, round,
+    client and place in the chain, so that no draw depends on the rank.
+    """
+
+    id: int
+    round: int
+    settings: Config
+    rng: np.random.Generator
+
+
+Transform = Callable[[torch.Tensor, torch.Tensor, Sender], torch.Tensor]
+
+
+class Chain:
+    """Apply transforms one after another.
+
+    transforms: of `transforms.find`; parameters: how many of the weights are parameters, which come first.
+    """
+
+    def __init__(self, transforms: list[tuple[str, Transform]], config: Config, parameters: int) -> None:
+        self.transforms, self.config, self.parameters = transforms, config, parameters
+
+    def apply(self, weights: torch.Tensor, omega: torch.Tensor, round: int, client: int) -> torch.Tensor:
+        """Return a client's weights as they are summed, float32 (size,); `weights` itself if nothing changes
+        them.
+
+        weights, omega: float32 (size,), the trained weights and omega^t. Weights that are not finite are
+        returned as they are: the sum refuses them. Raises UserError if a transform returns anything else than
+        float32 (parameters,) on the same device.
+        """
+        trained, start = weights[: self.parameters], omega[: self.parameters]
+        if not self.transforms or not trained.isfinite().all():
+            return weights
+        sent = trained
+        for place, (name, transform) in enumerate(self.transforms):
+            rng = streams.generator(self.config.seed, "transform", round, client, place)
+            with failing.named(f"the transform {name}"):
+                sent = transform(sent, start, Sender(client, round, self.config, rng))
+            if _form(sent) != _form(trained):
+                raise UserError(
+                    f"transforms: {name} must return {_form(trained)}, and returned {_form(sent)}"
+                )
+        return weights if sent is trained else torch.cat([sent, weights[self.parameters :]])
+
+
+def _form(value: Any) -> str:
+    """Describe a tensor by dtype, shape and device; anything else by its type."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    return f"a {str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)} on {value.device}"
