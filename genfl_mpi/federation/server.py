@@ -1,7 +1,10 @@
-"""What the server knows and decides (rank 0): who takes part, with which weights, and what it remembers from round to round."""
+"""The server on rank 0: it chooses the cohort, its weights and its ranks, and keeps what outlasts a round."""
+
+from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,65 +26,92 @@ from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Pace, assign
 from genfl_mpi.util.errors import UserError
 
-# Prefixes of names in the checkpoint: what policies and the algorithm remember, and measured speeds.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.federation.algorithms.interface import Algorithm
+    from genfl_mpi.federation.messages import Broadcast
+    from genfl_mpi.federation.trials import Trials
+    from genfl_mpi.generation.bank import Batch
+
+# Prefixes of names in the checkpoint: memory of policies and of the algorithm, and measured speeds.
 POLICY, ALGORITHM, PACE = "policy.", "algorithm.", "pace."
-TRAINED = "trained"  # in the checkpoint, the round of each client's last training
+TRAINED = "trained"  # in the checkpoint: the round of each client's last training
 
 
 class Server:
-    """config: `Config`; about: the data set's `Description`; data: the arrays of `load_and_divide`, of which the server takes the
-    clients' sizes, the labels that they share, and the public pool; device: on which it reads images; algorithm: the configured
-    `Algorithm`; policies: of `find_policies`; ranks: of the communicator; ready: as of `ServerImages`.
+    """Decide what rank 0 decides in a round, and remember what later rounds need.
 
-    state: the `ServerState` of the round. images: its `ServerImages`. memory: {name: float64 tensor}, what the algorithm keeps.
-    cohort: its `Cohort`, with the rho of the members that are counted on. status: STATUS (cohort,), what becomes of them.
+    data: the arrays of `load_and_divide`; the server uses the clients' sizes, the labels that they share, and
+    the public pool. device: where it classifies images. policies: of `find_policies`. ranks: of the
+    communicator. ready: as of `ServerImages`.
+
+    state: the `ServerState` of the round. images: its `ServerImages`. memory: {name: float64 tensor}, the
+    algorithm's server arrays. cohort: its `Cohort`, with the rho of the members expected to be aggregated.
+    status: STATUS (cohort,), what becomes of each member.
     """
 
-    def __init__(self, config, about, data, device, algorithm, policies, ranks, ready=None):
+    def __init__(
+        self,
+        config: Config,
+        about: Description,
+        data: dict[str, np.ndarray],
+        device: torch.device | None,
+        algorithm: Algorithm,
+        policies: dict[str, Callable],
+        ranks: int,
+        ready: Callable[[Batch], bool] | None = None,
+    ) -> None:
         self.config, self.algorithm = config, algorithm
-        self.select_policy, self.rho_policy, self.kappa_policy = (
-            policies[name] for name in ("select", "rho", "kappa")
-        )
-        self.samples = (
-            np.diff(data["pointers"]) + config.data.shared
-        )  # of each client, without generated images
-        self.world = (
-            Surroundings(config, about, self.samples, data["shared_labels"]) if config.world else None
-        )
-        self.image_joules = self.world.image_joules if self.world else None
-        plan = policies["plan"]
+        self.select_policy, self.rho_policy = policies["select"], policies["rho"]
+        self.kappa_policy = policies["kappa"]
+        # of each client, without generated images
+        self.samples = np.diff(data["pointers"]) + config.data.shared
+        self.world = self.image_joules = None
+        if config.world:
+            self.world = Surroundings(config, about, self.samples, data["shared_labels"])
+            self.image_joules = self.world.image_joules
+        plan, samples = policies["plan"], self.samples
         if config.fills:
-            wanted, most, share = ClientImages(config, about, data, self.image_joules).demand()
-            plan = _all_at_once(most)
+            wanted, largest, share = ClientImages(config, about, data, self.image_joules).demand()
+            plan, samples = _all_at_once(largest), self.samples + wanted
             if self.world:
                 self.world.fill(wanted, share)
         self.images = ServerImages(config, about, data, device, plan, ready)
+        # of each client: the round, loss and update norm of its last training
+        self.last = np.zeros(config.clients, dtype=np.int64)
+        self.losses, self.norms = np.full((2, config.clients), np.nan)
         self.state = ServerState(
             0,
             config,
-            self.samples + wanted if config.fills else self.samples,
+            samples,
             data["shared_labels"],
             generated=self.images.made_of_label,
-            last=np.zeros(config.clients, dtype=np.int64),
-            losses=np.full(config.clients, np.nan),
-            norms=np.full(config.clients, np.nan),
+            last=self.last,
+            losses=self.losses,
+            norms=self.norms,
         )
         self.pace, self.seconds_of_others = Pace(ranks), 0.0
-        # What policies remember, by the policy's name: after the last whole round, and in the round at hand, which may not count.
-        self.remembered = {name: {} for name in POLICIES if "memory" in needed(policies[name])}
-        self.memories = {}
-        self.memory = {}
+        # What policies remember, by name: after the last complete round, and in the current one.
+        with_memory = [name for name in POLICIES if "memory" in needed(policies[name])]
+        self.remembered: dict[str, dict] = {name: {} for name in with_memory}
+        self.memories: dict[str, dict] = {}
+        self.memory: dict[str, torch.Tensor] = {}
         keeps = algorithm.declared("client", 1, config)
-        self.trained = np.zeros(
-            config.clients if keeps else 0, dtype=np.int64
-        )  # round of each client's last training
-        self.willing = np.ones(0, dtype=bool)  # which of the cohort does not decline
+        # round of each client's last training
+        self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
+        self.willing = np.ones(0, dtype=bool)  # which members of the cohort do not decline
         self.status = np.empty(0, STATUS)
-        self.cohort = Cohort(*np.zeros((3, 0), dtype=np.int64), np.zeros(0))
+        none = np.zeros(0, dtype=np.int64)
+        self.cohort = Cohort(none, none, none, np.zeros(0))
 
-    def select(self, round, message):
-        """Choose the cohort of a round, its rho and its ranks: written into the `Broadcast` message, with what the algorithm sends. Clients
-        who are sent images are only chosen: who of them takes part depends on these."""
+    def select(self, round: int, message: Broadcast) -> None:
+        """Choose the cohort of a round, its rho and its ranks; write them into the message to all ranks.
+
+        Clients that are sent images are only chosen here: which of them participate depends on the images.
+        """
         plan = message.plan
         for name, values in self.algorithm.broadcast(self.memory, self.config).items():
             message.arrays[name][...] = values
@@ -108,14 +138,18 @@ class Server:
         if not self.config.sends:
             self._admit(plan)
 
-    def send(self, plan):
-        """Send all clients the round's images, which count as their samples: write into `plan` what `select` left open."""
+    def send(self, plan: np.ndarray) -> None:
+        """Count the round's images as samples of all clients, and write into `plan` what `select` left
+        open."""
         self._count_images()
         self._admit(plan, pool=self.state.images, new=self.images.new)
 
-    def _admit(self, plan, **images):
-        """Decide who of the cohort takes part, with which weight, and on which rank it is trained. images: that they are sent."""
-        ids, epochs = self.state.cohort, plan["epochs"].copy()
+    def _admit(self, plan: np.ndarray, **images: int) -> None:
+        """Decide which members of the cohort participate, with which weight and on which rank.
+
+        images: pool and new, of the images that the clients are sent, as in `Surroundings.attend`.
+        """
+        ids, epochs = np.asarray(self.state.cohort), plan["epochs"].copy()
         self.status = participation.attend(self.world, self.state.round, ids, self.willing, epochs, **images)
         counted = self.status == AGGREGATED
         self.cohort = Cohort(ids, self.state.samples[ids], epochs, np.zeros(len(ids)))
@@ -126,35 +160,42 @@ class Server:
         plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.clients_per_batch)
         self.seconds_of_others = self.pace.seconds_of_others(costs, ranks)
 
-    def weigh(self, plan, counted, **known):
-        """Ask the rho policy, and write the coefficients of the cohort's models into `plan`. counted: bool (cohort,), the members that
-        it is asked about: the others have none. known: what the policy knows besides, after training."""
-        state = replace(
-            self.state, cohort=self.state.cohort[counted], memory=self.memories.get("rho"), **known
-        )
+    def weigh(self, plan: np.ndarray, counted: np.ndarray, **known: Any) -> None:
+        """Call the rho policy, and write the coefficients of the cohort's models into `plan`.
+
+        counted: bool (cohort,), the members that the policy weighs; the others get 0. known: fields of the
+        `ServerState` that are known only after training. Raises UserError if the policy does not return
+        weights.
+        """
+        ids = self.cohort.ids[counted]
+        state = replace(self.state, cohort=ids, memory=self.memories.get("rho"), **known)
         with failing.named(f"the rho policy {functions.of(self.rho_policy)}"):
             rho = np.asarray(self.rho_policy(state), dtype=np.float64)
-        if rho.shape != state.cohort.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
+        if rho.shape != ids.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise UserError(
-                f"the rho policy {functions.of(self.rho_policy)} must return a weight >= 0 for each client of the cohort, "
-                f"with sum 1, not {rho}"
+                f"the rho policy {functions.of(self.rho_policy)} must return a weight >= 0 for each client "
+                f"of the cohort, with sum 1, not {rho}"
             )
         shares = np.zeros(len(counted))
         shares[counted] = rho
         self.cohort = self.cohort._replace(rho=shares)
         plan["rho"] = self.algorithm.coefficients(self.cohort, self.config)
 
-    def weigh_models(self, plan, rows, omega, parameters, trials):
-        """Ask a rho policy that looks at the trained models. rows: float64 (cohort, CLIENT_FIELDS), of all ranks; omega: float32
-        (size,), the weights before the round; trials: `Trials`. It is not asked about clients that were dropped, nor in a round that
-        is incomplete."""
+    def weigh_models(
+        self, plan: np.ndarray, rows: np.ndarray, omega: np.ndarray, parameters: int, trials: Trials
+    ) -> None:
+        """Call a rho policy that needs the trained models.
+
+        rows: float64 (cohort, CLIENT_FIELDS), of all ranks; omega: float32 (size,), omega^t. The policy does
+        not weigh clients that were dropped, and is not called in an incomplete round.
+        """
         reports = dict(zip(CLIENT_FIELDS, rows.T))
         counted = np.isfinite(reports["update_norm"])
         if not (reports["samples"].all() and counted.any()):
             return
 
-        def average(coefficients):
-            """The exact sum of the models with float64 coefficients (K,) in [0, 1]: float32 (size,)."""
+        def average(coefficients: np.ndarray) -> np.ndarray:
+            """Sum the models exactly with float64 coefficients (K,) in [0, 1]: float32 (size,)."""
             every = np.zeros(len(counted))
             every[counted] = coefficients
             return trials.average(every, reports["largest_weight"])
@@ -170,18 +211,28 @@ class Server:
             cosines=lambda weights: trials.cosines(weights)[counted],
         )
 
-    def kappa2(self, omega, omega_fl, omega_a, parameters, trials):
-        """The augmented model's weight in Eq. (1), and the `ServerState` of which the kappa policy was asked for it, or None if one of the
-        two models is missing: then the other has the whole weight."""
+    def kappa2(
+        self,
+        omega: torch.Tensor,
+        omega_fl: torch.Tensor | None,
+        omega_a: torch.Tensor | None,
+        parameters: int,
+        trials: Trials,
+    ) -> tuple[float, ServerState | None]:
+        """Return the augmented model's weight in Eq. (1), and the `ServerState` that the kappa policy got.
+
+        If one of the two models is missing, the other has the whole weight, and the policy is not called: the
+        state is None. Raises UserError if the policy returns no number in [0, 1].
+        """
         if omega_a is None or omega_fl is None:
             return (0.0 if omega_a is None else 1.0), None
         forecast = self.state.forecast
-        if forecast:
+        if self.world and forecast:
             joules = self.world.augmented_joules(self.images.new, len(self.images))
             forecast = replace(forecast, augmented_joules=joules)
         state = replace(
             self.state,
-            cohort=self.state.cohort[self.status == AGGREGATED],
+            cohort=self.cohort.ids[self.status == AGGREGATED],
             weights=omega.numpy(),
             fl_weights=omega_fl.float().numpy(),
             augmented_weights=omega_a.numpy(),
@@ -198,16 +249,20 @@ class Server:
             raise UserError(f"{name} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
 
-    def note(self, clients):
-        """Remember a whole round: what its policies remember, and how its clients trained, columns of /clients."""
+    def note(self, clients: dict[str, np.ndarray]) -> None:
+        """Remember a complete round: the memory of its policies, and its clients' training, columns of
+        /clients."""
         self.remembered = self.memories
         if len(self.trained):
             self.trained[clients["client"][np.isfinite(clients["update_norm"])]] = self.state.round + 1
         self._note_clients(clients)
 
-    def note_earlier(self, clients, generated):
-        """Remember how the clients trained in all rounds before a continued run goes on, and the images that they got in them: columns
-        of /clients and /generated."""
+    def note_earlier(self, clients: dict[str, np.ndarray], generated: dict[str, np.ndarray]) -> None:
+        """Replay the stored rounds of a continued run: the clients' training, and the images that they were
+        sent.
+
+        clients, generated: columns of /clients and /generated.
+        """
         for round in np.unique(clients["round"]):
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
             images = {}
@@ -222,19 +277,25 @@ class Server:
             )
             self._note_clients(rows)
 
-    def _note_clients(self, clients):
-        """The loss and the update of a client that was dropped count as 0. Those of one that did not take part stay what they were."""
+    def _note_clients(self, clients: dict[str, np.ndarray]) -> None:
+        """Remember each client's last training.
+
+        The loss and the update of a dropped client count as 0; those of a client that did not participate are
+        kept.
+        """
         who, kept = clients["client"], np.isfinite(clients["update_norm"])
         trained = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
-        self.state.last[who] = clients["round"]
-        for known, column in ((self.state.losses, "loss_first_epoch"), (self.state.norms, "update_norm")):
+        self.last[who] = clients["round"]
+        for known, column in ((self.losses, "loss_first_epoch"), (self.norms, "update_norm")):
             known[who] = np.where(kept, clients[column], np.where(trained, 0.0, known[who]))
         if self.world and len(who):
             self.world.note(clients["status"])
 
-    def state_arrays(self):
-        """What a checkpoint keeps beside the weights: NumPy arrays by name. No result depends on the measured speeds among them: with
-        them the first round after a restart is balanced."""
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Return what a checkpoint keeps besides the weights: arrays by name.
+
+        The measured speeds among them affect no result; they balance the first round after a restart.
+        """
         return (
             {ALGORITHM + name: tensor.numpy() for name, tensor in self.memory.items()}
             | {
@@ -249,10 +310,13 @@ class Server:
             | ({TRAINED: self.trained} if len(self.trained) else {})
         )
 
-    def restore(self, arrays, tables):
-        """Take back `state_arrays`, and the tables of the results until then, {"clients": {column: array}, "generated": ...}."""
+    def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
+        """Restore `state_arrays`, and the tables of the results until then.
 
-        def under(prefix):
+        tables: {"clients": {column: array}, "generated": ...}.
+        """
+
+        def under(prefix: str) -> dict[str, np.ndarray]:
             return {
                 name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
             }
@@ -266,11 +330,11 @@ class Server:
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
         self.note_earlier(tables["clients"], tables["generated"])
 
-    def _judge(self, trials):
+    def _judge(self, trials: Trials) -> Callable | None:
         return trials.judge if self.config.validation.source != "none" else None
 
-    def _count_images(self):
-        """Bring up to date in the state how many images there are, and what clients train on who are sent them."""
+    def _count_images(self) -> None:
+        """Update the number of images in the state, and the samples of clients that are sent them."""
         images = len(self.images)
         self.state = replace(
             self.state,
@@ -278,18 +342,24 @@ class Server:
             samples=self.samples + images if self.config.sends else self.state.samples,
         )
 
-    def _expected_images(self):
-        """If clients are sent the images: how many there will be in the round that begins, and how many of them are new, if all
-        pass; where the plan waits for the cohort, as many as the deficit of all has."""
+    def _expected_images(self) -> dict[str, int]:
+        """Predict the images that clients will be sent in the current round: pool, all of them, and new ones.
+
+        Assumes that all new images pass the filter. If the plan depends on the cohort, the deficit of all
+        clients stands for it. Empty if clients are sent no images.
+        """
         if not self.config.sends:
             return {}
         counts = self.images.counts(self.state)
         new = (plans.deficit(self.state) if counts is None else counts).sum()
         return {"pool": self.state.images + new, "new": new}
 
-    def _local_epochs(self, cohort=None):
-        """Passes of each client over its data, of a cohort or, before it is chosen, of one of mean size. With matched steps the
-        clients make up for the steps that genfl's server would make on its images: in whole epochs, so rather more steps than fewer."""
+    def _local_epochs(self, cohort: np.ndarray | None = None) -> int:
+        """Return the epochs of each client of a cohort, or of a cohort of mean size before it is chosen.
+
+        With matched steps the clients make up for the steps that genfl's server would take on its images,
+        rounded up to whole epochs.
+        """
         training, augmented = self.config.training, self.config.augmented
         if not self.config.matches_steps:
             return training.epochs
@@ -297,9 +367,7 @@ class Server:
         for round in range(self.state.round + 1):
             state = replace(state, round=round)
             if (counts := self.images.counts(state)) is None:
-                raise UserError(
-                    "method=matched needs a generation.plan that can tell before the cohort is chosen"
-                )
+                raise UserError("method=matched needs a generation.plan that does not depend on the cohort")
             state = replace(state, generated=state.generated + counts)
         steps = augmented.epochs * local_batches(state.generated.sum(), augmented.batch_size)
         samples, share = (
@@ -312,17 +380,25 @@ class Server:
         )
 
 
-def planning_server(config, arrays, ranks=1, ready=None):
-    """The `Server` of a run that has not begun: it chooses cohorts and plans images, and computes nothing. arrays: of `load_and_divide`;
-    ranks: that the run is to have; ready: as of `ServerImages`."""
+def planning_server(
+    config: Config,
+    arrays: dict[str, np.ndarray],
+    ranks: int = 1,
+    ready: Callable[[Batch], bool] | None = None,
+) -> Server:
+    """Make the `Server` of a run that has not begun: it chooses cohorts and plans images, and computes
+    nothing.
+
+    arrays: of `load_and_divide`; ranks: of the planned run; ready: as of `ServerImages`.
+    """
     about = datasets.describe(config.data)
     return Server(config, about, arrays, None, algorithms.find(config), find_policies(config), ranks, ready)
 
 
-def _all_at_once(most):
-    """A plan that asks for all images in the first round. most: int (classes,), of each class."""
+def _all_at_once(wanted: np.ndarray) -> Callable[[ServerState], np.ndarray]:
+    """Make a plan that requests all images in the first round. wanted: int (classes,), of each class."""
 
-    def plan(state):
-        return np.maximum(most - state.generated, 0)
+    def plan(state: ServerState) -> np.ndarray:
+        return np.maximum(wanted - state.generated, 0)
 
     return plan

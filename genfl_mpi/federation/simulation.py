@@ -185,14 +185,16 @@ class Simulation:
     ) -> Parts:
         """Assemble the parts of the rounds. outputs: of `_check`; note, leaving: as in the constructor."""
         comm, config, about, data = self.comm, self.config, self.about, self.data
-        joules = collectives.from_rank0(comm, lambda: self.server.image_joules) if config.fills else None
+        server, joules = self.server, None
+        if config.fills:
+            joules = collectives.from_rank0(comm, lambda: server and server.image_joules)
         images = ClientImages(config, about, data, joules)
         clients = ClientData(data, config, about, messages.resident, images)
         keeps = config.trains_clients and "models" in needed(policies["rho"])
         worker = Worker(
             comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
         )
-        server_images = self.server.images if self.server else None
+        server_images = server.images if server else None
         known = trials.questions(
             comm, config, about, data, self.model, messages.broadcast.plan, server_images, worker
         )
@@ -202,10 +204,10 @@ class Simulation:
             worker.observers.append(_bias_changes(messages, outputs))
         recorder = Recorder(config, data, images, messages, self.model.parameters, probes, self._evaluate)
         questions = Questions(comm, known)
-        return Parts(comm, config, self.server, worker, messages, images, questions, recorder, note, leaving)
+        return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
 
     def restore(
-        self, round: int, weights: Any, state: dict[str, np.ndarray] | None, tables: dict[str, dict] | None
+        self, round: int, weights: Any, state: dict[str, np.ndarray], tables: dict[str, dict]
     ) -> None:
         """Continue after `round` finished rounds. All but `round` is used on rank 0 alone.
 
