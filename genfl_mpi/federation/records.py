@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Record:
-    """The results of a round: test accuracy and loss on every rank, the rest on rank 0 alone (elsewhere
-    empty).
+    """The results of a round: test accuracy and loss on every rank, the rest on rank 0 alone.
+
+    The other ranks have empty tables.
 
     accuracy_per_class: float64 (classes,). columns: the other columns of /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of
@@ -301,8 +302,7 @@ def of_pay(
 def of_clocks(
     clock: Clock, waiting: collectives.Waiting, broadcast: Broadcast, reduction: Reduction, sent: int
 ) -> dict[str, Any]:
-    """Return the columns of /rounds on time and traffic: rank 0's clock, the ranks' times, the messages'
-    bytes.
+    """Return the columns of /rounds on time and traffic.
 
     sent: bytes of images from rank 0 to every rank.
     """

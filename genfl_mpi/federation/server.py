@@ -139,8 +139,7 @@ class Server:
             self._admit(plan)
 
     def send(self, plan: np.ndarray) -> None:
-        """Count the round's images as samples of all clients, and write into `plan` what `select` left
-        open."""
+        """Count the round's images as samples of all clients, and complete the `plan` of `select`."""
         self._count_images()
         self._admit(plan, pool=self.state.images, new=self.images.new)
 
@@ -250,16 +249,17 @@ class Server:
         return float(kappa2), state
 
     def note(self, clients: dict[str, np.ndarray]) -> None:
-        """Remember a complete round: the memory of its policies, and its clients' training, columns of
-        /clients."""
+        """Remember a complete round: its policies' memory, and how its clients trained.
+
+        clients: columns of /clients.
+        """
         self.remembered = self.memories
         if len(self.trained):
             self.trained[clients["client"][np.isfinite(clients["update_norm"])]] = self.state.round + 1
         self._note_clients(clients)
 
     def note_earlier(self, clients: dict[str, np.ndarray], generated: dict[str, np.ndarray]) -> None:
-        """Replay the stored rounds of a continued run: the clients' training, and the images that they were
-        sent.
+        """Replay the stored rounds of a continued run: how clients trained, and which images they were sent.
 
         clients, generated: columns of /clients and /generated.
         """
@@ -386,8 +386,7 @@ def planning_server(
     ranks: int = 1,
     ready: Callable[[Batch], bool] | None = None,
 ) -> Server:
-    """Make the `Server` of a run that has not begun: it chooses cohorts and plans images, and computes
-    nothing.
+    """Make the `Server` of a run that has not begun, to plan its cohorts and images.
 
     arrays: of `load_and_divide`; ranks: of the planned run; ready: as of `ServerImages`.
     """

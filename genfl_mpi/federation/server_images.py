@@ -91,8 +91,7 @@ class ServerImages:
             self.ready = ready or self.generator.ready
 
     def __len__(self) -> int:
-        """Count the images that models learn from: those that passed the filter, and those of the public
-        pool."""
+        """Count the images that models learn from: accepted by the filter, or of the public pool."""
         return sum(map(len, self._labels))
 
     def used(self, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -111,8 +110,7 @@ class ServerImages:
         return np.concatenate(images), np.concatenate(labels)
 
     def normalised(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all of them on the device, as a model takes them: normalised float32 (n, C, H, W), int64
-        (n,).
+        """Return them all, on the device and normalised: float32 (n, C, H, W), int64 (n,).
 
         Only images that are new since the last call are copied there.
         """
@@ -242,8 +240,7 @@ class ServerImages:
         return self.speed.seconds(batches) + self.loading.seconds(int(batches and not self.is_loaded))
 
     def busy_seconds(self, state: ServerState, speed: float) -> float:
-        """Predict the seconds to generate the images of the round of `state` and to train the augmented
-        model.
+        """Predict the seconds to generate the images of a round and to train the augmented model.
 
         Infinite if a batch has to be generated and none was measured. speed: samples a second that rank 0
         trains.
@@ -257,8 +254,7 @@ class ServerImages:
 
 
 class _Growing:
-    """Images and labels on a device, in memory that doubles when it is full, so that adding does not copy
-    all."""
+    """Images and labels on a device, in memory that doubles when it is full."""
 
     def __init__(self, device: torch.device | None) -> None:
         self.device, self.count = device, 0

@@ -50,8 +50,9 @@ POLICIES = {"select", "rho", "kappa", "plan"}
 
 
 class Simulation:
-    """One run; iterating over it computes its rounds. Every rank of `comm` must construct it and iterate
-    together.
+    """One run; iterating over it computes its rounds.
+
+    Every rank of `comm` must construct it and iterate over it together.
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default. overrides: "key=value" strings,
     as on the command line. comm: an mpi4py communicator, by default all ranks. folder: where the clients' own
@@ -260,8 +261,7 @@ class Simulation:
         self.left = int(head["leave"])
 
     def _evaluate(self) -> tuple[float, float, np.ndarray]:
-        """Return (accuracy, loss, accuracy per class) of omega^t on the test set, in chunks divided over the
-        ranks."""
+        """Return (accuracy, loss, accuracy per class) of omega^t on the test set, divided over the ranks."""
         omega = self._open_parts().messages.resident.omega
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
         classes = len(self.about.classes)
@@ -277,8 +277,7 @@ class Simulation:
 def _configure(
     source: str | Path | dict | Config | None, overrides: Sequence[str], policies: dict[str, Callable]
 ) -> Config:
-    """Read the configuration of a run, and check that the given policies have known names. Raises
-    UserError."""
+    """Read the configuration of a run, and check the names of given policies. Raises UserError."""
     if unknown := set(policies) - POLICIES:
         raise UserError(
             f"unknown policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
@@ -292,8 +291,10 @@ def _configure(
 
 
 def _bias_changes(messages: Messages, outputs: slice) -> Callable[[int, torch.Tensor], None]:
-    """Make an observer that records the change of each client's last biases. outputs: their slice of the
-    weights."""
+    """Make an observer that records how the biases of each client's last layer changed.
+
+    outputs: their slice of the weights.
+    """
 
     def observe(place: int, weights: torch.Tensor) -> None:
         change = weights[outputs].cpu() - messages.resident.omega[outputs].cpu()

@@ -1,5 +1,4 @@
-"""The worker: trains a rank's clients from omega^t, one by one or batched, and adds them to the exact
-sums."""
+"""The worker: trains a rank's clients, one by one or batched, and adds them to the exact sums."""
 
 from __future__ import annotations
 
@@ -100,8 +99,7 @@ class Worker:
         self.kept.clear()
 
     def _train_client(self, place: int, round: int, clock: Clock) -> None:
-        """Train the client at a place of the cohort, add what it contributes to the sums, and fill in its
-        row."""
+        """Train the client at a place of the cohort, add its contribution to the sums, fill in its row."""
         rho, number, _, since, epochs = self.broadcast.plan[place].tolist()
         self.note("train", number)
         start, omega, arrays = clock.now(), self.resident.omega, self.resident.arrays
@@ -134,8 +132,7 @@ class Worker:
         labels: torch.Tensor,
         rng: np.random.Generator,
     ) -> Report:
-        """Run the algorithm's local trainings in a row, the first from omega^t. Leaves the result in the
-        model."""
+        """Run the algorithm's local trainings, one after another from omega^t; the model has the result."""
         omega, reports = self.resident.omega, []
         begin = omega
         for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):

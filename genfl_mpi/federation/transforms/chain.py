@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Sender(NamedTuple):
     """The client whose model is transformed.
 
-    round: 0 is the first. settings: the run's `Config`. rng: a generator of its own for each seed, round,
-    client and place in the chain, so that no draw depends on the rank.
+    round: 0 is the first. settings: the run's `Config`. rng: keyed by seed, round, client and place
+    in the chain, so that no draw depends on the rank.
     """
 
     id: int
@@ -43,12 +43,11 @@ class Chain:
         self.transforms, self.config, self.parameters = transforms, config, parameters
 
     def apply(self, weights: torch.Tensor, omega: torch.Tensor, round: int, client: int) -> torch.Tensor:
-        """Return a client's weights as they are summed, float32 (size,); `weights` itself if nothing changes
-        them.
+        """Return a client's weights as they are summed, float32 (size,).
 
-        weights, omega: float32 (size,), the trained weights and omega^t. Weights that are not finite are
-        returned as they are: the sum refuses them. Raises UserError if a transform returns anything else than
-        float32 (parameters,) on the same device.
+        weights, omega: float32 (size,), the trained weights and omega^t. `weights` itself is returned if
+        nothing changes it, or if it is not finite: the sum then rejects it. Raises UserError if a transform
+        returns anything but float32 (parameters,) on the same device.
         """
         trained, start = weights[: self.parameters], omega[: self.parameters]
         if not self.transforms or not trained.isfinite().all():

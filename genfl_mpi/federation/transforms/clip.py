@@ -1,10 +1,8 @@
-"""Norm clipping of the clients' updates (McMahan et al. 2018; as a defence against backdoors, Sun et al.
-2019).
+"""Norm clipping of the clients' updates (McMahan et al. 2018, Sun et al. 2019).
 
     omega_n <- omega^t + (omega_n - omega^t) min(1, S / |omega_n - omega^t|)        S: clipping.norm
 
-The norm is the Euclidean norm over all parameters. An update within the bound is returned unchanged, bit for
-bit.
+The norm is the Euclidean norm over all parameters. An update within the bound is returned unchanged.
 """
 
 from __future__ import annotations
