@@ -87,7 +87,10 @@ def is_open_mpi():
 
 
 def mpirun(ranks, *arguments, timeout=300, own_processes=False, **environment):
-    """Run a `command` to its end and return when all its processes are gone. own_processes: as in `prepare`."""
+    """Run a `command` to its end, and return when all its processes are gone.
+
+    own_processes: as in `prepare`.
+    """
     started, environment = prepare(ranks, arguments, environment, own_processes)
     gone, held = os.pipe()  # read to its end when no process has `held` any more
     if "JOB" in environment:

@@ -165,8 +165,8 @@ class Config(Section):
     algorithm: Algorithm = Algorithm()
     transforms: list[str] = Field(
         [],
-        description="what is done to each client's trained model before it is summed, in this order: clip, or "
-        "module:function",
+        description="functions that change each client's trained model before it is summed, in this order: "
+        "clip, or module:function",
     )
     clipping: Clipping = Clipping()
     augmented: Training = Field(

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from genfl_mpi.data.datasets import Description
 
 HALF_BYTES = 2  # of a generator's weight, which is sent in half precision
-PLACEMENTS = {"sent": "P2", "made": "P3"}  # of images that clients train on; all others are P1
+PLACEMENTS = {
+    "sent_to_clients": "P2",
+    "made_by_clients": "P3",
+}  # of images that clients train on; all others are P1
 
 
 def model_fields(config: Config, about: Description) -> dict[str, Any]:
