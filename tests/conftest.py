@@ -1,6 +1,7 @@
 """What the tests share: a tiny run, and a way to start it on any number of ranks."""
 
 import atexit
+import itertools
 import json
 import os
 import shutil
@@ -93,8 +94,9 @@ def mpirun(ranks, *arguments, timeout=300, own_processes=False, **environment):
     """
     started, environment = prepare(ranks, arguments, environment, own_processes)
     gone, held = os.pipe()  # read to its end when no process has `held` any more
-    if "JOB" in environment:
-        environment["JOB"] = json.dumps(json.loads(environment["JOB"]) | {"held": [held]})
+    if job := json.loads(environment.get("JOB", "{}")):
+        job |= {"held": [held], "name": f"{next(NUMBERS)}"}
+        environment["JOB"] = json.dumps(job)
     with open(gone, "rb") as gone:
         try:
             done = subprocess.run(
@@ -103,11 +105,22 @@ def mpirun(ranks, *arguments, timeout=300, own_processes=False, **environment):
         finally:
             os.close(held)
         gone.read()
+    if job:
+        server().reap(job["name"])  # a process closes its files one after another
     return done
 
 
+NUMBERS = itertools.count()
 AT_START = dict(os.environ)
-FOLLOWED = {"COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"}  # variables that a fork gets in time
+BEFORE_TEST = {}  # variables
+FOLLOWED = {"COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"}  # a fork gets these in time
+# Libraries set these while they are imported, here as in the server.
+FOLLOWED |= {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
+
+
+def pytest_runtest_setup():
+    BEFORE_TEST.clear()
+    BEFORE_TEST.update(os.environ)
 
 
 def prepare(ranks, arguments, environment=(), own_processes=False):
@@ -116,7 +129,8 @@ def prepare(ranks, arguments, environment=(), own_processes=False):
     The ranks will be forks of the `server`, which need not import anything, where that makes no difference.
     own_processes: start Python itself on each rank, for tests of the start or of signals."""
     all_variables = {**os.environ, **dict(environment)}
-    changed = {name for name in {**os.environ, **AT_START} if os.environ.get(name) != AT_START.get(name)}
+    names = {*os.environ, *BEFORE_TEST}
+    changed = {name for name in names if os.environ.get(name) != BEFORE_TEST.get(name)}
     is_known = tuple(arguments[:2]) == ("-m", "genfl_mpi") or str(arguments[0]).endswith(".py")
     if own_processes or not is_known or not changed <= FOLLOWED or is_open_mpi():
         return command(ranks, *arguments), all_variables

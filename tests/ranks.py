@@ -67,6 +67,13 @@ class Server:
         """The command of a rank, for mpirun; it finds its job in the variable JOB."""
         return ["-I", "-S", __file__, "rank", self.socket]
 
+    def reap(self, name):
+        """Return when no process is left of the jobs called `name`, all of which are about to end."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(self.socket)
+            connection.send(json.dumps({"reap": name}).encode())
+            connection.recv(MAX_MESSAGE_BYTES)
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
@@ -131,6 +138,17 @@ def serve(path):
     gc.collect()
     gc.freeze()
     print("ready", flush=True)
+
+    def end(pid):
+        """Wait for the end of a child, and tell the status to who asked for it."""
+        connection, ended, _ = children.pop(pid)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for one in (connection, ended):
+            selector.unregister(one)
+        os.close(ended)
+        with connection, suppress(OSError):
+            connection.send(json.dumps(status).encode())
+
     while True:
         for key, _ in selector.select():
             if key.fileobj is sys.stdin:
@@ -141,30 +159,30 @@ def serve(path):
                 connection, _ = listener.accept()
                 message, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
                 job = json.loads(message)
+                if "reap" in job:
+                    for pid in [pid for pid, (_, _, name) in children.items() if name == job["reap"]]:
+                        end(pid)
+                    with connection:
+                        connection.send(b"null")
+                    continue
                 if not (pid := os.fork()):
                     selector.close()
-                    for one in (listener, connection, *(one for one, _ in children.values())):
+                    for one in (listener, connection, *(one for one, _, _ in children.values())):
                         one.close()
-                    for _, ended in children.values():
+                    for _, ended, _ in children.values():
                         os.close(ended)
                     return job | {"descriptors": descriptors, "search": search}
                 for descriptor in descriptors:
                     os.close(descriptor)
                 with suppress(OSError):
                     connection.send(json.dumps(pid).encode())
-                children[pid] = connection, os.pidfd_open(pid)
-                for one in children[pid]:
+                children[pid] = connection, os.pidfd_open(pid), job.get("name")
+                for one in children[pid][:2]:
                     selector.register(one, selectors.EVENT_READ, pid)
             elif key.data in children:
-                connection, ended = children.pop(key.data)
-                if key.fileobj is connection:  # who asked waits no longer
+                if key.fileobj is children[key.data][0]:  # who asked waits no longer
                     os.kill(key.data, signal.SIGKILL)
-                status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
-                for one in (connection, ended):
-                    selector.unregister(one)
-                os.close(ended)
-                with connection, suppress(OSError):
-                    connection.send(json.dumps(status).encode())
+                end(key.data)
 
 
 def _import_everything():
