@@ -73,7 +73,7 @@ def test_a_full_disk_ends_the_run_in_one_line(ranks, small_disk, tmp_path, capfd
     finish_and_compare(FAST, disk / "results", tmp_path, done + 2)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_path):
     """HDF5 itself meets the end of the disk, because nobody looked for room before; and it stays full."""
     disk = small_disk("size=8m")

@@ -131,7 +131,8 @@ def lying(tmp_path_factory):
 @pytest.mark.parametrize(
     ("policy", "source"),
     [
-        *((policy, "pool") for policy in JUDGES),
+        (JUDGES[0], "pool"),
+        *(pytest.param(policy, "pool", marks=pytest.mark.slow) for policy in JUDGES[1:]),
         *(pytest.param(policy, "clients", marks=pytest.mark.slow) for policy in JUDGES),
         ("line_search", "pool"),
     ],

@@ -227,6 +227,7 @@ def test_every_rank_and_round_has_a_row_also_when_continued_on_other_ranks(fast,
             )
 
 
+@pytest.mark.slow
 def test_generation_and_client_training_run_at_the_same_time(tiny, tmp_path):
     """With two ranks and an empty bank the recorded intervals of both overlap."""
     done = mpirun(2, "-m", "genfl_mpi", *tiny, f"generation.bank={tmp_path}/bank", "generation.steps=20")
@@ -345,6 +346,7 @@ def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     """As in Figures 5 and 6, which compare methods; a single method has one panel, as in Figure 1."""
     from genfl_mpi.analysis.summary import groups

@@ -86,6 +86,7 @@ def test_the_same_generator_every_time(made, tmp_path):
     assert model_folder.digest(tmp_path / "other") != model_folder.digest(made)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
     arguments = [*tiny, f"generation.checkpoint={made}"]
     assert main(arguments) == 2

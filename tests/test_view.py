@@ -93,7 +93,7 @@ def rounds_said(text):
     return [int(number) for number in re.findall(r"round +(\d+)/", text)]
 
 
-@pytest.mark.parametrize("swmr", [True, False])
+@pytest.mark.parametrize("swmr", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_watch_follows_a_run_from_another_process(swmr, tmp_path):
     """The file system supports HDF5's SWMR, or not."""
     results = tmp_path / "runs/fedavg_seed1.h5"
