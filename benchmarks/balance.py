@@ -1,12 +1,17 @@
-"""Does every rank of a round work as long?
+"""Measure how evenly a round's work is divided over the ranks.
 
     python benchmarks/balance.py [--ranks 2,4] [--rounds 20]
 
-Runs of FedAvg and of GenFL (with an empty bank) on 100 clients of Dirichlet(0.1) with a cohort of five clients a rank, one thread each.
-From the results files, for each round but the first: what the longest rank worked, rank 0's generation and augmented model
-included, over the largest of 1.1 times the mean rank, the longest single client and the server's own work, which is the bar; over
-the mean; and the mean time that a rank waited, as a share of the round. Medians over the rounds. On more ranks than cores the work of one disturbs
-the others'.
+Runs FedAvg and GenFL (with an empty bank) on 100 Dirichlet(0.1) clients, with five clients per rank in a
+cohort and one thread per rank. Prints medians over all rounds but the first, from the results files:
+
+- the work of the busiest rank over the bar, which is the largest of 1.1 times the mean over the ranks, the
+  longest single client, and the server's own work;
+- the work of the busiest rank over the mean;
+- the mean waiting time of a rank as a share of the round.
+
+Rank 0's work includes generation and training of the augmented model. With more ranks than cores, the ranks
+slow each other down.
 """
 
 import argparse

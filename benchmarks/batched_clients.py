@@ -1,10 +1,11 @@
-"""Clients trained one by one against several as one batched computation (training.clients_per_batch).
+"""Compare clients trained one by one with several as one batched computation (training.clients_per_batch).
 
     python benchmarks/batched_clients.py [--repeats 7] [--device cpu]
 
-Milliseconds a client, in turn, medians with least and most: R2's network and client (50 images of 32x32 pixels, batches of 10), and
-small networks on small images, of which a launch takes longer than the work. On a CPU it is processor time of one thread, because
-other work changes it less; on a GPU it is time by the wall, after the device has finished.
+Prints milliseconds per client: median, minimum and maximum over alternating repeats. The jobs are R2's
+network and client (50 images of 32x32 pixels, batches of 10), and small networks on small images, where
+launching a kernel takes longer than running it. On a CPU this is processor time of one thread, which other
+load affects less; on a GPU it is wall-clock time, measured after the device has finished.
 """
 
 import argparse
@@ -82,8 +83,9 @@ def main():
         for count, times in spent.items():
             times = times[1:]  # the first warms up
             apart = max((found[count, key] - found[1, key]).abs().max().item() for key in range(CLIENTS))
+            middle, low, high = statistics.median(times), min(times), max(times)
             print(
-                f"{job:17} {count:8} {statistics.median(times):12.2f} {min(times):7.2f} {max(times):7.2f}   {apart:.1e}",
+                f"{job:17} {count:8} {middle:12.2f} {low:7.2f} {high:7.2f}   {apart:.1e}",
                 flush=True,
             )
 

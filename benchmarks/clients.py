@@ -1,16 +1,17 @@
-"""What clients cost that do not train.
+"""Measure what clients cost that do not train.
 
     python benchmarks/clients.py [--clients 1000000] [--cohort 1000] [--rounds 200]
 
-divides synthetic data over the clients (each draws 50 samples with replacement, by a mix of labels of its own) and prints, each
-from processes of their own:
+Divides synthetic data over the clients: each draws 50 samples with replacement from its own mix of labels.
+Then prints, each measured in separate processes:
 
-1. seconds and memory until the first cohort is chosen, and of rounds with a cohort of 1,000;
-2. memory of a node by the number of its ranks: the sum of their proportional set sizes, in which what ranks share counts once;
+1. seconds and memory until the first cohort is selected, and of rounds with a cohort of 1,000;
+2. memory of a node by the number of its ranks: the sum of their proportional set sizes, which counts memory
+   shared by ranks once;
 3. resident memory over the rounds of a run with a cohort of 10;
 4. bytes of the two messages of a round, from 10 to 10,000 clients.
 
-Memory is what comes on top of the imports. Every rank has one thread.
+Memory excludes the imports. Every rank has one thread.
 """
 
 import argparse
@@ -91,13 +92,15 @@ def main():
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
-        return job(*json.loads(options.job))
+        job(*json.loads(options.job))
+        return
 
     clients = f"clients={options.clients}"
     print(f"{options.clients:,} clients, a cohort of {options.cohort:,}, 1 rank", flush=True)
     (one,) = measured(1, clients, f"cohort={options.cohort}", "rounds=3")
     print(
-        f"  until the first cohort is chosen: {one['seconds']:.1f} s ({one['cpu_seconds']:.1f} s of CPU), {one['pss']:.0f} MB, at most {one['peak']:.0f} MB"
+        f"  until the first cohort is selected: {one['seconds']:.1f} s ({one['cpu_seconds']:.1f} s of CPU), "
+        f"{one['pss']:.0f} MB, at most {one['peak']:.0f} MB"
     )
     print(f"  rounds: {', '.join(f'{seconds:.1f}' for seconds in one['rounds'])} s", flush=True)
 

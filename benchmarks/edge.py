@@ -2,8 +2,9 @@
 
     python benchmarks/edge.py [--clients 1000000] [--repeats 3]
 
-draws the devices and the channel in both directions, divides the bandwidth in every way there is, and works out seconds and
-joules of each client. The deadline of least_energy is one and a half times the earliest time.
+Draws the clients' hardware and the channel in both directions, divides the bandwidth in every available way,
+and computes each client's seconds and joules. The deadline of least_energy is 1.5 times the earliest possible
+time.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""What the exchange of a round costs beyond a bare broadcast and reduction.
+"""Compare a round's exchange with a bare broadcast and reduction.
 
     python benchmarks/exchange.py [--ranks 2,4] [--weights 13994,1626442,11181642] [--repeats 20]
 
-On each number of ranks and for each number of weights, in turn: the two messages of a round as a run sends them (weights, the
-cohort's plan, a row for each client and rank, a cohort of 50), and a bare Bcast of the float32 weights and a bare Reduce of as many
-64-bit integers. Prints medians over the repeats, from one barrier of all ranks to the next, and their ratio. More ranks than
-cores share the cores: MPI's waiting then takes the time of others' work, and what is measured is the operating system.
+For each number of ranks and of weights, alternates between the two messages of a round as a run sends them
+(weights, the cohort's plan, a row per client and rank, a cohort of 50) and a bare Bcast of the float32
+weights with a bare Reduce of as many 64-bit integers. Prints the medians over the repeats, each timed between
+two barriers of all ranks, and their ratio. With more ranks than cores, MPI's busy waiting takes processor
+time from other ranks, and the benchmark measures the operating system.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def job(weights, repeats):
         ours, theirs = (statistics.median(seconds[function]) for function in (exchange, bare))
         low, _, high = statistics.quantiles([one / two for one, two in zip(*seconds.values())], n=4)
         print(
-            f"{comm.size:5d}  {weights:11,}  {1000 * ours:14.2f}  {1000 * theirs:9.2f}  {ours / theirs:5.2f}  {low:.2f} to {high:.2f}",
+            f"{comm.size:5d}  {weights:11,}  {1000 * ours:14.2f}  {1000 * theirs:9.2f}  "
+            f"{ours / theirs:5.2f}  {low:.2f} to {high:.2f}",
             flush=True,
         )
 
@@ -71,10 +73,12 @@ def main():
     parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
-        return job(int(options.weights), options.repeats)
+        job(int(options.weights), options.repeats)
+        return
     launcher = Path(sys.executable).with_name("mpirun")
     print(
-        f"{len(os.sched_getaffinity(0))} cores\nranks      weights   exchange (ms)  bare (ms)  ratio  middle half of ratios",
+        f"{len(os.sched_getaffinity(0))} cores\n"
+        "ranks      weights   exchange (ms)  bare (ms)  ratio  middle half of ratios",
         flush=True,
     )
     for ranks in options.ranks.split(","):

@@ -1,10 +1,11 @@
-"""The floor of a reference job: the same SGD steps in a bare PyTorch loop on resident tensors, and nothing else.
+"""Run the floor of a reference job: the same SGD steps in a bare PyTorch loop on resident tensors.
 
     python benchmarks/floor.py R2 [--processes 2] [--threads 1] [--formats channels_last] [--optimizers fused]
 
-Nothing is drawn, sent, reset, averaged, tested or written. The clients of a round are divided over the processes, which begin it
-together; a round lasts until the last of them ends. No layer, kernel or trick of genfl_mpi is in it. The file is not changed any
-more, so that what is faster than the floor is faster than plain PyTorch.
+Draws, sends, resets, averages, tests and writes nothing. The clients of a round are divided over the
+processes, which start the round together; it lasts until the last process finishes. Uses no layer, kernel or
+optimization of genfl_mpi. The code of this file is frozen, so that anything faster than the floor is faster
+than plain PyTorch.
 """
 
 import argparse

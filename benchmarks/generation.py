@@ -2,9 +2,9 @@
 
     python benchmarks/generation.py [--repeats 3]
 
-fills an empty bank with the 300 images of the default configuration (20 steps, guidance 7, batches of 50) on one rank with
-one thread, one rank with two, and two ranks with one, in turn, and prints what `generate` says of each: the pipeline's
-loading is not counted.
+Fills an empty bank with the 300 images of the default configuration (20 steps, guidance 7, batches of 50) on
+one rank with one thread, one rank with two threads, and two ranks with one thread each, in turn. Prints the
+rate that `generate` reports, which excludes loading the pipeline.
 """
 
 import argparse
@@ -50,9 +50,8 @@ def main():
             rates[ranks, threads].append(float(re.search(r"([\d.]+) images/s", done.stdout)[1]))
     print("\nranks  threads  images/s (median)  each")
     for (ranks, threads), values in rates.items():
-        print(
-            f"{ranks:5d}  {threads:7d}  {statistics.median(values):17.2f}  {', '.join(f'{value:.2f}' for value in values)}"
-        )
+        each = ", ".join(f"{value:.2f}" for value in values)
+        print(f"{ranks:5d}  {threads:7d}  {statistics.median(values):17.2f}  {each}")
 
 
 if __name__ == "__main__":

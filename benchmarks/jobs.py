@@ -1,7 +1,8 @@
-"""The two reference jobs, for every contestant alike: networks, data, and how a contestant tells its times.
+"""Define the two reference jobs for all contestants: networks, data, and how a contestant prints its times.
 
-R1 is the paper's: ResNet-18 with torchvision's stem on 32x32 pixels. R2 is pfl-research's CIFAR-10 benchmark, whose network has
-1,626,442 parameters. Plain SGD, one local epoch; the images are random, since none of this depends on what they show.
+R1 is the paper's: ResNet-18 with torchvision's stem on 32x32 pixels. R2 is pfl-research's CIFAR-10 benchmark,
+whose network has 1,626,442 parameters. Both use plain SGD and one local epoch. The images are random, because
+their content does not affect the times.
 """
 
 import json
@@ -11,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-POOL = 5000  # random images, of which the clients' are slices: nobody is to be slowed by what does not fit into memory
+# Number of random images. Clients hold slices of them, so that a contestant's speed does not depend on
+# memory.
+POOL = 5000
 
 
 class Job(NamedTuple):
@@ -56,7 +59,10 @@ def network(job, memory_format):
 
 
 def data(job, memory_format):
-    """A function that gives a client's float32 images (samples, 3, 32, 32) and int64 labels (samples,), views of one pool."""
+    """Return a function that returns a client's data as views of one set of random images.
+
+    The data are float32 images (samples, 3, 32, 32) and int64 labels (samples,).
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(POOL, 3, 32, 32, generator=generator).contiguous(
         memory_format=FORMATS[memory_format]

@@ -1,10 +1,11 @@
-"""What a client costs beyond its SGD steps, and the exact sum beside one step.
+"""Measure a client's cost beyond its SGD steps, and the exact sum beside one step.
 
     python benchmarks/overhead.py [--repeats 20]
 
-Milliseconds of processor time, on one rank of one thread: a client of one batch of ten images, as a round trains it (its
-data, its random streams, training, the exact sum, its row), less a bare step of SGD on the same batch; for a network of 1,023
-weights and for those of the reference jobs. In turn, medians; processor time, because other work changes it less.
+Prints milliseconds of processor time on one rank with one thread: a client with one batch of ten images as a
+round trains it (its data, random streams, training, exact sum and row), less a bare SGD step on the same
+batch. The networks are one of 1,023 weights and those of the reference jobs. The figures are medians over
+alternating repeats; processor time, because other load affects it less.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Do generation and the clients' training overlap?
+"""Measure how far generation and the clients' training overlap.
 
     python benchmarks/overlap.py [--ranks 2] [--repeats 3]
 
-runs one round of GenFL with an empty bank on two ranks, twice the same: as it is, and with everything on one rank, where
-the same work is done one after the other. Prints, from the results files, how long generation took, how long the clients
-took, and the round as a share of their sum: 0.5 is perfect overlap of equal halves, 1 is none. The load is chosen so
-that both take about equally long here; the generator is loaded in a round before.
+Runs the same round of GenFL with an empty bank twice: as usual on two ranks, and with all work on one rank,
+one part after the other. Prints, from the results files, the time of generation and augmented training, the
+time of the clients, and the round as a share of their sum: 0.5 is perfect overlap of equal halves, 1 is no
+overlap. The load makes both parts take about equally long on the machine it was chosen on. The generator is
+loaded in an earlier round.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Does a run take what `plan` says?
+"""Compare a run's time with the prediction of `plan`.
 
     python benchmarks/plan.py [--ranks 2] [--repeats 3]
 
-For three configurations, in turn: `plan` on so many ranks of one thread, then the run itself on as many, with an empty bank. Prints
-the seconds of all rounds as predicted and as recorded in the results file, and their ratio.
+For each of three configurations in turn, runs `plan` and then the run itself, with an empty bank, on the same
+number of ranks with one thread each. Prints the seconds of all rounds as predicted and as recorded in the
+results file, and their ratio.
 """
 
 import argparse

@@ -1,12 +1,17 @@
-"""The reference jobs R1 and R2: the floor, genfl_mpi, Flower and pfl-research side by side, in turn and repeated.
+"""Compare the floor, genfl_mpi, Flower and pfl-research on the reference jobs R1 and R2.
 
     python benchmarks/reference_jobs.py [R1 R2] [--repeats 5] [--rounds 3] [--peers FOLDER] [--output FOLDER]
 
-Every contestant may use all the cores, in the layout that is best for it: the floor in the fastest of its layouts, memory formats
-and optimizers, which a search finds first; genfl_mpi as it is installed, on one rank a core; Flower with an actor a core, and with
-one for all; pfl-research under torchrun with a process a core, and in one process. The peers get the floor's memory format. Their
-packages are installed into an environment of their own (--peers), with genfl_mpi's version of torch. `trial` is a job of seconds.
-A round is training and aggregation; what genfl_mpi needs for testing is told apart. All figures go to OUTPUT/figures.json.
+The contestants run in turn, and this repeats. Each may use all cores, in the layout that suits it best:
+
+- the floor in the fastest of its layouts, memory formats and optimizers, which a search finds first;
+- genfl_mpi as installed, with one rank per core;
+- Flower with one actor per core, and with one actor for all cores;
+- pfl-research under torchrun with one process per core, and in one process.
+
+The peers get the floor's memory format. Their packages are installed into a separate environment (--peers),
+with genfl_mpi's version of torch. The job `trial` takes seconds. A round is training and aggregation;
+genfl_mpi's evaluation time is reported separately. All figures go to OUTPUT/figures.json.
 """
 
 import argparse
@@ -52,12 +57,18 @@ def peers_python(folder):
 
 def versions(python):
     """Versions of what the peers' environment has."""
-    code = "import json; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in ('flwr', 'ray', 'pfl', 'torch')}))"
+    code = (
+        "import json; from importlib.metadata import version as v; "
+        "print(json.dumps({n: v(n) for n in ('flwr', 'ray', 'pfl', 'torch')}))"
+    )
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def told(command, limit):
-    """Run a contestant; the figures of its rounds, dicts of seconds. Raises RuntimeError with its last words if there are none."""
+    """Run a contestant and return the figures of its rounds, dicts of seconds.
+
+    Raises RuntimeError with the last lines of its output if it prints no figures.
+    """
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     try:
         done = subprocess.run(
@@ -74,7 +85,10 @@ def told(command, limit):
 
 
 def genfl(name, cores, rounds, limit):
-    """Rounds of genfl_mpi with its defaults, on a rank a core, read from its results file; the first warms up."""
+    """Run genfl_mpi with its defaults on one rank per core and return the rounds of its results file.
+
+    Leaves out the first round, which warms up.
+    """
     import h5py
 
     job = JOBS[name]
@@ -119,7 +133,10 @@ def genfl(name, cores, rounds, limit):
 
 
 def search(name, layouts, limit):
-    """The floor's fastest layout, format and optimizer as options, by two rounds of each, shortened; and all that was measured."""
+    """Return the floor's fastest layout, format and optimizer as options, and all measurements.
+
+    Measures two shortened rounds of each combination.
+    """
     job, tried = JOBS[name], []
     for processes, threads in layouts:
         clients = processes * max(1, min(job.cohort // processes, 40 * job.batch // job.samples))
@@ -174,8 +191,11 @@ def spread(values):
 
 
 def table(name, measured):
-    """The lines of a job's table. measured: for each contestant the rounds of each repeat, lists of lists of dicts; a ratio is of
-    the medians of a repeat, since those were measured one after the other."""
+    """Return the lines of a job's table.
+
+    measured: for each contestant the rounds of each repeat, lists of lists of dicts. A ratio compares medians
+    of the same repeat, because these were measured right after each other.
+    """
     rounds = {
         who: [statistics.median(figure["round"] for figure in repeat) for repeat in repeats]
         for who, repeats in measured.items()
@@ -253,10 +273,8 @@ def main():
                 if who not in failed:
                     try:
                         measured[who].append(run())
-                        print(
-                            f"{name} {repeat + 1}/{options.repeats} {who}: {spread([one['round'] for one in measured[who][-1]])} s",
-                            flush=True,
-                        )
+                        seconds = spread([one["round"] for one in measured[who][-1]])
+                        print(f"{name} {repeat + 1}/{options.repeats} {who}: {seconds} s", flush=True)
                     except (RuntimeError, subprocess.TimeoutExpired) as error:
                         failed[who] = str(error)
                         print(f"{name} {who} failed: {error}", flush=True)

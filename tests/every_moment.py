@@ -24,8 +24,11 @@ PAGE = 4096  # bytes that a process shares with the test: the number of calls, a
 
 
 class Fault(NamedTuple):
-    """call: to be disturbed, from 1; error: with which it fails, or 0 for SIGKILL; stays: whether everything that takes room fails
-    from then on; rank: of the process that is disturbed."""
+    """A disturbance of one system call.
+
+    call: number of the disturbed call, from 1; error: errno with which it fails, or 0 for SIGKILL; stays:
+    whether every later call that takes disk space fails too; rank: of the disturbed process.
+    """
 
     call: int
     error: int
@@ -34,8 +37,11 @@ class Fault(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a start ended. status: of a process that was killed negative, of one that hung None; calls: of each rank, those that were
-    counted; said, complaints: standard output and error."""
+    """How a start ended.
+
+    status: exit status, negative for a killed process, None for one that hung; calls: number of counted calls
+    of each rank; said, complaints: standard output and error.
+    """
 
     status: int | None
     calls: list
@@ -44,8 +50,11 @@ class Ended(NamedTuple):
 
 
 class Server:
-    """Starts commands of genfl_mpi in processes that have imported everything. folder: for its own files, outside the runs';
-    tracer: a command that runs another one, under its eyes."""
+    """Starts commands of genfl_mpi in processes with all modules already imported.
+
+    folder: for the server's files, outside the folders of the runs; tracer: a command that runs and traces
+    another one.
+    """
 
     def __init__(self, folder, tracer=()):
         self.folder = Path(folder)
@@ -73,7 +82,9 @@ class Server:
     def start(self, name, arguments, root, count=1, fault=None, **more):
         """Run a command to its end, on `count` ranks, and return `Ended`.
 
-        name: of the start, for its files; root: the folder below which calls count; more: of a job, as in `become`."""
+        name: of the start, for its files; root: the folder below which calls are counted; more: further keys
+        of the job, as in `become`.
+        """
         out, err = (self.folder / f"{name}.{ending}" for ending in ("out", "err"))
         pages = [self.folder / f"{name}.{rank}" for rank in range(count)]
         for page in pages:
@@ -118,11 +129,12 @@ class Server:
 
 
 def become(job):
-    """In the child: do the job, and return the exit status.
+    """Run the job in the child process and return the exit status.
 
-    Of the job: log: a file that gets each counted call; states: a folder for what power cuts would leave (see `Disk`);
-    clock: seconds by which the time of day is wrong; uncounted: do not count; quick: leave without the interpreter's own
-    end, which takes longer than the run."""
+    Optional keys of the job: log: a file that records each counted call; states: a folder for the disk states
+    after a power cut (see `Disk`); clock: seconds by which the time of day is wrong; uncounted: do not count
+    calls; quick: exit without the interpreter's shutdown, which takes longer than the run.
+    """
     import atexit
     import ctypes
     import time
@@ -163,12 +175,14 @@ def become(job):
 
 
 class Disk:
-    """What a power cut would leave: files as they were when they were last synced, and of the names, in one state (`synced`), those that
-    were there when the folder was last synced, in another (`named`) those that there are, since a system may bring names to the disk
-    before it is asked to.
+    """The states of the disk that a power cut would leave.
 
-    Told of each call before it is made, it describes the states after the one before in files of a folder: a line of JSON, [rounds
-    that were said to be finished, {path: a file with the content}]; folders are the paths that end in /.
+    Files have the content of their last sync. Names come in two variants: those present when their folder was
+    last synced, and those present now, because a system may write names to the disk before it has to.
+
+    `look` runs before each counted call and records the states after the previous call. Each state is a line
+    of JSON in the file `states` of the folder: [rounds reported as finished, {path: name of the file with its
+    content}]. Paths of folders end in /.
     """
 
     def __init__(self, job):
@@ -195,7 +209,10 @@ class Disk:
         self.last = call.decode(), path.decode()
 
     def _there(self):
-        """{inode of a folder: {name: (inode, path)}}, with every file held open, so that its inode is not used again."""
+        """Return {inode of a folder: {name: (inode, path)}}.
+
+        Holds every file open, so that its inode is not reused.
+        """
         found, folders = {}, [self.root]
         while folders:
             folder = folders.pop()
@@ -245,9 +262,12 @@ def rounds_said(text):
 
 
 class Kind(NamedTuple):
-    """A run that is disturbed. arguments: of the command, which writes into {root}/results; ranks: that it is started on; before:
-    arguments of the commands that come before it, undisturbed; cut: the share of the calls of an undisturbed run after which the run is
-    killed before, or 0."""
+    """A run to be disturbed.
+
+    arguments: of the command, which writes into {root}/results; ranks: number of ranks; before: arguments of
+    the commands that run undisturbed before it; cut: if not 0, the run to be disturbed continues one that was
+    killed after this share of its calls.
+    """
 
     arguments: list
     ranks: int = 1
@@ -256,9 +276,11 @@ class Kind(NamedTuple):
 
 
 class Run:
-    """A `Kind` in a folder: the state that it starts from, and how it ends undisturbed. server: of those that start it.
+    """A `Kind` in a folder: its initial state, and its undisturbed end.
 
-    calls: of each rank; log: of a single one, what they were; whole: {results file: digests}."""
+    server: starts its processes; calls: number of calls of each rank; log: the calls of a single rank, empty
+    for several ranks; whole: {results file: digests}.
+    """
 
     def __init__(self, server, name, kind, folder):
         self.server, self.name, self.kind, self.folder, self.start = (
@@ -296,9 +318,12 @@ class Run:
         self.calls = ended.calls
 
     def disturb(self, fault, clocks=(0, 0)):
-        """Start the run with a `Fault`, and then again. clocks: seconds by which the time of day is wrong in each start. Returns what
-        became of the first one: "killed", "one line" or "went on". Raises AssertionError if that is not how it should end, or
-        something is lost."""
+        """Start the run with a `Fault`, then continue it.
+
+        clocks: seconds by which the time of day is wrong in each of the two starts. Returns how the first one
+        ended: "killed", "one line" or "went on". Raises AssertionError for any other end, or if anything is
+        lost.
+        """
         where = f"{self.name}-{fault.error}-{fault.rank}-{fault.call}"
         root = self.folder / where
         shutil.copytree(self.start, root)
@@ -328,8 +353,11 @@ class Run:
         return "one line"
 
     def go_on(self, root, rounds, where, **more):
-        """Start again what was disturbed, after `rounds` were said to be finished, {run: round}. Raises AssertionError if one of them is not
-        there, or the end is another one than that of the undisturbed run."""
+        """Start the disturbed run again.
+
+        rounds: {run: last round reported as finished}. Raises AssertionError if one of these rounds is
+        missing, or if the result differs from that of the undisturbed run.
+        """
         there = finished_rounds(root)
         assert all(there.get(name, 0) >= round for name, round in rounds.items()), (
             f"of the finished rounds {rounds} are left {there}"
@@ -346,7 +374,7 @@ class Run:
         assert digests(root) == self.whole, "another result"
 
     def cut_off(self):
-        """Each different state of the disk that a power cut would leave, the run continued from it. Returns how many there are."""
+        """Continue the run from each distinct disk state that a power cut would leave; return the count."""
         states = self.folder / "states"
         root = self.folder / "disk"
         shutil.copytree(self.start, root)

@@ -1,4 +1,7 @@
-"""Fuzzing of what reads a configuration: python tests/fuzz_config.py -runs=100000. A failure prints the text that did it."""
+"""Fuzz the reading of configurations: python tests/fuzz_config.py -runs=100000.
+
+A failure prints the text that caused it.
+"""
 
 import sys
 

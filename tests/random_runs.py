@@ -1,5 +1,8 @@
-"""Runs of random configurations: mpirun -n RANKS python random_runs.py FOLDER HOW FIRST LAST, which writes what came of each into
-FOLDER/results.json. HOW: whole, extended after their first round, or forked from it."""
+"""Run random configurations: mpirun -n RANKS python random_runs.py FOLDER HOW FIRST LAST.
+
+Writes the outcome of each run to FOLDER/results.json. HOW: whole, extended after the first round, or forked
+from it.
+"""
 
 import json
 import random
@@ -89,7 +92,7 @@ SETTINGS = {
 
 
 def drawn(seed):
-    """The settings of a random configuration, some of which are refused because their parts do not go together."""
+    """Return the settings of a random configuration; some combine incompatible parts and are refused."""
     rng = random.Random(seed)
     return [
         *QUICK,

@@ -1,10 +1,11 @@
-"""A Slurm of one's own, in a folder: two nodes that are this machine, each with four GPUs that are none.
+"""Run a private Slurm in a folder: two nodes on this machine, each with four fake GPUs.
 
     python tests/slurm.py start FOLDER     and then, in a shell: export SLURM_CONF=FOLDER/slurm.conf
     python tests/slurm.py stop FOLDER
 
-Debian's packages slurm-wlm and munge bring what it needs. The nodes claim more cores than the machine has, so that the job
-files can be submitted as they are; the daemons listen on this machine alone, and end by the process ids noted in FOLDER.
+Needs Debian's packages slurm-wlm and munge. The nodes claim more cores than the machine has, so that the job
+files can be submitted unchanged. The daemons listen on this machine only; `stop` ends them by the process ids
+stored in FOLDER.
 """
 
 import getpass
@@ -46,8 +47,10 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pidfile
 SlurmdPidFile={folder}/%n.pidfile
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=64 CoresPerSocket=64 RealMemory=256000 Gres=gpu:4
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=64 CoresPerSocket=64 RealMemory=256000 Gres=gpu:4
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} \
+CPUs=64 CoresPerSocket=64 RealMemory=256000 Gres=gpu:4
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} \
+CPUs=64 CoresPerSocket=64 RealMemory=256000 Gres=gpu:4
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 

@@ -155,7 +155,7 @@ def test_kappa_is_of_who_was_heard(tiny):
 
 
 def test_policies_that_try_models_hear_who_is_heard(tiny, tmp_path):
-    """The council's votes and weights are of who was trained: with nothing to choose, its rho is the paper's."""
+    """Votes and weights cover the trained clients only: with nothing to choose, rho is the paper's."""
     tiny = [
         *tiny,
         "data.name=synthetic",

@@ -1,4 +1,4 @@
-"""Files and disks that fail, provoked for real: said in one line, with exit status 2, and nothing that was written is lost."""
+"""Real failures of files and disks: one line of error, exit status 2, and no loss of written data."""
 
 import errno
 import os
@@ -79,7 +79,11 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_pat
     disk = small_disk("size=8m")
     script = tmp_path / "careless.py"
     script.write_text(
-        "import sys\nfrom genfl_mpi.cli import main\nfrom genfl_mpi.results import disk\ndisk.RESERVE = -1e18\nsys.exit(main(sys.argv[1:]))\n"
+        "import sys\n"
+        "from genfl_mpi.cli import main\n"
+        "from genfl_mpi.results import disk\n"
+        "disk.RESERVE = -1e18\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
     overrides = [
         *FAST,
@@ -122,7 +126,11 @@ def images(state):
     ],
 )
 def test_a_quota_ends_the_run_in_one_line(where, ranks, tmp_path):
-    """A limit on the size of files, from the fourth round on: in the middle of what a library writes, on a disk that has room."""
+    """A limit on the size of files, from the fourth round on, stops a library in the middle of a write.
+
+    The disk has free space.
+    """
+    allowed = 3 if where.startswith("checkpoint") else 9 if where.startswith("client_state") else 30
     script = tmp_path / "limited.py"
     script.write_text(f"""
 import resource, signal, sys
@@ -136,7 +144,7 @@ write = getattr(owner, name)
 def limited(*arguments, **options):
     calls.append(1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if len(calls) > {3 if where.startswith("checkpoint") else 9 if where.startswith("client_state") else 30} and writes:
+    if len(calls) > {allowed} and writes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         return write(*arguments, **options)
@@ -215,7 +223,10 @@ def test_a_file_that_is_open_elsewhere(fast, tmp_path, capsys):
 def test_a_reader_does_not_disturb(fast, tmp_path):
     assert main([*fast, "rounds=2"]) == 0
     results = tmp_path / "results/fedavg_seed1.h5"
-    script = f"import h5py; f = h5py.File({str(results)!r}); print('open', flush=True); input(); print(len(f['rounds/round']))"
+    script = (
+        f"import h5py; f = h5py.File({str(results)!r}); print('open', flush=True); "
+        "input(); print(len(f['rounds/round']))"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

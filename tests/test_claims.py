@@ -132,7 +132,11 @@ def test_a_claim_holds_where_it_holds_everywhere():
 
 
 def test_claims_on_curves_that_are_known(runs):
-    """FedAvg rises to 58 %, GenFL twice as fast to 60 %, AIGC-only fastest and stays at 30 %. At alpha 1 all are level."""
+    """Judge known curves.
+
+    FedAvg rises to 58 %, GenFL twice as fast to 60 %, AIGC-only fastest, but only to 30 %. At alpha 1 all are
+    equal.
+    """
     every = [
         made(method, seed, alpha, accuracy=None if alpha == 0.1 else np.full(30, 70), cosine=alpha / 2)
         for method in CURVES
@@ -215,7 +219,7 @@ def test_methods_may_have_learning_rates_of_their_own(runs):
 
 
 def test_claims_prints_80_columns_and_writes_markdown(tiny, tmp_path, capsys):
-    """On real runs: too few seeds and rounds are said; an unfinished run is left out; the table is Markdown."""
+    """On real runs: report too few seeds and rounds, leave out an unfinished run, write a Markdown table."""
     out = tmp_path / "ledger.md"
     run = [one for one in tiny if not one.startswith("method")]
     assert main([*run, "sweep.method=[fedavg,genfl,aigc,matched]", "sweep.partition.alpha=[0.1,1.0]"]) == 0

@@ -26,8 +26,8 @@ def finish(link, division):
 
 
 def test_path_loss_and_rate_by_hand():
-    # 100 m: 128.1 - 37.6 = 90.5 dB. 1 MHz, 0.1 W: the noise is 10^-20.4 W/Hz 10^6 Hz, the signal 10^-1 10^-9.05 W: 43.5 dB
-    # above it, of which log2(1 + 10^4.35) = 14.450... bit in each Hz and s.
+    # 100 m: 128.1 - 37.6 = 90.5 dB. 1 MHz, 0.1 W: the noise is 10^-20.4 W/Hz 10^6 Hz, the signal 10^-1
+    # 10^-9.05 W, which is 43.5 dB above the noise: log2(1 + 10^4.35) = 14.450... bits per Hz and second.
     assert channel.path_loss_db(100.0, Channel()) == pytest.approx(90.5)
     rate = channel.rate(1e6, 0.1, 10**-9.05, channel.noise(Channel()))
     assert rate == pytest.approx(1e6 * np.log2(1 + 10**4.35)) and rate == pytest.approx(14.4504e6, rel=1e-4)
@@ -37,7 +37,8 @@ def test_computing_by_hand():
     # 10^9 cycles at 1.5 GHz: 2/3 s, and 1e-28 10^9 2.25e18 = 0.225 J.
     assert hardware.computing_seconds(1e9, 1.5e9) == pytest.approx(2 / 3)
     assert hardware.computing_joules(1e9, 1.5e9, 1e-28) == pytest.approx(0.225)
-    # With a second left 1 GHz is enough; with half a second 2 GHz would be, which it does not have; with ten, 0.3 GHz.
+    # With 1 s left, 1 GHz is enough. With 0.5 s it needs 2 GHz, above its maximum; with 10 s its minimum, 0.3
+    # GHz.
     assert hardware.slowest_frequency(np.full(4, 1e9), np.array([1, 0.5, 10, -1]), 0.3e9, 1.5e9).tolist() == [
         1e9,
         1.5e9,
@@ -87,7 +88,8 @@ def test_a_round_by_hand():
     assert priced.server_joules["generate"] == 400 * 30 and priced.server_joules["send"] == pytest.approx(
         20 * down
     )
-    # 30 + 5 s at the server outlast the clients; then three models of 250,000 weights are added, two operations each.
+    # The server's 30 + 5 s outlast the clients. Then it adds three models of 250,000 weights, two operations
+    # each.
     assert priced.seconds == pytest.approx(35 + 2 * 3 * 250_000 / 1e12)
     assert priced.bytes == {"down": 1e6, "up": 2e6, "wire": 0}
     slow = price(world, cohort, Work(flops=np.array([80e9, 2e9]), weights_bytes=1e6, server_images=10))
@@ -117,7 +119,7 @@ def test_min_max_against_a_general_solver(seed):
     assert link.ready + bandwidth.seconds(link, ours) == pytest.approx(
         np.full(5, finish(link, ours)), rel=1e-8
     )
-    # Minimise T subject to t_n(b_n) <= T and sum b_n = B, over shares of the band and T as a multiple of ours.
+    # Minimise T subject to t_n(b_n) <= T and sum b_n = B, over shares of B and T as a multiple of ours.
     constraints = [
         {
             "type": "ineq",
@@ -132,8 +134,8 @@ def test_min_max_against_a_general_solver(seed):
         [*np.full(5, 0.2), 2.0],
         constraints=constraints,
         bounds=[(1e-6, 1)] * 5 + [(0, None)],
-        # A smaller tolerance is below the rounding of the solver's numerical derivatives: whether its last line
-        # search succeeds then depends on the order of BLAS sums, and so on the number of threads.
+        # A smaller tolerance is below the rounding of the solver's numerical derivatives. Success of its last
+        # line search would then depend on the order of BLAS sums, and so on the number of threads.
         options={"maxiter": 500, "ftol": 1e-9},
     )
     assert found.success and found.x[-1] == pytest.approx(1, rel=1e-6)
@@ -255,8 +257,8 @@ def test_placements_do_what_they_say():
     met = cohorts(run, world)
     bills = {name: bill(run, world, met, name) for name in PLACEMENTS}
     downs = {name: one.bytes["down"].sum() for name, one in bills.items()}
-    # All clients of a cohort are sent what the one with the fewest images lacks: all 40, all 80 for client 1; of 120 all but the
-    # 40 that clients 0 and 3 have of the first round; of 160 all but the 80 of the second.
+    # The server sends the whole cohort the images that the client with the fewest lacks: all 40; all 80, for
+    # client 1; 120 less the 40 that clients 0 and 3 have from the first round; 160 less the 80 of the second.
     assert downs["P2"] - downs["P0"] == 3072 * (40 + 80 + 80 + 80)
     # A client fetches the generator once; the third client lacks no label and never does.
     assert downs["P3"] - downs["P0"] == 4 * 2e9
@@ -264,7 +266,7 @@ def test_placements_do_what_they_say():
         bills["P3"].joules["server"].sum() > bills["P0"].joules["server"].sum()
         and bills["P3"].prices[0].server_seconds["generate"] == 0
     )
-    # Client 0 lacks half of the labels, client 3 three quarters: 20 and 30 images in the first round, at 15 s each.
+    # Client 0 lacks half of the labels, client 3 three quarters: 20 and 30 images in round 1, at 15 s each.
     assert bills["P3"].prices[0].client_seconds["make"].tolist() == [300, 0, 450]
     assert bills["P3"].prices[2].client_seconds["make"][:2].tolist() == [600, 900]
     assert bills["P4"].bytes["wire"].sum() == 160 * 3072 and bills["P4"].joules[

@@ -1,4 +1,7 @@
-"""A run that is killed, or whose disk fails, at any moment: one line, nothing finished is lost, and the same command goes on to the same bits."""
+"""Kill a run, or let its disk fail, at any moment.
+
+The error is one line, no finished round is lost, and the same command continues to bit-identical results.
+"""
 
 import errno
 import os
@@ -88,7 +91,7 @@ def disturb(run, fault):
 
 
 def disturb_all(run, kind, faults):
-    """A row of the table for each name in `faults`, {name: [Fault]}. Fails if one of them does not end as it should."""
+    """Print a table row for each name in `faults`, {name: [Fault]}; fail if any run ends wrongly."""
     wrong = []
     for name, points in faults.items():
         start = time.perf_counter()
@@ -100,8 +103,8 @@ def disturb_all(run, kind, faults):
                 wrong.append(f"{kind}, {name} at call {fault.call} of rank {fault.rank} {call}: {one}")
         count = Counter("wrong" if isinstance(one, Exception) else one for one in became)
         print(
-            f"| {kind} | {name} | {len(points)} | {count['killed']} | {count['one line']} | {count['went on']} | {count['wrong']} | "
-            f"{time.perf_counter() - start:.0f} |",
+            f"| {kind} | {name} | {len(points)} | {count['killed']} | {count['one line']} | "
+            f"{count['went on']} | {count['wrong']} | {time.perf_counter() - start:.0f} |",
             flush=True,
         )
     assert not wrong, "\n\n".join(wrong)

@@ -49,7 +49,7 @@ def test_curves_are_means_with_bands_of_a_deviation(paths, draw, name, unit):
 
 
 def test_many_kinds_of_runs_can_be_told_apart(tmp_path):
-    """Of one method with more settings than line styles; the legend, which would cover the curves, is below them and fits."""
+    """One method, more settings than line styles: the legend, too large for the axes, fits below them."""
     assert (
         main(
             [

@@ -224,7 +224,7 @@ def test_wrong_settings_of_images_at_clients_are_refused(overrides, message, cap
 
 
 def test_shared_images_are_a_clients_own(quick, tmp_path):
-    """In the run, in its price and in what `incentive` pays: nobody lacks a label of which everybody was given a sample."""
+    """The run, its price and `incentive` agree: no client lacks a label of the shared samples."""
     shared = ["data.public_pool=100", "data.shared=27"]
     assert (
         main(

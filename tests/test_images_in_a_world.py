@@ -1,4 +1,4 @@
-"""Costs of receiving or making images, as the world around a run, and its price, count them; and of longer local training."""
+"""Costs of receiving or making images and of longer local training, in the simulated world and in prices."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,10 @@ def quick(tmp_path, bank):
 
 @pytest.fixture
 def late(quick):
-    """A function of the method: overrides of a run whose deadline is the median of what its first round takes the clients."""
+    """Return a function from a method to the overrides of a run with late clients.
+
+    The deadline is the median of the clients' times in the first round.
+    """
 
     def of(method):
         around = Simulation(overrides=[*quick, f"method={method}", world(method)]).server.world

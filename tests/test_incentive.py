@@ -16,7 +16,8 @@ CLIENTS = incentive.clients_of(
 
 
 def test_the_formulas_by_hand():
-    # The first client has 40 samples, and an even mix at its largest label would have 4 * 30 = 120: gamma = 1 - 40 / 120.
+    # The first client has 40 samples. With as many of each label as of its largest it would have 4 * 30 =
+    # 120: gamma = 1 - 40 / 120.
     assert CLIENTS.gap[0] == pytest.approx(2 / 3) and CLIENTS.gap[1] == 0
     assert incentive.images(CLIENTS, np.ones(6))[0] == pytest.approx(80)  # all that lacks
     assert incentive.cost(CLIENTS, np.ones(6))[0] == pytest.approx(1 + 0.1 * 80)

@@ -1,4 +1,4 @@
-"""The job files, submitted as they are to a Slurm of one's own (slurm.py): the default configuration, shortened."""
+"""Submit the job files unchanged to a private Slurm (slurm.py), with a shortened default configuration."""
 
 import os
 import re
@@ -263,7 +263,7 @@ def test_two_runs_at_once_on_one_node(cluster):
 
 @pytest.mark.slow
 def test_what_gpu_jobs_ask_for_and_get(cluster):
-    """Devices that are none: torch cannot use them, but Slurm gives them out, and doctor tells which rank would take which."""
+    """Slurm assigns fake GPUs, which torch cannot use; doctor reports which rank would take which."""
     own = cluster.submit("--cpus-per-task=1", "jobs/gpu.sh", "doctor", "runtime.device=cpu")
     shared = cluster.submit(
         "--ntasks-per-node=6", "--cpus-per-task=1", "jobs/shared_gpu.sh", "doctor", "runtime.device=cpu"

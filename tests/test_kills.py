@@ -13,8 +13,8 @@ from genfl_mpi.results import progress, reader
 
 WRITING = ("results", "checkpoint")
 OF_ALL = ("start", "train", "wait", "reduce", "broadcast", "evaluate")
-# Runs with everything that a checkpoint holds: images, moments of the server's optimizer, the clients' variates, gaps between
-# checkpoints. And the phases of rank 0, which it is killed in.
+# Runs that cover all contents of a checkpoint: images, moments of the server's optimizer, the clients'
+# control variates, gaps between checkpoints. With each, the phases of rank 0 in which to kill it.
 KINDS = {
     "genfl": ([*TINY, "generation.cap=9"], ("generate", "augment", *WRITING)),
     "fedadam": (
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def kill(job, rank, phase, rounds):
-    """SIGKILL `rank` in a phase, at least so many rounds after the start. Returns the phase that it was in."""
+    """Kill `rank` with SIGKILL in `phase`, at least `rounds` rounds after the start; return the phase."""
 
     def ready():
         assert job.process.poll() is None, job.said()
@@ -37,7 +37,7 @@ def kill(job, rank, phase, rounds):
         )
 
     def held():
-        """Whether it is in the phase, and stopped there."""
+        """Stop the rank and return its progress if it is in the phase; return None otherwise."""
         assert job.process.poll() is None, job.said()
         about = job.rank(rank)
         if about["phase"] == phase:
@@ -45,6 +45,7 @@ def kill(job, rank, phase, rounds):
             if (now := job.rank(rank))["phase"] == phase:
                 return now
             os.kill(about["pid"], signal.SIGCONT)
+        return None
 
     until(ready)
     about = until(held)
@@ -57,7 +58,7 @@ def kill(job, rank, phase, rounds):
 
 
 def killed_and_continued(kind, kills, tmp_path, bank, most, own_processes=True):
-    """A run that is killed so often, each time on 1 to `most` ranks, and then finished; against one that is left in peace."""
+    """Kill a run `kills` times, each on 1 to `most` ranks, finish it, and compare with an undisturbed run."""
     draw = random.Random(kind)
     overrides, phases = KINDS[kind]
     overrides = [*overrides, f"generation.bank={bank}"]

@@ -1,4 +1,4 @@
-"""Numerical faults: a client whose loss or weights are no longer finite is named, or dropped; sums do not overflow unnoticed."""
+"""Numerical faults: name or drop a client with non-finite loss or weights; detect overflow of sums."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def test_stop_names_client_and_round(fast, poisoned, capsys, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fednova", "scaffold"])
 def test_drop_is_a_round_without_the_client(algorithm, fast, poisoned, tmp_path):
-    """The round is that of a cohort which never had the client: the same average, up to the last bit of its rounding."""
+    """The round equals that of a cohort without the client: the same average, up to the last bit."""
     overrides = [*fast, f"algorithm.name={algorithm}", "faults.nonfinite=drop", "rounds=3", "cohort=3"]
     records = list(Simulation(overrides=overrides, folder=tmp_path / "a", select=everybody))
     dropped = Simulation(overrides=overrides, folder=tmp_path / "b", select=everybody)
@@ -139,8 +139,8 @@ sys.exit(main(sys.argv[1:]))
         )
         assert done.returncode == 0 and "dropped, not finite: clients 1, 3, 5" in done.stdout, done.stderr
         assert (
-            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; no client is aggregated: the weights stay unchanged"
-            in done.stdout
+            "dropped, not finite: clients 0, 1, 2, 3, 4, 5; "
+            "no client is aggregated: the weights stay unchanged" in done.stdout
         )
     assert reader.digests(tmp_path / "1/fedavg_seed1.h5") == reader.digests(tmp_path / "3/fedavg_seed1.h5")
 

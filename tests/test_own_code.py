@@ -71,7 +71,8 @@ def mine(tmp_path, monkeypatch):
         ),
         (
             "model.name=own_code:wrong_size",
-            r"own_code:wrong_size cannot be trained on images of 1 x 28 x 28 \(channels, height, width\): .*; correct its layers",
+            r"own_code:wrong_size cannot be trained on images of "
+            r"1 x 28 x 28 \(channels, height, width\): .*; correct its layers",
         ),
         ("model.name=own_code:pair", "returns tuple"),
         ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; correct its layers"),

@@ -34,7 +34,8 @@ def results(tmp_path_factory, bank):
 
 
 def test_flops_of_training_by_hand():
-    # Of 28x28 the CNN's convolutions are 9 * 16 * 28^2 and 144 * 32 * 14^2 products, the dense layers 1568 * 64 and 64 * 10.
+    # On 28x28 pixels, the CNN's convolutions take 9 * 16 * 28^2 and 144 * 32 * 14^2 products, the dense
+    # layers 1568 * 64 and 64 * 10.
     products = 9 * 16 * 28**2 + 9 * 16 * 32 * 14**2 + 1568 * 64 + 64 * 10
     module = models.build(Model(name="cnn"), 10, (1, 28, 28), 1)
     # Forwards, and backwards to weights and to inputs, of which the first layer's are not asked for.
@@ -50,7 +51,8 @@ def test_flops_of_stable_diffusion():
     assert (
         found.weights == 859_520_964 + 83_653_863 + 123_060_480
     )  # as published: UNet, autoencoder, text encoder
-    # A step is 0.80 TFLOP a prompt, a self-attention of 4096 pixels and 320 channels being 2 * 2 * 4096^2 * 320 of it.
+    # A step takes 0.80 TFLOP per prompt. Of these, self-attention on 4096 pixels and 320 channels takes
+    # 2 * 2 * 4096^2 * 320.
     assert found.denoising == pytest.approx(20 * 2 * 0.80e12, rel=0.01)
     assert image_flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(
         found.denoising / 4

@@ -15,7 +15,10 @@ ROUNDS, EPOCHS, LR = 3, 2, 0.05
 
 
 def paper(model, clients, pools, kappa2):
-    """Section III of the paper. clients: per round, a list of (images, labels) of the cohort; pools: D_gen per round."""
+    """Train as in Section III of the paper.
+
+    clients: for each round a list of (images, labels) of the cohort; pools: D_gen of each round.
+    """
 
     def trained(data):
         local = copy.deepcopy(model).train()
@@ -42,8 +45,8 @@ def paper(model, clients, pools, kappa2):
 
 
 def small_network_with_batchnorm(*_):
-    # Not ResNet-18, whose BatchNorms amplify float32 rounding to a percent on so few samples, whoever computes it;
-    # and smooth, since a rounding that flips a ReLU or a max-pool is no longer small.
+    # Not ResNet-18: on this few samples its BatchNorms amplify float32 rounding to a percent in any
+    # implementation. Smooth, because rounding that flips a ReLU or a max-pool has a large effect.
     torch.manual_seed(5)
     return nn.Sequential(
         nn.Conv2d(1, 8, 3),

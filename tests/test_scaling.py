@@ -39,7 +39,8 @@ def cluster(ranks, nodes=1, cores=64):
 
 def test_exchange_by_hand():
     assert exchange(1000, 2000, cluster(1)) == 0
-    # Two nodes: two steps of 1 ms for the broadcast and two for the reduction, half of each message twice, half of one added.
+    # Two nodes: two steps of 1 ms for the broadcast and two for the reduction. Each sends half of its message
+    # twice; the reduction also adds half of its message.
     assert exchange(1000, 2000, cluster(2, 2)) == pytest.approx(4e-3 + 1000e-6 + 2000e-6 + 1000e-9)
     assert exchange(1000, 2000, cluster(8)) > exchange(1000, 2000, cluster(4)) > 0
     assert exchange(10**6, 10**6, cluster(8, cores=2)) > 3 * exchange(10**6, 10**6, cluster(8)), (

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGINT and SIGUSR1, to one rank or to the launcher: the run is checkpointed, left, and continued."""
+"""Send SIGTERM, SIGINT or SIGUSR1 to one rank or the launcher.
+
+The run writes a checkpoint and exits; the same command continues it.
+"""
 
 import os
 import signal
@@ -104,7 +107,7 @@ def equal(state):
     [("", "stopped after round 0 of 2"), ("generate", "interrupted before all images were made")],
 )
 def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
-    """Between two batches of a round's images: the round is dropped, and what was made of it is in the bank."""
+    """A signal between two batches of images drops the round and keeps the finished images in the bank."""
     (tmp_path / "leaving.py").write_text(LEAVING)
     overrides = [
         *FAST,

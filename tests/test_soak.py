@@ -12,7 +12,8 @@ from genfl_mpi.runs import display, runner
 
 def held():
     """(megabytes of memory, open files and mappings) of this process."""
-    pages = int(open("/proc/self/statm").read().split()[1])
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[1])
     with open("/proc/self/maps") as maps:
         return pages * resource.getpagesize() / 1e6, len(os.listdir("/proc/self/fd")) + sum(
             "/dev/shm" in line for line in maps

@@ -90,7 +90,7 @@ def test_why_a_file_could_not_be_written_is_found_in_what_a_library_says(tmp_pat
     done = subprocess.run([sys.executable, "-c", FAILING], cwd=tmp_path, capture_output=True, text=True)
     for name in ("h5py, data", "h5py, flush", "safetensors"):
         assert f"{name}: {name}: cannot be written: {os.strerror(errno.EFBIG)};" in done.stdout, (
-            f"results/disk.py does not find the error's number in what {name} said: {done.stdout}{done.stderr}"
+            f"results/disk.py finds no error number in the message of {name}: {done.stdout}{done.stderr}"
         )
 
 

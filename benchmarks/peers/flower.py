@@ -14,8 +14,8 @@ sys.path.insert(0, HERE)
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [HERE, os.environ.get("PYTHONPATH", "")]
 )  # for the actors' processes
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # else the actors yield to whatever else the machine does
+# Without RAY_worker_niceness (Ray's own spelling) the actors yield to all other processes of the machine.
+os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "RAY_worker_niceness": "0"})
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402

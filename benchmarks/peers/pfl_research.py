@@ -1,5 +1,7 @@
-"""A reference job in pfl-research, written like its own benchmark of image classification; ../reference_jobs.py runs it, also
-under torchrun."""
+"""Run a reference job in pfl-research, written like its own image classification benchmark.
+
+../reference_jobs.py starts this file, with and without torchrun.
+"""
 
 import argparse
 import sys
@@ -41,7 +43,10 @@ def metrics(self, inputs, targets, eval=True):
 
 
 class Stopwatch(TrainingProcessCallback):
-    """Tells the seconds of each round; those after the first, in which it also evaluates, train and aggregate alone."""
+    """Print the seconds of each round but the first.
+
+    The first round also evaluates; the later ones only train and aggregate.
+    """
 
     def on_train_begin(self, *, model):
         self.since = time.perf_counter()
