@@ -32,8 +32,8 @@ def earth_movers_distance(histograms: np.ndarray, population: np.ndarray | None 
     """Return the EMD of each row of label counts to a mix of labels, float64 (n,) in [0, 2].
 
     sum_i |p_n(y=i) - p(y=i)| for row n (Zhao et al. 2018). histograms: int (n, classes). population: int
-    (classes,), the counts of the mix; the sum of all rows by default. NaN for a row of zeros, such as a client
-    that shared nothing.
+    (classes,), the counts of the mix; the sum of all rows by default. NaN for a row of zeros, for example a
+    client that shared nothing.
     """
     totals = histograms.sum(1, keepdims=True)
     if population is None:
