@@ -267,7 +267,7 @@ def test_costs_in_a_world(folder, tmp_path, capsys):
         (["--figure", "timeline", "--round", "9"], "has no round 9; give one of 1 to 2"),
         (["--round", "1"], "needs --figure timeline"),
         (["--world", "city.yaml"], "needs --figure costs"),
-        (["-o", "figure.xyz"], "must end in .png, .svg or .pdf"),
+        (["-o", "figure.xyz"], "choose a file name that ends in .png, .svg or .pdf"),
         (["-o", "no/such/folder.png"], "cannot be written"),
     ],
 )

@@ -159,7 +159,7 @@ def test_clients_per_batch_is_checked_against_other_settings(fast, capsys):
         and not hasattr(config.augmented, "clients_per_batch")
     )
     assert main([*fast, "training.clients_per_batch=2", "algorithm.name=scaffold"]) == 2
-    assert "scaffold needs training.clients_per_batch=1" in capsys.readouterr().err
+    assert "algorithm.name=scaffold cannot train several clients as one batch" in capsys.readouterr().err
     assert main([*fast, "training.clients_per_batch=2", "model.name=resnet18"]) == 2
     said = capsys.readouterr().err
     assert (
