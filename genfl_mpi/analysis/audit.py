@@ -122,7 +122,7 @@ def failures(found: Evidence) -> dict[str, np.ndarray]:
 def read(path: str | Path) -> tuple[Config, Evidence]:
     """Return configuration and `Evidence` of a results file. Raises UserError."""
     with reader.open_results(path) as file, reader.damage(path):
-        config = validate(reader.config_of(file), str(path))
+        config: Config = validate(reader.config_of(file), str(path))
         observed, clients = (reader.columns_of(file, table) for table in ("audit", "clients"))
         shared = reader.array_of(file, "partition/shared_labels").astype(np.float64)
     if not len(observed["round"]):

@@ -147,8 +147,8 @@ def timeline(path: str | Path, round: int | None = None) -> Figure:
                     color="black",
                 )
     drawn = {span.phase for span in found}
-    handles = [Patch(color=PHASES[phase], label=phase) for phase in PHASES if phase in drawn]
-    lines = legend_below(figure, handles, [handle.get_label() for handle in handles])
+    phases = [phase for phase in PHASES if phase in drawn]
+    lines = legend_below(figure, [Patch(color=PHASES[phase], label=phase) for phase in phases], phases)
     figure.set_figheight(0.75 + 0.26 * ranks + 0.15 * lines)
     axes.set(
         xlabel="seconds since the round began",

@@ -10,6 +10,7 @@ from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 FIGURES = {
     "accuracy": "test accuracy over rounds, mean and deviation over seeds",
@@ -67,11 +68,12 @@ def plot(arguments: Sequence[str]) -> int:
             raise UserError("--round needs --figure timeline")
         if options.world and options.figure != "costs":
             raise UserError("--world needs --figure costs")
-        paths, output = reader.find(options.results), options.output or f"{options.figure}.png"
+        paths: Sequence[Path] = reader.find(options.results)
+        shown, output = paths, options.output or f"{options.figure}.png"
         if options.world:
             from genfl_mpi.analysis import pricing
 
-            runs, shown = pricing.read_all(paths), paths
+            runs = pricing.read_all(paths)
             figure = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, options.world)))
         else:
             figure, shown = figures.draw(options.figure, paths, options.round)

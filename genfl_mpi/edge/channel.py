@@ -56,7 +56,8 @@ def shadowing_db(world: World, clients: int, round: int) -> np.ndarray:
     settings = world.channel
     place, between = divmod(_traveled(settings, round) / settings.decorrelation_m, 1)
     one, other = (
-        streams.generator(world.seed, "shadowing", place + step).standard_normal(clients) for step in (0, 1)
+        streams.generator(world.seed, "shadowing", int(place + step)).standard_normal(clients)
+        for step in (0, 1)
     )
     return settings.shadowing_db * (np.cos(np.pi / 2 * between) * one + np.sin(np.pi / 2 * between) * other)
 

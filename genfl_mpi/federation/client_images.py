@@ -64,8 +64,8 @@ def capped(wanted: np.ndarray, config: Config) -> np.ndarray:
 class ClientImages:
     """Keep the generated images that clients train on besides their own data.
 
-    data: the arrays of `load_and_divide`; image_joules: energy that a client spends on an image, if a price
-    decides how many it generates.
+    data: the arrays of `load_and_divide`; image_joules: energy that a client spends on an image, used if a
+    price decides how many it generates.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ClientImages:
         config: Config,
         about: Description,
         data: dict[str, np.ndarray],
-        image_joules: np.ndarray | None = None,
+        image_joules: float = np.nan,
     ) -> None:
         self.config, self.about, self.data, self.classes = config, about, data, len(about.classes)
         self.image_joules = image_joules

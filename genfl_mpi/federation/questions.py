@@ -45,17 +45,17 @@ class Questions:
         self.numbers = {name: number for number, name in enumerate(known)}
 
     @contextmanager
-    def session(self) -> Iterator[Ask | None]:
+    def session(self) -> Iterator[Ask]:
         """Answer questions until rank 0 leaves this context. Collective.
 
-        Yields the function `ask` on rank 0, and None elsewhere after the last question.
+        Yields the function `ask`, for rank 0 alone; elsewhere after the last question.
         """
         if not self.known:
-            yield None
+            yield self.ask
         elif self.comm.rank:
             while self._next() != END:
                 self._answer(self.known[int(self.number[0])])
-            yield None
+            yield self.ask
         else:
             yield self.ask
             self._next(END)

@@ -265,12 +265,13 @@ def of_models(
     counted = clients["rho"] > 0  # without dropped clients
     rho, norms = clients["rho"][counted], clients["update_norm"][counted]
     trained = average is not None
-    change = distance(average, omega_t, parameters) if trained else np.nan
-    both = trained and omega_a is not None
+    change = np.nan if average is None else distance(average, omega_t, parameters)
     return {
         "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,
         "update_alignment": change / (rho @ norms) if trained and rho @ norms > 0 else np.nan,
-        "augmented_cosine": cosine(average, omega_a, omega_t, parameters) if both else np.nan,
+        "augmented_cosine": np.nan
+        if average is None or omega_a is None
+        else cosine(average, omega_a, omega_t, parameters),
         "clients_trained": len(clients["client"]),
         "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
         **{

@@ -117,8 +117,8 @@ class Resident:
         device if the whole set is there. arrays: from `load_and_divide`; about: the data set's `Description`.
         """
         if self.images is None or is_spoiled(arrays, client, config):
-            images, labels = client_data(arrays, client, config)
-            images = on_device(images, self.device)
+            pixels, labels = client_data(arrays, client, config)
+            images = on_device(pixels, self.device)
         else:
             samples, labels = client_samples(arrays, client, config)
             images = self.images[on_device(samples.astype(np.int64), self.device)]

@@ -153,8 +153,10 @@ def _train(
     plan, reduction, clock = messages.broadcast.plan, messages.reduction, this.clock
     # when the other ranks began to train
     begun = clock.starts.get("send", 0.0) + clock.seconds.get("send", 0.0)
-    meanwhile = server and (
-        lambda: server.images.make_ahead(server.state, begun + server.seconds_of_others - clock.now())
+    meanwhile = (
+        (lambda: server.images.make_ahead(server.state, begun + server.seconds_of_others - clock.now()))
+        if server
+        else None
     )
     if server:
         reduction.skip(plan["rank"] == NO_RANK, server.state.samples[plan["client"]])

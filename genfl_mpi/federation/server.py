@@ -16,7 +16,7 @@ from genfl_mpi.federation import algorithms, participation
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
-from genfl_mpi.federation.policies import ServerState, needed
+from genfl_mpi.federation.policies import UNSET, ServerState, needed
 from genfl_mpi.federation.policy_lookup import POLICIES, find_policies
 from genfl_mpi.federation.server_images import ServerImages
 from genfl_mpi.federation.surroundings import Surroundings
@@ -58,7 +58,7 @@ class Server:
         config: Config,
         about: Description,
         data: dict[str, np.ndarray],
-        device: torch.device | None,
+        device: torch.device,
         algorithm: Algorithm,
         policies: dict[str, Callable],
         ranks: int,
@@ -69,7 +69,8 @@ class Server:
         self.kappa_policy = policies["kappa"]
         # of each client, without generated images
         self.samples = np.diff(data["pointers"]) + config.data.shared
-        self.world = self.image_joules = None
+        self.world: Surroundings | None = None
+        self.image_joules = np.nan  # without a world
         if config.world:
             self.world = Surroundings(config, about, self.samples, data["shared_labels"])
             self.image_joules = self.world.image_joules
@@ -116,7 +117,7 @@ class Server:
         for name, values in self.algorithm.broadcast(self.memory, self.config).items():
             message.arrays[name][...] = values
         self.memories = deepcopy(self.remembered)
-        self.state = replace(self.state, round=round, cohort=None, forecast=None, available=None)
+        self.state = replace(self.state, round=round, cohort=UNSET, forecast=UNSET, available=None)
         self._count_images()
         if self.world:
             forecast = self.world.forecast(round, self._local_epochs(), **self._expected_images())
@@ -125,7 +126,7 @@ class Server:
             return
         with failing.named(f"the selection policy {functions.of(self.select_policy)}"):
             cohort, self.willing = participation.choose(
-                self.select_policy, replace(self.state, memory=self.memories.get("select"))
+                self.select_policy, replace(self.state, memory=self.memories.get("select", UNSET))
             )
         self.state = replace(self.state, cohort=cohort)
         plan["client"], plan["rho"], plan["rank"], plan["epochs"] = (
@@ -167,7 +168,7 @@ class Server:
         weights.
         """
         ids = self.cohort.ids[counted]
-        state = replace(self.state, cohort=ids, memory=self.memories.get("rho"), **known)
+        state = replace(self.state, cohort=ids, memory=self.memories.get("rho", UNSET), **known)
         with failing.named(f"the rho policy {functions.of(self.rho_policy)}"):
             rho = np.asarray(self.rho_policy(state), dtype=np.float64)
         if rho.shape != ids.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
@@ -239,7 +240,7 @@ class Server:
             judge=self._judge(trials),
             images=len(self.images),
             forecast=forecast,
-            memory=self.memories.get("kappa"),
+            memory=self.memories.get("kappa", UNSET),
         )
         name = f"the kappa policy {functions.of(self.kappa_policy)}"
         with failing.named(name):
@@ -330,8 +331,8 @@ class Server:
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
         self.note_earlier(tables["clients"], tables["generated"])
 
-    def _judge(self, trials: Trials) -> Callable | None:
-        return trials.judge if self.config.validation.source != "none" else None
+    def _judge(self, trials: Trials) -> Callable[[np.ndarray], tuple[float, float]]:
+        return trials.judge if self.config.validation.source != "none" else UNSET
 
     def _count_images(self) -> None:
         """Update the number of images in the state, and the samples of clients that are sent them."""
@@ -363,7 +364,7 @@ class Server:
         training, augmented = self.config.training, self.config.augmented
         if not self.config.matches_steps:
             return training.epochs
-        state = replace(self.state, cohort=None)
+        state = replace(self.state, cohort=UNSET)
         for round in range(self.state.round + 1):
             state = replace(state, round=round)
             if (counts := self.images.counts(state)) is None:
@@ -391,7 +392,16 @@ def planning_server(
     arrays: of `load_and_divide`; ranks: of the planned run; ready: as of `ServerImages`.
     """
     about = datasets.describe(config.data)
-    return Server(config, about, arrays, None, algorithms.find(config), find_policies(config), ranks, ready)
+    return Server(
+        config,
+        about,
+        arrays,
+        torch.device("cpu"),
+        algorithms.find(config),
+        find_policies(config),
+        ranks,
+        ready,
+    )
 
 
 def _all_at_once(wanted: np.ndarray) -> Callable[[ServerState], np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 
 from genfl_mpi.config import functions
 from genfl_mpi.data import public
+from genfl_mpi.federation.policies import UNSET
 from genfl_mpi.generation.bank import Batch, batches_of_round
 from genfl_mpi.generation.classifier import Reader
 from genfl_mpi.generation.generator import Generator
@@ -48,7 +49,7 @@ def _pool(config: Config, about: Description, data: dict[str, np.ndarray]) -> tu
 
 
 def read_pool(
-    config: Config, about: Description, data: dict[str, np.ndarray], device: torch.device | None
+    config: Config, about: Description, data: dict[str, np.ndarray], device: torch.device
 ) -> Reader:
     """Train the filter's classifier, a `Reader`, on the public pool."""
     return Reader(*_pool(config, about, data), about, config, device)
@@ -71,7 +72,7 @@ class ServerImages:
         config: Config,
         about: Description,
         data: dict[str, np.ndarray],
-        device: torch.device | None,
+        device: torch.device,
         plan: Callable[[ServerState], np.ndarray],
         ready: Callable[[Batch], bool] | None = None,
     ) -> None:
@@ -176,7 +177,7 @@ class ServerImages:
         Starts from the number of images in `state`, and ends at a round whose plan depends on the cohort.
         """
         for round in range(first, self.config.rounds):
-            state = replace(state, round=round, cohort=None)
+            state = replace(state, round=round, cohort=UNSET)
             counts = self.counts(state)
             if counts is None:
                 return
@@ -219,7 +220,14 @@ class ServerImages:
         """Return the batches of the round of `state`. counts: of `counts`, if already known."""
         counts = self.counts(state) if counts is None else counts
         settings = self.config.generation
-        return batches_of_round(counts, state.generated, self.prompts, settings.seed, settings.batch_size)
+        seed = self.config.seed if settings.seed is None else settings.seed
+        return batches_of_round(
+            counts,  # type: ignore[arg-type]  # not None: once the cohort is chosen, every plan is known
+            state.generated,
+            self.prompts,
+            seed,
+            settings.batch_size,
+        )
 
     def _make_batch(self, batch: Batch) -> np.ndarray:
         """Return the images of a batch, and measure how fast they are generated."""
@@ -256,7 +264,7 @@ class ServerImages:
 class _Growing:
     """Images and labels on a device, in memory that doubles when it is full."""
 
-    def __init__(self, device: torch.device | None) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device, self.count = device, 0
         self.images = self.labels = torch.empty(0, device=device)
 

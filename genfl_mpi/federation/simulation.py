@@ -186,9 +186,9 @@ class Simulation:
     ) -> Parts:
         """Assemble the parts of the rounds. outputs: of `_check`; note, leaving: as in the constructor."""
         comm, config, about, data = self.comm, self.config, self.about, self.data
-        server, joules = self.server, None
+        server, joules = self.server, np.nan
         if config.fills:
-            joules = collectives.from_rank0(comm, lambda: server and server.image_joules)
+            joules = collectives.from_rank0(comm, lambda: server.image_joules if server else np.nan)
         images = ClientImages(config, about, data, joules)
         clients = ClientData(data, config, about, messages.resident, images)
         keeps = config.trains_clients and "models" in needed(policies["rho"])

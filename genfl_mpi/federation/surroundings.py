@@ -115,8 +115,10 @@ class Surroundings:
             status[willing], found = attend(self.world, self.devices.battery, round, undisturbed, self.spent)
             self.begun = cohort, members, work, sum(found.client_joules.values()), found.parts
         else:
-            found = forecast(self.world, self.devices, round, self.config.cohort, work, self.spent, members)
-            self.begun = cohort, members, work, found.joules, None
+            expected = forecast(
+                self.world, self.devices, round, self.config.cohort, work, self.spent, members
+            )
+            self.begun = cohort, members, work, expected.joules, None
         return status
 
     def note(self, status: np.ndarray) -> None:

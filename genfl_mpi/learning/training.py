@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from genfl_mpi.util.text import first_line
 if TYPE_CHECKING:
     from genfl_mpi.config.sections import Training
     from genfl_mpi.learning.weights import FlatModel
+
+Settings = TypeVar("Settings", bound="Training")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def normalise(
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def at_round(settings: Training, round: int) -> Training:
+def at_round(settings: Settings, round: int) -> Settings:
     """Return config.training with the learning rate of a round; rounds count from 0."""
     factor = {
         "constant": 1.0,

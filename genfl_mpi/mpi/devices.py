@@ -194,9 +194,13 @@ def remarks(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
     return [min(lines) for column in zip(*by_node) if (lines := list(filter(None, column)))]
 
 
-def use(comm: MPI.Comm, threads: int, kind: str) -> torch.device:
-    """Set this rank's number of threads and return its torch device. Collective."""
-    torch.set_num_threads(threads)
+def use(comm: MPI.Comm, threads: int | None, kind: str) -> torch.device:
+    """Set this rank's number of threads and return its torch device. Collective.
+
+    threads: None, before the configuration is resolved, keeps torch's number.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if kind == "cpu":
         return torch.device("cpu")
     # Makes cuBLAS deterministic, as far as the library can be.

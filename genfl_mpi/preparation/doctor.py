@@ -124,7 +124,7 @@ def _cores(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
             f"{one.host}: rank{'s' * (len(places) > 1)} {_spans(place.rank for place in places)} on "
             f"{counted(cores, 'core')} ({', '.join(limits)}), {counted(threads, 'thread')} each"
         )
-        all_cores = one.granted or os.cpu_count()
+        all_cores = one.granted or os.cpu_count() or cores
         if "OMPI_COMM_WORLD_RANK" in os.environ and cores <= len(places) and 2 * cores <= all_cores:
             problems.append(
                 f"{one.host}: Open MPI has bound each rank to one core of {all_cores}: use "

@@ -114,7 +114,8 @@ def of_node(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
     ]
     total = [0] * gpus
     for place, gpu in zip(places, devices.gpus_of(places)):
-        total[gpu] += server if place.serves else rank
+        if gpu is not None:
+            total[gpu] += server if place.serves else rank
     return total
 
 

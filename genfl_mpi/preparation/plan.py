@@ -316,7 +316,7 @@ def command(
 
 def _measured(config: Config, ranks: int, costs: Costs) -> str:
     """Describe the measured costs."""
-    threads = counted(config.runtime.threads, "thread")
+    threads = counted(config.runtime.threads or 1, "thread")
     images = (
         f"a batch of {config.generation.batch_size} images {costs.batch:.2f} s, "
         f"after {costs.load:.2f} s to load the generator; "

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +99,7 @@ class Progress:
             with suppress(OSError):  # a missing note is no reason to end a run
                 os.pwrite(self.descriptor, f"{json.dumps(self.about):{FILE_BYTES - 1}}\n".encode(), 0)
 
-    def finished(self, *rows: list[Any]) -> None:
+    def finished(self, *rows: Sequence[Any]) -> None:
         """Note finished rounds. The first row of a run is [method, rounds], for `status.of_run`.
 
         From here on the record of the previous start is not restored.

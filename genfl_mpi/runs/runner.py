@@ -172,40 +172,39 @@ def _compute(
     simulation = Simulation(
         config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.asked
     )
-    digests = collectives.together(comm, lambda: comm.rank == 0 and _inputs(path, simulation, earlier))
+    digests = collectives.together(comm, lambda: {} if comm.rank else _inputs(path, simulation, earlier))
     if earlier.stored:
         say(f"{path.stem}: {_continuation(earlier)}")
     if rounds:
-        if comm.rank:
-            simulation.restore(rounds, None, None, None)
-        else:
-            simulation.restore(rounds, earlier.weights, earlier.state, reader.until(earlier.tables, rounds))
+        simulation.restore(rounds, earlier.weights, earlier.state, reader.until(earlier.tables, rounds))
     hosts: list[str] = comm.gather(os.uname().nodename) or []
     cores = devices.cores_of(devices.neighbours(comm)[0])
     if (
-        comm.rank == 0
+        simulation.server
         and config.generates
         and (others := simulation.server.images.generator.bank.made_by_others())
     ):
         say(f"{path.stem}: {others}")
 
+    held = note.lock  # on rank 0 alone, like the writer
+
     def open_file() -> Writer | None:
-        if comm.rank:
+        if held is None:
             return None
-        note.lock.check()
+        held.check()
         return _open(path, simulation, given, hosts, cores, earlier, digests)
 
     writer = collectives.together(comm, open_file)
-    if comm.rank == 0:
+    if writer:
         known = status.begun(path, config, earlier.tables.get("rounds"))
         view.begin(known)
         note.finished([known.method, known.rounds], *known.done)
     saved, when = rounds, time.monotonic()
     for record in simulation:
-        if comm.rank == 0:
+        if writer and held:
             note("results")
             is_new = writer.append(record)
-            note.lock.check()  # before a checkpoint, which could interfere with another job's
+            held.check()  # before a checkpoint, which could interfere with another job's
             if _is_due(config.checkpoint, record.round, time.monotonic() - when):
                 _save(path, name, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
@@ -213,7 +212,7 @@ def _compute(
                 view.add(record)
                 note.finished(known.done[-1])
     done = simulation.round == config.rounds
-    if comm.rank == 0:
+    if writer:
         if saved < simulation.round and (simulation.left or remembering(config)):
             _save(path, name, simulation, writer, note)
         if done:
@@ -250,20 +249,20 @@ def _continuation(earlier: Earlier) -> str:
 
 
 def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: progress.Progress) -> None:
-    """Write a checkpoint of the last finished round.
+    """Write a checkpoint of the last finished round, on rank 0.
 
     The files to which it refers are flushed first: the results file, which must not have fewer rounds, and
     the clients' state files.
     """
+    server, states = simulation.server, simulation.client_states
+    if server is None:
+        return
     note("checkpoint")
     writer.flush()
-    states = simulation.client_states
     if states:
         states.flush()
     keep = simulation.config.checkpoint.keep
-    checkpoint.save(
-        path, run, simulation.round, simulation.weights.numpy(), simulation.server.state_arrays(), keep
-    )
+    checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
         states.prune(checkpoint.trained(path))
 
@@ -444,7 +443,7 @@ def _open(
         collectives.library(),
         hosts,
         cores,
-        config.runtime.threads,
+        config.runtime.threads or 1,
         config.runtime.device,
     )
     partition = {
@@ -461,7 +460,7 @@ def _open(
         states = earlier.source.with_suffix(".variates")
         simulation.client_states.take(states, earlier.source_run, earlier.state["trained"])
         simulation.client_states.flush()
-    if earlier.rounds:
+    if earlier.rounds and earlier.weights is not None:
         keep = config.checkpoint.keep
         checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)
     return Writer(path, texts, about, partition, shapes, len(simulation.weights), earlier.tables)

@@ -3,7 +3,7 @@
 import io
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -105,19 +105,19 @@ def tinted(colour: str, number: int) -> str | tuple[float, ...]:
     return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 3) -> int:
+def legend_below(figure: Figure, handles: Iterable[Any], labels: Iterable[str], columns: int = 3) -> int:
     """Draw a legend below a figure, in at most `columns` columns if the longest label fits.
 
     Returns its number of text lines.
     """
-    labels = [textwrap.fill(label, MAX_LEGEND_LINE) for label in labels]
-    longest = max(len(line) for label in labels for line in label.splitlines())
+    texts = [textwrap.fill(label, MAX_LEGEND_LINE) for label in labels]
+    longest = max(len(line) for text in texts for line in text.splitlines())
     # 0.05 inches per character, and 0.5 inches per handle with its gaps.
     fit = max(1, min(columns, int(WIDTH / (0.05 * longest + 0.5))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
+    figure.legend(handles, texts, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
     return sum(
-        max(label.count("\n") + 1 for label in labels[row::rows])
-        for rows in [-(-len(labels) // fit)]
+        max(text.count("\n") + 1 for text in texts[row::rows])
+        for rows in [-(-len(texts) // fit)]
         for row in range(rows)
     )
 

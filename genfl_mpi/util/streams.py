@@ -41,7 +41,7 @@ PURPOSES = (
 )
 
 
-def _sequence(seed: int, purpose: str, *position: int) -> np.random.SeedSequence:
+def _sequence(seed: int, purpose: str, *position: int | np.integer) -> np.random.SeedSequence:
     if purpose in PURPOSES:
         number = PURPOSES.index(purpose)
     else:
@@ -49,7 +49,7 @@ def _sequence(seed: int, purpose: str, *position: int) -> np.random.SeedSequence
     return np.random.SeedSequence(seed, spawn_key=(number, *map(int, position)))
 
 
-def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
+def generator(seed: int, purpose: str, *position: int | np.integer) -> np.random.Generator:
     """Make a NumPy generator for one purpose: one of PURPOSES, or any other name for user code.
 
     position: non-negative integers, usually (round,) or (round, client). Equal arguments give the same
@@ -58,6 +58,6 @@ def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *position)))
 
 
-def integer(seed: int, purpose: str, *position: int) -> int:
+def integer(seed: int, purpose: str, *position: int | np.integer) -> int:
     """Return a 63-bit integer that seeds a generator of another library (torch.Generator)."""
     return int(_sequence(seed, purpose, *position).generate_state(1, np.uint64)[0] >> np.uint64(1))
