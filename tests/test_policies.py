@@ -371,12 +371,12 @@ def forecasts(simulation, rounds):
 def test_a_slow_client_is_not_selected(quick):
     quick = [*quick, "method=fedavg", "rounds=4", "clients=12", "selection.policy=deadline"]
     seconds = forecasts(
-        Simulation(overrides=[*quick, WORLD.replace("{devices", "{deadline_s: 1, devices")]), 1
+        Simulation(overrides=[*quick, WORLD.replace("{hardware", "{deadline_s: 1, hardware")]), 1
     )[0].seconds
     limit = float(np.median(seconds))
-    records = run(*quick, WORLD.replace("{devices", f"{{deadline_s: {limit}, devices"))[1]
+    records = run(*quick, WORLD.replace("{hardware", f"{{deadline_s: {limit}, hardware"))[1]
     assert all((seconds[record.clients["client"]] <= limit).all() for record in records)
-    fastest = run(*quick, WORLD.replace("{devices", "{deadline_s: 1e-6, devices"))[1]
+    fastest = run(*quick, WORLD.replace("{hardware", "{deadline_s: 1e-6, hardware"))[1]
     assert set(fastest[0].clients["client"]) == set(np.argsort(seconds)[:3])
 
 
