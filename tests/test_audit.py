@@ -116,7 +116,10 @@ def test_bad_input_is_one_line_and_status_2(fast, looked, tmp_path, capsys, monk
         (["audit", str(tmp_path / "results/fedavg_seed1.h5")], "make the run with audit=true"),
         (["audit", str(tmp_path / "private/fedavg_seed1.h5")], "under differential privacy"),
         (["audit", str(tmp_path / "none.h5")], "no such results file"),
-        ([*fast, "audit=true", "algorithm.name=scaffold"], "which algorithm.name=scaffold corrects"),
+        (
+            [*fast, "audit=true", "algorithm.name=scaffold"],
+            "algorithm.name=scaffold, which corrects the clients",
+        ),
         ([*fast, "audit=true", "model.name=headless:net", f"output={tmp_path}/net"], "does not end in them"),
     ):
         assert main(arguments) == 2

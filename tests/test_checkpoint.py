@@ -44,7 +44,7 @@ def test_a_checkpoint_returns_the_saved_arrays(tmp_path):
     assert checkpoint.rounds(results) == [3, 6]
 
 
-def test_every_flipped_bit_is_noticed(tmp_path):
+def test_every_flipped_bit_is_detected(tmp_path):
     results, said = tmp_path / "run.h5", []
     for round in (1, 2):
         checkpoint.save(results, RUN, round, np.arange(4, dtype=np.float32), {})
@@ -66,7 +66,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         checkpoint.load(results, RUN, said.append)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_used(fast, tmp_path, cut, capsys):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(fast, tmp_path, cut, capsys):
     results = cut(5, "algorithm.name=fedadam")
     newest = checkpoint.path_for(results) / "5.safetensors"
     content = bytearray(newest.read_bytes())

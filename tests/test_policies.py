@@ -313,7 +313,7 @@ def test_rho_degenerates_to_the_papers(quick, overrides, algorithm):
         ("similarity", "alpha=1e+30", "overflow"),
     ],
 )
-def test_a_setting_that_is_too_large_for_rho_is_named(fast, capsys, rho, setting, happens):
+def test_a_rho_setting_that_overflows_is_named(fast, capsys, rho, setting, happens):
     """The message names the setting, not the policy, and NumPy does not warn."""
     assert main([*fast, f"rho.policy={rho}", f"rho.{setting}"]) == 2
     assert capsys.readouterr().err == (

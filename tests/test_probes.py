@@ -171,7 +171,7 @@ def test_the_figure_of_a_method_without_clients(tiny, tmp_path):
     picture = heterogeneity([tmp_path / "results/aigc_seed1.h5"])
     assert [len(axes.lines) for axes in picture.axes] == [0, 0, 1, 0]
     assert [text.get_text() for axes in picture.axes for text in axes.texts] == 3 * [
-        "none of these runs has a value"
+        "no values in these runs"
     ]
 
 

@@ -132,7 +132,7 @@ def cut(fast, tmp_path, monkeypatch):
     return tmp_path / "results/fedavg_seed1.h5"
 
 
-def test_show_and_the_next_start_go_on_beside_a_damaged_record(fast, cut, capsys):
+def test_show_and_the_next_start_work_despite_a_damaged_record(fast, cut, capsys):
     for content in (b"{}", b"[]", b"null", b"0"):
         progress.path_for(cut).mkdir(exist_ok=True)
         (progress.path_for(cut) / "0").write_bytes(content)
@@ -153,7 +153,7 @@ def record_of(path):
 
 
 @pytest.mark.parametrize("where", ["Simulation.__init__", "Simulation.restore", "_open"])
-def test_a_refused_start_leaves_the_record_of_the_one_before(where, fast, cut, monkeypatch, capsys):
+def test_a_refused_start_restores_the_previous_record(where, fast, cut, monkeypatch, capsys):
     def refuse(*_, **__):
         assert record_of(cut) != before, "the start notes its activity"
         raise UserError("refused")

@@ -101,7 +101,7 @@ def test_a_run_keeps_its_id_and_forks_and_fresh_runs_get_new_ones(cut, tmp_path)
     assert run_of(path) not in (first, run_of(fork))
 
 
-def test_names_of_others_are_left_alone(cut, capsys):
+def test_other_files_are_not_touched(cut, capsys):
     path = cut(3, SCAFFOLD)
     names = ["best.safetensors", "2 (copy).safetensors", "007.safetensors", "\u0663.safetensors", "notes.txt"]
     of_others = [checkpoint.path_for(path) / name for name in names]
@@ -154,7 +154,7 @@ def test_an_append_whose_last_write_failed_is_not_counted(killed, tmp_path):
 # State files.
 
 
-def test_every_flipped_bit_of_a_state_file_is_noticed(tmp_path):
+def test_every_flipped_bit_of_a_state_file_is_detected(tmp_path):
     states, values = ClientStates(tmp_path, {"control": (4,)}, RUN), np.arange(4, dtype=np.float32)
     states.write(3, 7, {"control": values})
     path = tmp_path / "3_7.safetensors"
@@ -183,7 +183,7 @@ def test_every_flipped_bit_of_a_state_file_is_noticed(tmp_path):
         ((OTHER, 3, 7), f"is of run {OTHER}, and this is run {RUN}"),
     ],
 )
-def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
+def test_an_invalid_state_file_is_one_line(content, fault, tmp_path):
     """Empty, of another format, missing, renamed from another client or round, and of another run."""
     path = tmp_path / "3_7.safetensors"
     if isinstance(content, bytes):
@@ -200,7 +200,7 @@ def test_a_state_file_that_is_none_is_one_line(content, fault, tmp_path):
     assert f"{path}: the state of client 3 {fault}" in line and "\n" not in line
 
 
-def test_a_state_file_that_meets_a_limit_is_one_line(tmp_path):
+def test_a_state_file_over_a_size_limit_is_one_line(tmp_path):
     states, before = (
         ClientStates(tmp_path / "states", {"control": (1000,)}, RUN),
         resource.getrlimit(resource.RLIMIT_FSIZE),
@@ -215,7 +215,7 @@ def test_a_state_file_that_meets_a_limit_is_one_line(tmp_path):
     assert [file.name for file in (tmp_path / "states").iterdir()] == ["3_6.safetensors"]
 
 
-def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path, monkeypatch):
+def test_state_files_are_on_disk_before_the_checkpoint_that_refers_to_them(tmp_path, monkeypatch):
     """Check the order of flushes and renames, which makes a power cut harmless."""
     done, flush, replace = [], disk.flush, os.replace
     monkeypatch.setattr(disk, "flush", lambda path: (flush(path), done.append(("flush", Path(path)))))
@@ -320,7 +320,7 @@ def test_no_command_uses_a_damaged_column(damaged, tmp_path, bank, capsys):
         assert main(commands[-1]) == 2 and f" {name} is corrupt" in said_once(capsys)
 
 
-def test_a_changed_attribute_is_noticed(full, tmp_path, capsys):
+def test_a_changed_attribute_is_detected(full, tmp_path, capsys):
     content, path = full.read_bytes(), tmp_path / full.name
     assert content.count(b"clients: 6") == 1, "in the resolved configuration"
     path.write_bytes(content.replace(b"clients: 6", b"clients: 7"))
@@ -328,7 +328,7 @@ def test_a_changed_attribute_is_noticed(full, tmp_path, capsys):
     assert "damaged: an attribute of /config or /environment is corrupt" in said_once(capsys)
 
 
-def test_no_flipped_bit_changes_what_is_read(full, tmp_path):
+def test_no_flipped_bit_changes_the_data_read(full, tmp_path):
     """Including HDF5's internal structures: a sample of the whole file."""
     content, path, noticed = full.read_bytes(), tmp_path / full.name, 0
 
@@ -462,7 +462,7 @@ def test_rounds_before_the_first_checkpoint_stay(cut, tmp_path, capsys):
     assert reader.digests(path) == reader.digests(tmp_path / "whole/fedavg_seed1.h5")
 
 
-def test_a_round_that_comes_out_differently_is_said(cut, tmp_path, monkeypatch, capsys):
+def test_a_recomputed_round_that_differs_is_reported(cut, tmp_path, monkeypatch, capsys):
     run = [*FAST, "rounds=10", "checkpoint.every_rounds=5"]
     path, evaluate = cut(8, run), Simulation._evaluate
 

@@ -107,7 +107,7 @@ def test_what_pretrain_cannot_do(made, capsys):
     assert main([*arguments, "pretraining.images=public_pool"]) == 2
     assert "data.public_pool is 0" in capsys.readouterr().err
     assert main([*arguments, "pretraining.denoiser_channels=[20,32]"]) == 2
-    assert "pretraining.denoiser_channels.0: " in capsys.readouterr().err
+    assert "pretraining.denoiser_channels= needs a multiple of 16" in capsys.readouterr().err
     done = mpirun(2, "-m", "genfl_mpi", *arguments)
     assert done.returncode == 2 and done.stderr.count("pretrain runs on one rank, not 2") == 1
 

@@ -43,7 +43,9 @@ def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:
         if error.unclean:
             MPI.Finalize()
             if comm.size > 1:
-                time.sleep(0.3)  # MPICH's launcher kills the ranks that are still there when one ends like this
+                time.sleep(
+                    0.3
+                )  # MPICH's launcher kills the ranks that are still there when one ends like this
             os._exit(2)
         return 2
     except BaseException as error:
