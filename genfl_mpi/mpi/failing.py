@@ -41,11 +41,10 @@ def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:
         if comm.size > 1 and not error.on_all_ranks:
             _abort(comm, 2)
         if error.unclean:
+            alone = comm.size == 1
             MPI.Finalize()
-            if comm.size > 1:
-                time.sleep(
-                    0.3
-                )  # MPICH's launcher kills the ranks that are still there when one ends like this
+            if not alone:  # MPICH's launcher kills ranks that are still there when one ends like this
+                time.sleep(0.3)
             os._exit(2)
         return 2
     except BaseException as error:
