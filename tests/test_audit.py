@@ -27,7 +27,7 @@ def failed(path):
 
 @pytest.mark.slow
 def test_honest_clients_pass(looked, tmp_path, capsys):
-    for more in (
+    variants = (
         [],
         ["partition.alpha=1"],
         ["partition.scheme=iid"],
@@ -35,9 +35,10 @@ def test_honest_clients_pass(looked, tmp_path, capsys):
         ["label_sharing.refusal_rate=0.5"],
         ["training.momentum=0.9", "training.weight_decay=5e-4"],
         ["algorithm.name=fedprox", "algorithm.mu=1"],
-    ):
-        assert main([*looked, *more, f"output={tmp_path}/{len(str(more))}"]) == 0
-        found, _ = failed(tmp_path / f"{len(str(more))}/fedavg_seed1.h5")
+    )
+    for number, more in enumerate(variants):
+        assert main([*looked, *more, f"output={tmp_path}/{number}"]) == 0
+        found, _ = failed(tmp_path / f"{number}/fedavg_seed1.h5")
         assert not np.any(list(found.values())), (more, found)
 
 

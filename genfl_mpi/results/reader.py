@@ -151,7 +151,7 @@ def is_finished(file: h5py.File) -> bool:
     mark = array_of(file, "finished")[0]
     if mark not in (0, FINISHED):
         raise _damaged(file, "finished")
-    return mark == FINISHED
+    return bool(mark == FINISHED)
 
 
 def rounds_of(file: h5py.File) -> int:
