@@ -96,7 +96,9 @@ def test_an_installed_wheel_runs_from_an_empty_folder(built, tmp_path):
     variables["LD_LIBRARY_PATH"] = (
         f"{sys.prefix}/lib:{variables.get('LD_LIBRARY_PATH', '')}"  # the extra [mpich]
     )
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, env=variables)
+    # Else pip finds the one of this environment, of the same version, and installs nothing.
+    options = ["--quiet", "--no-deps", "--no-index", "--ignore-installed"]
+    run(python, "-m", "pip", "install", *options, wheel, env=variables)
     where = run(python, "-c", "import genfl_mpi; print(genfl_mpi.__file__)", cwd=empty, env=variables)
     assert Path(where.strip()).is_relative_to(environment)
 
