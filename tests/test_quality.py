@@ -14,6 +14,17 @@ from genfl_mpi.generation.quality import Judge, frechet
 ABOUT = datasets.DESCRIPTIONS["mnist5k"]
 RNG = np.random.default_rng(0)
 
+# Of a bank whose images no generator makes here.
+SETTINGS = {
+    "checkpoint": "0" * 64,
+    "adapter": None,
+    "steps": 1,
+    "guidance": 7,
+    "scheduler": None,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
 
 @pytest.fixture(scope="module")
 def real():
@@ -90,19 +101,10 @@ def test_copies_of_public_images_are_seen(real, monkeypatch):
 
 def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 300)
-    settings = {
-        "checkpoint": "0" * 64,
-        "adapter": None,
-        "steps": 1,
-        "guidance": 7,
-        "scheduler": None,
-        "dtype": "float32",
-        "device": "cpu",
-    }
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[-12:] for c in range(10)])
     labels = real["train_labels"][chosen].copy()
     labels[::12] = (labels[::12] + 1) % 10  # one image of each class under a wrong label
-    Bank(tmp_path / "bank", settings).write(batch(labels.tolist()), real["train_images"][chosen])
+    Bank(tmp_path / "bank", SETTINGS).write(batch(labels.tolist()), real["train_images"][chosen])
     arguments = ["quality", str(tmp_path / "bank"), *tiny, "--counts", "5", "data.public_pool=1000"]
     assert main([*arguments, "generation.min_fidelity=0.3"]) == 0
     kept = int(capsys.readouterr().out.partition("the filter keeps ")[2].split()[0])
@@ -117,17 +119,8 @@ def batch(labels):
 
 def test_quality_prints_and_draws_how_good_a_banks_images_are(tmp_path, tiny, capsys, real, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 100)
-    settings = {
-        "checkpoint": "0" * 64,
-        "adapter": None,
-        "steps": 1,
-        "guidance": 7,
-        "scheduler": None,
-        "dtype": "float32",
-        "device": "cpu",
-    }
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:12] for c in range(10)])
-    Bank(tmp_path / "bank", settings).write(
+    Bank(tmp_path / "bank", SETTINGS).write(
         batch(real["train_labels"][chosen].tolist()), real["train_images"][chosen]
     )
     assert main(["quality", str(tmp_path / "bank"), *tiny, "--counts", "5,300"]) == 0
@@ -146,17 +139,8 @@ def test_quality_prints_and_draws_how_good_a_banks_images_are(tmp_path, tiny, ca
     ],
 )
 def test_banks_that_cannot_be_judged(tmp_path, tiny, capsys, images, labels, message):
-    settings = {
-        "checkpoint": "0" * 64,
-        "adapter": None,
-        "steps": 1,
-        "guidance": 7,
-        "scheduler": None,
-        "dtype": "float32",
-        "device": "cpu",
-    }
     if images:
-        Bank(tmp_path, settings).write(batch(labels), np.zeros(images, np.uint8))
+        Bank(tmp_path, SETTINGS).write(batch(labels), np.zeros(images, np.uint8))
     assert main(["quality", str(tmp_path), *tiny]) == 2
     assert message in capsys.readouterr().err
 

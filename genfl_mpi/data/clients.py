@@ -107,8 +107,8 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
 
     arrays: as of `datasets.load`. Returns `pointers` and `indices` as of `partition`; `client_labels`, the
     label of each index, with the mistakes of mislabelling clients; `label_histograms` and `shared_labels`
-    (clients, classes); bool (clients,) `misbehaving`, and `told`, whether the client shares its labels; with
-    data.shared also `given`, the indices of the public images given to clients.
+    (clients, classes); bool (clients,) `misbehaving`, and `sharing`, whether the client shares its labels;
+    with data.shared also `given`, the indices of the public images given to clients.
     """
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
@@ -142,7 +142,7 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
         "misbehaving": bad,
         "label_histograms": histograms,
         "shared_labels": shared,
-        "told": sharing,
+        "sharing": sharing,
     }
 
 

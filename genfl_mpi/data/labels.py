@@ -66,9 +66,9 @@ def share(histograms: np.ndarray, settings: LabelSharing, seed: int) -> tuple[np
         shared = np.clip(np.rint(noisy), 0, np.iinfo(np.int32).max)
     refusing = rng.permutation(len(histograms))[: round(settings.refusal_rate * len(histograms))]
     shared = shared.astype(np.int32)
-    told = np.ones(len(histograms), dtype=bool)
-    shared[refusing], told[refusing] = 0, False
-    return shared, told
+    sharing = np.ones(len(histograms), dtype=bool)
+    shared[refusing], sharing[refusing] = 0, False
+    return shared, sharing
 
 
 def tells(clients: int, settings: Incentive, seed: int) -> np.ndarray:

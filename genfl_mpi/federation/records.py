@@ -174,7 +174,7 @@ class Recorder:
                 clients["status"],
                 this.t + 1,
                 server.state.available,
-                self.data["told"].sum(),
+                self.data["sharing"].sum(),
                 server.world.owed[who] if server.world else 0.0,
             ),
             **of_cohort(self.client_images.real(who) + made, self.data["label_histograms"]),
