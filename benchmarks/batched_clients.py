@@ -17,7 +17,7 @@ import torch
 
 from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
-from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 
@@ -52,7 +52,7 @@ def main():
             )
             for _ in range(CLIENTS)
         ]
-        twin = Twin(model, shape, settings.model_copy(update={"clients_per_batch": 2}))
+        twin = BatchedModel(model, shape, settings.model_copy(update={"clients_per_batch": 2}))
         found = {}
 
         def rngs(first, count):

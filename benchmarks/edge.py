@@ -15,7 +15,7 @@ import numpy as np
 
 from genfl_mpi.config.world import World
 from genfl_mpi.edge import bandwidth, hardware
-from genfl_mpi.edge.rounds import Work, meet, price
+from genfl_mpi.edge.rounds import Work, draw_cohort, price_round
 
 
 def main():
@@ -31,8 +31,8 @@ def main():
         world, spent = World(deadline_s=deadline, channel={"allocation": allocation}), []
         for _ in range(options.repeats):
             start = time.perf_counter()
-            cohort = meet(world, hardware.draw(world, options.clients), 0, clients)
-            priced = price(world, cohort, Work(flops=6.5e6 * 5 * 50, weights_bytes=423_464))
+            cohort = draw_cohort(world, hardware.draw_hardware(world, options.clients), 0, clients)
+            priced = price_round(world, cohort, Work(flops=6.5e6 * 5 * 50, weights_bytes=423_464))
             spent.append(time.perf_counter() - start)
         if allocation == "min_max":
             deadline = 1.5 * priced.seconds

@@ -35,7 +35,7 @@ def job(weights, repeats):
 
     def exchange():
         collectives.broadcast(comm, down.buffer)
-        collectives.arrive(comm)
+        collectives.wait_for_all(comm)
         collectives.reduce_sum(comm, up.buffer)
 
     def bare():

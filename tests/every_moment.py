@@ -416,7 +416,7 @@ def finished_rounds(root):
     found = {}
     for path in results(root):
         with reader.open_results(path) as file:
-            rounds = reader.columns_of(file, "rounds", ["round"])["round"].tolist()
+            rounds = reader.read_columns(file, "rounds", ["round"])["round"].tolist()
             assert rounds == list(range(1, len(rounds) + 1)), rounds
             found[path.stem] = len(rounds)
     return found

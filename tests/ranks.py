@@ -140,7 +140,7 @@ def serve(path):
     print("ready", flush=True)
 
     def end(pid):
-        """Wait for the end of a child, and tell the status to who asked for it."""
+        """Wait for the end of a child, and send its status to the process that asked."""
         connection, ended, _ = children.pop(pid)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         for one in (connection, ended):

@@ -36,7 +36,9 @@ def test_two_jobs_share_a_bank(tiny, tmp_path):
         started, environment = prepare(None, [*run, f"output={tmp_path}/{job}"])
         jobs.append(subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL))
     assert [job.wait(timeout=200) for job in jobs] == [0, 0]
-    assert all(bank.read(file)["image"].shape == (10, 1, 28, 28) for file in (tmp_path / "bank").iterdir())
+    assert all(
+        bank.read_batch(file)["image"].shape == (10, 1, 28, 28) for file in (tmp_path / "bank").iterdir()
+    )
     assert reader.digests(tmp_path / "1/genfl_seed1.h5") == reader.digests(tmp_path / "2/genfl_seed1.h5")
 
 

@@ -386,7 +386,7 @@ def test_the_pool_replaces_generated_data(tiny, tmp_path, capsys):
     one = Simulation(overrides=[*run, "kappa.kappa2=1"])
     for record in one:
         assert record.generated == [] and record.columns["images_used"] == 300
-    assert one.server.images.used()[1].tolist() == np.repeat(np.arange(10), 30).tolist()
+    assert one.server.images.training_images()[1].tolist() == np.repeat(np.arange(10), 30).tolist()
     capsys.readouterr()
     assert main([*tiny, "method=pool"]) == 2
     assert "method=pool needs data.public_pool" in capsys.readouterr().err
@@ -424,7 +424,7 @@ def test_shared_data_are_added_to_every_clients_data(tiny, tmp_path, capsys):
     from genfl_mpi.data.clients import client_data
 
     one = Simulation(overrides=[*tiny, "method=fedavg", "data.public_pool=300", "data.shared=50"])
-    given = public.pool(one.data["train_labels"], 50, 10)
+    given = public.public_pool(one.data["train_labels"], 50, 10)
     for client in range(6):
         images, labels = client_data(one.data, client, one.config)
         assert len(labels) == np.diff(one.data["pointers"])[client] + 50 == one.server.state.samples[client]

@@ -13,7 +13,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.config.world import World
 from genfl_mpi.edge import attendance
-from genfl_mpi.edge.rounds import Work, meet, price
+from genfl_mpi.edge.rounds import Work, draw_cohort, price_round
 from genfl_mpi.federation import worker
 from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.results import reader
@@ -39,8 +39,8 @@ def weights(*overrides, **policies):
 def done(made, round, cohort):
     """Seconds until each client of a cohort would be done if nothing came in between."""
     around = made.server.world
-    met = meet(around.world, around.devices, round, cohort)
-    found = price(around.world, met, around._work(cohort, 1, 0, 0))
+    met = draw_cohort(around.world, around.devices, round, cohort)
+    found = price_round(around.world, met, around._work(cohort, 1, 0, 0))
     return sum(found.client_seconds.values())
 
 
@@ -198,14 +198,14 @@ def test_an_empty_battery_keeps_a_client_away_for_good(everybody):
     status = np.array(statuses(records))
     assert (status[:2] == attendance.AGGREGATED).all() and (status == attendance.BATTERY).any()
     empty = status == attendance.BATTERY
-    assert (empty[1:] >= empty[:-1]).all(), "nobody comes back"
+    assert (empty[1:] >= empty[:-1]).all(), "clients without battery stay away"
     assert (made.server.world.spent <= limit * (1 + 1e-12)).all()
     assert made.server.world.spent[empty[-1]] == pytest.approx(limit)
 
 
 def test_what_is_spent_until_then_by_hand():
     """Two phases of 2 and 3 s that take 4 and 30 J: until 4 s that is 4 + 20 J."""
-    priced = price(
+    priced = price_round(
         World(),
         SimpleNamespace(
             clients=np.arange(0),
@@ -231,7 +231,7 @@ def test_what_is_spent_until_then_by_hand():
         lost=np.array([False, True, False]),
     )
     battery = np.array([100.0, 100.0, 14.0])
-    status, found = attendance.attend(World(enforced=True), battery, 0, priced, np.zeros(3))
+    status, found = attendance.simulate_attendance(World(enforced=True), battery, 0, priced, np.zeros(3))
     assert status.tolist() == [attendance.AGGREGATED, attendance.OUTAGE, attendance.BATTERY]
     assert sum(found.client_joules.values()) == pytest.approx([34, 34, 14])
     assert sum(found.client_seconds.values()) == pytest.approx([5, 5, 3])
@@ -240,12 +240,14 @@ def test_what_is_spent_until_then_by_hand():
         and found.seconds == pytest.approx(5)
         and found.bytes["up"] == pytest.approx(21)
     )
-    status, found = attendance.attend(World(enforced=True, deadline_s=4), battery, 0, priced, np.zeros(3))
+    status, found = attendance.simulate_attendance(
+        World(enforced=True, deadline_s=4), battery, 0, priced, np.zeros(3)
+    )
     assert status.tolist() == [attendance.LATE, attendance.LATE, attendance.BATTERY]
     assert sum(found.client_joules.values()) == pytest.approx(
         [24, 24, 14]
     ) and found.seconds == pytest.approx(4)
-    status, found = attendance.attend(
+    status, found = attendance.simulate_attendance(
         World(enforced=True, deadline_s=9), battery, 0, priced, np.array([0, 0, 14.0])
     )
     assert status.tolist() == [attendance.AGGREGATED, attendance.OUTAGE, attendance.BATTERY]

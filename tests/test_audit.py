@@ -86,8 +86,8 @@ def test_overclaiming_is_told_alone(looked):
     bad = data["misbehaving"]
     assert np.array_equal(data["label_histograms"], honest["label_histograms"])
     assert np.array_equal(data["shared_labels"][~bad], honest["shared_labels"][~bad])
-    nobody = Simulation(overrides=[*looked, "misbehaving_clients.kind=overclaiming"]).data
-    assert np.array_equal(nobody["shared_labels"], honest["shared_labels"])
+    none_bad = Simulation(overrides=[*looked, "misbehaving_clients.kind=overclaiming"]).data
+    assert np.array_equal(none_bad["shared_labels"], honest["shared_labels"])
     assert (data["shared_labels"][bad] > 0).all() and (np.ptp(data["shared_labels"][bad], axis=1) == 0).all()
 
 

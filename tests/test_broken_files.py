@@ -66,7 +66,7 @@ def test_a_full_disk_ends_the_run_in_one_line(ranks, small_disk, tmp_path, capfd
     line = said_once(job.said())
     print(line)
     assert "the disk is full" in line and "finished rounds are kept" in line
-    done = checkpoint.rounds(job.results)[-1]
+    done = checkpoint.list_rounds(job.results)[-1]
     with reader.open_results(job.results) as file:
         assert len(file["rounds/round"]) >= done >= 3
     (disk / "somebody").unlink()
@@ -75,7 +75,7 @@ def test_a_full_disk_ends_the_run_in_one_line(ranks, small_disk, tmp_path, capfd
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_path):
-    """HDF5 itself meets the end of the disk, because nobody looked for room before; and it stays full."""
+    """HDF5 itself meets the end of the disk, because the check for room is off; and it stays full."""
     disk = small_disk("size=8m")
     script = tmp_path / "careless.py"
     script.write_text(
@@ -110,7 +110,7 @@ def images(state):
     print(line)
     assert f"cannot be written: {os.strerror(errno.ENOSPC)}" in line and str(disk) in line
     results = disk / "results/genfl_seed1.h5"
-    kept = checkpoint.rounds(results)[-1]
+    kept = checkpoint.list_rounds(results)[-1]
     with reader.open_results(results) as file:
         assert len(file["rounds/round"]) >= kept > 2 and (file["generated/image"][: 100 * kept] == 255).all()
 
@@ -163,7 +163,7 @@ sys.exit(main(sys.argv[1:]))
     line = said_once(done.stderr)
     print(line)
     assert f"cannot be written: {os.strerror(errno.EFBIG)}" in line and str(results.parent) in line
-    kept = checkpoint.rounds(results)[-1]
+    kept = checkpoint.list_rounds(results)[-1]
     assert kept >= 3
     with reader.open_results(results) as file:
         assert len(file["rounds/round"]) >= kept and file["rounds/accuracy"][:kept].all()
@@ -278,7 +278,7 @@ def test_a_bank_with_a_flipped_bit(tmp_path):
         flipped[place] ^= 1 << place % 8
         store.path(batch).write_bytes(flipped)
         try:
-            read = bank.read(store.path(batch))
+            read = bank.read_batch(store.path(batch))
         except UserError as error:
             noticed += 1
             assert "is damaged or not a file of a bank; remove it, and its images are generated again" in str(

@@ -11,7 +11,7 @@ from torch import nn
 from genfl_mpi.cli import main
 from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
-from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.free_riders import free_ride
 from genfl_mpi.learning.steps import Steps
 from genfl_mpi.learning.training import train
@@ -147,7 +147,7 @@ def test_a_replaced_buffer_is_part_of_the_weights(mine):
 def test_batched_clients_start_from_the_initial_buffers(mine):
     model = flat("warming")
     start = model.weights.clone()
-    twin = Twin(model, (3, 8, 8), SETTINGS)
+    twin = BatchedModel(model, (3, 8, 8), SETTINGS)
     train(model, start, *data(1), SETTINGS, np.random.default_rng(1))
     both = [[data(0), data(1)], [SETTINGS, SETTINGS]]
     first, _, second = (

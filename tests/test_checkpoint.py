@@ -36,12 +36,12 @@ def test_a_checkpoint_returns_the_saved_arrays(tmp_path):
     for round in range(1, 8):
         state = {"square": np.arange(3.0) * round}
         checkpoint.save(results, RUN, round, np.full(5, round, np.float32), state, keep=3)
-    assert checkpoint.rounds(results) == [3, 6, 7]
+    assert checkpoint.list_rounds(results) == [3, 6, 7]
     round, weights, state = checkpoint.load(results, RUN, said.append)
     assert round == 7 and weights.tolist() == [7] * 5 and state["square"].tolist() == [0, 7, 14] and not said
-    assert checkpoint.load(results, RUN, said.append, at=3)[1].tolist() == [3] * 5
+    assert checkpoint.load(results, RUN, said.append, round=3)[1].tolist() == [3] * 5
     checkpoint.remove(results, keep=3)
-    assert checkpoint.rounds(results) == [3, 6]
+    assert checkpoint.list_rounds(results) == [3, 6]
 
 
 def test_every_flipped_bit_is_detected(tmp_path):
@@ -91,7 +91,7 @@ def test_rows_that_a_kill_left_half_written_do_not_count(fast, tmp_path, cut, ca
 
 def test_checkpoints_by_seconds(cut):
     results = cut(5, "checkpoint.every_rounds=null", "checkpoint.every_seconds=1e-9")
-    assert checkpoint.rounds(results) == [4, 5]
+    assert checkpoint.list_rounds(results) == [4, 5]
 
 
 def test_another_configuration_is_refused_with_the_difference(fast, cut, capsys):
@@ -114,7 +114,10 @@ def test_fresh_moves_the_old_files_aside(fast, tmp_path, cut, capsys):
         assert main([*fast, "rounds=1", "training.lr=0.5", "--fresh"]) == 0
         assert f"into {tmp_path}/results/aside-{number}" in capsys.readouterr().out
     aside = tmp_path / "results/aside-1"
-    assert (aside / results.name).read_bytes() == old and checkpoint.rounds(aside / results.name) == [2, 3]
+    assert (aside / results.name).read_bytes() == old and checkpoint.list_rounds(aside / results.name) == [
+        2,
+        3,
+    ]
     assert sorted(path.name for path in aside.iterdir()) == [
         f"fedavg_seed1.{part}" for part in ("checkpoint", "h5", "progress", "variates")
     ]
@@ -131,7 +134,7 @@ def test_scaffold_continues_despite_a_damaged_old_checkpoint(fast, cut, tmp_path
 
 
 def test_every_kept_round_has_a_checkpoint(cut):
-    assert checkpoint.rounds(cut(5, "checkpoint.every_rounds=3", "checkpoint.keep=2")) == [2, 3, 4]
+    assert checkpoint.list_rounds(cut(5, "checkpoint.every_rounds=3", "checkpoint.keep=2")) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedyogi", "scaffold"])
@@ -161,7 +164,7 @@ def test_a_fork_with_other_settings_differs(fast, tmp_path, capsys):
             np.array_equal(one["rounds/loss"][:4], two["rounds/loss"][:4])
             and (one["rounds/loss"][4:] != two["rounds/loss"][4:]).all()
         )
-        assert reader.config_of(two)["augmented"]["lr"] == 0.01
+        assert reader.read_config(two)["augmented"]["lr"] == 0.01
     capsys.readouterr()
     for arguments, message in (
         (["--at", "5"], "has no checkpoint of round 5 (available: 4, 8)"),

@@ -166,7 +166,7 @@ def test_claims_on_curves_that_are_known(runs):
 
 def test_costs_by_hand(runs, monkeypatch):
     """30 images a round, 5 clients of one sample, 2 epochs; 1,000 weights."""
-    monkeypatch.setattr(claims.flops, "of_training", lambda module, shape: 4.0)
+    monkeypatch.setattr(claims.flops, "training_flops", lambda module, shape: 4.0)
     for name, image in (("of_pipeline", 20.0), ("of_stable_diffusion", 200.0)):
         monkeypatch.setattr(
             claims.image_flops, name, lambda *_, image=image: claims.image_flops.Flops(0, image, 0, 0)
@@ -194,7 +194,7 @@ def test_many_classes_are_not_covered(runs):
 def test_only_pairs_are_compared(runs):
     """Seeds that one of the methods lacks do not count."""
     some = runs(*(made("fedavg", seed) for seed in (1, 2, 3)), *(made("aigc", seed) for seed in (2, 3, 4)))
-    [row] = claims.differences(some, "fedavg", "aigc", claims.final, claims.AT_THE_END)
+    [row] = claims.compare_methods(some, "fedavg", "aigc", claims.final, claims.AT_THE_END)
     assert len(row.values) == 2 and row.verdict == ("undecided", "6 seeds")
 
 

@@ -11,7 +11,7 @@ from genfl_mpi.analysis.run_groups import PAIRED
 from genfl_mpi.cli import COMMANDS, main
 from genfl_mpi.config import loading, sections
 from genfl_mpi.config.renamed import RENAMED
-from genfl_mpi.config.settings import filled_in, keys
+from genfl_mpi.config.settings import fill_in, keys
 from genfl_mpi.federation.algorithms import ALGORITHMS
 from genfl_mpi.learning.models import MODELS
 from genfl_mpi.util.errors import UserError
@@ -71,10 +71,10 @@ def test_what_was_decided_is_what_was_given(given):
     """Settings that follow from others are omitted, and derived again."""
 
     def resolved(values):
-        return filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
+        return fill_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
 
-    assert loading.decided(resolved(given)) == given and resolved(
-        loading.decided(resolved(given))
+    assert loading.chosen_settings(resolved(given)) == given and resolved(
+        loading.chosen_settings(resolved(given))
     ) == resolved(given)
 
 
@@ -93,11 +93,11 @@ def test_what_was_decided_is_what_was_given(given):
 )
 def test_what_varies_is_what_was_decided(one, other, keys):
     found = [
-        filled_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
+        fill_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
         for values in (one, other)
     ]
-    assert loading.varied(found) == loading.varied(found[::-1]) == keys
-    assert loading.varied([found[0], found[0]]) == []
+    assert loading.varied_settings(found) == loading.varied_settings(found[::-1]) == keys
+    assert loading.varied_settings([found[0], found[0]]) == []
 
 
 def test_a_kappa_alone_fixes_the_other():

@@ -13,8 +13,8 @@ from genfl_mpi.config import loading
 from genfl_mpi.config.sections import Data, LabelSharing, Partition
 from genfl_mpi.data import datasets, public
 from genfl_mpi.data.clients import client_data, load_and_divide
-from genfl_mpi.data.corruption import spoil
-from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share
+from genfl_mpi.data.corruption import degrade
+from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share_labels
 from genfl_mpi.data.partition import partition
 from genfl_mpi.util.errors import UserError
 
@@ -37,13 +37,13 @@ def test_a_class_without_samples_is_allowed():
 
 
 def test_a_client_that_shares_is_known_even_if_noise_cancels_its_counts():
-    shared, told = share(
+    shared, told = share_labels(
         np.eye(10, dtype=np.int32).repeat(100, 0),
         LabelSharing(payload="presence", epsilon=4.0, refusal_rate=0.2),
         1,
     )
     assert told.sum() == 800 and not shared[~told].any() and not shared[told].any(1).all()
-    shared, _ = share(HISTOGRAMS, LabelSharing(epsilon=1e-9), 1)
+    shared, _ = share_labels(HISTOGRAMS, LabelSharing(epsilon=1e-9), 1)
     assert shared.min() >= 0
 
 
@@ -156,32 +156,35 @@ HISTOGRAMS = np.array([[2, 0, 5], [0, 0, 1]] * 500, dtype=np.int32)
 
 
 def test_sharing_presence_or_histogram():
-    assert np.array_equal(share(HISTOGRAMS, LabelSharing(), 1)[0], HISTOGRAMS)
-    assert share(HISTOGRAMS[:2], LabelSharing(payload="presence"), 1)[0].tolist() == [[1, 0, 1], [0, 0, 1]]
+    assert np.array_equal(share_labels(HISTOGRAMS, LabelSharing(), 1)[0], HISTOGRAMS)
+    assert share_labels(HISTOGRAMS[:2], LabelSharing(payload="presence"), 1)[0].tolist() == [
+        [1, 0, 1],
+        [0, 0, 1],
+    ]
 
 
 def test_clients_that_refuse_share_nothing():
-    shared = share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 1)[0]
+    shared = share_labels(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 1)[0]
     silent = ~shared.any(1)
     assert silent.sum() == 300
     assert np.array_equal(shared[~silent], HISTOGRAMS[~silent])
-    assert np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 1)[0])
-    assert not np.array_equal(shared, share(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 2)[0])
+    assert np.array_equal(shared, share_labels(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 1)[0])
+    assert not np.array_equal(shared, share_labels(HISTOGRAMS, LabelSharing(refusal_rate=0.3), 2)[0])
 
 
 def test_randomised_response_flips_bits_at_the_rate_of_epsilon():
-    shared = share(HISTOGRAMS, LabelSharing(payload="presence", epsilon=2.0), 1)[0]
+    shared = share_labels(HISTOGRAMS, LabelSharing(payload="presence", epsilon=2.0), 1)[0]
     lies = (shared != (HISTOGRAMS > 0)).mean()
     assert lies == pytest.approx(1 / (1 + np.e), abs=0.03)  # epsilon / 2 per bit: 1 / (1 + e^1) = 0.269
 
 
 def test_laplace_noise_has_the_scale_of_epsilon():
-    noise = share(np.full((1000, 10), 1000, dtype=np.int32), LabelSharing(epsilon=0.5), 1)[0] - 1000
+    noise = share_labels(np.full((1000, 10), 1000, dtype=np.int32), LabelSharing(epsilon=0.5), 1)[0] - 1000
     assert abs(noise.mean()) < 0.3
     assert np.abs(noise).mean() == pytest.approx(
         2 / 0.5, rel=0.05
     )  # the mean absolute value of Laplace noise is its scale
-    assert share(HISTOGRAMS, LabelSharing(epsilon=0.1), 1)[0].min() == 0
+    assert share_labels(HISTOGRAMS, LabelSharing(epsilon=0.1), 1)[0].min() == 0
 
 
 def test_mnist5k_is_balanced_and_its_parts_are_disjoint():
@@ -193,27 +196,27 @@ def test_mnist5k_is_balanced_and_its_parts_are_disjoint():
 
 
 def test_a_smaller_pool_is_a_subset_of_a_larger_one():
-    small, large = public.pool(LABELS, 105, 10), public.pool(LABELS, 1000, 10)
+    small, large = public.public_pool(LABELS, 105, 10), public.public_pool(LABELS, 1000, 10)
     assert len(small) == 105 and set(small) < set(large) and np.array_equal(small, np.sort(small))
     assert np.bincount(LABELS[small]).tolist() == [11] * 5 + [10] * 5
-    assert len(public.pool(LABELS, 0, 10)) == 0
+    assert len(public.public_pool(LABELS, 0, 10)) == 0
     with pytest.raises(UserError, match="401 training samples of class 0, but the data set has 400"):
-        public.pool(LABELS, 4001, 10)
+        public.public_pool(LABELS, 4001, 10)
 
 
 def test_no_client_holds_an_image_of_the_pool():
     one = loading.single(overrides=["method=genfl", "data.public_pool=1000"])
     divided = load_and_divide(one)
-    pool = public.pool(divided["train_labels"], 1000, 10)
+    pool = public.public_pool(divided["train_labels"], 1000, 10)
     assert sorted([*divided["indices"], *pool]) == list(range(4000))
     assert divided["label_histograms"].sum() == 3000
 
 
 def test_images_of_the_test_set_are_excluded_from_the_pool():
     arrays = {name: array.copy() for name, array in datasets.load(Data(name="mnist5k")).items()}
-    pool = public.pool(arrays["train_labels"], 100, 10)
+    pool = public.public_pool(arrays["train_labels"], 100, 10)
     arrays["train_images"][pool[7]] = arrays["test_images"][42]
-    values, labels, tested = public.images(
+    values, labels, tested = public.public_images(
         arrays, datasets.DESCRIPTIONS["mnist5k"], Data(public_pool=100), "public_pool"
     )
     assert tested == 1 and len(values) == len(labels) == 99
@@ -221,9 +224,9 @@ def test_images_of_the_test_set_are_excluded_from_the_pool():
         (values * 255).round().byte().numpy(), np.delete(arrays["train_images"][pool], 7, axis=0)
     )
     with pytest.raises(UserError, match="data.public_pool is 0"):
-        public.images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(), "public_pool")
+        public.public_images(arrays, datasets.DESCRIPTIONS["mnist5k"], Data(), "public_pool")
     with pytest.raises(UserError, match="like MNIST's, do not match"):
-        public.images(arrays, datasets.DESCRIPTIONS["cifar10"], Data(name="cifar10"), "uci_digits")
+        public.public_images(arrays, datasets.DESCRIPTIONS["cifar10"], Data(name="cifar10"), "uci_digits")
 
 
 @pytest.mark.skipif(
@@ -233,7 +236,10 @@ def test_images_of_the_test_set_are_excluded_from_the_pool():
 def test_public_pools_of_cifar_exclude_their_test_images(name, tested):
     """CIFAR-100's training set holds copies of test images; one in the pool is excluded."""
     data = Data(name=name, root=os.environ["GENFL_DATA"], public_pool=10000)
-    assert public.images(datasets.load(data), datasets.DESCRIPTIONS[name], data, "public_pool")[2] == tested
+    assert (
+        public.public_images(datasets.load(data), datasets.DESCRIPTIONS[name], data, "public_pool")[2]
+        == tested
+    )
 
 
 @pytest.mark.skipif(
@@ -370,7 +376,7 @@ def test_misbehaving_clients_hold_degraded_data():
         assert np.array_equal(data["label_histograms"], clean["label_histograms"]) == (kind != "mislabelled")
     image = np.zeros((1, 1, 9, 9), dtype=np.uint8)
     image[0, 0, 4, 4] = 250
-    assert spoil(image, "blurred", None)[0, 0, 2:7, 2:7].tolist() == [[10] * 5] * 5
+    assert degrade(image, "blurred", None)[0, 0, 2:7, 2:7].tolist() == [[10] * 5] * 5
 
 
 def test_a_run_with_more_clients_than_samples(tiny):

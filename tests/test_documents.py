@@ -114,7 +114,7 @@ def test_results_page_has_every_column():
             kind = np.dtype(column.dtype)
             dimensions = ", ".join(rows if name in rows else (*rows, *DIMENSIONS.get(name, ())))
             dtype = f"text, {kind.itemsize} bytes" if kind.kind == "S" else kind.name
-            about = f"{column.about}{' (measured)' if column.measured else ''}"
+            about = f"{column.description}{' (measured)' if column.measured else ''}"
             wanted.append(f"| `{name}` | {dimensions} | {dtype} | {column.unit} | {about} |")
     assert [line for line in text.splitlines() if line.startswith("| `") and line.count("|") == 6] == wanted
 

@@ -8,9 +8,9 @@ from scipy.special import lambertw
 from genfl_mpi.config import loading
 from genfl_mpi.config.world import Channel, Images, World
 from genfl_mpi.edge import bandwidth, channel, hardware
-from genfl_mpi.edge.placements import PLACEMENTS, bill, cohorts, scaled
-from genfl_mpi.edge.rounds import Cohort, Work, meet, price
-from genfl_mpi.edge.trace import Trace, image_bytes, value_of_labels
+from genfl_mpi.edge.placements import PLACEMENTS, draw_cohorts, price_run, scale_images
+from genfl_mpi.edge.rounds import Cohort, Work, draw_cohort, price_round
+from genfl_mpi.edge.trace import Trace, image_bytes, label_value
 from genfl_mpi.util.errors import UserError
 
 
@@ -71,7 +71,7 @@ def test_a_round_by_hand():
     )
     gain = np.array([10**-9.05, 10**-12.81])
     cohort = Cohort(np.array([4, 7]), np.array([0.1, 0.2]), np.array([1e9, 2e9]), gain, gain, np.zeros(2))
-    priced = price(
+    priced = price_round(
         world,
         cohort,
         Work(flops=np.array([2e9, 2e9]), weights_bytes=1e6, server_images=10, augment_flops=5e12),
@@ -92,7 +92,7 @@ def test_a_round_by_hand():
     # each.
     assert priced.seconds == pytest.approx(35 + 2 * 3 * 250_000 / 1e12)
     assert priced.bytes == {"down": 1e6, "up": 2e6, "wire": 0}
-    slow = price(world, cohort, Work(flops=np.array([80e9, 2e9]), weights_bytes=1e6, server_images=10))
+    slow = price_round(world, cohort, Work(flops=np.array([80e9, 2e9]), weights_bytes=1e6, server_images=10))
     assert slow.seconds == pytest.approx(down + 80 + up[0], rel=1e-6)
 
 
@@ -243,7 +243,7 @@ def trace(**changes):
         "image_flops": 3e13,
         "generator_bytes": 2e9,
         "missing": (histograms == 0).mean(1),
-        "value": value_of_labels(histograms),
+        "value": label_value(histograms),
     }
     return Trace(**(values | changes))
 
@@ -254,8 +254,8 @@ def spent(one):
 
 def test_placements_do_what_they_say():
     world, run = World(), trace()
-    met = cohorts(run, world)
-    bills = {name: bill(run, world, met, name) for name in PLACEMENTS}
+    met = draw_cohorts(run, world)
+    bills = {name: price_run(run, world, met, name) for name in PLACEMENTS}
     downs = {name: one.bytes["down"].sum() for name, one in bills.items()}
     # The server sends the whole cohort the images that the client with the fewest lacks: all 40; all 80, for
     # client 1; 120 less the 40 that clients 0 and 3 have from the first round; 160 less the 80 of the second.
@@ -283,18 +283,20 @@ def test_placements_do_what_they_say():
 
 def test_without_images_all_placements_are_one():
     run = trace(new_images=np.zeros(4), pool=np.zeros(4))
-    met = cohorts(run, World())
-    assert len({spent(bill(run, World(), met, name)) for name in PLACEMENTS}) == 1
+    met = draw_cohorts(run, World())
+    assert len({spent(price_run(run, World(), met, name)) for name in PLACEMENTS}) == 1
 
 
 def test_the_hybrid_is_one_of_its_halves_at_the_ends():
     world = World(images={"delivery": "unicast", "installed": True})
     for size, alike in ((1e-6, 0), (1e9, 1)):
-        run = scaled(trace(), size=size)
-        met = cohorts(run, world)
-        made = sum(price.client_seconds["make"].sum() for price in bill(run, world, met, "P5").prices)
+        run = scale_images(trace(), size=size)
+        met = draw_cohorts(run, world)
+        made = sum(price.client_seconds["make"].sum() for price in price_run(run, world, met, "P5").prices)
         assert (made > 0) == alike
-    assert spent(bill(run, world, met, "P5"))[:2] == pytest.approx(spent(bill(run, world, met, "P3"))[:2])
+    assert spent(price_run(run, world, met, "P5"))[:2] == pytest.approx(
+        spent(price_run(run, world, met, "P3"))[:2]
+    )
 
 
 def test_images_as_they_are_sent():
@@ -303,18 +305,19 @@ def test_images_as_they_are_sent():
 
 
 def test_the_value_of_labels():
-    value = value_of_labels(np.array([[2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]]))
+    value = label_value(np.array([[2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]]))
     # The population is (10, 2, 2, 2) / 16: EMD 0.75 for the first, and for the second 0.75 too.
     assert value == pytest.approx([1 - 0.375, 0.25 * (1 - 0.375), 0])
 
 
 def test_a_world_is_a_function_of_its_settings():
     one, two, other = (
-        meet(World(seed=seed), hardware.draw(World(seed=seed), 50), 3, np.array([5, 9])) for seed in (1, 1, 2)
+        draw_cohort(World(seed=seed), hardware.draw_hardware(World(seed=seed), 50), 3, np.array([5, 9]))
+        for seed in (1, 1, 2)
     )
     assert all(np.array_equal(a, b) for a, b in zip(one, two)) and not np.array_equal(one.up, other.up)
-    apart = meet(
-        World(), hardware.draw(World(), 50), 3, np.array([9])
+    apart = draw_cohort(
+        World(), hardware.draw_hardware(World(), 50), 3, np.array([9])
     )  # a client's draws do not depend on the others
     assert apart.up[0] == one.up[1] and apart.power[0] == one.power[1]
 
@@ -343,21 +346,21 @@ def test_wrong_worlds_are_refused_in_words(text, message, tmp_path):
 def test_what_cannot_be_is_refused():
     run = trace()
     with pytest.raises(UserError, match="the world has 4 clients, but the run has 5"):
-        cohorts(run, World(clients=4))
+        draw_cohorts(run, World(clients=4))
     for deadline, message in (
         (None, "needs deadline_s"),
         (0.5, r"deadline_s=0.5 cannot be met: the clients of a round finish after .* s at the earliest"),
     ):
         world = World(deadline_s=deadline, channel={"allocation": "least_energy"})
         with pytest.raises(UserError, match=message):
-            bill(run, world, cohorts(run, world))
+            price_run(run, world, draw_cohorts(run, world))
 
 
 def test_a_deadline_slows_clocks_and_saves_energy():
     run = trace(sample_flops=1e10)
     fast = World(channel={"allocation": "min_max", "fading": "none"})
     slow = World(channel={"allocation": "least_energy", "fading": "none"}, deadline_s=2000.0)
-    quick, patient = (bill(run, world, cohorts(run, world)) for world in (fast, slow))
+    quick, patient = (price_run(run, world, draw_cohorts(run, world)) for world in (fast, slow))
     assert (
         patient.joules["clients"].sum() < quick.joules["clients"].sum()
         and quick.seconds.max() < patient.seconds.max() <= 2000 + 1

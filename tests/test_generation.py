@@ -243,7 +243,7 @@ def test_options_that_the_pipeline_does_not_have(tmp_path, change, message):
 
 def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
     """Stable Diffusion XL's classes, with two text encoders; what knows one architecture alone says so."""
-    from genfl_mpi.generation.image_flops import of_configured
+    from genfl_mpi.generation.image_flops import count_configured
 
     [batch] = batches_of_round([1, 1] + [0] * 8, [0] * 10, PROMPTS, 1, 2)
     one = settings(tmp_path, checkpoint=str(sdxl), batch_size=2, steps=2)
@@ -255,7 +255,7 @@ def test_other_architectures_than_stable_diffusions_first(tmp_path, sdxl):
     with pytest.raises(UserError, match="generation.size: 12 is not a multiple of 8"):
         Generator(settings(tmp_path, checkpoint=str(sdxl), size=12), (1, 28, 28)).images(batch)
     with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, but pricing supports"):
-        of_configured(one.generation)
+        count_configured(one.generation)
 
 
 def test_a_pipeline_that_draws_from_no_text(tmp_path, sdxl):
@@ -330,15 +330,15 @@ def test_a_damaged_file_of_the_bank_is_named(tmp_path, damage):
 def test_a_bank_of_another_checkpoint_is_reported(tmp_path):
     [batch] = batches_of_round([1] + [0] * 9, [0] * 10, PROMPTS, 1, 5)
     ours, other = (Bank(tmp_path, {"checkpoint": letter * 64, "adapter": None}) for letter in "ab")
-    assert ours.made_by_others() is None
+    assert ours.describe_foreign_images() is None
     other.write(batch, np.zeros((1, 1, 28, 28), np.uint8))
     assert (
         "holds images of checkpoint bbbbbbbbbbbb, and none of checkpoint aaaaaaaaaaaa"
-        in ours.made_by_others()
+        in ours.describe_foreign_images()
     )
-    assert batch not in ours and other.made_by_others() is None
+    assert batch not in ours and other.describe_foreign_images() is None
     ours.write(batch, np.ones((1, 1, 28, 28), np.uint8))
-    assert ours.made_by_others() is None and other.read(batch).max() == 0
+    assert ours.describe_foreign_images() is None and other.read(batch).max() == 0
 
 
 def test_a_bank_that_cannot_be_written(tmp_path):

@@ -15,7 +15,7 @@ from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.resident import Resident, fits
 from genfl_mpi.learning import device_sum
 from genfl_mpi.learning.device_sum import DeviceSum
-from genfl_mpi.learning.memory import of_activations, of_weights
+from genfl_mpi.learning.memory import activation_bytes, weight_bytes
 from genfl_mpi.learning.weights import LIMIT, ExactSum
 from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.preparation import gpu_memory
@@ -110,7 +110,7 @@ def test_resident_images_give_the_same_client_data(more):
     arrays, about = load_and_divide(config), datasets.describe(config.data)
     sent, held = (
         Resident(
-            collectives.alone(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays["train_images"]
+            collectives.single(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays["train_images"]
         )
         for _ in range(2)
     )
@@ -135,19 +135,19 @@ def test_the_memory_of_a_message_is_zeroed():
 def test_bytes_of_activations_match_hand_computed_values():
     """Two dense layers keep: images, outputs of ReLU, log-softmax of the logits, labels and their number."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU(inplace=True), nn.Linear(20, 10))
-    assert of_activations(module, (3, 4, 4), 8) == pytest.approx(4 * 8 * (48 + 20 + 10) + 8 * 8, abs=8)
+    assert activation_bytes(module, (3, 4, 4), 8) == pytest.approx(4 * 8 * (48 + 20 + 10) + 8 * 8, abs=8)
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
-    assert of_activations(frozen, (3, 4, 4), 16) == pytest.approx(
-        2 * of_activations(frozen, (3, 4, 4), 8), abs=16
+    assert activation_bytes(frozen, (3, 4, 4), 16) == pytest.approx(
+        2 * activation_bytes(frozen, (3, 4, 4), 8), abs=16
     )
-    in_half = of_activations(module, (3, 4, 4), 8, "bfloat16")
+    in_half = activation_bytes(module, (3, 4, 4), 8, "bfloat16")
     assert in_half == pytest.approx(
         2 * 8 * (48 + 20) + 4 * 8 * 10 + 8 * 8 + 2 * (48 * 20 + 20 + 20 * 10 + 10), abs=8
     )
 
 
 def test_bytes_of_weights_match_hand_computed_values():
-    plain = of_weights(100, 90, Training(), 0)
+    plain = weight_bytes(100, 90, Training(), 0)
     assert plain == {
         "weights": 800,
         "algorithm's arrays": 0,
@@ -155,14 +155,14 @@ def test_bytes_of_weights_match_hand_computed_values():
         "optimizer": 0,
         "exact sum": 800,
     }
-    assert of_weights(100, 90, Training(), 1, 90, 90) == {
+    assert weight_bytes(100, 90, Training(), 1, 90, 90) == {
         "weights": 800,
         "algorithm's arrays": 360,
         "gradients": 360,
         "optimizer": 360,
         "exact sum": 1520,
     }, "SCAFFOLD's"
-    assert of_weights(100, 90, Training(momentum=0.9), 1, clients_per_batch=5) == {
+    assert weight_bytes(100, 90, Training(momentum=0.9), 1, clients_per_batch=5) == {
         "weights": 7 * 400,
         "algorithm's arrays": 0,
         "gradients": 5 * 360,
@@ -172,10 +172,10 @@ def test_bytes_of_weights_match_hand_computed_values():
 
 
 def test_a_node_adds_up_the_ranks_of_each_gpu():
-    assert gpu_memory.of_node(2, 7, 1, 2) == [7, 0]
-    assert gpu_memory.of_node(2, 7, 4, 1) == [7 + 3 * 2]
-    assert gpu_memory.of_node(2, 7, 7, 4) == [7, 4, 4, 4], "rank 0 has a GPU to itself"
-    assert devices.gpus_of([]) == []
+    assert gpu_memory.node_bytes(2, 7, 1, 2) == [7, 0]
+    assert gpu_memory.node_bytes(2, 7, 4, 1) == [7 + 3 * 2]
+    assert gpu_memory.node_bytes(2, 7, 7, 4) == [7, 4, 4, 4], "rank 0 has a GPU to itself"
+    assert devices.assign_gpus([]) == []
 
 
 def test_the_memory_of_a_rank_and_of_the_server():
@@ -183,7 +183,7 @@ def test_the_memory_of_a_rank_and_of_the_server():
         None, ["method=genfl", "training.batch_size=16", "augmented.momentum=0.9", "generation.cap=20"]
     )
     arrays = load_and_divide(config)
-    rank, server = (gpu_memory.of_rank(config, arrays, serves) for serves in (False, True))
+    rank, server = (gpu_memory.rank_bytes(config, arrays, serves) for serves in (False, True))
     assert "generator's weights" not in rank and server["generator's weights"] > 100_000
     assert (
         server["generated images"] == 20 * 10 * 784 * 5
@@ -195,7 +195,7 @@ def test_the_memory_of_a_rank_and_of_the_server():
         rank["a client's images"] == largest * 784 * 5
         and rank["training images"] == arrays["train_images"].nbytes
     )
-    together = gpu_memory.of_rank(
+    together = gpu_memory.rank_bytes(
         single(None, ["method=genfl", "training.batch_size=16", "training.clients_per_batch=3"]), arrays
     )
     assert (
@@ -210,11 +210,11 @@ def test_images_at_clients_count_as_gpu_memory():
     largest, gap = held.sum(1).max(), (held.max(1, keepdims=True) - held).sum(1).max()
     # Own and other images of a client, as bytes and normalised, in one array and in separate ones before.
     for more, beside in (("method=sent", 10 * 60), ("method=filled", gap)):
-        found = gpu_memory.of_rank(
+        found = gpu_memory.rank_bytes(
             single(None, [more, "generation.cap=60000" if beside is gap else "generation.cap=60"]), arrays
         )
         assert found["a client's images"] == (largest + beside) * pixels * (5 + 4)
-    priced = gpu_memory.of_rank(
+    priced = gpu_memory.rank_bytes(
         single(None, ["method=filled", "generation.cap=60000", "incentive.price=1", "world={}"]), arrays
     )
     assert priced["a client's images"] == found["a client's images"], (

@@ -33,7 +33,7 @@ def test_the_laboratory_does_not_change_the_run(quick, more, tmp_path):
 def test_the_runs_kappa_has_the_runs_loss(quick, tmp_path):
     assert main([*quick, *LOOK, "kappa.kappa2=0.3", "world={}", "validation.source=clients"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
-        rows = reader.columns_of(file, "hindsight")
+        rows = reader.read_columns(file, "hindsight")
         own = rows["policy"] == b"fixed"
         assert rows["loss"][own] == pytest.approx(file["rounds/loss"][:], rel=1e-5)
         assert rows["accuracy"][own] == pytest.approx(file["rounds/accuracy"][:], abs=0.02)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
 from genfl_mpi.generation import model_folder, pipeline
-from genfl_mpi.generation.image_flops import of_pipeline
+from genfl_mpi.generation.image_flops import count_pipeline
 from genfl_mpi.util.errors import UserError
 
 DIGITS = model_folder.SHIPPED / "digits"
@@ -72,7 +72,7 @@ def change(file, **values):
 def prepared(folder, adapter=None):
     """What every start does, before a round: `folder`, or the UserError."""
     found = model_folder.locate(str(folder))
-    model_folder.check_public(found, CONFIG.data)
+    model_folder.check_training_data(found, CONFIG.data)
     model_folder.digest(found)
     if adapter is not None:
         model_folder.locate_adapter(str(adapter), found)
@@ -83,7 +83,7 @@ def drawn(folder, adapter=None):
     """An image, as a run draws it."""
     loaded = pipeline.read(prepared(folder, adapter), adapter)
     settings = GENERATION.model_copy(update={"adapter": adapter and str(adapter)})
-    return pipeline.draw(loaded, ["the digit one"], [1], settings, (1, 28, 28))
+    return pipeline.generate_images(loaded, ["the digit one"], [1], settings, (1, 28, 28))
 
 
 def names_module(folder, _):
@@ -190,7 +190,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_no_code_of_a_checkpoint_is_run(folder, marker, attack):
-    """The loader refuses it too, or loads it without what is hostile in it, if nobody looked before."""
+    """The loader refuses it too, or loads it without what is hostile in it, if the check is off."""
     attack(folder, marker)
     with pytest.raises(UserError, match=ATTACKS[attack]):
         pipeline.read(prepared(folder))
@@ -347,7 +347,7 @@ def test_a_checkpoint_that_has_changed_is_read_again(folder):
 
     def seen():
         loaded = pipeline.load(folder, None, GENERATION, (model_folder.digest(folder), None))
-        return model_folder.digest(folder), pipeline.draw(
+        return model_folder.digest(folder), pipeline.generate_images(
             loaded, ["the digit one"], [1], GENERATION, (1, 28, 28)
         )
 
@@ -448,7 +448,7 @@ def test_any_damage_to_a_configuration_file_is_refused_or_harmless(folder, cases
         original = (folder / name).read_text()
         (folder / name).write_text(spoil(original, rng), encoding="utf-8")
         found += refused(drawn, folder)
-        refused(of_pipeline, folder, GENERATION)
+        refused(count_pipeline, folder, GENERATION)
         (folder / name).write_text(original)
     assert found > cases / 4
 

@@ -244,7 +244,7 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
                     value,
                     tuple(value) if isinstance(value, list) else None,
                 ):
-                    runner.prepare(collectives.alone(), tmp_path / "results/one.h5", one)
+                    runner.prepare(collectives.single(), tmp_path / "results/one.h5", one)
             except UserError as error:
                 assert str(error) and "\n" not in str(error) and len(str(error)) < 500
 

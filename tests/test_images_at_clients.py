@@ -14,7 +14,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.config.world import World
 from genfl_mpi.federation import workload
-from genfl_mpi.federation.client_images import capped, lacking
+from genfl_mpi.federation.client_images import cap_images, missing_images
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.results import reader
 
@@ -37,34 +37,34 @@ def config(*overrides):
 
 
 def test_rare_labels_are_filled_to_an_even_mix_or_a_share_of_it():
-    wanted = lacking(HELD, config())
+    wanted = missing_images(HELD, config())
     assert wanted.tolist() == [[0, 30, 40, 40], [0, 0, 0, 0], [5, 0, 5, 4]]
     assert not emd(HELD + wanted).any()
     many = 1000 * HELD  # so that rounding does not count
     for share in (0.0, 0.25, 0.6, 0.9):
-        filled = lacking(many, config(f"client_generation.share={share}"))
+        filled = missing_images(many, config(f"client_generation.share={share}"))
         assert emd(many + filled) == pytest.approx((1 - share) * emd(HELD), abs=1e-3)
         assert not filled[HELD.max(1, keepdims=True) == HELD].any(), "the most frequent label is filled"
 
 
 def test_clients_fill_missing_labels_alone_if_asked_to():
-    assert lacking(HELD, config("client_generation.labels=missing")).tolist() == [
+    assert missing_images(HELD, config("client_generation.labels=missing")).tolist() == [
         [0, 0, 40, 40],
         [0, 0, 0, 0],
         [5, 0, 5, 0],
     ]
-    assert lacking(HELD, config("client_generation.labels=missing", "client_generation.share=0.5")).tolist()[
-        0
-    ] == [0, 0, 20, 20]
+    assert missing_images(
+        HELD, config("client_generation.labels=missing", "client_generation.share=0.5")
+    ).tolist()[0] == [0, 0, 20, 20]
 
 
 def test_the_cap_is_of_a_label_or_of_all():
-    assert capped(lacking(HELD, config()), config("generation.cap=3")).tolist() == [
+    assert cap_images(missing_images(HELD, config()), config("generation.cap=3")).tolist() == [
         [0, 3, 3, 3],
         [0, 0, 0, 0],
         [3, 0, 3, 3],
     ]
-    total = capped(lacking(HELD, config()), config("generation.cap=11", "generation.count=total"))
+    total = cap_images(missing_images(HELD, config()), config("generation.cap=11", "generation.count=total"))
     assert total.tolist() == [[0, 3, 4, 4], [0, 0, 0, 0], [3, 0, 3, 3]]
 
 
@@ -122,7 +122,9 @@ def test_filled_clients_see_an_even_mix(quick):
         held = simulation.parts.client_images.real(cohort) + simulation.parts.client_images.generated(cohort)
         assert held.sum(1).tolist() == record.clients["samples"].tolist()
         if method == "filled":
-            whole = lacking(simulation.parts.client_images.real(cohort), simulation.config).max(1) <= 60
+            whole = (
+                missing_images(simulation.parts.client_images.real(cohort), simulation.config).max(1) <= 60
+            )
             assert whole.any() and not emd(held[whole]).any()
             assert record.clients["rho"] == pytest.approx(held.sum(1) / held.sum())
     assert columns["filled"]["clients_emd"] < 0.5 * columns["fedavg"]["clients_emd"]
@@ -139,13 +141,14 @@ def test_clients_train_on_their_own_images_and_labels(quick):
     def normalised(images):
         return normalise(torch.from_numpy(images), simulation.about.mean, simulation.about.std, own[0].device)
 
-    images, with_labels = simulation.parts.client_images.beside(client, *own)
+    images, with_labels = simulation.parts.client_images.append_images(client, *own)
     assert torch.equal(images[2:], normalised(made)) and with_labels[2:].tolist() == labels.tolist()
     simulation = Simulation(overrides=[*quick, "method=filled", "rounds=1"])
     (record,) = simulation
-    images, with_labels = simulation.parts.client_images.beside(client, *own)
-    wanted = capped(
-        lacking(simulation.parts.client_images.real(np.array([client])), simulation.config), simulation.config
+    images, with_labels = simulation.parts.client_images.append_images(client, *own)
+    wanted = cap_images(
+        missing_images(simulation.parts.client_images.real(np.array([client])), simulation.config),
+        simulation.config,
     )[0]
     assert np.bincount(with_labels[2:], minlength=10).tolist() == wanted.tolist()
     made = np.concatenate([images for _, _, images, _ in record.generated])
@@ -204,11 +207,11 @@ def test_a_run_is_priced_by_where_its_images_were(quick, tmp_path):
 
 
 BAD = {
-    "a filter at nobody's": (
+    "a filter of clients' images": (
         "method=filled generation.min_fidelity=0.5 data.public_pool=100",
         "generation.min_fidelity filters images at the server",
     ),
-    "images at nobody's": (
+    "validation on clients' images": (
         "method=filled validation.source=generated",
         "needs generated images at the server, and method=filled has none",
     ),
@@ -251,11 +254,11 @@ def test_shared_images_are_a_clients_own(quick, tmp_path):
     assert samples.tolist() == (histograms.sum(1) + 27)[cohort].tolist()
     config = single(None, [*quick, *shared])
     with reader.open_results(path) as file:
-        own = workload.held(file, config)
-        assert not workload.of_file(file, config)[0].missing.any()
+        own = workload.count_held_labels(file, config)
+        assert not workload.read_trace(file, config)[0].missing.any()
     simulation = Simulation(overrides=[*quick, *shared])
     assert np.array_equal(own, simulation.parts.client_images.real())
-    given = np.bincount(simulation.data["train_labels"][simulation.data["given"]], minlength=10)
+    given = np.bincount(simulation.data["train_labels"][simulation.data["common_samples"]], minlength=10)
     assert (
         np.array_equal(own - histograms, np.tile(given, (len(own), 1)))
         and given.tolist() == [3] * 7 + [2] * 3

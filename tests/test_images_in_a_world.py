@@ -122,7 +122,7 @@ def test_its_price_is_what_it_took(method, late, tmp_path):
     phase = {"sent": "receive", "filled": "make"}[method]
     assert sum(price.client_joules[phase].sum() for price in bill.prices) > 0
     least = [method == "sent" or price.client_seconds[phase].min() == 0 for price in bill.prices[1:]]
-    assert any(least), "nobody makes its images twice"
+    assert any(least), "no client generates its images twice"
 
 
 @pytest.mark.parametrize("method", ["sent"])  # filled, and paid for: test_repair.py
@@ -145,7 +145,7 @@ def test_what_clients_hold_and_spent_comes_back(method, quick, tmp_path):
     assert main([*run, "rounds=3"]) == 0
     again = Simulation(overrides=run)
     with reader.open_results(tmp_path / f"results/{method}_seed1.h5") as file:
-        again.restore(3, file["weights"][:], {}, reader.tables_until(file, 3))
+        again.restore(3, file["weights"][:], {}, reader.read_tables_until(file, 3))
     ours, theirs = again.server.world, whole.server.world
     assert ours.spent.any() and np.array_equal(ours.spent, theirs.spent)
     assert ours.holdings.images.any() and np.array_equal(ours.holdings.images, theirs.holdings.images)

@@ -10,7 +10,7 @@ from genfl_mpi.util.errors import UserError
 HISTOGRAMS = np.array(
     [[30, 10, 0, 0], [5, 5, 5, 5], [0, 0, 0, 12], [20, 1, 1, 8], [7, 7, 0, 0], [40, 40, 39, 41]]
 )
-CLIENTS = incentive.clients_of(
+CLIENTS = incentive.describe_clients(
     HISTOGRAMS, np.array([1.0, 2, 0.5, 4, 3, 1]), np.array([0.1, 0.2, 0.05, 0.1, 0.3, 0.02])
 )
 

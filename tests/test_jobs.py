@@ -326,7 +326,7 @@ def test_scaling_studies(cluster, study, folders):
     }
     assert all(reader.digests(path)[2] for path in files.values())
     cohorts = [
-        reader.tables_until(reader.open_results(path), 1)["rounds"]["clients_trained"][0]
+        reader.read_tables_until(reader.open_results(path), 1)["rounds"]["clients_trained"][0]
         for path in files.values()
     ]
     assert cohorts == {"strong": [8, 8], "weak": [4, 8], "clients": [4] * 4}[study]

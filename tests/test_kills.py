@@ -52,7 +52,8 @@ def kill(job, rank, phase, rounds):
     os.kill(about["pid"], signal.SIGKILL)
     assert job.end() != 0
     assert any(
-        f"rank {rank} of" in line and progress.PHASES[phase] in line for line in progress.lines(job.results)
+        f"rank {rank} of" in line and progress.PHASES[phase] in line
+        for line in progress.describe_ranks(job.results)
     )
     return phase
 

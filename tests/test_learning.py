@@ -8,11 +8,11 @@ from torch import nn
 from genfl_mpi.cli import main
 from genfl_mpi.config.sections import LocalTraining, Model, Training
 from genfl_mpi.learning import models
-from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import augment, batches, draw
 from genfl_mpi.learning.evaluation import accuracy_over_clients, summarise
 from genfl_mpi.learning.steps import descend
-from genfl_mpi.learning.training import at_round, train
+from genfl_mpi.learning.training import settings_at_round, train
 from genfl_mpi.learning.weights import BLOCK, LIMIT, ExactSum, FlatModel
 from genfl_mpi.util.errors import UserError
 
@@ -325,7 +325,7 @@ def test_augmentation_shifts_and_mirrors():
 )
 def test_learning_rate_schedules_match_hand_computed_values(schedule, rates):
     settings = Training(lr=1, schedule=schedule, decay=0.5, period=2)
-    assert [at_round(settings, round).lr for round in range(4)] == pytest.approx(rates)
+    assert [settings_at_round(settings, round).lr for round in range(4)] == pytest.approx(rates)
 
 
 def test_accuracy_over_clients_matches_hand_computed_values():
@@ -361,7 +361,7 @@ def test_frozen_and_unused_parameters_do_not_change(together):
         lr=0.1, momentum=0.9, weight_decay=0.1, batch_size=5, epochs=3, clients_per_batch=2
     )
     if together:
-        [[weights, _], _] = Twin(model, (3, 2, 2), settings).train(
+        [[weights, _], _] = BatchedModel(model, (3, 2, 2), settings).train(
             start, [data] * 2, [settings] * 2, [np.random.default_rng(1) for _ in range(2)]
         )
     else:

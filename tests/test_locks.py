@@ -134,7 +134,7 @@ def second_start_without_the_lock_file(path, second):
 def leaves(path, said, second):
     """Return whether the first start gave its reason in one line and kept the second one's files."""
     assert f"{lock.path_for(path)}: the lock file was removed" in said and said.count("\n") == 1
-    assert is_refused(path) and progress.state(path) == "running" and len(progress.read(path)) == 1
+    assert is_refused(path) and progress.read_state(path) == "running" and len(progress.read(path)) == 1
     second[0].close()
     return True
 
@@ -144,7 +144,7 @@ def test_a_job_whose_lock_file_was_removed_leaves_the_run_to_others(fast, tmp_pa
     with monkeypatch.context() as patch:
         in_round(2, lambda: second_start_without_the_lock_file(path, second), patch)
         assert main([*fast, "rounds=3"]) == 2
-    assert leaves(path, capsys.readouterr().err, second) and checkpoint.rounds(path) == [1]
+    assert leaves(path, capsys.readouterr().err, second) and checkpoint.list_rounds(path) == [1]
     assert main([*fast, "rounds=3"]) == 0
     assert reader.digests(path) == whole(fast, tmp_path)
 

@@ -12,7 +12,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
 from genfl_mpi.federation import algorithms, worker
 from genfl_mpi.federation.algorithms import ALGORITHMS
-from genfl_mpi.learning.weights import LIMIT, ExactSum, bound, fixed_point
+from genfl_mpi.learning.weights import LIMIT, ExactSum, check_sum, fixed_point
 from genfl_mpi.results import reader
 
 NOTHING_YET = {
@@ -215,9 +215,9 @@ def test_an_overflow_of_the_exact_sum_is_noticed(fast, monkeypatch):
     large = torch.tensor([LIMIT * 0.9])
     total = ExactSum(np.zeros(1, dtype=np.int64))
     largest = [total.add(0.9, large)[0], total.add(0.9, large)[0]]
-    bound(np.array([0.5, 0.5]), np.array(largest))
+    check_sum(np.array([0.5, 0.5]), np.array(largest))
     with pytest.raises(ArithmeticError, match="too large to be summed"):
-        bound(np.array([0.9, 0.9]), np.array(largest))
+        check_sum(np.array([0.9, 0.9]), np.array(largest))
     with pytest.raises(ArithmeticError, match="too large"):
         total.add(2.0, large)
     train = worker.train

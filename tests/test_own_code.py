@@ -5,7 +5,7 @@ import pytest
 
 from genfl_mpi import Simulation, UserError
 from genfl_mpi.cli import main
-from genfl_mpi.config.functions import OWN
+from genfl_mpi.config.functions import USER_FUNCTION_SETTINGS
 from genfl_mpi.config.settings import keys
 from genfl_mpi.util import streams
 
@@ -161,7 +161,7 @@ def test_a_start_that_came_to_nothing_binds_nobody(tiny, mine, capsys):
 
 
 def test_every_setting_that_names_a_function_is_watched():
-    assert set(OWN) <= set(keys())
+    assert set(USER_FUNCTION_SETTINGS) <= set(keys())
 
 
 def test_purposes_of_ones_own():

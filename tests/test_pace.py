@@ -74,12 +74,12 @@ def test_a_batch_that_does_not_fit_is_not_begun(drawn):
 def test_a_round_makes_ahead_what_fits_into_its_wait(drawn, monkeypatch, seconds, batches):
     """The wait is as long as the prediction says, and the barrier never hurries: no clock decides."""
 
-    def arrive(comm, meanwhile=None, leaving=None):
+    def wait_for_all(comm, meanwhile=None, leaving=None):
         while meanwhile and meanwhile():
             pass
         return collectives.Waiting(0.0, 0.0)
 
-    monkeypatch.setattr(collectives, "arrive", arrive)
+    monkeypatch.setattr(collectives, "wait_for_all", wait_for_all)
     monkeypatch.setattr(Pace, "seconds_of_others", lambda *_: seconds)
     assert [made(drawn) for _ in Simulation(overrides=drawn)] == batches
 
@@ -91,15 +91,15 @@ def test_speeds_are_recalled():
         pace.measure(samples, (samples + 40) / np.array([100.0, 200])[ranks], ranks)
     generation[0].measure(1, 4.0)
     again, images = Pace(3), (Speed(), Speed())
-    again.recall(pace.memory(generation), images)
+    again.restore(pace.state(generation), images)
     assert [speed.rate for speed in again.speeds] == [speed.rate for speed in pace.speeds]
     assert [speed.rate for speed in images] == [0.25, None] and again.overhead == pace.overhead > 0
     assert (again.moments == pace.moments).all()
     fewer = Pace(2)
-    fewer.recall(pace.memory(generation), images)
+    fewer.restore(pace.state(generation), images)
     assert fewer.rates() == pytest.approx(pace.rates()[:2].mean()) and fewer.overhead == pace.overhead
     unmeasured = Pace(3)
-    unmeasured.recall(Pace(2).memory((Speed(), Speed())), images)
+    unmeasured.restore(Pace(2).state((Speed(), Speed())), images)
     assert unmeasured.rates().tolist() == [1, 1, 1] and images[0].rate is None
 
 
@@ -121,8 +121,8 @@ def test_speeds_are_recalled():
 def test_malformed_speeds_are_ignored(name, array):
     measured, pace, generation = Pace(2), Pace(2), (Speed(), Speed())
     measured.measure(np.array([50, 50]), np.array([1.0, 0.5]), np.array([0, 1]))
-    memory = measured.memory(generation) | {name: array}
-    pace.recall({name: array for name, array in memory.items() if array is not None}, generation)
+    memory = measured.state(generation) | {name: array}
+    pace.restore({name: array for name, array in memory.items() if array is not None}, generation)
     assert pace.rates().tolist() == [1, 1]
     assert not pace.overhead and not pace.moments.any()
 
@@ -145,7 +145,7 @@ def test_a_restart_is_scheduled_by_the_speeds_of_the_start_before(drawn, tmp_pat
     _, known, _ = seen
     assert known[0] == 1 and known[1] != 1 and None not in known
     with reader.open_results(file) as results:
-        run = reader.run_of(results)
+        run = reader.read_run_id(results)
     stop, (rounds, weights, state) = 1, checkpoint.load(file, run, print)
     without = {name: array for name, array in state.items() if not name.startswith("pace.")}
     malformed, unmeasured = state | {"pace.rates": np.ones((1, 1))}, (1, 1.0, None, None)

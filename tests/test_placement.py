@@ -18,20 +18,21 @@ def node(ranks, cores=range(64), quota=ALL, environ=None, found=0, first=0):
     """Return the places of a node's ranks; environ: a dict for all ranks, or a function of the rank."""
     of = environ if callable(environ) else lambda rank: environ or {}
     return [
-        devices.place(rank, "node", cores, quota, of(rank), found) for rank in range(first, first + ranks)
+        devices.make_place(rank, "node", cores, quota, of(rank), found)
+        for rank in range(first, first + ranks)
     ]
 
 
 def test_cores_are_the_union_of_the_masks():
-    bound = [devices.place(rank, "node", {2 * rank, 2 * rank + 1}, ALL, {}, 0) for rank in range(3)]
-    assert devices.cores_of(node(3)) == 64
-    assert devices.cores_of(bound) == 6
+    bound = [devices.make_place(rank, "node", {2 * rank, 2 * rank + 1}, ALL, {}, 0) for rank in range(3)]
+    assert devices.count_cores(node(3)) == 64
+    assert devices.count_cores(bound) == 6
 
 
 def test_slurms_grant_limits_the_cores():
-    assert devices.cores_of(node(2, environ=SLURM)) == 4
-    assert devices.cores_of(node(2, cores=range(2), environ=SLURM)) == 2
-    assert devices.cores_of(node(2, environ={"SLURM_CPUS_ON_NODE": "4"})) == 64, (
+    assert devices.count_cores(node(2, environ=SLURM)) == 4
+    assert devices.count_cores(node(2, cores=range(2), environ=SLURM)) == 2
+    assert devices.count_cores(node(2, environ={"SLURM_CPUS_ON_NODE": "4"})) == 64, (
         "outside a job the variable has no effect"
     )
 
@@ -47,24 +48,24 @@ def test_slurms_grant_limits_the_cores():
 )
 def test_quotas_of_one_group_count_once(quotas, cores):
     assert (
-        devices.cores_of(
-            [devices.place(rank, "node", range(64), quota, {}, 0) for rank, quota in enumerate(quotas)]
+        devices.count_cores(
+            [devices.make_place(rank, "node", range(64), quota, {}, 0) for rank, quota in enumerate(quotas)]
         )
         == cores
     )
 
 
 def test_ranks_take_the_gpus_of_their_node_in_turn():
-    assert devices.gpus_of(node(4, found=4)) == [0, 1, 2, 3]
-    assert devices.gpus_of(node(2, found=4)) == [0, 1]
-    assert devices.gpus_of(node(3, found=1)) == [0, 0, 0]
-    assert devices.gpus_of(node(3)) == [None, None, None]
+    assert devices.assign_gpus(node(4, found=4)) == [0, 1, 2, 3]
+    assert devices.assign_gpus(node(2, found=4)) == [0, 1]
+    assert devices.assign_gpus(node(3, found=1)) == [0, 0, 0]
+    assert devices.assign_gpus(node(3)) == [None, None, None]
 
 
 def test_rank_0_gets_a_gpu_to_itself_if_possible():
-    assert devices.gpus_of(node(7, found=4)) == [0, 1, 2, 3, 1, 2, 3]
-    assert devices.gpus_of(node(3, found=2)) == [0, 1, 1]
-    assert devices.gpus_of(node(6, found=4, first=8)) == [0, 1, 2, 3, 0, 1], (
+    assert devices.assign_gpus(node(7, found=4)) == [0, 1, 2, 3, 1, 2, 3]
+    assert devices.assign_gpus(node(3, found=2)) == [0, 1, 1]
+    assert devices.assign_gpus(node(6, found=4, first=8)) == [0, 1, 2, 3, 0, 1], (
         "a node without rank 0 shares evenly"
     )
 
@@ -73,8 +74,11 @@ def test_groups_of_ranks_share_the_gpus_of_their_node():
     """Eight ranks in groups, each with a server, on a node with several GPUs."""
 
     def of(servers, found):
-        return devices.gpus_of(
-            [devices.place(rank, "node", range(64), ALL, {}, found, rank in servers) for rank in range(8)]
+        return devices.assign_gpus(
+            [
+                devices.make_place(rank, "node", range(64), ALL, {}, found, rank in servers)
+                for rank in range(8)
+            ]
         )
 
     assert of({0, 4}, 4) == [0, 2, 3, 2, 1, 3, 2, 3], "a GPU for each server, and two for the six others"
@@ -86,9 +90,9 @@ def test_groups_of_ranks_share_the_gpus_of_their_node():
 
 
 def test_a_rank_knows_how_many_share_its_gpu():
-    assert [devices.sharers(node(7, found=4), own) for own in range(7)] == [1, 2, 2, 2, 2, 2, 2]
+    assert [devices.count_gpu_sharers(node(7, found=4), own) for own in range(7)] == [1, 2, 2, 2, 2, 2, 2]
     apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)
-    assert [devices.sharers(apart, own) for own in range(4)] == [1, 1, 1, 1]
+    assert [devices.count_gpu_sharers(apart, own) for own in range(4)] == [1, 1, 1, 1]
 
 
 GROUPS = """
@@ -133,9 +137,11 @@ def test_gpus_are_assigned_over_all_groups_of_a_node(tmp_path):
 def test_ranks_that_see_different_gpus_do_not_share():
     """As after srun --gpus-per-task."""
     apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)
-    assert devices.gpus_of(apart) == [0, 1, 0, 1]
-    assert [one.gpus[i] for one, i in zip(apart, devices.gpus_of(apart))] == ["0", "1", "2", "3"]
-    assert devices.gpus_of(node(2, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": str(rank)}, found=1)) == [
+    assert devices.assign_gpus(apart) == [0, 1, 0, 1]
+    assert [one.gpus[i] for one, i in zip(apart, devices.assign_gpus(apart))] == ["0", "1", "2", "3"]
+    assert devices.assign_gpus(
+        node(2, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": str(rank)}, found=1)
+    ) == [
         0,
         0,
     ]

@@ -10,7 +10,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.sections import Generation, Model
 from genfl_mpi.generation import image_flops, model_folder
 from genfl_mpi.learning import models
-from genfl_mpi.learning.flops import of_training
+from genfl_mpi.learning.flops import training_flops
 from genfl_mpi.results import reader
 
 
@@ -39,35 +39,37 @@ def test_flops_of_training_by_hand():
     products = 9 * 16 * 28**2 + 9 * 16 * 32 * 14**2 + 1568 * 64 + 64 * 10
     module = models.build(Model(name="cnn"), 10, (1, 28, 28), 1)
     # Forwards, and backwards to weights and to inputs, of which the first layer's are not asked for.
-    assert of_training(module, (1, 28, 28)) == 2 * (3 * products - 9 * 16 * 28**2)
+    assert training_flops(module, (1, 28, 28)) == 2 * (3 * products - 9 * 16 * 28**2)
     # ResNet-18 makes 37 and 555 million products an image of 32x32.
     for stem, millions in (("imagenet", 37), ("cifar", 555)):
-        found = of_training(models.build(Model(name="resnet18", stem=stem), 10, (3, 32, 32), 1), (3, 32, 32))
+        found = training_flops(
+            models.build(Model(name="resnet18", stem=stem), 10, (3, 32, 32), 1), (3, 32, 32)
+        )
         assert found / 6e6 == pytest.approx(millions, rel=0.03)
 
 
 def test_flops_of_stable_diffusion():
-    found = image_flops.of_stable_diffusion(Generation())
+    found = image_flops.count_stable_diffusion(Generation())
     assert (
         found.weights == 859_520_964 + 83_653_863 + 123_060_480
     )  # as published: UNet, autoencoder, text encoder
     # A step takes 0.80 TFLOP per prompt. Of these, self-attention on 4096 pixels and 320 channels takes
     # 2 * 2 * 4096^2 * 320.
     assert found.denoising == pytest.approx(20 * 2 * 0.80e12, rel=0.01)
-    assert image_flops.of_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(
+    assert image_flops.count_stable_diffusion(Generation(guidance=1, steps=10)).denoising == pytest.approx(
         found.denoising / 4
     )
     assert (
-        image_flops.of_stable_diffusion(Generation(size=256)).image < found.image / 4
+        image_flops.count_stable_diffusion(Generation(size=256)).image < found.image / 4
     )  # attention is quadratic
 
 
 def test_flops_of_a_pipeline():
     folder = model_folder.locate("digits")
-    found = image_flops.of_pipeline(folder, Generation())
+    found = image_flops.count_pipeline(folder, Generation())
     assert (
         1.3e6 < found.weights < 1.4e6
-        and found.denoising == 2 * image_flops.of_pipeline(folder, Generation(steps=10)).denoising
+        and found.denoising == 2 * image_flops.count_pipeline(folder, Generation(steps=10)).denoising
     )
     # The pipeline's own components, with their weights, have as many.
     from genfl_mpi.generation.pipeline import read
@@ -260,7 +262,7 @@ def test_runs_that_differ_in_settings_are_told_apart(fast, tmp_path, capsys):
     assert rows == [f"fedavg_seed{seed}: α = {alpha:g}" for alpha in (0.5, 1) for seed in (1, 2)]
     with open(tmp_path / "all.csv") as file:
         assert {line["run"] for line in csv.DictReader(file)} == set(rows)
-    runs = pricing.read_all(reader.find(arguments))
+    runs = pricing.read_all(reader.find_results(arguments))
     axes = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, []))).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["FedAvg, α = 0.5", "FedAvg, α = 1"]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]

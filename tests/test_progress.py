@@ -40,9 +40,9 @@ def record(tmp_path):
     """Return the record of a start on two ranks, of which rank 1 failed. It has no results file."""
     path = tmp_path / "run.h5"
     notes = [progress.Progress(path, rank, 2) for rank in range(2)]
-    notes[0].finished(["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0])
+    notes[0].note_rounds(["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0])
     notes[1]("train", 5, 3)
-    notes[1].raised(ValueError("\U0001f600 of \x1b[2J"))
+    notes[1].note_error(ValueError("\U0001f600 of \x1b[2J"))
     for note in notes:
         note.close()
     folder = progress.path_for(path)
@@ -51,18 +51,18 @@ def record(tmp_path):
 
 def read_by_all(path):
     """Read a run's record with every reader. Returns the line about rank 1."""
-    zero, one = progress.lines(path)
+    zero, one = progress.describe_ranks(path)
     assert zero.startswith("rank 0 of 2 on") and one.startswith("rank 1")
     one.encode()
-    word = progress.state(path)
+    word = progress.read_state(path)
     assert word == ("failed" if ", which raised " in one else "cut off") and overview.state(path).word == word
-    known = status.of_run(path) or status.Status(path, "FedAvg", 5)
+    known = status.read_status(path) or status.Status(path, "FedAvg", 5)
     known.seconds_left()
     console = Console(width=200, file=io.StringIO())
     for ended in ({}, {path: word}):
         console.print(display.frame([known], 1, ended))
     for row in known.done:
-        display.line(known, row)
+        display.format_round(known, row)
     return one
 
 
@@ -80,7 +80,7 @@ def test_no_flipped_bit_is_an_error(record):
         file.write_bytes(content)
     said = read_by_all(record.results)
     assert "training client 5 in round 3, which raised ValueError: \U0001f600 of ?[2J, since" in said
-    assert len(status.of_run(record.results).done) == 2
+    assert len(status.read_status(record.results).done) == 2
 
 
 def test_no_other_type_is_an_error(record):
@@ -111,15 +111,15 @@ def test_rounds_of_other_types_are_ignored(record):
             other = [*rows[0][:place], value, *rows[0][place + 1 :]]
             record.rounds.write_text("".join(f"{json.dumps(row)}\n" for row in (first, other, rows[1])))
             read_by_all(record.results)
-            assert progress.rounds(record.results)[-1] == rows[1]
+            assert progress.read_rounds(record.results)[-1] == rows[1]
             first_row = [*first[:place], value, *first[place + 1 :]]
             record.rounds.write_text("".join(f"{json.dumps(row)}\n" for row in (first_row, *rows)))
             read_by_all(record.results)
     for content in (b"", b"\n", *NO_RECORDS):
         record.rounds.write_bytes(content)
-        assert progress.rounds(record.results) == []
+        assert progress.read_rounds(record.results) == []
         record.rounds.write_bytes(b'["FedAvg", 5]\n' + content + b"\n[2, 0.25, 0, 1.0]\n")
-        assert progress.rounds(record.results) == [first, rows[1]]
+        assert progress.read_rounds(record.results) == [first, rows[1]]
         read_by_all(record.results)
 
 
@@ -159,7 +159,7 @@ def test_a_refused_start_restores_the_previous_record(where, fast, cut, monkeypa
         raise UserError("refused")
 
     before = record_of(cut)
-    assert {"0", "rounds"} == set(before) and progress.state(cut) == "failed"
+    assert {"0", "rounds"} == set(before) and progress.read_state(cut) == "failed"
     with monkeypatch.context() as patch:
         patch.setattr(f"genfl_mpi.runs.runner.{where}", refuse)
         assert main([*fast, "rounds=4"]) == 2
@@ -184,5 +184,5 @@ def test_all_ranks_of_a_refused_start_restore_the_previous_record(first, record)
     before = record_of(record.results)
     notes = [progress.Progress(record.results, rank, 3) for rank in range(3)]
     for note in (notes[first], *notes[:first], *notes[first + 1 :]):
-        note.failed(UserError("refused"))
+        note.close_failed(UserError("refused"))
     assert record_of(record.results) == before

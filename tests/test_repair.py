@@ -151,7 +151,7 @@ def test_who_is_late_is_not_paid_yet_on_any_number_of_ranks_and_after_a_pause(qu
     path = tmp_path / "results/filled_seed1.h5"
     assert reader.digests(path) == reader.digests(tmp_path / "two/filled_seed1.h5")
     with reader.open_results(path) as file:
-        columns, payments = reader.columns_of(file, "clients"), file["rounds/payments"][:]
+        columns, payments = reader.read_columns(file, "clients"), file["rounds/payments"][:]
     heard = columns["status"] == AGGREGATED
     assert set(columns["status"].tolist()) == {AGGREGATED, LATE}
     share = dict(zip(columns["client"][heard].tolist(), columns["share"][heard]))

@@ -86,7 +86,7 @@ def test_interrupted_and_continued_on_other_ranks(tiny, tmp_path, monkeypatch):
 
     interrupt(monkeypatch, 2)
     assert main([*tiny, "rounds=4", f"output={tmp_path}/cut"]) == 1
-    assert checkpoint.rounds(tmp_path / "cut/genfl_seed1.h5") == [1, 2]
+    assert checkpoint.list_rounds(tmp_path / "cut/genfl_seed1.h5") == [1, 2]
     with reader.open_results(tmp_path / "cut/genfl_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1, 2] and not reader.is_finished(file)
     monkeypatch.undo()
@@ -176,7 +176,7 @@ def test_a_continued_run_keeps_its_first_threads(tiny, tmp_path, capsys):
     assert main([*free, "runtime.threads=3", "rounds=1"]) == 0
     assert main([*free, "rounds=2"]) == 0
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
-        runtime = reader.config_of(file)["runtime"]
+        runtime = reader.read_config(file)["runtime"]
         assert len(file["rounds/round"]) == 2 and runtime["threads"] == 3 and runtime["device"] == "cpu"
     assert main([*free, "runtime.threads=1", "rounds=3"]) == 2
     assert "runtime.threads was 3 and is 1" in capsys.readouterr().err

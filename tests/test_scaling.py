@@ -24,17 +24,17 @@ COSTS = plan.Costs(
     rest=0.25,
     first=0.0,
     load=0.0,
-    copying=1e9,
-    down=1000,
-    up=2000,
-    own=0,
-    server=0,
-    shared=0,
+    copy_rate=1e9,
+    broadcast_bytes=1000,
+    reduction_bytes=2000,
+    rank_bytes=0,
+    server_bytes=0,
+    shared_bytes=0,
 )
 
 
 def cluster(ranks, nodes=1, cores=64):
-    return Cluster(ranks, nodes, cores, 1, latency=1e-3, bandwidth=1e6, copying=1e9)
+    return Cluster(ranks, nodes, cores, 1, latency=1e-3, bandwidth=1e6, copy_rate=1e9)
 
 
 def test_exchange_by_hand():
@@ -54,7 +54,7 @@ def test_loads_by_hand():
 
 
 def resolved(overrides):
-    config = resolve(single(None, overrides), collectives.alone())
+    config = resolve(single(None, overrides), collectives.single())
     return config, load_and_divide(config)
 
 
@@ -72,7 +72,7 @@ def test_a_plan_has_the_clients_of_the_run(fast, tmp_path):
     assert crowded["longest rank"] == pytest.approx(2 * many["longest rank"]) and many[
         "testing"
     ] == pytest.approx([0.25] * 4)
-    assert plan.total(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
+    assert plan.total_seconds(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
 
 
 def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):

@@ -37,7 +37,7 @@ def test_a_run_that_is_asked_to_leave_is_continued(name, ranks, to, status, tmp_
     said = job.said()
     assert "stopped after round" in said and "the same command continues" in said and "Traceback" not in said
     assert to == "launcher" or f"rank {to}: {name} while " in said
-    done = checkpoint.rounds(results)[-1]
+    done = checkpoint.list_rounds(results)[-1]
     with reader.open_results(results) as file:
         assert file["rounds/round"][:].tolist() == list(range(1, done + 1)) and not reader.is_finished(file)
     assert not progress.path_for(results).exists()
@@ -84,7 +84,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
 
     until(again)
     assert job.end() != 0
-    assert any("training client" in line for line in progress.lines(job.results))
+    assert any("training client" in line for line in progress.describe_ranks(job.results))
 
 
 LEAVING = """

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genfl_mpi.config.sections import LocalTraining, Model, Training
 from genfl_mpi.learning import models
-from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.evaluation import evaluate
 from genfl_mpi.learning.steps import Steps, is_static, steps_of
 from genfl_mpi.learning.training import train
@@ -197,7 +197,7 @@ def test_no_batched_step_synchronizes_with_the_device():
         FlatModel(models.build(Model(name="pfl_cnn"), 10, (3, 32, 32), seed=1)),
         LocalTraining(epochs=1, batch_size=8, clients_per_batch=2),
     )
-    twin = Twin(model, (3, 32, 32), settings)
+    twin = BatchedModel(model, (3, 32, 32), settings)
     with Recorder() as recorder:
         twin.train(
             model.weights.clone(),

@@ -38,12 +38,12 @@ def cut(tmp_path, monkeypatch):
 
 def run_of(path):
     with reader.open_results(path) as file:
-        return reader.run_of(file)
+        return reader.read_run_id(file)
 
 
 def rows(path):
     with reader.open_results(path) as file:
-        return reader.columns_of(file, "rounds", ["round"])["round"].tolist()
+        return reader.read_columns(file, "rounds", ["round"])["round"].tolist()
 
 
 def said_once(capsys):
@@ -143,9 +143,9 @@ def test_an_append_whose_last_write_failed_is_not_counted(killed, tmp_path):
         content[end - 8 * (rows // 3) : end] = bytes(8 * (rows // 3))
         killed.write_bytes(content)
         with reader.open_results(killed) as file:
-            assert len(reader.columns_of(file, table)["round"]) == rows // 3 * 2
+            assert len(reader.read_columns(file, table)["round"]) == rows // 3 * 2
     with reader.open_results(killed) as file:
-        assert reader.rounds_of(file) == 2
+        assert reader.count_rounds(file) == 2
     shutil.rmtree(checkpoint.path_for(killed))
     assert main([*FAST, "rounds=6", f"output={killed.parent}"]) == 0
     assert reader.digests(killed) == reader.digests(tmp_path / "growing/fedavg_seed1.h5")
@@ -280,7 +280,7 @@ ARRAYS = ["weights", *(f"partition/{name}" for name in PARTITION)]
 def test_a_flipped_bit_in_any_column_is_named(table, damaged):
     for name in [f"{table}/{name}" for name in TABLES[table]] if table in TABLES else ARRAYS:
         with reader.open_results(path := damaged(name)) as file, pytest.raises(UserError) as error:
-            reader.columns_of(file, table) if table in TABLES else reader.array_of(file, name)
+            reader.read_columns(file, table) if table in TABLES else reader.read_array(file, name)
         assert str(error.value).startswith(f"{path}: the file is damaged: {name} is corrupt; ")
 
 
@@ -333,10 +333,10 @@ def test_no_flipped_bit_changes_the_data_read(full, tmp_path):
     content, path, noticed = full.read_bytes(), tmp_path / full.name, 0
 
     def read():
-        with reader.open_results(path) as file, reader.damage(path):
-            tables = [reader.columns_of(file, table).values() for table in (*TABLES, "partition")]
-            arrays = [*(array for columns in tables for array in columns), reader.array_of(file, "weights")]
-            return reader.config_of(file), reader.is_finished(file), [array.tobytes() for array in arrays]
+        with reader.open_results(path) as file, reader.report_damage(path):
+            tables = [reader.read_columns(file, table).values() for table in (*TABLES, "partition")]
+            arrays = [*(array for columns in tables for array in columns), reader.read_array(file, "weights")]
+            return reader.read_config(file), reader.is_finished(file), [array.tobytes() for array in arrays]
 
     shutil.copy(full, path)
     whole = read()
@@ -429,7 +429,7 @@ def test_rounds_after_the_checkpoint_outlive_every_kill(cut, tmp_path, capsys):
     path, seconds = cut(8, run), None
     for stop in (6, 7, 5):  # each before the last stored round
         with reader.open_results(path) as file:
-            measured = reader.columns_of(file, "rounds", ["round_seconds"])["round_seconds"][:8]
+            measured = reader.read_columns(file, "rounds", ["round_seconds"])["round_seconds"][:8]
         assert seconds is None or np.array_equal(measured, seconds), (
             "the rows are those of the first computation"
         )
@@ -439,7 +439,7 @@ def test_rounds_after_the_checkpoint_outlive_every_kill(cut, tmp_path, capsys):
         said = capsys.readouterr().out
         again = "recomputes rounds 6 to 8 and compares them with the stored results"
         assert f"continues after round 5; {again}" in said
-        assert "/10  accuracy" not in said and len(progress.rounds(path)) == 1 + 8
+        assert "/10  accuracy" not in said and len(progress.read_rounds(path)) == 1 + 8
         assert rows(path) == list(range(1, 9))
     assert main([*run, f"output={tmp_path}/results"]) == 0
     said = capsys.readouterr().out
@@ -450,7 +450,7 @@ def test_rounds_after_the_checkpoint_outlive_every_kill(cut, tmp_path, capsys):
 def test_rounds_before_the_first_checkpoint_stay(cut, tmp_path, capsys):
     run = [*FAST, "rounds=5", "checkpoint.every_rounds=9"]
     path = cut(4, run)
-    assert not checkpoint.rounds(path)
+    assert not checkpoint.list_rounds(path)
     name = run_of(path)
     cut(1, run)
     said = "has no checkpoint yet; recomputes rounds 1 to 4 and compares them with the stored results"
@@ -488,4 +488,4 @@ def test_settings_of_observations_may_change_for_recomputed_rounds(cut, tmp_path
     path = cut(3, run)
     assert main([*run, "audit=true", f"output={tmp_path}/results"]) == 0
     with reader.open_results(path) as file:
-        assert set(reader.columns_of(file, "audit", ["round"])["round"]) == {4}
+        assert set(reader.read_columns(file, "audit", ["round"])["round"]) == {4}

@@ -104,7 +104,7 @@ def test_all_groups_leave_when_they_are_asked_to(tmp_path):
     assert job.end() == 75, job.said()
     said = job.said()
     assert said.count("stopped after round") == 2 and "Traceback" not in said and not files[2].exists()
-    rounds = max(checkpoint.rounds(file)[-1] for file in files[:2]) + 1
+    rounds = max(checkpoint.list_rounds(file)[-1] for file in files[:2]) + 1
     assert mpirun(2, "-m", "genfl_mpi", *arguments, f"rounds={rounds}").returncode == 0
     assert main([*THREE, f"rounds={rounds}", f"output={tmp_path}/whole"]) == 0
     assert [reader.digests(file) for file in files] == [

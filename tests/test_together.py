@@ -12,7 +12,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
-from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi.schedule import assign
@@ -52,7 +52,7 @@ def both(name, mu=0.0, tolerance=TOLERANCE, **settings):
         )
         for count in SAMPLES
     ]
-    found = Twin(model, (3, 32, 32), settings).train(
+    found = BatchedModel(model, (3, 32, 32), settings).train(
         start, data, each, [np.random.default_rng(key) for key in range(4)], mu
     )
     for key, (weights, report) in enumerate(found):
@@ -89,7 +89,7 @@ def test_in_bfloat16_batched_clients_match_up_to_rounding():
         memory_format=torch.channels_last
     )
     start, labels = model.weights.clone(), torch.arange(16) % 10
-    [(weights, _), _] = Twin(model, (3, 32, 32), settings).train(
+    [(weights, _), _] = BatchedModel(model, (3, 32, 32), settings).train(
         start, [(images, labels)] * 2, [settings] * 2, [np.random.default_rng(key) for key in range(2)]
     )
     train(model, start, images, labels, settings, np.random.default_rng(0))
@@ -98,7 +98,7 @@ def test_in_bfloat16_batched_clients_match_up_to_rounding():
 
 def test_the_global_stream_is_restored_and_earlier_evaluation_has_no_effect():
     model, settings = flat("pfl_cnn"), LocalTraining(batch_size=8, clients_per_batch=2, epochs=1)
-    twin, found = Twin(model, (3, 32, 32), settings), []
+    twin, found = BatchedModel(model, (3, 32, 32), settings), []
     data = [(torch.ones(9, 3, 32, 32), torch.arange(9))] * 2
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -147,7 +147,7 @@ def test_networks_that_cannot_be_batched_are_refused_in_one_line(layer, said):
     with pytest.raises(
         UserError, match="training.clients_per_batch=3 does not support this network"
     ) as caught:
-        Twin(model, (3, 8, 8), LocalTraining(clients_per_batch=3))
+        BatchedModel(model, (3, 8, 8), LocalTraining(clients_per_batch=3))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -222,14 +222,14 @@ def test_the_time_of_a_batch_is_divided_by_samples(fast):
 
 
 def test_a_client_that_diverges_is_named_or_dropped_alone(fast, monkeypatch, capsys):
-    train_all = Twin.train
+    train_all = BatchedModel.train
 
     def poison(self, *arguments):
         found = train_all(self, *arguments)
         found[1][0][7] = float("nan")
         return found
 
-    monkeypatch.setattr(Twin, "train", poison)
+    monkeypatch.setattr(BatchedModel, "train", poison)
     together = [*fast, "cohort=4", "training.clients_per_batch=4", "rounds=1"]
     [record] = Simulation(overrides=[*together, "faults.nonfinite=drop"])
     assert np.isnan(record.clients["update_norm"]).tolist() == [False, True, False, False]

@@ -21,8 +21,10 @@ from genfl_mpi.util.text import first_line
 def test_what_is_read_from_diffusers_source_is_what_it_has():
     import diffusers
 
-    assert catalogue.names("Scheduler") == {name for name in dir(diffusers) if name.endswith("Scheduler")}
-    pipelines = catalogue.text_to_image()
+    assert catalogue.class_names("Scheduler") == {
+        name for name in dir(diffusers) if name.endswith("Scheduler")
+    }
+    pipelines = catalogue.pipeline_names()
     assert {
         "StableDiffusionPipeline",
         "StableDiffusionXLPipeline",
@@ -46,7 +48,7 @@ def test_a_diffusers_that_lists_nothing_is_named(text, tmp_path, monkeypatch):
         UserError,
         match=r"^generation: pipelines/auto_pipeline.py of diffusers \S+ does not have .* constraints.txt$",
     ):
-        catalogue.text_to_image.__wrapped__()
+        catalogue.pipeline_names.__wrapped__()
 
 
 def test_a_file_that_another_program_writes_is_told_by_the_type_of_the_exception(tmp_path):

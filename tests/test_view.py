@@ -135,13 +135,13 @@ def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
     assert main([*fast, "rounds=3"]) == 0
     path = tmp_path / "results/fedavg_seed1.h5"
     note = progress.Progress(path, 0, 1)
-    note.finished(["FedAvg", 5], [3, 0.5, 0, 1.0], [4, 0.25, 0, 1.0])
-    known = status.of_run(path)
+    note.note_rounds(["FedAvg", 5], [3, 0.5, 0, 1.0], [4, 0.25, 0, 1.0])
+    known = status.read_status(path)
     with reader.open_results(path) as file:
         assert [one.accuracy for one in known.done] == [*file["rounds/accuracy"][:2], 0.5, 0.25]
     note.close()
     path.write_bytes(b"")
-    known = status.of_run(path)
+    known = status.read_status(path)
     assert (known.method, known.rounds, [one.number for one in known.done]) == (
         "FedAvg",
         5,
@@ -149,7 +149,7 @@ def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
     ) and known.seconds_left() == 3
     progress.clear(path)
     with pytest.raises(UserError):
-        status.of_run(path)
+        status.read_status(path)
 
 
 def test_a_frame_fits_a_narrow_terminal(tmp_path):
@@ -182,10 +182,10 @@ def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):
     run = status.Status(tmp_path / "genfl_seed1.h5", "GenFL", 9, [status.Round(1, 0.5, 20, 1.5)])
     note = progress.Progress(run.path, 0, 1)
     note("train", 5, 2)
-    words = [progress.state(run.path)]
-    note.raised(ValueError("no"))
+    words = [progress.read_state(run.path)]
+    note.note_error(ValueError("no"))
     note.close()
-    words.append(progress.state(run.path))
+    words.append(progress.read_state(run.path))
     assert words == ["running", "failed"]
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(display.frame([run], 1, {run.path: words[1]}))

@@ -121,10 +121,10 @@ def failures(found: Evidence) -> dict[str, np.ndarray]:
 
 def read(path: str | Path) -> tuple[Config, Evidence]:
     """Return configuration and `Evidence` of a results file. Raises UserError."""
-    with reader.open_results(path) as file, reader.damage(path):
-        config: Config = validate(reader.config_of(file), str(path))
-        observed, clients = (reader.columns_of(file, table) for table in ("audit", "clients"))
-        shared = reader.array_of(file, "partition/shared_labels").astype(np.float64)
+    with reader.open_results(path) as file, reader.report_damage(path):
+        config: Config = validate(reader.read_config(file), str(path))
+        observed, clients = (reader.read_columns(file, table) for table in ("audit", "clients"))
+        shared = reader.read_array(file, "partition/shared_labels").astype(np.float64)
     if not len(observed["round"]):
         raise UserError(
             f"{path}: has no audit data; make the run with audit=true, and a method that trains clients"
@@ -139,7 +139,7 @@ def read(path: str | Path) -> tuple[Config, Evidence]:
     return config, _collect(clients, observed, shared + shares_labels * config.data.shared / shared.shape[1])
 
 
-def lines(path: str | Path) -> Iterator[str]:
+def report_lines(path: str | Path) -> Iterator[str]:
     """Yield the audit of a results file as lines of at most WIDTH columns. Raises UserError."""
     config, found = read(path)
     fails = failures(found)

@@ -186,7 +186,7 @@ def covering_share(run: Run) -> float:
 # Rows of the ledger.
 
 
-def differences(
+def compare_methods(
     runs: Runs,
     one: str,
     other: str,
@@ -209,7 +209,7 @@ def over_alphas(
     """
     rows = []
     for small, large in runs.neighbours():
-        before, after = runs.of(small, *methods), runs.of(large, *methods)
+        before, after = runs.paired_runs(small, *methods), runs.paired_runs(large, *methods)
         values = [sign * (measure(*after[seed]) - measure(*before[seed])) for seed in before if seed in after]
         if values:
             first, last = (small, large) if sign > 0 else (large, small)
@@ -234,7 +234,7 @@ def _rows(
 ) -> list[Row]:
     rows = []
     for setting in runs.settings() if settings is None else settings:
-        values = [measure(*found) for found in runs.of(setting, *methods).values()]
+        values = [measure(*found) for found in runs.paired_runs(setting, *methods).values()]
         if values:
             rows.append(Row(str(setting), what, np.array(values), runs.rounds[setting.data], threshold))
     return rows
@@ -255,19 +255,23 @@ def _smallest_alphas(runs: Runs) -> list[Setting]:
 
 def best_method(runs: Runs) -> list[Row]:
     return [
-        row for other in ("fedavg", "aigc") for row in differences(runs, "genfl", other, final, AT_THE_END)
+        row
+        for other in ("fedavg", "aigc")
+        for row in compare_methods(runs, "genfl", other, final, AT_THE_END)
     ]
 
 
 def worst_method(runs: Runs) -> list[Row]:
-    return [row for one in ("fedavg", "genfl") for row in differences(runs, one, "aigc", final, AT_THE_END)]
+    return [
+        row for one in ("fedavg", "genfl") for row in compare_methods(runs, one, "aigc", final, AT_THE_END)
+    ]
 
 
 def early_leads(runs: Runs) -> list[Row]:
     many, few = _settings_by_classes(runs, MANY_CLASSES, np.inf), _settings_by_classes(runs, 0, FEW_CLASSES)
     return [
-        *differences(runs, "aigc", "fedavg", early, "early accuracy", settings=many),
-        *differences(runs, "fedavg", "aigc", early, "early accuracy", -MAX_EARLY_LEAD, settings=few),
+        *compare_methods(runs, "aigc", "fedavg", early, "early accuracy", settings=many),
+        *compare_methods(runs, "fedavg", "aigc", early, "early accuracy", -MAX_EARLY_LEAD, settings=few),
     ]
 
 
@@ -324,11 +328,11 @@ def costs(runs: Runs) -> list[Row]:
         training = (
             samples
             * config.training.epochs
-            * flops.of_training(models.build(config.model, classes, shape, 0), shape)
+            * flops.training_flops(models.build(config.model, classes, shape, 0), shape)
         )
-        generators = {"Stable Diffusion v1.5": image_flops.of_stable_diffusion(settings)}
+        generators = {"Stable Diffusion v1.5": image_flops.count_stable_diffusion(settings)}
         with suppress(UserError):  # the run's checkpoint may be missing here
-            generators |= {f"checkpoint {settings.checkpoint}": image_flops.of_configured(settings)}
+            generators |= {f"checkpoint {settings.checkpoint}": image_flops.count_configured(settings)}
         rows += [
             Row(
                 f"{run.setting.data}, {name}",
@@ -374,7 +378,7 @@ CLAIMS = (
         "C5",
         "AIGC-only saturates early",
         "fedavg and aigc",
-        lambda runs: differences(
+        lambda runs: compare_methods(
             runs,
             "fedavg",
             "aigc",
@@ -386,7 +390,7 @@ CLAIMS = (
         "C6",
         "FedAvg's final accuracy exceeds AIGC-only's",
         "fedavg and aigc",
-        lambda runs: differences(runs, "fedavg", "aigc", final, AT_THE_END),
+        lambda runs: compare_methods(runs, "fedavg", "aigc", final, AT_THE_END),
     ),
     Claim(
         "C7",
@@ -420,13 +424,13 @@ CLAIMS = (
         "K1",
         "Control: GenFL ends above the same method with the public pool in place of generated images",
         "genfl and pool",
-        lambda runs: differences(runs, "genfl", "pool", final, AT_THE_END),
+        lambda runs: compare_methods(runs, "genfl", "pool", final, AT_THE_END),
     ),
     Claim(
         "K2",
         "Control: GenFL ends above FedAvg with the same number of extra local steps",
         "genfl and matched",
-        lambda runs: differences(runs, "genfl", "matched", final, AT_THE_END),
+        lambda runs: compare_methods(runs, "genfl", "matched", final, AT_THE_END),
     ),
 )
 
@@ -440,7 +444,7 @@ def ledger(runs: Runs) -> list[tuple[Claim, list[Row], str]]:
 
 def note(runs: Runs) -> str:
     """Explain what the numbers mean, and from which runs they are."""
-    left_out = f" Skipped, because unfinished: {', '.join(runs.left_out)}." if runs.left_out else ""
+    left_out = f" Skipped, because unfinished: {', '.join(runs.unfinished)}." if runs.unfinished else ""
     counts = ", ".join(
         f"{sum(run.setting == setting for run in runs)} of {setting}" for setting in runs.settings()
     )

@@ -55,7 +55,7 @@ def measured(paths: Sequence[Path]) -> Figure:
     ):
         thick = 0.8 / len(found)
         for i, group in enumerate(found):
-            per_run = np.array([group.of(f"{name}_{unit}").mean(1) for name in names])
+            per_run = np.array([group.column(f"{name}_{unit}").mean(1) for name in names])
             spread = per_run.std(1, ddof=1) if per_run.shape[1] > 1 else None
             kind = kinds.index((group.panel, group.settings))
             axes.barh(

@@ -48,7 +48,7 @@ def classes(paths: Sequence[Path]) -> Figure:
     )
     for group, title, [axes] in zip(found, titles, all_axes):
         names = group.classes
-        mean = 100 * group.of("accuracy_per_class").mean(0)
+        mean = 100 * group.column("accuracy_per_class").mean(0)
         image = axes.imshow(
             mean.T,
             aspect="auto",
@@ -74,7 +74,7 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
     figure, all_axes = column(len(panels), 2.4, sharex=True)
     for panel, [axes] in zip(panels, all_axes):
         for group in (group for group in found if group.panel == panel):
-            curves = unit * group.of(name)
+            curves = unit * group.column(name)
             kind, mean, x = settings.index(group.settings), curves.mean(0), np.arange(1, curves.shape[1] + 1)
             colour, style = tinted(COLOURS[group.method], kind), LINE_STYLES[kind % len(LINE_STYLES)]
             axes.plot(
@@ -84,7 +84,7 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
                 color=colour,
                 label=f"{group.method}, {group.settings}" if group.settings else group.method,
             )
-            for curve in group.behind(name):
+            for curve in group.shorter_runs(name):
                 axes.plot(np.arange(1, len(curve) + 1), unit * curve, style, color=colour, linewidth=0.5)
             if len(curves) > 1:
                 deviation = curves.std(0, ddof=1)

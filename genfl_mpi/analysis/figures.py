@@ -14,7 +14,7 @@ from genfl_mpi.analysis.heterogeneity import heterogeneity
 from genfl_mpi.analysis.timeline import timeline
 from genfl_mpi.config.loading import validate
 from genfl_mpi.data import datasets
-from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, open_results
+from genfl_mpi.results.reader import open_results, read_array, read_columns, read_config, report_damage
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
 
@@ -46,15 +46,15 @@ def draw(name: str, paths: Sequence[Path], round: int | None = None) -> tuple[Fi
 
 
 def _method(path: Path) -> str:
-    with open_results(path) as file, damage(path):
-        return config_of(file)["method"]
+    with open_results(path) as file, report_damage(path):
+        return read_config(file)["method"]
 
 
 def partition(path: Path) -> Figure:
     """Draw the samples of each class at each client. Raises UserError."""
-    with open_results(path) as file, damage(path):
+    with open_results(path) as file, report_damage(path):
         names = yaml.safe_load(file["config"].attrs["class_names"])
-        return plotting.partition(array_of(file, "partition/label_histograms"), names)
+        return plotting.partition(read_array(file, "partition/label_histograms"), names)
 
 
 def images(path: Path) -> Figure:
@@ -62,9 +62,9 @@ def images(path: Path) -> Figure:
 
     Test images are omitted if the data set is not available.
     """
-    with open_results(path) as file, damage(path):
-        config, names = config_of(file), yaml.safe_load(file["config"].attrs["class_names"])
-        labels, pixels = columns_of(file, "generated", ["label", "image"]).values()
+    with open_results(path) as file, report_damage(path):
+        config, names = read_config(file), yaml.safe_load(file["config"].attrs["class_names"])
+        labels, pixels = read_columns(file, "generated", ["label", "image"]).values()
         if not len(labels):
             raise UserError(
                 f"{path}: has no generated images; give a run with method=genfl, aigc, sent or filled"

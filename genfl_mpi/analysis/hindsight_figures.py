@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
+from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.plotting import LINE_STYLES, WIDTH, styled
 
@@ -40,10 +40,10 @@ class Hindsight:
 
 def read(path: str | Path) -> Hindsight:
     """Return the `Hindsight` of a results file. Raises UserError."""
-    with open_results(path) as file, damage(path):
-        columns = columns_of(file, "hindsight")
+    with open_results(path) as file, report_damage(path):
+        columns = read_columns(file, "hindsight")
         rounds = np.unique(columns["round"])
-        used = config_of(file)["kappa"]["policy"].rpartition(":")[2]
+        used = read_config(file)["kappa"]["policy"].rpartition(":")[2]
     if not len(rounds):
         raise UserError(
             f"{path}: has no hindsight data; make the run with hindsight.every=1 and a method of both models"

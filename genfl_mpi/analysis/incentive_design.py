@@ -65,11 +65,11 @@ def _read_clients(path: str | Path, files: Sequence[str]) -> incentive.Clients:
             f"{path}: has no generated images, so the cost of an image is unknown; "
             "give a run with method=genfl, sent or filled"
         )
-    with reader.open_results(path) as file, reader.damage(path):
-        held = workload.held(file, validate(reader.config_of(file), str(path)))
+    with reader.open_results(path) as file, reader.report_damage(path):
+        held = workload.count_held_labels(file, validate(reader.read_config(file), str(path)))
     [priced] = in_worlds([run], worlds)
     fixed = priced.bill.client_joules
-    return incentive.clients_of(held, fixed, image_joules(world.hardware, run.trace.image_flops))
+    return incentive.describe_clients(held, fixed, image_joules(world.hardware, run.trace.image_flops))
 
 
 def _table(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from genfl_mpi.analysis import summary
 from genfl_mpi.results import progress
-from genfl_mpi.results.reader import columns_of, config_of, damage, is_finished, open_results
+from genfl_mpi.results.reader import is_finished, open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
@@ -32,24 +32,24 @@ def state(path: Path) -> State:
     """Return the `State` of the run with the results file `path`. Raises UserError if it is no such name."""
     if not path.exists() and path.suffix != ".h5":
         raise UserError(f"{path}: no such folder, and not a results file, which ends in .h5; check the name")
-    word = progress.state(path)
+    word = progress.read_state(path)
     known = progress.read(path)
     remark = next((about["raised"] for about in known if "raised" in about), "") if word == "failed" else ""
     if not path.exists():  # --fresh locks all runs of a sweep, including those that still wait
         return State(path, word if known else "waiting", remark=remark)
     try:
-        with open_results(path) as file, damage(path):
-            accuracy = columns_of(file, "rounds", ["accuracy"])["accuracy"]
+        with open_results(path) as file, report_damage(path):
+            accuracy = read_columns(file, "rounds", ["accuracy"])["accuracy"]
             done, last = len(accuracy), accuracy[-1] if len(accuracy) else float("nan")
             if is_finished(file):
-                return State(path, "finished", done, config_of(file)["rounds"], last)
-            return State(path, word or "cut off", done, config_of(file)["rounds"], last, remark)
+                return State(path, "finished", done, read_config(file)["rounds"], last)
+            return State(path, word or "cut off", done, read_config(file)["rounds"], last, remark)
     except UserError as error:
         # A run that has just started has written only part of its file.
         return State(path, "running") if word == "running" else State(path, "unreadable", remark=str(error))
 
 
-def lines(states: Sequence[State]) -> Iterator[str]:
+def report_lines(states: Sequence[State]) -> Iterator[str]:
     """Yield the table of finished runs, a line for each other run, and the number of runs in each state."""
     unfinished = [one for one in states if one.word != "finished"]
     if finished := [one.path for one in states if one.word == "finished"]:

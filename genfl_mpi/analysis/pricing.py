@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.analysis import cost_figures, tables
-from genfl_mpi.analysis.summary import distinguished
+from genfl_mpi.analysis.summary import distinguish
 from genfl_mpi.config import loading as configuration
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.config.world import World
 from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
-from genfl_mpi.edge.placements import PLACEMENTS, Bill, bill, cohorts, scaled
+from genfl_mpi.edge.placements import PLACEMENTS, Bill, draw_cohorts, price_run, scale_images
 from genfl_mpi.edge.trace import Trace, image_bytes
 from genfl_mpi.federation import workload
 from genfl_mpi.results import reader
@@ -79,7 +79,7 @@ class Priced:
     world: str
     bill: Bill
 
-    def until(self, measure: str) -> np.ndarray:
+    def cumulative(self, measure: str) -> np.ndarray:
         """Return the cumulative cost after each round, float64 (rounds,). measure: one of MEASURES."""
         return np.cumsum(_totals(self.bill)[measure])
 
@@ -96,10 +96,10 @@ def _totals(priced: Bill) -> dict[str, np.ndarray]:
 
 def command(options: Namespace) -> Iterator[str]:
     """Yield the lines of the `price` command. options: its parsed arguments. Raises UserError."""
-    as_if = [one for one in options.results if "=" in one and not Path(one).exists()]
-    paths = reader.find([one for one in options.results if one not in as_if])
-    runs = read_all(paths, as_if)
-    worlds_of = worlds_for(runs, options.world, as_if)
+    overrides = [one for one in options.results if "=" in one and not Path(one).exists()]
+    paths = reader.find_results([one for one in options.results if one not in overrides])
+    runs = read_all(paths, overrides)
+    worlds_of = worlds_for(runs, options.world, overrides)
     priced = in_worlds(runs, worlds_of)
     yield from table(priced, options.target)
     plotting.save(figure(priced), options.output)
@@ -112,12 +112,12 @@ def command(options: Namespace) -> Iterator[str]:
 
 
 def worlds_for(
-    runs: Sequence[Run], files: Sequence[str], as_if: Sequence[str] = ()
+    runs: Sequence[Run], files: Sequence[str], overrides: Sequence[str] = ()
 ) -> list[dict[str, World]]:
     """Return the worlds of each run, {name: `World`}: those of the YAML files, or the default world.
 
     A run that its world acted on is priced in this world. Raises UserError if another world, or other
-    settings (`as_if`), are given for such a run.
+    settings (`overrides`), are given for such a run.
     """
     worlds = {Path(file).stem: configuration.load_world(file) for file in files} or {
         "default": World.model_validate({})
@@ -128,7 +128,7 @@ def worlds_for(
             "with world=FILE, or price these with enforced=false"
         )
     for run in runs:
-        if run.world is not None and (files or as_if):
+        if run.world is not None and (files or overrides):
             raise UserError(
                 f"{run.name}: a world acted on this run: its times and energies decided about clients or "
                 "weights, and the run would differ in another world; price it in its own, without --world "
@@ -140,7 +140,7 @@ def worlds_for(
 def in_worlds(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]]) -> list[Priced]:
     """Price each run in each of its worlds. Raises UserError. worlds_of: from `worlds_for`."""
     priced = [
-        Priced(run, name, bill(run.trace, world, cohorts(run.trace, world)))
+        Priced(run, name, price_run(run.trace, world, draw_cohorts(run.trace, world)))
         for run, worlds in zip(runs, worlds_of)
         for name, world in worlds.items()
     ]
@@ -162,7 +162,7 @@ def figure(priced: Sequence[Priced]) -> Figure:
                 one.run.settings,
                 one.world,
                 one.run.accuracy,
-                {measure: one.until(measure) for measure in MEASURES},
+                {measure: one.cumulative(measure) for measure in MEASURES},
             )
             for one in priced
         ],
@@ -185,10 +185,10 @@ def _placements(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]], outp
     (run, worlds), drawn = generating[0], {}
     picture = Path(output).with_stem(f"{Path(output).stem}_placements")
     for name, world in worlds.items():
-        met, drawn[name] = cohorts(run.trace, world), _placement_curves(run.trace, world)
+        met, drawn[name] = draw_cohorts(run.trace, world), _placement_curves(run.trace, world)
         yield f"\nplacements of image generation on {run.name}, world {name}:"
         yield from _placement_table(
-            {one: bill(run.trace, world, met, one) for one in PLACEMENTS}, run.trace, world
+            {one: price_run(run.trace, world, met, one) for one in PLACEMENTS}, run.trace, world
         )
         yield from _break_even(drawn[name], run.trace, world)
     yield ""
@@ -271,13 +271,13 @@ def _placement_curves(trace: Trace, world: World) -> Curves:
 
     {"number": {placement: {measure: float64 (factors,)}}, "size": ...}.
     """
-    met = cohorts(trace, world)
+    met = draw_cohorts(trace, world)
     found: Curves = {}
     for axis, argument in (("number", "images"), ("size", "size")):
         found[axis] = {}
         for placement in PLACEMENTS:
             spent = [
-                _totals(bill(scaled(trace, **{argument: factor}), world, met, placement))
+                _totals(price_run(scale_images(trace, **{argument: factor}), world, met, placement))
                 for factor in FACTORS
             ]
             found[axis][placement] = {
@@ -340,28 +340,28 @@ def rows(priced: Sequence[Priced]) -> Iterator[tuple[Any, ...]]:
                 yield one.run.title, one.world, round, entity, phase, busy, price.server_joules[phase]
 
 
-def read_all(paths: Sequence[Path], as_if: Sequence[str] = ()) -> list[Run]:
+def read_all(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[Run]:
     """Return the `Run`s of results files, with the settings that distinguish them. Raises UserError."""
-    configs, runs = zip(*(_read(path, as_if) for path in paths))
+    configs, runs = zip(*(_read(path, overrides) for path in paths))
     return [
         replace(run, settings=", ".join(filter(None, names)))
-        for run, names in zip(runs, distinguished(configs)[0])
+        for run, names in zip(runs, distinguish(configs)[0])
     ]
 
 
-def read(path: str | Path, as_if: Sequence[str] = ()) -> Run:
-    """Return the `Run` of a results file. Raises UserError. as_if: "key=value", of REPLACEABLE."""
-    return _read(path, as_if)[1]
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Return the `Run` of a results file. Raises UserError. overrides: "key=value", of REPLACEABLE."""
+    return _read(path, overrides)[1]
 
 
-def _read(path: str | Path, as_if: Sequence[str]) -> tuple[dict[str, Any], Run]:
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Run]:
     """Return the stored configuration, nested dicts, and the `Run` with the overrides."""
-    with reader.open_results(path) as file, reader.damage(path):
-        values = reader.config_of(file)
-        config = _replaced_config(path, values, as_if)
-        trace, members = workload.of_file(file, config)
-        status = reader.columns_of(file, "clients", ["status"])["status"]
-        accuracy = reader.columns_of(file, "rounds", ["accuracy"])["accuracy"]
+    with reader.open_results(path) as file, reader.report_damage(path):
+        values = reader.read_config(file)
+        config = _replaced_config(path, values, overrides)
+        trace, members = workload.read_trace(file, config)
+        status = reader.read_columns(file, "clients", ["status"])["status"]
+        accuracy = reader.read_columns(file, "rounds", ["accuracy"])["accuracy"]
         return values, Run(
             Path(path).stem,
             METHOD_TITLES[config.method],
@@ -373,12 +373,12 @@ def _read(path: str | Path, as_if: Sequence[str]) -> tuple[dict[str, Any], Run]:
         )
 
 
-def _replaced_config(path: str | Path, values: dict[str, Any], as_if: Sequence[str]) -> Config:
+def _replaced_config(path: str | Path, values: dict[str, Any], overrides: Sequence[str]) -> Config:
     """Return the `Config` of nested dicts with "key=value" overrides. Raises UserError."""
-    for override in as_if:
+    for override in overrides:
         if not override.startswith(REPLACEABLE):
             raise UserError(
                 f"{override}: cannot be changed when a run is priced; only these can: "
                 f"{', '.join(key.rstrip('.') for key in REPLACEABLE)}"
             )
-    return configuration.single(values, as_if) if as_if else configuration.validate(values, str(path))
+    return configuration.single(values, overrides) if overrides else configuration.validate(values, str(path))

@@ -15,7 +15,7 @@ import yaml
 from genfl_mpi import __version__
 from genfl_mpi.analysis import claims, figures, ledger, summary, tables
 from genfl_mpi.analysis.run_groups import Runs
-from genfl_mpi.config.loading import decided, settings_of
+from genfl_mpi.config.loading import chosen_settings, flat_settings
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
@@ -46,8 +46,10 @@ MAX_ROWS = 10  # of the table of rounds
 def write(paths: Sequence[Path], out: str | Path) -> None:
     """Write the report of results files into the HTML file `out`. Raises UserError."""
     groups, _ = summary.groups(paths)  # raises for a run without a finished round
-    runs = [_run(path) | {"settings": settings} for path, settings in zip(paths, tables.varied(paths))]
-    flat = [settings_of(run["config"]) for run in runs]
+    runs = [
+        _run(path) | {"settings": settings} for path, settings in zip(paths, tables.distinguish_runs(paths))
+    ]
+    flat = [flat_settings(run["config"]) for run in runs]
     common = {key: value for key, value in flat[0].items() if all(one.get(key) == value for one in flat)}
     page = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -58,10 +60,10 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
         runs=runs,
         varied=[key for key in runs[0]["settings"] if key not in ("run", "method", "seed")],
         groups=[_group(group) for group in groups],
-        several=summary.several(groups),
+        several=summary.has_several_seeds(groups),
         rounds=_rounds(groups),
         figures=list(_figures(paths, groups)),
-        chosen={key: value for key, value in decided(runs[0]["config"]).items() if key in common},
+        chosen={key: value for key, value in chosen_settings(runs[0]["config"]).items() if key in common},
         resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
         environments=_environments(runs),
         ledger=_ledger(paths) if len({(one["method"], one["partition.alpha"]) for one in flat}) > 1 else None,
@@ -74,10 +76,10 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
 
 def _run(path: Path) -> dict[str, Any]:
     """Return what the report shows of one run."""
-    with reader.open_results(path) as file, reader.damage(path):
+    with reader.open_results(path) as file, reader.report_damage(path):
         config, rounds = (
-            reader.config_of(file),
-            reader.columns_of(file, "rounds", ("accuracy", "images", "round_seconds")),
+            reader.read_config(file),
+            reader.read_columns(file, "rounds", ("accuracy", "images", "round_seconds")),
         )
         accuracy = 100 * rounds["accuracy"]
         return {
@@ -105,7 +107,7 @@ def _group(group: summary.Group) -> dict[str, Any]:
         "settings": ", ".join(filter(None, (group.panel, group.settings))),
         "final": final.mean(),
         "deviation": final.std(ddof=1) if len(final) > 1 else None,
-        "mean": 100 * group.of("accuracy").mean(),
+        "mean": 100 * group.column("accuracy").mean(),
         "best": best,
         "seconds": seconds,
         "seeds": len(final),
@@ -114,9 +116,9 @@ def _group(group: summary.Group) -> dict[str, Any]:
 
 def _rounds(groups: Sequence[summary.Group]) -> Iterator[tuple[int, list[tuple[float, float | None]]]]:
     """Yield (round, [(mean accuracy, deviation over seeds or None) per group]), up to MAX_ROWS rows."""
-    last = min(group.of("accuracy").shape[1] for group in groups)
+    last = min(group.column("accuracy").shape[1] for group in groups)
     for round in np.unique(np.linspace(1, last, min(MAX_ROWS, last)).round().astype(int)):
-        values = [100 * group.of("accuracy")[:, round - 1] for group in groups]
+        values = [100 * group.column("accuracy")[:, round - 1] for group in groups]
         yield round, [(one.mean(), one.std(ddof=1) if len(one) > 1 else None) for one in values]
 
 
@@ -131,8 +133,8 @@ def _figures(paths: Sequence[Path], groups: Sequence[summary.Group]) -> Iterator
             continue
         title = title.format(
             of=f" of {Path(shown[0]).stem}" if len(paths) > 1 and len(shown) == 1 else ""
-        ) + (of_seeds if summary.several(groups) else "")
-        if name in ("accuracy", "loss") and any(group.behind("round") for group in groups):
+        ) + (of_seeds if summary.has_several_seeds(groups) else "")
+        if name in ("accuracy", "loss") and any(group.shorter_runs("round") for group in groups):
             title += "; thin lines: runs with fewer rounds"
         yield {
             "name": name,

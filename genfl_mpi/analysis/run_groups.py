@@ -11,7 +11,14 @@ import numpy as np
 
 from genfl_mpi.config.loading import flatten, validate
 from genfl_mpi.config.settings import is_free
-from genfl_mpi.results.reader import array_of, columns_of, config_of, damage, is_finished, open_results
+from genfl_mpi.results.reader import (
+    is_finished,
+    open_results,
+    read_array,
+    read_columns,
+    read_config,
+    report_damage,
+)
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +80,7 @@ class Run:
     def resolved(self) -> Config:
         """Return the configuration as a `Config`."""
         with open_results(self.path) as file:
-            return validate(config_of(file), str(self.path))
+            return validate(read_config(file), str(self.path))
 
 
 class Runs:
@@ -83,13 +90,13 @@ class Runs:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.left_out: list[str] = []
+        self.unfinished: list[str] = []
         self._runs: dict[tuple[Setting, str, int], Run] = {}
         first_of: dict[tuple[str, ...], Run] = {}
         for path in paths:
             run = _read(path)
             if run is None:
-                self.left_out.append(str(path))
+                self.unfinished.append(str(path))
                 continue
             groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
                 ((run.setting.data,), PAIRED),
@@ -106,7 +113,7 @@ class Runs:
             self._runs[key] = run
         if not self._runs:
             raise UserError(
-                f"none of the {len(self.left_out)} runs is finished; repeat their command to continue them"
+                f"none of the {len(self.unfinished)} runs is finished; repeat their command to continue them"
             )
         self.rounds = {run.setting.data: len(run.accuracy) for run in self._runs.values()}
 
@@ -117,7 +124,7 @@ class Runs:
         """Return all settings, in order."""
         return sorted({setting for setting, _, _ in self._runs})
 
-    def of(self, setting: Setting, *methods: str) -> dict[int, list[Run]]:
+    def paired_runs(self, setting: Setting, *methods: str) -> dict[int, list[Run]]:
         """Return {seed: runs of `methods`} in a setting, for every seed that all methods have."""
         seeds = sorted({seed for where, _, seed in self._runs if where == setting})
         found = {seed: [self._runs.get((setting, method, seed)) for method in methods] for seed in seeds}
@@ -131,13 +138,13 @@ class Runs:
 
 def _read(path: Path) -> Run | None:
     """Return the run in a results file, or None if it is unfinished."""
-    with open_results(path) as file, damage(path):
+    with open_results(path) as file, report_damage(path):
         if not is_finished(file):
             return None
-        config = flatten(config_of(file))
+        config = flatten(read_config(file))
         skewed = config["partition.scheme"].startswith("dirichlet")
-        rounds = columns_of(file, "rounds", ["accuracy", "update_cosine"])
-        cohorts = columns_of(file, "clients", ["client"])["client"].reshape(len(rounds["accuracy"]), -1)
+        rounds = read_columns(file, "rounds", ["accuracy", "update_cosine"])
+        cohorts = read_columns(file, "clients", ["client"])["client"].reshape(len(rounds["accuracy"]), -1)
         setting = Setting(config["data.name"], config["partition.alpha"] if skewed else np.inf)
         return Run(
             path,
@@ -147,7 +154,7 @@ def _read(path: Path) -> Run | None:
             setting,
             100 * rounds["accuracy"],
             rounds["update_cosine"],
-            array_of(file, "partition/label_histograms"),
+            read_array(file, "partition/label_histograms"),
             cohorts,
             len(file["weights"]),
         )

@@ -12,7 +12,7 @@ import numpy as np
 from genfl_mpi.analysis import scaling_figure
 from genfl_mpi.config.loading import flatten
 from genfl_mpi.config.settings import is_free
-from genfl_mpi.mpi.round_time import Cluster, copying, exchange, loads
+from genfl_mpi.mpi.round_time import Cluster, exchange, loads, measure_copy_rate
 from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
@@ -48,7 +48,7 @@ class Measured:
 
 def command(paths: Sequence[Path], out: str | Path) -> Iterator[str]:
     """Yield the lines of the `scaling` command, and save the figure to `out`. Raises UserError."""
-    memory = copying()
+    memory = measure_copy_rate()
     studies: dict[str, list[Measured]] = {}
     for path in paths:
         run = read(path, memory)
@@ -84,9 +84,11 @@ def command(paths: Sequence[Path], out: str | Path) -> Iterator[str]:
 
 def read(path: str | Path, memory: float) -> Measured:
     """Return the `Measured` of a results file. memory: copy bandwidth, B/s. Raises UserError."""
-    with reader.open_results(path) as file, reader.damage(path):
-        config, about = flatten(reader.config_of(file)), dict(file["environment"].attrs)
-        rounds, clients, ranks = (reader.columns_of(file, table) for table in ("rounds", "clients", "ranks"))
+    with reader.open_results(path) as file, reader.report_damage(path):
+        config, about = flatten(reader.read_config(file)), dict(file["environment"].attrs)
+        rounds, clients, ranks = (
+            reader.read_columns(file, table) for table in ("rounds", "clients", "ranks")
+        )
         accuracy = 100 * rounds["accuracy"][-1] if len(rounds["round"]) else np.nan
     count = len(rounds["round"])
     if not count or len(ranks["rank"]) % count or len(set(np.bincount(ranks["round"])[1:])) > 1:

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from genfl_mpi.config.loading import decided
+from genfl_mpi.config.loading import chosen_settings
 from genfl_mpi.config.settings import Composition, Config
 from genfl_mpi.results import checkpoint, progress
 from genfl_mpi.results.reader import (
-    array_of,
-    columns_of,
-    config_of,
-    damage,
     is_finished,
     open_results,
-    run_of,
+    read_array,
+    read_columns,
+    read_config,
+    read_run_id,
+    report_damage,
 )
 from genfl_mpi.util.text import WIDTH, counted
 
@@ -29,31 +29,32 @@ MAX_CHECKPOINTS = 6  # rounds that are listed
 
 def show(path: str | Path) -> Iterator[str]:
     """Yield lines that describe a results file. Raises UserError."""
-    ranks = list(_ranks(Path(path)))  # outside `damage`: progress is not part of the file
-    with open_results(path) as file, damage(path):
-        config, environment = config_of(file), file["environment"].attrs
-        rounds = columns_of(file, "rounds")
+    ranks = list(_ranks(Path(path)))  # outside `report_damage`: progress is not part of the file
+    with open_results(path) as file, report_damage(path):
+        config, environment = read_config(file), file["environment"].attrs
+        rounds = read_columns(file, "rounds")
         done, split = len(rounds["round"]), config["partition"]
         yield f"{path}"
         word = "finished" if is_finished(file) else "not finished"
         yield (
             f"  {word}: {done} of {config['rounds']} rounds, method {config['method']}, seed {config['seed']}"
         )
-        yield f"  run {run_of(file)}"
+        yield f"  run {read_run_id(file)}"
         if origin := file["config"].attrs.get("origin"):
             yield f"  fork of {origin}"
         yield from ranks
         yield from _checkpoints(Path(path), is_finished(file))
         yield from _wrapped(f"policies: {', '.join(_policies(config))}")
         yield from _wrapped(
-            "non-default settings: " + ", ".join(f"{key}={value}" for key, value in decided(config).items())
+            "non-default settings: "
+            + ", ".join(f"{key}={value}" for key, value in chosen_settings(config).items())
         )
         yield from _wrapped(environment["packages"])
         yield from _wrapped(
             f"{counted(environment['ranks'], 'rank')} x {counted(environment['threads'], 'thread')} on "
             f"{environment['device']}, {environment['processor']}, {environment['started']}"
         )
-        emd, sizes = array_of(file, "partition/emd"), np.diff(array_of(file, "partition/pointers"))
+        emd, sizes = read_array(file, "partition/emd"), np.diff(read_array(file, "partition/pointers"))
         scheme = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (
             f"  data {config['data']['name']}, {config['clients']} clients, {scheme}: {sizes.min()} to "
@@ -69,9 +70,9 @@ def show(path: str | Path) -> Iterator[str]:
 
 def _ranks(path: Path) -> Iterator[str]:
     """Yield what the ranks are doing, or were doing when they failed or were cut off."""
-    if word := progress.state(path):
+    if word := progress.read_state(path):
         yield f"  {word}:"
-        for line in progress.lines(path):
+        for line in progress.describe_ranks(path):
             yield from textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
 
 
@@ -97,7 +98,7 @@ def _policies(config: dict[str, Any]) -> Iterator[str]:
 
 def _checkpoints(path: Path, finished: bool) -> list[str]:
     """Return which rounds have checkpoints, and their use."""
-    if rounds := checkpoint.rounds(path):
+    if rounds := checkpoint.list_rounds(path):
         use = "for more rounds, and for forks" if finished else "the same command continues from the last"
         return _wrapped(f"checkpoints in {checkpoint.path_for(path).name}/ of {_round_names(rounds)}: {use}")
     return []

@@ -13,7 +13,7 @@ import yaml
 
 from genfl_mpi.config import loading
 from genfl_mpi.config.settings import METHOD_TITLES
-from genfl_mpi.results.reader import columns_of, config_of, damage, open_results
+from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
@@ -38,13 +38,13 @@ class Group:
     classes: list[str]
     runs: list[dict[str, np.ndarray]] = field(default_factory=list)
 
-    def of(self, column: str) -> np.ndarray:
+    def column(self, column: str) -> np.ndarray:
         """Return a column of the runs with the most rounds, float64 (runs, rounds, ...)."""
         return np.array(
             [run[column] for run in self.runs if len(run["round"]) == self._rounds()], dtype=np.float64
         )
 
-    def behind(self, column: str) -> list[np.ndarray]:
+    def shorter_runs(self, column: str) -> list[np.ndarray]:
         """Return the column of the other runs, float64 (rounds, ...) each."""
         return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
 
@@ -53,8 +53,8 @@ class Group:
 
         Only of the runs with the most rounds.
         """
-        accuracy = 100 * self.of("accuracy")
-        return accuracy[:, -1], accuracy.max(1).mean(), self.of("round_seconds").sum(1).mean()
+        accuracy = 100 * self.column("accuracy")
+        return accuracy[:, -1], accuracy.max(1).mean(), self.column("round_seconds").sum(1).mean()
 
     def _rounds(self) -> int:
         return max(len(run["round"]) for run in self.runs)
@@ -68,15 +68,15 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
     """
     runs, configs = [], []
     for path in paths:
-        with open_results(path) as file, damage(path):
-            configs.append(config_of(file))
-            columns = columns_of(file, "rounds")
+        with open_results(path) as file, report_damage(path):
+            configs.append(read_config(file))
+            columns = read_columns(file, "rounds")
             for table in tables:
-                columns |= {f"{table}/{name}": values for name, values in columns_of(file, table).items()}
+                columns |= {f"{table}/{name}": values for name, values in read_columns(file, table).items()}
             runs.append((columns, yaml.safe_load(file["config"].attrs["class_names"])))
         if not len(columns["round"]):
             raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
-    names, common = distinguished(configs)
+    names, common = distinguish(configs)
     found: dict[tuple[str, str, str], Group] = {}
     for values, (columns, classes), (panel, settings) in zip(configs, runs, names):
         group = found.setdefault(
@@ -87,7 +87,7 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
     return list(found.values()), common
 
 
-def distinguished(
+def distinguish(
     configs: Sequence[dict[str, Any]],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Return what distinguishes runs besides method and seed, and the settings common to all, as a flat dict.
@@ -97,7 +97,9 @@ def distinguished(
     """
     flats = [_flat(values) for values in configs]
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
-    keys = dict.fromkeys("world" if key.startswith("world.") else key for key in loading.varied(configs))
+    keys = dict.fromkeys(
+        "world" if key.startswith("world.") else key for key in loading.varied_settings(configs)
+    )
     varied = [
         key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
     ]
@@ -121,16 +123,16 @@ def _short(key: str) -> str:
     return section.rpartition(".")[2] if section and name in ("name", "policy") else name
 
 
-def several(found: Sequence[Group]) -> bool:
+def has_several_seeds(found: Sequence[Group]) -> bool:
     """Return whether one of the groups has several seeds, and so a mean and a deviation."""
-    return any(len(group.of("round")) > 1 for group in found)
+    return any(len(group.column("round")) > 1 for group in found)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration as a flat dict, with the world's non-default settings as one text."""
     world = values.get("world")
     if world is not None:
-        changed = loading.decided(values, [f"world.{key}" for key in loading.flatten(world)])
+        changed = loading.chosen_settings(values, [f"world.{key}" for key in loading.flatten(world)])
         world = (
             ", ".join(f"{key.removeprefix('world.')}={value}" for key, value in changed.items()) or "default"
         )
@@ -165,10 +167,10 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
             f"  {best:8.2f}  {seconds:7.1f}  {len(final):5d}"
         )
     for group, name in zip(found, names):
-        if group.method != METHOD_TITLES["aigc"] and not group.of("clients_aggregated").any():
+        if group.method != METHOD_TITLES["aigc"] and not group.column("clients_aggregated").any():
             about = " ".join(filter(None, (group.method, name)))
             yield from textwrap.wrap(f"{about}: no client was aggregated in any round", WIDTH)
-    if several(found):
+    if has_several_seeds(found):
         yield "final: last round, mean ± standard deviation over seeds; best: best round, mean"
     else:
         yield "final: after the last round; best: in the best round"

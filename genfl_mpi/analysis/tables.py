@@ -13,7 +13,7 @@ import yaml
 
 from genfl_mpi.config import loading
 from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES
-from genfl_mpi.results.reader import columns_of, config_of, damage, find, open_results
+from genfl_mpi.results.reader import find_results, open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,14 +47,16 @@ def read_results(
     """
     if table not in ALL:
         raise UserError(f"unknown table {table!r}; the tables are {', '.join(ALL)}")
-    paths = find([names] if isinstance(names, (str, Path)) else names)
+    paths = find_results([names] if isinstance(names, (str, Path)) else names)
     if to == "pandas":
         module = _import_extra("pandas", "tables")
-        return module.concat([module.DataFrame(columns) for columns in tidy(paths, table)], ignore_index=True)
+        return module.concat(
+            [module.DataFrame(columns) for columns in tidy_columns(paths, table)], ignore_index=True
+        )
     if to != "xarray":
         raise UserError(f"unknown to={to!r}; results are read to pandas or to xarray")
     module = _import_extra("xarray", "tables")
-    settings = varied(paths)
+    settings = distinguish_runs(paths)
     runs = [_dataset(module, path, table, settings[0]) for path in paths]
     try:
         together = module.concat(
@@ -74,23 +76,23 @@ def read_results(
     return together.assign_coords({name: ("run", [one[name] for one in settings]) for name in settings[0]})
 
 
-def varied(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def distinguish_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what distinguishes runs: dicts of run (file name), method, seed, and differing settings."""
     configs = []
     for path in paths:
-        with open_results(path) as file, damage(path):
-            configs.append(config_of(file))
-    differing = [key for key in loading.varied(configs) if key not in ("method", "seed")]
+        with open_results(path) as file, report_damage(path):
+            configs.append(read_config(file))
+    differing = [key for key in loading.varied_settings(configs) if key not in ("method", "seed")]
     return [
         {"run": path.stem, "method": flat["method"], "seed": flat["seed"]}
         | {key: flat.get(key) for key in differing}
-        for path, flat in zip(paths, map(loading.settings_of, configs))
+        for path, flat in zip(paths, map(loading.flat_settings, configs))
     ]
 
 
-def tidy(paths: Sequence[Path], table: str) -> Iterator[dict[str, np.ndarray]]:
+def tidy_columns(paths: Sequence[Path], table: str) -> Iterator[dict[str, np.ndarray]]:
     """Yield {column: array (rows,)} for each run, with the run's settings first."""
-    for path, settings in zip(paths, varied(paths)):
+    for path, settings in zip(paths, distinguish_runs(paths)):
         columns, names = _columns(path, table)
         rows = len(next(iter(columns.values())))
         found = {
@@ -110,28 +112,28 @@ def tidy(paths: Sequence[Path], table: str) -> Iterator[dict[str, np.ndarray]]:
 
 def _columns(path: Path, table: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return ({column: array}, class names) of a table of a results file, without images."""
-    with open_results(path) as file, damage(path):
+    with open_results(path) as file, report_damage(path):
         names = yaml.safe_load(file["config"].attrs["class_names"])
         if table == "partition":
-            columns = columns_of(file, table)
+            columns = read_columns(file, table)
             samples = np.diff(columns.pop("pointers"))
             return {"client": np.arange(len(samples)), "samples": samples, **columns}, names
-        return columns_of(file, table, [name for name in TABLES[table] if name != "image"]), names
+        return read_columns(file, table, [name for name in TABLES[table] if name != "image"]), names
 
 
 def _dataset(module: ModuleType, path: Path, table: str, settings: dict[str, Any]) -> xarray.Dataset:
     """Return a table of one run. module: xarray."""
     columns = PARTITION if table == "partition" else TABLES[table]
-    with open_results(path) as file, damage(path):
+    with open_results(path) as file, report_damage(path):
         names = [name for name in columns if name != "image"]
-        values = columns_of(file, table, names)
+        values = read_columns(file, table, names)
     rows = () if table == "partition" else (next(iter(columns)),)
     return module.Dataset(
         {
             _unambiguous(table, name, settings): (
                 (*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows,
                 values[name],
-                {"units": columns[name].unit, "long_name": columns[name].about},
+                {"units": columns[name].unit, "long_name": columns[name].description},
             )
             for name in names
         }
@@ -155,7 +157,7 @@ def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
 def rows(paths: Sequence[Path], table: str) -> Iterator[tuple[Any, ...]]:
     """Yield a table of all runs as tuples, after a header. Raises UserError."""
     header = None
-    for columns in tidy(paths, table):
+    for columns in tidy_columns(paths, table):
         if header is None:
             yield (header := tuple(columns))
         if tuple(columns) != header:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from genfl_mpi.results.reader import columns_of, damage, open_results
+from genfl_mpi.results.reader import open_results, read_columns, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.plotting import WIDTH, column, legend_below, styled
 
@@ -51,14 +51,14 @@ def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
     Collectives start and end together on all ranks. Images that rank 0 generates ahead while it waits are
     drawn as one piece.
     """
-    with open_results(path) as file, damage(path):
+    with open_results(path) as file, report_damage(path):
         rounds, clients = (
-            columns_of(file, "rounds"),
-            columns_of(file, "clients", ("round", "client", "start_seconds", "seconds", "rank")),
+            read_columns(file, "rounds"),
+            read_columns(file, "clients", ("round", "client", "start_seconds", "seconds", "rank")),
         )
         waits, probes = (
-            columns_of(file, "ranks", ("round", "rank", "wait_seconds")),
-            columns_of(file, "probes", ("round", "seconds")),
+            read_columns(file, "ranks", ("round", "rank", "wait_seconds")),
+            read_columns(file, "probes", ("round", "seconds")),
         )
     numbers = rounds["round"].tolist()
     if not numbers or round not in (None, *numbers):

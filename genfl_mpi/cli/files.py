@@ -68,7 +68,7 @@ def plot(arguments: Sequence[str]) -> int:
             raise UserError("--round needs --figure timeline")
         if options.world and options.figure != "costs":
             raise UserError("--world needs --figure costs")
-        paths: Sequence[Path] = reader.find(options.results)
+        paths: Sequence[Path] = reader.find_results(options.results)
         shown, output = paths, options.output or f"{options.figure}.png"
         if options.world:
             from genfl_mpi.analysis import pricing
@@ -108,8 +108,8 @@ def summary(arguments: Sequence[str]) -> int:
         from genfl_mpi.results import reader
         from genfl_mpi.util import plotting
 
-        states = [overview.state(path) for path in reader.find(options.results)]
-        yield from overview.lines(states)
+        states = [overview.state(path) for path in reader.find_results(options.results)]
+        yield from overview.report_lines(states)
         if drawn := overview.with_rounds(states):
             output = options.output or drawn[0].parent / "summary.png"
             plotting.save(curves.accuracy(drawn), output)
@@ -139,7 +139,7 @@ def claims(arguments: Sequence[str]) -> int:
         from genfl_mpi.analysis.run_groups import Runs
         from genfl_mpi.results import reader
 
-        runs = Runs(reader.find(options.results))
+        runs = Runs(reader.find_results(options.results))
         judged, note = claims.ledger(runs), claims.note(runs)
         ledger.write(judged, note, options.output)
         yield from ledger.text(judged, note)
@@ -242,7 +242,7 @@ def audit(arguments: Sequence[str]) -> int:
 
     from genfl_mpi.analysis import audit
 
-    return launch.print_lines(audit.lines(options.file))
+    return launch.print_lines(audit.report_lines(options.file))
 
 
 def hindsight(arguments: Sequence[str]) -> int:
@@ -289,7 +289,7 @@ def scaling(arguments: Sequence[str]) -> int:
         from genfl_mpi.analysis import scaling
         from genfl_mpi.results import reader
 
-        yield from scaling.command(reader.find(options.results), options.output)
+        yield from scaling.command(reader.find_results(options.results), options.output)
 
     return launch.print_lines(lines())
 
@@ -343,8 +343,8 @@ def watch(arguments: Sequence[str]) -> int:
 
     def lines() -> Iterator[str]:
         yield from ()
-        reader.find(options.results)  # raises UserError if no file matches
-        display.watch(lambda: reader.find(options.results), launch.say)
+        reader.find_results(options.results)  # raises UserError if no file matches
+        display.watch(lambda: reader.find_results(options.results), launch.say)
 
     try:
         return launch.print_lines(lines())
@@ -379,7 +379,7 @@ def export(arguments: Sequence[str]) -> int:
         from genfl_mpi.analysis import tables
         from genfl_mpi.results import reader
 
-        paths = reader.find(options.results)
+        paths = reader.find_results(options.results)
         if options.tensorboard:
             tables.to_tensorboard(paths, options.tensorboard)
             yield (
@@ -411,7 +411,7 @@ def report(arguments: Sequence[str]) -> int:
         from genfl_mpi.analysis import report
         from genfl_mpi.results import reader
 
-        paths = reader.find(options.results)
+        paths = reader.find_results(options.results)
         output = options.output or paths[0].parent / "report.html"
         report.write(paths, output)
         yield f"{counted(len(paths), 'run')}; report in {output}"

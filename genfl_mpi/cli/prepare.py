@@ -164,6 +164,6 @@ def plan(arguments: Sequence[str]) -> int:
             0.0,
         )
         name, config = next(iter(runs.items()))
-        yield from planning.command(comm, config, cluster, name, options.gpus)
+        yield from planning.describe(comm, config, cluster, name, options.gpus)
 
     return launch.print_with_config(parser, arguments, lines)

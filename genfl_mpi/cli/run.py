@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
 
     def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
         given = "\n".join(
-            [loading.text_of(options.config), *(f"# {override}" for override in options.overrides)]
+            [loading.read_text(options.config), *(f"# {override}" for override in options.overrides)]
         )
         figure = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
         if options.member is not None:
@@ -91,7 +91,7 @@ def _builtin_names() -> dict[str, Iterable[str]]:
     from genfl_mpi.federation.policies.rho import RHO
     from genfl_mpi.federation.policies.selection import SELECTION
     from genfl_mpi.generation.plans import PLANS
-    from genfl_mpi.generation.prompts import ours
+    from genfl_mpi.generation.prompts import shipped_names
 
     return {
         "selection.policy": SELECTION,
@@ -99,7 +99,7 @@ def _builtin_names() -> dict[str, Iterable[str]]:
         "kappa.policy": KAPPA,
         "hindsight.policies": KAPPA,
         "generation.plan": PLANS,
-        "generation.prompts": ours(),
+        "generation.prompts": shipped_names(),
     }
 
 
@@ -192,16 +192,18 @@ def _run_all(
     # With several groups of ranks several ranks print, which a live view cannot show.
     alone = comm.rank == 0 and sweep.groups(comm.size, runs.values()) == 1
     with Signals(comm) as signals, display.view(say, len(runs), options.level, alone) as view:
-        signals.tell = getattr(view, "tell", signals.tell)
+        signals.announce = getattr(view, "announce", signals.announce)
         # All runs of a sweep are checked before the first one starts.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
-        for line in devices.remarks(
+        for line in devices.warn(
             comm, max(one.runtime.threads or 1 for one in configs), configs[0].runtime.device
         ):
             view.say(line)
         held = {}
         if fresh:
-            held = collectives.together(comm, lambda: move_aside(paths, view.say) if comm.rank == 0 else {})
+            held = collectives.call_on_all(
+                comm, lambda: move_aside(paths, view.say) if comm.rank == 0 else {}
+            )
         try:
             if status := sweep.run(comm, paths, configs, given, view, launch.say, signals, fork, held):
                 return status

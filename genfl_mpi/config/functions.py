@@ -10,7 +10,7 @@ from typing import Any
 from genfl_mpi.util.errors import UserError
 
 # Settings that may name a function of the user's.
-OWN = (
+USER_FUNCTION_SETTINGS = (
     "algorithm.name",
     "transforms",
     "selection.policy",
@@ -31,7 +31,7 @@ def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
     followed. Functions without a source file are omitted.
     """
     found = {}
-    for key in OWN:
+    for key in USER_FUNCTION_SETTINGS:
         given = settings.get(key, "")
         names = (
             {f"{key}[{n}]": one for n, one in enumerate(given)} if isinstance(given, list) else {key: given}
@@ -73,6 +73,6 @@ def find(name: str, known: Mapping[str, Any], key: str, kind: type | None = None
     return found
 
 
-def of(function: Callable) -> str:
+def name_of(function: Callable) -> str:
     """Return the name of a function for messages."""
     return getattr(function, "__name__", str(function))

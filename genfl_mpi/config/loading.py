@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.renamed import new_name
-from genfl_mpi.config.settings import MACHINES, Config, as_text, filled_in, is_free, keys, section_in
+from genfl_mpi.config.settings import MACHINES, Config, as_text, fill_in, is_free, keys, section_in
 from genfl_mpi.config.types import Section
 from genfl_mpi.config.world import World
 from genfl_mpi.util.errors import UserError
@@ -136,7 +136,7 @@ def _read(source: str | Path | dict | None) -> tuple[str, dict]:
     if isinstance(source, dict):
         return "configuration", _copied(source, "configuration")
     where = str(source or "the settings given")  # errors cannot be in the embedded default
-    values = parse(text_of(source), where)
+    values = parse(read_text(source), where)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -337,7 +337,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a configuration of nested dicts; `world` becomes "default" if the run has one, else None."""
     return flatten(values) | ({"world": "default"} if values.get("world") is not None else {})
 
@@ -350,7 +350,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def decided(values: dict, keys: Iterable[str] | None = None) -> dict[str, Any]:
+def chosen_settings(values: dict, keys: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the settings of a resolved configuration that were chosen by the user.
 
     These are a minimal set from which all others follow: as defaults, or from a preset, another setting or
@@ -384,25 +384,25 @@ def decided(values: dict, keys: Iterable[str] | None = None) -> dict[str, Any]:
     return found
 
 
-def varied(configs: Iterable[dict]) -> list[str]:
+def varied_settings(configs: Iterable[dict]) -> list[str]:
     """Return the dotted keys in which resolved configurations, nested dicts, differ by choice or by machine.
 
     Keys on which no round depends are omitted.
     """
     configs = list(configs)
-    flats = list(map(settings_of, configs))
+    flats = list(map(flat_settings, configs))
     keys = [
         key
         for key in dict.fromkeys(itertools.chain(*flats))
         if not is_free(key) and any(flat.get(key) != flats[0].get(key) for flat in flats)
     ]
-    wanted = {key for config in configs for key in decided(config, keys)} if keys else set()
+    wanted = {key for config in configs for key in chosen_settings(config, keys)} if keys else set()
     return [key for key in keys if key in wanted or key in MACHINES]
 
 
 def _resolved(values: dict, whole: dict) -> Config:
     """Return the `Config` of a part of the resolved configuration `whole`, for the same machine."""
-    return filled_in(Config.model_validate(values), whole["runtime"]["threads"], whole["runtime"]["device"])
+    return fill_in(Config.model_validate(values), whole["runtime"]["threads"], whole["runtime"]["device"])
 
 
 def _without(values: dict, key: str, *inner: str) -> dict:
@@ -412,7 +412,7 @@ def _without(values: dict, key: str, *inner: str) -> dict:
     return {name: value for name, value in values.items() if name != key}
 
 
-def text_of(source: str | Path | None = None) -> str:
+def read_text(source: str | Path | None = None) -> str:
     """Return the text of a configuration file, by default the embedded one. Raises UserError."""
     if source is None:
         return files("genfl_mpi").joinpath("default.yaml").read_text()

@@ -368,7 +368,7 @@ class Config(Section):
         return self.composition.matched_steps
 
 
-def filled_in(config: Config, threads: int, device: str) -> Config:
+def fill_in(config: Config, threads: int, device: str) -> Config:
     """Return `config` with the values that follow from the number of threads and the kind of device."""
     generation = config.generation
     where = device if generation.device == "auto" else generation.device

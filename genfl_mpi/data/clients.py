@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.data import datasets, public
-from genfl_mpi.data.corruption import draw_misbehaving, mislabel, overclaim, spoil
-from genfl_mpi.data.labels import label_histograms, share, tells
+from genfl_mpi.data.corruption import degrade, draw_misbehaving, mislabel, overclaim
+from genfl_mpi.data.labels import accepts_pay, label_histograms, share_labels
 from genfl_mpi.data.partition import blocks, partition
 from genfl_mpi.mpi import collectives
 from genfl_mpi.util import streams
@@ -33,9 +33,9 @@ def client_data(data: Mapping[str, np.ndarray], client: int, config: Config) -> 
     """
     samples, labels = client_samples(data, client, config)
     images = data["train_images"][samples]
-    if is_spoiled(data, client, config):
+    if is_degraded(data, client, config):
         held = len(images) - config.data.shared
-        images[:held] = spoil(
+        images[:held] = degrade(
             images[:held], config.misbehaving_clients.kind, streams.generator(config.seed, "spoil", client)
         )
     return images, labels
@@ -48,20 +48,20 @@ def client_samples(
     held = slice(data["pointers"][client], data["pointers"][client + 1])
     samples, labels = data["indices"][held], data["client_labels"][held].astype(np.int64)
     if config.data.shared:
-        given = data["given"]
+        common = data["common_samples"]
         samples, labels = (
-            np.concatenate([samples, given]),
-            np.concatenate([labels, data["train_labels"][given]]),
+            np.concatenate([samples, common]),
+            np.concatenate([labels, data["train_labels"][common]]),
         )
     return samples, labels
 
 
-def is_spoiled(data: Mapping[str, np.ndarray], client: int, config: Config) -> bool:
+def is_degraded(data: Mapping[str, np.ndarray], client: int, config: Config) -> bool:
     """Return whether a client's own images are degraded, and so differ from those of the training set."""
     return data["misbehaving"][client] and config.misbehaving_clients.kind in ("blurred", "noisy")
 
 
-def noise_of_free_rider(data: Mapping[str, np.ndarray], client: int, config: Config) -> float | None:
+def free_rider_noise(data: Mapping[str, np.ndarray], client: int, config: Config) -> float | None:
     """Return the standard deviation of a free-rider's noise on the model; None if the client trains."""
     kinds = {"free_rider": 0.0, "disguised": config.misbehaving_clients.noise}
     return kinds.get(config.misbehaving_clients.kind) if data["misbehaving"][client] else None
@@ -92,13 +92,13 @@ def check_memory(config: Config) -> None:
             )
 
 
-def load_once_a_node(comm: MPI.Comm, data: Data) -> tuple[Arrays, MPI.Win]:
+def load_once_per_node(comm: MPI.Comm, data: Data) -> tuple[Arrays, MPI.Win]:
     """Read the data set of config.data once per node, into shared memory. Collective.
 
     Returns its arrays, and the window that keeps their memory alive.
     """
     if data.download:
-        collectives.together(comm, lambda: datasets.download(data) if comm.rank == 0 else None)
+        collectives.call_on_all(comm, lambda: datasets.download(data) if comm.rank == 0 else None)
     return collectives.node_shared(comm, lambda: datasets.load(data))
 
 
@@ -108,12 +108,12 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
     arrays: as of `datasets.load`. Returns `pointers` and `indices` as of `partition`; `client_labels`, the
     label of each index, with the mistakes of mislabelling clients; `label_histograms` and `shared_labels`
     (clients, classes); bool (clients,) `misbehaving`, and `sharing`, whether the client shares its labels;
-    with data.shared also `given`, the indices of the public images given to clients.
+    with data.shared also `common_samples`, the indices of the public images given to clients.
     """
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
     held = np.setdiff1d(
-        np.arange(len(labels), dtype=np.int32), public.pool(labels, config.data.public_pool, classes)
+        np.arange(len(labels), dtype=np.int32), public.public_pool(labels, config.data.public_pool, classes)
     )
     pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
     for block in blocks(len(indices)):
@@ -130,12 +130,16 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
     claims = histograms
     if config.misbehaving_clients.kind == "overclaiming":
         claims = np.where(bad[:, None], overclaim(histograms), histograms)
-    shared, sharing = share(claims, config.label_sharing, config.seed)
-    sharing &= tells(config.clients, config.incentive, config.seed)
+    shared, sharing = share_labels(claims, config.label_sharing, config.seed)
+    sharing &= accepts_pay(config.clients, config.incentive, config.seed)
     shared[~sharing] = 0
-    given = {"given": public.pool(labels, config.data.shared, classes)} if config.data.shared else {}
+    common = (
+        {"common_samples": public.public_pool(labels, config.data.shared, classes)}
+        if config.data.shared
+        else {}
+    )
     return {
-        **given,
+        **common,
         "pointers": pointers,
         "indices": indices,
         "client_labels": client_labels,

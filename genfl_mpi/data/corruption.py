@@ -30,7 +30,7 @@ def overclaim(histograms: np.ndarray) -> np.ndarray:
     return np.broadcast_to(-(-histograms.sum(1, keepdims=True) // histograms.shape[1]), histograms.shape)
 
 
-def spoil(images: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+def degrade(images: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
     """Degrade uint8 images (n, C, H, W) as a bad camera would.
 
     kind: `blurred`, mean of 5x5 pixels; `noisy`, normal noise with a standard deviation of 64, a quarter of

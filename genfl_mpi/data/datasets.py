@@ -198,7 +198,7 @@ def describe(data: Data) -> Description:
     return replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
 
 
-def check(data: Data, samples: int) -> None:
+def check_available(data: Data, samples: int) -> None:
     """Raise UserError if the data set is missing and must not be downloaded, or is too small.
 
     data: config.data; samples: number of training samples needed besides the public pool.
@@ -220,7 +220,7 @@ def check(data: Data, samples: int) -> None:
         )
 
 
-def source(data: Data) -> tuple[str, str, int, int]:
+def cache_key(data: Data) -> tuple[str, str, int, int]:
     """Return the settings of config.data on which the arrays of `load` depend."""
     return data.name, data.root, data.size, data.samples
 
@@ -243,7 +243,7 @@ def load(data: Data) -> Arrays:
         return readers[data.name](data)
     if data.name not in DESCRIPTIONS:
         return _read_own(data.name, *_find_own(data))
-    check(data, 0)
+    check_available(data, 0)
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
         images, labels = _torchvision(data, is_train, download=False)

@@ -43,7 +43,7 @@ def earth_movers_distance(histograms: np.ndarray, population: np.ndarray | None 
     return np.where(totals[:, 0] > 0, distance, np.nan)
 
 
-def share(histograms: np.ndarray, settings: LabelSharing, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def share_labels(histograms: np.ndarray, settings: LabelSharing, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute the labels that clients share, int32 (clients, classes), and which clients do, bool (clients,).
 
     settings: config.label_sharing. A client shares its histogram, or 0/1 for each label it holds; a client
@@ -71,7 +71,7 @@ def share(histograms: np.ndarray, settings: LabelSharing, seed: int) -> tuple[np
     return shared, sharing
 
 
-def tells(clients: int, settings: Incentive, seed: int) -> np.ndarray:
+def accepts_pay(clients: int, settings: Incentive, seed: int) -> np.ndarray:
     """Draw which clients share their labels for the pay, bool (clients,): those whose cost it covers.
 
     settings: config.incentive.

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from genfl_mpi.data.datasets import Description
 
 
-def counts(size: int, classes: int) -> np.ndarray:
+def class_counts(size: int, classes: int) -> np.ndarray:
     """Divide a pool of `size` images over the labels: int64 (classes,), which differ by at most one."""
     return size // classes + (np.arange(classes) < size % classes)
 
 
-def pool(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
+def public_pool(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
     """Choose the training samples of the public pool, evenly over the classes; return indices, int64 (size,).
 
     Indices ascend. The pool is the same for every seed, and a smaller pool is a subset of a larger one: a
@@ -31,7 +31,7 @@ def pool(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
     a class has too few samples.
     """
     chosen = []
-    for label, share in enumerate(counts(size, classes)):
+    for label, share in enumerate(class_counts(size, classes)):
         samples = np.flatnonzero(labels == label)
         if share > len(samples):
             raise UserError(
@@ -42,7 +42,7 @@ def pool(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def images(
+def public_images(
     arrays: Mapping[str, np.ndarray], about: Description, data: Data, source: str
 ) -> tuple[torch.Tensor, np.ndarray, int]:
     """Return the public images for a generator, their labels, and the number of images excluded.
@@ -65,7 +65,7 @@ def images(
                 "data.public_pool is 0; set it to the number of training images from which the generator may "
                 "learn"
             )
-        chosen = pool(arrays["train_labels"], data.public_pool, len(about.classes))
+        chosen = public_pool(arrays["train_labels"], data.public_pool, len(about.classes))
         values, labels = (
             torch.from_numpy(arrays["train_images"][chosen]).float() / 255,
             arrays["train_labels"][chosen],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.edge.rounds import Price, until
+from genfl_mpi.edge.rounds import Price, cut_short
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (
     b"declined",
     b"not finite",
 )
-STATUS = "S16"
+STATUS_DTYPE = "S16"
 DEADLINE_RTOL = 1e-9  # allocation=min_max makes all clients finish together, up to rounding
 
 
-def attend(
+def simulate_attendance(
     world: World, battery: np.ndarray, round: int, price: Price, spent: np.ndarray
 ) -> tuple[np.ndarray, Price]:
     """Return the status of each client, STATUS (K,), and the `Price` of what the cohort did.
@@ -58,7 +58,7 @@ def attend(
     waited = (parts * seconds).sum(0).max(initial=0)
     if np.isfinite(deadline) and (status != AGGREGATED).any():
         waited = deadline
-    return status.astype(STATUS), until(price, parts, waited)
+    return status.astype(STATUS_DTYPE), cut_short(price, parts, waited)
 
 
 def _completed_parts(amounts: np.ndarray, limits: np.ndarray) -> np.ndarray:

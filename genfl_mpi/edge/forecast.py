@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.edge import channel
-from genfl_mpi.edge.hardware import Devices, computing_joules, computing_seconds
-from genfl_mpi.edge.rounds import Work, making, waiting
+from genfl_mpi.edge.hardware import ClientHardware, computing_joules, computing_seconds
+from genfl_mpi.edge.rounds import Work, generation_seconds, waiting_seconds
 
 if TYPE_CHECKING:
     from genfl_mpi.config.world import World
@@ -34,7 +34,7 @@ class Forecast:
 
 def forecast(
     world: World,
-    devices: Devices,
+    devices: ClientHardware,
     round: int,
     cohort: int,
     work: Work,
@@ -48,15 +48,18 @@ def forecast(
     arrives at each client's own rate.
     """
     settings, noise = world.channel, channel.noise(world.channel)
-    hardware = Devices(*(array[clients] for array in devices))
+    hardware = ClientHardware(*(array[clients] for array in devices))
     up, down = (channel.gains(world, len(spent), round, way)[clients] for way in (channel.UP, channel.DOWN))
     band, watts = settings.bandwidth_mhz * 1e6, world.server.transmit_watts
-    part = 1 if work.all_receive else cohort
+    part = 1 if work.broadcast_images else cohort
     down_rate = channel.rate(band, watts, down, noise)
     image_rate = channel.rate(band / part, watts / part, down, noise)
     receive = 8 * work.weights_bytes / down_rate + 8 * work.received_bytes / image_rate
     send = 8 * work.weights_bytes / channel.rate(band / cohort, hardware.power, up, noise)
-    make, cycles = making(world.hardware, work), np.asarray(work.flops) / world.hardware.flops_per_cycle
+    make, cycles = (
+        generation_seconds(world.hardware, work),
+        np.asarray(work.flops) / world.hardware.flops_per_cycle,
+    )
     joules = (
         world.hardware.receive_watts * receive
         + computing_joules(cycles, hardware.frequency, world.hardware.capacitance)
@@ -64,5 +67,5 @@ def forecast(
         + world.hardware.accelerator_watts * make
     )
     compute = computing_seconds(cycles, hardware.frequency)
-    seconds = waiting(world.server, work) + receive + make + compute + send
+    seconds = waiting_seconds(world.server, work) + receive + make + compute + send
     return Forecast(seconds, joules, hardware.battery, hardware.battery - spent[clients])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.world import World
 
 
-class Devices(NamedTuple):
+class ClientHardware(NamedTuple):
     """Hardware of all clients, float64 (clients,): clock in Hz, transmit power in W, battery in J."""
 
     frequency: np.ndarray
@@ -23,7 +23,7 @@ class Devices(NamedTuple):
     battery: np.ndarray
 
 
-def draw(world: World, clients: int) -> Devices:
+def draw_hardware(world: World, clients: int) -> ClientHardware:
     """Draw the hardware of `clients` clients. Raises UserError if the world has fewer."""
     if world.clients is not None and world.clients < clients:
         raise UserError(
@@ -35,7 +35,7 @@ def draw(world: World, clients: int) -> Devices:
     def uniform(ends: Sequence[float] | np.ndarray, key: int) -> np.ndarray:
         return streams.generator(world.seed, "device", key).uniform(ends[0], ends[1], clients)
 
-    return Devices(
+    return ClientHardware(
         1e9 * uniform(settings.frequency_ghz, 0),
         np.exp(uniform(np.log(settings.transmit_watts), 1)),
         1e3 * uniform(settings.battery_kj, 2),

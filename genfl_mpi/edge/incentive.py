@@ -62,7 +62,7 @@ class Equilibrium:
     welfare: float
 
 
-def clients_of(histograms: np.ndarray, fixed: np.ndarray | float, image: np.ndarray | float) -> Clients:
+def describe_clients(histograms: np.ndarray, fixed: np.ndarray | float, image: np.ndarray | float) -> Clients:
     """Return the `Clients` with label counts int (N, classes).
 
     fixed: what participation costs each, J (N,). image: what an image costs, J.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.edge import channel, hardware
-from genfl_mpi.edge.attendance import attend
-from genfl_mpi.edge.rounds import Cohort, Price, Work, image_joules, meet, price
+from genfl_mpi.edge.attendance import simulate_attendance
+from genfl_mpi.edge.rounds import Cohort, Price, Work, draw_cohort, image_joules, price_round
 from genfl_mpi.edge.trace import Trace, image_bytes
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Bill:
 
     seconds: float64 (rounds,). joules: float64 (rounds,) by entity (clients, server, helper). bytes: float64
     (rounds,) by link (down, up, wire). client_joules: float64 (N,), of each client in all rounds. prices: the
-    `Price` of each round. status: of each round, the outcome for its clients, as `attend` returns it; empty
-    in a world that is not enforced.
+    `Price` of each round. status: of each round, the outcome for its clients, as `simulate_attendance`
+    returns it; empty in a world that is not enforced.
     """
 
     seconds: np.ndarray
@@ -48,25 +48,26 @@ class Bill:
     status: list[np.ndarray]
 
 
-def cohorts(trace: Trace, world: World) -> list[Cohort]:
+def draw_cohorts(trace: Trace, world: World) -> list[Cohort]:
     """Return the `Cohort` of each round, the same for all placements. Raises UserError."""
-    devices = hardware.draw(world, trace.clients)
-    return [meet(world, devices, round, clients) for round, clients in enumerate(trace.cohorts)]
+    devices = hardware.draw_hardware(world, trace.clients)
+    return [draw_cohort(world, devices, round, clients) for round, clients in enumerate(trace.cohorts)]
 
 
-def bill(trace: Trace, world: World, met: list[Cohort], placement: str | None = None) -> Bill:
+def price_run(trace: Trace, world: World, met: list[Cohort], placement: str | None = None) -> Bill:
     """Price all rounds of a trace in a world with a placement, by default the run's own.
 
-    A run that generated nothing has P1 = P0. met: the `cohorts` of the trace in this world. Raises UserError.
+    A run that generated nothing has P1 = P0. met: the `draw_cohorts` of the trace in this world. Raises
+    UserError.
     """
     holdings = Holdings(trace.clients, world)
     prices, status, per_client = [], [], np.zeros(trace.clients)
-    battery = hardware.draw(world, trace.clients).battery
+    battery = hardware.draw_hardware(world, trace.clients).battery
     for round, cohort in enumerate(met):
-        work = asked(trace, world, round, holdings, placement, cohort.down)
-        priced = price(world, cohort, work)
+        work = required_work(trace, world, round, holdings, placement, cohort.down)
+        priced = price_round(world, cohort, work)
         if world.enforced:
-            outcome, priced = attend(world, battery, round, priced, per_client)
+            outcome, priced = simulate_attendance(world, battery, round, priced, per_client)
             status.append(outcome)
         holdings.add(cohort.clients, work, priced.parts)
         per_client[cohort.clients] += sum(priced.client_joules.values())
@@ -121,7 +122,7 @@ def _complete(images: np.ndarray | float, part: np.ndarray) -> np.ndarray:
     return np.where(part < 1, np.floor(images * part), images)
 
 
-def asked(
+def required_work(
     trace: Trace,
     world: World,
     round: int,
@@ -162,10 +163,10 @@ def _sent_to_clients(
     lacking = trace.pool[round] - holdings.images[trace.cohorts[round]]
     return {
         "server_images": trace.new_images[round],
-        "they_wait": True,
+        "clients_wait": True,
         "received_images": lacking,
         "received_bytes": lacking * image_bytes(trace, world.images),
-        "all_receive": world.images.delivery == "broadcast",
+        "broadcast_images": world.images.delivery == "broadcast",
         "flops": _training_flops(trace, round, trace.pool[round]),
     }
 
@@ -218,7 +219,7 @@ def _hybrid(
     fetches &= ~sent & (wanted > 0)
     return {
         "server_images": trace.new_images[round],
-        "they_wait": bool(sent.any()),
+        "clients_wait": bool(sent.any()),
         "made_images": wanted * ~sent,
         "received_images": wanted * sent,
         "fetches": fetches,
@@ -252,7 +253,7 @@ WORK: dict[str, Callable[[Trace, World, int, Holdings, np.ndarray | None], dict[
 }
 
 
-def scaled(trace: Trace, images: float = 1.0, size: float = 1.0) -> Trace:
+def scale_images(trace: Trace, images: float = 1.0, size: float = 1.0) -> Trace:
     """Return the trace with `images` times as many images, each `size` times as large to send."""
     return replace(
         trace,

@@ -48,7 +48,7 @@ class Trace:
     made: Sequence[np.ndarray] | None = None
 
 
-def value_of_labels(histograms: np.ndarray) -> np.ndarray:
+def label_value(histograms: np.ndarray) -> np.ndarray:
     """Return label coverage times the quality of the mix, float64 (N,).
 
     That is (labels held / classes) (1 - EMD_n / 2), and 0 for a client that shares no labels. histograms: int

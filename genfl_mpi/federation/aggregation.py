@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.edge.attendance import NOT_FINITE, STATUS
+from genfl_mpi.edge.attendance import NOT_FINITE, STATUS_DTYPE
 from genfl_mpi.federation.algorithms.interface import Received
 from genfl_mpi.federation.messages import MODEL, NO_RANK
-from genfl_mpi.learning.weights import bound
+from genfl_mpi.learning.weights import check_sum
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +34,11 @@ def aggregate(
     trained, algorithm, config = plan["rank"] != NO_RANK, server.algorithm, server.config
     if not trained.any():
         return None, None
-    bound(plan["rho"], reduction.of_clients("largest_weight"))
+    check_sum(plan["rho"], reduction.client_column("largest_weight"))
     sums = messages.resident.received()
-    total, kept = sums.pop(MODEL), np.isfinite(reduction.of_clients("update_norm"))
+    total, kept = sums.pop(MODEL), np.isfinite(reduction.client_column("update_norm"))
     if not kept[trained].all():
-        server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS)
+        server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)
         if not plan["rho"][kept].any():
             plan["rho"] = 0.0
             return None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genfl_mpi.learning.training import at_round, train
+from genfl_mpi.learning.training import settings_at_round, train
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def augment(
         model,
         omega,
         *images.normalised(),
-        at_round(settings, round),
+        settings_at_round(settings, round),
         streams.generator(seed, "augmented", round),
     )
     omega_a = model.weights.to("cpu", copy=True)

@@ -28,7 +28,7 @@ class ClientData:
         self.arrays, self.config, self.about = arrays, config, about
         self.resident, self.images = resident, images
 
-    def of(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return normalised float32 images (n, C, H, W) and int64 labels (n,), on the device."""
         own = self.resident.client_data(self.arrays, client, self.config, self.about)
-        return self.images.beside(client, *own)
+        return self.images.append_images(client, *own)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from genfl_mpi.mpi.collectives import MPI
 
 
-def lacking(held: np.ndarray, config: Config, share: np.ndarray | None = None) -> np.ndarray:
+def missing_images(held: np.ndarray, config: Config, share: np.ndarray | None = None) -> np.ndarray:
     """Return the images of each label that clients lack, int64 (n, classes).
 
     held: int (n, classes), samples of each client; share: float64 (n,), of each, by default
@@ -49,7 +49,7 @@ def lacking(held: np.ndarray, config: Config, share: np.ndarray | None = None) -
     return np.floor(wanted + 0.5).astype(np.int64)
 
 
-def capped(wanted: np.ndarray, config: Config) -> np.ndarray:
+def cap_images(wanted: np.ndarray, config: Config) -> np.ndarray:
     """Limit the wanted images, int (n, classes), to generation.cap.
 
     The cap holds for each label, or with generation.count=total for all labels together.
@@ -86,7 +86,9 @@ class ClientImages:
 
     def real(self, clients: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the real samples of each label, the shared ones included: int (n, classes)."""
-        return self.data["label_histograms"][clients] + public.counts(self.config.data.shared, self.classes)
+        return self.data["label_histograms"][clients] + public.class_counts(
+            self.config.data.shared, self.classes
+        )
 
     def share(self, clients: np.ndarray | slice) -> np.ndarray:
         """Return the share of its gap to an even mix of labels that each client fills, float64 (n,).
@@ -94,7 +96,7 @@ class ClientImages:
         It is the client's best response to the price, or client_generation.share; 0 with other methods.
         """
         if self.config.fills and self.config.incentive.price is not None:
-            known = incentive.clients_of(self.real(clients), 0.0, self.image_joules)
+            known = incentive.describe_clients(self.real(clients), 0.0, self.image_joules)
             return incentive.best_response(known, self.config.incentive.price)
         return np.full(
             len(self.real(clients)), self.config.client_generation.share if self.config.fills else 0.0
@@ -104,17 +106,17 @@ class ClientImages:
         """Return the generated images of each label that each client trains on so far: int64 (n, classes)."""
         available = np.bincount(self.labels, minlength=self.classes)
         if self.config.fills:
-            return np.minimum(self.makes(clients, self.share(clients)), available)
+            return np.minimum(self.planned_images(clients, self.share(clients)), available)
         return np.tile(available if self.config.sends else 0 * available, (len(clients), 1))
 
-    def makes(self, clients: np.ndarray | slice, share: np.ndarray) -> np.ndarray:
+    def planned_images(self, clients: np.ndarray | slice, share: np.ndarray) -> np.ndarray:
         """Return the images of each label that each client generates with method=filled, int64 (n, classes).
 
         share: float64 (n,), the share of its gap that each client fills. Raises UserError if generation.cap
         prevents images that incentive.price pays for.
         """
-        wanted = lacking(self.real(clients), self.config, share)
-        found = capped(wanted, self.config)
+        wanted = missing_images(self.real(clients), self.config, share)
+        found = cap_images(wanted, self.config)
         if self.config.incentive.price is not None and (found < wanted).any():
             raise UserError(
                 f"generation.cap={self.config.generation.cap} keeps clients from the images that "
@@ -134,12 +136,12 @@ class ClientImages:
         largest = np.zeros(self.classes, dtype=np.int64)
         for block in blocks(clients):
             share[block] = self.share(block)
-            made = self.makes(block, share[block])
+            made = self.planned_images(block, share[block])
             each[block] = made.sum(1)
             largest = np.maximum(largest, made.max(0))
         return each, largest, share
 
-    def beside(
+    def append_images(
         self, client: int, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append a client's generated images to its data.
@@ -165,7 +167,7 @@ class ClientImages:
         """Broadcast the server's new images. Collective. server_images: None except on rank 0."""
         images, labels, count = self.images[:0], self.labels[:0], np.zeros(1, dtype=np.int64)
         if server_images is not None:
-            images, labels = server_images.used(len(self.labels))
+            images, labels = server_images.training_images(len(self.labels))
             count[0] = len(labels)
         self.bytes = 0
         self._broadcast(comm, count)

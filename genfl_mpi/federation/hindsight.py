@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.config.functions import find
-from genfl_mpi.federation.policies import mix, needed
+from genfl_mpi.federation.policies import mix, needs_of
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.util.errors import UserError
 
@@ -32,7 +32,7 @@ def find_compared_policies(config: Config) -> dict[str, Policy]:
     met = {feature for feature in is_met if is_met[feature]}
     found = {name: find(name, KAPPA, "hindsight.policies") for name in settings.policies or KAPPA}
     for name, policy in list(found.items()):
-        if missing := sorted(needed(policy) - met):
+        if missing := sorted(needs_of(policy) - met):
             if settings.policies:
                 why = (
                     "which only the run's own policy has"
@@ -50,7 +50,7 @@ def is_due(config: Config, round: int) -> bool:
     return every is not None and round % every == 0
 
 
-def look(
+def compare(
     state: ServerState, policy_name: str, kappa2: float, test: Callable[[np.ndarray], tuple[float, float]]
 ) -> dict[str, np.ndarray]:
     """Return the columns of /hindsight for a round.

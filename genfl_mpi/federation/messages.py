@@ -92,24 +92,24 @@ class Reduction:
         self.ranks = rows[1].reshape(ranks, len(RANK_FIELDS))
         self.outputs = rows[2].reshape(cohort, outputs)
 
-    def of_clients(self, field: str) -> np.ndarray:
+    def client_column(self, field: str) -> np.ndarray:
         """Return one of CLIENT_FIELDS, float64 (cohort,)."""
         return self.clients[:, CLIENT_FIELDS.index(field)]
 
-    def of_ranks(self, field: str) -> np.ndarray:
+    def rank_column(self, field: str) -> np.ndarray:
         """Return one of RANK_FIELDS, float64 (ranks,)."""
         return self.ranks[:, RANK_FIELDS.index(field)]
 
     def is_complete(self) -> np.bool:
         """Return whether every member of the cohort was trained or skipped. Valid after the reduction."""
-        return self.of_clients("samples").all()
+        return self.client_column("samples").all()
 
     def skip(self, absent: np.ndarray, samples: np.ndarray) -> None:
         """Fill the rows of members that no rank trains. absent: bool (cohort,); samples: int (cohort,)."""
         self.clients[absent] = np.nan
         known = {"samples": samples[absent], "largest_weight": 0.0, "seconds": 0.0, "rank": NO_RANK}
         for name, values in known.items():
-            self.of_clients(name)[absent] = values
+            self.client_column(name)[absent] = values
 
     def clear(self) -> None:
         """Set all sums and rows to zero."""

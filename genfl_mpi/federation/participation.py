@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.config import functions
-from genfl_mpi.edge.attendance import AGGREGATED, STATUS
+from genfl_mpi.edge.attendance import AGGREGATED, STATUS_DTYPE
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.policies import Policy, ServerState
-    from genfl_mpi.federation.surroundings import Surroundings
+    from genfl_mpi.federation.simulated_world import SimulatedWorld
 
 
 def choose(select: Policy, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def choose(select: Policy, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
     if available is not None and available.sum() <= size:
         cohort = np.sort(np.argsort(~available, kind="stable")[:size])
         return cohort, available[cohort]
-    chosen, name = np.asarray(select(state)), f"the selection policy {functions.of(select)}"
+    chosen, name = np.asarray(select(state)), f"the selection policy {functions.name_of(select)}"
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
         raise UserError(f"{name} must return {size} client ids, integers, not {chosen}")
     cohort = np.unique(chosen)
@@ -43,16 +43,15 @@ def choose(select: Policy, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
 
 
 def attend(
-    surroundings: Surroundings | None, round: int, cohort: np.ndarray, *args: Any, **images: Any
+    world: SimulatedWorld | None, round: int, cohort: np.ndarray, *args: Any, **images: Any
 ) -> np.ndarray:
     """Return the status of each client of a cohort in a round, STATUS (cohort,).
 
-    surroundings: the run's `Surroundings`, or None without a world. args, images: as in
-    `Surroundings.attend`.
+    world: the run's, or None. args, images: as in `SimulatedWorld.attend`.
     """
-    if surroundings is None:
-        return np.full(len(cohort), AGGREGATED, STATUS)
-    return surroundings.attend(round, cohort, *args, **images)
+    if world is None:
+        return np.full(len(cohort), AGGREGATED, STATUS_DTYPE)
+    return world.attend(round, cohort, *args, **images)
 
 
 def payments(

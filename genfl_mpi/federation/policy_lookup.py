@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config import functions
 from genfl_mpi.federation import algorithms, hindsight
-from genfl_mpi.federation.policies import needed
+from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
 from genfl_mpi.federation.policies.selection import SELECTION
@@ -40,12 +40,12 @@ def find_policies(
         "plan": functions.find(config.generation.plan, PLANS, "generation.plan"),
     } | (given or {})
     for name, policy in found.items():
-        what = f"{POLICIES[name]}: {functions.of(policy)}"
-        if "validation" in needed(policy) and config.validation.source == "none":
+        what = f"{POLICIES[name]}: {functions.name_of(policy)}"
+        if "validation" in needs_of(policy) and config.validation.source == "none":
             raise UserError(
                 f"{what} needs validation data; set validation.source to pool, clients or generated"
             )
-        if "world" in needed(policy) and config.world is None:
+        if "world" in needs_of(policy) and config.world is None:
             raise UserError(
                 f"{what} needs a world; set world=configs/worlds/city.yaml, or world={{}} for the "
                 "default world"
@@ -57,9 +57,9 @@ def find_policies(
     return found
 
 
-def remembering(config: Config) -> str | None:
+def find_memory(config: Config) -> str | None:
     """Return the name of a part with memory between rounds, which a resumed run needs, or None."""
-    if algorithms.find(config).remembers(config):
+    if algorithms.find(config).has_memory(config):
         return f"the server of {config.algorithm.name}"
     is_called = {
         "select": config.trains_clients,
@@ -71,7 +71,7 @@ def remembering(config: Config) -> str | None:
         (
             f"the policy of {POLICIES[name]}"
             for name in is_called
-            if is_called[name] and "memory" in needed(policies[name])
+            if is_called[name] and "memory" in needs_of(policies[name])
         ),
         None,
     )

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.learning.geometry import distance
-from genfl_mpi.learning.training import at_round, train
+from genfl_mpi.learning.training import settings_at_round, train
 from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.util import streams
@@ -77,7 +77,7 @@ class Probes:
         if self.omega_t is not None:
             self.kept[place] = weights.to("cpu", copy=True)
 
-    def look(self, round: int, omega_fl: torch.Tensor | None) -> dict[str, dict[str, Any]]:
+    def measure(self, round: int, omega_fl: torch.Tensor | None) -> dict[str, dict[str, Any]]:
         """Probe a complete round and return new columns of /probes and /probed_clients by table. Collective.
 
         Returns {} on other ranks than 0, and if the round is not probed. round: starts at 1. omega_fl:
@@ -108,8 +108,8 @@ class Probes:
         total = ExactSum(np.zeros(self.model.parameters, dtype=np.int64))
         gradients = {}
         for row in rows:
-            with failing.named(f"the probe of client {clients[row]}"):
-                gradients[row] = self._gradient(self.omega_t, *self.dataset.of(int(clients[row])))
+            with failing.annotate_errors(f"the probe of client {clients[row]}"):
+                gradients[row] = self._gradient(self.omega_t, *self.dataset.load(int(clients[row])))
                 total.add(shares[row], gradients[row])
         collectives.sum_everywhere(self.comm, total.units)
         gradient = total.value()
@@ -171,9 +171,9 @@ class Probes:
 
     def _local_error(self, client: int, omega_n: torch.Tensor, round: int) -> float:
         """Return F_n(omega_n) minus the loss after more training, at least 0; NaN if that is not finite."""
-        images, labels = self.dataset.of(client)
+        images, labels = self.dataset.load(client)
         before = self._loss(omega_n, images, labels)
-        settings = at_round(self.config.training, round - 1).model_copy(
+        settings = settings_at_round(self.config.training, round - 1).model_copy(
             update={"epochs": self.config.probes.epochs}
         )
         train(
@@ -191,8 +191,10 @@ class Probes:
         """Return the weight divergence of omega_fl. Only on rank 0."""
         model, plan = self.model, self.plan[self.plan["rank"] != NO_RANK]
         cohort = plan["client"].tolist()
-        images, labels = (torch.cat(parts) for parts in zip(*(self.dataset.of(client) for client in cohort)))
-        settings = at_round(self.config.training, round - 1)
+        images, labels = (
+            torch.cat(parts) for parts in zip(*(self.dataset.load(client) for client in cohort))
+        )
+        settings = settings_at_round(self.config.training, round - 1)
         settings = settings.model_copy(
             update={"batch_size": settings.batch_size * len(cohort), "epochs": int(plan["epochs"][0])}
         )

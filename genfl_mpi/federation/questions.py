@@ -80,6 +80,6 @@ class Questions:
         """Broadcast a question's array, and sum the answers on rank 0."""
         collectives.broadcast(self.comm, question.sent)
         answer = question.answer(question.sent)
-        collectives.arrive(self.comm)
+        collectives.wait_for_all(self.comm)
         collectives.reduce_sum(self.comm, answer)
         return answer

@@ -114,29 +114,29 @@ class Recorder:
         On rank 0, before the weights are replaced. omega: float32 (size,), omega^t.
         """
         reduction, number = self.messages.reduction, this.t + 1
-        clients = of_clients(reduction, self.messages.broadcast.plan, number, server.status)
+        clients = client_columns(reduction, self.messages.broadcast.plan, number, server.status)
         made = self.client_images.generated(clients["client"])
         clients["images"] = made.sum(1)
         clients["share"] = self.client_images.share(clients["client"])
         this.tables["columns"] = self._columns(this, server, clients, made, omega)
         self._remember(this, server, clients)
         if this.asked and hindsight.is_due(self.config, number):
-            this.tables["hindsight"] = hindsight.look(
+            this.tables["hindsight"] = hindsight.compare(
                 this.asked, server.kappa_policy.__name__, this.kappa2, trials.test
             )
         this.tables |= {
             "clients": clients,
-            "ranks": of_ranks(reduction, number),
-            "audit": of_audit(reduction, clients),
+            "ranks": rank_columns(reduction, number),
+            "audit": audit_columns(reduction, clients),
             "generated": this.made,
         }
 
     def record(self, this: Round) -> Record:
         """Evaluate the weights after a complete round, and return its `Record`. Collective."""
-        with failing.named(f"round {this.t + 1}"):
+        with failing.annotate_errors(f"round {this.t + 1}"):
             with this.clock("evaluate"):
                 accuracy, loss, accuracy_per_class = self.evaluate()
-            probed = self.probes.look(this.t + 1, this.average)
+            probed = self.probes.measure(this.t + 1, this.average)
             if this.tables:  # on rank 0
                 this.tables["columns"] |= of_clocks(
                     this.clock,
@@ -177,7 +177,7 @@ class Recorder:
                 self.data["sharing"].sum(),
                 server.world.owed[who] if server.world else 0.0,
             ),
-            **of_cohort(self.client_images.real(who) + made, self.data["label_histograms"]),
+            **cohort_columns(self.client_images.real(who) + made, self.data["label_histograms"]),
             **of_models(clients, omega, this.average, this.omega_a, self.parameters),
         }
 
@@ -196,7 +196,7 @@ class Recorder:
             )
 
 
-def of_clients(
+def client_columns(
     reduction: Reduction, plan: np.ndarray, round: int, status: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the columns of /clients after a round.
@@ -214,7 +214,7 @@ def of_clients(
     )
 
 
-def of_audit(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def audit_columns(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the columns of /audit after a round: a row for each client that was aggregated.
 
     reduction: as reduced; clients: columns of /clients. Empty if the run is not audited.
@@ -227,13 +227,13 @@ def of_audit(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[str, 
     }
 
 
-def of_ranks(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
+def rank_columns(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
     """Return the columns of /ranks after a round. reduction: as reduced."""
-    seconds = {name: reduction.of_ranks(name).copy() for name in ("train_seconds", "wait_seconds")}
+    seconds = {name: reduction.rank_column(name).copy() for name in ("train_seconds", "wait_seconds")}
     return {"round": np.full(len(reduction.ranks), round), "rank": np.arange(len(reduction.ranks)), **seconds}
 
 
-def of_cohort(held: np.ndarray, histograms: np.ndarray) -> dict[str, Any]:
+def cohort_columns(held: np.ndarray, histograms: np.ndarray) -> dict[str, Any]:
     """Return the columns of /rounds on the label skew of the cohort's training data.
 
     held: int (K, classes), samples of each label, generated ones included; histograms: int (clients,
@@ -315,8 +315,8 @@ def of_clocks(
             for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")
         },
         "generate_ahead_seconds": waiting.working_seconds,
-        "train_seconds": reduction.of_ranks("train_seconds").max(),
-        "wait_seconds": reduction.of_ranks("wait_seconds").mean(),
+        "train_seconds": reduction.rank_column("train_seconds").max(),
+        "wait_seconds": reduction.rank_column("wait_seconds").mean(),
         "broadcast_bytes": broadcast.buffer.nbytes + sent,
         "reduce_bytes": reduction.buffer.nbytes,
     }

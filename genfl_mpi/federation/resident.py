@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from genfl_mpi.data.clients import client_data, client_samples, is_spoiled
+from genfl_mpi.data.clients import client_data, client_samples, is_degraded
 from genfl_mpi.federation.messages import MODEL
 from genfl_mpi.learning.batches import on_device
 from genfl_mpi.learning.device_sum import DeviceSum
@@ -65,9 +65,9 @@ class Resident:
         self.units: torch.Tensor | None = None
         self.images: torch.Tensor | None = None
         if device.type == "cuda":
-            self._move(bits, collectives.largest(comm, int(not measure.is_gpu_aware())) == 0)
+            self._move(bits, collectives.maximum(comm, int(not measure.is_gpu_aware())) == 0)
             memory = torch.cuda.mem_get_info(device)[1]
-            if fits(images.nbytes, memory, devices.sharers(*devices.neighbours(comm))):
+            if fits(images.nbytes, memory, devices.count_gpu_sharers(*devices.neighbours(comm))):
                 self.images = torch.from_numpy(np.array(images)).to(device)
         self.omega = self.arrays.pop(MODEL)
 
@@ -116,7 +116,7 @@ class Resident:
         These are normalised float32 images (n, C, H, W) and int64 labels (n,). Images are gathered on the
         device if the whole set is there. arrays: from `load_and_divide`; about: the data set's `Description`.
         """
-        if self.images is None or is_spoiled(arrays, client, config):
+        if self.images is None or is_degraded(arrays, client, config):
             pixels, labels = client_data(arrays, client, config)
             images = on_device(pixels, self.device)
         else:

@@ -44,7 +44,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
     omega, clock, this = torch.from_numpy(messages.broadcast.weights), Clock(parts.note), None
     while True:
         # III-A: labels were shared; every rank receives omega^t, and who trains where with which rho
-        with failing.named(f"round {t + 1}"), clock("broadcast"):
+        with failing.annotate_errors(f"round {t + 1}"), clock("broadcast"):
             t = _broadcast(comm, server, messages, config.rounds, t)
         if this and t > this.t:
             record = parts.recorder.record(this)
@@ -53,7 +53,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
         if t == config.rounds or messages.broadcast.head["leave"]:
             return
         this = Round(t, clock)
-        with failing.named(f"round {t + 1}"):
+        with failing.annotate_errors(f"round {t + 1}"):
             parts.note("begin", round=t + 1)
             resident.clear()
             # III-B: generate images; train omega_a on them at the server, or bring them to the clients ...
@@ -87,7 +87,7 @@ def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds
     """
     head = messages.broadcast.head
     if server:
-        head["round"], head["leave"] = t, int(messages.reduction.of_ranks("leave").max())
+        head["round"], head["leave"] = t, int(messages.reduction.rank_column("leave").max())
         if t < rounds:
             server.select(t, messages.broadcast)
     collectives.broadcast(comm, messages.broadcast.buffer)
@@ -163,7 +163,7 @@ def _train(
     with clock("train"):
         worker.train(this.t, clock)
     note("wait")
-    this.waiting = collectives.arrive(comm, meanwhile, leaving)
+    this.waiting = collectives.wait_for_all(comm, meanwhile, leaving)
     reduction.ranks[comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, leaving()
 
 
@@ -182,7 +182,7 @@ def _reduce(
     broadcast = messages.broadcast
     if worker.keeps:
         rows = messages.reduction.clients.copy()
-        collectives.arrive(comm)
+        collectives.wait_for_all(comm)
         collectives.reduce_sum(comm, rows.view("i8"))
         with questions.session() as ask:
             if server and not this.interrupted:

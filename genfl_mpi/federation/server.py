@@ -11,15 +11,15 @@ import torch
 
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
-from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS
+from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE
 from genfl_mpi.federation import algorithms, participation
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
-from genfl_mpi.federation.policies import UNSET, ServerState, needed
+from genfl_mpi.federation.policies import UNSET, ServerState, needs_of
 from genfl_mpi.federation.policy_lookup import POLICIES, find_policies
 from genfl_mpi.federation.server_images import ServerImages
-from genfl_mpi.federation.surroundings import Surroundings
+from genfl_mpi.federation.simulated_world import SimulatedWorld
 from genfl_mpi.generation import plans
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.mpi import failing
@@ -69,17 +69,17 @@ class Server:
         self.kappa_policy = policies["kappa"]
         # of each client, without generated images
         self.samples = np.diff(data["pointers"]) + config.data.shared
-        self.world: Surroundings | None = None
+        self.world: SimulatedWorld | None = None
         self.image_joules = np.nan  # without a world
         if config.world:
-            self.world = Surroundings(config, about, self.samples, data["shared_labels"])
+            self.world = SimulatedWorld(config, about, self.samples, data["shared_labels"])
             self.image_joules = self.world.image_joules
         plan, samples = policies["plan"], self.samples
         if config.fills:
             wanted, largest, share = ClientImages(config, about, data, self.image_joules).demand()
             plan, samples = _all_at_once(largest), self.samples + wanted
             if self.world:
-                self.world.fill(wanted, share)
+                self.world.set_wanted_images(wanted, share)
         self.images = ServerImages(config, about, data, device, plan, ready)
         # of each client: the round, loss and update norm of its last training
         self.last = np.zeros(config.clients, dtype=np.int64)
@@ -96,15 +96,15 @@ class Server:
         )
         self.pace, self.seconds_of_others = Pace(ranks), 0.0
         # What policies remember, by name: after the last complete round, and in the current one.
-        with_memory = [name for name in POLICIES if "memory" in needed(policies[name])]
+        with_memory = [name for name in POLICIES if "memory" in needs_of(policies[name])]
         self.remembered: dict[str, dict] = {name: {} for name in with_memory}
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
-        keeps = algorithm.declared("client", 1, config)
+        keeps = algorithm.arrays_of_kind("client", 1, config)
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
         self.willing = np.ones(0, dtype=bool)  # which members of the cohort do not decline
-        self.status = np.empty(0, STATUS)
+        self.status = np.empty(0, STATUS_DTYPE)
         none = np.zeros(0, dtype=np.int64)
         self.cohort = Cohort(none, none, none, np.zeros(0))
 
@@ -124,7 +124,7 @@ class Server:
             self.state = replace(self.state, forecast=forecast, available=self.world.available(forecast))
         if not self.config.trains_clients:
             return
-        with failing.named(f"the selection policy {functions.of(self.select_policy)}"):
+        with failing.annotate_errors(f"the selection policy {functions.name_of(self.select_policy)}"):
             cohort, self.willing = participation.choose(
                 self.select_policy, replace(self.state, memory=self.memories.get("select", UNSET))
             )
@@ -147,13 +147,13 @@ class Server:
     def _admit(self, plan: np.ndarray, **images: int) -> None:
         """Decide which members of the cohort participate, with which weight and on which rank.
 
-        images: pool and new, of the images that the clients are sent, as in `Surroundings.attend`.
+        images: pool and new, of the images that the clients are sent, as in `SimulatedWorld.attend`.
         """
         ids, epochs = np.asarray(self.state.cohort), plan["epochs"].copy()
         self.status = participation.attend(self.world, self.state.round, ids, self.willing, epochs, **images)
         counted = self.status == AGGREGATED
         self.cohort = Cohort(ids, self.state.samples[ids], epochs, np.zeros(len(ids)))
-        if counted.any() and "models" not in needed(self.rho_policy):
+        if counted.any() and "models" not in needs_of(self.rho_policy):
             self.weigh(plan, counted)
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
         busy = self.images.busy_seconds(self.state, rates[0])
@@ -169,12 +169,12 @@ class Server:
         """
         ids = self.cohort.ids[counted]
         state = replace(self.state, cohort=ids, memory=self.memories.get("rho", UNSET), **known)
-        with failing.named(f"the rho policy {functions.of(self.rho_policy)}"):
+        with failing.annotate_errors(f"the rho policy {functions.name_of(self.rho_policy)}"):
             rho = np.asarray(self.rho_policy(state), dtype=np.float64)
         if rho.shape != ids.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise UserError(
-                f"the rho policy {functions.of(self.rho_policy)} must return a weight >= 0 for each client "
-                f"of the cohort, with sum 1, not {rho}"
+                f"the rho policy {functions.name_of(self.rho_policy)} must return a weight >= 0 for each "
+                f"client of the cohort, with sum 1, not {rho}"
             )
         shares = np.zeros(len(counted))
         shares[counted] = rho
@@ -242,8 +242,8 @@ class Server:
             forecast=forecast,
             memory=self.memories.get("kappa", UNSET),
         )
-        name = f"the kappa policy {functions.of(self.kappa_policy)}"
-        with failing.named(name):
+        name = f"the kappa policy {functions.name_of(self.kappa_policy)}"
+        with failing.annotate_errors(name):
             kappa2 = np.asarray(self.kappa_policy(state))
         if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
             raise UserError(f"{name} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
@@ -259,7 +259,7 @@ class Server:
             self.trained[clients["client"][np.isfinite(clients["update_norm"])]] = self.state.round + 1
         self._note_clients(clients)
 
-    def note_earlier(self, clients: dict[str, np.ndarray], generated: dict[str, np.ndarray]) -> None:
+    def replay(self, clients: dict[str, np.ndarray], generated: dict[str, np.ndarray]) -> None:
         """Replay the stored rounds of a continued run: how clients trained, and which images they were sent.
 
         clients, generated: columns of /clients and /generated.
@@ -290,7 +290,7 @@ class Server:
         for known, column in ((self.losses, "loss_first_epoch"), (self.norms, "update_norm")):
             known[who] = np.where(kept, clients[column], np.where(trained, 0.0, known[who]))
         if self.world and len(who):
-            self.world.note(clients["status"])
+            self.world.commit(clients["status"])
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what a checkpoint keeps besides the weights: arrays by name.
@@ -306,7 +306,7 @@ class Server:
             }
             | {
                 PACE + name: array
-                for name, array in self.pace.memory((self.images.speed, self.images.loading)).items()
+                for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
             }
             | ({TRAINED: self.trained} if len(self.trained) else {})
         )
@@ -325,11 +325,11 @@ class Server:
         self.memory = {name: torch.as_tensor(array) for name, array in under(ALGORITHM).items()}
         for policy, remembered in self.remembered.items():
             remembered.update(under(f"{POLICY}{policy}."))
-        self.pace.recall(under(PACE), (self.images.speed, self.images.loading))
+        self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
             self.trained = arrays[TRAINED].copy()
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
-        self.note_earlier(tables["clients"], tables["generated"])
+        self.replay(tables["clients"], tables["generated"])
 
     def _judge(self, trials: Trials) -> Callable[[np.ndarray], tuple[float, float]]:
         return trials.judge if self.config.validation.source != "none" else UNSET

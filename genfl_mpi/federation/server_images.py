@@ -14,7 +14,7 @@ from genfl_mpi.config import functions
 from genfl_mpi.data import public
 from genfl_mpi.federation.policies import UNSET
 from genfl_mpi.generation.bank import Batch, batches_of_round
-from genfl_mpi.generation.classifier import Reader
+from genfl_mpi.generation.classifier import ImageClassifier
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.training import normalise
@@ -44,15 +44,15 @@ class Made(NamedTuple):
 
 def _pool(config: Config, about: Description, data: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return (images, labels) of the public pool, the only real images that the server has."""
-    chosen = public.pool(data["train_labels"], config.data.public_pool, len(about.classes))
+    chosen = public.public_pool(data["train_labels"], config.data.public_pool, len(about.classes))
     return data["train_images"][chosen], data["train_labels"][chosen]
 
 
-def read_pool(
+def train_pool_classifier(
     config: Config, about: Description, data: dict[str, np.ndarray], device: torch.device
-) -> Reader:
-    """Train the filter's classifier, a `Reader`, on the public pool."""
-    return Reader(*_pool(config, about, data), about, config, device)
+) -> ImageClassifier:
+    """Train the filter's classifier, a `ImageClassifier`, on the public pool."""
+    return ImageClassifier(*_pool(config, about, data), about, config, device)
 
 
 class ServerImages:
@@ -89,13 +89,13 @@ class ServerImages:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
-            self.ready = ready or self.generator.ready
+            self.ready = ready or self.generator.has
 
     def __len__(self) -> int:
         """Count the images that models learn from: accepted by the filter, or of the public pool."""
         return sum(map(len, self._labels))
 
-    def used(self, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def training_images(self, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return the images that models learn from, uint8 (n, C, H, W), and their labels, int64 (n,).
 
         first: number of the image to begin with.
@@ -116,7 +116,7 @@ class ServerImages:
         Only images that are new since the last call are copied there.
         """
         count = self._normalised.count if self._normalised else 0
-        images, labels = self.used(count)
+        images, labels = self.training_images(count)
         if self._normalised is None:
             self._normalised = _Growing(self.device)
         self._normalised.add(
@@ -146,11 +146,11 @@ class ServerImages:
         return made, False
 
     @cached_property
-    def _filter(self) -> Reader | None:
+    def _filter(self) -> ImageClassifier | None:
         """The classifier that judges generated images, or None if all are used."""
         if not self.config.generation.min_fidelity:
             return None
-        return read_pool(self.config, self.about, self.data, self.device)
+        return train_pool_classifier(self.config, self.about, self.data, self.device)
 
     def make_ahead(self, state: ServerState, seconds: float) -> bool:
         """Generate at most one batch of a round after that of `state`, if it is predicted to fit.
@@ -204,7 +204,7 @@ class ServerImages:
         None if the plan depends on the cohort, which is not chosen yet. Raises UserError if the plan returns
         anything else.
         """
-        with failing.named(f"generation.plan {functions.of(self.plan)}"):
+        with failing.annotate_errors(f"generation.plan {functions.name_of(self.plan)}"):
             counts = self.plan(state)
         if counts is None and state.cohort is None and self.config.trains_clients:
             return None

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from genfl_mpi.config.loading import single
-from genfl_mpi.config.settings import Config, filled_in
+from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
-from genfl_mpi.data.clients import divide, load_once_a_node
+from genfl_mpi.data.clients import divide, load_once_per_node
 from genfl_mpi.federation import algorithms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.parts import Messages, Parts
-from genfl_mpi.federation.policies import needed
+from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
@@ -57,7 +57,7 @@ class Simulation:
     source: a YAML file, a dict, a `Config`, or None for the embedded default. overrides: "key=value" strings,
     as on the command line. comm: an mpi4py communicator, by default all ranks. folder: where the clients' own
     arrays are stored, if the algorithm has any, by default `variates` in config.output. run: id of the run to
-    which these arrays belong, by default a new one. dataset: the arrays of `load_once_a_node`, if several
+    which these arrays belong, by default a new one. dataset: the arrays of `load_once_per_node`, if several
     simulations share them. note: called as note(phase, client, round=...) when this rank begins something.
     leaving: returns an exit status if the ranks were asked to leave, else 0; the iteration then ends early,
     and `left` is the status. policies: functions of a `ServerState` named select, rho, kappa or plan, which
@@ -85,19 +85,19 @@ class Simulation:
         self.comm, self.left, self.round = comm or collectives.world(), 0, 0
         self.config = config = resolve(config, self.comm)
         self.about = datasets.describe(config.data)
-        algorithm = collectives.together(self.comm, lambda: algorithms.find(config))
-        policies = collectives.together(self.comm, lambda: find_policies(config, policies))
-        self.device = devices.use(self.comm, config.runtime.threads, config.runtime.device)
+        algorithm = collectives.call_on_all(self.comm, lambda: algorithms.find(config))
+        policies = collectives.call_on_all(self.comm, lambda: find_policies(config, policies))
+        self.device = devices.set_up(self.comm, config.runtime.threads, config.runtime.device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
         self._windows: list[tuple[Any, list[weakref.ref]]] = []
         self.data = self._share_data(dataset)
         self.model = self._build_model()
-        outputs = collectives.together(self.comm, self._check)
+        outputs = collectives.call_on_all(self.comm, self._check)
         messages = self._allocate_messages(algorithm)
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
-        self.server: Server | None = collectives.together(
+        self.server: Server | None = collectives.call_on_all(
             self.comm, lambda: self._make_server(algorithm, policies)
         )
         self.client_states = self._open_client_states(algorithm, folder, run)
@@ -106,7 +106,7 @@ class Simulation:
     def _share_data(self, dataset: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """Return the data set and its division over the clients, in memory that the ranks of a node share."""
         if dataset is None:
-            dataset = self._keep(*load_once_a_node(self.comm, self.config.data))
+            dataset = self._keep(*load_once_per_node(self.comm, self.config.data))
         divided = collectives.node_shared(self.comm, lambda: divide(self.config, dataset))
         return {**dataset, **self._keep(*divided)}
 
@@ -119,7 +119,7 @@ class Simulation:
         """Build the model with the run's initial weights."""
         config, about = self.config, self.about
         seed = streams.integer(config.seed, "init")
-        module = collectives.together(
+        module = collectives.call_on_all(
             self.comm, lambda: models.build(config.model, len(about.classes), about.shape, seed)
         )
         return FlatModel(module, self.device)
@@ -131,7 +131,7 @@ class Simulation:
         audit.
         """
         config, side = self.config, min(self.about.shape[1:])
-        outputs = self.model.outputs(len(self.about.classes)) if config.audit else None
+        outputs = self.model.output_biases(len(self.about.classes)) if config.audit else None
         if config.audit and outputs is None:
             raise UserError(
                 "audit needs the biases of the model's last layer, and "
@@ -151,8 +151,8 @@ class Simulation:
         config, size = self.config, len(self.model.weights)
         cohort = config.cohort if config.trains_clients else 0
         outputs = len(self.about.classes) if config.audit else 0
-        sums = algorithm.declared("sum", self.model.parameters, config)
-        arrays = algorithm.declared("broadcast", self.model.parameters, config)
+        sums = algorithm.arrays_of_kind("sum", self.model.parameters, config)
+        arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
         zeros = partial(staging.zeros, device=self.device)
         broadcast = Broadcast(size, cohort, arrays, zeros)
         reduction = Reduction(size, cohort, self.comm.size, sums, outputs, zeros)
@@ -168,10 +168,10 @@ class Simulation:
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
     ) -> ClientStates | None:
         """Return the store of the clients' own arrays, if the algorithm declares any."""
-        kept = algorithm.declared("client", self.model.parameters, self.config)
+        kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
         if not kept:
             return None
-        run = run or collectives.from_rank0(self.comm, sealed_files.new_run)
+        run = run or collectives.from_rank0(self.comm, sealed_files.new_run_id)
         shapes = {name: array.shape for name, array in kept.items()}
         return ClientStates(folder or Path(self.config.output) / "variates", shapes, run)
 
@@ -191,12 +191,12 @@ class Simulation:
             joules = collectives.from_rank0(comm, lambda: server.image_joules if server else np.nan)
         images = ClientImages(config, about, data, joules)
         clients = ClientData(data, config, about, messages.resident, images)
-        keeps = config.trains_clients and "models" in needed(policies["rho"])
+        keeps = config.trains_clients and "models" in needs_of(policies["rho"])
         worker = Worker(
             comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
         )
         server_images = server.images if server else None
-        known = trials.questions(
+        known = trials.make_questions(
             comm, config, about, data, self.model, messages.broadcast.plan, server_images, worker
         )
         probes = Probes(comm, config, self.model, clients, images, note)
@@ -233,7 +233,7 @@ class Simulation:
             gc.collect()
         for window, arrays in self._windows:
             in_use = any(array() is not None for array in arrays)
-            if not collectives.largest(self.comm, int(in_use)):
+            if not collectives.maximum(self.comm, int(in_use)):
                 window.Free()
         self._windows.clear()
 
@@ -305,4 +305,4 @@ def _bias_changes(messages: Messages, outputs: slice) -> Callable[[int, torch.Te
 
 def resolve(config: Config, comm: MPI.Comm) -> Config:
     """Fill in everything that the machine or another setting decides. Collective."""
-    return filled_in(config, *devices.resolve(comm, config.runtime))
+    return fill_in(config, *devices.resolve(comm, config.runtime))

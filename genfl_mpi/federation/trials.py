@@ -18,7 +18,7 @@ from genfl_mpi.data.clients import client_data
 from genfl_mpi.federation.questions import Question
 from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
 from genfl_mpi.learning.geometry import cosine
-from genfl_mpi.learning.weights import ExactSum, bound
+from genfl_mpi.learning.weights import ExactSum, check_sum
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_CHUNKS = 2**20  # bounds the number of chunks that all ranks together evaluate, for the sum of the losses
 
 
-def questions(
+def make_questions(
     comm: MPI.Comm,
     config: Config,
     about: Description,
@@ -82,7 +82,7 @@ class Trials:
         coefficients: float64 (cohort,) in [0, 1]. largest: float64 (cohort,), each model's largest absolute
         weight.
         """
-        bound(coefficients, largest)
+        check_sum(coefficients, largest)
         return ExactSum(self._ask("average", coefficients)).value().float().numpy()
 
     def cosines(self, weights: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ def _evaluation(
                     yield client_data(data, client, config)
         elif source == "generated":
             if server_images:
-                images, labels = server_images.used()
+                images, labels = server_images.training_images()
                 chosen = sample(len(labels))
                 yield images[chosen], labels[chosen]
         else:
@@ -136,7 +136,7 @@ def _evaluation(
             )
             chosen = np.arange(len(labels))
             if source == "pool":
-                pool = public.pool(labels, config.data.public_pool, classes)
+                pool = public.public_pool(labels, config.data.public_pool, classes)
                 chosen = pool[sample(len(pool))]
             for start in range(comm.rank * size, len(chosen), comm.size * size):
                 part = chosen[start : start + size]

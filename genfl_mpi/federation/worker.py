@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from genfl_mpi.data.clients import noise_of_free_rider
+from genfl_mpi.data.clients import free_rider_noise
 from genfl_mpi.federation import transforms
 from genfl_mpi.federation.algorithms.interface import Client
 from genfl_mpi.federation.messages import MODEL, NO_RANK
 from genfl_mpi.federation.transforms.chain import Chain
-from genfl_mpi.learning.batched_clients import Twin
+from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.free_riders import free_ride
-from genfl_mpi.learning.training import at_round, combined, train
+from genfl_mpi.learning.training import combine_reports, settings_at_round, train
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
@@ -69,11 +69,13 @@ class Worker:
         self.kept: dict[int, torch.Tensor] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
         self.chain = Chain(
-            collectives.together(comm, lambda: transforms.find(config)), config, model.parameters
+            collectives.call_on_all(comm, lambda: transforms.find(config)), config, model.parameters
         )
-        self.twin: Twin | None = None
+        self.twin: BatchedModel | None = None
         if config.trains_clients and config.training.clients_per_batch > 1:
-            self.twin = collectives.together(comm, lambda: Twin(model, dataset.about.shape, config.training))
+            self.twin = collectives.call_on_all(
+                comm, lambda: BatchedModel(model, dataset.about.shape, config.training)
+            )
 
     def train(self, round: int, clock: Clock) -> None:
         """Train this rank's part of the cohort, unless the ranks are asked to leave.
@@ -94,7 +96,7 @@ class Worker:
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
         for place, weights in self.kept.items():
-            with failing.named(f"client {self.broadcast.plan['client'][place]}"):
+            with failing.annotate_errors(f"client {self.broadcast.plan['client'][place]}"):
                 self.resident.sums[MODEL].add(coefficients[place], weights)
         self.kept.clear()
 
@@ -103,14 +105,14 @@ class Worker:
         rho, number, _, since, epochs = self.broadcast.plan[place].tolist()
         self.note("train", number)
         start, omega, arrays = clock.now(), self.resident.omega, self.resident.arrays
-        images, labels = self.dataset.of(number)
-        settings = at_round(self.config.training, round).model_copy(update={"epochs": epochs})
+        images, labels = self.dataset.load(number)
+        settings = settings_at_round(self.config.training, round).model_copy(update={"epochs": epochs})
         steps = epochs * local_batches(len(images), settings.batch_size)
         client = Client(number, len(images), steps, settings, self.model.parameters)
         rng = streams.generator(self.config.seed, "client", round, number)
-        with failing.named(f"client {number}"):
+        with failing.annotate_errors(f"client {number}"):
             own = self._read_state(number, since)
-            noise = noise_of_free_rider(self.dataset.arrays, number, self.config)
+            noise = free_rider_noise(self.dataset.arrays, number, self.config)
             if noise is None:
                 report = self._train_stages(client, own, images, labels, rng)
             else:
@@ -141,9 +143,9 @@ class Worker:
                 train(self.model, begin, images, labels, local, rng, stage.prox, stage.correction, omega)
             )
             begin = self.model.weights
-        return combined(reports)
+        return combine_reports(reports)
 
-    def _train_group(self, twin: Twin, places: list[int], round: int, clock: Clock) -> None:
+    def _train_group(self, twin: BatchedModel, places: list[int], round: int, clock: Clock) -> None:
         """Train several clients as one batched computation.
 
         In the records the group's time is divided over the clients, one after another, in proportion to their
@@ -152,16 +154,16 @@ class Worker:
         plan, start, done = self.broadcast.plan[places], clock.now(), []
         clients, epochs = plan["client"].tolist(), plan["epochs"].tolist()
         self.note("train", clients[0])
-        training, omega = at_round(self.config.training, round), self.resident.omega
-        with failing.named(f"clients {', '.join(map(str, clients))}"):
-            data = [self.dataset.of(client) for client in clients]
+        training, omega = settings_at_round(self.config.training, round), self.resident.omega
+        with failing.annotate_errors(f"clients {', '.join(map(str, clients))}"):
+            data = [self.dataset.load(client) for client in clients]
             settings = [training.model_copy(update={"epochs": passes}) for passes in epochs]
             whole = Client(clients[0], len(data[0][1]), 0, settings[0], self.model.parameters)
             [stage] = self.algorithm.stages(whole, omega, self.resident.arrays, {}, self.config)
             rngs = [streams.generator(self.config.seed, "client", round, client) for client in clients]
             trained = twin.train(omega, data, settings, rngs, stage.prox)
         for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):
-            with failing.named(f"client {client}"):
+            with failing.annotate_errors(f"client {client}"):
                 sent = self.chain.apply(weights, omega, round, client)
                 done.append((place, report, *self._add(place, rho, sent, report)))
         ends = [0, *accumulate(report.samples * passes for (_, report, *_), passes in zip(done, epochs))]

@@ -8,10 +8,10 @@ import numpy as np
 
 from genfl_mpi.data import datasets, public
 from genfl_mpi.edge.attendance import DECLINED
-from genfl_mpi.edge.trace import Trace, value_of_labels
-from genfl_mpi.generation.image_flops import of_configured
+from genfl_mpi.edge.trace import Trace, label_value
+from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.learning import models
-from genfl_mpi.learning.flops import of_training
+from genfl_mpi.learning.flops import training_flops
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.results import reader
 
@@ -38,7 +38,7 @@ def model_fields(config: Config, about: Description) -> dict[str, Any]:
         "clients": config.clients,
         "augmented_epochs": config.augmented.epochs,
         "shape": about.shape,
-        "sample_flops": of_training(model.module, about.shape),
+        "sample_flops": training_flops(model.module, about.shape),
         "placement": PLACEMENTS.get(config.composition.images, "P1"),
         "weights_bytes": model.weights.numel() * model.weights.element_size(),
     }
@@ -51,26 +51,28 @@ def generator_fields(config: Config) -> dict[str, Any]:
     """
     if not config.generates:
         return {}
-    generator = of_configured(config.generation)
+    generator = count_configured(config.generation)
     return {"image_flops": generator.image, "generator_bytes": HALF_BYTES * generator.weights}
 
 
-def of_file(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]]:
+def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]]:
     """Return the `Trace` in an open results file, and the rows of each round's cohort in /clients.
 
     The trace is computed as if the file's configuration were `config`. Rows: bool (rows,) a round, without
     clients that declined. Raises UserError.
     """
-    rounds = reader.columns_of(file, "rounds", ("round", "images_used"))
-    clients = reader.columns_of(file, "clients", ("round", "client", "samples", "images", "epochs", "status"))
+    rounds = reader.read_columns(file, "rounds", ("round", "images_used"))
+    clients = reader.read_columns(
+        file, "clients", ("round", "client", "samples", "images", "epochs", "status")
+    )
     members = [(clients["status"] != DECLINED) & (clients["round"] == round) for round in rounds["round"]]
     # The epochs that method=matched adds do not change.
     clients["epochs"] = (
-        clients["epochs"] + config.training.epochs - reader.config_of(file)["training"]["epochs"]
+        clients["epochs"] + config.training.epochs - reader.read_config(file)["training"]["epochs"]
     )
     clients["samples"] = clients["samples"] - clients["images"]
     by_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
-    made_in = reader.columns_of(file, "generated", ["round"])["round"]
+    made_in = reader.read_columns(file, "generated", ["round"])["round"]
     return Trace(
         **model_fields(config, datasets.describe(config.data)),
         **generator_fields(config),
@@ -80,12 +82,12 @@ def of_file(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]]:
         made=by_round["images"] if config.fills else None,
         new_images=np.array([(made_in == round).sum() for round in rounds["round"]]),
         pool=rounds["images_used"],
-        missing=(held(file, config) == 0).mean(1),
-        value=value_of_labels(reader.array_of(file, "partition/shared_labels")),
+        missing=(count_held_labels(file, config) == 0).mean(1),
+        value=label_value(reader.read_array(file, "partition/shared_labels")),
     ), members
 
 
-def held(file: h5py.File, config: Config) -> np.ndarray:
+def count_held_labels(file: h5py.File, config: Config) -> np.ndarray:
     """Count every client's real samples of each label, including the shared ones: int (clients, classes)."""
-    histograms = reader.array_of(file, "partition/label_histograms")
-    return histograms + public.counts(config.data.shared, histograms.shape[1])
+    histograms = reader.read_array(file, "partition/label_histograms")
+    return histograms + public.class_counts(config.data.shared, histograms.shape[1])

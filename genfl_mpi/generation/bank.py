@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from genfl_mpi.generation.prompts import Prompts
 
 # Exceptions that damaged and foreign files cause when they are read.
-UNREADABLE = OSError, KeyError, ValueError, TypeError, AttributeError
+READ_ERRORS = OSError, KeyError, ValueError, TypeError, AttributeError
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Bank:
 
         Raises UserError if its file is damaged or holds other images.
         """
-        return read(self.path(batch))["image"]
+        return read_batch(self.path(batch))["image"]
 
     def write(self, batch: Batch, images: np.ndarray) -> None:
         """Store the uint8 images (n, C, H, W) of a batch atomically.
@@ -133,12 +133,12 @@ class Bank:
             failed.unclean = True
             raise failed from None
 
-    def made_by_others(self) -> str | None:
+    def describe_foreign_images(self) -> str | None:
         """Return a warning if the bank has images, but none of our checkpoint and adapter; else None."""
-        ours, found = maker(json.loads(self.settings)), set()
+        ours, found = describe_generator(json.loads(self.settings)), set()
         for path in self.folder.glob("*.h5"):
-            with suppress(*UNREADABLE), h5py.File(path, "r") as file:
-                found.add(maker(json.loads(file.attrs["settings"])))
+            with suppress(*READ_ERRORS), h5py.File(path, "r") as file:
+                found.add(describe_generator(json.loads(file.attrs["settings"])))
             if ours in found:
                 return None
         if found:
@@ -149,7 +149,7 @@ class Bank:
         return None
 
 
-def maker(settings: dict[str, Any]) -> str:
+def describe_generator(settings: dict[str, Any]) -> str:
     """Describe the checkpoint and adapter of a bank file's settings, with abbreviated digests."""
     adapter = settings.get("adapter")
     return f"checkpoint {settings.get('checkpoint', '?')[:12]}" + (
@@ -157,7 +157,7 @@ def maker(settings: dict[str, Any]) -> str:
     )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_batch(path: Path) -> dict[str, Any]:
     """Read a file of a bank.
 
     Returns image, uint8 (n, C, H, W); label, template, seed, int64 (n,); prompt, a list of texts; settings, a
@@ -173,7 +173,7 @@ def read(path: Path) -> dict[str, Any]:
             batch["settings"] = json.loads(file.attrs["settings"])
             key = _key(file.attrs["settings"], batch["prompt"], batch["seed"].tolist())
             whole = file.attrs["sha256"] == _checksum(batch["image"])
-    except UNREADABLE:
+    except READ_ERRORS:
         whole = False
     if not whole:
         raise UserError(

@@ -16,13 +16,13 @@ from genfl_mpi.util.errors import UserError
 
 
 @lru_cache
-def names(ending: str = "") -> set[str]:
+def class_names(ending: str = "") -> set[str]:
     """Return the names with this ending that diffusers exports. Raises UserError."""
     return _find("__init__.py", r"\A.*\Z", rf'"(\w+{ending})"')
 
 
 @lru_cache
-def text_to_image() -> set[str]:
+def pipeline_names() -> set[str]:
     """Return the names of diffusers' text-to-image pipelines. Raises UserError."""
     table = r"^AUTO_TEXT2IMAGE_PIPELINES_MAPPING = OrderedDict\(.*?^\)"
     return _find("pipelines/auto_pipeline.py", table, r"\b(\w+Pipeline)\b")

@@ -26,7 +26,7 @@ STEPS = 1000
 MAX_BATCH_RATIO = 100
 
 
-class Reader:
+class ImageClassifier:
     """The configured model, trained on images with the configured learning rate and batch size.
 
     images: uint8 (n, C, H, W); labels: int (n,); about: the data set.
@@ -41,41 +41,41 @@ class Reader:
         device: torch.device,
     ) -> None:
         self.about, self.device, settings = about, device, config.training
-        self.model = untrained(about, config, device)
+        self.model = build_untrained(about, config, device)
         epochs = max(1, round(STEPS * min(settings.batch_size, MAX_BATCH_RATIO * len(images)) / len(images)))
         train(
             self.model,
             self.model.weights.clone(),
-            self.prepared(images),
+            self.normalised(images),
             torch.from_numpy(np.array(labels, dtype=np.int64)).to(device),
             settings.model_copy(update={"epochs": epochs}),
             streams.generator(config.seed, "quality"),
         )
         self.model.module.eval()
 
-    def prepared(self, images: np.ndarray) -> torch.Tensor:
+    def normalised(self, images: np.ndarray) -> torch.Tensor:
         """Normalise uint8 images (n, C, H, W) for the model, on its device."""
         return normalise(torch.from_numpy(np.array(images)), self.about.mean, self.about.std, self.device)
 
     @torch.no_grad()
-    def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def features_and_logits(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute features (inputs of the last dense layer) and logits of uint8 images, float64 (n, ...)."""
         last = [layer for layer in self.model.module.modules() if isinstance(layer, torch.nn.Linear)][-1]
         features: list[torch.Tensor] = []
         hook = last.register_forward_hook(lambda layer, inputs, _: features.append(inputs[0].double().cpu()))
         logits = torch.cat(
-            [self.model.module(chunk).double().cpu() for chunk in self.prepared(images).split(500)]
+            [self.model.module(chunk).double().cpu() for chunk in self.normalised(images).split(500)]
         )
         hook.remove()
         return torch.cat(features).numpy(), logits.numpy()
 
     def fidelity(self, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the probability, float64 (n,), that the classifier assigns to the label of each image."""
-        logits = torch.from_numpy(self.read(images)[1])
+        logits = torch.from_numpy(self.features_and_logits(images)[1])
         return F.softmax(logits, dim=1)[torch.arange(len(labels)), torch.as_tensor(labels)].numpy()
 
 
-def untrained(about: Description, config: Config, device: torch.device) -> FlatModel:
+def build_untrained(about: Description, config: Config, device: torch.device) -> FlatModel:
     """Build the configured model with its initial weights."""
     return FlatModel(
         models.build(config.model, len(about.classes), about.shape, streams.integer(config.seed, "init")),

@@ -50,7 +50,7 @@ class Generator:
             if settings.adapter is not None:
                 self.adapter = model_folder.locate_adapter(settings.adapter, self.folder)
             for folder in filter(None, (self.folder, self.adapter)):
-                model_folder.check_public(folder, config.data)
+                model_folder.check_training_data(folder, config.data)
             self.identity = (
                 model_folder.digest(self.folder),
                 model_folder.digest(self.adapter) if self.adapter else None,
@@ -86,7 +86,7 @@ class Generator:
             },
         )
 
-    def ready(self, batch: Batch) -> bool:
+    def has(self, batch: Batch) -> bool:
         """Check whether the bank holds a batch."""
         return batch in self.bank
 
@@ -108,7 +108,7 @@ class Generator:
             return self._call_function
         assert self.folder is not None
         loaded = pipeline.load(self.folder, self.adapter, self.settings, self.identity)
-        return lambda batch, shape: pipeline.draw(
+        return lambda batch, shape: pipeline.generate_images(
             loaded, list(batch.prompt), batch.seed, self.settings, shape
         )
 

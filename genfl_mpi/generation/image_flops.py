@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from genfl_mpi.generation.model_folder import ORIGINAL_PARTS, locate, require_original
+from genfl_mpi.generation.model_folder import STABLE_DIFFUSION_PARTS, locate, require_stable_diffusion
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
@@ -60,33 +60,35 @@ class Flops(NamedTuple):
         return self.text + self.denoising + self.decoding
 
 
-def of_configured(settings: Generation) -> Flops:
+def count_configured(settings: Generation) -> Flops:
     """Count for the generator of config.generation. Raises UserError.
 
     Stable Diffusion v1.5 need not be installed.
     """
     if settings.checkpoint == STABLE_DIFFUSION:
-        return of_stable_diffusion(settings)
-    return of_pipeline(locate(settings.checkpoint), settings)
+        return count_stable_diffusion(settings)
+    return count_pipeline(locate(settings.checkpoint), settings)
 
 
-def of_pipeline(folder: Path, settings: Generation) -> Flops:
+def count_pipeline(folder: Path, settings: Generation) -> Flops:
     """Count for the pipeline in `folder`, with config.generation's steps, guidance and size.
 
     Raises UserError if it is not of Stable Diffusion's architecture, or its configuration files are invalid.
     """
-    require_original(folder, "pricing")
+    require_stable_diffusion(folder, "pricing")
     try:
-        unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in ORIGINAL_PARTS)
+        unet, vae, text = (
+            json.loads((folder / part / "config.json").read_text()) for part in STABLE_DIFFUSION_PARTS
+        )
         return _count(unet, vae, text, settings)
     except Exception as error:  # the libraries raise any exception for a wrong value
         raise UserError(
-            f"generation.checkpoint: {folder}: config.json of {', '.join(ORIGINAL_PARTS)} "
+            f"generation.checkpoint: {folder}: config.json of {', '.join(STABLE_DIFFUSION_PARTS)} "
             f"do not describe a pipeline: {first_line(error)}"
         ) from error
 
 
-def of_stable_diffusion(settings: Generation) -> Flops:
+def count_stable_diffusion(settings: Generation) -> Flops:
     """Count for Stable Diffusion v1.5, with config.generation's steps, guidance and size."""
     return _count(UNET, VAE, TEXT, settings)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 ORIGINAL = "StableDiffusionPipeline"
-ORIGINAL_PARTS = {
+STABLE_DIFFUSION_PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -107,7 +107,7 @@ def fetch(name: str) -> Path:
     return locate(name)
 
 
-def check_public(folder: Path, data: Data) -> None:
+def check_training_data(folder: Path, data: Data) -> None:
     """Raise UserError if a checkpoint or adapter was trained on clients' images. data: config.data."""
     record = read_record(folder)
     if record and record["data"] == data.name and record["public_pool"] > data.public_pool:
@@ -117,7 +117,7 @@ def check_public(folder: Path, data: Data) -> None:
         )
 
 
-def require_original(folder: Path, purpose: str) -> None:
+def require_stable_diffusion(folder: Path, purpose: str) -> None:
     """Raise UserError unless `folder` has the first Stable Diffusion architecture, which `purpose` needs."""
     index = read_index(folder)
     if index.pipeline != ORIGINAL:
@@ -125,7 +125,7 @@ def require_original(folder: Path, purpose: str) -> None:
             f"generation.checkpoint: {folder} holds a {index.pipeline}, but {purpose} supports only a "
             f"{ORIGINAL}; set such a checkpoint"
         )
-    for part, origin in ORIGINAL_PARTS.items():
+    for part, origin in STABLE_DIFFUSION_PARTS.items():
         if index.parts.get(part) != origin:
             raise UserError(
                 f"generation.checkpoint: {folder / INDEX}: {purpose} needs a {origin[1]} as {part}"
@@ -134,7 +134,7 @@ def require_original(folder: Path, purpose: str) -> None:
 
 def check_scheduler(name: str) -> None:
     """Raise UserError for an unknown scheduler of diffusers."""
-    known = catalogue.names("Scheduler")
+    known = catalogue.class_names("Scheduler")
     if name not in known:
         closest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise UserError(f"generation.scheduler: diffusers has no {name}; did you mean {closest}?")

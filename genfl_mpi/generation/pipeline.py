@@ -284,7 +284,7 @@ def load(folder: Path, adapter: Path | None, settings: Generation, identity: tup
     )
 
 
-def draw(
+def generate_images(
     pipeline: Any,
     prompts: list[str],
     seeds: Sequence[int],

@@ -16,7 +16,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from genfl_mpi.generation.classifier import Reader, untrained
+from genfl_mpi.generation.classifier import ImageClassifier, build_untrained
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Judge:
         self.about, self.config, self.device = about, config, device
         self.classes = len(about.classes)
         self.test_images, self.test_labels = real["test_images"], real["test_labels"]
-        self.initial = untrained(about, config, device)
-        self.reader = Reader(real["train_images"], real["train_labels"], about, config, device)
-        self.test_features, self.test_logits = self.reader.read(self.test_images)
+        self.initial = build_untrained(about, config, device)
+        self.reader = ImageClassifier(real["train_images"], real["train_labels"], about, config, device)
+        self.test_features, self.test_logits = self.reader.features_and_logits(self.test_images)
         self.real_gradients = self._gradients(real["train_images"], real["train_labels"])
         self.public = None
         if public is not None:
@@ -77,8 +77,10 @@ class Judge:
         images: uint8 (n, C, H, W); labels: int (n,), at least two of each class. `copies` is NaN for real
         images and without public ones.
         """
-        features, logits = self.reader.read(images)
-        _, answers = Reader(images, labels, self.about, self.config, self.device).read(self.test_images)
+        features, logits = self.reader.features_and_logits(images)
+        _, answers = ImageClassifier(
+            images, labels, self.about, self.config, self.device
+        ).features_and_logits(self.test_images)
         real = self.test_labels
         pairs = [(features[labels == c], self.test_features[real == c]) for c in range(self.classes)]
         ratios = np.array([_spread(one) / _spread(other) for one, other in pairs])
@@ -125,7 +127,7 @@ class Judge:
         self.initial.module.eval()
         gradients = []
         for c in range(self.classes):
-            members = self.reader.prepared(images[labels == c])
+            members = self.reader.normalised(images[labels == c])
             for chunk in members.split(500):
                 target = torch.full((len(chunk),), c, device=self.device)
                 (

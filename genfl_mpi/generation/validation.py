@@ -45,8 +45,8 @@ UNSUPPORTED = ("auto_map", "custom_pipeline", "trust_remote_code", "quantization
 ATTENTION = ("attn_implementation", "_attn_implementation")  # with a slash in the value, code to download
 
 MAX_NAME = 100  # characters of a part's or a file's name
-quote = reprlib.Repr()  # abbreviates values of untrusted files in messages
-quote.maxstring = 80
+abbreviate = reprlib.Repr()  # abbreviates values of untrusted files in messages
+abbreviate.maxstring = 80
 
 
 class Index(NamedTuple):
@@ -70,10 +70,12 @@ def read_index(folder: Path) -> Index:
     parts: dict[str, tuple[str, str] | None] = {}
     options: dict[str, Any] = {}
     if not isinstance(pipeline, str):
-        _refuse(file, f"_class_name must be the name of a pipeline of diffusers, not {quote.repr(pipeline)}")
+        _refuse(
+            file, f"_class_name must be the name of a pipeline of diffusers, not {abbreviate.repr(pipeline)}"
+        )
     for name, value in content.items():
         if not name.isidentifier() or len(name) > MAX_NAME:
-            _refuse(file, f"{quote.repr(name)} does not name a part of a pipeline")
+            _refuse(file, f"{abbreviate.repr(name)} does not name a part of a pipeline")
         if name.startswith("_"):
             continue
         if name in UNUSED or isinstance(value, list) and len(value) == 2 and value[0] is None:
@@ -83,14 +85,14 @@ def read_index(folder: Path) -> Index:
             if library not in WEIGHTS:
                 _refuse(
                     file,
-                    f"{name} is of {quote.repr(library)}; a checkpoint may name only classes of "
+                    f"{name} is of {abbreviate.repr(library)}; a checkpoint may name only classes of "
                     f"{' and '.join(WEIGHTS)}; no other module is imported",
                 )
             if not kind.isidentifier():
-                _refuse(file, f"{name} must be [library, class], not {quote.repr(value)}")
+                _refuse(file, f"{name} must be [library, class], not {abbreviate.repr(value)}")
             parts[name] = library, kind
         elif (folder / name).is_dir() or isinstance(value, list) and not _is_numbers(value):
-            _refuse(file, f"{name} must be [library, class], not {quote.repr(value)}")
+            _refuse(file, f"{name} must be [library, class], not {abbreviate.repr(value)}")
         else:
             options[name] = value
     if not any(parts.values()):
@@ -101,10 +103,11 @@ def read_index(folder: Path) -> Index:
 def check_checkpoint(folder: Path) -> None:
     """Raise UserError unless `folder` holds a complete, harmless text-to-image pipeline."""
     index = read_index(folder)
-    if index.pipeline not in catalogue.text_to_image():
+    if index.pipeline not in catalogue.pipeline_names():
         _refuse(
             folder,
-            f"it holds a {quote.repr(index.pipeline)}, which is not among diffusers' text-to-image pipelines",
+            f"it holds a {abbreviate.repr(index.pipeline)}, which is not among diffusers' text-to-image "
+            "pipelines",
         )
     _check_files(folder)
     for part, origin in index.parts.items():
@@ -189,8 +192,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _check_part(folder: Path, library: str, kind: str) -> None:
     """Raise UserError if `folder` cannot hold an object of the class `kind`."""
-    if library == "diffusers" and kind not in catalogue.names():
-        _refuse(folder.parent / INDEX, f"{folder.name} is a {quote.repr(kind)}, which diffusers lacks")
+    if library == "diffusers" and kind not in catalogue.class_names():
+        _refuse(folder.parent / INDEX, f"{folder.name} is a {abbreviate.repr(kind)}, which diffusers lacks")
     if folder.is_symlink():
         _refuse(folder, "it is a link to outside the checkpoint's folder; replace it by a copy")
     if not any(folder.glob("*")):
@@ -236,7 +239,9 @@ def _check_shards(file: Path, content: dict[str, Any]) -> None:
         _refuse(file, "weight_map must map each tensor to its file")
     for shard in sorted(set(shards.values())):
         if not re.fullmatch(rf"[\w-][\w.-]{{0,{MAX_NAME}}}\.safetensors", shard):
-            _refuse(file, f"weight_map must name safetensors files in its folder, not {quote.repr(shard)}")
+            _refuse(
+                file, f"weight_map must name safetensors files in its folder, not {abbreviate.repr(shard)}"
+            )
         if not (file.parent / shard).is_file():
             _refuse(file.parent.parent, f"it is incomplete: {file.parent.name} has no {shard}")
 

@@ -22,7 +22,7 @@ from genfl_mpi.learning.batches import Draws, augment, draw, on_device
 from genfl_mpi.learning.device_streams import seeded, stream_of
 from genfl_mpi.learning.layers import plain
 from genfl_mpi.learning.steps import descend
-from genfl_mpi.learning.training import Report, report
+from genfl_mpi.learning.training import Report, make_report
 from genfl_mpi.learning.weights import FlatModel, buffers_of, restore, snapshot
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
@@ -91,7 +91,7 @@ class _Batch(NamedTuple):
     sizes: list[int]
 
 
-class Twin:
+class BatchedModel:
     """The network of a `FlatModel`, evaluated for several weight vectors at once, with torch's own layers.
 
     shape: (C, H, W) of an image; settings: config.training. Raises UserError if the network cannot be batched
@@ -265,7 +265,7 @@ class Twin:
             sizes, epochs = drawn[client].sizes, settings[client].epochs
             losses, correct = table[: len(sizes), row].T
             last_epoch = correct[-(len(sizes) // epochs) :].sum().item()
-            trained[client] = weights[row], report(losses.tolist(), last_epoch, sizes, epochs)
+            trained[client] = weights[row], make_report(losses.tolist(), last_epoch, sizes, epochs)
         return [trained[client] for client in range(len(data))]
 
     def _draw_masks(

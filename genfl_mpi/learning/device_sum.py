@@ -20,16 +20,18 @@ class DeviceSum:
         self.units, self.fraction_bits = units, fraction_bits
 
     def add(
-        self, rho: float, weights: torch.Tensor, since: torch.Tensor | None = None
+        self, rho: float, weights: torch.Tensor, reference: torch.Tensor | None = None
     ) -> tuple[float, float]:
-        """Do as `ExactSum.add`, with weights and since on any device.
+        """Do as `ExactSum.add`, with weights and reference on any device.
 
         Synchronizes with the device once, for the two numbers that it returns.
         """
         weights = weights.to(self.units.device)
         square = torch.zeros((), dtype=torch.float64, device=weights.device)
-        if since is not None:
-            for one, other in zip(weights[: len(since)].split(BLOCK), since.to(weights.device).split(BLOCK)):
+        if reference is not None:
+            for one, other in zip(
+                weights[: len(reference)].split(BLOCK), reference.to(weights.device).split(BLOCK)
+            ):
                 square += (other.double() - one.double()).square().sum()
         low, high, squared = torch.stack([*(end.double() for end in torch.aminmax(weights)), square]).tolist()
         largest = check_summand(rho, max(high, -low), self.fraction_bits)

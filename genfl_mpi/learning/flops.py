@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def of_training(module: nn.Module, shape: tuple[int, ...]) -> float:
+def training_flops(module: nn.Module, shape: tuple[int, ...]) -> float:
     """Count the FLOPs of an SGD step on one sample, forward and backward; a multiply-add counts as two.
 
     module: maps (n, C, H, W) to logits; shape: (C, H, W). Counts convolutions and dense layers. Elementwise

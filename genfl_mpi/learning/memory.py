@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FLOAT, UNIT = 4, 8  # bytes of a weight, and of its entry in the exact sum
 
 
-def of_activations(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: str = "float32") -> int:
+def activation_bytes(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: str = "float32") -> int:
     """Count the bytes that a forward pass keeps for the backward pass, batch included, weights excluded.
 
     module: maps float32 (n, C, H, W) to logits; shape: (C, H, W); batch: samples; dtype: "float32" or
@@ -39,7 +39,7 @@ def of_activations(module: nn.Module, shape: tuple[int, ...], batch: int, dtype:
     return sum(storage.nbytes() for storage in kept.values()) + copies
 
 
-def of_weights(
+def weight_bytes(
     size: int,
     parameters: int,
     settings: Training,

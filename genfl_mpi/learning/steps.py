@@ -31,7 +31,7 @@ def descend(
     settings: Training,
     velocity: Tensors = (),
     mu: float = 0.0,
-    begun: Tensors = (),
+    centre: Tensors = (),
     correction: Tensors = (),
 ) -> None:
     """Take an SGD step along gradients, with momentum and weight decay as in torch.optim.SGD.
@@ -39,15 +39,15 @@ def descend(
     All sequences hold tensors of the same shapes. Updates parameters and velocity in place; overwrites
     direction, the gradients.
 
-    velocity: with momentum, zeros before the first step. mu, begun: strength and centre of FedProx's proximal
-    term. correction: added to the gradients.
+    velocity: with momentum, zeros before the first step. mu, centre: strength and centre of FedProx's
+    proximal term. correction: added to the gradients.
 
     Each weight is read and written as few times as possible. The private `torch._foreach_*` functions, which
     torch's own optimizers call, too, process all tensors in one launch; a loop over the tensors would launch
     a kernel for each.
     """
     if mu:
-        torch._foreach_add_(direction, torch._foreach_sub(parameters, begun), alpha=mu)
+        torch._foreach_add_(direction, torch._foreach_sub(parameters, centre), alpha=mu)
     if correction:
         torch._foreach_add_(direction, correction)
     if settings.weight_decay:
@@ -72,7 +72,7 @@ class Steps:
 
     def __init__(self, model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False):
         self.model, self.settings, self.mu = model, settings, mu
-        needed = {"velocity": settings.momentum, "begun": mu, "correction": corrected}
+        needed = {"velocity": settings.momentum, "centre": mu, "correction": corrected}
         self.buffers = {
             name: torch.zeros_like(model.weights[: model.parameters])
             for name, is_needed in needed.items()
@@ -97,9 +97,9 @@ class Steps:
         """
         self.model.load(start)
         self.model.module.train()
-        if "begun" in self.buffers:
+        if "centre" in self.buffers:
             centre = (start if anchor is None else anchor)[: self.model.parameters]
-            self.buffers["begun"].copy_(centre, non_blocking=True)
+            self.buffers["centre"].copy_(centre, non_blocking=True)
         if correction is not None:
             self.buffers["correction"].copy_(correction, non_blocking=True)
         if "velocity" in self.buffers:
@@ -142,7 +142,7 @@ class Steps:
         If the capture fails, or the replay differs from the eager step, all further steps run eagerly.
         """
         inputs = images.clone(), labels.clone()
-        state = self.model.weights, *self.model.others, *self.buffers.values()
+        state = self.model.weights, *self.model.other_buffers, *self.buffers.values()
         stream = stream_of(images.device)
         saved, stream_state = [tensor.clone() for tensor in state], stream.get_state()
 

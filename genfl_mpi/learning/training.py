@@ -54,7 +54,7 @@ def normalise(
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def at_round(settings: Settings, round: int) -> Settings:
+def settings_at_round(settings: Settings, round: int) -> Settings:
     """Return config.training with the learning rate of a round; rounds count from 0."""
     factor = {
         "constant": 1.0,
@@ -114,16 +114,16 @@ def train(
     correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
     # The only synchronization with the device.
     *mean_losses, correct_predictions = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()
-    return report(mean_losses, correct_predictions, drawn.sizes, settings.epochs)
+    return make_report(mean_losses, correct_predictions, drawn.sizes, settings.epochs)
 
 
-def combined(reports: Sequence[Report]) -> Report:
+def combine_reports(reports: Sequence[Report]) -> Report:
     """Return one `Report` of consecutive trainings: the first epoch of the first, all else of the last."""
     first, last = reports[0], reports[-1]
     return Report(last.samples, first.loss_first_epoch, last.loss_last_epoch, last.accuracy_last_epoch)
 
 
-def report(losses: Sequence[float], correct: float, sizes: Sequence[int], epochs: int) -> Report:
+def make_report(losses: Sequence[float], correct: float, sizes: Sequence[int], epochs: int) -> Report:
     """Compute a `Report`.
 
     losses: mean loss of each step; correct: correct predictions in the last epoch; sizes: batch size of

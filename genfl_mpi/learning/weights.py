@@ -15,7 +15,7 @@ from genfl_mpi.learning.layers import quicken
 # rho_n max |w_n| < 2**(62 - bits), where bits is the length of the fraction: the integer then stays below
 # 2**62. (Rounding adds half a unit per client, and would need 2**62 clients to matter.) `ExactSum.add` keeps
 # each summand below this limit. Where the sum of rho may exceed 1, as in FedNova, the caller checks all
-# summands together, with `bound`.
+# summands together, with `check_sum`.
 FRACTION_BITS = 40
 LIMIT = 2.0 ** (62 - FRACTION_BITS)
 BLOCK = 32768  # weights processed at a time: 256 KiB as float64, and 256 KiB as integers
@@ -38,7 +38,7 @@ class FlatModel:
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner, name, tensor in buffers_of(module) if tensor.is_floating_point()]
         self._initial = snapshot(entry for entry in buffers_of(module) if not entry[2].is_floating_point())
-        self.others = [buffer for _, _, buffer, _ in self._initial]
+        self.other_buffers = [buffer for _, _, buffer, _ in self._initial]
         self._views: list[tuple[nn.Module, str, torch.Tensor]] = []
         self._shapes = [p.shape for p in parameters]
         self.parameters = sum(p.numel() for p in parameters)
@@ -77,7 +77,7 @@ class FlatModel:
         parts = vector.split([shape.numel() for shape in self._shapes], -1)
         return [_reshape(part, shape) for part, shape in zip(parts, self._shapes)]
 
-    def outputs(self, classes: int) -> slice | None:
+    def output_biases(self, classes: int) -> slice | None:
         """Return the slice of the weights that holds the last layer's biases, one per class.
 
         None if the module's last parameter is not such a bias.
@@ -144,17 +144,17 @@ class ExactSum:
         self.scratch = torch.empty(2, min(BLOCK, len(units)), dtype=torch.float64)
 
     def add(
-        self, rho: float, weights: torch.Tensor, since: torch.Tensor | None = None
+        self, rho: float, weights: torch.Tensor, reference: torch.Tensor | None = None
     ) -> tuple[float, float]:
         """Add rho (>= 0) times weights (float32 (size,)).
 
         Returns the largest absolute weight and, computed in float64, the Euclidean distance of the first
-        weights to `since` (float32 (parameters,)); 0 without `since`. Raises FloatingPointError, with nothing
+        weights to `reference` (float32 (parameters,)); 0 without it. Raises FloatingPointError, with nothing
         added, if the sum cannot represent the weights. Works block by block, so that each block stays in the
         cache.
         """
         values = weights.cpu().numpy()
-        reference = np.empty(0, dtype=np.float32) if since is None else since.numpy()
+        before = np.empty(0, dtype=np.float32) if reference is None else reference.numpy()
         blocks = [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
         largest = float(np.max([(values[block].max(), -values[block].min()) for block in blocks]))
         check_summand(rho, largest, self.fraction_bits)
@@ -162,8 +162,8 @@ class ExactSum:
         for block in blocks:
             scaled, change = (row[: len(values[block])] for row in self.scratch.numpy())
             np.copyto(scaled, values[block])
-            if count := len(reference[block]):
-                np.copyto(change[:count], reference[block])
+            if count := len(before[block]):
+                np.copyto(change[:count], before[block])
                 change[:count] -= scaled[:count]
                 square += torch.dot(self.scratch[1, :count], self.scratch[1, :count]).item()
             # The float64 product and its rounding to an integer depend on this client alone; integer sums
@@ -194,7 +194,7 @@ def check_summand(rho: float, largest: float, fraction_bits: int = FRACTION_BITS
     return largest
 
 
-def bound(rho: np.ndarray, largest: np.ndarray) -> None:
+def check_sum(rho: np.ndarray, largest: np.ndarray) -> None:
     """Raise FloatingPointError if the exact sum may have overflowed.
 
     rho: float64 (n,); largest: float64 (n,), the largest absolute weight of each summand.

@@ -26,7 +26,7 @@ def world() -> MPI.Intracomm:
     return MPI.COMM_WORLD
 
 
-def alone() -> MPI.Intracomm:
+def single() -> MPI.Intracomm:
     """Return the communicator of this rank alone."""
     return MPI.COMM_SELF
 
@@ -37,13 +37,13 @@ def library() -> str:
 
 
 class Waiting(NamedTuple):
-    """Seconds that a rank waited in `arrive`: idle, and working meanwhile."""
+    """Seconds that a rank waited in `wait_for_all`: idle, and working meanwhile."""
 
     idle_seconds: float
     working_seconds: float
 
 
-def arrive(
+def wait_for_all(
     comm: MPI.Comm,
     meanwhile: Callable[[], object] | None = None,
     leaving: Callable[[], int] = lambda: 0,
@@ -83,12 +83,12 @@ def arrive(
 
 def broadcast(comm: MPI.Comm, buffer: np.ndarray) -> None:
     """Broadcast rank 0's `buffer`, a contiguous array, in place. Collective."""
-    arrive(comm)
+    wait_for_all(comm)
     comm.Bcast([buffer.view(np.uint8), MPI.BYTE], root=0)
 
 
 def reduce_sum(comm: MPI.Comm, buffer: np.ndarray | torch.Tensor) -> None:
-    """Sum `buffer` (int64) over ranks, in place on rank 0. Collective; callers `arrive` first."""
+    """Sum `buffer` (int64) over ranks, in place on rank 0. Collective; callers `wait_for_all` first."""
     if comm.rank == 0:
         comm.Reduce(MPI.IN_PLACE, [buffer, MPI.INT64_T], op=MPI.SUM, root=0)
     else:
@@ -97,16 +97,16 @@ def reduce_sum(comm: MPI.Comm, buffer: np.ndarray | torch.Tensor) -> None:
 
 def sum_everywhere(comm: MPI.Comm, values: np.ndarray) -> None:
     """Sum `values` (int64) over ranks, in place on every rank. Collective."""
-    arrive(comm)
+    wait_for_all(comm)
     comm.Allreduce(MPI.IN_PLACE, [values, MPI.INT64_T], op=MPI.SUM)
 
 
-def largest(comm: MPI.Comm, number: int) -> int:
+def maximum(comm: MPI.Comm, number: int) -> int:
     """Return the maximum of the ranks' integers, on every rank. Collective."""
     return comm.allreduce(number, op=MPI.MAX)
 
 
-def together(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
+def call_on_all(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
     """Call `function` on every rank; if it raises a UserError on any, raise the first one on all. Collective.
 
     For the start of a run, where one rank may lack what another one has. (Errors are pickled: they are rare
@@ -118,7 +118,7 @@ def together(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
         result = function()
     except UserError as caught:
         error = caught
-    arrive(comm)
+    wait_for_all(comm)
     for found in comm.allgather(error):
         if found is not None:
             found.on_all_ranks = True
@@ -131,7 +131,7 @@ def from_rank0(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
 
     The result (a configuration, a path) is pickled.
     """
-    return comm.bcast(together(comm, lambda: function() if comm.rank == 0 else None), root=0)
+    return comm.bcast(call_on_all(comm, lambda: function() if comm.rank == 0 else None), root=0)
 
 
 def node_shared(
@@ -149,7 +149,7 @@ def node_shared(
             return {}
         return {name: np.ascontiguousarray(array) for name, array in make().items()}
 
-    made = together(comm, make_once)
+    made = call_on_all(comm, make_once)
     header = node.bcast([(name, array.dtype.str, array.shape) for name, array in made.items()], root=0)
     sizes = [-(-np.dtype(dtype).itemsize * int(np.prod(shape)) // 64) * 64 for _, dtype, shape in header]
     window = MPI.Win.Allocate_shared(sum(sizes) if node.rank == 0 else 0, 1, comm=node)  # type: ignore[arg-type]

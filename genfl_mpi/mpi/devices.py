@@ -48,7 +48,7 @@ class Place:
     serves: bool = False
 
 
-def place(
+def make_place(
     rank: int,
     host: str,
     cores: Iterable[int],
@@ -79,7 +79,7 @@ def place(
     )
 
 
-def cores_of(places: Sequence[Place]) -> int:
+def count_cores(places: Sequence[Place]) -> int:
     """Return the number of cores available to the ranks of one node together, at least 1.
 
     This is the size of the union of their affinity masks, limited by Slurm's grant and by the quotas of their
@@ -94,7 +94,7 @@ def cores_of(places: Sequence[Place]) -> int:
     return max(1, min([cores, *granted[:1]]))
 
 
-def gpus_of(places: Sequence[Place]) -> list[int | None]:
+def assign_gpus(places: Sequence[Place]) -> list[int | None]:
     """Assign a GPU to each rank of one node: an index into the rank's `gpus`, or None if it has none.
 
     (If torch can use none of them, the index that it would get.) Ranks that see the same GPUs take them in
@@ -117,7 +117,7 @@ def gpus_of(places: Sequence[Place]) -> list[int | None]:
 
 def oversubscription(places: Sequence[Place], threads: int) -> str | None:
     """Return a warning if the ranks of one node have more threads than cores, else None."""
-    cores, ranks = cores_of(places), len(places)
+    cores, ranks = count_cores(places), len(places)
     if ranks * threads <= cores:
         return None
     return (
@@ -164,7 +164,7 @@ def resolve(comm: MPI.Comm, runtime: Runtime) -> tuple[int, str]:
     requested or granted cannot be used.
     """
     places, index = neighbours(comm)
-    threads = comm.allreduce(max(1, cores_of(places) // len(places)), op=MPI.MIN)
+    threads = comm.allreduce(max(1, count_cores(places) // len(places)), op=MPI.MIN)
     everywhere = comm.allgather(
         (places[index].host, places[index].gpus, places[index].usable, places[index].withheld)
     )
@@ -183,7 +183,7 @@ def resolve(comm: MPI.Comm, runtime: Runtime) -> tuple[int, str]:
     return runtime.threads or threads, kind if runtime.device == "auto" else runtime.device
 
 
-def remarks(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
+def warn(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
     """Return warnings about cores and GPUs, each for the first node concerned. Collective.
 
     The list is empty on ranks other than 0.
@@ -194,7 +194,7 @@ def remarks(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
     return [min(lines) for column in zip(*by_node) if (lines := list(filter(None, column)))]
 
 
-def use(comm: MPI.Comm, threads: int | None, kind: str) -> torch.device:
+def set_up(comm: MPI.Comm, threads: int | None, kind: str) -> torch.device:
     """Set this rank's number of threads and return its torch device. Collective.
 
     threads: None, before the configuration is resolved, keeps torch's number.
@@ -208,7 +208,7 @@ def use(comm: MPI.Comm, threads: int | None, kind: str) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     places, index = neighbours(comm)
-    number = gpus_of(places)[index] if places[index].usable else None
+    number = assign_gpus(places)[index] if places[index].usable else None
     if number is None:  # take one of the GPUs that Slurm withholds
         number = index % torch.cuda.device_count()
     device = torch.device("cuda", number)
@@ -216,9 +216,9 @@ def use(comm: MPI.Comm, threads: int | None, kind: str) -> torch.device:
     return device
 
 
-def sharers(places: Sequence[Place], index: int) -> int:
+def count_gpu_sharers(places: Sequence[Place], index: int) -> int:
     """Return how many ranks of a node use the GPU of the rank at `index`, that rank included."""
-    names = [None if number is None else one.gpus[number] for one, number in zip(places, gpus_of(places))]
+    names = [None if number is None else one.gpus[number] for one, number in zip(places, assign_gpus(places))]
     return names.count(names[index])
 
 
@@ -259,7 +259,7 @@ def _read(path: Path) -> str:
 def _gather_places(comm: MPI.Comm, serves: bool | None = None) -> tuple[list[Place], int]:
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
     places = node.allgather(
-        place(
+        make_place(
             comm.rank,
             os.uname().nodename,
             os.sched_getaffinity(0),

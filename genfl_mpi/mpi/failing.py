@@ -14,7 +14,7 @@ from genfl_mpi.util.errors import UserError
 
 
 @contextmanager
-def named(what: str) -> Iterator[None]:
+def annotate_errors(what: str) -> Iterator[None]:
     """Add `what` (a round and a client, for example) as a note to an exception raised in a `with` block."""
     try:
         yield

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from genfl_mpi.mpi.collectives import MPI, arrive
+from genfl_mpi.mpi.collectives import MPI, wait_for_all
 
 
 def split(comm: MPI.Comm, groups: int) -> MPI.Comm:
@@ -55,6 +55,9 @@ class Turns:
         return int(turn[0])
 
     def close(self, leaving: Callable[[], int]) -> None:
-        """Wait until every group has arrived, and free the window. Collective. leaving: as in `arrive`."""
-        arrive(self.comm, leaving=leaving)
+        """Wait until every group has arrived, and free the window. Collective.
+
+        leaving: as in `wait_for_all`.
+        """
+        wait_for_all(self.comm, leaving=leaving)
         self.window.Free()

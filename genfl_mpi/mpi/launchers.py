@@ -12,7 +12,7 @@ from pathlib import Path
 from genfl_mpi.util.errors import UserError
 
 # Environment variables of the launchers: rank of the process, number of ranks, and visible GPUs.
-RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "SLURM_PROCID")
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "SLURM_PROCID")
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
@@ -20,10 +20,10 @@ LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
 
 def is_first(environ: Mapping[str, str]) -> bool:
     """Return whether the process is rank 0, or was started without a launcher."""
-    return all(environ.get(name, "0") == "0" for name in RANKS)
+    return all(environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
-def parents() -> Iterator[tuple[int, str]]:
+def ancestors() -> Iterator[tuple[int, str]]:
     """Yield (process, name) of this process's ancestors, the nearest first.
 
     Raises OSError or ValueError where /proc does not have them.
@@ -42,9 +42,9 @@ def command(size: int, environ: Mapping[str, str]) -> str:
     job.
     """
     arguments = list(sys.orig_argv)
-    if any(name in environ for name in RANKS):
+    if any(name in environ for name in RANK_VARIABLES):
         with suppress(OSError, ValueError, IndexError):
-            for pid, name in parents():
+            for pid, name in ancestors():
                 if name.startswith(LAUNCHERS):
                     return shlex.join(
                         Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]

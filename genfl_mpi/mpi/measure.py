@@ -68,7 +68,7 @@ def reduction(comm: MPI.Comm, units: int, repeats: int = 5) -> float:
     """Return the median seconds of a reduction of `units` int64 values to rank 0. Collective."""
     buffer, times = np.zeros(units, np.int64), []
     for _ in range(repeats + 1):
-        collectives.arrive(comm)
+        collectives.wait_for_all(comm)
         start = time.perf_counter()
         collectives.reduce_sum(comm, buffer)
         times.append(time.perf_counter() - start)

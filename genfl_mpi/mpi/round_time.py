@@ -17,7 +17,7 @@ class Cluster:
     """A machine of `nodes` nodes with the same number of ranks each.
 
     ranks: in total. cores: of a node. threads: of a rank. latency: of a message between nodes, s. bandwidth:
-    of a node's network, B/s. copying: rate at which a node copies within its memory, B/s.
+    of a node's network, B/s. copy_rate: rate at which a node copies within its memory, B/s.
     """
 
     ranks: int
@@ -26,20 +26,20 @@ class Cluster:
     threads: int
     latency: float
     bandwidth: float
-    copying: float
+    copy_rate: float
 
     @property
-    def ranks_a_node(self) -> int:
+    def ranks_per_node(self) -> int:
         """The number of ranks on a node."""
         return -(-self.ranks // self.nodes)
 
     @property
     def crowding(self) -> float:
         """The factor by which all work slows down because ranks share cores; 1 if they do not."""
-        return max(1.0, self.ranks_a_node * self.threads / self.cores)
+        return max(1.0, self.ranks_per_node * self.threads / self.cores)
 
 
-def copying() -> float:
+def measure_copy_rate() -> float:
     """Measure this machine's memory copy rate, in bytes a second."""
     source, target = np.ones(2**25, np.uint8), np.empty(2**25, np.uint8)
     seconds = []
@@ -60,12 +60,12 @@ def exchange(down: float, up: float, cluster: Cluster) -> float:
     seconds = 0.0
     levels = (
         (cluster.nodes, cluster.latency, 1 / cluster.bandwidth),
-        (cluster.ranks_a_node, MEMORY_LATENCY, 2 * cluster.crowding / cluster.copying),
+        (cluster.ranks_per_node, MEMORY_LATENCY, 2 * cluster.crowding / cluster.copy_rate),
     )
     for parties, latency, seconds_per_byte in levels:
         steps, share = int(np.ceil(np.log2(parties))), (parties - 1) / parties
         seconds += (steps + parties - 1) * latency + 2 * share * down * seconds_per_byte
-        seconds += 2 * steps * latency + 2 * share * up * seconds_per_byte + share * up / cluster.copying
+        seconds += 2 * steps * latency + 2 * share * up * seconds_per_byte + share * up / cluster.copy_rate
     return seconds
 
 

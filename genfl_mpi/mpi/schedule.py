@@ -68,7 +68,7 @@ class Pace:
         seconds = np.bincount(ranks, costs / self.rates()[ranks], minlength=len(self.speeds))
         return seconds[1:].max(initial=0.0)
 
-    def memory(self, generation: Sequence[Speed]) -> dict[str, np.ndarray]:
+    def state(self, generation: Sequence[Speed]) -> dict[str, np.ndarray]:
         """Return the measured speeds for a checkpoint: float64 arrays by name, 0 for a rate never measured.
 
         generation: the `Speed`s of rank 0's generation, a pair.
@@ -81,8 +81,8 @@ class Pace:
             "generation": np.array([speed.rate or 0.0 for speed in generation]),
         }
 
-    def recall(self, memory: Mapping[str, np.ndarray], generation: Sequence[Speed]) -> None:
-        """Restore what `memory` returned; if the number of ranks has changed, each gets the mean rate.
+    def restore(self, memory: Mapping[str, np.ndarray], generation: Sequence[Speed]) -> None:
+        """Restore what `state` returned; if the number of ranks has changed, each gets the mean rate.
 
         Ignores a memory that is incomplete or malformed: only the schedule depends on it.
         """

@@ -31,13 +31,13 @@ class Signals:
     A second signal ends it at once.
 
     comm: communicator of the ranks that leave together. doing: returns what this rank is doing, for the
-    message; the owner sets it. tell: prints the message; may be replaced.
+    message; the owner sets it. announce: prints the message; may be replaced.
     """
 
     def __init__(self, comm: MPI.Comm):
         self.comm = comm
         self.doing: Callable[[], str] = lambda: "starting"
-        self.tell: Callable[[str], object] = _write
+        self.announce: Callable[[str], object] = _write
         self.caught = self.status = 0
         self.since: float | None = None
         self.requests: list[MPI.Request] | None = None
@@ -54,7 +54,7 @@ class Signals:
             self._settle()
             self.comm.Free()
 
-    def asked(self) -> int:
+    def exit_status(self) -> int:
         """Return the exit status with which to leave, once any rank received a signal; else 0.
 
         Not collective, and cheap.
@@ -79,7 +79,7 @@ class Signals:
             os.kill(os.getpid(), number)
 
     def _announce(self, event: str) -> None:
-        self.tell(f"genfl_mpi: {event}: leaving when that is done; the same command continues")
+        self.announce(f"genfl_mpi: {event}: leaving when that is done; the same command continues")
 
     def _receive(self) -> None:
         """Receive the notifications of other ranks that have arrived."""
@@ -93,7 +93,7 @@ class Signals:
 
     def _settle(self) -> None:
         """Receive all notifications still in flight: MPI allows none at finalization. Collective."""
-        self.asked()
+        self.exit_status()
         # A rank enters the barrier when its own messages have arrived. When all ranks have entered, no
         # message is in flight (Hoefler, Siebert and Lumsdaine 2010).
         for request in self.requests or []:

@@ -113,9 +113,9 @@ def _ranks(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
 def _cores(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
     """Report the cores of each node and their limits; oversubscription and bad binding are problems."""
     threads, lines = configs[0].runtime.threads or 1, []
-    problems = devices.remarks(comm, threads, "cuda")
+    problems = devices.warn(comm, threads, "cuda")
     for places in _by_node(comm):
-        cores, one = devices.cores_of(places), places[0]
+        cores, one = devices.count_cores(places), places[0]
         affinity = _spans(frozenset().union(*(place.cores for place in places)))
         limits = [f"affinity {affinity} of {os.cpu_count()}"]
         limits += [f"Slurm's grant {one.granted}"] if one.granted is not None else []
@@ -142,7 +142,7 @@ def _gpus(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
     lines: list[str] = []
     for places, names in zip(_by_node(comm), filter(lambda names: names is not None, gathered or [])):
         lines += [f"{places[0].host}: GPU {i}: {name}" for i, name in enumerate(names)]
-        for place, number in zip(places, devices.gpus_of(places)):
+        for place, number in zip(places, devices.assign_gpus(places)):
             if number is not None:
                 lines.append(
                     f"{place.host}: rank {place.rank} uses GPU {place.gpus[number]} "
@@ -266,7 +266,7 @@ def _data(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
     """Report the data sets; one that a node cannot read or hold is a problem."""
 
     def check(config: Config) -> None:
-        datasets.check(config.data, 0)
+        datasets.check_available(config.data, 0)
         check_memory(config)
 
     return _on_each_node(comm, {config.data.name: config for config in configs}, check)
@@ -318,7 +318,9 @@ def _messages(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
                 )
     model, about = configs[0].model, datasets.describe(configs[0].data)
     try:
-        module = collectives.together(comm, lambda: models.build(model, len(about.classes), about.shape, 0))
+        module = collectives.call_on_all(
+            comm, lambda: models.build(model, len(about.classes), about.shape, 0)
+        )
     except UserError as error:
         return lines or ["no reduction measured: the model cannot be built"], [*problems, str(error)]
     weights = sum(value.numel() for value in module.state_dict().values())

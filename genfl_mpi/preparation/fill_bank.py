@@ -33,25 +33,22 @@ def generate(
     signals.doing = lambda: "generating images"
     for config in configs:
         config = resolve(config, comm)
-        devices.use(comm, config.runtime.threads, config.generation.device)
-        generator = collectives.together(
+        devices.set_up(comm, config.runtime.threads, config.generation.device)
+        generator = collectives.call_on_all(
             comm, lambda: Generator(config, datasets.describe(config.data).shape)
         )
         missing = collectives.from_rank0(
             comm,
             lambda: [
-                batch
-                for batches in planned_batches(config)
-                for batch in batches
-                if not generator.ready(batch)
+                batch for batches in planned_batches(config) for batch in batches if not generator.has(batch)
             ],
         )
-        if comm.rank == 0 and (others := generator.bank.made_by_others()):
+        if comm.rank == 0 and (others := generator.bank.describe_foreign_images()):
             say(others)
         assigned = missing[comm.rank :: comm.size]
         if assigned:
             generator.load()
-        collectives.arrive(comm)
+        collectives.wait_for_all(comm)
         start = time.perf_counter()
         with tqdm(
             total=sum(map(len, missing)), unit=" images", disable=comm.rank > 0 or not missing, mininterval=1
@@ -59,7 +56,7 @@ def generate(
 
             def update_bar() -> None:
                 """Count the images in the bank, which holds every rank's progress: no message is needed."""
-                bar.update(sum(len(batch) for batch in missing if generator.ready(batch)) - bar.n)
+                bar.update(sum(len(batch) for batch in missing if generator.has(batch)) - bar.n)
 
             def watch_others() -> bool:
                 update_bar()
@@ -67,17 +64,17 @@ def generate(
                 return True
 
             for batch in assigned:
-                if signals.asked():
+                if signals.exit_status():
                     break
                 generator.images(batch)
                 update_bar()
-            collectives.arrive(comm, watch_others if comm.rank == 0 else None)
+            collectives.wait_for_all(comm, watch_others if comm.rank == 0 else None)
             update_bar()
-        if status := collectives.largest(comm, signals.asked()):
+        if status := collectives.maximum(comm, signals.exit_status()):
             say(f"interrupted before all images were made; bank {config.generation.bank}")
             return status
         seconds = time.perf_counter() - start
-        peak = collectives.largest(comm, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        peak = collectives.maximum(comm, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         made = sum(map(len, missing))
         rate = f", {made / seconds:.2f} images/s" if made else ""
         say(

@@ -46,11 +46,11 @@ def pretrain(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
                 f"pretrain runs on one rank, not {comm.size}; start it without mpirun, or with -n 1"
             )
         prompts, arrays = load_prompts(config.generation.prompts, about.classes), datasets.load(config.data)
-        images = public.images(arrays, about, config.data, settings.images)
+        images = public.public_images(arrays, about, config.data, settings.images)
         return prompts, images, _create_folder("pretraining.output", settings.output)
 
-    prompts, (images, labels, excluded), out = collectives.together(comm, prepare)
-    device = devices.use(comm, config.runtime.threads, config.runtime.device)
+    prompts, (images, labels, excluded), out = collectives.call_on_all(comm, prepare)
+    device = devices.set_up(comm, config.runtime.threads, config.runtime.device)
     say(
         f"training on {len(images)} public images; {excluded} excluded because they are byte for byte in the "
         "test set"
@@ -87,20 +87,20 @@ def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
 
     def prepare() -> tuple[Path, Prompts]:
         folder = model_folder.locate(config.generation.checkpoint)
-        model_folder.require_original(folder, "fine-tuning")
-        model_folder.check_public(folder, config.data)
+        model_folder.require_stable_diffusion(folder, "fine-tuning")
+        model_folder.check_training_data(folder, config.data)
         return folder, load_prompts(config.generation.prompts, about.classes)
 
-    folder, prompts = collectives.together(comm, prepare)
+    folder, prompts = collectives.call_on_all(comm, prepare)
     out = collectives.from_rank0(comm, lambda: _create_folder("finetuning.output", settings.output))
-    device = devices.use(comm, config.runtime.threads, config.runtime.device)
+    device = devices.set_up(comm, config.runtime.threads, config.runtime.device)
     data, window = collectives.node_shared(comm, lambda: load_and_divide(config))
-    holders = collectives.together(comm, lambda: _holders(config, about, data))
+    holders = collectives.call_on_all(comm, lambda: _holders(config, about, data))
     from genfl_mpi.generation.lora import Adapter  # here, because importing diffusers takes seconds
 
     start = time.perf_counter()
     adapter = Adapter(
-        collectives.together(comm, lambda: pipeline.read(folder, device=device)), prompts, settings
+        collectives.call_on_all(comm, lambda: pipeline.read(folder, device=device)), prompts, settings
     )
     sizes = np.array([len(samples) for samples in holders])
     ranks = assign(sizes, np.ones(comm.size), 0.0)
@@ -118,12 +118,12 @@ def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
         collectives.broadcast(comm, weights.numpy())
         units[:] = 0
         for holder, (latents, labels) in assigned.items():
-            with failing.named(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
+            with failing.annotate_errors(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
                 adapter.train(
                     weights, latents, labels, streams.integer(settings.seed, "finetune", round, holder)
                 )
                 total.add(sizes[holder] / sizes.sum(), adapter.weights)
-        collectives.arrive(comm)
+        collectives.wait_for_all(comm)
         collectives.reduce_sum(comm, units)
         weights.copy_(total.value())
         if (round + 1) % max(1, settings.rounds // 5) == 0:
@@ -169,7 +169,7 @@ def _holders(config: Config, about: datasets.Description, data: dict[str, np.nda
                 f"finetuning.per_class={settings.per_class} needs a public pool of {wanted} images at the "
                 f"server, not {config.data.public_pool}: set data.public_pool={wanted}"
             )
-        return [public.pool(labels, wanted, len(about.classes))]
+        return [public.public_pool(labels, wanted, len(about.classes))]
     held = data["indices"]
     # With replacement several clients may hold a sample: it is chosen at one of them.
     chosen = np.zeros(len(held), dtype=bool)

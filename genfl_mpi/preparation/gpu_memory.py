@@ -14,7 +14,7 @@ from genfl_mpi.federation.algorithms.interface import Client
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.generation import image_flops
 from genfl_mpi.learning import models
-from genfl_mpi.learning.memory import FLOAT, of_activations, of_weights
+from genfl_mpi.learning.memory import FLOAT, activation_bytes, weight_bytes
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import devices
 from genfl_mpi.util.text import counted
@@ -30,7 +30,7 @@ CONTEXT_BYTES = 500e6
 BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 
 
-def of_rank(config: Config, arrays: dict[str, np.ndarray], serves: bool = False) -> dict[str, int]:
+def rank_bytes(config: Config, arrays: dict[str, np.ndarray], serves: bool = False) -> dict[str, int]:
     """Return the peak bytes on a rank's GPU, by name, of rank 0 (`serves`) or of another rank.
 
     config: as the user set it; arrays: of `load_and_divide`. Of the generator only the weights count: the
@@ -40,12 +40,12 @@ def of_rank(config: Config, arrays: dict[str, np.ndarray], serves: bool = False)
     together = training.clients_per_batch
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
     vectors, broadcast, summed = _algorithm_memory(config, model)
-    found = of_weights(len(model.weights), model.parameters, training, vectors, broadcast, summed, together)
+    found = weight_bytes(len(model.weights), model.parameters, training, vectors, broadcast, summed, together)
     samples = int(np.diff(arrays["pointers"]).max()) + config.data.shared if config.trains_clients else 0
     pixels, images = int(np.prod(about.shape)), _max_server_images(config, len(about.classes))
     extra = images if config.sends else _max_filled_images(config, about, arrays) if config.fills else 0
     batch = min(training.batch_size, max(1, samples + extra))
-    found["activations"] = together * of_activations(model.module, about.shape, batch, training.dtype)
+    found["activations"] = together * activation_bytes(model.module, about.shape, batch, training.dtype)
     found["training images"] = arrays["train_images"].nbytes
     found["a client's images"] = together * (samples + extra) * pixels * (FLOAT + 1)
     if extra:  # before concatenation with the client's samples; sent images stay on the GPU
@@ -55,10 +55,10 @@ def of_rank(config: Config, arrays: dict[str, np.ndarray], serves: bool = False)
         found["optimizer"] += FLOAT * model.parameters * bool(config.augmented.momentum)
         batch = min(config.augmented.batch_size, images)
         found["activations"] = max(
-            found["activations"], of_activations(model.module, about.shape, batch, config.augmented.dtype)
+            found["activations"], activation_bytes(model.module, about.shape, batch, config.augmented.dtype)
         )
     if serves and config.generates and config.generation.device != "cpu":
-        weights = image_flops.of_configured(config.generation).weights
+        weights = image_flops.count_configured(config.generation).weights
         found["generator's weights"] = BYTES_PER_VALUE[config.generation.dtype] * weights
     return found | {"context": int(CONTEXT_BYTES)}
 
@@ -71,7 +71,8 @@ def _algorithm_memory(config: Config, model: FlatModel) -> tuple[int, int, int]:
     """
     algorithm = algorithms.find(config)
     declared = {
-        kind: algorithm.declared(kind, model.parameters, config) for kind in ("broadcast", "sum", "client")
+        kind: algorithm.arrays_of_kind(kind, model.parameters, config)
+        for kind in ("broadcast", "sum", "client")
     }
     arrays, state = (
         {name: torch.empty(array.shape, device="meta") for name, array in declared[kind].items()}
@@ -102,7 +103,7 @@ def _max_filled_images(config: Config, about: datasets.Description, arrays: dict
     return int(ClientImages(unpriced, about, arrays).demand()[0].max())
 
 
-def of_node(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
+def node_bytes(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
     """Return the bytes on each GPU of a node with `ranks` ranks and `gpus` GPUs, where the first rank serves.
 
     rank, server: bytes of a rank that does not serve, and of rank 0.
@@ -113,16 +114,16 @@ def of_node(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
         for number in range(ranks)
     ]
     total = [0] * gpus
-    for place, gpu in zip(places, devices.gpus_of(places)):
+    for place, gpu in zip(places, devices.assign_gpus(places)):
         if gpu is not None:
             total[gpu] += server if place.serves else rank
     return total
 
 
-def lines(config: Config, arrays: dict[str, Any], ranks: int, gpus: int) -> Iterator[str]:
+def describe(config: Config, arrays: dict[str, Any], ranks: int, gpus: int) -> Iterator[str]:
     """Yield the lines of `plan` on GPU memory, for a node with `ranks` ranks and `gpus` GPUs."""
-    rank, server = of_rank(config, arrays), of_rank(config, arrays, serves=True)
-    total = of_node(sum(rank.values()), sum(server.values()), ranks, gpus)
+    rank, server = rank_bytes(config, arrays), rank_bytes(config, arrays, serves=True)
+    total = node_bytes(sum(rank.values()), sum(server.values()), ranks, gpus)
     yield (
         f"GPU       {sum(rank.values()) / 1e6:,.0f} MB per rank, {sum(server.values()) / 1e6:,.0f} MB "
         f"rank 0; at most {max(total) / 1e6:,.0f} MB on one of {counted(gpus, 'GPU')}"

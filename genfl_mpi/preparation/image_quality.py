@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.data import datasets, public
-from genfl_mpi.federation.server_images import read_pool
+from genfl_mpi.federation.server_images import train_pool_classifier
 from genfl_mpi.federation.simulation import resolve
 from genfl_mpi.generation import bank
 from genfl_mpi.generation.quality import MEASURES, Judge
@@ -42,12 +42,14 @@ def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> I
     which `config` would pretrain a generator. Writes quality.png to the folder. Raises UserError.
     """
     config = resolve(config, comm)
-    device = devices.use(comm, config.runtime.threads, config.runtime.device)
+    device = devices.set_up(comm, config.runtime.threads, config.runtime.device)
     about = datasets.describe(config.data)
     sets = _read_sets(Path(folder), about, config.data.name)
     start = time.perf_counter()
     arrays = datasets.load(config.data)
-    classifier = read_pool(config, about, arrays, device) if config.generation.min_fidelity else None
+    classifier = (
+        train_pool_classifier(config, about, arrays, device) if config.generation.min_fidelity else None
+    )
     real = _public(arrays, about, config)
     judge = Judge(arrays, about, config, device, real and real[0])
     yield (
@@ -97,7 +99,7 @@ def _public(
     source = config.pretraining.images
     if source == "public_pool" and not config.data.public_pool:
         return None
-    values, labels, _ = public.images(arrays, about, config.data, source)
+    values, labels, _ = public.public_images(arrays, about, config.data, source)
     return (values * 255).round().byte().numpy(), labels
 
 
@@ -112,7 +114,7 @@ def _read_sets(
             f"generation.bank={folder}"
         )
     files_of: dict[str, list[dict[str, Any]]] = {}
-    for file in map(bank.read, files):
+    for file in map(bank.read_batch, files):
         if file["image"].shape[1:] != about.shape:
             raise UserError(
                 f"{folder}: its images have shape {file['image'].shape[1:]}, those of {name} {about.shape}; "
@@ -125,8 +127,9 @@ def _read_sets(
             )
         settings = file["settings"]
         key = (
-            f"{bank.maker(settings)}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
-            f"{settings['scheduler'] or 'default scheduler'}, {settings['dtype']} on {settings['device']}"
+            f"{bank.describe_generator(settings)}, {settings['steps']} steps, guidance "
+            f"{settings['guidance']:g}, {settings['scheduler'] or 'default scheduler'}, "
+            f"{settings['dtype']} on {settings['device']}"
         )
         files_of.setdefault(key, []).append(file)
     sets = {}

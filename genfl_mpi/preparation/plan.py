@@ -21,7 +21,7 @@ from genfl_mpi.federation.server import planning_server
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.mpi import collectives, devices, measure
-from genfl_mpi.mpi.round_time import Cluster, copying, exchange, loads
+from genfl_mpi.mpi.round_time import Cluster, exchange, loads, measure_copy_rate
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation import gpu_memory
 from genfl_mpi.preparation.preview import planned_batches
@@ -50,9 +50,8 @@ class Costs:
 
     rate: training speed, samples/s; overhead: of a client, in samples; batch: s per batch of images; test: s
     to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
-    by which a rank's first round is longer; load: s to load the generator; copying: memory bandwidth, B/s;
-    down, up: bytes of broadcast and reduction; own, server: bytes of memory of a rank, and of rank 0; shared:
-    bytes of the data set, once per node.
+    by which a rank's first round is longer; load: s to load the generator; copy_rate: of memory, B/s;
+    rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node.
     """
 
     rate: float
@@ -62,12 +61,12 @@ class Costs:
     rest: float
     first: float
     load: float
-    copying: float
-    down: int
-    up: int
-    own: int
-    server: int
-    shared: int
+    copy_rate: float
+    broadcast_bytes: int
+    reduction_bytes: int
+    rank_bytes: int
+    server_bytes: int
+    shared_bytes: int
 
 
 def calibrate(config: Config) -> Costs:
@@ -87,7 +86,7 @@ def calibrate(config: Config) -> Costs:
                 "training": training,
             }
         )
-        simulation = Simulation(few, comm=collectives.alone(), folder=Path(folder))
+        simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
         pace = Pace(1)
         rounds: list[dict[str, Any]] = []
         start = None
@@ -100,9 +99,9 @@ def calibrate(config: Config) -> Costs:
                 first, start = record, time.perf_counter()
             if rounds and time.perf_counter() - start > CALIBRATION_SECONDS:
                 break
-        shared = sum(array.nbytes for array in simulation.data.values())
-        down, up = simulation.message_bytes
-        own = _resident_bytes() - shared
+        shared_bytes = sum(array.nbytes for array in simulation.data.values())
+        broadcast_bytes, reduction_bytes = simulation.message_bytes
+        rank_bytes = _resident_bytes() - shared_bytes
         rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
             for one in rounds
@@ -121,12 +120,12 @@ def calibrate(config: Config) -> Costs:
         rest=rest,
         first=max(0.0, first.columns["round_seconds"] - usual),
         load=load,
-        copying=copying(),
-        down=down,
-        up=up,
-        own=own,
-        server=max(own, peak - shared),
-        shared=shared,
+        copy_rate=measure_copy_rate(),
+        broadcast_bytes=broadcast_bytes,
+        reduction_bytes=reduction_bytes,
+        rank_bytes=rank_bytes,
+        server_bytes=max(rank_bytes, peak - shared_bytes),
+        shared_bytes=shared_bytes,
     )
 
 
@@ -187,7 +186,7 @@ def predict(
     images, message = server.images, Broadcast(0, config.cohort if config.trains_clients else 0, {})
     wanted: list[list[Batch]] = []
     if config.generates:
-        in_bank = images.generator.ready
+        in_bank = images.generator.has
         wanted = list(images.batches_from(server.state, 0))
     later = iter([batch for batches in wanted for batch in batches])
     slow = cluster.crowding
@@ -219,7 +218,7 @@ def predict(
             if config.sends:
                 server.send(message.plan)
         if server.world and config.trains_clients:
-            server.world.note(server.status)
+            server.world.commit(server.status)
         trained = message.plan[message.plan["rank"] != NO_RANK]
         units = server.state.samples[trained["client"]] * trained["epochs"]
         seconds, busy = train(units), 0.0
@@ -240,7 +239,7 @@ def predict(
             early + ends.max(),
             early + busy,
             (ends.max() - ends).mean(),
-            exchange(costs.down, costs.up, cluster),
+            exchange(costs.broadcast_bytes, costs.reduction_bytes, cluster),
             costs.test * slow * -(-chunks // cluster.ranks) / chunks,
             costs.rest,
         )
@@ -251,12 +250,12 @@ def predict(
     return found
 
 
-def total(rounds: np.ndarray, config: Config) -> float:
+def total_seconds(rounds: np.ndarray, config: Config) -> float:
     """Extrapolate the seconds of all rounds from those predicted, `rounds` (float64)."""
     return rounds.sum() + (config.rounds - len(rounds)) * rounds[len(rounds) // 2 :].mean()
 
 
-def command(
+def describe(
     comm: MPI.Comm, config: Config, cluster: Cluster, name: str, gpus: int | None = None
 ) -> Iterator[str]:
     """Yield the lines of the `plan` command on rank 0.
@@ -266,22 +265,25 @@ def command(
     uses them.
     """
     unresolved = config
-    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_a_node)
+    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_per_node)
     runtime = config.runtime.model_copy(update={"threads": threads})
     config = resolve(config.model_copy(update={"runtime": runtime}), comm)
-    devices.use(comm, threads, config.runtime.device)
+    devices.set_up(comm, threads, config.runtime.device)
     costs = calibrate(config)
-    each, (neighbours, seconds) = comm.gather(costs), measure.reduction_in_node(comm, costs.up // 8)
+    each, (neighbours, seconds) = (
+        comm.gather(costs),
+        measure.reduction_in_node(comm, costs.reduction_bytes // 8),
+    )
     if each is None:  # every rank but 0
         return
-    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copying")
+    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copy_rate")
     costs = replace(
         each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
     )
     if neighbours > 1:  # derive the memory bandwidth from real messages
         here = Cluster(neighbours, 1, cluster.cores, threads, cluster.latency, cluster.bandwidth, 1.0)
-        costs = replace(costs, copying=exchange(0, costs.up, here) / seconds)
-    cluster = replace(cluster, threads=threads, copying=costs.copying)
+        costs = replace(costs, copy_rate=exchange(0, costs.reduction_bytes, here) / seconds)
+    cluster = replace(cluster, threads=threads, copy_rate=costs.copy_rate)
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
     yield ""
@@ -290,24 +292,22 @@ def command(
     own = predict(config, arrays, costs, cluster)
     yield ""
     yield f"{counted(cluster.ranks, 'rank')} on {counted(cluster.nodes, 'node')}"
-    yield (
-        f"  seconds   {own['round'].mean():.3g} per round, {total(own['round'], config):,.4g} in total, "
-        "without start and files"
-    )
+    whole = total_seconds(own["round"], config)
+    yield (f"  seconds   {own['round'].mean():.3g} per round, {whole:,.4g} in total, without start and files")
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield (
-        f"  memory    {costs.own / 1e6:,.0f} MB per rank, {costs.server / 1e6:,.0f} MB rank 0, "
-        f"{costs.shared / 1e6:,.0f} MB per node for data"
+        f"  memory    {costs.rank_bytes / 1e6:,.0f} MB per rank, {costs.server_bytes / 1e6:,.0f} MB rank 0, "
+        f"{costs.shared_bytes / 1e6:,.0f} MB per node for data"
     )
     if gpus or config.runtime.device == "cuda":
-        for line in gpu_memory.lines(
-            unresolved, arrays, cluster.ranks_a_node, gpus or torch.cuda.device_count()
+        for line in gpu_memory.describe(
+            unresolved, arrays, cluster.ranks_per_node, gpus or torch.cuda.device_count()
         ):
             yield from textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 12)
     yield (
-        f"  bytes     {costs.down / 1e6:,.3g} MB to every rank and {costs.up / 1e6:,.3g} MB from every rank "
-        "per round"
+        f"  bytes     {costs.broadcast_bytes / 1e6:,.3g} MB to every rank and "
+        f"{costs.reduction_bytes / 1e6:,.3g} MB from every rank per round"
     )
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
@@ -328,14 +328,14 @@ def _measured(config: Config, ranks: int, costs: Costs) -> str:
         f"{config.runtime.device}, {environment.processor()}: {costs.rate:,.0f} samples/s in training, plus "
         f"{1000 * costs.overhead / costs.rate:.1f} ms per client; {images}testing {costs.test:.2f} s; "
         f"rest of a round {costs.rest:.3f} s, plus {costs.first:.2f} s in the first round; "
-        f"messages in memory {costs.copying / 1e9:.1f} GB/s"
+        f"messages in memory {costs.copy_rate / 1e9:.1f} GB/s"
     )
 
 
 def _assumed(cluster: Cluster) -> str:
     """Describe what the prediction assumes of the cluster."""
     crowded = (
-        f"; {cluster.ranks_a_node} ranks of {counted(cluster.threads, 'thread')} share "
+        f"; {cluster.ranks_per_node} ranks of {counted(cluster.threads, 'thread')} share "
         f"{counted(cluster.cores, 'core')}, so everything takes {cluster.crowding:.3g} times as long"
         if cluster.crowding > 1
         else ""
@@ -350,13 +350,13 @@ def _assumed(cluster: Cluster) -> str:
 def _resized(cluster: Cluster, max_ranks: int) -> Iterable[Cluster]:
     """Yield the cluster with 1, 2, 4, ... ranks up to `max_ranks`, and with its own number, in full nodes."""
     for ranks in sorted({*(2**i for i in range(max_ranks.bit_length())), cluster.ranks}):
-        yield replace(cluster, ranks=ranks, nodes=-(-ranks // cluster.ranks_a_node))
+        yield replace(cluster, ranks=ranks, nodes=-(-ranks // cluster.ranks_per_node))
 
 
 def _strong(config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster) -> Iterator[str]:
     """Yield the strong scaling table: the same run on other numbers of ranks."""
     seconds = {
-        one: total(predict(config, arrays, costs, one)["round"], config) / config.rounds
+        one: total_seconds(predict(config, arrays, costs, one)["round"], config) / config.rounds
         for one in _resized(cluster, max(cluster.ranks, 2 * config.cohort))
     }
     first = next(iter(seconds.values()))
@@ -386,6 +386,6 @@ def _weak(
         seconds = (units + costs.overhead) * one.crowding / costs.rate
         longest = np.mean([loads(cohort, busy, one.ranks).max() for cohort in seconds])
         test = costs.test * one.crowding * -(-chunks // one.ranks) / chunks
-        taken = longest + exchange(costs.down, costs.up, one) + test + costs.rest
+        taken = longest + exchange(costs.broadcast_bytes, costs.reduction_bytes, one) + test + costs.rest
         first = first or taken
         yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * first / taken:14.0f}"

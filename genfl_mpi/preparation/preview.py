@@ -12,7 +12,7 @@ import numpy as np
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation.policies import needed
+from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.server import planning_server
 from genfl_mpi.federation.simulation import resolve
 from genfl_mpi.util import plotting
@@ -46,7 +46,7 @@ def partition(comm: MPI.Comm, config: Config) -> Iterator[str]:
         f"EMD per client: {emd.min():.2f} to {emd.max():.2f}, mean {emd.mean():.2f}, "
         f"weighted by samples {emd @ sizes / sizes.sum():.2f}"
     )
-    depends_on_world = "world" in needed(server.select_policy) or config.incentive.base is not None
+    depends_on_world = "world" in needs_of(server.select_policy) or config.incentive.base is not None
     if config.trains_clients and depends_on_world:
         yield "the cohorts depend on the world, so they are not known in advance"
     elif config.trains_clients:

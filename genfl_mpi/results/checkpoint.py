@@ -43,7 +43,7 @@ def save(
     sealed_files.write(path, _identity(run, round), {"weights": np.asarray(weights), **state})
     try:
         disk.flush(path.parent)
-        stored = rounds(results)
+        stored = list_rounds(results)
         newest = [old for old in stored if old <= round][-KEPT_NEWEST:]
         for old in stored:  # newer ones are damaged, else the run would have continued from them
             if old > round or (old not in newest and (keep is None or old % keep)):
@@ -52,7 +52,7 @@ def save(
         raise disk.write_error(path, error) from None
 
 
-def rounds(results: Path) -> list[int]:
+def list_rounds(results: Path) -> list[int]:
     """Return the checkpointed rounds in ascending order, including damaged ones."""
     return sorted(
         int(path.stem)
@@ -62,16 +62,16 @@ def rounds(results: Path) -> list[int]:
 
 
 def load(
-    results: Path, run: str, warn: Callable[[str], object], at: int | None = None
+    results: Path, run: str, warn: Callable[[str], object], round: int | None = None
 ) -> tuple[int, np.ndarray | None, dict[str, np.ndarray]]:
-    """Return (round, weights, state) of the newest intact checkpoint, or of the one of round `at`.
+    """Return (round, weights, state) of the newest intact checkpoint, or of the one of `round`.
 
     Returns (0, None, {}) if none exists. run: the expected run id; warn: called with a line for each damaged
     checkpoint. Raises UserError if checkpoints exist but none is intact, or if one is of another run.
     """
-    found = [round for round in rounds(results) if at in (None, round)]
-    for round in reversed(found):
-        path = _path(results, round)
+    found = [one for one in list_rounds(results) if round in (None, one)]
+    for one in reversed(found):
+        path = _path(results, one)
         with suppress(sealed_files.Damaged, FileNotFoundError):
             identity, state = sealed_files.read(path)
             if identity.get("run", run) != run:
@@ -79,8 +79,8 @@ def load(
                     f"{path}: a checkpoint of run {identity['run']}, but {results.name} is of "
                     f"run {run}; move the checkpoint away"
                 )
-            if identity == _identity(run, round) and "weights" in state:
-                return round, state.pop("weights"), state
+            if identity == _identity(run, one) and "weights" in state:
+                return one, state.pop("weights"), state
         warn(f"{path}: the checkpoint is damaged")
     if found:
         raise UserError(
@@ -90,14 +90,14 @@ def load(
     return 0, None, {}
 
 
-def trained(results: Path) -> list[np.ndarray]:
+def read_last_training(results: Path) -> list[np.ndarray]:
     """Return the round of each client's last training, int64 (clients,), for each checkpoint, oldest first.
 
     Only checkpoints of algorithms with client arrays (SCAFFOLD) store it. Unreadable checkpoints are skipped:
     no run can continue from them.
     """
     found = []
-    for round in rounds(results):
+    for round in list_rounds(results):
         with suppress(OSError, SafetensorError), safe_open(_path(results, round), "np") as file:
             found.append(file.get_tensor("trained"))
     return found
@@ -108,7 +108,7 @@ def remove(results: Path, keep: int | None = None) -> None:
 
     Raises UserError.
     """
-    for round in rounds(results):
+    for round in list_rounds(results):
         if keep is None or round % keep:
             try:
                 _path(results, round).unlink()

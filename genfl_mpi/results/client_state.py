@@ -88,7 +88,7 @@ class ClientStates:
                 with suppress(OSError):  # harmless: nothing reads the file
                     path.unlink()
 
-    def take(self, folder: Path | str, run: str, last: np.ndarray) -> None:
+    def copy_from(self, folder: Path | str, run: str, last: np.ndarray) -> None:
         """Copy every client's last state from another run. Raises UserError.
 
         folder, run: of the other run; last: the rounds that wrote these states, int (clients,).

@@ -27,7 +27,7 @@ def check_space(folder: Path, size: int) -> None:
         )
 
 
-def check(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise UserError if the folder `output` cannot be created or written to.
 
     Raises OSError if its name is not valid.

@@ -18,7 +18,7 @@ class Column(NamedTuple):
 
     dtype: str
     unit: str
-    about: str
+    description: str
     measured: bool = False
 
 

@@ -44,7 +44,7 @@ PHASES = {
     "checkpoint": "writing the checkpoint",
     "finish": "finishing",
 }
-MOST = 8  # bounds the ranks that are listed
+MAX_LISTED_RANKS = 8  # bounds the ranks that are listed
 MAX_ERROR_CHARS = 200
 ROUNDS = "rounds"  # name of the file of finished rounds: a JSON line about the run, then one for each round
 
@@ -57,15 +57,15 @@ def path_for(results: Path) -> Path:
 class Progress:
     """Record the activity of one rank.
 
-    results: the run's results file; rank, ranks: of the communicator; held: on rank 0 the run's `Lock`, which
-    is taken here if not given.
+    results: the run's results file; rank, ranks: of the communicator; run_lock: on rank 0 the run's `Lock`,
+    which is taken here if not given.
 
-    Rank 0 replaces the record of the previous start; `failed` restores it if this start is refused. Raises
-    UserError on rank 0 if another job computes the run, or the folder is not writable; other ranks that
-    cannot write continue without a record.
+    Rank 0 replaces the record of the previous start; `close_failed` restores it if this start is refused.
+    Raises UserError on rank 0 if another job computes the run, or the folder is not writable; other ranks
+    that cannot write continue without a record.
     """
 
-    def __init__(self, results: Path, rank: int, ranks: int, held: lock.Lock | None = None) -> None:
+    def __init__(self, results: Path, rank: int, ranks: int, run_lock: lock.Lock | None = None) -> None:
         self.about: About = {
             "rank": rank,
             "ranks": ranks,
@@ -75,7 +75,7 @@ class Progress:
         }
         self.results, self.folder = results, path_for(results)
         self.descriptor: int | None = None
-        self.lock = held or (lock.Lock(results) if rank == 0 else None)
+        self.lock = run_lock or (lock.Lock(results) if rank == 0 else None)
         self.replaced = _contents(self.folder) if rank == 0 else None
         try:
             if rank == 0:
@@ -99,8 +99,8 @@ class Progress:
             with suppress(OSError):  # a missing note is no reason to end a run
                 os.pwrite(self.descriptor, f"{json.dumps(self.about):{FILE_BYTES - 1}}\n".encode(), 0)
 
-    def finished(self, *rows: Sequence[Any]) -> None:
-        """Note finished rounds. The first row of a run is [method, rounds], for `status.of_run`.
+    def note_rounds(self, *rows: Sequence[Any]) -> None:
+        """Note finished rounds. The first row of a run is [method, rounds], for `status.read_status`.
 
         From here on the record of the previous start is not restored.
         """
@@ -108,7 +108,7 @@ class Progress:
         with suppress(OSError), open(self.folder / ROUNDS, "a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
-    def raised(self, error: BaseException) -> None:
+    def note_error(self, error: BaseException) -> None:
         """Note the error that ended the current phase. It is the last note, and may exceed FILE_BYTES."""
         text = "".join(
             char if char.isprintable() else "?" for char in " ".join(str(error).split())[:MAX_ERROR_CHARS]
@@ -116,9 +116,9 @@ class Progress:
         self.about["raised"] = ": ".join(filter(None, (type(error).__name__, text)))
         self(self.about["phase"], self.about["client"])
 
-    def failed(self, error: BaseException) -> None:
+    def close_failed(self, error: BaseException) -> None:
         """Note the error that ends the start, and close. A refused start restores the previous record."""
-        self.raised(error)
+        self.note_error(error)
         if self.replaced is not None and isinstance(error, UserError) and not self._is_lost():
             clear(self.results)
             with suppress(OSError):
@@ -132,15 +132,15 @@ class Progress:
 
     def doing(self) -> str:
         """Describe the rank's current activity."""
-        return doing(self.about)
+        return describe(self.about)
 
-    def close(self, ended: bool = False) -> None:
-        """Close the file; on rank 0 also release the lock. ended: the run succeeded, so remove the record."""
+    def close(self, succeeded: bool = False) -> None:
+        """Close the file; on rank 0 also release the lock. succeeded: remove the record, too."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
         if self.lock:
-            if ended and not self._is_lost():  # otherwise the record belongs to another start
+            if succeeded and not self._is_lost():  # otherwise the record belongs to another start
                 clear(self.results)
             self.lock.release()
 
@@ -216,7 +216,7 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def rounds(results: Path) -> list[list[Any]]:
+def read_rounds(results: Path) -> list[list[Any]]:
     """Return the noted rounds: [[method, rounds], [round, accuracy, images, seconds], ...].
 
     Damaged lines are skipped; [] if the first one is damaged or missing.
@@ -245,7 +245,7 @@ def is_running(results: Path) -> bool:
     return lock.is_held(results)
 
 
-def state(results: Path) -> str:
+def read_state(results: Path) -> str:
     """Return the state of the latest start: running, failed (a rank noted an error), or cut off.
 
     Returns "" if it left no record, or succeeded.
@@ -268,17 +268,17 @@ def seconds_since(about: About) -> float:
     return max(0.0, time.time() - then.timestamp())
 
 
-def lines(results: Path) -> Iterator[str]:
+def describe_ranks(results: Path) -> Iterator[str]:
     """Yield a line a rank with its current or last activity, for at most MOST ranks."""
     known = read(results)
-    for about in known[:MOST]:
+    for about in known[:MAX_LISTED_RANKS]:
         if about["phase"] is None:
-            yield f"rank {about['rank']}: {doing(about)}"
+            yield f"rank {about['rank']}: {describe(about)}"
             continue
         where = f"rank {about['rank']} of {about['ranks']} on {about['host']} (process {about['pid']})"
-        yield f"{where}: {doing(about)}, since {about['time']}"
-    if len(known) > MOST:
-        yield f"and {len(known) - MOST} more ranks"
+        yield f"{where}: {describe(about)}, since {about['time']}"
+    if len(known) > MAX_LISTED_RANKS:
+        yield f"and {len(known) - MAX_LISTED_RANKS} more ranks"
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -297,7 +297,7 @@ def _now() -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d} UTC"
 
 
-def doing(about: About) -> str:
+def describe(about: About) -> str:
     """Describe a rank's activity. about: an item of `read`."""
     if about["phase"] is None:
         return "unreadable progress file"

@@ -49,7 +49,7 @@ def open_results(path: Path | str) -> h5py.File:
             ) from None
         raise UserError(f"{path}: not a readable HDF5 file: {first_line(error)}") from None
     try:
-        with damage(path):
+        with report_damage(path):
             if reason := _why_unreadable(file):
                 raise UserError(f"{path}: {reason}")
             if file.attrs["checksum"] != attributes_checksum(file):
@@ -102,7 +102,7 @@ def _open(path: Path) -> h5py.File:
 
 
 @contextmanager
-def damage(path: Path | str) -> Iterator[None]:
+def report_damage(path: Path | str) -> Iterator[None]:
     """Raise errors of HDF5 and YAML in this context as a UserError about a damaged file."""
     try:
         yield
@@ -114,7 +114,7 @@ def _damaged(file: h5py.File, what: str) -> UserError:
     return UserError(f"{file.filename}: the file is damaged: {what} is corrupt; {ADVICE}")
 
 
-def find(names: Iterable[Path | str]) -> list[Path]:
+def find_results(names: Iterable[Path | str]) -> list[Path]:
     """Return the paths of results files. names: files, or folders of files. Raises UserError."""
     found: list[Path] = []
     for path in map(Path, names):
@@ -136,30 +136,30 @@ def _is_results(path: Path) -> bool:
     return True
 
 
-def config_of(file: h5py.File) -> dict[str, Any]:
+def read_config(file: h5py.File) -> dict[str, Any]:
     """Return the resolved configuration, as nested dicts."""
     return yaml.safe_load(file["config"].attrs["resolved"])
 
 
-def run_of(file: h5py.File) -> str:
+def read_run_id(file: h5py.File) -> str:
     """Return the id of the run."""
     return file["config"].attrs["run"]
 
 
 def is_finished(file: h5py.File) -> bool:
     """Return whether all rounds and the weights are stored. Raises UserError if the mark is damaged."""
-    mark = array_of(file, "finished")[0]
+    mark = read_array(file, "finished")[0]
     if mark not in (0, FINISHED):
         raise _damaged(file, "finished")
     return bool(mark == FINISHED)
 
 
-def rounds_of(file: h5py.File) -> int:
+def count_rounds(file: h5py.File) -> int:
     """Return the number of complete rounds."""
-    return len(columns_of(file, "rounds", ["round"])["round"])
+    return len(read_columns(file, "rounds", ["round"])["round"])
 
 
-def array_of(file: h5py.File, name: str) -> np.ndarray:
+def read_array(file: h5py.File, name: str) -> np.ndarray:
     """Return a data set that is written only once: `weights`, `finished`, or a column of the partition.
 
     Raises UserError if it is damaged.
@@ -175,14 +175,14 @@ def _read(file: h5py.File, name: str, rows: int | None = None) -> np.ndarray:
         raise _damaged(file, name) from None
 
 
-def columns_of(file: h5py.File, table: str, names: Iterable[str] | None = None) -> Columns:
+def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None) -> Columns:
     """Return the complete rows of a table's columns, {name: array}; by default of all columns.
 
     A run that was cut off while writing may have left incomplete rows. table: one of TABLES, or partition.
     Raises UserError if a column is damaged.
     """
     if table == "partition":
-        return {name: array_of(file, f"{table}/{name}") for name in names or PARTITION}
+        return {name: read_array(file, f"{table}/{name}") for name in names or PARTITION}
     order = list(TABLES[table])
     rows = len(file[table][order[0]])  # the numbering, which is written last
     sums = _read(file, f"{CHECKSUMS}/{table}")
@@ -204,15 +204,15 @@ def columns_of(file: h5py.File, table: str, names: Iterable[str] | None = None) 
     return found
 
 
-def tables_until(file: h5py.File, round: int) -> dict[str, Columns]:
+def read_tables_until(file: h5py.File, round: int) -> dict[str, Columns]:
     """Return the rows of rounds 1 to `round` of all tables: {"rounds": {column: array}, ...}.
 
     Raises UserError if a table is damaged.
     """
-    return until({table: columns_of(file, table) for table in TABLES}, round)
+    return rows_until({table: read_columns(file, table) for table in TABLES}, round)
 
 
-def until(tables: Mapping[str, Columns], round: int) -> dict[str, Columns]:
+def rows_until(tables: Mapping[str, Columns], round: int) -> dict[str, Columns]:
     """Return the rows of rounds 1 to `round` of tables, {"rounds": {column: array}, ...}."""
     return {
         table: {name: column[columns["round"] <= round] for name, column in columns.items()}
@@ -226,12 +226,12 @@ def digests(path: Path | str) -> tuple[str, str, bool]:
     weights: SHA-256 of the final weights, which are zero until the run is finished; results: SHA-256 of all
     columns that are not measured (times, ranks, numbers of bytes); finished: whether the run is finished.
     """
-    with open_results(path) as file, damage(path):
-        weights = hashlib.sha256(array_of(file, "weights").tobytes())
+    with open_results(path) as file, report_damage(path):
+        weights = hashlib.sha256(read_array(file, "weights").tobytes())
         results = hashlib.sha256()
         for table, columns in {"partition": PARTITION, **TABLES}.items():
             names = [name for name, column in columns.items() if not column.measured]
-            for name, array in columns_of(file, table, names).items():
+            for name, array in read_columns(file, table, names).items():
                 results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
                 results.update(np.ascontiguousarray(array).tobytes())
         return weights.hexdigest(), results.hexdigest(), is_finished(file)

@@ -25,7 +25,7 @@ class Damaged(Exception):
     """Raised for a file whose content does not match its checksum."""
 
 
-def new_run() -> str:
+def new_run_id() -> str:
     """Return a new random id for a run. It distinguishes the run's files from those of other runs."""
     return secrets.token_hex(6)
 

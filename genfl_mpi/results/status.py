@@ -59,25 +59,27 @@ class Status:
         return (self.rounds - len(self.done)) * float(np.median(last)) if last else np.nan
 
 
-def begun(path: Path, config: Config, columns: Mapping[str, Sequence[Any] | np.ndarray] | None) -> Status:
+def start_status(
+    path: Path, config: Config, columns: Mapping[str, Sequence[Any] | np.ndarray] | None
+) -> Status:
     """Return the `Status` of a run that starts, or continues after rounds with these columns of /rounds."""
     return Status(path, METHOD_TITLES[config.method], config.rounds, _rounds(columns))
 
 
-def of_run(path: Path) -> Status | None:
+def read_status(path: Path) -> Status | None:
     """Return the `Status` of a results file, growing or not; None if nothing can be read yet.
 
     Raises UserError if it is not a results file.
     """
-    noted = progress.rounds(path)
+    noted = progress.read_rounds(path)
     try:
-        with reader.open_results(path) as file, reader.damage(path):
-            config = reader.config_of(file)
+        with reader.open_results(path) as file, reader.report_damage(path):
+            config = reader.read_config(file)
             found = Status(
                 path,
                 METHOD_TITLES[config["method"]],
                 config["rounds"],
-                _rounds(reader.columns_of(file, "rounds", FIELDS)),
+                _rounds(reader.read_columns(file, "rounds", FIELDS)),
             )
     except UserError:  # SWMR fails on this file system, or the file does not exist yet
         if not noted and progress.read(path):

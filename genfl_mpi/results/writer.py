@@ -268,7 +268,7 @@ def _record_columns(table: str) -> dict[str, layout.Column]:
 
 def _describe(data: Any, column: layout.Column, dimensions: tuple[str, ...]) -> None:
     """Attach unit, meaning and named dimensions to a data set, for xarray and netCDF."""
-    data.attrs.update(units=column.unit, long_name=column.about)
+    data.attrs.update(units=column.unit, long_name=column.description)
     group, name = data.parent, data.name.rpartition("/")[2]
     for axis, dimension in enumerate(dimensions):
         if dimension == name:

@@ -57,14 +57,14 @@ def terminal() -> int | None:
     stdout = _link("self", 1)
     is_forwarded = False  # whether a process between this one and the launcher reads our output
     with suppress(OSError, ValueError, IndexError):
-        for pid, name in launchers.parents():
+        for pid, name in launchers.ancestors():
             is_forwarded = is_forwarded or any(
                 _link(pid, entry) == stdout for entry in os.listdir(f"/proc/{pid}/fd")
             )
             if name.startswith(launchers.LAUNCHERS):
                 descriptor = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NOCTTY)
                 return descriptor if os.isatty(descriptor) and (is_forwarded or sys.stdout.isatty()) else None
-    has_launcher = any(name in os.environ for name in launchers.RANKS)
+    has_launcher = any(name in os.environ for name in launchers.RANK_VARIABLES)
     return sys.stdout.fileno() if sys.stdout.isatty() and not has_launcher else None
 
 
@@ -97,7 +97,7 @@ class Lines:
         )
         self.known.done.append(row)
         if self.level != "quiet":
-            self.say(line(self.known, row, record.loss) + _dropped(record))
+            self.say(format_round(self.known, row, record.loss) + _dropped(record))
         if self.level == "verbose":
             self.say(_phases(record))
 
@@ -130,7 +130,7 @@ class Live(Lines):
         for notice in self.notices:
             self.say(notice)
 
-    def tell(self, notice: str) -> None:
+    def announce(self, notice: str) -> None:
         """Show a line below the view, and print it at the end. May be called from a signal handler."""
         self.notices.append(notice)
 
@@ -173,7 +173,13 @@ def frame(runs: Sequence[status.Status], total: int, ended: Mapping[Path, str] |
     for known in runs:
         ranks, outcome = [] if known.finished else progress.read(known.path), (ended or {}).get(known.path)
         if ranks and outcome:
-            parts += [_bar(known), *(Text(f"  {outcome}: {line}") for line in progress.lines(known.path))]
+            parts += [
+                _bar(known),
+                *(
+                    Text(f"  {outcome}: {format_round}")
+                    for format_round in progress.describe_ranks(known.path)
+                ),
+            ]
         elif ranks or (known is runs[-1] and not known.finished):
             parts += [_bar(known), *_ranks(ranks)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -220,13 +226,13 @@ def _bar(known: status.Status) -> Table:
 
 
 def _ranks(ranks: Sequence[dict]) -> Iterator[Text]:
-    for about in ranks[: progress.MOST]:
+    for about in ranks[: progress.MAX_LISTED_RANKS]:
         since = f"  {progress.seconds_since(about):.1f} s" if about["time"] else ""
         yield Text(
-            f"  rank {about['rank']}  {progress.doing(about)}{since}", no_wrap=True, overflow="ellipsis"
+            f"  rank {about['rank']}  {progress.describe(about)}{since}", no_wrap=True, overflow="ellipsis"
         )
-    if len(ranks) > progress.MOST:
-        yield Text(f"  and {len(ranks) - progress.MOST} more ranks")
+    if len(ranks) > progress.MAX_LISTED_RANKS:
+        yield Text(f"  and {len(ranks) - progress.MAX_LISTED_RANKS} more ranks")
 
 
 def sparkline(values: Sequence[float], width: int = 20) -> str:
@@ -249,7 +255,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def line(known: status.Status, row: status.Round, loss: float | None = None) -> str:
+def format_round(known: status.Status, row: status.Round, loss: float | None = None) -> str:
     """Return a line about a finished round of a run. loss: on the test set, if known."""
     return (
         f"{known.name}  round {row.number:>{len(str(known.rounds))}}/{known.rounds}  "
@@ -298,10 +304,10 @@ def watch(paths: Callable[[], Iterable[Path]], say: Say) -> None:
     console = Console(force_terminal=True)
     with Display(console=console, auto_refresh=False) as display:
         while True:
-            is_unfinished = _update(paths, known, lambda line: None)
+            is_unfinished = _update(paths, known, lambda format_round: None)
             _fit(console, descriptor)
             if known:
-                states = {path: progress.state(path) for path in known}
+                states = {path: progress.read_state(path) for path in known}
                 runs = sorted(known.values(), key=lambda run: (states[run.path] == "running", run.name))
                 ended = {path: state for path, state in states.items() if state != "running"}
                 display.update(frame(runs, len(runs), ended), refresh=True)
@@ -316,10 +322,10 @@ def _update(paths: Callable[[], Iterable[Path]], known: dict[Path, status.Status
         before = known.get(path)
         if before and before.finished:
             continue
-        now = status.of_run(path)
+        now = status.read_status(path)
         if now is None:
             continue
         for row in now.done[len(before.done) if before else 0 :]:
-            say(line(now, row))
+            say(format_round(now, row))
         known[path] = now
     return not known or not all(run.finished for run in known.values())

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genfl_mpi.config.loading import decided, flatten, load, nested
+from genfl_mpi.config.loading import chosen_settings, flatten, load, nested
 from genfl_mpi.results import checkpoint, progress, reader
 from genfl_mpi.results.lock import Lock
 from genfl_mpi.util.errors import UserError
@@ -68,13 +68,13 @@ def runs(path: Path, round: int, overrides: Iterable[str]) -> dict[str, Config]:
     round: last common round. overrides: strings "key=value". By default the results are written to a new
     folder beside the file. Raises UserError.
     """
-    with reader.open_results(path) as file, reader.damage(path):
-        stored, rows = reader.config_of(file), reader.rounds_of(file)
+    with reader.open_results(path) as file, reader.report_damage(path):
+        stored, rows = reader.read_config(file), reader.count_rounds(file)
     if not 1 <= round <= rows:
         raise UserError(f"--at {round}: {path} has rounds 1 to {rows}")
     before = flatten(stored)
     # Only what the user chose: derived settings follow the overrides.
-    stored = nested(decided(stored)) | {"runtime": stored["runtime"]}
+    stored = nested(chosen_settings(stored)) | {"runtime": stored["runtime"]}
     stored["output"] = str(path.with_suffix("")) + f"_fork{round}"
     found = load(stored, overrides)
     for name, config in found.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from genfl_mpi.config import functions
-from genfl_mpi.config.loading import settings_of
+from genfl_mpi.config.loading import flat_settings
 from genfl_mpi.data import datasets
 from genfl_mpi.generation import model_folder, prompts
 from genfl_mpi.results import reader
@@ -36,12 +36,12 @@ def paths(config: Config) -> dict[str, Path]:
 
     Raises UserError for a missing checkpoint or adapter.
     """
-    found = dict(functions.sources(settings_of(config.model_dump())))
+    found = dict(functions.sources(flat_settings(config.model_dump())))
     split, generation = config.partition, config.generation
     if split.groups is not None and (split.scheme == "groups" or ":" in split.scheme):
         found["partition.groups"] = Path(split.groups)
     if config.generates:
-        found["generation.prompts"] = prompts.path_of(generation.prompts)
+        found["generation.prompts"] = prompts.prompt_file(generation.prompts)
         if not model_folder.is_function(generation.checkpoint):
             folder = found["generation.checkpoint"] = model_folder.locate(generation.checkpoint)
             if generation.adapter:
@@ -61,7 +61,7 @@ def digests(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> d
 
 def stored(file: h5py.File, config: Config) -> dict[str, str]:
     """Read the digests in an open results file, except for settings that a fork's `config` changes."""
-    before, now = settings_of(reader.config_of(file)), settings_of(config.model_dump(mode="json"))
+    before, now = flat_settings(reader.read_config(file)), flat_settings(config.model_dump(mode="json"))
     found = yaml.safe_load(file["config"].attrs.get("inputs", "{}"))
     keys = {name: name.partition("[")[0] for name in found}  # "transforms" of "transforms[0]"
     return {name: digest for name, digest in found.items() if before.get(keys[name]) == now.get(keys[name])}

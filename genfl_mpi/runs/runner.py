@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from genfl_mpi.config.loading import settings_of, to_yaml, validate, varied
+from genfl_mpi.config.loading import flat_settings, to_yaml, validate, varied_settings
 from genfl_mpi.config.settings import is_free
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation import algorithms, transforms
-from genfl_mpi.federation.policy_lookup import find_policies, remembering
+from genfl_mpi.federation.policy_lookup import find_memory, find_policies
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
@@ -64,7 +64,7 @@ class Earlier:
     source: Path | None = None
     source_run: str = ""
     inputs: dict = field(default_factory=dict)
-    run: str = field(default_factory=sealed_files.new_run)
+    run: str = field(default_factory=sealed_files.new_run_id)
 
     @property
     def stored(self) -> int:
@@ -89,9 +89,11 @@ def prepare(
         if comm.rank:
             return
         try:
-            disk.check(path.parent)
+            disk.check_writable(path.parent)
             split = config.partition
-            datasets.check(config.data, 0 if split.replacement else config.clients * split.min_samples)
+            datasets.check_available(
+                config.data, 0 if split.replacement else config.clients * split.min_samples
+            )
             check_memory(config)
             algorithms.find(config)
             transforms.find(config)
@@ -104,15 +106,15 @@ def prepare(
             lock.check_free(path)
             digests = inputs.digests(config)  # refuses unreadable files now
             if exists:
-                with reader.open_results(path) as file, reader.damage(path):
+                with reader.open_results(path) as file, reader.report_damage(path):
                     _kept_rounds(path, file, config, fork, lambda line: None)
             elif fork:
-                with reader.open_results(fork[0]) as file, reader.damage(fork[0]):
+                with reader.open_results(fork[0]) as file, reader.report_damage(fork[0]):
                     inputs.check(fork[0], config, inputs.stored(file, config), digests)
         except OSError as error:  # for example an invalid file name
             raise UserError(f"{str(error.filename)[:80]}: {error.strerror}") from None
 
-    collectives.together(comm, check)
+    collectives.call_on_all(comm, check)
     return config
 
 
@@ -135,7 +137,7 @@ def run(
     the exit status of an interrupted run.
     """
     say = view.say
-    earlier, note = collectives.together(comm, lambda: _begin(path, config, fork, comm, say, held))
+    earlier, note = collectives.call_on_all(comm, lambda: _begin(path, config, fork, comm, say, held))
     rounds, finished, name = comm.bcast(earlier and (earlier.rounds, earlier.finished, earlier.run))
     if finished and rounds == config.rounds:
         say(f"{path.stem}: already finished")
@@ -146,13 +148,13 @@ def run(
     try:
         result = _compute(comm, path, config, given, view, signals, note, earlier, dataset)
     except BaseException as error:
-        note.failed(error)
+        note.close_failed(error)
         raise
     if comm.rank:
         note.close()
-    collectives.arrive(comm)
+    collectives.wait_for_all(comm)
     if comm.rank == 0:
-        note.close(ended=True)
+        note.close(succeeded=True)
     return result
 
 
@@ -170,19 +172,19 @@ def _compute(
     """Compute the rounds of a run after `earlier` and store them. Returns the exit status."""
     say, folder, rounds, name = view.say, path.with_suffix(".variates"), earlier.rounds, earlier.run
     simulation = Simulation(
-        config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.asked
+        config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.exit_status
     )
-    digests = collectives.together(comm, lambda: {} if comm.rank else _inputs(path, simulation, earlier))
+    digests = collectives.call_on_all(comm, lambda: {} if comm.rank else _inputs(path, simulation, earlier))
     if earlier.stored:
         say(f"{path.stem}: {_continuation(earlier)}")
     if rounds:
-        simulation.restore(rounds, earlier.weights, earlier.state, reader.until(earlier.tables, rounds))
+        simulation.restore(rounds, earlier.weights, earlier.state, reader.rows_until(earlier.tables, rounds))
     hosts: list[str] = comm.gather(os.uname().nodename) or []
-    cores = devices.cores_of(devices.neighbours(comm)[0])
+    cores = devices.count_cores(devices.neighbours(comm)[0])
     if (
         simulation.server
         and config.generates
-        and (others := simulation.server.images.generator.bank.made_by_others())
+        and (others := simulation.server.images.generator.bank.describe_foreign_images())
     ):
         say(f"{path.stem}: {others}")
 
@@ -194,11 +196,11 @@ def _compute(
         held.check()
         return _open(path, simulation, given, hosts, cores, earlier, digests)
 
-    writer = collectives.together(comm, open_file)
+    writer = collectives.call_on_all(comm, open_file)
     if writer:
-        known = status.begun(path, config, earlier.tables.get("rounds"))
+        known = status.start_status(path, config, earlier.tables.get("rounds"))
         view.begin(known)
-        note.finished([known.method, known.rounds], *known.done)
+        note.note_rounds([known.method, known.rounds], *known.done)
     saved, when = rounds, time.monotonic()
     for record in simulation:
         if writer and held:
@@ -210,16 +212,16 @@ def _compute(
                 saved, when = record.round, time.monotonic()
             if is_new:
                 view.add(record)
-                note.finished(known.done[-1])
+                note.note_rounds(known.done[-1])
     done = simulation.round == config.rounds
     if writer:
-        if saved < simulation.round and (simulation.left or remembering(config)):
+        if saved < simulation.round and (simulation.left or find_memory(config)):
             _save(path, name, simulation, writer, note)
         if done:
             note("finish")
             writer.finish(simulation.weights.numpy())
             # Policies with memory need the last checkpoint if the run is extended by more rounds.
-            if not remembering(config):
+            if not find_memory(config):
                 checkpoint.remove(path, config.checkpoint.keep)
         writer.close()
         if not done:
@@ -264,13 +266,13 @@ def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: pr
     keep = simulation.config.checkpoint.keep
     checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
-        states.prune(checkpoint.trained(path))
+        states.prune(checkpoint.read_last_training(path))
 
 
 def _with_first_runtime(path: Path, config: Config) -> Config:
     """Fill threads and device, if `config` does not set them, with those of the run's first start."""
     with reader.open_results(path) as file:
-        first: Runtime = validate(reader.config_of(file), str(path)).runtime
+        first: Runtime = validate(reader.read_config(file), str(path)).runtime
     now = config.runtime
     runtime = now.model_copy(
         update={
@@ -300,7 +302,7 @@ def _begin(
             progress.clear(path)
         else:
             outcome = "failed" if progress.has_failed(path) else "was interrupted"
-            for line in progress.lines(path):
+            for line in progress.describe_ranks(path):
                 say(f"{path.stem}: the previous start {outcome}: {line}")
             note = progress.Progress(path, 0, comm.size, held)
         return earlier, note
@@ -313,11 +315,11 @@ def _earlier(path: Path, config: Config, fork: Fork | None, say: Say) -> Earlier
     """Return the state that `config` continues. Raises UserError if it cannot."""
     if not path.exists():
         return _forked(*fork, config, say) if fork else Earlier()
-    with reader.open_results(path) as file, reader.damage(path):
+    with reader.open_results(path) as file, reader.report_damage(path):
         earlier = _kept_rounds(path, file, config, fork, say)
-        rows = reader.rounds_of(file)
+        rows = reader.count_rounds(file)
         is_unfinished = rows and not (earlier.finished and earlier.rounds == config.rounds)
-        return replace(earlier, tables=reader.tables_until(file, rows)) if is_unfinished else earlier
+        return replace(earlier, tables=reader.read_tables_until(file, rows)) if is_unfinished else earlier
 
 
 def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None, say: Say) -> Earlier:
@@ -325,17 +327,17 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
 
     Raises UserError if `config` cannot continue the run.
     """
-    both = reader.config_of(file), config.model_dump(mode="json")
-    stored, wanted = map(settings_of, both)
+    both = reader.read_config(file), config.model_dump(mode="json")
+    stored, wanted = map(flat_settings, both)
     differing = [
         key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)
     ]
-    chosen = set(varied(both)) if differing else set()  # settings that do not follow from others
+    chosen = set(varied_settings(both)) if differing else set()  # settings that do not follow from others
     differences = [
         f"{key} was {stored.get(key)} and is {wanted.get(key)}"
         for key in ([key for key in differing if key in chosen] or differing)
     ]
-    rows, finished, run = reader.rounds_of(file), reader.is_finished(file), reader.run_of(file)
+    rows, finished, run = reader.count_rounds(file), reader.is_finished(file), reader.read_run_id(file)
     if differences and not rows:
         return Earlier()
     if differences:
@@ -351,8 +353,8 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
         raise UserError(f"{path} already exists and is not a fork of {_origin(*fork)}; set another `output`")
     rounds, weights, state = checkpoint.load(path, run, say)
     if finished and rounds != rows:
-        rounds, weights, state = rows, reader.array_of(file, "weights"), {}
-        if rows < config.rounds and (owner := remembering(config)):
+        rounds, weights, state = rows, reader.read_array(file, "weights"), {}
+        if rows < config.rounds and (owner := find_memory(config)):
             raise UserError(
                 f"{path}: the run cannot be continued without the memory of {owner}, which was in "
                 f"the missing {checkpoint.path_for(path).name}; set another `output`, or start over with "
@@ -375,14 +377,14 @@ def _forked(path: Path, round: int, config: Config, say: Say) -> Earlier:
 
     Raises UserError if the round has no checkpoint.
     """
-    with reader.open_results(path) as file, reader.damage(path):
-        run = reader.run_of(file)
-        found, weights, state = checkpoint.load(path, run, say, at=round)
-        remembers = remembering(validate(reader.config_of(file), str(path)))
-        if not found and not remembers and reader.is_finished(file) and round == reader.rounds_of(file):
-            weights = reader.array_of(file, "weights")
+    with reader.open_results(path) as file, reader.report_damage(path):
+        run = reader.read_run_id(file)
+        found, weights, state = checkpoint.load(path, run, say, round=round)
+        remembers = find_memory(validate(reader.read_config(file), str(path)))
+        if not found and not remembers and reader.is_finished(file) and round == reader.count_rounds(file):
+            weights = reader.read_array(file, "weights")
         elif not found:
-            available = ", ".join(map(str, checkpoint.rounds(path))) or "none"
+            available = ", ".join(map(str, checkpoint.list_rounds(path))) or "none"
             raise UserError(
                 f"{path} has no checkpoint of round {round} (available: {available}); "
                 "a run with checkpoint.keep=1 keeps all"
@@ -392,7 +394,7 @@ def _forked(path: Path, round: int, config: Config, say: Say) -> Earlier:
             round,
             weights,
             state,
-            reader.tables_until(file, round),
+            reader.read_tables_until(file, round),
             _origin(path, round),
             path,
             run,
@@ -458,7 +460,7 @@ def _open(
         checkpoint.remove(path)
     if earlier.source and simulation.client_states:
         states = earlier.source.with_suffix(".variates")
-        simulation.client_states.take(states, earlier.source_run, earlier.state["trained"])
+        simulation.client_states.copy_from(states, earlier.source_run, earlier.state["trained"])
         simulation.client_states.flush()
     if earlier.rounds and earlier.weights is not None:
         keep = config.checkpoint.keep

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from genfl_mpi.data import datasets
-from genfl_mpi.data.clients import load_once_a_node
+from genfl_mpi.data.clients import load_once_per_node
 from genfl_mpi.mpi import collectives, devices, failing
 from genfl_mpi.mpi.groups import Turns, split
 from genfl_mpi.runs import runner
@@ -69,21 +69,21 @@ def run(
     group = split(comm, count)
     devices.survey(comm, serves=group.rank == 0)
     view = Lines(say if group.rank == 0 else lambda line: None, view.level)
-    data = {datasets.source(config.data): config.data for config in configs}
-    shared = {source: load_once_a_node(comm, one) for source, one in data.items()}
+    data = {datasets.cache_key(config.data): config.data for config in configs}
+    shared = {source: load_once_per_node(comm, one) for source, one in data.items()}
     turns = Turns(comm, group, len(configs))
     for turn in turns:
         path, config = paths[turn], configs[turn]
-        dataset, _ = shared[datasets.source(config.data)]
-        with failing.named(f"run {path.stem}"), _ending_job(comm, group, path.stem):
+        dataset, _ = shared[datasets.cache_key(config.data)]
+        with failing.annotate_errors(f"run {path.stem}"), _ending_job(comm, group, path.stem):
             status = runner.run(group, path, config, given, view, signals, fork, dataset)
         if status:
             break
-    turns.close(signals.asked)
+    turns.close(signals.exit_status)
     group.Free()
     for _, window in shared.values():
         window.Free()
-    return collectives.largest(comm, status)
+    return collectives.maximum(comm, status)
 
 
 @contextmanager
@@ -96,6 +96,6 @@ def _ending_job(comm: MPI.Comm, group: MPI.Comm, name: str) -> Iterator[None]:
         yield
     except UserError as error:
         if error.on_all_ranks and group.rank:
-            collectives.arrive(comm)
+            collectives.wait_for_all(comm)
         error.args, error.on_all_ranks = (f"{name}: {error}",), False
         raise

@@ -77,7 +77,7 @@ class Contribution(NamedTuple):
     """
 
     sums: dict[str, tuple[float, torch.Tensor]]
-    own: Tensors
+    client_arrays: Tensors
 
 
 class Received(NamedTuple):
@@ -174,10 +174,10 @@ class Algorithm:
     can_batch: bool = True
     corrects_gradients: bool = False
 
-    def declared(self, kind: Kind, parameters: int, config: Config) -> dict[str, Array]:
+    def arrays_of_kind(self, kind: Kind, parameters: int, config: Config) -> dict[str, Array]:
         """Return the declared arrays of one kind by name."""
         return {name: array for name, array in self.declare(parameters, config).items() if array.kind == kind}
 
-    def remembers(self, config: Config) -> bool:
+    def has_memory(self, config: Config) -> bool:
         """Return whether resuming a run needs more than the weights and the results file."""
         return any(array.kind in ("server", "client") for array in self.declare(1, config).values())

@@ -86,7 +86,7 @@ def needs(*features: str) -> Callable[[Policy], Policy]:
     return decorated
 
 
-def needed(policy: Policy) -> frozenset[str]:
+def needs_of(policy: Policy) -> frozenset[str]:
     """Return the features that a policy needs, by their names in `needs`."""
     return getattr(policy, "needs", frozenset())
 

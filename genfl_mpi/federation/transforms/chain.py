@@ -55,7 +55,7 @@ class Chain:
         sent = trained
         for place, (name, transform) in enumerate(self.transforms):
             rng = streams.generator(self.config.seed, "transform", round, client, place)
-            with failing.named(f"the transform {name}"):
+            with failing.annotate_errors(f"the transform {name}"):
                 sent = transform(sent, start, Sender(client, round, self.config, rng))
             if _form(sent) != _form(trained):
                 raise UserError(

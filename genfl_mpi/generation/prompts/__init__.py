@@ -24,14 +24,14 @@ class Prompts:
         return self.templates[template].replace("{}", self.descriptions[label])
 
 
-def path_of(name: str) -> Path:
+def prompt_file(name: str) -> Path:
     """Return the YAML file of the prompts `name`, shipped or a file."""
-    return FOLDER / f"{name}.yaml" if name in ours() else Path(name)
+    return FOLDER / f"{name}.yaml" if name in shipped_names() else Path(name)
 
 
 def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
     """Read the prompts `name`, shipped or a YAML file, for a data set with `classes`. Raises UserError."""
-    path = path_of(name)
+    path = prompt_file(name)
     try:
         content = parse(path.read_text(), str(path))
         templates, descriptions = (
@@ -40,7 +40,7 @@ def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
         )
     except OSError:
         raise UserError(
-            f"generation.prompts: {name} is neither a file nor one of {', '.join(ours())}"
+            f"generation.prompts: {name} is neither a file nor one of {', '.join(shipped_names())}"
         ) from None
     except (UnicodeDecodeError, TypeError, KeyError, AttributeError):
         raise UserError(
@@ -51,7 +51,7 @@ def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise UserError(f"{path}: template {template!r} must contain the placeholder {{}} once")
-    if name not in ours() and (unknown := [label for label in descriptions if label not in classes]):
+    if name not in shipped_names() and (unknown := [label for label in descriptions if label not in classes]):
         raise UserError(f"{path}: descriptions has {unknown[0]!r}, which is not a class of the data set")
     for label in classes:
         if not isinstance(descriptions.get(label), str):
@@ -62,6 +62,6 @@ def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
     return Prompts(templates, [descriptions[label] for label in classes])
 
 
-def ours() -> list[str]:
+def shipped_names() -> list[str]:
     """List the names of the shipped prompts."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, STATUS, attend
+from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, STATUS_DTYPE, simulate_attendance
 from genfl_mpi.edge.forecast import forecast
-from genfl_mpi.edge.hardware import draw
-from genfl_mpi.edge.placements import Holdings, asked
-from genfl_mpi.edge.rounds import Work, image_joules, image_seconds, meet, price
-from genfl_mpi.edge.trace import Trace, value_of_labels
+from genfl_mpi.edge.hardware import draw_hardware
+from genfl_mpi.edge.placements import Holdings, required_work
+from genfl_mpi.edge.rounds import Work, draw_cohort, image_joules, image_seconds, price_round
+from genfl_mpi.edge.trace import Trace, label_value
 from genfl_mpi.federation.workload import generator_fields, model_fields
-from genfl_mpi.generation.image_flops import of_configured
+from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ALL = slice(None)  # clients
 
 
-class Surroundings:
+class SimulatedWorld:
     """Simulate the configured world during a run.
 
     config: `Config` with a world; about: the data set's `Description`; samples: int (clients,), real samples
@@ -42,7 +42,7 @@ class Surroundings:
         self.config, self.samples = config, samples
         self.world: World = config.world
         self.wanted: np.ndarray | None = None
-        self.devices = draw(config.world, config.clients)
+        self.devices = draw_hardware(config.world, config.clients)
         self.spent, self.owed = np.zeros((2, config.clients))
         self.holdings = Holdings(config.clients, config.world)
         self.begun: tuple[Any, ...] = ()  # the round of the last `attend`
@@ -55,7 +55,7 @@ class Surroundings:
             epochs=[],
             new_images=np.zeros(1),
             pool=np.zeros(1),
-            value=value_of_labels(shared),
+            value=label_value(shared),
         )
         if self.world.enforced and self.world.deadline_s and config.trains_clients:
             self._check_deadline()
@@ -65,7 +65,7 @@ class Surroundings:
         """Return the energy a client needs to make an image, in J."""
         return image_joules(self.world.hardware, self.trace.image_flops)
 
-    def fill(self, wanted: np.ndarray, share: np.ndarray) -> None:
+    def set_wanted_images(self, wanted: np.ndarray, share: np.ndarray) -> None:
         """Set each client's images with method=filled.
 
         wanted: int (clients,), images that each client makes. share: float64 (clients,), share of its gap
@@ -106,13 +106,15 @@ class Surroundings:
 
         cohort: int (K,). willing: bool (K,), clients that do not decline. epochs: int (K,). pool, new: as in
         `forecast`, but final. Energy spent and images held are those of `price` in a world that acts on the
-        run, and those of a forecast otherwise; `note` adds them to the clients' totals.
+        run, and those of a forecast otherwise; `commit` adds them to the clients' totals.
         """
-        status, members = np.where(willing, AGGREGATED, DECLINED).astype(STATUS), cohort[willing]
+        status, members = np.where(willing, AGGREGATED, DECLINED).astype(STATUS_DTYPE), cohort[willing]
         work = self._work(members, epochs[willing], pool, new)
         if self.world.enforced:
-            undisturbed = price(self.world, meet(self.world, self.devices, round, members), work)
-            status[willing], found = attend(self.world, self.devices.battery, round, undisturbed, self.spent)
+            undisturbed = price_round(self.world, draw_cohort(self.world, self.devices, round, members), work)
+            status[willing], found = simulate_attendance(
+                self.world, self.devices.battery, round, undisturbed, self.spent
+            )
             self.begun = cohort, members, work, sum(found.client_joules.values()), found.parts
         else:
             expected = forecast(
@@ -121,7 +123,7 @@ class Surroundings:
             self.begun = cohort, members, work, expected.joules, None
         return status
 
-    def note(self, status: np.ndarray) -> None:
+    def commit(self, status: np.ndarray) -> None:
         """Commit the round of the last `attend`: add energy and images, and pay the aggregated clients.
 
         status: STATUS (K,), final status of the cohort.
@@ -134,7 +136,7 @@ class Surroundings:
     def _work(self, clients: np.ndarray | slice, epochs: np.ndarray | int, pool: int, new: int) -> Work:
         """Return the `Work` of these clients in a round."""
         made = None if self.wanted is None else [self.wanted[clients]]
-        return asked(
+        return required_work(
             replace(
                 self.trace,
                 cohorts=[clients],
@@ -174,6 +176,6 @@ class Surroundings:
         """Return the server's energy to generate `made` images and to train omega_a on `images`, in J."""
         server, seconds = self.world.server, 0.0
         if made:
-            seconds = made * image_seconds(server, of_configured(self.config.generation).image)
+            seconds = made * image_seconds(server, count_configured(self.config.generation).image)
         flops = self.trace.sample_flops * self.trace.augmented_epochs * images
         return server.watts * (seconds + flops / (server.tflops * 1e12))
