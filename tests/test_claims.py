@@ -167,7 +167,7 @@ def test_claims_on_curves_that_are_known(runs):
 def test_costs_by_hand(runs, monkeypatch):
     """30 images a round, 5 clients of one sample, 2 epochs; 1,000 weights."""
     monkeypatch.setattr(claims.flops, "training_flops", lambda module, shape: 4.0)
-    for name, image in (("of_pipeline", 20.0), ("of_stable_diffusion", 200.0)):
+    for name, image in (("count_pipeline", 20.0), ("count_stable_diffusion", 200.0)):
         monkeypatch.setattr(
             claims.image_flops, name, lambda *_, image=image: claims.image_flops.Flops(0, image, 0, 0)
         )

@@ -26,7 +26,7 @@ from genfl_mpi.runs import inputs
 @pytest.fixture
 def named(tmp_path, monkeypatch):
     """A run of milliseconds that names a file or folder wherever it can, and {setting: a file of it}."""
-    monkeypatch.setattr(Generator, "ready", lambda *_: True)
+    monkeypatch.setattr(Generator, "has", lambda *_: True)
     monkeypatch.setattr(Generator, "images", lambda one, batch: np.zeros((len(batch), *one.shape), np.uint8))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_choice", raising=False)

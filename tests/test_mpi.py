@@ -124,7 +124,7 @@ def missing():
     if comm.rank == 1:
         raise UserError("no")
 try:
-    collectives.together(comm, missing)
+    collectives.call_on_all(comm, missing)
 except UserError as error:
     print(f"rank {comm.rank} {error};")
 """)

@@ -103,11 +103,11 @@ from genfl_mpi.runs import runner
 from genfl_mpi.mpi import collectives, devices
 torch.cuda.device_count, torch.cuda.set_device = lambda: 2, lambda device: None
 run = runner.run
-def told(comm, *arguments):
-    print(f"{collectives.world().rank} takes {devices.use(comm, 1, 'cuda').index}\\n", end="", flush=True)
+def report_device(comm, *arguments):
+    print(f"{collectives.world().rank} takes {devices.set_up(comm, 1, 'cuda').index}\\n", end="", flush=True)
     torch.use_deterministic_algorithms(False)
     return run(comm, *arguments)
-runner.run = told
+runner.run = report_device
 sys.exit(main(sys.argv[1:]))
 """
 
