@@ -141,7 +141,7 @@ class Training(Section):
 
     epochs: Epochs = Field(5, description="passes over the data per round")
     batch_size: Count = Field(64, description="samples per SGD step")
-    lr: Positive = Field(0.05, description="learning rate")
+    lr: Positive = Field(0.1, description="learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="momentum of SGD")
     weight_decay: NonNegative = Field(0.0, description="weight decay (L2 penalty)")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -229,15 +229,18 @@ class Generation(Section):
     """How images are generated."""
 
     checkpoint: str = Field(
-        "digits",
-        description="a shipped generator, a text-to-image pipeline of diffusers as folder or hub id, or "
+        "auto",
+        description="auto: the shipped generator of the data set: digits (mnist, mnist5k), cifar10 or "
+        "cifar100; otherwise one of these, a text-to-image pipeline of diffusers as folder or hub id, or "
         "module:function",
     )
     adapter: str | None = Field(
         None, description="folder of a LoRA adapter for the checkpoint, written by `finetune`"
     )
     prompts: str = Field(
-        "mnist", description="shipped prompts, or a YAML file of templates and class descriptions"
+        "auto",
+        description="auto: the shipped prompts of the data set; otherwise shipped ones, or a YAML file of "
+        "templates and class descriptions",
     )
     negative_prompt: str = Field("", description="what the images should not show")
     plan: str = Field("equal", description="policy that decides which labels to generate, or module:function")
@@ -300,10 +303,10 @@ class ClientGeneration(Section):
 class Pretraining(Section):
     """A small pipeline in Stable Diffusion's format, trained by the command `pretrain`."""
 
-    images: Literal["public_pool", "uci_digits"] = Field(
-        "public_pool",
+    images: Literal["auto", "public_pool", "uci_digits"] = Field(
+        "auto",
         description="training images: public_pool is the data set's public pool, uci_digits is "
-        "scikit-learn's UCI digits",
+        "scikit-learn's UCI digits; auto: the pool, or without one the UCI digits for mnist and mnist5k",
     )
     autoencoder_channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(
         [16, 24, 32],
@@ -388,9 +391,10 @@ class Kappa(Section):
         """Derive a kappa that is not given from the other one."""
         if isinstance(values, dict) and ("kappa1" in values) != ("kappa2" in values):
             given, other = ("kappa1", "kappa2") if "kappa1" in values else ("kappa2", "kappa1")
-            # The field's own check reports a wrong type.
+            # The check of the given field, not of the derived one, reports a wrong type or range.
             with suppress(TypeError, ValueError, OverflowError):
-                values = {**values, other: round(1 - float(values[given]), 12)}
+                if 0 <= float(values[given]) <= 1:
+                    values = {**values, other: round(1 - float(values[given]), 12)}
         return values
 
     @model_validator(mode="after")
@@ -398,7 +402,7 @@ class Kappa(Section):
         """Refuse weights that do not sum to 1."""
         if abs(self.kappa1 + self.kappa2 - 1) > 1e-9:
             raise ValueError(
-                f"kappa1 + kappa2 must be 1, but {self.kappa1:g} + {self.kappa2:g} is "
+                f"kappa.kappa1 + kappa.kappa2 must be 1, but {self.kappa1:g} + {self.kappa2:g} is "
                 f"{self.kappa1 + self.kappa2:g}; set only one of them"
             )
         return self
