@@ -88,6 +88,8 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_pat
     overrides = [
         *FAST,
         "method=genfl",
+        "generation.checkpoint=digits",
+        "generation.prompts=mnist",
         "generation.plan=white:images",
         f"generation.bank={tmp_path}/bank",
         "data.size=32",

@@ -226,6 +226,18 @@ BAD = {
         ["method=genfl", "composition.images=nowhere", "validation.source=generated"],
         "needs generated images at the server, and composition.images=nowhere has none",
     ),
+    "a million shards": (
+        ["method=fedavg", "partition.scheme=shards", "partition.shards=1000000"],
+        "20 clients have 20000000 shards, but only 4000 samples are divided",
+    ),
+    "more labels than classes": (
+        ["method=fedavg", "partition.scheme=classes", "partition.classes_per_client=11"],
+        "partition.classes_per_client=11: the data set has 10 classes",
+    ),
+    "fewer candidates than members": (
+        ["method=fedavg", "selection.policy=energy", "selection.candidates=4"],
+        "selection.candidates (4) must lie between cohort (5), which is selected from them, and clients (20)",
+    ),
     "a generator of other classes": (
         ["method=genfl", "generation.checkpoint=cifar10"],
         "generation.checkpoint: cifar10 draws ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', ...], "

@@ -3,12 +3,15 @@
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.sections import (
+    PLANNED_IMAGES,
+    TRAINING_CLIENTS,
+    TWO_MODELS,
     Algorithm,
     Checkpoint,
     ClientGeneration,
@@ -33,7 +36,7 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
-from genfl_mpi.config.types import Count, OneOf, Section, Seed
+from genfl_mpi.config.types import Count, Needs, OneOf, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
 # Settings and sections on which finished rounds do not depend: a run may be continued with other values.
@@ -128,6 +131,13 @@ METHOD_TITLES = {  # in tables and figures
     "matched": "FedAvg, more steps",
 }
 
+# What whole sections need: without it their settings have no effect.
+CLIPPED = Needs(
+    "transforms=[clip]", lambda config, _: any(one == "clip" or ":" in one for one in config.transforms)
+)
+AUGMENTED = Needs("an augmented model", lambda config, _: config.augments or config.matches_steps)
+FILLED = Needs("clients that generate", lambda config, _: config.fills)
+
 
 class Config(Section):
     """All settings of a run."""
@@ -149,39 +159,39 @@ class Config(Section):
     seed: Seed = Field(1, description="seed of all random draws")
     rounds: Count = Field(25, description="number of rounds T")
     clients: Count = Field(20, description="number of clients N")
-    cohort: Count = Field(5, description="clients selected per round")
+    cohort: Annotated[Count, TRAINING_CLIENTS] = Field(5, description="clients selected per round")
     data: Data = Data()
     partition: Partition = Partition()
     misbehaving_clients: MisbehavingClients = MisbehavingClients()
     model: Model = Model()
     training: LocalTraining = LocalTraining()
-    algorithm: Algorithm = Algorithm()
-    transforms: list[str] = Field(
+    algorithm: Annotated[Algorithm, TRAINING_CLIENTS] = Algorithm()
+    transforms: Annotated[list[str], TRAINING_CLIENTS] = Field(
         [],
         description="functions that change each client's trained model before it is summed, in this order: "
         "clip, or module:function",
     )
-    clipping: Clipping = Clipping()
-    augmented: Training = Field(
+    clipping: Annotated[Clipping, CLIPPED] = Clipping()
+    augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
-    generation: Generation = Generation()
-    client_generation: ClientGeneration = ClientGeneration()
+    generation: Annotated[Generation, PLANNED_IMAGES] = Generation()
+    client_generation: Annotated[ClientGeneration, FILLED] = ClientGeneration()
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
-    kappa: Kappa = Kappa()
-    rho: Rho = Rho()
-    selection: Selection = Selection()
+    kappa: Annotated[Kappa, TWO_MODELS] = Kappa()
+    rho: Annotated[Rho, TRAINING_CLIENTS] = Rho()
+    selection: Annotated[Selection, TRAINING_CLIENTS] = Selection()
     validation: Validation = Validation()
     world: World | None = Field(
         None,
         description="simulated edge, which provides policies with times and energies: a YAML file, or a "
         "section of the settings below; null: no simulated edge",
     )
-    hindsight: Hindsight = Hindsight()
-    audit: bool = Field(
+    hindsight: Annotated[Hindsight, TWO_MODELS] = Hindsight()
+    audit: Annotated[bool, TRAINING_CLIENTS] = Field(
         False,
         description="store what each client's model reveals about the labels it was trained on, for the "
         "command `audit`",
@@ -297,6 +307,12 @@ class Config(Section):
         if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
             raise ValueError(
                 f"world.clients ({self.world.clients}) is less than clients ({self.clients}); increase it"
+            )
+        candidates = self.selection.candidates
+        if candidates is not None and not self.cohort <= candidates <= self.clients:
+            raise ValueError(
+                f"selection.candidates ({candidates}) must lie between cohort ({self.cohort}), which is "
+                f"selected from them, and clients ({self.clients}); change it"
             )
         kind = self.misbehaving_clients.kind
         if kind in ("free_rider", "disguised") and self.training.clients_per_batch > 1:
