@@ -324,16 +324,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def check_images(self) -> "Config":
-        """Refuse settings of images that contradict the method, or a generator that does not exist."""
-        needed = {
-            "checkpoint": "generation.checkpoint to a generator of its classes",
-            "prompts": "generation.prompts to a YAML file that describes them",
-        }
-        if self.generates and (missing := [key for key in needed if getattr(self.generation, key) == "auto"]):
-            raise ValueError(
-                f"the package has no {' or '.join(missing)} for data.name={self.data.name}; "
-                f"set {' and '.join(needed[key] for key in missing)}"
-            )
+        """Refuse settings of images that contradict the method."""
         if self.generation.plan == "cohort_deficit" and not self.trains_clients:
             raise ValueError(
                 "generation.plan=cohort_deficit needs a cohort, and "
@@ -416,6 +407,20 @@ class Config(Section):
             raise ValueError(
                 "with incentive.price each client chooses which share of the gap to a uniform mix it fills; "
                 f"remove {' and '.join(f'client_generation.{key}' for key in chosen if chosen[key])}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_generator(self) -> "Config":
+        """Refuse to generate images for a data set without a shipped generator, unless one is given."""
+        needed = {
+            "checkpoint": "generation.checkpoint to a generator of its classes",
+            "prompts": "generation.prompts to a YAML file that describes every class",
+        }
+        if self.generates and (missing := [key for key in needed if getattr(self.generation, key) == "auto"]):
+            raise ValueError(
+                f"the package has no {' or '.join(missing)} for data.name={self.data.name}; "
+                f"set {' and '.join(needed[key] for key in missing)}"
             )
         return self
 
