@@ -144,6 +144,7 @@ def plan(arguments: Sequence[str]) -> int:
     )
 
     def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
+        from genfl_mpi.config.remarks import remarks
         from genfl_mpi.mpi.round_time import Cluster
         from genfl_mpi.preparation import plan as planning
 
@@ -163,6 +164,8 @@ def plan(arguments: Sequence[str]) -> int:
             options.bandwidth * 1e9 / 8,
             0.0,
         )
+        if comm.rank == 0:
+            yield from remarks(options.config, options.overrides, runs)
         name, config = next(iter(runs.items()))
         yield from planning.describe(comm, config, cluster, name, options.gpus)
 

@@ -34,6 +34,7 @@ settings, key: default (description):
 def run(arguments: Sequence[str]) -> int:
     """Compute the runs of a configuration."""
     from genfl_mpi.config import loading
+    from genfl_mpi.config.remarks import remarks
     from genfl_mpi.config.settings import describe
 
     parser = launch.config_parser(
@@ -78,9 +79,10 @@ def run(arguments: Sequence[str]) -> int:
             [loading.read_text(options.config), *(f"# {override}" for override in options.overrides)]
         )
         figure = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
+        notes = remarks(options.config, options.overrides, runs)
         if options.member is not None:
             runs, figure = _member(runs, options.member), ""
-        return _run_all(comm, runs, given, say, options, options.fresh, figure=figure)
+        return _run_all(comm, runs, given, say, options, notes, options.fresh, figure=figure)
 
     return launch.on_config(options, command)
 
@@ -141,13 +143,15 @@ def fork(arguments: Sequence[str]) -> int:
     _verbosity(parser)
     options = launch.parse_once(parser, arguments)
 
+    from genfl_mpi.config.remarks import remarks
     from genfl_mpi.runs import fork as forks
 
     def command(comm: MPI.Comm, runs: launch.Runs, say: launch.Say) -> int:
         given = "\n".join(
             [f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)]
         )
-        return _run_all(comm, runs, given, say, options, fork=(options.file, options.at))
+        notes = remarks({}, options.overrides, runs)
+        return _run_all(comm, runs, given, say, options, notes, fork=(options.file, options.at))
 
     return launch.on_all_ranks(lambda: forks.runs(options.file, options.at, options.overrides), command)
 
@@ -177,11 +181,15 @@ def _run_all(
     given: str,
     say: launch.Say,
     options: argparse.Namespace,
+    notes: Iterable[str],
     fresh: bool = False,
     fork: tuple[Path, int] | None = None,
     figure: str = "accuracy.png",
 ) -> int:
-    """Compute `runs` and draw their accuracy into `figure` beside the results, unless it is empty."""
+    """Compute `runs` and draw their accuracy into `figure` beside the results, unless it is empty.
+
+    notes: lines to print before the first run, used on rank 0.
+    """
     from genfl_mpi.mpi import collectives, devices
     from genfl_mpi.mpi.signals import Signals
     from genfl_mpi.runs import display, runner, sweep
@@ -195,6 +203,8 @@ def _run_all(
         signals.announce = getattr(view, "announce", signals.announce)
         # All runs of a sweep are checked before the first one starts.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        for line in notes if comm.rank == 0 else ():
+            view.say(line)
         for line in devices.warn(
             comm, max(one.runtime.threads or 1 for one in configs), configs[0].runtime.device
         ):
