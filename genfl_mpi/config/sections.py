@@ -31,8 +31,11 @@ class Data(Section):
         ),
     ] = Field(
         "mnist5k",
-        description="data set; mnist5k is installed with the package, folder reads data.root/train/CLASS and "
-        "data.root/test/CLASS, synthetic is generated",
+        description="data set; mnist5k: 5,000 of MNIST's digits, installed with the package; mnist: "
+        "handwritten digits; fashion_mnist: articles of clothing; emnist: handwritten digits and letters, "
+        "47 classes; cifar10: photographs of 10 classes; cifar100: photographs of 100 classes; folder: "
+        "images in data.root/train/CLASS and data.root/test/CLASS; synthetic: a pattern per class under "
+        "heavy noise",
     )
     root: str = Field("data", description="folder of the data set, in the layout of torchvision's loaders")
     shared: Natural = Field(
@@ -74,9 +77,7 @@ class Partition(Section):
         str, AfterValidator(OneOf("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups"))
     ] = Field(
         "dirichlet",
-        description="dirichlet divides each class among the clients, dirichlet_client draws each "
-        "client's mix of labels, shards deals out pieces of the data sorted by label, classes gives each "
-        "client a few labels, groups reads a file",
+        description="how the samples are divided",
     )
     alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
     shards: Count = Field(2, description="scheme=shards: shards per client")
@@ -112,8 +113,9 @@ class MisbehavingClients(Section):
     share: Share = Field(0.0, description="share of the clients")
     kind: Literal["blurred", "noisy", "mislabelled", "free_rider", "disguised", "overclaiming"] = Field(
         "noisy",
-        description="blurred, noisy, mislabelled: corrupted data; free_rider: returns the global model "
-        "unchanged; disguised: returns it with added noise; overclaiming: reports equal counts of all labels",
+        description="what these clients do; blurred: train on blurred images; noisy: train on noisy images; "
+        "mislabelled: train with wrong labels; free_rider: return the global model "
+        "unchanged; disguised: return it with added noise; overclaiming: report equal counts of all labels",
     )
     noise: NonNegative = Field(
         1e-3, description="disguised: standard deviation of the noise added to each weight"
@@ -123,16 +125,14 @@ class MisbehavingClients(Section):
 class Model(Section):
     """The network that is trained."""
 
-    name: str = Field(
-        "cnn", description="network: cnn, pfl_cnn, lenet5, resnet18, or module:function of (classes, shape)"
-    )
+    name: str = Field("cnn", description="network")
     stem: Literal["imagenet", "cifar"] = Field(
         "imagenet",
-        description="resnet18: first layers; imagenet: torchvision's, cifar: 3x3 convolution without "
+        description="resnet18: first layers; imagenet: torchvision's; cifar: 3x3 convolution without "
         "max-pooling",
     )
     norm: Literal["batch", "group"] = Field(
-        "batch", description="resnet18: normalisation; batch: BatchNorm, group: GroupNorm with 32 groups"
+        "batch", description="resnet18: normalisation; batch: BatchNorm; group: GroupNorm with 32 groups"
     )
 
 
@@ -150,7 +150,9 @@ class Training(Section):
         "sums and testing stay in float32",
     )
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field(
-        "constant", description="decay of the learning rate over the rounds"
+        "constant",
+        description="learning rate over the rounds; constant: the same in all; exponential: times `decay` "
+        "every round; step: times `decay` every `period` rounds; cosine: half a cosine over `period` rounds",
     )
     decay: Annotated[Number, Field(gt=0, le=1)] = Field(
         0.99, description="exponential: factor per round; step: factor per `period` rounds"
@@ -185,9 +187,7 @@ class Algorithm(Section):
 
     name: str = Field(
         "fedavg",
-        description="fedavg, fedprox, fednova, fedavgm, fedadam, fedyogi, scaffold, or module:name of an "
-        "Algorithm of your own; scaffold doubles the messages and keeps 4 bytes per parameter "
-        "for every client that has trained, in files that all ranks must see",
+        description="federated algorithm",
     )
     mu: NonNegative = Field(
         0.01,
@@ -212,11 +212,12 @@ class Clipping(Section):
 
 
 class LabelSharing(Section):
-    """The label statistics that clients share with the server (III-A)."""
+    """Label statistics that the clients share (III-A)."""
 
     payload: Literal["histogram", "presence"] = Field(
         "histogram",
-        description="histogram: number of samples of each label; presence: only which labels occur",
+        description="label statistics; histogram: number of samples of each label; presence: only which "
+        "labels occur",
     )
     epsilon: Positive | None = Field(
         None,
@@ -230,8 +231,7 @@ class Generation(Section):
 
     checkpoint: str = Field(
         "digits",
-        description="a shipped generator, a text-to-image pipeline of diffusers as folder or hub id, or "
-        "module:function",
+        description="a shipped generator, or a text-to-image pipeline of diffusers as folder or hub id",
     )
     adapter: str | None = Field(
         None, description="folder of a LoRA adapter for the checkpoint, written by `finetune`"
@@ -240,9 +240,10 @@ class Generation(Section):
         "mnist", description="shipped prompts, or a YAML file of templates and class descriptions"
     )
     negative_prompt: str = Field("", description="what the images should not show")
-    plan: str = Field("equal", description="policy that decides which labels to generate, or module:function")
+    plan: str = Field("equal", description="policy that decides which labels to generate")
     count: Literal["class", "total"] = Field(
-        "class", description="whether per_round and cap apply to each class or to all classes together"
+        "class",
+        description="what per_round and cap count; class: images of each class; total: images of all classes",
     )
     per_round: Count = Field(10, description="images per round")
     cap: Count = Field(300, description="maximum number of images in the whole run")
@@ -264,7 +265,7 @@ class Generation(Section):
         "images",
     )
     save_memory: list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]] = Field(
-        [], description="memory-saving options of diffusers, a list"
+        [], description="memory-saving options of diffusers"
     )
     min_fidelity: Share = Field(
         0.0,
@@ -274,9 +275,9 @@ class Generation(Section):
     threads: Threads | None = Field(
         None, description="threads for generation on a CPU; null: runtime.threads"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device; auto: runtime.device")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="auto: float16 on a GPU, float32 on a CPU"
+        "auto", description="number format; auto: float16 on a GPU, float32 on a CPU"
     )
     seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
@@ -287,8 +288,8 @@ class ClientGeneration(Section):
 
     labels: Literal["rare", "missing"] = Field(
         "rare",
-        description="rare: fill every label up to the count of the client's most frequent one (Gen-FedSD, "
-        "FAug); missing: only labels of which the client has no sample",
+        description="which labels; rare: fill every label up to the count of the client's most frequent "
+        "one (Gen-FedSD, FAug); missing: only labels of which the client has no sample",
     )
     share: Share = Field(
         1.0,
@@ -302,8 +303,8 @@ class Pretraining(Section):
 
     images: Literal["public_pool", "uci_digits"] = Field(
         "public_pool",
-        description="training images: public_pool is the data set's public pool, uci_digits is "
-        "scikit-learn's UCI digits",
+        description="training images; public_pool: the data set's public pool; uci_digits: scikit-learn's "
+        "UCI digits",
     )
     autoencoder_channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(
         [16, 24, 32],
@@ -318,7 +319,7 @@ class Pretraining(Section):
     denoiser_steps: Count = Field(2500, description="training steps of 128 images")
     denoiser_lr: Positive = Field(2e-3, description="peak learning rate of a one-cycle schedule")
     prediction: Literal["epsilon", "v_prediction"] = Field(
-        "epsilon", description="what the UNet predicts; epsilon: the noise, v_prediction: the velocity"
+        "epsilon", description="what the UNet predicts; epsilon: the noise; v_prediction: the velocity"
     )
     mirror: bool = Field(False, description="also train on mirrored images")
     seed: Seed = Field(0, description="seed of the weights and batches")
@@ -326,17 +327,17 @@ class Pretraining(Section):
 
 
 class Finetuning(Section):
-    """Low-rank adapters (LoRA) for the UNet of generation.checkpoint, trained by the command `finetune`."""
+    """Low-rank adapters (LoRA) of the generator, trained by the command `finetune`."""
 
     per_class: Count = Field(10, description="real training images per class, k")
     at: Literal["server", "clients"] = Field(
         "server",
-        description="server: train on images of the public pool; clients: each client trains on its private "
-        "images, and the adapters are averaged every round",
+        description="where to train; server: on images of the public pool; clients: each client trains on "
+        "its private images, and the adapters are averaged every round",
     )
     layers: Literal["attention", "all"] = Field(
         "all",
-        description="layers with an adapter; attention: the attention projections, all: also convolutions "
+        description="layers with an adapter; attention: the attention projections; all: also convolutions "
         "and dense layers",
     )
     rank: Annotated[Count, at_most(1024, "the layers of a pipeline have no higher rank")] = Field(
@@ -353,7 +354,7 @@ class Finetuning(Section):
 class Kappa(Section):
     """Weights in Eq. (1): kappa1 of the federated model, kappa2 of the augmented model."""
 
-    policy: str = Field("fixed", description="policy that returns kappa2 for each round, or module:function")
+    policy: str = Field("fixed", description="policy that returns kappa2 for each round")
     kappa1: Share = Field(0.8, description="weight of the federated model; must be 1 - kappa2")
     kappa2: Share = Field(0.2, description="weight of the augmented model; setting one of the two is enough")
     end: Share = Field(0.0, description="linear, cosine, exponential, step: final value of kappa2")
@@ -407,9 +408,7 @@ class Kappa(Section):
 class Rho(Section):
     """The clients' weights rho_n in Eq. (1)."""
 
-    policy: str = Field(
-        "size", description="policy that returns the weights of the cohort, or module:function"
-    )
+    policy: str = Field("size", description="policy that returns the weights of the cohort")
 
     gamma: NonNegative = Field(1.0, description="quality: exponent of 1 - EMD / 2")
     power: Number = Field(
@@ -425,7 +424,7 @@ class Rho(Section):
 class Selection(Section):
     """How the cohort is selected."""
 
-    policy: str = Field("random", description="policy that returns the cohort, or module:function")
+    policy: str = Field("random", description="policy that returns the cohort")
 
     candidates: Count | None = Field(
         None,
@@ -444,9 +443,9 @@ class Validation(Section):
 
     source: Literal["none", "pool", "clients", "generated"] = Field(
         "none",
-        description="pool: real images at the server, its public pool; clients: the cohort's private "
-        "data, of which each client reports loss and accuracy; generated: the augmented "
-        "model's training images",
+        description="where the data are; none: no validation; pool: real images at the server, its public "
+        "pool; clients: the cohort's private data, of which each client reports loss and accuracy; "
+        "generated: the augmented model's training images",
     )
     samples: Count = Field(
         500, description="maximum number of pool or generated images, taken at regular intervals"
@@ -454,7 +453,7 @@ class Validation(Section):
 
 
 class Hindsight(Section):
-    """Evaluate models between the round's two models on the test set, without effect on the run."""
+    """Test models between the round's two models, without effect on the run."""
 
     every: Count | None = Field(None, description="rounds between two evaluations; null: never")
     points: Annotated[
@@ -514,8 +513,9 @@ class Faults(Section):
 
     nonfinite: Literal["stop", "drop"] = Field(
         "stop",
-        description="if a client's loss or weights are not finite: stop the run, or drop the client from the "
-        "round and divide its rho among the other clients; if all are dropped, the weights stay unchanged",
+        description="if a client's loss or weights are not finite; stop: end the run; drop: exclude the "
+        "client from the round and divide its rho among the other clients; if all are dropped, the weights "
+        "stay unchanged",
     )
 
 
@@ -528,7 +528,7 @@ class Runtime(Section):
         "Fixed at a run's first start",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU if one is available. Fixed at a run's first start"
+        "auto", description="device, fixed at a run's first start; auto: a GPU if one is available"
     )
     ranks_per_run: Count | None = Field(
         None,

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from genfl_mpi.util.text import suggestion
+
 
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused, and values cannot be changed after validation."""
@@ -19,19 +21,28 @@ class OneOf:
 
     def __call__(self, value: str) -> str:
         if value not in self.names and ":" not in value:
-            raise ValueError(f"must be one of {', '.join(self.names)}, or module:function of your own")
+            raise ValueError(
+                f"must be one of {', '.join(self.names)}, or module:function of your own"
+                + suggestion(value, self.names)
+            )
         return value
 
 
-def at_most(limit: float, reason: str) -> AfterValidator:
+class AtMost:
+    """Validate an upper bound, and give its reason in the error message."""
+
+    def __init__(self, limit: int, reason: str) -> None:
+        self.limit, self.reason = limit, reason
+
+    def __call__(self, value: int) -> int:
+        if value > self.limit:
+            raise ValueError(f"must be at most {self.limit}: {self.reason}")
+        return value
+
+
+def at_most(limit: int, reason: str) -> AfterValidator:
     """Make an upper bound whose error message gives the reason."""
-
-    def check(value: float) -> float:
-        if value > limit:
-            raise ValueError(f"must be at most {limit}: {reason}")
-        return value
-
-    return AfterValidator(check)
+    return AfterValidator(AtMost(limit, reason))
 
 
 MIN_MAGNITUDE, MAX_MAGNITUDE = 1e-37, 1e37  # of numbers that enter float32 computations

@@ -86,6 +86,7 @@ def _assign_owners(
 def _iid(
     labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
 ) -> np.ndarray:
+    """Divide all samples evenly, at random."""
     owners = np.empty(len(labels), dtype=np.int64)
     owners[rng.permutation(len(labels))] = np.arange(len(labels)) * clients // len(labels)
     return owners
