@@ -55,6 +55,11 @@ def partition(
     return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :].astype(np.int32)
 
 
+def find_scheme(settings: Partition) -> Callable[..., np.ndarray]:
+    """Return the configured scheme. Raises UserError if it does not exist."""
+    return find(settings.scheme, SCHEMES, "partition.scheme")
+
+
 def blocks(count: int) -> Iterator[slice]:
     """Yield consecutive slices of at most BLOCK elements that cover `count` elements."""
     return (slice(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK))
@@ -67,9 +72,7 @@ def _assign_owners(
 
     Raises UserError if the scheme does not exist or returns anything else.
     """
-    owners = np.asarray(
-        find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng)
-    )
+    owners = np.asarray(find_scheme(settings)(labels, clients, classes, settings, rng))
     if (
         owners.shape != labels.shape
         or owners.dtype.kind not in "iu"
