@@ -78,7 +78,10 @@ def mine(tmp_path, monkeypatch):
             r"1 x 28 x 28 \(channels, height, width\): .*; correct its layers",
         ),
         ("model.name=own_code:pair", "returns tuple"),
-        ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError \(own_code.py, line 30\); correct its"),
+        (
+            "model.name=own_code:silent",
+            r"cannot be trained on images of .*: ValueError \(own_code.py, line 30\); correct its",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
