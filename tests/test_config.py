@@ -241,6 +241,11 @@ BAD = {
     "not key=value": (["method=fedavg", "rounds"], "is not key=value"),
     "a value as a section": (["seed.x=1"], "seed"),
     "empty sweep": (["sweep.seed=[]"], "sweep.seed must be a list"),
+    "misspelt key of a sweep": (["sweep.sead=[1,2]"], "unknown key sweep.sead; did you mean sweep.seed?"),
+    "renamed key of a sweep": (
+        ["sweep.laboratory.every=[1,2]"],
+        "sweep.laboratory.every was renamed to sweep.hindsight.every; use the new name",
+    ),
 }
 
 

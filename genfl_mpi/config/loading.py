@@ -56,9 +56,12 @@ def load(
             other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
             if other and f"kappa.{other}" not in given:
                 values["kappa"].pop(other, None)  # derived from the one that is given
+    known = keys()
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
+        if not _mappings(choices) and key not in known:
+            raise UserError(f"{where}: {_explain_unknown(key, prefix='sweep.')}")
         if mappings := _mappings(choices):
             # An override replaces the key in every mapping; mappings with another method are dropped.
             sweep[key] = [
@@ -289,13 +292,7 @@ def _explain(error: Mapping[str, Any], kind: type[Section]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known, prefix = keys(kind), "world." if kind is World else ""
-        if renamed := new_name(prefix + key):
-            return f"{key} was renamed to {renamed.removeprefix(prefix)}; use the new name"
-        near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(
-            key, known, n=1, cutoff=0
-        )
-        return f"unknown key {key}; did you mean {near[0]}?"
+        return _explain_unknown(key, kind)
     if error["type"] == "model_type":
         example = next(known for known in keys(kind) if known.startswith(f"{key}."))
         return f"{key} is a section of settings, not a value; set one of them, for example {example}"
@@ -306,6 +303,16 @@ def _explain(error: Mapping[str, Any], kind: type[Section]) -> str:
             return message
         return f"{_setting(kind, path)}= {message} (got {_short(error['input'])})"
     return _explain_value(error, kind, path)
+
+
+def _explain_unknown(key: str, kind: type[Section] = Config, prefix: str = "") -> str:
+    """Describe an unknown dotted key, which was given behind `prefix`, with the key that was meant."""
+    known, section = keys(kind), "world." if kind is World else ""
+    if renamed := new_name(section + key):
+        return f"{prefix}{key} was renamed to {prefix}{renamed.removeprefix(section)}; use the new name"
+    near = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0)
+    return f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
 
 
 def _explain_value(error: Mapping[str, Any], kind: type[Section], path: Sequence[str]) -> str:
