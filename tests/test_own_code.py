@@ -1,6 +1,7 @@
 """Functions of the user's: what is wrong with them is one line, and a changed file is another run."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -163,6 +164,16 @@ def test_a_missing_module_is_answered_with_where_it_is_sought(tiny, capsys):
         "start in the folder of no_such_module.py, or add that folder to PYTHONPATH"
         in capsys.readouterr().err
     )
+
+
+def test_the_installed_script_finds_modules_in_the_current_folder(tiny, tmp_path, monkeypatch, capsys):
+    """Python starts it with the script's folder in the path instead."""
+    (tmp_path / "beside_the_run.py").write_text("def share(state, round): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["genfl_mpi", *tiny, "kappa.policy=beside_the_run:share"])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert main() == 2
+    assert "kappa.policy: beside_the_run:share has the parameters (state, round)" in capsys.readouterr().err
 
 
 def test_a_function_that_raises_shows_its_own_frames_and_one_line(tiny, mine, capsys):
