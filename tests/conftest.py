@@ -19,7 +19,8 @@ from ranks import Server
 import genfl_mpi
 from genfl_mpi.results import layout, progress
 
-# A run of seconds: two rounds, real digits, the shipped generator at few steps.
+# A run of seconds: two rounds, real digits, the shipped generator at few steps. Generator and prompts are
+# set for tests that replace the digits by other images of ten classes.
 TINY = [
     "method=genfl",
     "rounds=2",
@@ -27,6 +28,8 @@ TINY = [
     "cohort=3",
     "training.epochs=1",
     "runtime.threads=1",
+    "generation.checkpoint=digits",
+    "generation.prompts=mnist",
     "generation.per_round=1",
     "generation.cap=2",
     "generation.steps=2",

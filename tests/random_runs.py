@@ -49,6 +49,8 @@ SETTINGS = {
     "selection.policy": ["random", *sorted(SELECTION)],
     "rho.policy": ["size", *sorted(RHO)],
     "data.name": ["synthetic", "mnist5k"],
+    "generation.checkpoint": ["digits"],
+    "generation.prompts": ["mnist"],
     "data.samples": [500],
     "data.size": [8, 16],
     "data.public_pool": [100],

@@ -88,6 +88,8 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(ranks, small_disk, tmp_pat
     overrides = [
         *FAST,
         "method=genfl",
+        "generation.checkpoint=digits",
+        "generation.prompts=mnist",
         "generation.plan=white:images",
         f"generation.bank={tmp_path}/bank",
         "data.size=32",
@@ -174,7 +176,7 @@ def test_a_disk_that_may_not_be_written(small_disk, fast, capsys):
     small_disk("size=40m")
     disk = small_disk("remount,ro,size=40m")
     for setting in (f"output={disk}/results", f"generation.bank={disk}/bank"):
-        assert main([*fast, "method=genfl", "generation.prompts=mnist", setting]) == 2
+        assert main([*fast, "method=genfl", "data.name=mnist5k", setting]) == 2
         line = said_once(capsys.readouterr().err)
         assert "cannot be written" in line and str(disk) in line
 

@@ -10,7 +10,11 @@ from genfl_mpi.analysis.run_groups import PAIRED
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
 from genfl_mpi.config.renamed import RENAMED
-from genfl_mpi.config.settings import fill_in, keys
+from genfl_mpi.config.settings import GENERATORS, PROMPTS, Config, fill_in, keys
+from genfl_mpi.data import datasets
+from genfl_mpi.generation import model_folder
+from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.generation.validation import read_record
 from genfl_mpi.util.errors import UserError
 
 
@@ -18,6 +22,25 @@ def test_the_default_is_a_sweep_over_the_papers_methods():
     runs = loading.load()
     assert [one.method for one in runs.values()] == ["fedavg", "genfl", "aigc"]
     assert len({(one.seed, one.partition) for one in runs.values()}) == 1
+
+
+def test_the_default_study_only_differs_from_the_defaults_in_what_it_sets():
+    study = loading.flatten(yaml.safe_load(loading.read_text()))
+    assert study == {"sweep.method": ["fedavg", "genfl", "aigc"], "generation.cap": 30}
+    assert loading.single(None, ["method=genfl", "generation.cap=300"]) == loading.single({}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("given", "images"),
+    [
+        ([], "uci_digits"),
+        (["data.public_pool=100"], "public_pool"),
+        (["data.name=cifar10"], "public_pool"),
+        (["data.public_pool=100", "pretraining.images=uci_digits"], "uci_digits"),
+    ],
+)
+def test_the_images_of_pretraining_follow_from_the_data_set(given, images):
+    assert loading.single({}, given).pretraining.images == images
 
 
 def test_a_sweep_is_the_product_of_its_lists():
@@ -39,6 +62,32 @@ def test_an_override_pins_a_swept_key():
 def test_training_of_the_augmented_model_follows_the_clients():
     one = loading.single({"training": {"lr": 0.3, "epochs": 2}}, ["augmented.epochs=7", "method=genfl"])
     assert (one.augmented.lr, one.augmented.epochs) == (0.3, 7)
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "checkpoint", "prompts"),
+    [
+        ("mnist5k", {}, "digits", "mnist"),
+        ("mnist", {}, "digits", "mnist"),
+        ("cifar10", {}, "cifar10", "cifar10"),
+        ("cifar100", {}, "cifar100", "cifar100"),
+        ("cifar10", {"checkpoint": "mine:draw"}, "mine:draw", "cifar10"),
+        ("emnist", {"checkpoint": "mine:draw"}, "mine:draw", "emnist"),
+        ("cifar10", {"prompts": "mine.yaml"}, "cifar10", "mine.yaml"),
+    ],
+)
+def test_generator_and_prompts_follow_from_the_data_set(data, given, checkpoint, prompts):
+    one = loading.single({"data": {"name": data}, "generation": given}).generation
+    assert (one.checkpoint, one.prompts) == (checkpoint, prompts)
+
+
+def test_shipped_prompts_and_generators_draw_the_classes_of_their_data_set():
+    for data, name in PROMPTS.items():
+        load_prompts(name, datasets.DESCRIPTIONS[data].classes)
+    for data, name in GENERATORS.items():
+        record = read_record(model_folder.locate(name))
+        assert record["classes"] == list(datasets.DESCRIPTIONS[data].classes)
+    assert {folder.name for folder in model_folder.SHIPPED.iterdir()} == set(GENERATORS.values())
 
 
 def test_a_preset_fills_what_training_leaves_open():
@@ -131,7 +180,7 @@ def test_runs_that_would_share_a_name_are_refused():
 
 
 BAD = {
-    "a truth value": (["rounds=true"], "rounds= needs an integer, for example rounds=30 (got True)"),
+    "a truth value": (["rounds=true"], "rounds= needs an integer, for example rounds=25 (got True)"),
     "a truth value as a rate": (
         ["training.lr=true"],
         "training.lr= needs a number (got True)",
@@ -147,7 +196,59 @@ BAD = {
     "not a number": (["training.lr=.nan"], "training.lr= must be 0 or have a magnitude"),
     "alpha": (["partition.alpha=0"], "partition.alpha= needs a number above 0"),
     "cohort": (["cohort=21"], "cohort (21) is larger than clients (20)"),
-    "kappa": (["kappa.kappa1=0.5", "kappa.kappa2=0.6"], "kappa1 + kappa2 must be 1"),
+    "kappa": (["kappa.kappa1=0.5", "kappa.kappa2=0.6"], "kappa.kappa1 + kappa.kappa2 must be 1"),
+    "a kappa too large": (["kappa.kappa2=1.5"], "kappa.kappa2= needs a number of at most 1"),
+    "a negative kappa": (["kappa.kappa1=-0.5"], "kappa.kappa1= needs a number of at least 0"),
+    "clients below the cohort": (
+        ["method=fedavg", "clients=3"],
+        "clients (3) is less than the default cohort (5); also set cohort",
+    ),
+    "a composition without a model": (
+        ["method=aigc", "composition.images=nowhere"],
+        "method=aigc with composition.images=nowhere trains no model",
+    ),
+    "a pool at clients that generate": (
+        ["method=filled", "composition.source=pool"],
+        "composition.source=pool takes the images from the server's pool, but with method=filled the",
+    ),
+    "a control with images": (
+        ["method=genfl", "composition.matched_steps=true"],
+        "composition.matched_steps=true is a control without images, which method=genfl has",
+    ),
+    "a composition without a cohort": (
+        ["method=genfl", "composition.local_training=false", "generation.plan=cohort_deficit"],
+        "needs a cohort, and composition.local_training=false has none",
+    ),
+    "images of a composition": (
+        ["method=genfl", "composition.images=nowhere", "validation.source=generated"],
+        "needs generated images at the server, and composition.images=nowhere has none",
+    ),
+    "a million shards": (
+        ["method=fedavg", "partition.scheme=shards", "partition.shards=1000000"],
+        "20 clients have 20000000 shards, but only 4000 samples are divided",
+    ),
+    "more labels than classes": (
+        ["method=fedavg", "partition.scheme=classes", "partition.classes_per_client=11"],
+        "partition.classes_per_client=11: the data set has 10 classes",
+    ),
+    "fewer candidates than members": (
+        ["method=fedavg", "selection.policy=energy", "selection.candidates=4"],
+        "selection.candidates (4) must lie between cohort (5), which is selected from them, and clients (20)",
+    ),
+    "a generator of other classes": (
+        ["method=genfl", "generation.checkpoint=cifar10"],
+        "generation.checkpoint: cifar10 draws ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', ...], "
+        "but not '0' of data.name=mnist5k; remove the setting",
+    ),
+    "no generator of the data set": (
+        ["method=genfl", "data.name=fashion_mnist"],
+        "the package has no checkpoint for data.name=fashion_mnist; set generation.checkpoint to a generator",
+    ),
+    "no generator or prompts of the data set": (
+        ["method=genfl", "data.name=synthetic"],
+        "the package has no checkpoint or prompts for data.name=synthetic; set generation.checkpoint to a "
+        "generator of its classes and generation.prompts to a YAML file",
+    ),
     "model": (["model.name=resnet19"], "model.name: "),
     "method": (["method=fedsgd"], "method= needs one of fedavg, aigc, "),
     "misspelt method": (["method=fedavgg"], "did you mean fedavg? (got 'fedavgg')"),

@@ -56,7 +56,7 @@ def test_a_healthy_set_up(examine, tmp_path):
     ("overrides", "problem", "remedy"),
     [
         (
-            ["data.name=cifar10", "data.root=/nowhere", "generation.prompts=cifar10"],
+            ["data.name=cifar10", "data.root=/nowhere"],
             "/nowhere/cifar-10-batches-py does not exist",
             "set data.root",
         ),

@@ -295,6 +295,7 @@ DAMAGED = [
     ("training.yaml", "data: mnist5k", "not what"),
     ("training.yaml", "{data: [mnist5k], public_pool: 1}", "not what"),
     ("training.yaml", "{data: mnist5k, public_pool: many}", "not what"),
+    ("training.yaml", "{data: mnist5k, public_pool: 1, classes: [1]}", "not what"),
     ("training.yaml", "\xff", "cannot be read"),
 ]
 

@@ -185,6 +185,7 @@ def test_names_that_lead_nowhere(override, tmp_path, capsys):
     arguments = [
         *FAST,
         "method=genfl",
+        "generation.checkpoint=digits",
         "generation.prompts=mnist",
         f"output={tmp_path}/results",
         f"generation.bank={tmp_path}/bank",

@@ -287,7 +287,7 @@ def test_a_composition_without_a_name(fast, tmp_path):
     ("composition", "said"),
     [
         (["images=sent_to_clients", "local_training=false"], "trains no model"),
-        (["images=made_by_clients", "source=pool"], "the clients generate the images"),
+        (["images=made_by_clients", "source=pool"], "the clients generate them"),
         (["matched_steps=true"], "a control without images"),
         (["images=elsewhere"], "composition.images= needs one of "),
     ],

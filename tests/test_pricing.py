@@ -185,6 +185,12 @@ def test_price_says_when_a_target_is_reached(results, tmp_path, capsys):
         reached = file["rounds/accuracy"][0]
     arguments = ["price", str(results / "fedavg_seed1.h5"), "-o", str(tmp_path / "price.png"), "--target"]
     assert main([*arguments, str(reached)]) == 0 and "  default           1 " in capsys.readouterr().out
+    for target in ("5", "0", "-0.1", "nan"):
+        assert main([*arguments, target]) == 2
+        assert (
+            f"--target {target}: the target is a test accuracy as a share in (0, 1]"
+            in capsys.readouterr().err
+        )
     assert main([*arguments, "1.0"]) == 0 and "never reaches 100 %" in capsys.readouterr().out
 
 

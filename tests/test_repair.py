@@ -171,11 +171,11 @@ BAD = {
     ),
     "a share that is given": (
         "incentive.price=3 client_generation.share=0.5",
-        "remove client_generation.labels and client_generation.share",
+        "it fills; remove client_generation.share\n",
     ),
     "missing labels alone": (
         "incentive.price=3 client_generation.labels=missing",
-        "remove client_generation.labels and client_generation.share",
+        "it fills; remove client_generation.labels\n",
     ),
     "a negative price": ("incentive.price=-3", "incentive.price= "),
     "a cap": ("incentive.price=1e9 generation.cap=3", "generation.cap=3 keeps clients from the images"),

@@ -97,8 +97,9 @@ def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
 
 
 def test_plan_from_a_calibration(fast, capsys):
-    assert main(["plan", *fast, "-n", "4", "--nodes", "2"]) == 0
-    said = capsys.readouterr().out
+    assert main(["plan", *fast, "model.norm=group", "-n", "4", "--nodes", "2"]) == 0
+    warning, said = capsys.readouterr().out.split("\n", 1)
+    assert warning == "warning: settings without effect: model.norm (needs model.name=resnet18)"
     for text in (
         "samples/s in training",
         "4 ranks on 2 nodes",

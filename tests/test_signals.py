@@ -113,6 +113,8 @@ def test_a_signal_in_generation_keeps_the_images(tmp_path, command, said):
         *FAST,
         "method=genfl",
         "rounds=2",
+        "generation.checkpoint=digits",
+        "generation.prompts=mnist",
         "generation.batch_size=5",
         "generation.plan=leaving:equal",
         f"generation.bank={tmp_path}/bank",

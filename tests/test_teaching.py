@@ -12,6 +12,7 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.generation import model_folder
+from genfl_mpi.generation.validation import read_record
 from genfl_mpi.preparation import generator_training
 from genfl_mpi.results import reader
 
@@ -90,6 +91,8 @@ def test_the_same_generator_every_time(made, tmp_path):
 def test_a_run_with_a_generator_of_ones_own(made, tiny, tmp_path, capsys):
     arguments = [*tiny, f"generation.checkpoint={made}"]
     assert main(arguments) == 2
+    record = read_record(made)
+    assert record["data"] == "mnist5k" and record["classes"] == list("0123456789")
     assert (
         "was trained on 200 public images of mnist5k, which clients must not hold: set data.public_pool=200"
         in capsys.readouterr().err
@@ -187,6 +190,11 @@ def test_adapters_that_cannot_be_used(made, tiny, tmp_path, capsys):
         assert "is not a folder with a file" in capsys.readouterr().err
     assert main([*arguments, f"generation.adapter={folder}", f"generation.checkpoint={made}"]) == 2
     assert "was trained for another checkpoint" in capsys.readouterr().err
+    record = yaml.safe_load((folder / "training.yaml").read_text())
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other/training.yaml").write_text(yaml.safe_dump({**record, "classes": ["cat", "dog"]}))
+    assert main([*arguments, f"generation.adapter={tmp_path}/other"]) == 2
+    assert "generation.adapter: other draws ['cat', 'dog'], but not '0' of data" in capsys.readouterr().err
     shutil.copytree(folder, tmp_path / "broken")
     (tmp_path / "broken/pytorch_lora_weights.safetensors").write_bytes(b"\0" * 100)
     assert main([*arguments, f"generation.adapter={tmp_path}/broken"]) == 2

@@ -96,6 +96,11 @@ def _totals(priced: Bill) -> dict[str, np.ndarray]:
 
 def command(options: Namespace) -> Iterator[str]:
     """Yield the lines of the `price` command. options: its parsed arguments. Raises UserError."""
+    if options.target is not None and not 0 < options.target <= 1:
+        raise UserError(
+            f"--target {options.target:g}: the target is a test accuracy as a share in (0, 1], for example "
+            "--target 0.5"
+        )
     overrides = [one for one in options.results if "=" in one and not Path(one).exists()]
     paths = reader.find_results([one for one in options.results if one not in overrides])
     runs = read_all(paths, overrides)

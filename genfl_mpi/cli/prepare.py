@@ -131,6 +131,7 @@ def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: la
     Under mpirun all ranks measure at once, as they would compute. For example:
       mpirun -n 2 python -m genfl_mpi plan configs/cifar10.yaml -n 64 --nodes 4
     """
+    from genfl_mpi.config.remarks import remarks
     from genfl_mpi.mpi.round_time import Cluster
     from genfl_mpi.preparation import plan as planning
 
@@ -148,5 +149,7 @@ def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: la
         options.bandwidth * 1e9 / 8,
         0.0,
     )
+    if comm.rank == 0:
+        yield from remarks(options.config, options.overrides, runs)
     name, config = next(iter(runs.items()))
     yield from planning.describe(comm, config, cluster, name, options.gpus)

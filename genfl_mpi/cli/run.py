@@ -13,7 +13,7 @@ from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
@@ -43,6 +43,7 @@ further help:
 def run(arguments: Sequence[str]) -> int:
     """Compute the runs of a configuration."""
     from genfl_mpi.config import loading
+    from genfl_mpi.config.remarks import remarks
 
     parser = launch.config_parser("", DESCRIPTION, epilog="\n".join(_commands()) + "\n" + EXAMPLES)
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
@@ -77,9 +78,10 @@ def run(arguments: Sequence[str]) -> int:
             [loading.read_text(options.config), *(f"# {override}" for override in options.overrides)]
         )
         figure = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
+        notes = remarks(options.config, options.overrides, runs)
         if options.member is not None:
             runs, figure = _member(runs, options.member), ""
-        return _run_all(comm, runs, given, say, options, options.fresh, figure=figure)
+        return _run_all(comm, runs, given, say, options, notes, options.fresh, figure=figure)
 
     return launch.on_config(options, command)
 
@@ -130,13 +132,15 @@ def fork(arguments: Sequence[str]) -> int:
     _verbosity(parser)
     options = launch.parse_once(parser, arguments)
 
+    from genfl_mpi.config.remarks import remarks
     from genfl_mpi.runs import fork as forks
 
     def command(comm: MPI.Comm, runs: launch.Runs, say: launch.Say) -> int:
         given = "\n".join(
             [f"# fork {options.file} --at {options.at}", *(f"# {override}" for override in options.overrides)]
         )
-        return _run_all(comm, runs, given, say, options, fork=(options.file, options.at))
+        notes = remarks({}, options.overrides, runs)
+        return _run_all(comm, runs, given, say, options, notes, fork=(options.file, options.at))
 
     return launch.on_all_ranks(lambda: forks.runs(options.file, options.at, options.overrides), command)
 
@@ -166,11 +170,15 @@ def _run_all(
     given: str,
     say: launch.Say,
     options: argparse.Namespace,
+    notes: Iterable[str],
     fresh: bool = False,
     fork: tuple[Path, int] | None = None,
     figure: str = "accuracy.png",
 ) -> int:
-    """Compute `runs` and draw their accuracy into `figure` beside the results, unless it is empty."""
+    """Compute `runs` and draw their accuracy into `figure` beside the results, unless it is empty.
+
+    notes: lines to print before the first run, used on rank 0.
+    """
     from genfl_mpi.mpi import collectives, devices
     from genfl_mpi.mpi.signals import Signals
     from genfl_mpi.runs import display, runner, sweep
@@ -184,6 +192,8 @@ def _run_all(
         signals.announce = getattr(view, "announce", signals.announce)
         # All runs of a sweep are checked before the first one starts.
         configs = [runner.prepare(comm, path, one, fresh, fork) for path, one in zip(paths, runs.values())]
+        for line in notes if comm.rank == 0 else ():
+            view.say(line)
         for line in devices.warn(
             comm, max(one.runtime.threads or 1 for one in configs), configs[0].runtime.device
         ):

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.functions import USER_FUNCTIONS
 from genfl_mpi.config.settings import Config, as_text, section_in
-from genfl_mpi.config.types import AtMost, OneOf, Section
+from genfl_mpi.config.types import AtMost, Needs, OneOf, Section
 from genfl_mpi.util.text import WIDTH
 
 # Returns the names that a setting takes and that are defined outside this room: {name: one-line meaning}.
@@ -77,6 +77,10 @@ def _setting(section: type[Section], key: str, names: Names) -> Iterator[str]:
     yield ""
     yield from _wrapped(f"{key}={_default(field)}{kind}", 0, 4)
     yield from _wrapped(about, 4, 4)
+    for mark in _marks(field):
+        if isinstance(mark, Needs):
+            place = key.rpartition(".")[0] if mark.what.startswith(".") else ""
+            yield from _wrapped(f"has an effect only with {place}{mark.what}", 4, 4)
     own = _own(key)
     width = max(map(len, [*known, *own]), default=0) + 2
     for name, meaning in (known | own).items():
@@ -102,7 +106,7 @@ def _clauses(field: FieldInfo, known: Mapping[str, str]) -> tuple[str, dict[str,
     for clause in (field.description or "").split("; "):
         head, colon, text = clause.partition(": ")
         named = head.split(", ")
-        if colon and known and set(named) <= {*known, "null"}:
+        if colon and known and set(named) <= {*known, "null", "auto"}:
             meanings |= dict.fromkeys(named, text)
             last = named
         elif last:

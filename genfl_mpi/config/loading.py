@@ -122,6 +122,26 @@ def single(
     return next(iter(runs.values()))
 
 
+def given_settings(
+    source: str | Path | dict | None, overrides: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that a configuration and its overrides give, {dotted key: value} each.
+
+    source, overrides: as in `load`. A swept key has the list of its values. Raises UserError.
+    """
+    return _flat_given(_read(source)[1]), _flat_given(dict(map(_split_override, overrides)))
+
+
+def _flat_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in flatten(values).items():
+        for choice in _mappings(value) if key.startswith("sweep.") else ():
+            found |= choice
+        if not (key.startswith("sweep.") and _mappings(value)):
+            found[key.removeprefix("sweep.")] = value
+    return found
+
+
 def validate(values: dict, where: str = "configuration", kind: type[S] = Config) -> S:  # type: ignore[assignment]
     """Return a `Config`, or another `kind` of section, from a nested dict.
 

@@ -9,6 +9,7 @@ from genfl_mpi.config.types import (
     Count,
     Epochs,
     Natural,
+    Needs,
     NonNegative,
     Number,
     OneOf,
@@ -18,7 +19,27 @@ from genfl_mpi.config.types import (
     Share,
     Threads,
     at_most,
+    needs,
 )
+
+# What the marked settings need. TRAINING_CLIENTS and others of whole sections are also used in `settings`.
+TRAINING_CLIENTS = Needs("clients that train", lambda config, _: config.trains_clients)
+TWO_MODELS = Needs(
+    "clients that train and an augmented model", lambda config, _: config.trains_clients and config.augments
+)
+PLANNED_IMAGES = Needs("generated images", lambda config, _: config.generates or config.matches_steps)
+SERVER_IMAGES = Needs("images generated at the server", lambda config, _: not config.fills)
+PIPELINE = Needs("a pipeline as checkpoint", lambda _, generation: ":" not in generation.checkpoint)
+DUE = Needs(
+    "at least as many rounds", lambda config, section: section.every is None or section.every <= config.rounds
+)
+SCHEDULED = ("linear", "cosine", "exponential", "step")  # policies of kappa
+
+
+def needs_policy(*names: str) -> Needs:
+    """Mark a setting of kappa that these policies use, in the run or in hindsight."""
+    what, by_policy = needs("policy", *names)
+    return Needs(what, lambda config, kappa: by_policy(config, kappa) or config.hindsight.every is not None)
 
 
 class Data(Section):
@@ -37,14 +58,18 @@ class Data(Section):
         "images in data.root/train/CLASS and data.root/test/CLASS; synthetic: a pattern per class under "
         "heavy noise",
     )
-    root: str = Field("data", description="folder of the data set, in the layout of torchvision's loaders")
+    root: Annotated[
+        str, Needs("a data set in a folder", lambda _, data: data.name not in ("mnist5k", "synthetic"))
+    ] = Field("data", description="folder of the data set, in the layout of torchvision's loaders")
     shared: Natural = Field(
         0,
         description="images of the public pool on which every client trains in addition to its private data "
         "(Zhao et al. 2018)",
     )
-    size: Count = Field(32, description="folder, synthetic: side length of the images, pixels")
-    samples: Count = Field(
+    size: Annotated[Count, needs("name", "folder", "synthetic")] = Field(
+        32, description="folder, synthetic: side length of the images, pixels"
+    )
+    samples: Annotated[Count, needs("name", "synthetic")] = Field(
         10000, description="synthetic: number of training images; a fifth as many are generated for testing"
     )
     normalise: bool = Field(
@@ -52,7 +77,9 @@ class Data(Section):
         description="subtract each channel's mean and divide by its standard deviation; false: pixels in "
         "[0, 1]",
     )
-    download: bool = Field(False, description="let torchvision download missing files")
+    download: Annotated[bool, needs("name", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100")] = (
+        Field(False, description="let torchvision download missing files")
+    )
     public_pool: Natural = Field(
         0,
         description="training images, equally many of each class, that are withheld from all clients: "
@@ -79,21 +106,31 @@ class Partition(Section):
         "dirichlet",
         description="how the samples are divided",
     )
-    alpha: Positive = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
-    shards: Count = Field(2, description="scheme=shards: shards per client")
-    classes_per_client: Count = Field(2, description="scheme=classes: labels per client")
-    groups: str | None = Field(
+    alpha: Annotated[Positive, needs("scheme", "dirichlet", "dirichlet_client")] = Field(
+        0.1, description="Dirichlet concentration; smaller is more skewed"
+    )
+    shards: Annotated[Count, needs("scheme", "shards")] = Field(
+        2, description="scheme=shards: shards per client"
+    )
+    classes_per_client: Annotated[Count, needs("scheme", "classes")] = Field(
+        2, description="scheme=classes: labels per client"
+    )
+    groups: Annotated[str | None, needs("scheme", "groups")] = Field(
         None,
         description="scheme=groups: text file with one line per training sample, the name of its group; "
         "each client is a group",
     )
-    min_samples: Count = Field(10, description="minimum number of samples per client")
+    min_samples: Annotated[Count, needs("replacement", False)] = Field(
+        10, description="minimum number of samples per client"
+    )
     replacement: bool = Field(
         False,
         description="draw each client's samples with replacement, so that clients may share samples: "
         "for more clients than samples",
     )
-    samples: Count = Field(50, description="replacement=true: samples per client")
+    samples: Annotated[Count, needs("replacement", True)] = Field(
+        50, description="replacement=true: samples per client"
+    )
 
     @model_validator(mode="after")
     def check_replacement(self) -> "Partition":
@@ -111,13 +148,16 @@ class MisbehavingClients(Section):
     """Clients with corrupted data, and misbehaving clients."""
 
     share: Share = Field(0.0, description="share of the clients")
-    kind: Literal["blurred", "noisy", "mislabelled", "free_rider", "disguised", "overclaiming"] = Field(
+    kind: Annotated[
+        Literal["blurred", "noisy", "mislabelled", "free_rider", "disguised", "overclaiming"],
+        Needs("misbehaving_clients.share above 0", lambda _, clients: clients.share > 0),
+    ] = Field(
         "noisy",
         description="what these clients do; blurred: train on blurred images; noisy: train on noisy images; "
         "mislabelled: train with wrong labels; free_rider: return the global model "
         "unchanged; disguised: return it with added noise; overclaiming: report equal counts of all labels",
     )
-    noise: NonNegative = Field(
+    noise: Annotated[NonNegative, needs("kind", "disguised")] = Field(
         1e-3, description="disguised: standard deviation of the noise added to each weight"
     )
 
@@ -126,12 +166,12 @@ class Model(Section):
     """The network that is trained."""
 
     name: str = Field("cnn", description="network")
-    stem: Literal["imagenet", "cifar"] = Field(
+    stem: Annotated[Literal["imagenet", "cifar"], needs("name", "resnet18", own=False)] = Field(
         "imagenet",
         description="resnet18: first layers; imagenet: torchvision's; cifar: 3x3 convolution without "
         "max-pooling",
     )
-    norm: Literal["batch", "group"] = Field(
+    norm: Annotated[Literal["batch", "group"], needs("name", "resnet18", own=False)] = Field(
         "batch", description="resnet18: normalisation; batch: BatchNorm; group: GroupNorm with 32 groups"
     )
 
@@ -141,7 +181,7 @@ class Training(Section):
 
     epochs: Epochs = Field(5, description="passes over the data per round")
     batch_size: Count = Field(64, description="samples per SGD step")
-    lr: Positive = Field(0.05, description="learning rate")
+    lr: Positive = Field(0.1, description="learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="momentum of SGD")
     weight_decay: NonNegative = Field(0.0, description="weight decay (L2 penalty)")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -154,10 +194,10 @@ class Training(Section):
         description="learning rate over the rounds; constant: the same in all; exponential: times `decay` "
         "every round; step: times `decay` every `period` rounds; cosine: half a cosine over `period` rounds",
     )
-    decay: Annotated[Number, Field(gt=0, le=1)] = Field(
+    decay: Annotated[Number, Field(gt=0, le=1), needs("schedule", "exponential", "step")] = Field(
         0.99, description="exponential: factor per round; step: factor per `period` rounds"
     )
-    period: Count = Field(
+    period: Annotated[Count, needs("schedule", "step", "cosine")] = Field(
         100,
         description="step: rounds between two reductions; cosine: rounds until the rate is almost 0, "
         "after which it stays constant",
@@ -174,7 +214,7 @@ class LocalTraining(Training):
     """SGD of each client on its private data."""
 
     clients_per_batch: Annotated[
-        Count, at_most(10_000, "the weights of all these clients are in memory at once")
+        Count, at_most(10_000, "the weights of all these clients are in memory at once"), TRAINING_CLIENTS
     ] = Field(
         1,
         description="clients of the cohort trained as one batched computation, for small networks on a GPU; "
@@ -189,18 +229,20 @@ class Algorithm(Section):
         "fedavg",
         description="federated algorithm",
     )
-    mu: NonNegative = Field(
+    mu: Annotated[NonNegative, needs("name", "fedprox")] = Field(
         0.01,
         description="fedprox: weight of half the squared distance to the global weights in a client's loss",
     )
-    server_lr: Positive = Field(1.0, description="fedavgm, fedadam, fedyogi: learning rate of the server")
-    beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(
+    server_lr: Annotated[Positive, needs("name", "fedavgm", "fedadam", "fedyogi")] = Field(
+        1.0, description="fedavgm, fedadam, fedyogi: learning rate of the server"
+    )
+    beta1: Annotated[Number, Field(ge=0, lt=1), needs("name", "fedavgm", "fedadam", "fedyogi")] = Field(
         0.9, description="fedavgm, fedadam, fedyogi: decay of the first moment"
     )
-    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(
+    beta2: Annotated[Number, Field(ge=0, lt=1), needs("name", "fedadam", "fedyogi")] = Field(
         0.99, description="fedadam, fedyogi: decay of the second moment"
     )
-    tau: Positive = Field(
+    tau: Annotated[Positive, needs("name", "fedadam", "fedyogi")] = Field(
         1e-3, description="fedadam, fedyogi: degree of adaptivity, added to the root of the second moment"
     )
 
@@ -230,31 +272,38 @@ class Generation(Section):
     """How images are generated."""
 
     checkpoint: str = Field(
-        "digits",
-        description="a shipped generator, or a text-to-image pipeline of diffusers as folder or hub id",
+        "auto",
+        description="a shipped generator, or a text-to-image pipeline of diffusers as folder or hub id; "
+        "auto: the shipped generator of the data set",
     )
-    adapter: str | None = Field(
+    adapter: Annotated[str | None, PIPELINE] = Field(
         None, description="folder of a LoRA adapter for the checkpoint, written by `finetune`"
     )
     prompts: str = Field(
-        "mnist", description="shipped prompts, or a YAML file of templates and class descriptions"
+        "auto",
+        description="shipped prompts, or a YAML file of templates and class descriptions; auto: the shipped "
+        "prompts of the data set",
     )
-    negative_prompt: str = Field("", description="what the images should not show")
-    plan: str = Field("equal", description="policy that decides which labels to generate")
+    negative_prompt: Annotated[str, PIPELINE] = Field("", description="what the images should not show")
+    plan: Annotated[str, SERVER_IMAGES] = Field(
+        "equal", description="policy that decides which labels to generate"
+    )
     count: Literal["class", "total"] = Field(
         "class",
         description="what per_round and cap count; class: images of each class; total: images of all classes",
     )
-    per_round: Count = Field(10, description="images per round")
+    per_round: Annotated[Count, SERVER_IMAGES] = Field(10, description="images per round")
     cap: Count = Field(300, description="maximum number of images in the whole run")
-    scheduler: str | None = Field(
+    scheduler: Annotated[str | None, PIPELINE] = Field(
         None,
         description="scheduler class of diffusers, for example DPMSolverMultistepScheduler; "
         "null: the checkpoint's",
     )
-    steps: Count = Field(20, description="denoising steps")
-    guidance: NonNegative = Field(7.0, description="classifier-free guidance scale")
-    size: Annotated[Count, at_most(4096, "all pixels of a batch are in memory at once")] | None = Field(
+    steps: Annotated[Count, PIPELINE] = Field(20, description="denoising steps")
+    guidance: Annotated[NonNegative, PIPELINE] = Field(7.0, description="classifier-free guidance scale")
+    size: Annotated[
+        Annotated[Count, at_most(4096, "all pixels of a batch are in memory at once")] | None, PIPELINE
+    ] = Field(
         None,
         description="side length of the generated images in pixels, before they are resized to the data "
         "set's; null: the checkpoint's",
@@ -264,9 +313,9 @@ class Generation(Section):
         description="images generated as one batch; part of an image's identity, because it changes the "
         "images",
     )
-    save_memory: list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]] = Field(
-        [], description="memory-saving options of diffusers"
-    )
+    save_memory: Annotated[
+        list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]], PIPELINE
+    ] = Field([], description="memory-saving options of diffusers")
     min_fidelity: Share = Field(
         0.0,
         description="skip images whose label has a lower probability than this, according to a classifier "
@@ -276,7 +325,7 @@ class Generation(Section):
         None, description="threads for generation on a CPU; null: runtime.threads"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device; auto: runtime.device")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], PIPELINE] = Field(
         "auto", description="number format; auto: float16 on a GPU, float32 on a CPU"
     )
     seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
@@ -301,10 +350,10 @@ class ClientGeneration(Section):
 class Pretraining(Section):
     """A small pipeline in Stable Diffusion's format, trained by the command `pretrain`."""
 
-    images: Literal["public_pool", "uci_digits"] = Field(
-        "public_pool",
+    images: Literal["auto", "public_pool", "uci_digits"] = Field(
+        "auto",
         description="training images; public_pool: the data set's public pool; uci_digits: scikit-learn's "
-        "UCI digits",
+        "UCI digits; auto: the pool, or without one the UCI digits for mnist and mnist5k",
     )
     autoencoder_channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(
         [16, 24, 32],
@@ -355,29 +404,37 @@ class Kappa(Section):
     """Weights in Eq. (1): kappa1 of the federated model, kappa2 of the augmented model."""
 
     policy: str = Field("fixed", description="policy that returns kappa2 for each round")
-    kappa1: Share = Field(0.8, description="weight of the federated model; must be 1 - kappa2")
-    kappa2: Share = Field(0.2, description="weight of the augmented model; setting one of the two is enough")
-    end: Share = Field(0.0, description="linear, cosine, exponential, step: final value of kappa2")
-    horizon: Count = Field(30, description="linear, cosine: rounds until the final value")
-    decay: Annotated[Number, Field(gt=0, le=1)] = Field(
+    kappa1: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
+        0.8, description="weight of the federated model; must be 1 - kappa2"
+    )
+    kappa2: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
+        0.2, description="weight of the augmented model; setting one of the two is enough"
+    )
+    end: Annotated[Share, needs_policy(*SCHEDULED)] = Field(
+        0.0, description="linear, cosine, exponential, step: final value of kappa2"
+    )
+    horizon: Annotated[Count, needs_policy("linear", "cosine")] = Field(
+        30, description="linear, cosine: rounds until the final value"
+    )
+    decay: Annotated[Number, Field(gt=0, le=1), needs_policy("exponential", "step")] = Field(
         0.9,
         description="exponential: factor per round of the distance from the final value; "
         "step: factor per `period` rounds",
     )
-    period: Count = Field(10, description="step: rounds between two steps")
-    quality: NonNegative = Field(
+    period: Annotated[Count, needs_policy("step")] = Field(10, description="step: rounds between two steps")
+    quality: Annotated[NonNegative, needs_policy("amount")] = Field(
         1.0, description="amount: number of real samples that a generated image is worth"
     )
-    theta: NonNegative = Field(
+    theta: Annotated[NonNegative, needs_policy("bias_optimal")] = Field(
         0.04,
         description="bias_optimal: the generator's error relative to the error by label skew, as measured by "
         "the command `quality`",
     )
-    temperature: Positive = Field(
+    temperature: Annotated[Positive, needs_policy("softmax_accuracy", "softmax_loss")] = Field(
         0.1,
         description="softmax_accuracy, softmax_loss: difference that weights one model e times the other",
     )
-    grid: list[Share] = Field(
+    grid: Annotated[list[Share], needs_policy("line_search", "bandit")] = Field(
         [0.0, 0.1, 0.2, 0.4, 0.7, 1.0],
         min_length=1,
         description="line_search, bandit: candidate values of kappa2",
@@ -389,9 +446,10 @@ class Kappa(Section):
         """Derive a kappa that is not given from the other one."""
         if isinstance(values, dict) and ("kappa1" in values) != ("kappa2" in values):
             given, other = ("kappa1", "kappa2") if "kappa1" in values else ("kappa2", "kappa1")
-            # The field's own check reports a wrong type.
+            # The check of the given field, not of the derived one, reports a wrong type or range.
             with suppress(TypeError, ValueError, OverflowError):
-                values = {**values, other: round(1 - float(values[given]), 12)}
+                if 0 <= float(values[given]) <= 1:
+                    values = {**values, other: round(1 - float(values[given]), 12)}
         return values
 
     @model_validator(mode="after")
@@ -399,7 +457,7 @@ class Kappa(Section):
         """Refuse weights that do not sum to 1."""
         if abs(self.kappa1 + self.kappa2 - 1) > 1e-9:
             raise ValueError(
-                f"kappa1 + kappa2 must be 1, but {self.kappa1:g} + {self.kappa2:g} is "
+                f"kappa.kappa1 + kappa.kappa2 must be 1, but {self.kappa1:g} + {self.kappa2:g} is "
                 f"{self.kappa1 + self.kappa2:g}; set only one of them"
             )
         return self
@@ -410,15 +468,19 @@ class Rho(Section):
 
     policy: str = Field("size", description="policy that returns the weights of the cohort")
 
-    gamma: NonNegative = Field(1.0, description="quality: exponent of 1 - EMD / 2")
-    power: Number = Field(
+    gamma: Annotated[NonNegative, needs("policy", "quality")] = Field(
+        1.0, description="quality: exponent of 1 - EMD / 2"
+    )
+    power: Annotated[Number, needs("policy", "loss")] = Field(
         -1.0,
         description="loss: exponent of a client's loss; above 0, clients with a large loss get more weight",
     )
-    alpha: NonNegative = Field(
+    alpha: Annotated[NonNegative, needs("policy", "similarity")] = Field(
         5.0, description="similarity: influence of the angle between a client's update and the mean update"
     )
-    permutations: Count = Field(10, description="shapley: random orders in which the clients join")
+    permutations: Annotated[Count, needs("policy", "shapley")] = Field(
+        10, description="shapley: random orders in which the clients join"
+    )
 
 
 class Selection(Section):
@@ -426,14 +488,17 @@ class Selection(Section):
 
     policy: str = Field("random", description="policy that returns the cohort")
 
-    candidates: Count | None = Field(
+    candidates: Annotated[
+        Count | None,
+        needs("policy", "label_cover", "deadline", "power_of_choice", "oort", "energy", "battery"),
+    ] = Field(
         None,
         description="number of clients drawn at random, from which the policy selects the cohort; null: all",
     )
-    exploration: Share = Field(
+    exploration: Annotated[Share, needs("policy", "oort")] = Field(
         0.3, description="oort: share of the cohort reserved for clients that have never trained"
     )
-    penalty: NonNegative = Field(
+    penalty: Annotated[NonNegative, needs("policy", "oort")] = Field(
         2.0, description="oort: exponent of (preferred time / client's time) for slower clients"
     )
 
@@ -447,7 +512,7 @@ class Validation(Section):
         "pool; clients: the cohort's private data, of which each client reports loss and accuracy; "
         "generated: the augmented model's training images",
     )
-    samples: Count = Field(
+    samples: Annotated[Count, needs("source", "pool", "generated")] = Field(
         500, description="maximum number of pool or generated images, taken at regular intervals"
     )
 
@@ -455,11 +520,18 @@ class Validation(Section):
 class Hindsight(Section):
     """Test models between the round's two models, without effect on the run."""
 
-    every: Count | None = Field(None, description="rounds between two evaluations; null: never")
+    every: Annotated[Count | None, DUE] = Field(
+        None, description="rounds between two evaluations; null: never"
+    )
     points: Annotated[
-        Count, Field(ge=2), at_most(10_000, "each is a model that is evaluated on the whole test set")
+        Count,
+        Field(ge=2),
+        at_most(10_000, "each is a model that is evaluated on the whole test set"),
+        Needs("hindsight.every", lambda _, hindsight: hindsight.every is not None),
     ] = Field(11, description="models evaluated along the segment, including both ends")
-    policies: list[str] = Field(
+    policies: Annotated[
+        list[str], Needs("hindsight.every", lambda _, hindsight: hindsight.every is not None)
+    ] = Field(
         [],
         description="kappa policies to evaluate in addition to the run's; "
         "an empty list: all that this configuration supports",
@@ -469,13 +541,15 @@ class Hindsight(Section):
 class Probes(Section):
     """Measure how the clients differ, into /probes and /probed_clients, without effect on the run."""
 
-    every: Count | None = Field(None, description="rounds between two measurements; null: never")
-    clients: Count = Field(
+    every: Annotated[Count | None, DUE] = Field(
+        None, description="rounds between two measurements; null: never"
+    )
+    clients: Annotated[Count, Needs("probes.every", lambda _, probes: probes.every is not None)] = Field(
         100,
         description="clients, drawn once, whose gradients represent all clients in F; "
         "all clients if the run has fewer",
     )
-    epochs: Epochs = Field(
+    epochs: Annotated[Epochs, Needs("probes.every", lambda _, probes: probes.every is not None)] = Field(
         20,
         description="additional passes over a client's data after which its loss counts as the minimum, "
         "F_n(w_n*)",

@@ -1,10 +1,13 @@
 """All settings of a run, and checks across sections."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from genfl_mpi.config.sections import (
+    PLANNED_IMAGES,
+    TRAINING_CLIENTS,
+    TWO_MODELS,
     Algorithm,
     Checkpoint,
     ClientGeneration,
@@ -29,7 +32,7 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
-from genfl_mpi.config.types import Count, Section, Seed
+from genfl_mpi.config.types import Count, Needs, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
 # Settings and sections on which finished rounds do not depend: a run may be continued with other values.
@@ -71,6 +74,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What is shipped for a data set: prompts of its classes, and a generator that learned these classes.
+PROMPTS = {
+    "mnist5k": "mnist",
+    "mnist": "mnist",
+    "fashion_mnist": "fashion_mnist",
+    "emnist": "emnist",
+    "cifar10": "cifar10",
+    "cifar100": "cifar100",
+}
+DEFAULT_DATA: str = Data.model_fields["name"].default
+GENERATORS = {"mnist5k": "digits", "mnist": "digits", "cifar10": "cifar10", "cifar100": "cifar100"}
+
 
 class Composition(Section):
     """The steps of a round. `method` provides the values that are not set."""
@@ -91,25 +106,6 @@ class Composition(Section):
         description="whether clients take as many additional local steps as the server would take on "
         "generated images",
     )
-
-    @model_validator(mode="after")
-    def check_parts(self) -> "Composition":
-        """Refuse rounds that train no model, or whose images have no place."""
-        if not self.local_training and self.images != "server":
-            raise ValueError(
-                f"composition.local_training=false with composition.images={self.images} trains no model; "
-                "set composition.images=server"
-            )
-        if self.images == "made_by_clients" and self.source == "pool":
-            raise ValueError(
-                "composition.source=pool is at the server, but with composition.images=made_by_clients the "
-                "clients generate the images; change one of the two"
-            )
-        if self.matched_steps and self.images != "nowhere":
-            raise ValueError(
-                "composition.matched_steps is a control without images; set composition.images=nowhere"
-            )
-        return self
 
 
 # Named compositions: the paper's three methods, two with images at the clients, and two controls.
@@ -132,6 +128,13 @@ METHOD_TITLES = {  # in tables and figures
     "matched": "FedAvg, more steps",
 }
 
+# What whole sections need: without it their settings have no effect.
+CLIPPED = Needs(
+    "transforms=[clip]", lambda config, _: any(one == "clip" or ":" in one for one in config.transforms)
+)
+AUGMENTED = Needs("an augmented model", lambda config, _: config.augments or config.matches_steps)
+FILLED = Needs("clients that generate", lambda config, _: config.fills)
+
 
 class Config(Section):
     """All settings of a run."""
@@ -152,40 +155,40 @@ class Config(Section):
     )
     composition: Composition = Composition()
     seed: Seed = Field(1, description="seed of all random draws")
-    rounds: Count = Field(30, description="number of rounds T")
+    rounds: Count = Field(25, description="number of rounds T")
     clients: Count = Field(20, description="number of clients N")
-    cohort: Count = Field(5, description="clients selected per round")
+    cohort: Annotated[Count, TRAINING_CLIENTS] = Field(5, description="clients selected per round")
     data: Data = Data()
     partition: Partition = Partition()
     misbehaving_clients: MisbehavingClients = MisbehavingClients()
     model: Model = Model()
     training: LocalTraining = LocalTraining()
-    algorithm: Algorithm = Algorithm()
-    transforms: list[str] = Field(
+    algorithm: Annotated[Algorithm, TRAINING_CLIENTS] = Algorithm()
+    transforms: Annotated[list[str], TRAINING_CLIENTS] = Field(
         [],
         description="changes to each client's trained model before the sum, in this order",
     )
-    clipping: Clipping = Clipping()
-    augmented: Training = Field(
+    clipping: Annotated[Clipping, CLIPPED] = Clipping()
+    augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
-    generation: Generation = Generation()
-    client_generation: ClientGeneration = ClientGeneration()
+    generation: Annotated[Generation, PLANNED_IMAGES] = Generation()
+    client_generation: Annotated[ClientGeneration, FILLED] = ClientGeneration()
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
-    kappa: Kappa = Kappa()
-    rho: Rho = Rho()
-    selection: Selection = Selection()
+    kappa: Annotated[Kappa, TWO_MODELS] = Kappa()
+    rho: Annotated[Rho, TRAINING_CLIENTS] = Rho()
+    selection: Annotated[Selection, TRAINING_CLIENTS] = Selection()
     validation: Validation = Validation()
     world: World | None = Field(
         None,
         description="simulated edge, which provides policies with times and energies: a YAML file, or a "
         "section of the settings below; null: no simulated edge",
     )
-    hindsight: Hindsight = Hindsight()
-    audit: bool = Field(
+    hindsight: Annotated[Hindsight, TWO_MODELS] = Hindsight()
+    audit: Annotated[bool, TRAINING_CLIENTS] = Field(
         False,
         description="store data for the command `audit`: what each client's model reveals about the labels "
         "that it was trained on",
@@ -229,14 +232,84 @@ class Config(Section):
                 values = {**values, "augmented": {**inherited, **augmented}}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_generation(cls, values: Any) -> Any:
+        """Fill `generation` with what is shipped for the data set, if anything is."""
+        if not isinstance(values, dict):
+            return values
+        data, generation = values.get("data", {}), values.get("generation", {})
+        if isinstance(data, dict) and isinstance(generation, dict):
+            name = str(data.get("name", DEFAULT_DATA))
+            shipped = {"checkpoint": GENERATORS.get(name), "prompts": PROMPTS.get(name)}
+            follows = {
+                key: one for key, one in shipped.items() if one and generation.get(key, "auto") == "auto"
+            }
+            values = {**values, "generation": {**generation, **follows}}
+        return values
+
+    def _because(self, part: str) -> str:
+        """Return the setting to which a part of the composition is due, as key=value, for messages."""
+        value = getattr(self.composition, part)
+        by_method = METHODS[self.method].get(part, Composition.model_fields[part].default)
+        return f"method={self.method}" if value == by_method else f"composition.{part}={as_text(value)}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_pretraining(cls, values: Any) -> Any:
+        """Let `pretraining` use the public pool, or without one the UCI digits for MNIST's classes."""
+        if not isinstance(values, dict):
+            return values
+        data, pretraining = values.get("data", {}), values.get("pretraining", {})
+        if (
+            isinstance(data, dict)
+            and isinstance(pretraining, dict)
+            and pretraining.get("images", "auto") == "auto"
+        ):
+            is_digits = GENERATORS.get(str(data.get("name", DEFAULT_DATA))) == "digits"
+            images = "uci_digits" if is_digits and not data.get("public_pool") else "public_pool"
+            values = {**values, "pretraining": {**pretraining, "images": images}}
+        return values
+
+    @model_validator(mode="after")
+    def check_composition(self) -> "Config":
+        """Refuse rounds that train no model, or whose images have no place."""
+        parts = self.composition
+        if not parts.local_training and parts.images != "server":
+            raise ValueError(
+                f"{self._because('local_training')} with {self._because('images')} trains no model; set "
+                "composition.images=server"
+            )
+        if parts.images == "made_by_clients" and parts.source == "pool":
+            raise ValueError(
+                f"{self._because('source')} takes the images from the server's pool, but with "
+                f"{self._because('images')} the clients generate them; change one of the two"
+            )
+        if parts.matched_steps and parts.images != "nowhere":
+            raise ValueError(
+                f"{self._because('matched_steps')} is a control without images, which "
+                f"{self._because('images')} has; set composition.images=nowhere"
+            )
+        return self
+
     @model_validator(mode="after")
     def check_clients(self) -> "Config":
         """Refuse a cohort or a world of the wrong size, and misbehaving clients that cannot be batched."""
         if self.cohort > self.clients:
-            raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients}); reduce it")
+            if "cohort" in self.model_fields_set:
+                raise ValueError(f"cohort ({self.cohort}) is larger than clients ({self.clients}); reduce it")
+            raise ValueError(
+                f"clients ({self.clients}) is less than the default cohort ({self.cohort}); also set cohort"
+            )
         if self.world is not None and self.world.clients is not None and self.world.clients < self.clients:
             raise ValueError(
                 f"world.clients ({self.world.clients}) is less than clients ({self.clients}); increase it"
+            )
+        candidates = self.selection.candidates
+        if candidates is not None and not self.cohort <= candidates <= self.clients:
+            raise ValueError(
+                f"selection.candidates ({candidates}) must lie between cohort ({self.cohort}), which is "
+                f"selected from them, and clients ({self.clients}); change it"
             )
         kind = self.misbehaving_clients.kind
         if kind in ("free_rider", "disguised") and self.training.clients_per_batch > 1:
@@ -248,26 +321,35 @@ class Config(Section):
 
     @model_validator(mode="after")
     def check_images(self) -> "Config":
-        """Refuse settings of images that contradict the method."""
+        """Refuse settings of images that contradict the method, or a generator that does not exist."""
+        needed = {
+            "checkpoint": "generation.checkpoint to a generator of its classes",
+            "prompts": "generation.prompts to a YAML file that describes them",
+        }
+        if self.generates and (missing := [key for key in needed if getattr(self.generation, key) == "auto"]):
+            raise ValueError(
+                f"the package has no {' or '.join(missing)} for data.name={self.data.name}; "
+                f"set {' and '.join(needed[key] for key in missing)}"
+            )
         if self.generation.plan == "cohort_deficit" and not self.trains_clients:
             raise ValueError(
-                f"generation.plan=cohort_deficit needs a cohort, and method={self.method} has none; "
-                "choose another plan"
+                "generation.plan=cohort_deficit needs a cohort, and "
+                f"{self._because('local_training')} has none; choose another plan"
             )
         if self.generation.plan == "cohort_deficit" and self.matches_steps:
             raise ValueError(
                 "generation.plan=cohort_deficit does not know the number of images in advance, which "
-                "composition.matched_steps needs; choose another plan"
+                f"{self._because('matched_steps')} needs; choose another plan"
             )
         if self.source == "pool" and not self.data.public_pool:
             raise ValueError(
-                f"method={self.method} needs data.public_pool, the images that replace generated ones; "
+                f"{self._because('source')} needs data.public_pool, the images that replace generated ones; "
                 "set it to a number of images"
             )
         if self.generation.min_fidelity and self.fills:
             raise ValueError(
                 "generation.min_fidelity filters images at the server, but with "
-                "composition.images=made_by_clients the clients generate them; set generation.min_fidelity=0"
+                f"{self._because('images')} the clients generate them; set generation.min_fidelity=0"
             )
         if self.generation.min_fidelity and not self.data.public_pool:
             raise ValueError(
@@ -277,7 +359,7 @@ class Config(Section):
         if self.audit and (self.sends or self.fills):
             raise ValueError(
                 "audit compares the labels that clients were trained on with those they hold, but with "
-                f"method={self.method} they also train on generated images; set audit=false"
+                f"{self._because('images')} they also train on other images; set audit=false"
             )
         return self
 
@@ -292,18 +374,19 @@ class Config(Section):
             )
         if source == "pool" and self.source == "pool":
             raise ValueError(
-                f"validation.source=pool with method={self.method} would evaluate the augmented model on its "
-                "training images; choose another source"
+                f"validation.source=pool with {self._because('source')} would evaluate the augmented model "
+                "on its training images; choose another source"
             )
         if source == "clients" and not self.trains_clients:
             raise ValueError(
-                f"validation.source=clients needs clients that train, and method={self.method} has none; "
-                "choose another source"
+                "validation.source=clients needs clients that train, and "
+                f"{self._because('local_training')} has none; choose another source"
             )
         if source == "generated" and (self.fills or not self.generates):
             raise ValueError(
-                f"validation.source=generated needs generated images at the server, and method={self.method} "
-                "has none; choose another source"
+                "validation.source=generated needs generated images at the server, and "
+                f"{self._because('source' if self.source == 'pool' else 'images')} has none; choose another "
+                "source"
             )
         return self
 
@@ -318,14 +401,18 @@ class Config(Section):
         if not self.fills:
             raise ValueError(
                 "incentive.price pays clients for images that they generate, and with "
-                f"method={self.method} they generate none; set method=filled"
+                f"{self._because('images')} they generate none; set method=filled"
             )
         if self.world is None:
             raise ValueError(f"incentive.price pays for energy, which only a world defines; {set_world}")
-        if self.client_generation.labels != "rare" or self.client_generation.share != 1:
+        chosen = {
+            "labels": self.client_generation.labels != "rare",
+            "share": self.client_generation.share != 1,
+        }
+        if any(chosen.values()):
             raise ValueError(
                 "with incentive.price each client chooses which share of the gap to a uniform mix it fills; "
-                "remove client_generation.labels and client_generation.share"
+                f"remove {' and '.join(f'client_generation.{key}' for key in chosen if chosen[key])}"
             )
         return self
 

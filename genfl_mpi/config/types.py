@@ -1,6 +1,8 @@
 """Types of settings: numbers with a sign, shares, counts, ranges; and the base class of a section."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -26,6 +28,33 @@ class OneOf:
                 + suggestion(value, self.names)
             )
         return value
+
+
+class Needs(NamedTuple):
+    """Mark a setting or a section, in its annotation: it has no effect in runs without something.
+
+    what: what it needs, in words, or as .key=value with a key of its section. holds: whether a run has it, a
+    function of the run's `Config` and of the section.
+    """
+
+    what: str
+    holds: Callable[[Any, Any], bool]
+
+
+def needs(key: str, *values: Any, own: bool = True) -> Needs:
+    """Mark a setting that needs one of these values of another one.
+
+    key: a dotted key, or a setting of the same section. own: whether a function of the user's, which may use
+    the setting, will do.
+    """
+
+    def holds(config: Any, section: Any) -> bool:
+        value = attrgetter(key)(config if "." in key else section)
+        return value in values or (own and ":" in str(value))
+
+    *others, last = (str(value).lower() for value in values)
+    choices = f"{', '.join(others)} or {last}" if others else last
+    return Needs(f"{key if '.' in key else f'.{key}'}={choices}", holds)
 
 
 class AtMost:

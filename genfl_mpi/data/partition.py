@@ -33,6 +33,7 @@ def partition(
     two clients. Every sample belongs to a client, with two exceptions: groups that scheme=groups does not
     draw, and classes that no client holds with scheme=classes. Raises UserError if the minimum cannot be met.
     """
+    check(settings, clients, classes, len(labels))
     rng = streams.generator(seed, "partition")
     if settings.replacement:
         return _draw_with_replacement(labels, clients, classes, settings, rng)
@@ -55,9 +56,19 @@ def partition(
     return pointers, np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :].astype(np.int32)
 
 
-def find_scheme(settings: Partition) -> Callable[..., np.ndarray]:
-    """Return the configured scheme. Raises UserError if it does not exist."""
-    return find(settings.scheme, SCHEMES, "partition.scheme")
+def check(settings: Partition, clients: int, classes: int, samples: int) -> None:
+    """Raise UserError for an unknown scheme, more shards than samples, or more labels than classes."""
+    find(settings.scheme, SCHEMES, "partition.scheme")
+    if settings.scheme == "shards" and clients * settings.shards > samples:
+        raise UserError(
+            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} "
+            f"shards, but only {samples} samples are divided; use fewer clients or shards"
+        )
+    if settings.scheme == "classes" and settings.classes_per_client > classes:
+        raise UserError(
+            f"partition.classes_per_client={settings.classes_per_client}: the data set has {classes} "
+            f"classes; use at most {classes}"
+        )
 
 
 def blocks(count: int) -> Iterator[slice]:
@@ -72,7 +83,9 @@ def _assign_owners(
 
     Raises UserError if the scheme does not exist or returns anything else.
     """
-    owners = np.asarray(find_scheme(settings)(labels, clients, classes, settings, rng))
+    owners = np.asarray(
+        find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng)
+    )
     if (
         owners.shape != labels.shape
         or owners.dtype.kind not in "iu"
@@ -160,11 +173,6 @@ def _shards(
     labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
 ) -> np.ndarray:
     """Sort samples by label, cut them evenly, and give each client `shards` pieces (McMahan et al. 2017)."""
-    if clients * settings.shards > len(labels):
-        raise UserError(
-            f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} "
-            f"shards, but only {len(labels)} samples are divided; use fewer clients or shards"
-        )
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     pieces = rng.permutation(clients * settings.shards)
@@ -285,10 +293,6 @@ def _draw_label_mixes(
 
 def _draw_held_labels(clients: int, classes: int, each: int, rng: np.random.Generator) -> np.ndarray:
     """Draw `each` labels per client, bool (clients, classes); the labels' holders differ by at most one."""
-    if each > classes:
-        raise UserError(
-            f"partition.classes_per_client={each}: the data set has {classes} classes; use at most {classes}"
-        )
     held, holders = np.zeros((clients, classes), dtype=bool), [0] * classes
     for block in blocks(clients):
         for own, ties in zip(held[block], rng.random((len(held[block]), classes)).tolist()):

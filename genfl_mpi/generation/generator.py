@@ -51,6 +51,10 @@ class Generator:
                 self.adapter = model_folder.locate_adapter(settings.adapter, self.folder)
             for folder in filter(None, (self.folder, self.adapter)):
                 model_folder.check_training_data(folder, config.data)
+            if self.adapter:  # it may teach the checkpoint other classes
+                model_folder.check_classes(self.adapter, config.data, "generation.adapter")
+            else:
+                model_folder.check_classes(self.folder, config.data, "generation.checkpoint")
             self.identity = (
                 model_folder.digest(self.folder),
                 model_folder.digest(self.adapter) if self.adapter else None,

@@ -8,11 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genfl_mpi.data import datasets
 from genfl_mpi.generation import catalogue
 from genfl_mpi.generation.validation import (
     ADAPTER,
     DIGESTED,
     INDEX,
+    abbreviate,
     check_adapter,
     check_checkpoint,
     read_index,
@@ -47,6 +49,11 @@ def locate(name: str) -> Path:
     """Find a checkpoint's folder: a shipped one, a path, or a hub id in the local cache. Raises UserError."""
     if is_function(name):
         raise UserError(f"generation.checkpoint: {name} is a function; set a checkpoint in diffusers' format")
+    if name == "auto":
+        raise UserError(
+            "generation.checkpoint: no generator is shipped for this data set; set a folder in diffusers' "
+            "format, or a hub id"
+        )
     if (SHIPPED / name / INDEX).is_file() and "/" not in name:
         return _checked(SHIPPED / name)
     if Path(name).is_dir():
@@ -112,12 +119,25 @@ def fetch(name: str) -> Path:
     return locate(name)
 
 
+def check_classes(folder: Path, data: Data, setting: str) -> None:
+    """Raise UserError if a checkpoint or adapter records other classes than those of the data set.
+
+    data: config.data; setting: names the folder. Only `pretrain` and `finetune` record the classes.
+    """
+    drawn = (read_record(folder) or {}).get("classes")
+    if drawn and (missing := [name for name in datasets.describe(data).classes if name not in drawn]):
+        raise UserError(
+            f"{setting}: {folder.name} draws {abbreviate.repr(drawn)}, but not {missing[0]!r} of "
+            f"data.name={data.name}; remove the setting, or set one that draws all classes"
+        )
+
+
 def check_training_data(folder: Path, data: Data) -> None:
     """Raise UserError if a checkpoint or adapter was trained on clients' images. data: config.data."""
     record = read_record(folder)
     if record and record["data"] == data.name and record["public_pool"] > data.public_pool:
         raise UserError(
-            f"{folder.name} was trained on {record['public_pool']} public images of {data.name}, "
+            f"generation: {folder.name} was trained on {record['public_pool']} public images of {data.name}, "
             f"which clients must not hold: set data.public_pool={record['public_pool']}"
         )
 

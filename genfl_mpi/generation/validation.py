@@ -155,6 +155,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         and isinstance(record.get("data"), str)
         and type(record.get("public_pool")) is int
         and isinstance(record.get("checkpoint", ""), str)
+        and isinstance(classes := record.get("classes", []), list)
+        and all(isinstance(name, str) for name in classes)
     ):
         raise UserError(
             f"{file} is not what `pretrain` or `finetune` writes: it lacks a valid `data` or `public_pool`, "

@@ -66,6 +66,7 @@ def pretrain(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
         config,
         {
             "data": config.data.name,
+            "classes": list(about.classes),
             "public_pool": config.data.public_pool if settings.images == "public_pool" else 0,
             "images": len(images),
             "left_out_as_test_images": excluded,
@@ -125,6 +126,7 @@ def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
             config,
             {
                 "data": config.data.name,
+                "classes": list(about.classes),
                 "public_pool": int(sizes.sum()) if settings.at == "server" else 0,
                 "checkpoint": model_folder.digest(folder),
                 "images": int(sizes.sum()),

@@ -13,10 +13,9 @@ import yaml
 
 from genfl_mpi.config.loading import flat_settings, to_yaml, validate, varied_settings
 from genfl_mpi.config.settings import is_free
-from genfl_mpi.data import datasets
+from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.data.partition import find_scheme
 from genfl_mpi.federation import algorithms, transforms
 from genfl_mpi.federation.policy_lookup import find_memory, find_policies
 from genfl_mpi.federation.simulation import Simulation, resolve
@@ -98,9 +97,11 @@ def prepare(
             check_memory(config)
             algorithms.find(config)
             transforms.find(config)
-            find_scheme(split)
             find_policies(config)
             about = datasets.describe(config.data)
+            partition.check(
+                split, config.clients, len(about.classes), about.train_samples - config.data.public_pool
+            )
             models.check(config.model, len(about.classes), about.shape)
             if config.generates:
                 load_prompts(config.generation.prompts, about.classes)

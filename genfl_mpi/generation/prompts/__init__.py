@@ -40,6 +40,11 @@ def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
             {str(k): v for k, v in content["descriptions"].items()},
         )
     except OSError:
+        if name == "auto":
+            raise UserError(
+                "generation.prompts: none are shipped for this data set; set a YAML file that describes its "
+                "classes"
+            ) from None
         raise UserError(
             f"generation.prompts: {name} is neither a file nor one of {', '.join(shipped_names())}"
             f"{suggestion(name, shipped_names())}"
