@@ -64,8 +64,8 @@ def test_a_healthy_set_up(examine, tmp_path):
         (["output=/proc/results"], "output: /proc/results cannot be written", "set another folder"),
         (
             [f"runtime.threads={os.cpu_count() + 1}"],
-            f"1 rank of {os.cpu_count() + 1} threads on ",
-            "ask for more cores",
+            f"more threads than cores (1 rank of {os.cpu_count() + 1} threads on ",
+            "set runtime.threads to at most ",
         ),
     ],
 )

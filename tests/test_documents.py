@@ -51,7 +51,11 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_pat
     """
     load, matplotlib_backend = loading.load, matplotlib.get_backend()
     short = [*(one for one in TINY if not one.startswith("method")), f"generation.bank={bank}"]
-    monkeypatch.setattr(loading, "load", lambda source=None, overrides=(): load(source, [*short, *overrides]))
+
+    def load_short(source=None, overrides=(), settings=None):
+        return load(source, [*short, *overrides], settings)
+
+    monkeypatch.setattr(loading, "load", load_short)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(results, tmp_path / "results")

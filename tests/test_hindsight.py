@@ -105,7 +105,7 @@ def test_hindsight_prints_a_row_for_each_policy_and_draws(quick, tmp_path, capsy
     [
         (
             ["hindsight.policies=[linaer]"],
-            "hindsight.policies: 'linaer' is unknown; did you mean 'linear'?",
+            "hindsight.policies: linaer is unknown; did you mean linear?",
         ),
         (["hindsight.policies=[line_search]"], "hindsight.policies: line_search needs validation"),
         (

@@ -1,9 +1,14 @@
 """Use as a library: iterate over rounds, bring policies of one's own."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
 from genfl_mpi import Simulation, UserError
+from genfl_mpi.config import loading
+from genfl_mpi.federation.records import Record
 
 
 def test_iterating_gives_a_record_a_round(tiny):
@@ -79,9 +84,59 @@ def test_a_rho_that_is_no_average_is_refused(tiny, rho):
         list(Simulation(overrides=tiny, rho=lambda state: rho))
 
 
-def test_a_policy_that_is_not_one_is_refused(tiny):
-    with pytest.raises(UserError, match="selection"):
+def test_a_function_under_the_name_of_a_setting_is_refused(tiny):
+    with pytest.raises(UserError, match="selection is a function, not a setting; pass policies as select="):
         Simulation(overrides=tiny, selection=lambda state: 1)
+
+
+def test_a_policy_with_wrong_parameters_is_refused_before_the_first_round(tiny):
+    with pytest.raises(
+        UserError, match=r"select: mine has the parameters \(\), but is called with \(state\)"
+    ):
+
+        def mine():
+            return [0, 1, 2]
+
+        Simulation(overrides=tiny, select=mine)
+
+
+def test_settings_by_keyword_are_those_of_the_command_line(tiny):
+    simulation = Simulation(
+        overrides=tiny,
+        rounds=1,
+        training={"lr": 0.5},
+        kappa={"policy": "linear", "kappa2": 0.4},
+        **{"partition.alpha": 0.7},
+    )
+    plain = Simulation(
+        overrides=[*tiny, "rounds=1", "training.lr=0.5", "kappa.policy=linear", "kappa.kappa2=0.4"]
+        + ["partition.alpha=0.7"]
+    )
+    assert simulation.config == plain.config
+
+
+def test_settings_by_keyword_replace_those_of_a_dict_with_dotted_names():
+    config = loading.single({"method": "genfl", "training.lr": 0.5}, settings={"rounds": 3, "world": {}})
+    assert (config.training.lr, config.rounds, config.world is not None) == (0.5, 3, True)
+    with pytest.raises(UserError, match="unknown key ruonds; did you mean rounds?"):
+        Simulation(method="genfl", ruonds=3)
+
+
+def test_the_signature_of_a_simulation_names_the_policies():
+    parameters = inspect.signature(Simulation).parameters
+    assert {"source", "overrides", "select", "rho", "kappa", "plan", "settings"} <= parameters.keys()
+
+
+def test_a_record_is_one_readable_line(tiny):
+    record = next(iter(Simulation(overrides=tiny)))
+    number = r"\d+\.\d+"
+    assert re.fullmatch(
+        rf"round 1: accuracy {number} %, loss {number}, 3 clients, \d+ images?, kappa2 0.20, {number} s",
+        str(record),
+    )
+    assert repr(record) == str(record)
+    elsewhere = Record(2, 0.5, 1.25, np.zeros(10))
+    assert str(elsewhere) == "round 2: accuracy 50.00 %, loss 1.250"
 
 
 def test_nothing_touches_the_shared_memory_after_close(fast):

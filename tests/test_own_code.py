@@ -1,12 +1,16 @@
 """Functions of the user's: what is wrong with them is one line, and a changed file is another run."""
 
+import re
+import sys
+
 import numpy as np
 import pytest
 
 from genfl_mpi import Simulation, UserError
 from genfl_mpi.cli import main
-from genfl_mpi.config.functions import USER_FUNCTION_SETTINGS
+from genfl_mpi.config.functions import USER_FUNCTION_SETTINGS, USER_FUNCTIONS
 from genfl_mpi.config.settings import keys
+from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.util import streams
 
 OWN_CODE = """
@@ -75,12 +79,124 @@ def mine(tmp_path, monkeypatch):
             r"1 x 28 x 28 \(channels, height, width\): .*; correct its layers",
         ),
         ("model.name=own_code:pair", "returns tuple"),
-        ("model.name=own_code:silent", r"cannot be trained on images of .*: ValueError; correct its layers"),
+        (
+            "model.name=own_code:silent",
+            r"cannot be trained on images of .*: ValueError \(own_code.py, line 30\); correct its",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
     with pytest.raises(UserError, match=message):
         list(Simulation(overrides=[*tiny, setting]))
+
+
+WRONG = """
+from genfl_mpi.data.datasets import Description
+from genfl_mpi.federation.algorithms.interface import Algorithm
+
+def nothing():
+    pass
+
+def reader(data):
+    return Description(("a", "b"), (1, 8, 8), 60, (0.5,), (0.5,)), lambda path: {}
+
+ALGORITHM = Algorithm("mine", stages=lambda client: [])
+"""
+
+
+@pytest.mark.parametrize("setting", [*USER_FUNCTIONS, "later runs"])
+def test_a_wrong_signature_is_refused_before_any_run_starts(setting, tiny, mine, tmp_path, capsys):
+    mine.write_text(WRONG)
+    key = "partition.scheme" if setting == "later runs" else setting
+    given = {
+        "transforms": "transforms=[own_code:nothing]",
+        "hindsight.policies": "hindsight.policies=[own_code:nothing]",
+        "later runs": "sweep.partition.scheme=[iid,own_code:nothing]",
+    }.get(setting, f"{setting}=own_code:nothing")
+    assert main([*tiny, "hindsight.every=1", "clients=6", given]) == 2
+    expected = ", ".join(USER_FUNCTIONS[key].parameters)
+    assert capsys.readouterr().err == (
+        f"genfl_mpi: {key}: own_code:nothing has the parameters (), but is called with ({expected}); "
+        "change its parameters\n"
+    )
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "algorithm.name=own_code:ALGORITHM",
+            "algorithm.name: stages of own_code:ALGORITHM has the parameters (client), but is called with "
+            "(client, omega, arrays, own, config)",
+        ),
+        (
+            "data.name=own_code:reader",
+            "the function that reads the arrays of own_code:reader has the parameters (path)",
+        ),
+    ],
+)
+def test_a_wrong_function_of_an_object_is_refused(setting, message, tiny, mine, capsys):
+    mine.write_text(WRONG)
+    assert main([*tiny, setting]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "\nunknown()\n",
+            "cannot be imported: NameError: name 'unknown' is not defined (own_code.py, line 2)",
+        ),
+        ("def better(state): pass\n", "cannot be imported: own_code has no bettr; did you mean better?"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_located(code, message, tiny, mine, capsys):
+    mine.write_text(code)
+    assert main([*tiny, "kappa.policy=own_code:bettr"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_module_is_answered_with_where_it_is_sought(tiny, capsys):
+    assert main([*tiny, "kappa.policy=no_such_module:f"]) == 2
+    assert (
+        "start in the folder of no_such_module.py, or add that folder to PYTHONPATH"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_installed_script_finds_modules_in_the_current_folder(tiny, tmp_path, monkeypatch, capsys):
+    """Python starts it with the script's folder in the path instead."""
+    (tmp_path / "beside_the_run.py").write_text("def share(state, round): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["genfl_mpi", *tiny, "kappa.policy=beside_the_run:share"])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert main() == 2
+    assert "kappa.policy: beside_the_run:share has the parameters (state, round)" in capsys.readouterr().err
+
+
+def test_a_function_that_raises_shows_its_own_frames_and_one_line(tiny, mine, capsys):
+    """Neither frames of this package, nor of a library that the function calls."""
+    mine.write_text(
+        "import numpy as np\ndef inner():\n    return np.concatenate([])\ndef crash(state):\n    inner()\n"
+    )
+    assert main([*tiny, "kappa.policy=own_code:crash"]) == 1
+    said = capsys.readouterr().err
+    files = re.findall(r'File "(.*)", line (\d+)', said)
+    assert files == [(str(mine), "5"), (str(mine), "3")] and "Traceback" not in said
+    assert said.splitlines()[-1].endswith(
+        "round 1, the kappa policy crash: ValueError: need at least one array to concatenate"
+    )
+
+
+def test_an_error_of_the_package_keeps_its_traceback(capsys):
+    def fail():
+        return collectives.world().no_such_method()
+
+    fail.__code__ = fail.__code__.replace(co_filename=failing.__file__)
+    assert failing.exit_status(collectives.world(), fail) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_a_changed_function_is_another_run(tiny, mine, capsys):

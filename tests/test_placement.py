@@ -165,7 +165,10 @@ def test_gpus_that_slurm_did_not_grant_are_not_used():
 def test_oversubscription_is_reported_in_one_line():
     assert devices.oversubscription(node(2, cores=range(4)), 2) is None
     line = devices.oversubscription(node(3, cores=range(4)), 2)
-    assert line == "node: 3 ranks of 2 threads on 4 cores: start at most 2 there, or ask for more cores"
+    assert line == (
+        "node: more threads than cores (3 ranks of 2 threads on 4 cores); start at most 2 ranks on this "
+        "host, or request more cores"
+    )
 
 
 def write(folder, **files):

@@ -149,7 +149,7 @@ def test_a_transform_of_ones_own_acts_and_its_file_is_an_input(fast, own, tmp_pa
 @pytest.mark.parametrize(
     ("transforms", "message"),
     [
-        ("[clop]", "transforms: 'clop' is unknown; did you mean 'clip'?"),
+        ("[clop]", "transforms: clop is unknown; did you mean clip?"),
         ("[my_transforms:short]", "transforms: my_transforms:short must return a float32 tensor"),
         ("[my_transforms:double]", "and returned a float64 tensor"),
         ("[clip,my_transforms:none]", "and returned a NoneType"),

@@ -131,8 +131,8 @@ def read(path: str | Path) -> tuple[Config, Evidence]:
         )
     if config.label_sharing.epsilon is not None:
         raise UserError(
-            f"{path}: the clients shared labels under differential privacy, which the audit cannot tell from "
-            "false claims; audit a run without label_sharing.epsilon"
+            f"{path}: the clients shared labels under differential privacy, which the audit cannot "
+            "distinguish from false claims; audit a run without label_sharing.epsilon"
         )
     shares_labels = shared.any(1, keepdims=True)
     # All clients train on what the public pool adds.

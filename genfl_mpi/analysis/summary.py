@@ -171,6 +171,6 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
             about = " ".join(filter(None, (group.method, name)))
             yield from textwrap.wrap(f"{about}: no client was aggregated in any round", WIDTH)
     if has_several_seeds(found):
-        yield "final: last round, mean ± standard deviation over seeds; best: best round, mean"
+        yield "final: last round, mean ± deviation over seeds; best: highest of all rounds, mean"
     else:
-        yield "final: after the last round; best: in the best round"
+        yield "final: after the last round; best: highest of all rounds"

@@ -36,13 +36,7 @@ def plot(arguments: Sequence[str]) -> int:
         "  python -m genfl_mpi plot results/default\n"
         "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf",
     )
-    parser.add_argument(
-        "--figure",
-        choices=FIGURES,
-        default="accuracy",
-        help="name of the figure (default: %(default)s)",
-        metavar="NAME",
-    )
+    launch.add_choice(parser, "--figure", FIGURES, "accuracy", "name of the figure")
     parser.add_argument(
         "--round", type=int, metavar="N", help="round of the timeline (default: the last one)"
     )
@@ -361,12 +355,8 @@ def export(arguments: Sequence[str]) -> int:
         "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
         "  python -m genfl_mpi export results/default --tensorboard results/logs",
     )
-    parser.add_argument(
-        "--table",
-        choices=("rounds", "clients", "generated", "partition"),
-        default="rounds",
-        help="table to export (default: %(default)s)",
-    )
+    tables = ("rounds", "clients", "generated", "partition")
+    launch.add_choice(parser, "--table", tables, "rounds", f"table to export, one of {', '.join(tables)}")
     parser.add_argument("-o", "--output", help="CSV file (default: TABLE.csv in the current folder)")
     parser.add_argument(
         "--tensorboard",

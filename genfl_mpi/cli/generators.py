@@ -10,20 +10,13 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from genfl_mpi.mpi.collectives import MPI
 
 
-def quality(arguments: Sequence[str]) -> int:
-    """Measure the quality of the images in a bank."""
-    parser = launch.config_parser(
-        "quality",
-        "Measure the quality of the images in the folder BANK against the real data set\n"
-        "of CONFIG, and draw a labelled sheet of them, BANK/quality.png. For example:\n"
-        "  python -m genfl_mpi quality results/bank",
-        first=("bank", "folder of generated images"),
-    )
+def _add_counts(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the numbers of images."""
     parser.add_argument(
         "--counts",
         default="10,100,300",
@@ -31,50 +24,46 @@ def quality(arguments: Sequence[str]) -> int:
         "(default: %(default)s)",
     )
 
-    def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.image_quality import quality
 
-        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.counts):
-            raise UserError(f"--counts {options.counts}: must be numbers, for example 10,100,300")
-        yield from quality(
-            comm, options.bank, next(iter(runs.values())), [int(count) for count in options.counts.split(",")]
-        )
+@launch.config_command(_add_counts, first=("bank", "folder of generated images"))
+def quality(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> Iterator[str]:
+    """Measure the quality of the images in a bank.
 
-    return launch.print_with_config(parser, arguments, lines)
+    Compare the images in the folder BANK with the real data set of CONFIG, and draw
+    a labelled sheet of them, BANK/quality.png. For example:
+      python -m genfl_mpi quality results/bank
+    """
+    from genfl_mpi.preparation.image_quality import quality
 
-
-def pretrain(arguments: Sequence[str]) -> int:
-    """Train a small generator on public images."""
-    parser = launch.config_parser(
-        "pretrain",
-        "Train a small text-to-image pipeline in Stable Diffusion's format on public\n"
-        "images, which no client holds, and write it to pretraining.output. For example:\n"
-        "  python -m genfl_mpi pretrain configs/cifar10_pool.yaml data.root=/data",
-    )
-
-    def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
-        from genfl_mpi.preparation.generator_training import pretrain
-
-        pretrain(comm, next(iter(runs.values())), say)
-        return 0
-
-    return launch.with_config(parser, arguments, command)
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.counts):
+        raise UserError(f"--counts {options.counts}: must be numbers, for example 10,100,300")
+    counts = [int(count) for count in options.counts.split(",")]
+    yield from quality(comm, options.bank, next(iter(runs.values())), counts)
 
 
-def finetune(arguments: Sequence[str]) -> int:
-    """Train a LoRA adapter for a generator."""
-    parser = launch.config_parser(
-        "finetune",
-        "Train a LoRA adapter for generation.checkpoint on a few real images per class,\n"
-        "at the server or at the clients, on all ranks, and write it to\n"
-        "finetuning.output. For example:\n"
-        "  mpirun -n 2 python -m genfl_mpi finetune finetuning.at=clients",
-    )
+@launch.config_command()
+def pretrain(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
+    """Train a small generator on public images.
 
-    def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
-        from genfl_mpi.preparation.generator_training import finetune
+    Train a text-to-image pipeline in Stable Diffusion's format on public images,
+    which no client holds, and write it to pretraining.output. For example:
+      python -m genfl_mpi pretrain configs/cifar10_pool.yaml data.root=/data
+    """
+    from genfl_mpi.preparation.generator_training import pretrain
 
-        finetune(comm, next(iter(runs.values())), say)
-        return 0
+    pretrain(comm, next(iter(runs.values())), say)
+    return 0
 
-    return launch.with_config(parser, arguments, command)
+
+@launch.config_command()
+def finetune(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
+    """Train a LoRA adapter for a generator.
+
+    Train it for generation.checkpoint on a few real images per class, at the server
+    or at the clients, on all ranks, and write it to finetuning.output. For example:
+      mpirun -n 2 python -m genfl_mpi finetune finetuning.at=clients
+    """
+    from genfl_mpi.preparation.generator_training import finetune
+
+    finetune(comm, next(iter(runs.values())), say)
+    return 0

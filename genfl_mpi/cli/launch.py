@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import wraps
 from typing import TYPE_CHECKING
 
 from genfl_mpi.mpi import launchers
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import suggestion
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     Runs = dict[str, Config]
     Say = Callable[[str], None]
-    Command = Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int]
+    Command = Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int | Iterable[str]]
 
 
 def command_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -60,6 +63,23 @@ def results_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_choice(
+    parser: argparse.ArgumentParser, option: str, choices: Iterable[str], default: str, text: str
+) -> None:
+    """Add an option that takes one of `choices`, and suggests the closest one for a misspelt name."""
+
+    def choice(name: str) -> str:
+        if name not in choices:
+            raise argparse.ArgumentTypeError(
+                f"{name} is not one of {', '.join(choices)}{suggestion(name, choices)}"
+            )
+        return name
+
+    parser.add_argument(
+        option, type=choice, default=default, metavar="NAME", help=f"{text} (default: %(default)s)"
+    )
+
+
 def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the option for a command's figure, by default the file `default`."""
     parser.add_argument(
@@ -78,7 +98,9 @@ def parse_config_options(parser: argparse.ArgumentParser, arguments: Sequence[st
     return options
 
 
-def on_config(options: argparse.Namespace, command: Command) -> int:
+def on_config(
+    options: argparse.Namespace, command: Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int]
+) -> int:
     """Read the configuration, and run `command(comm, options, runs, say)` on every rank."""
     from genfl_mpi.config import loading
 
@@ -88,27 +110,34 @@ def on_config(options: argparse.Namespace, command: Command) -> int:
     )
 
 
-def with_config(parser: argparse.ArgumentParser, arguments: Sequence[str], command: Command) -> int:
-    """Parse, read the configuration, and run `command(comm, options, runs, say)` on every rank."""
-    return on_config(parse_config_options(parser, arguments), command)
+def config_command(
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    first: tuple[str, str] | None = None,
+) -> Callable[[Command], Callable[[Sequence[str]], int]]:
+    """Make a command of a function (comm, options, runs, say) -> exit status, or lines to print on rank 0.
 
-
-def print_with_config(
-    parser: argparse.ArgumentParser,
-    arguments: Sequence[str],
-    lines: Callable[[MPI.Comm, argparse.Namespace, Runs], Iterable[str]],
-) -> int:
-    """Parse, read the configuration, and print the lines that `lines(comm, options, runs)` yields on rank 0.
-
-    Every rank iterates over its lines.
+    It runs on every rank. Its name is the command's, and its docstring the description. add_arguments: adds
+    further arguments to the parser; first: as in `config_parser`.
     """
 
-    def command(comm: MPI.Comm, options: argparse.Namespace, runs: Runs, say: Say) -> int:
-        for line in lines(comm, options, runs):
-            say(line)
-        return 0
+    def decorated(function: Command) -> Callable[[Sequence[str]], int]:
+        def run(comm: MPI.Comm, options: argparse.Namespace, runs: Runs, say: Say) -> int:
+            result = function(comm, options, runs, say)
+            if isinstance(result, int):
+                return result
+            for line in result:
+                say(line)
+            return 0
 
-    return with_config(parser, arguments, command)
+        @wraps(function)
+        def command(arguments: Sequence[str]) -> int:
+            parser = config_parser(function.__name__, inspect.getdoc(function) or "", first=first)
+            add_arguments(parser)
+            return on_config(parse_config_options(parser, arguments), run)
+
+        return command
+
+    return decorated
 
 
 def on_all_ranks(load: Callable[[], Runs], command: Callable[[MPI.Comm, Runs, Say], int]) -> int:

@@ -10,112 +10,90 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from genfl_mpi.mpi.collectives import MPI
 
 
-def doctor(arguments: Sequence[str]) -> int:
-    """Check the setup and suggest fixes."""
-    parser = launch.config_parser(
-        "doctor",
-        "Check the setup: MPI, ranks, cores, GPUs, versions, files, messages, and the\n"
-        "data set and generator of CONFIG. Print what to fix and how. Exit status 2 means\n"
-        "that something must be fixed. Start it in the same way as the run. For example:\n"
-        "  mpirun -n 2 python -m genfl_mpi doctor\n"
-        "  sbatch jobs/gpu.sh doctor configs/cifar10.yaml data.root=/data",
-    )
+@launch.config_command()
+def doctor(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
+    """Check the setup and suggest fixes.
 
-    def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
-        from genfl_mpi.preparation.doctor import doctor
+    Check MPI, ranks, cores, GPUs, versions, files, messages, and the data set and
+    generator of CONFIG. Print what to fix and how. Exit status 2 means that
+    something must be fixed. Start it in the same way as the run. For example:
+      mpirun -n 2 python -m genfl_mpi doctor
+      sbatch jobs/gpu.sh doctor configs/cifar10.yaml data.root=/data
+    """
+    from genfl_mpi.preparation.doctor import doctor
 
-        return doctor(comm, runs, say)
-
-    return launch.with_config(parser, arguments, command)
+    return doctor(comm, runs, say)
 
 
-def prefetch(arguments: Sequence[str]) -> int:
-    """Download data set and checkpoint."""
-    parser = launch.config_parser(
-        "prefetch",
-        "Download what CONFIG needs, on a machine with network access: the data set into\n"
-        "data.root, and the generator's checkpoint into the local Hugging Face cache.\n"
-        "For example:\n  python -m genfl_mpi prefetch configs/cifar10.yaml data.download=true",
-    )
+@launch.config_command()
+def prefetch(
+    comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say
+) -> Iterator[str]:
+    """Download data set and checkpoint.
 
-    def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.prefetch import prefetch
+    Download what CONFIG needs, on a machine with network access: the data set into
+    data.root, and the generator's checkpoint into the local Hugging Face cache.
+    For example:
+      python -m genfl_mpi prefetch configs/cifar10.yaml data.download=true
+    """
+    from genfl_mpi.preparation.prefetch import prefetch
 
-        if comm.rank == 0:
-            yield from prefetch(runs.values())
-
-    return launch.print_with_config(parser, arguments, lines)
-
-
-def partition(arguments: Sequence[str]) -> int:
-    """Print and plot how the clients' data differ."""
-    parser = launch.config_parser(
-        "partition",
-        "Print how the clients' data differ: sizes, labels, earth mover's distances; and\n"
-        "plot the samples per client and class into output/partition.png. For example:\n"
-        "  python -m genfl_mpi partition partition.scheme=shards clients=50",
-    )
-
-    def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.preview import partition
-
-        yield from partition(comm, next(iter(runs.values())))
-
-    return launch.print_with_config(parser, arguments, lines)
+    if comm.rank == 0:
+        yield from prefetch(runs.values())
 
 
-def prompts(arguments: Sequence[str]) -> int:
-    """Print the prompts and the number of images per round."""
-    parser = launch.config_parser(
-        "prompts",
-        "Print the prompts of the first round, and the number of images of each round.\n"
-        "For example:\n  python -m genfl_mpi prompts generation.plan=deficit",
-    )
+@launch.config_command()
+def partition(
+    comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say
+) -> Iterator[str]:
+    """Print and plot how the clients' data differ.
 
-    def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.preparation.preview import prompts
+    Print the clients' sizes, labels and earth mover's distances, and plot the
+    samples per client and class into output/partition.png. For example:
+      python -m genfl_mpi partition partition.scheme=shards clients=50
+    """
+    from genfl_mpi.preparation.preview import partition
 
-        generating = [run for run in runs.values() if run.generates]
-        if not generating:
-            raise UserError("these runs generate no images; choose method=genfl, aigc, sent or filled")
-        yield from prompts(comm, generating[0])
-
-    return launch.print_with_config(parser, arguments, lines)
+    yield from partition(comm, next(iter(runs.values())))
 
 
-def generate(arguments: Sequence[str]) -> int:
-    """Fill the image bank ahead of time, on all ranks."""
-    parser = launch.config_parser(
-        "generate",
-        "Generate the images that the runs of CONFIG will need, on all ranks, and store\n"
-        "them in the bank. Started again, it generates the missing ones. For example:\n"
-        "  mpirun -n 2 python -m genfl_mpi generate",
-    )
+@launch.config_command()
+def prompts(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> Iterator[str]:
+    """Print the prompts of the first round, and the number of images of each round.
 
-    def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
-        from genfl_mpi.mpi.signals import Signals
-        from genfl_mpi.preparation.fill_bank import generate
+    For example:
+      python -m genfl_mpi prompts generation.plan=deficit
+    """
+    from genfl_mpi.preparation.preview import prompts
 
-        with Signals(comm) as signals:
-            return generate(comm, [run for run in runs.values() if run.generates], say, signals)
-
-    return launch.with_config(parser, arguments, command)
+    generating = [run for run in runs.values() if run.generates]
+    if not generating:
+        raise UserError("these runs generate no images; choose method=genfl, aigc, sent or filled")
+    yield from prompts(comm, generating[0])
 
 
-def plan(arguments: Sequence[str]) -> int:
-    """Predict time, memory and bytes of a run."""
-    parser = launch.config_parser(
-        "plan",
-        "Predict seconds, memory, bytes and the best number of ranks for the first run of\n"
-        "CONFIG on RANKS ranks, after a few seconds of measurements on this machine.\n"
-        "Under mpirun all ranks measure at once, as they would compute. For example:\n"
-        "  mpirun -n 2 python -m genfl_mpi plan configs/cifar10.yaml -n 64 --nodes 4",
-    )
+@launch.config_command()
+def generate(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
+    """Fill the image bank ahead of time, on all ranks.
+
+    Generate the images that the runs of CONFIG will need, and store them in the
+    bank. Started again, it generates the missing ones. For example:
+      mpirun -n 2 python -m genfl_mpi generate
+    """
+    from genfl_mpi.mpi.signals import Signals
+    from genfl_mpi.preparation.fill_bank import generate
+
+    with Signals(comm) as signals:
+        return generate(comm, [run for run in runs.values() if run.generates], say, signals)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that describe a cluster."""
     parser.add_argument("-n", "--ranks", type=int, required=True, help="number of ranks of the run")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: %(default)s)")
     parser.add_argument(
@@ -143,30 +121,35 @@ def plan(arguments: Sequence[str]) -> int:
         help="network bandwidth of a node, Gbit/s (default: %(default)s)",
     )
 
-    def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
-        from genfl_mpi.config.remarks import remarks
-        from genfl_mpi.mpi.round_time import Cluster
-        from genfl_mpi.preparation import plan as planning
 
-        for name in ("ranks", "nodes", "cores", "latency", "bandwidth", "gpus"):
-            if getattr(options, name) is not None and not getattr(options, name) > 0:
-                raise UserError(f"--{name} {getattr(options, name)}: must be above 0")
-        if options.nodes > options.ranks:
-            raise UserError(
-                f"--nodes {options.nodes}: more nodes than ranks ({options.ranks}); reduce --nodes"
-            )
-        cluster = Cluster(
-            options.ranks,
-            options.nodes,
-            options.cores,
-            1,
-            options.latency / 1e6,
-            options.bandwidth * 1e9 / 8,
-            0.0,
-        )
-        if comm.rank == 0:
-            yield from remarks(options.config, options.overrides, runs)
-        name, config = next(iter(runs.items()))
-        yield from planning.describe(comm, config, cluster, name, options.gpus)
+@launch.config_command(_add_cluster)
+def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> Iterator[str]:
+    """Predict time, memory and bytes of a run.
 
-    return launch.print_with_config(parser, arguments, lines)
+    Predict seconds, memory, bytes and the best number of ranks for the first run of
+    CONFIG on RANKS ranks, after a few seconds of measurements on this machine.
+    Under mpirun all ranks measure at once, as they would compute. For example:
+      mpirun -n 2 python -m genfl_mpi plan configs/cifar10.yaml -n 64 --nodes 4
+    """
+    from genfl_mpi.config.remarks import remarks
+    from genfl_mpi.mpi.round_time import Cluster
+    from genfl_mpi.preparation import plan as planning
+
+    for name in ("ranks", "nodes", "cores", "latency", "bandwidth", "gpus"):
+        if getattr(options, name) is not None and not getattr(options, name) > 0:
+            raise UserError(f"--{name} {getattr(options, name)}: must be above 0")
+    if options.nodes > options.ranks:
+        raise UserError(f"--nodes {options.nodes}: more nodes than ranks ({options.ranks}); reduce --nodes")
+    cluster = Cluster(
+        options.ranks,
+        options.nodes,
+        options.cores,
+        1,
+        options.latency / 1e6,
+        options.bandwidth * 1e9 / 8,
+        0.0,
+    )
+    if comm.rank == 0:
+        yield from remarks(options.config, options.overrides, runs)
+    name, config = next(iter(runs.items()))
+    yield from planning.describe(comm, config, cluster, name, options.gpus)

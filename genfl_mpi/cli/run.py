@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genfl_mpi import __version__
-from genfl_mpi.cli import COMMANDS, launch
+from genfl_mpi.cli import PURPOSES, launch
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
@@ -18,16 +18,25 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
 
+DESCRIPTION = """\
+Simulate generative federated learning (GenFL) over MPI, by default the paper's
+three methods on real handwritten digits. When started again, it skips finished
+runs and continues interrupted ones. It writes results files and a figure of the
+accuracy, named after CONFIG.yaml or else accuracy.png, to the folder `output`.
+The installed script `genfl_mpi` is the same program as `python -m genfl_mpi`.
+"""
 EXAMPLES = """\
 examples:
   mpirun -n 4 python -m genfl_mpi                       the default runs
   mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  with three seeds
-  mpirun -n 2 python -m genfl_mpi generate              generate the images
   mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
   python -m genfl_mpi show results/default/genfl_seed1.h5
-  python -m genfl_mpi digest results/default/*.h5
 
-settings, key: default (description):
+further help:
+  python -m genfl_mpi help              all settings and sections
+  python -m genfl_mpi help kappa        the settings of a section
+  python -m genfl_mpi help kappa.policy one setting, and the names that it takes
+  python -m genfl_mpi plot --help       a command
 """
 
 
@@ -35,18 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     """Compute the runs of a configuration."""
     from genfl_mpi.config import loading
     from genfl_mpi.config.remarks import remarks
-    from genfl_mpi.config.settings import describe
 
-    parser = launch.config_parser(
-        "",
-        "Simulate generative federated learning (GenFL) over MPI, by default the paper's\n"
-        "three methods on real handwritten digits. When started again, it skips finished\n"
-        "runs and continues interrupted ones. It writes results files and a figure of the\n"
-        "accuracy, named after CONFIG.yaml or else accuracy.png, to the folder `output`.\n"
-        "Other commands, each with --help:\n"
-        + "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items() if about),
-        epilog=EXAMPLES + describe(_builtin_names()),
-    )
+    parser = launch.config_parser("", DESCRIPTION, epilog="\n".join(_commands()) + "\n" + EXAMPLES)
     parser.add_argument("--version", action="version", version=f"genfl_mpi {__version__}")
     parser.add_argument(
         "--fresh",
@@ -87,22 +86,12 @@ def run(arguments: Sequence[str]) -> int:
     return launch.on_config(options, command)
 
 
-def _builtin_names() -> dict[str, Iterable[str]]:
-    """Return names of built-in functions and files, {setting: names}, without importing torch."""
-    from genfl_mpi.federation.policies.kappa import KAPPA
-    from genfl_mpi.federation.policies.rho import RHO
-    from genfl_mpi.federation.policies.selection import SELECTION
-    from genfl_mpi.generation.plans import PLANS
-    from genfl_mpi.generation.prompts import shipped_names
-
-    return {
-        "selection.policy": SELECTION,
-        "rho.policy": RHO,
-        "kappa.policy": KAPPA,
-        "hindsight.policies": KAPPA,
-        "generation.plan": PLANS,
-        "generation.prompts": shipped_names(),
-    }
+def _commands() -> Iterator[str]:
+    """List all commands by purpose."""
+    for purpose, commands in PURPOSES.items():
+        yield f"{purpose}:"
+        yield from (f"  {name:<10} {about}" for name, (_, about) in commands.items())
+        yield ""
 
 
 def _results(config: Config, name: str) -> Path:

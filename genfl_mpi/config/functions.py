@@ -1,27 +1,40 @@
 """Functions that a configuration names: built-in ones, or the user's as module:function."""
 
-import difflib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, user_line
+from genfl_mpi.util.text import first_line, suggestion
 
-# Settings that may name a function of the user's.
-USER_FUNCTION_SETTINGS = (
-    "algorithm.name",
-    "transforms",
-    "selection.policy",
-    "rho.policy",
-    "kappa.policy",
-    "generation.plan",
-    "generation.checkpoint",
-    "data.name",
-    "model.name",
-    "partition.scheme",
-)
+
+class UserFunction(NamedTuple):
+    """How a user's function is called, and what it returns, for messages and help."""
+
+    parameters: tuple[str, ...]
+    returns: str
+
+
+# Settings that may name a function of the user's, and how it is called.
+USER_FUNCTIONS = {
+    "transforms": UserFunction(("trained", "omega", "client"), "the transformed parameters"),
+    "selection.policy": UserFunction(("state",), "ids of the cohort"),
+    "rho.policy": UserFunction(("state",), "weights of the cohort, with sum 1"),
+    "kappa.policy": UserFunction(("state",), "kappa2 from 0 to 1"),
+    "hindsight.policies": UserFunction(("state",), "kappa2 from 0 to 1"),
+    "generation.plan": UserFunction(("state",), "images of each class"),
+    "generation.checkpoint": UserFunction(("batch", "shape"), "images, uint8 (n, C, H, W)"),
+    "data.name": UserFunction(("data",), "Description, function that reads the arrays"),
+    "model.name": UserFunction(("classes", "shape"), "torch.nn.Module"),
+    "partition.scheme": UserFunction(
+        ("labels", "clients", "classes", "settings", "rng"), "client of each sample, or -1"
+    ),
+}
+# Settings whose function, or Algorithm, a round depends on. (hindsight has no effect on the rounds.)
+USER_FUNCTION_SETTINGS = ("algorithm.name", *(key for key in USER_FUNCTIONS if key != "hindsight.policies"))
 
 
 def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
@@ -52,25 +65,57 @@ def find(name: str, known: Mapping[str, Any], key: str, kind: type | None = None
     """Return the entry `name` of the dict `known`, or the object that "module:function" refers to.
 
     key: the setting that holds the name, for messages. kind: the class of which the object must be an
-    instance; None for a function. Raises UserError.
+    instance; None for a function, which must take the parameters in USER_FUNCTIONS. Raises UserError.
     """
     if name in known:
         return known[name]
     module, colon, function = name.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise UserError(
-            f"{key}: {name!r} is unknown; did you mean {near!r}? Write your own as module:function"
-        )
+        closest = suggestion(name, known) or "; write your own as module:function."
+        raise UserError(f"{key}: {name} is unknown{closest} `python -m genfl_mpi help {key}` lists all names")
     try:
-        found = getattr(importlib.import_module(module), function)
+        imported = importlib.import_module(module)
     except Exception as error:  # importing the user's module may raise anything
-        raise UserError(f"{key}: {name} cannot be imported: {type(error).__name__}: {error}") from None
-    if kind and not isinstance(found, kind):
-        raise UserError(f"{key}: {name} is not an instance of {kind.__module__}.{kind.__name__}")
-    if not kind and not callable(found):
-        raise UserError(f"{key}: {name} is not a function")
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        hint = f"; start in the folder of {module}.py, or add that folder to PYTHONPATH" if is_missing else ""
+        raise UserError(
+            f"{key}: {name} cannot be imported: {type(error).__name__}: {first_line(error)}"
+            f"{user_line(error)}{hint}"
+        ) from None
+    if not hasattr(imported, function):
+        raise UserError(
+            f"{key}: {name} cannot be imported: {module} has no {function}"
+            f"{suggestion(function, vars(imported))}"
+        )
+    found = getattr(imported, function)
+    if kind:
+        if not isinstance(found, kind):
+            raise UserError(f"{key}: {name} is not an instance of {kind.__module__}.{kind.__name__}")
+    else:
+        check_signature(found, USER_FUNCTIONS[key].parameters, f"{key}: {name}")
     return found
+
+
+def check_signature(function: Any, parameters: tuple[str, ...], what: str) -> None:
+    """Raise UserError unless `function` can be called with these positional arguments.
+
+    what: the setting and the function's name, for the message.
+    """
+    expected = f"({', '.join(parameters)})"
+    if not callable(function):
+        raise UserError(f"{what} is not a function; write one with the parameters {expected}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a function in C without a signature
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        plain = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+        given = signature.replace(parameters=plain, return_annotation=signature.empty)
+        raise UserError(
+            f"{what} has the parameters {given}, but is called with {expected}; change its parameters"
+        ) from None
 
 
 def name_of(function: Callable) -> str:

@@ -19,6 +19,7 @@ from genfl_mpi.config.settings import MACHINES, Config, as_text, fill_in, is_fre
 from genfl_mpi.config.types import Section
 from genfl_mpi.config.world import World
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import suggestion
 
 # Bounds on the input: a few lines of YAML may expand to gigabytes, and a few swept lists to years of runs.
 MAX_VALUES, MAX_DEPTH, MAX_RUNS, MAX_NAME_BYTES = 100_000, 50, 10_000, 200
@@ -26,19 +27,25 @@ MAX_VALUES, MAX_DEPTH, MAX_RUNS, MAX_NAME_BYTES = 100_000, 50, 10_000, 200
 S = TypeVar("S", bound=Section)
 
 
-def load(source: str | Path | dict | None = None, overrides: Iterable[str] = ()) -> dict[str, Config]:
+def load(
+    source: str | Path | dict | None = None,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Config]:
     """Return all runs of a configuration: {run name: Config}, in the order of the sweep.
 
-    source: path of a YAML file, a dict, or None for the embedded default. overrides: "dotted.key=value".
-    A `sweep` section maps dotted keys to lists; the runs are their product. An override of a swept key
-    replaces its list. A choice that is a mapping sets several keys together, for example a method with its
-    learning rate; the swept key is then only a label. Raises UserError.
+    source: path of a YAML file, a dict, whose keys may be dotted, or None for the embedded default.
+    overrides: "dotted.key=value". settings: further overrides, {dotted key: value}, in which a dict sets some
+    of a section's settings. A `sweep` section maps dotted keys to lists; the runs are their product. An
+    override of a swept key replaces its list. A choice that is a mapping sets several keys together, for
+    example a method with its learning rate; the swept key is then only a label. Raises UserError.
     """
     where, values = _read(source)
     sweep = values.pop("sweep", None) or {}
     if not isinstance(sweep, dict):
         raise UserError(f"{where}: sweep must map keys to lists, for example sweep: {{seed: [1, 2, 3]}}")
     given = dict(_split_override(override) for override in overrides)
+    given |= _leaves(_copied(settings or {}, "settings"))
     for key, value in given.items():
         if key.startswith("sweep."):
             sweep[key.removeprefix("sweep.")] = value
@@ -49,9 +56,12 @@ def load(source: str | Path | dict | None = None, overrides: Iterable[str] = ())
             other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
             if other and f"kappa.{other}" not in given:
                 values["kappa"].pop(other, None)  # derived from the one that is given
+    known = keys()
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
+        if not _mappings(choices) and key not in known:
+            raise UserError(f"{where}: {_explain_unknown(key, prefix='sweep.')}")
         if mappings := _mappings(choices):
             # An override replaces the key in every mapping; mappings with another method are dropped.
             sweep[key] = [
@@ -97,9 +107,13 @@ def _mappings(choices: Any) -> list[dict]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def single(source: str | Path | dict | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Return the only run of a configuration. Raises UserError if it has several."""
-    runs = load(source, overrides)
+def single(
+    source: str | Path | dict | None = None,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the only run of a configuration, as in `load`. Raises UserError if it has several."""
+    runs = load(source, overrides, settings)
     if len(runs) > 1:
         raise UserError(
             f"the configuration is a sweep of {len(runs)} runs ({', '.join(list(runs)[:3])}, ...); "
@@ -154,8 +168,8 @@ def to_yaml(config: Section) -> str:
 
 def _read(source: str | Path | dict | None) -> tuple[str, dict]:
     if isinstance(source, dict):
-        return "configuration", _copied(source, "configuration")
-    where = str(source or "the settings given")  # errors cannot be in the embedded default
+        return "configuration", nested(_copied(source, "configuration"))
+    where = str(source or "settings")  # errors cannot be in the embedded default
     values = parse(read_text(source), where)
     if values is None:
         values = {}
@@ -212,6 +226,8 @@ def _copied(values: Any, where: str) -> Any:
             return {copied(str(key), depth + 1): copied(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [copied(item, depth + 1) for item in value]
+        if isinstance(value, Path):
+            return str(value)
         if isinstance(value, bytes):
             raise UserError(f"{where}: {value!r:.80} is binary data, which no setting takes; write text")
         if isinstance(value, str) and (
@@ -221,6 +237,15 @@ def _copied(values: Any, where: str) -> Any:
         return value
 
     return copied(values, 0)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts to dotted keys; an empty dict, such as a world of defaults, stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_section = isinstance(value, dict) and value
+        flat |= _leaves(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
+    return flat
 
 
 def _is_section(key: str, kind: type[Section]) -> bool:
@@ -287,13 +312,7 @@ def _explain(error: Mapping[str, Any], kind: type[Section]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known, prefix = keys(kind), "world." if kind is World else ""
-        if renamed := new_name(prefix + key):
-            return f"{key} was renamed to {renamed.removeprefix(prefix)}; use the new name"
-        near = [k for k in known if k.rpartition(".")[2] == path[-1]] or difflib.get_close_matches(
-            key, known, n=1, cutoff=0
-        )
-        return f"unknown key {key}; did you mean {near[0]}?"
+        return _explain_unknown(key, kind)
     if error["type"] == "model_type":
         example = next(known for known in keys(kind) if known.startswith(f"{key}."))
         return f"{key} is a section of settings, not a value; set one of them, for example {example}"
@@ -306,6 +325,16 @@ def _explain(error: Mapping[str, Any], kind: type[Section]) -> str:
     return _explain_value(error, kind, path)
 
 
+def _explain_unknown(key: str, kind: type[Section] = Config, prefix: str = "") -> str:
+    """Describe an unknown dotted key, which was given behind `prefix`, with the key that was meant."""
+    known, section = keys(kind), "world." if kind is World else ""
+    if renamed := new_name(section + key):
+        return f"{prefix}{key} was renamed to {prefix}{renamed.removeprefix(section)}; use the new name"
+    near = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0)
+    return f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
+
+
 def _explain_value(error: Mapping[str, Any], kind: type[Section], path: Sequence[str]) -> str:
     """Describe a value of the wrong type, or out of its range, with an example of a right one."""
     what = re.sub(r"_(type|parsing|parsing_size|from_float)$", "", error["type"])
@@ -315,7 +344,10 @@ def _explain_value(error: Mapping[str, Any], kind: type[Section], path: Sequence
     needs, example = NEEDS[what]
     context = error.get("ctx", {})
     if what == "literal_error":
+        names = re.findall(r"'([^']*)'", context["expected"])
         context = {"expected": context["expected"].replace("'", "")}
+        if near := suggestion(str(error["input"]), names):
+            return f"{key}= needs {needs.format(**context)}{near} {got}"
     if field is not None and field.default is not None:
         example = field.default
     text = as_text(example)

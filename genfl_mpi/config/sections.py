@@ -52,8 +52,11 @@ class Data(Section):
         ),
     ] = Field(
         "mnist5k",
-        description="data set; mnist5k is installed with the package, folder reads data.root/train/CLASS and "
-        "data.root/test/CLASS, synthetic is generated",
+        description="data set; mnist5k: 5,000 of MNIST's digits, installed with the package; mnist: "
+        "handwritten digits; fashion_mnist: articles of clothing; emnist: handwritten digits and letters, "
+        "47 classes; cifar10: photographs of 10 classes; cifar100: photographs of 100 classes; folder: "
+        "images in data.root/train/CLASS and data.root/test/CLASS; synthetic: a pattern per class under "
+        "heavy noise",
     )
     root: Annotated[
         str, Needs("a data set in a folder", lambda _, data: data.name not in ("mnist5k", "synthetic"))
@@ -101,9 +104,7 @@ class Partition(Section):
         str, AfterValidator(OneOf("dirichlet", "dirichlet_client", "iid", "shards", "classes", "groups"))
     ] = Field(
         "dirichlet",
-        description="dirichlet divides each class among the clients, dirichlet_client draws each "
-        "client's mix of labels, shards deals out pieces of the data sorted by label, classes gives each "
-        "client a few labels, groups reads a file",
+        description="how the samples are divided",
     )
     alpha: Annotated[Positive, needs("scheme", "dirichlet", "dirichlet_client")] = Field(
         0.1, description="Dirichlet concentration; smaller is more skewed"
@@ -152,8 +153,9 @@ class MisbehavingClients(Section):
         Needs("misbehaving_clients.share above 0", lambda _, clients: clients.share > 0),
     ] = Field(
         "noisy",
-        description="blurred, noisy, mislabelled: corrupted data; free_rider: returns the global model "
-        "unchanged; disguised: returns it with added noise; overclaiming: reports equal counts of all labels",
+        description="what these clients do; blurred: train on blurred images; noisy: train on noisy images; "
+        "mislabelled: train with wrong labels; free_rider: return the global model "
+        "unchanged; disguised: return it with added noise; overclaiming: report equal counts of all labels",
     )
     noise: Annotated[NonNegative, needs("kind", "disguised")] = Field(
         1e-3, description="disguised: standard deviation of the noise added to each weight"
@@ -163,16 +165,14 @@ class MisbehavingClients(Section):
 class Model(Section):
     """The network that is trained."""
 
-    name: str = Field(
-        "cnn", description="network: cnn, pfl_cnn, lenet5, resnet18, or module:function of (classes, shape)"
-    )
+    name: str = Field("cnn", description="network")
     stem: Annotated[Literal["imagenet", "cifar"], needs("name", "resnet18", own=False)] = Field(
         "imagenet",
-        description="resnet18: first layers; imagenet: torchvision's, cifar: 3x3 convolution without "
+        description="resnet18: first layers; imagenet: torchvision's; cifar: 3x3 convolution without "
         "max-pooling",
     )
     norm: Annotated[Literal["batch", "group"], needs("name", "resnet18", own=False)] = Field(
-        "batch", description="resnet18: normalisation; batch: BatchNorm, group: GroupNorm with 32 groups"
+        "batch", description="resnet18: normalisation; batch: BatchNorm; group: GroupNorm with 32 groups"
     )
 
 
@@ -190,7 +190,9 @@ class Training(Section):
         "sums and testing stay in float32",
     )
     schedule: Literal["constant", "exponential", "step", "cosine"] = Field(
-        "constant", description="decay of the learning rate over the rounds"
+        "constant",
+        description="learning rate over the rounds; constant: the same in all; exponential: times `decay` "
+        "every round; step: times `decay` every `period` rounds; cosine: half a cosine over `period` rounds",
     )
     decay: Annotated[Number, Field(gt=0, le=1), needs("schedule", "exponential", "step")] = Field(
         0.99, description="exponential: factor per round; step: factor per `period` rounds"
@@ -225,9 +227,7 @@ class Algorithm(Section):
 
     name: str = Field(
         "fedavg",
-        description="fedavg, fedprox, fednova, fedavgm, fedadam, fedyogi, scaffold, or module:name of an "
-        "Algorithm of your own; scaffold doubles the messages and keeps 4 bytes per parameter "
-        "for every client that has trained, in files that all ranks must see",
+        description="federated algorithm",
     )
     mu: Annotated[NonNegative, needs("name", "fedprox")] = Field(
         0.01,
@@ -254,11 +254,12 @@ class Clipping(Section):
 
 
 class LabelSharing(Section):
-    """The label statistics that clients share with the server (III-A)."""
+    """Label statistics that the clients share (III-A)."""
 
     payload: Literal["histogram", "presence"] = Field(
         "histogram",
-        description="histogram: number of samples of each label; presence: only which labels occur",
+        description="label statistics; histogram: number of samples of each label; presence: only which "
+        "labels occur",
     )
     epsilon: Positive | None = Field(
         None,
@@ -272,24 +273,24 @@ class Generation(Section):
 
     checkpoint: str = Field(
         "auto",
-        description="auto: the shipped generator of the data set: digits (mnist, mnist5k), cifar10 or "
-        "cifar100; otherwise one of these, a text-to-image pipeline of diffusers as folder or hub id, or "
-        "module:function",
+        description="a shipped generator, or a text-to-image pipeline of diffusers as folder or hub id; "
+        "auto: the shipped generator of the data set",
     )
     adapter: Annotated[str | None, PIPELINE] = Field(
         None, description="folder of a LoRA adapter for the checkpoint, written by `finetune`"
     )
     prompts: str = Field(
         "auto",
-        description="auto: the shipped prompts of the data set; otherwise shipped ones, or a YAML file of "
-        "templates and class descriptions",
+        description="shipped prompts, or a YAML file of templates and class descriptions; auto: the shipped "
+        "prompts of the data set",
     )
     negative_prompt: Annotated[str, PIPELINE] = Field("", description="what the images should not show")
     plan: Annotated[str, SERVER_IMAGES] = Field(
-        "equal", description="policy that decides which labels to generate, or module:function"
+        "equal", description="policy that decides which labels to generate"
     )
     count: Literal["class", "total"] = Field(
-        "class", description="whether per_round and cap apply to each class or to all classes together"
+        "class",
+        description="what per_round and cap count; class: images of each class; total: images of all classes",
     )
     per_round: Annotated[Count, SERVER_IMAGES] = Field(10, description="images per round")
     cap: Count = Field(300, description="maximum number of images in the whole run")
@@ -314,7 +315,7 @@ class Generation(Section):
     )
     save_memory: Annotated[
         list[Literal["attention_slicing", "vae_slicing", "vae_tiling", "model_cpu_offload"]], PIPELINE
-    ] = Field([], description="memory-saving options of diffusers, a list")
+    ] = Field([], description="memory-saving options of diffusers")
     min_fidelity: Share = Field(
         0.0,
         description="skip images whose label has a lower probability than this, according to a classifier "
@@ -323,9 +324,9 @@ class Generation(Section):
     threads: Threads | None = Field(
         None, description="threads for generation on a CPU; null: runtime.threads"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: runtime.device")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device; auto: runtime.device")
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], PIPELINE] = Field(
-        "auto", description="auto: float16 on a GPU, float32 on a CPU"
+        "auto", description="number format; auto: float16 on a GPU, float32 on a CPU"
     )
     seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
@@ -336,8 +337,8 @@ class ClientGeneration(Section):
 
     labels: Literal["rare", "missing"] = Field(
         "rare",
-        description="rare: fill every label up to the count of the client's most frequent one (Gen-FedSD, "
-        "FAug); missing: only labels of which the client has no sample",
+        description="which labels; rare: fill every label up to the count of the client's most frequent "
+        "one (Gen-FedSD, FAug); missing: only labels of which the client has no sample",
     )
     share: Share = Field(
         1.0,
@@ -351,8 +352,8 @@ class Pretraining(Section):
 
     images: Literal["auto", "public_pool", "uci_digits"] = Field(
         "auto",
-        description="training images: public_pool is the data set's public pool, uci_digits is "
-        "scikit-learn's UCI digits; auto: the pool, or without one the UCI digits for mnist and mnist5k",
+        description="training images; public_pool: the data set's public pool; uci_digits: scikit-learn's "
+        "UCI digits; auto: the pool, or without one the UCI digits for mnist and mnist5k",
     )
     autoencoder_channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(
         [16, 24, 32],
@@ -367,7 +368,7 @@ class Pretraining(Section):
     denoiser_steps: Count = Field(2500, description="training steps of 128 images")
     denoiser_lr: Positive = Field(2e-3, description="peak learning rate of a one-cycle schedule")
     prediction: Literal["epsilon", "v_prediction"] = Field(
-        "epsilon", description="what the UNet predicts; epsilon: the noise, v_prediction: the velocity"
+        "epsilon", description="what the UNet predicts; epsilon: the noise; v_prediction: the velocity"
     )
     mirror: bool = Field(False, description="also train on mirrored images")
     seed: Seed = Field(0, description="seed of the weights and batches")
@@ -375,17 +376,17 @@ class Pretraining(Section):
 
 
 class Finetuning(Section):
-    """Low-rank adapters (LoRA) for the UNet of generation.checkpoint, trained by the command `finetune`."""
+    """Low-rank adapters (LoRA) of the generator, trained by the command `finetune`."""
 
     per_class: Count = Field(10, description="real training images per class, k")
     at: Literal["server", "clients"] = Field(
         "server",
-        description="server: train on images of the public pool; clients: each client trains on its private "
-        "images, and the adapters are averaged every round",
+        description="where to train; server: on images of the public pool; clients: each client trains on "
+        "its private images, and the adapters are averaged every round",
     )
     layers: Literal["attention", "all"] = Field(
         "all",
-        description="layers with an adapter; attention: the attention projections, all: also convolutions "
+        description="layers with an adapter; attention: the attention projections; all: also convolutions "
         "and dense layers",
     )
     rank: Annotated[Count, at_most(1024, "the layers of a pipeline have no higher rank")] = Field(
@@ -402,7 +403,7 @@ class Finetuning(Section):
 class Kappa(Section):
     """Weights in Eq. (1): kappa1 of the federated model, kappa2 of the augmented model."""
 
-    policy: str = Field("fixed", description="policy that returns kappa2 for each round, or module:function")
+    policy: str = Field("fixed", description="policy that returns kappa2 for each round")
     kappa1: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
         0.8, description="weight of the federated model; must be 1 - kappa2"
     )
@@ -465,9 +466,7 @@ class Kappa(Section):
 class Rho(Section):
     """The clients' weights rho_n in Eq. (1)."""
 
-    policy: str = Field(
-        "size", description="policy that returns the weights of the cohort, or module:function"
-    )
+    policy: str = Field("size", description="policy that returns the weights of the cohort")
 
     gamma: Annotated[NonNegative, needs("policy", "quality")] = Field(
         1.0, description="quality: exponent of 1 - EMD / 2"
@@ -487,7 +486,7 @@ class Rho(Section):
 class Selection(Section):
     """How the cohort is selected."""
 
-    policy: str = Field("random", description="policy that returns the cohort, or module:function")
+    policy: str = Field("random", description="policy that returns the cohort")
 
     candidates: Annotated[
         Count | None,
@@ -509,9 +508,9 @@ class Validation(Section):
 
     source: Literal["none", "pool", "clients", "generated"] = Field(
         "none",
-        description="pool: real images at the server, its public pool; clients: the cohort's private "
-        "data, of which each client reports loss and accuracy; generated: the augmented "
-        "model's training images",
+        description="where the data are; none: no validation; pool: real images at the server, its public "
+        "pool; clients: the cohort's private data, of which each client reports loss and accuracy; "
+        "generated: the augmented model's training images",
     )
     samples: Annotated[Count, needs("source", "pool", "generated")] = Field(
         500, description="maximum number of pool or generated images, taken at regular intervals"
@@ -519,7 +518,7 @@ class Validation(Section):
 
 
 class Hindsight(Section):
-    """Evaluate models between the round's two models on the test set, without effect on the run."""
+    """Test models between the round's two models, without effect on the run."""
 
     every: Annotated[Count | None, DUE] = Field(
         None, description="rounds between two evaluations; null: never"
@@ -588,8 +587,9 @@ class Faults(Section):
 
     nonfinite: Literal["stop", "drop"] = Field(
         "stop",
-        description="if a client's loss or weights are not finite: stop the run, or drop the client from the "
-        "round and divide its rho among the other clients; if all are dropped, the weights stay unchanged",
+        description="if a client's loss or weights are not finite; stop: end the run; drop: exclude the "
+        "client from the round and divide its rho among the other clients; if all are dropped, the weights "
+        "stay unchanged",
     )
 
 
@@ -602,7 +602,7 @@ class Runtime(Section):
         "Fixed at a run's first start",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU if one is available. Fixed at a run's first start"
+        "auto", description="device, fixed at a run's first start; auto: a GPU if one is available"
     )
     ranks_per_run: Count | None = Field(
         None,

@@ -1,12 +1,8 @@
 """All settings of a run, and checks across sections."""
 
-import re
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, model_validator
 
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
@@ -36,7 +32,7 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
-from genfl_mpi.config.types import Count, Needs, OneOf, Section, Seed
+from genfl_mpi.config.types import Count, Needs, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
 # Settings and sections on which finished rounds do not depend: a run may be continued with other values.
@@ -102,7 +98,8 @@ class Composition(Section):
         "what its labels lack and also trains on that; nowhere: no images",
     )
     source: Literal["generator", "pool"] = Field(
-        "generator", description="origin of the images: the generator or the public pool"
+        "generator",
+        description="origin of the images; generator: generation.checkpoint; pool: the public pool",
     )
     matched_steps: bool = Field(
         False,
@@ -149,8 +146,9 @@ class Config(Section):
     )
     method: Literal[*METHODS] = Field(  # type: ignore[valid-type]
         "genfl",
-        description="fedavg, aigc, genfl: the paper's methods, which train on local data, generated "
-        "images, or both; sent: the server sends its images to the clients, who also train on "
+        description="which models are trained on what, a named `composition`; fedavg: clients train on their "
+        "private data; aigc: the server trains on generated images; genfl: both, the paper's "
+        "method; sent: the server sends its images to the clients, who also train on "
         "them; filled: clients generate images to fill what their labels lack; pool: a "
         "control, genfl with the public pool instead of generated images; matched: a control, "
         "fedavg with as many additional local steps as genfl's server takes",
@@ -168,8 +166,7 @@ class Config(Section):
     algorithm: Annotated[Algorithm, TRAINING_CLIENTS] = Algorithm()
     transforms: Annotated[list[str], TRAINING_CLIENTS] = Field(
         [],
-        description="functions that change each client's trained model before it is summed, in this order: "
-        "clip, or module:function",
+        description="changes to each client's trained model before the sum, in this order",
     )
     clipping: Annotated[Clipping, CLIPPED] = Clipping()
     augmented: Annotated[Training, AUGMENTED] = Field(
@@ -193,8 +190,8 @@ class Config(Section):
     hindsight: Annotated[Hindsight, TWO_MODELS] = Hindsight()
     audit: Annotated[bool, TRAINING_CLIENTS] = Field(
         False,
-        description="store what each client's model reveals about the labels it was trained on, for the "
-        "command `audit`",
+        description="store data for the command `audit`: what each client's model reveals about the labels "
+        "that it was trained on",
     )
     probes: Probes = Probes()
     evaluation: Evaluation = Evaluation()
@@ -502,53 +499,3 @@ def as_text(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def describe(names: Mapping[str, Iterable[str]] | None = None) -> str:
-    """Return every setting with its default and description, as text of at most 80 columns.
-
-    names: {dotted key: names that the setting takes}, for settings whose names are defined outside this room.
-    """
-    return "\n".join(_described(Config, "", names or {}))
-
-
-def _described(section: type[Section], prefix: str, names: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    behind_section = False
-    for name, field in section.model_fields.items():
-        key, inner = prefix + name, section_in(field.annotation)
-        if inner is None or field.default is None:
-            if behind_section:
-                yield ""
-                behind_section = False
-            about = field.description or ""
-            choices = [*map(str, _choices(field)), *names.get(key, ())]
-            if not all(re.search(rf"\b{re.escape(choice)}\b", about) for choice in choices):
-                about = f"{about}; choices: {', '.join(choices)}"
-            if _names(field):
-                about += ", or module:function"
-            yield from _wrapped(f"{key}: {as_text(field.default) or '(empty)'}  ({about})", 2)
-        if inner is not None:
-            title = (None if field.default is None else field.description) or (inner.__doc__ or "").strip()
-            yield from ("", *_wrapped(f"{key}.*: {title.rstrip('.')}.", 0))
-            yield from _described(inner, f"{key}.", names)
-            behind_section = True
-
-
-def _choices(field: FieldInfo) -> Iterator[Any]:
-    """Yield the names that a setting takes."""
-    yield from _names(field)
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if get_origin(kind) is Literal:
-            yield from get_args(kind)
-
-
-def _names(field: FieldInfo) -> tuple[str, ...]:
-    """Return the built-in names of a setting that also takes module:function."""
-    validators = [mark.func for mark in field.metadata if isinstance(mark, AfterValidator)]
-    return next((one.names for one in validators if isinstance(one, OneOf)), ())
-
-
-def _wrapped(text: str, indent: int) -> list[str]:
-    return textwrap.wrap(
-        text, 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 6), break_on_hyphens=False
-    )

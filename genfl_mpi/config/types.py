@@ -6,6 +6,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from genfl_mpi.util.text import suggestion
+
 
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused, and values cannot be changed after validation."""
@@ -21,7 +23,10 @@ class OneOf:
 
     def __call__(self, value: str) -> str:
         if value not in self.names and ":" not in value:
-            raise ValueError(f"must be one of {', '.join(self.names)}, or module:function of your own")
+            raise ValueError(
+                f"must be one of {', '.join(self.names)}, or module:function of your own"
+                + suggestion(value, self.names)
+            )
         return value
 
 
@@ -52,15 +57,21 @@ def needs(key: str, *values: Any, own: bool = True) -> Needs:
     return Needs(f"{key if '.' in key else f'.{key}'}={choices}", holds)
 
 
-def at_most(limit: float, reason: str) -> AfterValidator:
-    """Make an upper bound whose error message gives the reason."""
+class AtMost:
+    """Validate an upper bound, and give its reason in the error message."""
 
-    def check(value: float) -> float:
-        if value > limit:
-            raise ValueError(f"must be at most {limit}: {reason}")
+    def __init__(self, limit: int, reason: str) -> None:
+        self.limit, self.reason = limit, reason
+
+    def __call__(self, value: int) -> int:
+        if value > self.limit:
+            raise ValueError(f"must be at most {self.limit}: {self.reason}")
         return value
 
-    return AfterValidator(check)
+
+def at_most(limit: int, reason: str) -> AfterValidator:
+    """Make an upper bound whose error message gives the reason."""
+    return AfterValidator(AtMost(limit, reason))
 
 
 MIN_MAGNITUDE, MAX_MAGNITUDE = 1e-37, 1e37  # of numbers that enter float32 computations

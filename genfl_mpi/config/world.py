@@ -36,7 +36,7 @@ class Hardware(Section):
 
 
 class Channel(Section):
-    """The radio channel of one cell with the base station at its center."""
+    """The radio channel in a cell around the base station."""
 
     radius_m: Positive = Field(500.0, description="radius of the cell, m; clients are placed uniformly in it")
     nearest_m: Positive = Field(10.0, description="minimum distance to the base station, m")
@@ -56,7 +56,7 @@ class Channel(Section):
         50.0, description="decorrelation distance of a moving client's shadowing, m"
     )
     fading: Literal["rayleigh", "none"] = Field(
-        "rayleigh", description="small-scale fading, drawn per client and round"
+        "rayleigh", description="small-scale fading; rayleigh: drawn per client and round; none: no fading"
     )
     noise_dbm_hz: Decibels = Field(-174.0, description="noise power spectral density, dBm/Hz")
     bandwidth_mhz: Positive = Field(
@@ -92,7 +92,7 @@ class Server(Section):
 
 
 class Helper(Section):
-    """A computer wired to the server that generates in its place (placement P4)."""
+    """A computer that generates for the server, wired to it (placement P4)."""
 
     tflops: Positive = Field(20.0, description="sustained speed of the helper's GPU, 10^12 operations/s")
     watts: NonNegative = Field(150.0, description="power of that GPU under load, W")
@@ -113,7 +113,7 @@ class Images(Section):
     )
     delivery: Literal["broadcast", "unicast"] = Field(
         "broadcast",
-        description="broadcast: to all clients of a round at the rate of the slowest link; "
+        description="to whom; broadcast: to all clients of a round at the rate of the slowest link; "
         "unicast: to each client at its own rate",
     )
     installed: bool = Field(

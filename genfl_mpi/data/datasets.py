@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.config.functions import find
+from genfl_mpi.config.functions import check_signature, find
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
@@ -276,6 +276,7 @@ def _find_own(data: Data) -> tuple[Description, Callable[[], Arrays]]:
             f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that "
             "reads the arrays"
         )
+    check_signature(found[1], (), f"data.name: the function that reads the arrays of {data.name}")
     return found
 
 

@@ -57,7 +57,8 @@ def partition(
 
 
 def check(settings: Partition, clients: int, classes: int, samples: int) -> None:
-    """Raise UserError for more shards than samples, or more labels of a client than classes."""
+    """Raise UserError for an unknown scheme, more shards than samples, or more labels than classes."""
+    find(settings.scheme, SCHEMES, "partition.scheme")
     if settings.scheme == "shards" and clients * settings.shards > samples:
         raise UserError(
             f"partition.shards={settings.shards}: {clients} clients have {clients * settings.shards} "
@@ -101,6 +102,7 @@ def _assign_owners(
 def _iid(
     labels: np.ndarray, clients: int, classes: int, settings: Partition, rng: np.random.Generator
 ) -> np.ndarray:
+    """Divide all samples evenly, at random."""
     owners = np.empty(len(labels), dtype=np.int64)
     owners[rng.permutation(len(labels))] = np.arange(len(labels)) * clients // len(labels)
     return owners

@@ -39,6 +39,9 @@ def find_policies(
         "kappa": functions.find(config.kappa.policy, KAPPA, "kappa.policy"),
         "plan": functions.find(config.generation.plan, PLANS, "generation.plan"),
     } | (given or {})
+    for name, policy in (given or {}).items():
+        parameters = functions.USER_FUNCTIONS[POLICIES[name]].parameters
+        functions.check_signature(policy, parameters, f"{name}: {functions.name_of(policy)}")
     for name, policy in found.items():
         what = f"{POLICIES[name]}: {functions.name_of(policy)}"
         if "validation" in needs_of(policy) and config.validation.source == "none":

@@ -15,6 +15,7 @@ from genfl_mpi.federation.participation import payments
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 from genfl_mpi.mpi import collectives, failing
+from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from genfl_mpi.util.timing import Clock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """The results of a round: test accuracy and loss on every rank, the rest on rank 0 alone.
 
-    The other ranks have empty tables.
+    The other ranks have empty tables. As text it is one line.
 
     accuracy_per_class: float64 (classes,). columns: the other columns of /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of
@@ -57,6 +58,16 @@ class Record:
     hindsight: dict[str, np.ndarray] = field(default_factory=dict)
     audit: dict[str, np.ndarray] = field(default_factory=dict)
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        text = f"round {self.round}: accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.3f}"
+        if not self.columns:  # on the other ranks
+            return text
+        aggregated, images = int(self.columns["clients_aggregated"]), int(self.columns["images"])
+        return (
+            f"{text}, {counted(aggregated, 'client')}, {counted(images, 'image')}, "
+            f"kappa2 {self.columns['kappa2']:.2f}, {self.columns['round_seconds']:.2f} s"
+        )
 
 
 @dataclass

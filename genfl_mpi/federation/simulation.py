@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,25 +44,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from genfl_mpi.federation.algorithms.interface import Algorithm
+    from genfl_mpi.federation.policies import Policy
     from genfl_mpi.federation.records import Record
     from genfl_mpi.mpi.collectives import MPI
 
-POLICIES = {"select", "rho", "kappa", "plan"}
-
 
 class Simulation:
-    """One run; iterating over it computes its rounds.
+    """One run; iterating over it computes its rounds and yields a `Record` of each.
+
+        for record in Simulation(method="genfl", rounds=10, training={"lr": 0.1}):
+            print(record)
 
     Every rank of `comm` must construct it and iterate over it together.
 
     source: a YAML file, a dict, a `Config`, or None for the embedded default. overrides: "key=value" strings,
-    as on the command line. comm: an mpi4py communicator, by default all ranks. folder: where the clients' own
-    arrays are stored, if the algorithm has any, by default `variates` in config.output. run: id of the run to
-    which these arrays belong, by default a new one. dataset: the arrays of `load_once_per_node`, if several
-    simulations share them. note: called as note(phase, client, round=...) when this rank begins something.
-    leaving: returns an exit status if the ranks were asked to leave, else 0; the iteration then ends early,
-    and `left` is the status. policies: functions of a `ServerState` named select, rho, kappa or plan, which
-    replace the configured ones. Raises UserError on every rank if the configuration cannot be run.
+    as on the command line. settings: settings by keyword, which replace those of source and overrides: a
+    section is a dict of some of its settings, and dotted names are passed as **{"training.lr": 0.1}.
+    `python -m genfl_mpi help` lists all settings.
+
+    select, rho, kappa, plan: policies, functions of a `ServerState`, which replace selection.policy,
+    rho.policy, kappa.policy and generation.plan. As dicts, rho and kappa are sections of settings.
+
+    comm: an mpi4py communicator, by default all ranks. folder: where the clients' own arrays are stored, if
+    the algorithm has any, by default `variates` in config.output. run: id of the run to which these arrays
+    belong, by default a new one. dataset: the arrays of `load_once_per_node`, if several simulations share
+    them. note: called as note(phase, client, round=...) when this rank begins something. leaving: returns an
+    exit status if the ranks were asked to leave, else 0; the iteration then ends early, and `left` is the
+    status. Raises UserError on every rank if the configuration cannot be run.
 
     round: finished rounds. weights: float32 (size,), the global weights. client_states: the `ClientStates`,
     or None if the algorithm has none. server: the `Server`; None except on rank 0. message_bytes: of the
@@ -73,15 +82,24 @@ class Simulation:
         source: str | Path | dict | Config | None = None,
         overrides: Sequence[str] = (),
         *,
+        select: Policy | None = None,
+        rho: Policy | Mapping[str, Any] | None = None,
+        kappa: Policy | Mapping[str, Any] | None = None,
+        plan: Policy | None = None,
         comm: MPI.Comm | None = None,
         folder: str | Path | None = None,
         run: str | None = None,
         dataset: dict[str, np.ndarray] | None = None,
         note: Callable[..., None] = lambda *_, **__: None,
         leaving: Callable[[], int] = lambda: 0,
-        **policies: Callable[..., Any],
+        **settings: Any,
     ) -> None:
-        config = _configure(source, overrides, policies)
+        given = {"select": select, "rho": rho, "kappa": kappa, "plan": plan}
+        sections = {name: value for name, value in given.items() if isinstance(value, Mapping)}
+        policies: dict[str, Callable[..., Any]] = {
+            name: value for name, value in given.items() if callable(value)
+        }
+        config = _configure(source, overrides, settings | sections)
         self.comm, self.left, self.round = comm or collectives.world(), 0, 0
         self.config = config = resolve(config, self.comm)
         self.about = datasets.describe(config.data)
@@ -275,19 +293,21 @@ class Simulation:
 
 
 def _configure(
-    source: str | Path | dict | Config | None, overrides: Sequence[str], policies: dict[str, Callable]
+    source: str | Path | dict | Config | None, overrides: Sequence[str], settings: Mapping[str, Any]
 ) -> Config:
-    """Read the configuration of a run, and check the names of given policies. Raises UserError."""
-    if unknown := set(policies) - POLICIES:
+    """Read the configuration of a run. Raises UserError."""
+    if functions := [key for key, value in settings.items() if callable(value)]:
         raise UserError(
-            f"unknown policy {unknown.pop()!r}; policies are select, rho, kappa and plan; "
-            "the configuration's `selection` is given as select"
+            f"{functions[0]} is a function, not a setting; pass policies as select=, rho=, kappa= or plan="
         )
-    if isinstance(source, Config) and overrides:
+    if not isinstance(source, Config):
+        return single(source, overrides, settings)
+    if overrides or settings:
         raise UserError(
-            "overrides go with a file, a dict or the default; change a Config itself with model_copy"
+            "overrides and settings go with a file, a dict or the default; change a Config itself with "
+            "model_copy"
         )
-    return source if isinstance(source, Config) else single(source, overrides)
+    return source
 
 
 def _bias_changes(messages: Messages, outputs: slice) -> Callable[[int, torch.Tensor], None]:

@@ -21,7 +21,7 @@ from genfl_mpi.generation.validation import (
     read_record,
 )
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import first_line
+from genfl_mpi.util.text import first_line, suggestion
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections import Data
@@ -33,6 +33,11 @@ STABLE_DIFFUSION_PARTS = {
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
 }
+
+
+def shipped_names() -> list[str]:
+    """List the names of the shipped checkpoints."""
+    return sorted(folder.parent.name for folder in SHIPPED.glob(f"*/{INDEX}"))
 
 
 def is_function(name: str) -> bool:
@@ -54,10 +59,10 @@ def locate(name: str) -> Path:
     if Path(name).is_dir():
         return _checked(Path(name))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(
-            f"generation.checkpoint: folder {name} does not exist; "
-            "set a folder in diffusers' format, or a hub id"
+        remedy = suggestion(name, shipped_names()) or (
+            f"; set one of {', '.join(shipped_names())}, a folder in diffusers' format, or a hub id"
         )
+        raise UserError(f"generation.checkpoint: folder {name} does not exist{remedy}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genfl_mpi.config.functions import find
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, user_line
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def _try_training(
                     F.cross_entropy(logits.float(), torch.zeros(samples, dtype=torch.int64)).backward()
         except Exception as error:  # any exception of a layer that does not fit
             images = f"images of {' x '.join(map(str, shape))} (channels, height, width)"
-            in_batches, reason = " in batches of one" if samples == 1 else "", first_line(error)
+            in_batches = " in batches of one" if samples == 1 else ""
+            reason = first_line(error) + user_line(error)
             raise UserError(
                 f"model.name: {name} cannot be trained on {images}{in_batches}: {reason}; "
                 f"{_remedy(name, samples)}, or choose another model"

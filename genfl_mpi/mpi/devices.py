@@ -120,9 +120,11 @@ def oversubscription(places: Sequence[Place], threads: int) -> str | None:
     cores, ranks = count_cores(places), len(places)
     if ranks * threads <= cores:
         return None
+    most = f"start at most {counted(cores // threads, 'rank')} on this host"
+    remedy = most if cores >= threads else f"set runtime.threads to at most {cores}"
     return (
-        f"{places[0].host}: {counted(ranks, 'rank')} of {counted(threads, 'thread')} on "
-        f"{counted(cores, 'core')}: start at most {max(1, cores // threads)} there, or ask for more cores"
+        f"{places[0].host}: more threads than cores ({counted(ranks, 'rank')} of "
+        f"{counted(threads, 'thread')} on {counted(cores, 'core')}); {remedy}, or request more cores"
     )
 
 

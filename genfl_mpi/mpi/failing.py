@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from genfl_mpi.mpi.collectives import MPI
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, user_frames
 
 
 @contextmanager
@@ -31,7 +31,8 @@ def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:
 
     Where possible, all ranks raise the same UserError: rank 0 prints it and all return. A UserError on a
     single rank, and any other exception, aborts the whole job. Diverged weights and lack of memory are
-    reported in one line, other exceptions with their traceback.
+    reported in one line, exceptions in a user's function with the frames of the user's files, others with
+    their traceback.
     """
     try:
         return function()
@@ -50,8 +51,11 @@ def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:
     except BaseException as error:
         # Also for an interrupt or an exit on one rank: the others would wait for it.
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-        if status == 1 and not isinstance(error, (FloatingPointError, MemoryError)):
-            traceback.print_exc()
+        if status == 1:
+            if frames := user_frames(error):
+                print("".join(traceback.format_list(frames)), end="", file=sys.stderr)
+            elif not isinstance(error, (FloatingPointError, MemoryError)):
+                traceback.print_exc()
         where = ", ".join(
             [f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))]
         )

@@ -1,4 +1,12 @@
-"""The exception for errors that the user can fix."""
+"""The exception for errors that the user can fix, and where the user's code raised an exception."""
+
+import traceback
+from pathlib import Path
+
+# Where a frame is not in a user's file: this package, the standard library, code without a file; folders
+# with installed packages.
+NOT_USERS = (f"{Path(__file__).parents[1]}/", f"{Path(traceback.__file__).parent}/", "<")
+PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 
 
 class UserError(Exception):
@@ -9,3 +17,21 @@ class UserError(Exception):
 
     on_all_ranks: bool = False  # set where all ranks raise it together
     unclean: bool = False  # set after a disk failure, when closing an HDF5 file on that disk may crash
+
+
+def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of an exception's traceback that are in the user's files.
+
+    These are files outside this package, the standard library and installed packages.
+    """
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(NOT_USERS) and PACKAGE_FOLDERS.isdisjoint(Path(frame.filename).parts)
+    ]
+
+
+def user_line(error: BaseException) -> str:
+    """Return " (FILE, line N)", the innermost place in the user's files, or "" if there is none."""
+    frames = user_frames(error)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

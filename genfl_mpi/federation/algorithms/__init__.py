@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from genfl_mpi.config import functions
@@ -31,6 +33,7 @@ def find(config: Config) -> Algorithm:
     """
     name = config.algorithm.name
     found = functions.find(name, ALGORITHMS, "algorithm.name", Algorithm)
+    _check_functions(name, found)
     if config.training.clients_per_batch > 1 and not found.can_batch:
         raise UserError(
             f"algorithm.name={name} cannot train several clients as one batch; "
@@ -43,3 +46,12 @@ def find(config: Config) -> Algorithm:
         )
     found.check(config)
     return found
+
+
+def _check_functions(name: str, algorithm: Algorithm) -> None:
+    """Raise UserError unless every function of an algorithm takes the parameters of FedAvg's."""
+    for field in fields(Algorithm):
+        if callable(field.default):
+            parameters = tuple(inspect.signature(field.default).parameters)
+            what = f"algorithm.name: {field.name} of {name}"
+            functions.check_signature(getattr(algorithm, field.name), parameters, what)

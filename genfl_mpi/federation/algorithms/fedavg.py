@@ -5,4 +5,4 @@ It sends and keeps nothing besides the weights.
 
 from genfl_mpi.federation.algorithms.interface import Algorithm
 
-FEDAVG = Algorithm("fedavg")
+FEDAVG = Algorithm("fedavg", summary="Average the clients' models (McMahan et al. 2017).")

@@ -42,4 +42,9 @@ def average(omega: torch.Tensor, received: Received, config: Config) -> torch.Te
     )
 
 
-FEDNOVA = Algorithm("fednova", coefficients=coefficients, average=average)
+FEDNOVA = Algorithm(
+    "fednova",
+    coefficients=coefficients,
+    average=average,
+    summary="Average the clients' updates per local step (Wang et al. 2020).",
+)

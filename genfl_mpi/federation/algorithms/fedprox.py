@@ -19,4 +19,8 @@ def stages(client: Client, omega: Weights, arrays: Tensors, own: Tensors, config
     return [Stage(client.settings.epochs, prox=config.algorithm.mu)]
 
 
-FEDPROX = Algorithm("fedprox", stages=stages)
+FEDPROX = Algorithm(
+    "fedprox",
+    stages=stages,
+    summary="Pull the clients towards the global model by a proximal term (Li et al. 2020).",
+)

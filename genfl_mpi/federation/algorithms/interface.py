@@ -159,7 +159,7 @@ class Algorithm:
 
     can_batch: whether several clients can train as one batched computation (`training.clients_per_batch`).
     corrects_gradients: whether a client's update depends on more than its gradients, so that `audit` cannot
-    infer its labels from the update.
+    infer its labels from the update. summary: one line for `help algorithm.name`.
     """
 
     name: str
@@ -173,6 +173,7 @@ class Algorithm:
     aggregate: Callable[[Tensors, Weights, Weights, Received, Config], Weights] = _aggregate
     can_batch: bool = True
     corrects_gradients: bool = False
+    summary: str = ""
 
     def arrays_of_kind(self, kind: Kind, parameters: int, config: Config) -> dict[str, Array]:
         """Return the declared arrays of one kind by name."""

@@ -78,4 +78,6 @@ SCAFFOLD = Algorithm(
     aggregate=aggregate,
     can_batch=False,
     corrects_gradients=True,
+    summary="Correct the clients' gradients by control variates (Karimireddy et al. 2020); doubles the "
+    "messages, and stores a file per client that has trained.",
 )

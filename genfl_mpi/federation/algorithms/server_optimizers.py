@@ -30,17 +30,20 @@ Step: TypeAlias = "Callable[[Tensors, Weights, Any], Weights]"
 
 
 def _fedavgm(state: Tensors, delta: Weights, settings: Any) -> Weights:
+    """Apply the mean update with momentum at the server (Hsu et al. 2019)."""
     state["momentum"] = settings.beta1 * state.get("momentum", 0) + delta
     return settings.server_lr * state["momentum"]
 
 
 def _fedadam(state: Tensors, delta: Weights, settings: Any) -> Weights:
+    """Apply the mean update by Adam at the server (Reddi et al. 2021)."""
     square = state.get("square", torch.full_like(delta, settings.tau**2))
     state["square"] = settings.beta2 * square + (1 - settings.beta2) * delta**2
     return _adaptive(state, delta, settings)
 
 
 def _fedyogi(state: Tensors, delta: Weights, settings: Any) -> Weights:
+    """Apply the mean update by Yogi at the server, Adam with slower growing steps (Reddi et al. 2021)."""
     square = state.get("square", torch.full_like(delta, settings.tau**2))
     state["square"] = square - (1 - settings.beta2) * delta**2 * torch.sign(square - delta**2)
     return _adaptive(state, delta, settings)
@@ -65,7 +68,12 @@ def _aggregate(
 
 
 def _algorithm(name: str, step: Step, *moments: str) -> Algorithm:
-    return Algorithm(name, declare=partial(_declare, moments), aggregate=partial(_aggregate, step))
+    return Algorithm(
+        name,
+        declare=partial(_declare, moments),
+        aggregate=partial(_aggregate, step),
+        summary=(step.__doc__ or "").strip(),
+    )
 
 
 FEDAVGM = _algorithm("fedavgm", _fedavgm, "momentum")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from genfl_mpi.config.loading import parse
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import suggestion
 
 FOLDER = Path(__file__).parent
 
@@ -46,6 +47,7 @@ def load_prompts(name: str, classes: Sequence[str]) -> Prompts:
             ) from None
         raise UserError(
             f"generation.prompts: {name} is neither a file nor one of {', '.join(shipped_names())}"
+            f"{suggestion(name, shipped_names())}"
         ) from None
     except (UnicodeDecodeError, TypeError, KeyError, AttributeError):
         raise UserError(
