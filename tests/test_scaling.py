@@ -13,10 +13,11 @@ from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
-from genfl_mpi.preparation import plan
+from genfl_mpi.preparation.calibration import Costs
+from genfl_mpi.preparation.prediction import predict, total_seconds
 from genfl_mpi.results import reader
 
-COSTS = plan.Costs(
+COSTS = Costs(
     rate=100.0,
     overhead=5.0,
     batch=2.0,
@@ -60,19 +61,19 @@ def resolved(overrides):
 
 def test_a_plan_has_the_clients_of_the_run(fast, tmp_path):
     config, arrays = resolved([*fast, "rounds=4", "training.epochs=3", "evaluation.batch_size=10"])
-    one = plan.predict(config, arrays, COSTS, cluster(1))
+    one = predict(config, arrays, COSTS, cluster(1))
     sizes = [record.clients["samples"] for record in Simulation(config)]
     assert one["longest rank"] == pytest.approx([(3 * own + 5).sum() / 100 for own in sizes])
     assert one["round"] == pytest.approx(one["longest rank"] + 1.25) and not one["waiting"].any()
-    crowded = plan.predict(config, arrays, COSTS, cluster(4, cores=2))
-    many = plan.predict(config, arrays, COSTS, cluster(4))
+    crowded = predict(config, arrays, COSTS, cluster(4, cores=2))
+    many = predict(config, arrays, COSTS, cluster(4))
     assert many["longest rank"] == pytest.approx([(3 * own + 5).max() / 100 for own in sizes]), (
         "more ranks than clients"
     )
     assert crowded["longest rank"] == pytest.approx(2 * many["longest rank"]) and many[
         "testing"
     ] == pytest.approx([0.25] * 4)
-    assert plan.total_seconds(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
+    assert total_seconds(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
 
 
 def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
@@ -84,15 +85,15 @@ def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
         "generation.bank=" + tiny[-2].partition("=")[2] + "/own",
     ]
     config, arrays = resolved(tiny)
-    alone, three = (plan.predict(config, arrays, COSTS, cluster(ranks)) for ranks in (1, 3))
+    alone, three = (predict(config, arrays, COSTS, cluster(ranks)) for ranks in (1, 3))
     learning = np.array([10 + 5, 20 + 5, 30 + 5, 30 + 5]) / 100  # an image a class in the first three rounds
     assert alone["server"] == pytest.approx(np.array([2, 2, 2, 0]) + learning)
     made = np.array([2, 2, 0, 0])  # the third round's while rank 0 waits in the second, when speeds are known
     assert three["server"] == pytest.approx(made + learning)
-    slow = plan.predict(config, arrays, replace(COSTS, batch=60.0), cluster(3))
+    slow = predict(config, arrays, replace(COSTS, batch=60.0), cluster(3))
     assert slow["server"] == pytest.approx(np.array([60, 60, 60, 0]) + learning), "none fits into a wait"
     assert main(tiny) == 0
-    assert plan.predict(config, arrays, COSTS, cluster(1))["server"] == pytest.approx(learning)
+    assert predict(config, arrays, COSTS, cluster(1))["server"] == pytest.approx(learning)
 
 
 def test_plan_from_a_calibration(fast, capsys):

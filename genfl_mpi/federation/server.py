@@ -28,6 +28,7 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
@@ -46,7 +47,7 @@ class Server:
 
     data: the arrays of `load_and_divide`; the server uses the clients' sizes, the labels that they share, and
     the public pool. device: where it classifies images. policies: of `find_policies`. ranks: of the
-    communicator. ready: as of `ServerImages`.
+    communicator. planned: as of `ServerImages`.
 
     state: the `ServerState` of the round. images: its `ServerImages`. memory: {name: float64 tensor}, the
     algorithm's server arrays. cohort: its `Cohort`, with the rho of the members expected to be aggregated.
@@ -62,7 +63,7 @@ class Server:
         algorithm: Algorithm,
         policies: dict[str, Callable],
         ranks: int,
-        ready: Callable[[Batch], bool] | None = None,
+        planned: AbstractSet[Batch] = frozenset(),
     ) -> None:
         self.config, self.algorithm = config, algorithm
         self.select_policy, self.rho_policy = policies["select"], policies["rho"]
@@ -80,7 +81,7 @@ class Server:
             plan, samples = _all_at_once(largest), self.samples + wanted
             if self.world:
                 self.world.set_wanted_images(wanted, share)
-        self.images = ServerImages(config, about, data, device, plan, ready)
+        self.images = ServerImages(config, about, data, device, plan, planned)
         # of each client: the round, loss and update norm of its last training
         self.last = np.zeros(config.clients, dtype=np.int64)
         self.losses, self.norms = np.full((2, config.clients), np.nan)
@@ -385,11 +386,11 @@ def planning_server(
     config: Config,
     arrays: dict[str, np.ndarray],
     ranks: int = 1,
-    ready: Callable[[Batch], bool] | None = None,
+    planned: AbstractSet[Batch] = frozenset(),
 ) -> Server:
     """Make the `Server` of a run that has not begun, to plan its cohorts and images.
 
-    arrays: of `load_and_divide`; ranks: of the planned run; ready: as of `ServerImages`.
+    arrays: of `load_and_divide`; ranks: of the planned run; planned: as of `ServerImages`.
     """
     about = datasets.describe(config.data)
     return Server(
@@ -400,7 +401,7 @@ def planning_server(
         algorithms.find(config),
         find_policies(config),
         ranks,
-        ready,
+        planned,
     )
 
 

@@ -24,6 +24,7 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from collections.abc import Set as AbstractSet
 
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
@@ -59,8 +60,8 @@ class ServerImages:
     """Plan, generate and keep the images of the server.
 
     config, about, data, device: as of the `Server`. plan: (`ServerState`) -> int (classes,), images to
-    generate of each class in a round. ready: (`Batch`) -> whether the batch need not be generated, by default
-    whether it is in the bank.
+    generate of each class in a round. planned: batches that count as generated besides those in the bank, for
+    a prediction.
 
     made_of_label: int64 (classes,), images generated so far. new: images generated in this round. speed: of
     generation, in batches a second (a short batch takes as long). loading: of the generator, in loads a
@@ -74,9 +75,10 @@ class ServerImages:
         data: dict[str, np.ndarray],
         device: torch.device,
         plan: Callable[[ServerState], np.ndarray],
-        ready: Callable[[Batch], bool] | None = None,
+        planned: AbstractSet[Batch] = frozenset(),
     ) -> None:
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
+        self.planned = planned
         self.made_of_label = np.zeros(len(about.classes), dtype=np.int64)
         self.new = 0
         self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
@@ -89,7 +91,6 @@ class ServerImages:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
-            self.ready = ready or self.generator.has
 
     def __len__(self) -> int:
         """Count the images that models learn from: accepted by the filter, or of the public pool."""
@@ -166,7 +167,7 @@ class ServerImages:
         """Generate the batches of all later rounds. Yields True after each batch and after each round."""
         for batches in self.batches_from(state, state.round + 1):
             for batch in batches:
-                if not self.ready(batch):
+                if not self.is_made(batch):
                     self._make_batch(batch)
                     yield True
             yield True
@@ -231,7 +232,7 @@ class ServerImages:
 
     def _make_batch(self, batch: Batch) -> np.ndarray:
         """Return the images of a batch, and measure how fast they are generated."""
-        missing = not self.ready(batch)
+        missing = not self.is_made(batch)
         if missing and not self.is_loaded:
             start = time.perf_counter()
             self.generator.load()  # once; the speed of generation does not include it
@@ -242,6 +243,10 @@ class ServerImages:
         if missing:
             self.speed.measure(1, time.perf_counter() - start)
         return images
+
+    def is_made(self, batch: Batch) -> bool:
+        """Return whether a batch need not be generated."""
+        return batch in self.planned or self.generator.has(batch)
 
     def _seconds(self, batches: int) -> float:
         """Predict the seconds to generate some batches: infinite as long as nothing was measured."""
@@ -256,7 +261,7 @@ class ServerImages:
         if not self.config.augments:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
-        missing = sum(not self.ready(batch) for batch in batches)
+        missing = sum(not self.is_made(batch) for batch in batches)
         images = len(self) + sum(map(len, batches))
         return self._seconds(missing) + images * self.config.augmented.epochs / speed
 

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import resource
-import tempfile
 import textwrap
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from genfl_mpi.config.settings import Composition
-from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
-from genfl_mpi.federation.messages import NO_RANK, Broadcast
-from genfl_mpi.federation.server import planning_server
-from genfl_mpi.federation.simulation import Simulation, resolve
-from genfl_mpi.generation.generator import Generator
-from genfl_mpi.mpi import collectives, devices, measure
-from genfl_mpi.mpi.round_time import Cluster, exchange, loads, measure_copy_rate
-from genfl_mpi.mpi.schedule import Pace
+from genfl_mpi.federation.simulation import resolve
+from genfl_mpi.mpi import devices, measure
+from genfl_mpi.mpi.round_time import Cluster, exchange, loads
 from genfl_mpi.preparation import gpu_memory
-from genfl_mpi.preparation.preview import planned_batches
+from genfl_mpi.preparation.calibration import Costs, calibrate
+from genfl_mpi.preparation.prediction import PARTS, predict, total_seconds
 from genfl_mpi.results import environment
 from genfl_mpi.util.text import counted
 
@@ -32,227 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.federation.records import Record
-    from genfl_mpi.generation.bank import Batch
     from genfl_mpi.mpi.collectives import MPI
 
-# Clients per round, and seconds of measurement, that suffice to estimate the cost of a client.
-CALIBRATION_CLIENTS, CALIBRATION_SECONDS = 4, 8.0
-MIN_STEPS = 2  # denoising steps of the first timed batch
-MAX_ROUNDS = 300  # rounds predicted; the mean of their second half stands for every later round
 TOLERANCE = 1.05  # the smallest number of ranks within this factor of the best time is recommended
-PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Measured costs of one rank on this machine.
-
-    rate: training speed, samples/s; overhead: of a client, in samples; batch: s per batch of images; test: s
-    to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
-    by which a rank's first round is longer; load: s to load the generator; copy_rate: of memory, B/s;
-    rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node.
-    """
-
-    rate: float
-    overhead: float
-    batch: float
-    test: float
-    rest: float
-    first: float
-    load: float
-    copy_rate: float
-    broadcast_bytes: int
-    reduction_bytes: int
-    rank_bytes: int
-    server_bytes: int
-    shared_bytes: int
-
-
-def calibrate(config: Config) -> Costs:
-    """Measure the `Costs` of a resolved `config` on this rank alone.
-
-    Trains a few clients for one epoch in some rounds, and generates some batches of images; the first of each
-    warms up.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        training = config.training.model_copy(update={"epochs": 1})
-        few = config.model_copy(
-            update={
-                "method": "fedavg",
-                "composition": Composition.model_validate({"images": "nowhere"}),
-                "rounds": 20,
-                "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
-                "training": training,
-            }
-        )
-        simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
-        pace = Pace(1)
-        rounds: list[dict[str, Any]] = []
-        start = None
-        for record in simulation:
-            if start is not None:  # the first round warms up
-                samples, seconds = _trained(record)
-                pace.measure(samples, seconds, np.zeros(len(samples), dtype=int))
-                rounds.append(record.columns)
-            else:
-                first, start = record, time.perf_counter()
-            if rounds and time.perf_counter() - start > CALIBRATION_SECONDS:
-                break
-        shared_bytes = sum(array.nbytes for array in simulation.data.values())
-        broadcast_bytes, reduction_bytes = simulation.message_bytes
-        rank_bytes = _resident_bytes() - shared_bytes
-        rests = [
-            one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
-            for one in rounds
-        ]
-        simulation.close()
-        load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
-    test = float(np.median([one["evaluate_seconds"] for one in rounds]))
-    rest, rate = max(0.0, float(np.median(rests))), pace.rates()[0]
-    usual = (_trained(first)[0] + pace.overhead).sum() / rate + test + rest
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Costs(
-        rate=rate,
-        overhead=pace.overhead,
-        batch=batch,
-        test=test,
-        rest=rest,
-        first=max(0.0, first.columns["round_seconds"] - usual),
-        load=load,
-        copy_rate=measure_copy_rate(),
-        broadcast_bytes=broadcast_bytes,
-        reduction_bytes=reduction_bytes,
-        rank_bytes=rank_bytes,
-        server_bytes=max(rank_bytes, peak - shared_bytes),
-        shared_bytes=shared_bytes,
-    )
-
-
-def _trained(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples and seconds of a round's trained clients; an enforced world excludes some."""
-    trained = record.clients["rank"] != NO_RANK
-    return record.clients["samples"][trained], record.clients["seconds"][trained]
-
-
-def _batch_seconds(config: Config, folder: str) -> tuple[float, float]:
-    """Measure the seconds to load the generator, and to generate a batch of images.
-
-    A batch with the configured steps is timed directly if it takes at most CALIBRATION_SECONDS; else its time
-    is extrapolated linearly from two smaller numbers of steps.
-    """
-
-    def time_batch(steps: int, number: int) -> tuple[float, float]:
-        generation = config.generation.model_copy(
-            update={"steps": steps, "bank": f"{folder}/{number}", "seed": number}
-        )
-        few = config.model_copy(update={"generation": generation})
-        batch = next(batch for batches in planned_batches(few) for batch in batches)
-        generator, start = Generator(few, datasets.describe(few.data).shape), time.perf_counter()
-        generator.load()
-        loaded = time.perf_counter()
-        generator.images(batch)
-        return loaded - start, time.perf_counter() - loaded
-
-    load, _ = time_batch(MIN_STEPS, 0)  # warms up
-    (_, short), wanted = time_batch(MIN_STEPS, 1), config.generation.steps
-    steps = min(wanted, max(2 * MIN_STEPS, int(CALIBRATION_SECONDS * MIN_STEPS / short)))
-    _, long = time_batch(steps, 2)
-    return load, long + max(0.0, long - short) * (wanted - steps) / (steps - MIN_STEPS)
-
-
-def _resident_bytes() -> int:
-    """Return the bytes of memory that this process has resident now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def predict(
-    config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster
-) -> dict[str, np.ndarray]:
-    """Predict the seconds of each part of a round, for at most MAX_ROUNDS rounds, without computing anything.
-
-    The run's server selects the cohorts, plans the images and schedules, round by round. arrays: of
-    `load_and_divide`. Returns {part: float64 (rounds,)} for PARTS, and under "round" the sum of all parts
-    except waiting and server.
-    """
-    # The images of cohort_deficit are known only when the cohort is; deficit makes the same number.
-    if config.generation.plan == "cohort_deficit":
-        config = config.model_copy(
-            update={"generation": config.generation.model_copy(update={"plan": "deficit"})}
-        )
-    made: set[Batch] = set()
-    in_bank: Any = None
-    server = planning_server(config, arrays, cluster.ranks, lambda batch: batch in made or in_bank(batch))
-    images, message = server.images, Broadcast(0, config.cohort if config.trains_clients else 0, {})
-    wanted: list[list[Batch]] = []
-    if config.generates:
-        in_bank = images.generator.has
-        wanted = list(images.batches_from(server.state, 0))
-    later = iter([batch for batches in wanted for batch in batches])
-    slow = cluster.crowding
-    seconds_of: dict[str, list[float]] = {part: [] for part in PARTS}
-
-    def train(units: Any) -> Any:
-        return (units + costs.overhead) * slow / costs.rate
-
-    def make(batches: list[Batch]) -> tuple[float, float, int]:
-        missing = [batch for batch in batches if not images.ready(batch)]
-        load = costs.load * slow if missing and not made else 0.0
-        made.update(missing)
-        return load, len(missing) * costs.batch * slow, len(missing)
-
-    def make_now(batches: list[Batch]) -> float:
-        load, seconds, missing = make(batches)
-        images.speed.measure(missing, seconds)
-        images.is_loaded |= missing > 0
-        for batch in batches:
-            images.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
-        return load + seconds
-
-    for round in range(min(config.rounds, MAX_ROUNDS)):
-        server.select(round, message)
-        batches, early = wanted[round] if round < len(wanted) else [], 0.0
-        if config.generates and not config.augments:
-            # The clients train on these images, so that every rank waits for them.
-            early = make_now(batches)
-            if config.sends:
-                server.send(message.plan)
-        if server.world and config.trains_clients:
-            server.world.commit(server.status)
-        trained = message.plan[message.plan["rank"] != NO_RANK]
-        units = server.state.samples[trained["client"]] * trained["epochs"]
-        seconds, busy = train(units), 0.0
-        if config.augments:
-            busy = make_now(batches)
-            if len(images):
-                busy += train(len(images) * config.augmented.epochs)
-        load = np.bincount(trained["rank"], weights=seconds, minlength=cluster.ranks)
-        load[0] += busy
-        ends = load + (costs.first * slow if round == 0 else 0.0)
-        others = server.seconds_of_others
-        # While it waits for the other ranks, rank 0 generates later batches as long as one fits.
-        while made and ends[0] + costs.batch * slow <= others and (batch := next(later, None)):
-            ends[0] += sum(make([batch])[:2])
-        server.pace.measure(units, seconds, trained["rank"])
-        chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
-        parts = (
-            early + ends.max(),
-            early + busy,
-            (ends.max() - ends).mean(),
-            exchange(costs.broadcast_bytes, costs.reduction_bytes, cluster),
-            costs.test * slow * -(-chunks // cluster.ranks) / chunks,
-            costs.rest,
-        )
-        for part, value in zip(PARTS, parts):
-            seconds_of[part].append(value)
-    found = {part: np.array(values) for part, values in seconds_of.items()}
-    found["round"] = found["longest rank"] + found["exchange"] + found["testing"] + found["rest"]
-    return found
-
-
-def total_seconds(rounds: np.ndarray, config: Config) -> float:
-    """Extrapolate the seconds of all rounds from those predicted, `rounds` (float64)."""
-    return rounds.sum() + (config.rounds - len(rounds)) * rounds[len(rounds) // 2 :].mean()
 
 
 def describe(

@@ -1,0 +1,152 @@
+"""Measure the costs of a run on this machine: speeds, memory, bytes."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genfl_mpi.config.settings import Composition
+from genfl_mpi.data import datasets
+from genfl_mpi.federation.messages import NO_RANK
+from genfl_mpi.federation.simulation import Simulation
+from genfl_mpi.generation.generator import Generator
+from genfl_mpi.mpi import collectives
+from genfl_mpi.mpi.round_time import measure_copy_rate
+from genfl_mpi.mpi.schedule import Pace
+from genfl_mpi.preparation.preview import planned_batches
+
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.records import Record
+
+# Clients per round, and seconds of measurement, that suffice to estimate the cost of a client.
+CALIBRATION_CLIENTS, CALIBRATION_SECONDS = 4, 8.0
+MIN_STEPS = 2  # denoising steps of the first timed batch
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured costs of one rank on this machine.
+
+    rate: training speed, samples/s; overhead: of a client, in samples; batch: s per batch of images; test: s
+    to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
+    by which a rank's first round is longer; load: s to load the generator; copy_rate: of memory, B/s;
+    rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node.
+    """
+
+    rate: float
+    overhead: float
+    batch: float
+    test: float
+    rest: float
+    first: float
+    load: float
+    copy_rate: float
+    broadcast_bytes: int
+    reduction_bytes: int
+    rank_bytes: int
+    server_bytes: int
+    shared_bytes: int
+
+
+def calibrate(config: Config) -> Costs:
+    """Measure the `Costs` of a resolved `config` on this rank alone.
+
+    Trains a few clients for one epoch in some rounds, and generates some batches of images; the first of each
+    warms up.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        training = config.training.model_copy(update={"epochs": 1})
+        few = config.model_copy(
+            update={
+                "method": "fedavg",
+                "composition": Composition.model_validate({"images": "nowhere"}),
+                "rounds": 20,
+                "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
+                "training": training,
+            }
+        )
+        simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
+        pace = Pace(1)
+        rounds: list[dict[str, Any]] = []
+        start = None
+        for record in simulation:
+            if start is not None:  # the first round warms up
+                samples, seconds = _trained(record)
+                pace.measure(samples, seconds, np.zeros(len(samples), dtype=int))
+                rounds.append(record.columns)
+            else:
+                first, start = record, time.perf_counter()
+            if rounds and time.perf_counter() - start > CALIBRATION_SECONDS:
+                break
+        shared_bytes = sum(array.nbytes for array in simulation.data.values())
+        broadcast_bytes, reduction_bytes = simulation.message_bytes
+        rank_bytes = _resident_bytes() - shared_bytes
+        rests = [
+            one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
+            for one in rounds
+        ]
+        simulation.close()
+        load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
+    test = float(np.median([one["evaluate_seconds"] for one in rounds]))
+    rest, rate = max(0.0, float(np.median(rests))), pace.rates()[0]
+    usual = (_trained(first)[0] + pace.overhead).sum() / rate + test + rest
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Costs(
+        rate=rate,
+        overhead=pace.overhead,
+        batch=batch,
+        test=test,
+        rest=rest,
+        first=max(0.0, first.columns["round_seconds"] - usual),
+        load=load,
+        copy_rate=measure_copy_rate(),
+        broadcast_bytes=broadcast_bytes,
+        reduction_bytes=reduction_bytes,
+        rank_bytes=rank_bytes,
+        server_bytes=max(rank_bytes, peak - shared_bytes),
+        shared_bytes=shared_bytes,
+    )
+
+
+def _trained(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples and seconds of a round's trained clients; an enforced world excludes some."""
+    trained = record.clients["rank"] != NO_RANK
+    return record.clients["samples"][trained], record.clients["seconds"][trained]
+
+
+def _batch_seconds(config: Config, folder: str) -> tuple[float, float]:
+    """Measure the seconds to load the generator, and to generate a batch of images.
+
+    A batch with the configured steps is timed directly if it takes at most CALIBRATION_SECONDS; else its time
+    is extrapolated linearly from two smaller numbers of steps.
+    """
+
+    def time_batch(steps: int, number: int) -> tuple[float, float]:
+        generation = config.generation.model_copy(
+            update={"steps": steps, "bank": f"{folder}/{number}", "seed": number}
+        )
+        few = config.model_copy(update={"generation": generation})
+        batch = next(batch for batches in planned_batches(few) for batch in batches)
+        generator, start = Generator(few, datasets.describe(few.data).shape), time.perf_counter()
+        generator.load()
+        loaded = time.perf_counter()
+        generator.images(batch)
+        return loaded - start, time.perf_counter() - loaded
+
+    load, _ = time_batch(MIN_STEPS, 0)  # warms up
+    (_, short), wanted = time_batch(MIN_STEPS, 1), config.generation.steps
+    steps = min(wanted, max(2 * MIN_STEPS, int(CALIBRATION_SECONDS * MIN_STEPS / short)))
+    _, long = time_batch(steps, 2)
+    return load, long + max(0.0, long - short) * (wanted - steps) / (steps - MIN_STEPS)
+
+
+def _resident_bytes() -> int:
+    """Return the bytes of memory that this process has resident now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -1,0 +1,148 @@
+"""Predict the time of a run's rounds from measured costs, without computing them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genfl_mpi.federation.messages import NO_RANK, Broadcast
+from genfl_mpi.federation.server import planning_server
+from genfl_mpi.mpi.round_time import exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.server import Server
+    from genfl_mpi.federation.server_images import ServerImages
+    from genfl_mpi.generation.bank import Batch
+    from genfl_mpi.mpi.round_time import Cluster
+    from genfl_mpi.preparation.calibration import Costs
+
+MAX_ROUNDS = 300  # rounds predicted; the mean of their second half stands for every later round
+PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
+
+
+def predict(
+    config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster
+) -> dict[str, np.ndarray]:
+    """Predict the seconds of each part of a round, for at most MAX_ROUNDS rounds.
+
+    The run's server selects the cohorts, plans the images and schedules, round by round. arrays: of
+    `load_and_divide`. Returns {part: float64 (rounds,)} for PARTS, and under "round" the sum of all parts
+    except waiting and server.
+    """
+    # The images of cohort_deficit are known only when the cohort is; deficit makes the same number.
+    if config.generation.plan == "cohort_deficit":
+        settings = config.generation.model_copy(update={"plan": "deficit"})
+        config = config.model_copy(update={"generation": settings})
+    costs = _slowed(costs, cluster.crowding)
+    made: set[Batch] = set()
+    server = planning_server(config, arrays, cluster.ranks, made)
+    generation = _Generation(server.images, made, costs)
+    wanted = list(server.images.batches_from(server.state, 0)) if config.generates else []
+    later = iter([batch for batches in wanted for batch in batches])
+    chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
+    every_round = {
+        "exchange": exchange(costs.broadcast_bytes, costs.reduction_bytes, cluster),
+        "testing": costs.test * -(-chunks // cluster.ranks) / chunks,
+        "rest": costs.rest,
+    }
+    rounds = [
+        _predict_round(round, server, generation, wanted[round] if round < len(wanted) else [], later, costs)
+        | every_round
+        for round in range(min(config.rounds, MAX_ROUNDS))
+    ]
+    seconds = {part: np.array([one[part] for one in rounds]) for part in PARTS}
+    seconds["round"] = seconds["longest rank"] + seconds["exchange"] + seconds["testing"] + seconds["rest"]
+    return seconds
+
+
+def total_seconds(rounds: np.ndarray, config: Config) -> float:
+    """Extrapolate the seconds of all rounds from those predicted, `rounds` (float64)."""
+    return rounds.sum() + (config.rounds - len(rounds)) * rounds[len(rounds) // 2 :].mean()
+
+
+class _Generation:
+    """The generation of a predicted run: which batches exist, and the seconds that the others take.
+
+    made: the batches that count as generated, also for `images`.
+    """
+
+    def __init__(self, images: ServerImages, made: set[Batch], costs: Costs) -> None:
+        self.images, self.made, self.costs = images, made, costs
+
+    def make(self, batches: list[Batch]) -> float:
+        """Generate the missing ones of `batches`, at any time. Returns seconds."""
+        return sum(self._make(batches)[:2])
+
+    def make_now(self, batches: list[Batch]) -> float:
+        """Generate the batches of the current round, and add them to the images. Returns seconds."""
+        load, seconds, missing = self._make(batches)
+        self.images.speed.measure(missing, seconds)
+        self.images.is_loaded |= missing > 0
+        for batch in batches:
+            self.images.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
+        return load + seconds
+
+    def _make(self, batches: list[Batch]) -> tuple[float, float, int]:
+        """Return the seconds to load the generator, those to generate, and the number of new batches."""
+        missing = [batch for batch in batches if not self.images.is_made(batch)]
+        load = self.costs.load if missing and not self.made else 0.0
+        self.made.update(missing)
+        return load, len(missing) * self.costs.batch, len(missing)
+
+
+def _predict_round(
+    round: int,
+    server: Server,
+    generation: _Generation,
+    batches: list[Batch],
+    later: Iterator[Batch],
+    costs: Costs,
+) -> dict[str, float]:
+    """Let the server plan a round, and predict the parts of it that depend on the schedule.
+
+    batches: of this round; later: those of all rounds, for generation ahead.
+    """
+    config, message = (
+        server.config,
+        Broadcast(0, server.config.cohort if server.config.trains_clients else 0, {}),
+    )
+    server.select(round, message)
+    early = busy = 0.0
+    if config.generates and not config.augments:
+        # The clients train on these images, so that every rank waits for them.
+        early = generation.make_now(batches)
+        if config.sends:
+            server.send(message.plan)
+    if server.world and config.trains_clients:
+        server.world.commit(server.status)
+    trained = message.plan[message.plan["rank"] != NO_RANK]
+    units = server.state.samples[trained["client"]] * trained["epochs"]
+    seconds = (units + costs.overhead) / costs.rate
+    if config.augments:
+        busy = generation.make_now(batches)
+        if images := len(server.images):
+            busy += (images * config.augmented.epochs + costs.overhead) / costs.rate
+    ends: np.ndarray = np.bincount(trained["rank"], weights=seconds, minlength=len(server.pace.speeds))
+    ends[0] += busy
+    ends += costs.first if round == 0 else 0.0
+    # While it waits for the other ranks, rank 0 generates later batches as long as one fits.
+    others = server.seconds_of_others
+    while generation.made and ends[0] + costs.batch <= others and (batch := next(later, None)):
+        ends[0] += generation.make([batch])
+    server.pace.measure(units, seconds, trained["rank"])
+    return {
+        "longest rank": early + ends.max(),
+        "server": early + busy,
+        "waiting": (ends.max() - ends).mean(),
+    }
+
+
+def _slowed(costs: Costs, factor: float) -> Costs:
+    """Return the costs on ranks that share cores, so that everything they compute takes `factor` as long."""
+    scaled = {name: factor * getattr(costs, name) for name in ("batch", "test", "first", "load")}
+    return replace(costs, rate=costs.rate / factor, **scaled)
