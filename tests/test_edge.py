@@ -7,6 +7,7 @@ from scipy.special import lambertw
 
 from genfl_mpi.config import loading
 from genfl_mpi.config.world import Channel, Images, World
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge import bandwidth, channel, hardware
 from genfl_mpi.edge.placements import PLACEMENTS, draw_cohorts, price_run, scale_images
 from genfl_mpi.edge.rounds import Cohort, Work, draw_cohort, price_round
@@ -243,7 +244,7 @@ def trace(**changes):
         "image_flops": 3e13,
         "generator_bytes": 2e9,
         "missing": (histograms == 0).mean(1),
-        "value": label_value(histograms),
+        "value": label_value(histograms, earth_movers_distance(histograms)),
     }
     return Trace(**(values | changes))
 
@@ -305,7 +306,8 @@ def test_images_as_they_are_sent():
 
 
 def test_the_value_of_labels():
-    value = label_value(np.array([[2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]]))
+    shared = np.array([[2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]])
+    value = label_value(shared, earth_movers_distance(shared))
     # The population is (10, 2, 2, 2) / 16: EMD 0.75 for the first, and for the second 0.75 too.
     assert value == pytest.approx([1 - 0.375, 0.25 * (1 - 0.375), 0])
 

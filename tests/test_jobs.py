@@ -10,24 +10,14 @@ from pathlib import Path
 
 import pytest
 import slurm
-from conftest import FAST, until
+from conftest import FAST, TINY, until
 
 from genfl_mpi.cli import COMMANDS, main
 from genfl_mpi.results import reader
 
 JOBS = Path(__file__).parent.parent / "jobs"
 # The default's three methods, in seconds.
-SHORT = [
-    "rounds=2",
-    "clients=6",
-    "cohort=3",
-    "training.epochs=1",
-    "runtime.threads=1",
-    "generation.per_round=1",
-    "generation.cap=2",
-    "generation.steps=2",
-    "generation.batch_size=10",
-]
+SHORT = TINY[1:]  # of every method
 METHODS = ("fedavg", "genfl", "aigc")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 

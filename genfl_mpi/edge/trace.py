@@ -48,16 +48,14 @@ class Trace:
     made: Sequence[np.ndarray] | None = None
 
 
-def label_value(histograms: np.ndarray) -> np.ndarray:
+def label_value(histograms: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """Return label coverage times the quality of the mix, float64 (N,).
 
     That is (labels held / classes) (1 - EMD_n / 2), and 0 for a client that shares no labels. histograms: int
-    (N, classes), as shared.
+    (N, classes), as shared; distances: float64 (N,), their earth mover's distances to the sum of all, NaN for
+    rows of zeros.
     """
-    totals = histograms.sum(1, keepdims=True)
-    population = histograms.sum(0) / max(1, histograms.sum())
-    emd = np.abs(histograms / np.maximum(totals, 1) - population).sum(1)
-    return np.where(totals[:, 0] > 0, (histograms > 0).mean(1) * (1 - emd / 2), 0.0)
+    return np.nan_to_num((histograms > 0).mean(1) * (1 - distances / 2))
 
 
 def image_bytes(trace: Trace, settings: Images) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, STATUS_DTYPE, simulate_attendance
 from genfl_mpi.edge.forecast import forecast
 from genfl_mpi.edge.hardware import draw_hardware
@@ -55,7 +56,7 @@ class SimulatedWorld:
             epochs=[],
             new_images=np.zeros(1),
             pool=np.zeros(1),
-            value=label_value(shared),
+            value=label_value(shared, earth_movers_distance(shared)),
         )
         if self.world.enforced and self.world.deadline_s and config.trains_clients:
             self._check_deadline()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.data import datasets, public
+from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
 from genfl_mpi.edge.trace import Trace, label_value
 from genfl_mpi.generation.image_flops import count_configured
@@ -73,6 +74,7 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
     clients["samples"] = clients["samples"] - clients["images"]
     by_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
     made_in = reader.read_columns(file, "generated", ["round"])["round"]
+    shared = reader.read_array(file, "partition/shared_labels")
     return Trace(
         **model_fields(config, datasets.describe(config.data)),
         **generator_fields(config),
@@ -83,7 +85,7 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
         new_images=np.array([(made_in == round).sum() for round in rounds["round"]]),
         pool=rounds["images_used"],
         missing=(count_held_labels(file, config) == 0).mean(1),
-        value=label_value(reader.read_array(file, "partition/shared_labels")),
+        value=label_value(shared, earth_movers_distance(shared)),
     ), members
 
 

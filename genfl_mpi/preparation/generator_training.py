@@ -26,7 +26,9 @@ from genfl_mpi.util.text import counted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from genfl_mpi.config.sections import Finetuning
     from genfl_mpi.config.settings import Config
+    from genfl_mpi.generation.lora import Adapter
     from genfl_mpi.generation.prompts import Prompts
     from genfl_mpi.mpi.collectives import MPI
 
@@ -112,22 +114,7 @@ def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
         for holder, samples in enumerate(holders)
         if ranks[holder] == comm.rank
     }
-    weights, units = adapter.weights.to("cpu", copy=True), np.zeros(len(adapter.weights), dtype=np.int64)
-    total = ExactSum(units)
-    for round in range(settings.rounds):
-        collectives.broadcast(comm, weights.numpy())
-        units[:] = 0
-        for holder, (latents, labels) in assigned.items():
-            with failing.annotate_errors(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
-                adapter.train(
-                    weights, latents, labels, streams.integer(settings.seed, "finetune", round, holder)
-                )
-                total.add(sizes[holder] / sizes.sum(), adapter.weights)
-        collectives.wait_for_all(comm)
-        collectives.reduce_sum(comm, units)
-        weights.copy_(total.value())
-        if (round + 1) % max(1, settings.rounds // 5) == 0:
-            say(f"{time.perf_counter() - start:6.0f} s  round {round + 1}/{settings.rounds}")
+    weights = _train_rounds(comm, adapter, assigned, sizes, settings, say)
     if comm.rank == 0:
         adapter.weights.copy_(weights)
         size = adapter.save(out)
@@ -154,6 +141,37 @@ def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
             f"clients received and sent {sent / 1e6:.1f} MB"
         )
     window.Free()
+
+
+def _train_rounds(
+    comm: MPI.Comm,
+    adapter: Adapter,
+    assigned: dict[int, tuple[torch.Tensor, torch.Tensor]],
+    sizes: np.ndarray,
+    settings: Finetuning,
+    say: Callable[[str], object],
+) -> torch.Tensor:
+    """Train the adapter in all rounds, and return its weights on rank 0. Collective.
+
+    assigned: {holder: (latents, labels)} of this rank; sizes: int (holders,), images of each holder.
+    """
+    start = time.perf_counter()
+    weights, units = adapter.weights.to("cpu", copy=True), np.zeros(len(adapter.weights), dtype=np.int64)
+    total = ExactSum(units)
+    for round in range(settings.rounds):
+        collectives.broadcast(comm, weights.numpy())
+        units[:] = 0
+        for holder, (latents, labels) in assigned.items():
+            with failing.annotate_errors(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
+                seed = streams.integer(settings.seed, "finetune", round, holder)
+                adapter.train(weights, latents, labels, seed)
+                total.add(sizes[holder] / sizes.sum(), adapter.weights)
+        collectives.wait_for_all(comm)
+        collectives.reduce_sum(comm, units)
+        weights.copy_(total.value())
+        if (round + 1) % max(1, settings.rounds // 5) == 0:
+            say(f"{time.perf_counter() - start:6.0f} s  round {round + 1}/{settings.rounds}")
+    return weights
 
 
 def _holders(config: Config, about: datasets.Description, data: dict[str, np.ndarray]) -> list[np.ndarray]:
