@@ -74,6 +74,7 @@ class Generator:
             "device",
             "save_memory",
         )
+        on_gpu = settings.device == "cuda"
         self.bank = Bank(
             settings.bank,
             {
@@ -81,7 +82,8 @@ class Generator:
                 "adapter": self.identity[1],
                 "shape": list(shape),
                 "resize": "bilinear, antialiased",
-                "threads": settings.threads if settings.device == "cpu" else None,
+                "threads": None if on_gpu else settings.threads,
+                **({"tf32": config.runtime.tf32} if on_gpu else {}),
                 **{name: getattr(settings, name) for name in names},
             },
         )
