@@ -253,7 +253,7 @@ def test_scaffold_against_a_plain_loop(tiny, tmp_path, monkeypatch):
         new_x, new_own = torch.zeros_like(x), own.clone()
         for n in range(6):
             images, labels = client_data(one.data, n, one.config)
-            images = normalise(torch.from_numpy(images), one.about.mean, one.about.std, "cpu")
+            images = normalise(torch.from_numpy(images), one.about.mean, one.about.std, torch.device("cpu"))
             rng = streams.generator(1, "client", round, n)
             train(
                 one.model,
@@ -306,7 +306,7 @@ def test_fednova_follows_the_data_not_the_steps(skewed):
         again.model.weights.copy_(again.weights)
         again.model.gradient()  # clears the gradient of its training
         images = normalise(
-            torch.from_numpy(data["train_images"].copy()), one.about.mean, one.about.std, "cpu"
+            torch.from_numpy(data["train_images"].copy()), one.about.mean, one.about.std, torch.device("cpu")
         )
         nn.functional.cross_entropy(
             again.model.module(images), torch.from_numpy(data["train_labels"].copy())

@@ -1,4 +1,8 @@
-"""Sum, messages and data in device memory, emulated in CPU memory, and predictions of their size."""
+"""What runs on GPUs, emulated on a CPU, and predictions of its memory; few tests need a GPU."""
+
+import gc
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +12,22 @@ from torch import nn
 
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
-from genfl_mpi.config.sections import Training
+from genfl_mpi.config.sections import Generation, Model, Runtime, Training
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import client_data, load_and_divide
 from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.resident import Resident, fits
-from genfl_mpi.learning import device_sum
+from genfl_mpi.federation.simulation import Simulation, resolve
+from genfl_mpi.generation import pipeline
+from genfl_mpi.generation.generator import Generator
+from genfl_mpi.learning import device_sum, models
 from genfl_mpi.learning.device_sum import DeviceSum
+from genfl_mpi.learning.evaluation import chunks, evaluate
 from genfl_mpi.learning.memory import activation_bytes, weight_bytes
-from genfl_mpi.learning.weights import LIMIT, ExactSum
+from genfl_mpi.learning.weights import LIMIT, ExactSum, FlatModel
 from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.preparation import gpu_memory
+from genfl_mpi.util.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -56,11 +65,12 @@ from genfl_mpi.federation import resident
 from genfl_mpi.cli import main
 import torch
 make = resident.Resident.__init__
-def moved(self, comm, device, broadcast, reduction, declared, images):
-    make(self, comm, device, broadcast, reduction, declared, images)
+def moved(self, comm, device, broadcast, reduction, declared, data):
+    make(self, comm, device, broadcast, reduction, declared, data)
     self._move({name: 40 for name in reduction.sums}, sys.argv[1] == "aware")
     self.omega = self.arrays.pop("model")
-    self.images = torch.from_numpy(images.copy())
+    self.images = torch.from_numpy(data["train_images"].copy())
+    self.test_images = torch.from_numpy(data["test_images"].copy())
 resident.Resident.__init__ = moved
 sys.exit(main(sys.argv[2:]))
 """
@@ -109,9 +119,7 @@ def test_resident_images_give_the_same_client_data(more):
     config = single(None, [*FAST, *more])
     arrays, about = load_and_divide(config), datasets.describe(config.data)
     sent, held = (
-        Resident(
-            collectives.single(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays["train_images"]
-        )
+        Resident(collectives.single(), CPU, Broadcast(5, 3, {}), Reduction(5, 3, 1, {}), {}, arrays)
         for _ in range(2)
     )
     held.images = torch.from_numpy(arrays["train_images"])
@@ -193,14 +201,16 @@ def test_the_memory_of_a_rank_and_of_the_server():
     largest = np.diff(arrays["pointers"]).max()
     assert (
         rank["a client's images"] == largest * 784 * 5
-        and rank["training images"] == arrays["train_images"].nbytes
+        and rank["data set's images"] == arrays["train_images"].nbytes + arrays["test_images"].nbytes
     )
+    assert rank["CUDA graphs"] == rank["activations"] + 4 * 105866 < server["CUDA graphs"]
     together = gpu_memory.rank_bytes(
         single(None, ["method=genfl", "training.batch_size=16", "training.clients_per_batch=3"]), arrays
     )
     assert (
         together["activations"] == 3 * rank["activations"]
         and together["a client's images"] == 3 * rank["a client's images"]
+        and not together["CUDA graphs"]
     )
 
 
@@ -220,6 +230,113 @@ def test_images_at_clients_count_as_gpu_memory():
     assert priced["a client's images"] == found["a client's images"], (
         "at this price a client may fill all gaps"
     )
+
+
+def test_the_pipeline_is_loaded_on_the_ranks_gpu(monkeypatch):
+    read = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(pipeline, "read", lambda *arguments: read.append(arguments))
+    monkeypatch.setattr(pipeline, "digest", lambda path: "as before")
+    settings = Generation(device="cuda", save_memory=["model_cpu_offload"])
+    pipeline.load(Path("folder"), None, settings, ("as before", None))
+    assert torch.device("cuda", 1) in read[0]
+
+
+def test_tf32_is_part_of_an_images_key_on_gpus_alone(tiny):
+    def key(*more):
+        config = resolve(single(None, [*tiny, *more]), collectives.single())
+        return Generator(config, (1, 28, 28)).bank.settings
+
+    assert key("generation.device=cuda") != key("generation.device=cuda", "runtime.tf32=true")
+    assert key() == key("runtime.tf32=true")
+
+
+@pytest.fixture
+def flags():
+    """Restore torch's global flags after the test."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [one.allow_tf32 for one in backends], torch.backends.cudnn.benchmark, torch.get_num_threads()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    for one, value in zip(backends, before[0]):
+        one.allow_tf32 = value
+    torch.backends.cudnn.benchmark = before[1]
+    torch.set_num_threads(before[2])
+
+
+@pytest.mark.parametrize(("tf32", "deterministic"), [(True, True), (False, False)])
+def test_one_place_sets_all_flags(tf32, deterministic, flags, monkeypatch):
+    place = devices.Place(0, "node", frozenset({0}), gpus=("0", "1"), usable=2)
+    monkeypatch.setattr(devices, "neighbours", lambda comm: ([place], 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    runtime = Runtime(threads=1, device="cuda", tf32=tf32, deterministic=deterministic)
+    assert devices.set_up(collectives.single(), runtime) == torch.device("cuda", 0)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert torch.is_deterministic_algorithms_warn_only_enabled() != deterministic
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+
+
+class Putting(nn.Module):
+    """Overwrite values by an operation that has no deterministic implementation on any device."""
+
+    def forward(self, images):
+        return images.flatten(1).clone().put_(torch.tensor([0]), torch.zeros(1))
+
+
+def test_a_layer_without_a_deterministic_implementation_is_named(flags):
+    torch.use_deterministic_algorithms(True)
+    models.check_deterministic(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), (1, 8, 8), CPU)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), Putting()))
+    with pytest.raises(UserError, match=r"layer 1\.1 \(Putting\) has no deterministic .* on cpu"):
+        models.check_deterministic(module, (1, 8, 8), CPU)
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["algorithm.name=scaffold"], ["rho.policy=shapley", "validation.source=clients"]]
+)
+def test_close_releases_models_and_buffers_without_the_garbage_collector(more, fast):
+    simulation = Simulation(overrides=[*fast, "rounds=1", *more])
+    list(simulation)
+    kept = {
+        "model": simulation.model,
+        "steps": simulation.model.cached_steps[0][1],
+        "server": simulation.server,
+        "worker": simulation.parts.worker,
+        "resident": simulation.parts.messages.resident,
+    }
+    alive = {name: weakref.ref(one) for name, one in kept.items()}
+    gc.collect()
+    gc.disable()
+    try:
+        kept.clear()
+        simulation.close()
+        del simulation
+        assert [name for name, one in alive.items() if one() is not None] == []
+    finally:
+        gc.enable()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_evaluation_does_not_wait_for_the_gpu():
+    """The only synchronizations are those that read the totals."""
+    device = torch.device("cuda", 0)
+    model = FlatModel(models.build(Model(), 10, (1, 28, 28), 0), device)
+    images, labels = np.zeros((50, 1, 28, 28), np.uint8), np.zeros(50, np.int64)
+    about = datasets.describe(single(None, FAST).data)
+    evaluate(model, chunks(images, labels, 10, about, device), 10, 5)  # libraries set themselves up
+    pieces = chunks(images, labels, 10, about, device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for pixels, _ in pieces:
+            model.module(pixels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_plan_shows_gpu_memory_if_there_are_gpus(fast, capsys):

@@ -117,7 +117,7 @@ def test_sgd_equals_torch_optim_sgd(settings):
     reference = torch.optim.SGD([theirs], settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     for _ in range(4):
         theirs.grad = torch.randn(50)
-        descend([ours], [theirs.grad.clone()], settings, [velocity])
+        descend([ours], [theirs.grad.clone()], settings, settings.lr, [velocity])
         reference.step()
     assert torch.allclose(ours, theirs)
 

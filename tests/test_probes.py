@@ -62,7 +62,9 @@ def test_gradients_are_those_of_the_clients_losses(fast):
     everyone.model.weights.copy_(omega)
     for client in range(6):
         images, labels = client_data(everyone.data, client, everyone.config)
-        images = normalise(torch.from_numpy(images), everyone.about.mean, everyone.about.std, "cpu")
+        images = normalise(
+            torch.from_numpy(images), everyone.about.mean, everyone.about.std, torch.device("cpu")
+        )
         loss = F.cross_entropy(model(images), torch.from_numpy(labels))
         gradients.append(
             torch.cat(

@@ -10,7 +10,7 @@ from genfl_mpi.config.sections import LocalTraining, Model, Training
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.evaluation import evaluate
-from genfl_mpi.learning.steps import Steps, is_static, steps_of
+from genfl_mpi.learning.steps import Steps, has_batch_statistics, is_static, steps_of
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 
@@ -18,6 +18,18 @@ IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(0)).
     memory_format=torch.channels_last
 )
 LABELS = torch.arange(27) % 10
+
+
+def as_on_gpu(monkeypatch, fixed=False):
+    """Emulate a GPU's steps on a CPU: padded batches, a learning rate in a tensor; fixed: in graphs."""
+    initialise = Steps.__init__
+
+    def init(self, model, settings, *more):
+        initialise(self, model, settings, *more)
+        self.fixed, self.lr = fixed, torch.zeros(())
+        self.width = 0 if has_batch_statistics(model.module) else settings.batch_size
+
+    monkeypatch.setattr(Steps, "__init__", init)
 
 
 def captured(monkeypatch, spoil=lambda results: None):
@@ -38,14 +50,8 @@ def captured(monkeypatch, spoil=lambda results: None):
 
         return replay, results
 
-    begin = Steps.begin
-
-    def fixed(self, *arguments):
-        self.fixed = self.fixed or not self.graphs
-        begin(self, *arguments)
-
+    as_on_gpu(monkeypatch, fixed=True)
     monkeypatch.setattr(Steps, "_capture", capture)
-    monkeypatch.setattr(Steps, "begin", fixed)
     return repeated
 
 
@@ -71,7 +77,9 @@ def trained(name, settings, mu=0.0, corrected=False, times=2):
     ],
 )
 def test_a_replayed_step_equals_the_eager_step(name, settings, more, monkeypatch):
-    expected = trained(name, settings, **more)
+    with monkeypatch.context() as eager:
+        as_on_gpu(eager)
+        expected = trained(name, settings, **more)
     repeated = captured(monkeypatch)
     found = trained(name, settings, **more)
     count = -(-27 // settings.batch_size)
@@ -94,11 +102,43 @@ def fails(results):
 )
 def test_a_graph_that_fails_or_differs_is_not_used(spoil, said, monkeypatch):
     settings = Training(epochs=1, batch_size=8, momentum=0.9)
-    expected = trained("pfl_cnn", settings, times=1)
+    with monkeypatch.context() as eager:
+        as_on_gpu(eager)
+        expected = trained("pfl_cnn", settings, times=1)
     captured(monkeypatch, spoil)
     with pytest.warns(UserWarning, match=said):
         found = trained("pfl_cnn", settings, times=1)
     assert found[0] == expected[0] and torch.equal(found[1], expected[1])
+
+
+def test_batches_of_all_sizes_share_a_graph_and_rounds_of_all_learning_rates_too(monkeypatch):
+    captured(monkeypatch)
+    model = FlatModel(models.build(Model(name="cnn"), 10, (3, 32, 32), seed=1))
+    start = model.weights.clone()
+    for lr, count in ((0.1, 27), (0.05, 5), (0.01, 17)):
+        settings = Training(epochs=1, batch_size=8, lr=lr)
+        train(model, start, IMAGES[:count], LABELS[:count], settings, np.random.default_rng(0))
+    [(_, steps)] = model.cached_steps
+    assert len(steps.graphs) == 1 and steps.fixed
+
+
+@pytest.mark.parametrize("name", ["cnn", "lenet5"])
+def test_a_padded_step_is_the_step_up_to_rounding(name, monkeypatch):
+    settings = Training(epochs=2, batch_size=8, momentum=0.9, weight_decay=1e-3, lr=0.01)
+    expected = trained(name, settings, mu=0.1, times=1)
+    as_on_gpu(monkeypatch)
+    found = trained(name, settings, mu=0.1, times=1)
+    assert vars(found[0]) == pytest.approx(vars(expected[0]), rel=1e-4)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_ends_in_nan_keeps_its_graph(monkeypatch):
+    captured(monkeypatch)
+    model = FlatModel(models.build(Model(name="cnn"), 10, (3, 32, 32), seed=1))
+    steps = steps_of(model, Training(epochs=1, batch_size=8))
+    steps.begin(torch.full_like(model.weights, torch.nan), lr=0.1)
+    loss, _ = steps(IMAGES[:8], LABELS[:8])
+    assert loss.isnan() and len(steps.graphs) == 1
 
 
 class Branching(nn.Module):
@@ -115,12 +155,13 @@ def test_steps_of_clients_and_augmented_model_are_cached():
     model = FlatModel(models.build(Model(), 10, (1, 28, 28), seed=1))
     clients = steps_of(model, Training(epochs=1))
     assert steps_of(model, Training(epochs=7)) is clients
-    augmented = steps_of(model, Training(lr=1))
-    assert steps_of(model, Training()) is clients and steps_of(model, Training(lr=1)) is augmented
-    steps_of(model, Training(lr=2))
+    augmented = steps_of(model, Training(momentum=0.5))
+    assert steps_of(model, Training(lr=1)) is clients
+    assert steps_of(model, Training(momentum=0.5)) is augmented
+    steps_of(model, Training(momentum=0.9))
     assert (
         len(model.cached_steps) == 2
-        and steps_of(model, Training(lr=1)) is augmented
+        and steps_of(model, Training(momentum=0.5)) is augmented
         and steps_of(model, Training()) is not clients
     )
 

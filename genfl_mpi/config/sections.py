@@ -610,6 +610,11 @@ class Runtime(Section):
         "concurrently, each on a separate group of ranks; null: as many as a run keeps busy, "
         "one per client of the cohort and one for the server",
     )
+    deterministic: bool = Field(
+        True,
+        description="on a GPU: refuse operations without a deterministic implementation; false: run them "
+        "with a warning, and mark the results as not reproducible",
+    )
     tf32: bool = Field(
         False,
         description="on a GPU: compute float32 products in TensorFloat-32, which is faster and has a 10-bit "

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.messages import Broadcast, Reduction
     from genfl_mpi.mpi.collectives import MPI
 
-MAX_IMAGES_SHARE = 0.25  # bounds the training images, as a share of a rank's part of a GPU's memory
+MAX_IMAGES_SHARE = 0.25  # bounds the data set's images, as a share of a rank's part of a GPU's memory
 
 
 class Resident:
-    """Keep the contents of the messages, and the training images, on the device. Collective.
+    """Keep the contents of the messages, and the data set's images, on the device. Collective.
 
-    broadcast, reduction: the messages; declared: {name: Array} of their sums; images: uint8 (n, C, H, W), for
-    training.
+    broadcast, reduction: the messages; declared: {name: Array} of their sums; data: the run's arrays.
 
     omega: omega^t, float32 (size,) on the device. arrays: {name: float32} on the device, an algorithm's
-    broadcast arrays. sums: {name: exact sum}; a rank adds its clients' contributions to them before `reduce`.
+    broadcast arrays. images, test_images: uint8 (n, C, H, W) on a GPU where they fit, otherwise None. sums:
+    {name: exact sum}; a rank adds its clients' contributions to them before `reduce`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Resident:
         broadcast: Broadcast,
         reduction: Reduction,
         declared: Mapping[str, Array],
-        images: np.ndarray,
+        data: Mapping[str, np.ndarray],
     ) -> None:
         self.device, self.reduction = device, reduction
         self.messages = {
@@ -64,11 +64,14 @@ class Resident:
         self.arrays, self.is_gpu_aware = dict(self.messages), False
         self.units: torch.Tensor | None = None
         self.images: torch.Tensor | None = None
+        self.test_images: torch.Tensor | None = None
         if device.type == "cuda":
             self._move(bits, collectives.maximum(comm, int(not measure.is_gpu_aware())) == 0)
             memory = torch.cuda.mem_get_info(device)[1]
-            if fits(images.nbytes, memory, devices.count_gpu_sharers(*devices.neighbours(comm))):
-                self.images = torch.from_numpy(np.array(images)).to(device)
+            images = data["train_images"], data["test_images"]
+            sharers = devices.count_gpu_sharers(*devices.neighbours(comm))
+            if fits(sum(one.nbytes for one in images), memory, sharers):
+                self.images, self.test_images = (torch.from_numpy(np.array(one)).to(device) for one in images)
         self.omega = self.arrays.pop(MODEL)
 
     def _move(self, bits: Mapping[str, int], is_gpu_aware: bool) -> None:

@@ -105,8 +105,7 @@ class Simulation:
         self.about = datasets.describe(config.data)
         algorithm = collectives.call_on_all(self.comm, lambda: algorithms.find(config))
         policies = collectives.call_on_all(self.comm, lambda: find_policies(config, policies))
-        self.device = devices.set_up(self.comm, config.runtime.threads, config.runtime.device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.runtime.tf32
+        self.device = devices.set_up(self.comm, config.runtime)
         self._windows: list[tuple[Any, list[weakref.ref]]] = []
         self.data = self._share_data(dataset)
         self.model = self._build_model()
@@ -155,6 +154,8 @@ class Simulation:
                 "audit needs the biases of the model's last layer, and "
                 f"model.name={config.model.name} does not end in them; choose another model or audit=false"
             )
+        if self.device.type == "cuda" and config.runtime.deterministic:
+            models.check_deterministic(self.model.module, self.about.shape, self.device)
         for section in ("training", "augmented"):
             if (crop := getattr(config, section).crop) >= side:
                 raise UserError(f"{section}.crop={crop} must be less than the images' side, {side}")
@@ -174,7 +175,7 @@ class Simulation:
         zeros = partial(staging.zeros, device=self.device)
         broadcast = Broadcast(size, cohort, arrays, zeros)
         reduction = Reduction(size, cohort, self.comm.size, sums, outputs, zeros)
-        resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data["train_images"])
+        resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data)
         return Messages(broadcast, reduction, resident)
 
     def _make_server(self, algorithm: Algorithm, policies: dict[str, Callable]) -> Server | None:
@@ -254,6 +255,7 @@ class Simulation:
             if not collectives.maximum(self.comm, int(in_use)):
                 window.Free()
         self._windows.clear()
+        self.model.cached_steps.clear()  # they refer to the model, and hold its CUDA graphs
 
     def _open_parts(self) -> Parts:
         """Return the parts. Raises UserError after `close`."""
@@ -284,8 +286,15 @@ class Simulation:
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
         classes = len(self.about.classes)
         self.model.load(omega)
+        resident = self._open_parts().messages.resident.test_images
         own = chunks(
-            self.data["test_images"], labels, size, self.about, self.device, self.comm.rank, self.comm.size
+            self.data["test_images"] if resident is None else resident,
+            labels,
+            size,
+            self.about,
+            self.device,
+            self.comm.rank,
+            self.comm.size,
         )
         totals = evaluate(self.model, own, classes, -(-len(labels) // size))
         collectives.sum_everywhere(self.comm, totals)

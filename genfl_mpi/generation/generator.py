@@ -78,6 +78,7 @@ class Generator:
             "device",
             "save_memory",
         )
+        on_gpu = settings.device == "cuda"
         self.bank = Bank(
             settings.bank,
             {
@@ -85,7 +86,8 @@ class Generator:
                 "adapter": self.identity[1],
                 "shape": list(shape),
                 "resize": "bilinear, antialiased",
-                "threads": settings.threads if settings.device == "cpu" else None,
+                "threads": None if on_gpu else settings.threads,
+                **({"tf32": config.runtime.tf32} if on_gpu else {}),
                 **{name: getattr(settings, name) for name in names},
             },
         )

@@ -279,9 +279,14 @@ def load(folder: Path, adapter: Path | None, settings: Generation, identity: tup
         adapter,
         settings.scheduler,
         settings.dtype,
-        settings.device,
+        _current_device(settings.device),
         tuple(settings.save_memory),
     )
+
+
+def _current_device(kind: str) -> torch.device:
+    """Return this rank's device of a kind. Offloading would take "cuda" for GPU 0 on every rank."""
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
 def generate_images(

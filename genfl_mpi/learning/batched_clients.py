@@ -253,6 +253,7 @@ class BatchedModel:
                         list(compress(parameters.values(), trainable)),
                         list(compress(gradients.values(), trainable)),
                         settings[0],
+                        settings[0].lr,
                         list(compress(velocities, trainable)),
                         mu,
                         list(compress(begun, trainable)),

@@ -110,7 +110,9 @@ def augment(images: torch.Tensor, settings: Training, moves: torch.Tensor | None
     return images
 
 
-def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy a NumPy array to `device`: to a GPU through page-locked memory, asynchronously."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def on_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy an array to `device`: to a GPU through page-locked memory, asynchronously."""
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

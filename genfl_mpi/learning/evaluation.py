@@ -28,7 +28,7 @@ class Normalisation(Protocol):
 
 
 def chunks(
-    images: np.ndarray,
+    images: np.ndarray | torch.Tensor,
     labels: np.ndarray,
     size: int,
     about: Normalisation,
@@ -38,13 +38,19 @@ def chunks(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield chunks of at most `size` samples for `evaluate`: chunk `first` and every `every`-th after it.
 
-    images: uint8 (n, C, H, W), and labels: int64 (n,), possibly read-only; device: of the result; about: the
-    data set's `Description`.
+    images: uint8 (n, C, H, W), in NumPy, possibly read-only, or on the device; labels: int64 (n,); device: of
+    the result; about: the data set's `Description`.
     """
     for start in range(first * size, len(labels), every * size):
         part = slice(start, start + size)
+        pixels = images[part]
         yield (
-            normalise(on_device(np.array(images[part]), device), about.mean, about.std, device),
+            normalise(
+                torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels,
+                about.mean,
+                about.std,
+                device,
+            ),
             on_device(np.array(labels[part]), device),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -45,6 +46,39 @@ def check(settings: Model, classes: int, shape: Shape, samples: int = 2) -> None
     would cost nothing, but accepts shapes that the CPU refuses.)
     """
     _try_training(find(settings.name, MODELS, "model.name"), settings, classes, tuple(shape), samples)
+
+
+def check_deterministic(module: nn.Module, shape: Shape, device: torch.device) -> None:
+    """Raise UserError, with the layer's name, if a training step cannot be computed deterministically.
+
+    Runs a step of a copy of `module` on two images of `shape`, (C, H, W), on `device`. torch must have been
+    set to refuse other operations.
+    """
+    layers: list[str] = []
+    try:
+        _try_step(module, shape, device, layers)
+    except RuntimeError:
+        torch.use_deterministic_algorithms(False)
+        try:
+            _try_step(module, shape, device, [])
+        finally:
+            torch.use_deterministic_algorithms(True)
+        kind = type(module.get_submodule(layers[-1])).__name__
+        raise UserError(
+            f"model.name: layer {layers[-1] or 'model'} ({kind}) has no deterministic implementation on "
+            f"{device.type}; replace it, or set runtime.deterministic=false, which marks the results as not "
+            "reproducible"
+        ) from None
+
+
+def _try_step(module: nn.Module, shape: Shape, device: torch.device, layers: list[str]) -> None:
+    """Run a forward and a backward pass of a copy; append the name of each layer that begins to `layers`."""
+    module = copy.deepcopy(module).train()
+    for name, layer in module.named_modules():
+        layer.register_forward_pre_hook(lambda *_, name=name: layers.append(name))
+        layer.register_full_backward_pre_hook(lambda *_, name=name: layers.append(name))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        module(torch.zeros(2, *shape, device=device)).sum().backward()
 
 
 def _make(function: Callable[..., nn.Module], settings: Model, classes: int, shape: Shape) -> nn.Module:

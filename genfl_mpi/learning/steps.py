@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genfl_mpi.learning.batches import on_device
 from genfl_mpi.learning.device_streams import stream_of
 from genfl_mpi.util.text import first_line
 
@@ -29,6 +30,7 @@ def descend(
     parameters: Tensors,
     direction: Tensors,
     settings: Training,
+    lr: float | torch.Tensor,
     velocity: Tensors = (),
     mu: float = 0.0,
     centre: Tensors = (),
@@ -39,8 +41,9 @@ def descend(
     All sequences hold tensors of the same shapes. Updates parameters and velocity in place; overwrites
     direction, the gradients.
 
-    velocity: with momentum, zeros before the first step. mu, centre: strength and centre of FedProx's
-    proximal term. correction: added to the gradients.
+    lr: learning rate, a number, or a tensor () on the device for a CUDA graph to read. velocity: with
+    momentum, zeros before the first step. mu, centre: strength and centre of FedProx's proximal term.
+    correction: added to the gradients.
 
     Each weight is read and written as few times as possible. The private `torch._foreach_*` functions, which
     torch's own optimizers call, too, process all tensors in one launch; a loop over the tensors would launch
@@ -56,7 +59,10 @@ def descend(
         torch._foreach_mul_(velocity, settings.momentum)
         torch._foreach_add_(velocity, direction)
         direction = velocity
-    torch._foreach_add_(parameters, direction, alpha=-settings.lr)
+    if isinstance(lr, torch.Tensor):
+        torch._foreach_sub_(parameters, torch._foreach_mul(direction, lr))
+    else:
+        torch._foreach_add_(parameters, direction, alpha=-lr)
 
 
 class Steps:
@@ -67,11 +73,13 @@ class Steps:
 
     On a GPU, a batch whose shape was seen before is copied to the address of the first one, and the whole
     step (forward, backward, update) is one launch of a CUDA graph. A graph is used only if its first replay
-    equals the eager step bit for bit.
+    equals the eager step bit for bit. Batches are padded to `batch_size` with samples that do not count, so
+    that one graph serves all clients; not for models with BatchNorm, whose statistics padding would change.
     """
 
     def __init__(self, model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False):
         self.model, self.settings, self.mu = model, settings, mu
+        device = model.weights.device
         needed = {"velocity": settings.momentum, "centre": mu, "correction": corrected}
         self.buffers = {
             name: torch.zeros_like(model.weights[: model.parameters])
@@ -82,19 +90,27 @@ class Steps:
         self.split = {name: model.split(buffer) for name, buffer in self.buffers.items()}
         self.graphs: dict[torch.Size, tuple] = {}
         self.pool: Any = None
-        self.fixed = model.weights.device.type == "cuda" and is_static(model.module)
+        self.fixed = device.type == "cuda" and is_static(model.module)
+        self.width = settings.batch_size if self.fixed and not has_batch_statistics(model.module) else 0
+        self.shares: dict[int, torch.Tensor] = {}
+        self.lr: float | torch.Tensor = torch.zeros((), device=device) if self.fixed else 0.0
 
     def begin(
         self,
         start: torch.Tensor,
+        lr: float,
         correction: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
     ) -> None:
         """Begin a training.
 
-        start: float32 (size,); correction: float32 (parameters,); anchor: float32 (size,), centre of the
-        proximal term, by default `start`.
+        start: float32 (size,); lr: learning rate; correction: float32 (parameters,); anchor: float32 (size,),
+        centre of the proximal term, by default `start`.
         """
+        if isinstance(self.lr, torch.Tensor):
+            self.lr.fill_(lr)
+        else:
+            self.lr = lr
         self.model.load(start)
         self.model.module.train()
         if "centre" in self.buffers:
@@ -107,22 +123,47 @@ class Steps:
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take a step on a batch. Return fresh copies of (loss, logits)."""
-        if self.fixed and images.shape not in self.graphs and len(self.graphs) < MAX_GRAPHS:
-            self._prepare(images, labels)
-        if not self.fixed or images.shape not in self.graphs:
-            return self.compute(images, labels)
-        replay, inputs, results = self.graphs[images.shape]
-        for buffer, given in zip(inputs, (images, labels)):
+        count = len(labels)
+        batch = self._pad(images, labels) if self.width else (images, labels)
+        shape = batch[0].shape
+        if self.fixed and shape not in self.graphs and len(self.graphs) < MAX_GRAPHS:
+            self._prepare(batch)
+        if not self.fixed or shape not in self.graphs:
+            loss, logits = self.compute(*batch)
+            return loss, logits[:count]
+        replay, inputs, results = self.graphs[shape]
+        for buffer, given in zip(inputs, batch):
             buffer.copy_(given)
         replay()
         loss, logits = results
-        return loss.clone(), logits.clone()
+        return loss.clone(), logits[:count].clone()
 
-    def compute(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take an eager step on a batch; graphs capture this function. Return (loss, logits)."""
+    def _pad(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return `width` images, labels, and shares in the loss; the shares of the added images are zero."""
+        count, added = len(labels), self.width - len(labels)
+        if count not in self.shares:
+            share = torch.zeros(self.width)
+            share[:count] = 1 / count
+            self.shares[count] = on_device(share, images.device)
+        if added:
+            images = torch.cat([images, images.new_zeros(added, *images.shape[1:])])
+            images = images.contiguous(memory_format=torch.channels_last)
+            labels = torch.cat([labels, labels.new_zeros(added)])
+        return images, labels, self.shares[count]
+
+    def compute(
+        self, images: torch.Tensor, labels: torch.Tensor, share: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take an eager step on a batch; graphs capture this function. Return (loss, logits).
+
+        share: float32 (n,), of each sample in the loss, by default 1 / n.
+        """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
             logits = self.model.module(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        if share is None:
+            loss = F.cross_entropy(logits.float(), labels)
+        else:
+            loss = (F.cross_entropy(logits.float(), labels, reduction="none") * share).sum()
         loss.backward()
         with torch.no_grad():
             # Parameters that are frozen or unused have no gradient; the step leaves them unchanged.
@@ -130,18 +171,18 @@ class Steps:
             buffers = {name: list(compress(parts, has_gradient)) for name, parts in self.split.items()}
             parameters = list(compress(self.parameters, has_gradient))
             gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            descend(parameters, gradients, self.settings, mu=self.mu, **buffers)
+            descend(parameters, gradients, self.settings, self.lr, mu=self.mu, **buffers)
         for parameter in self.parameters:
             # The next backward pass then writes new gradients: no zeroing, and no addition to old ones.
             parameter.grad = None
         return loss.detach(), logits.detach()
 
-    def _prepare(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _prepare(self, batch: tuple[torch.Tensor, ...]) -> None:
         """Capture and check a graph of the step on batches of this shape; leave the model unchanged.
 
         If the capture fails, or the replay differs from the eager step, all further steps run eagerly.
         """
-        inputs = images.clone(), labels.clone()
+        images, inputs = batch[0], tuple(tensor.clone() for tensor in batch)
         state = self.model.weights, *self.model.other_buffers, *self.buffers.values()
         stream = stream_of(images.device)
         saved, stream_state = [tensor.clone() for tensor in state], stream.get_state()
@@ -161,7 +202,7 @@ class Steps:
             expected = copy_outcome(self.compute(*inputs))
             restore()
             replay()
-            self.fixed = all(map(torch.equal, copy_outcome(results), expected))
+            self.fixed = all(map(have_equal_bits, copy_outcome(results), expected))
         except RuntimeError as error:
             self.fixed, problem = False, first_line(error)
         for parameter in self.parameters:
@@ -188,6 +229,16 @@ class Steps:
         return graph.replay, results
 
 
+def have_equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors of the same shape and dtype have the same bits; a NaN equals itself."""
+    return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)))
+
+
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Return whether a layer's output for a sample depends on the other samples of the batch."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
 def is_static(module: nn.Module) -> bool:
     """Return whether a module runs the same operations on every batch.
 
@@ -202,9 +253,10 @@ def is_static(module: nn.Module) -> bool:
 def steps_of(model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False) -> Steps:
     """Return the `Steps` cached with the model for these settings, or new ones.
 
-    Settings that differ in epochs alone share their `Steps`, so that a GPU does not capture the graphs again.
+    Settings that differ only in epochs or learning rate share their `Steps`, so that a GPU does not capture
+    the graphs again.
     """
-    key = settings.model_copy(update={"epochs": 1}), mu, corrected
+    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected
     cached = model.cached_steps
     for index, (known, steps) in enumerate(cached):
         if known == key:

@@ -49,8 +49,10 @@ def normalise(
     Scales pixels to [0, 1], subtracts `mean` and divides by `std`, both per channel. The result has the
     channels last in memory, the layout of the fastest kernels.
     """
-    offset, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
-    pixels = images.to(device).float().div_(255).sub_(offset).div_(scale)
+    offset, scale = (
+        on_device(np.array(values, dtype=np.float32), device).view(1, -1, 1, 1) for values in (mean, std)
+    )
+    pixels = on_device(images, device).float().div_(255).sub_(offset).div_(scale)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
@@ -94,7 +96,7 @@ def train(
     step = steps_of(model, settings, mu, correction is not None)
     losses, outputs, targets = [], [], []  # on the device; read after the last step
     with seeded(drawn.dropout_seed, device):
-        step.begin(start, correction, anchor)
+        step.begin(start, settings.lr, correction, anchor)
         for number, (batch, move) in enumerate(zip(order, moves)):
             target = labels[batch]
             try:

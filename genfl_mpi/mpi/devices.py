@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +24,12 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def tf32(self) -> bool: ...
+
+    @property
+    def deterministic(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -196,19 +202,25 @@ def warn(comm: MPI.Comm, threads: int, kind: str) -> list[str]:
     return [min(lines) for column in zip(*by_node) if (lines := list(filter(None, column)))]
 
 
-def set_up(comm: MPI.Comm, threads: int | None, kind: str) -> torch.device:
-    """Set this rank's number of threads and return its torch device. Collective.
+def set_up(comm: MPI.Comm, runtime: Runtime, kind: str | None = None) -> torch.device:
+    """Set this rank's threads and torch's global flags, and return its device. Collective.
 
-    threads: None, before the configuration is resolved, keeps torch's number.
+    Every command that computes calls it, so that the same settings give the same bits. runtime:
+    config.runtime; threads=None, before it is resolved, keeps torch's number. kind: cpu or cuda, by default
+    runtime.device.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    kind = kind or runtime.device
     if kind == "cpu":
         return torch.device("cpu")
     # Makes cuBLAS deterministic, as far as the library can be.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not runtime.deterministic)
+    memory: Any = torch.utils.deterministic
+    memory.fill_uninitialized_memory = False  # it would write all new memory twice
     torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
     places, index = neighbours(comm)
     number = assign_gpus(places)[index] if places[index].usable else None
     if number is None:  # take one of the GPUs that Slurm withholds

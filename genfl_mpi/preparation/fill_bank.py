@@ -33,7 +33,7 @@ def generate(
     signals.doing = lambda: "generating images"
     for config in configs:
         config = resolve(config, comm)
-        devices.set_up(comm, config.runtime.threads, config.generation.device)
+        devices.set_up(comm, config.runtime, config.generation.device)
         generator = collectives.call_on_all(
             comm, lambda: Generator(config, datasets.describe(config.data).shape)
         )

@@ -52,7 +52,7 @@ def pretrain(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
         return prompts, images, _create_folder("pretraining.output", settings.output)
 
     prompts, (images, labels, excluded), out = collectives.call_on_all(comm, prepare)
-    device = devices.set_up(comm, config.runtime.threads, config.runtime.device)
+    device = devices.set_up(comm, config.runtime)
     say(
         f"training on {len(images)} public images; {excluded} excluded because they are byte for byte in the "
         "test set"
@@ -96,7 +96,7 @@ def finetune(comm: MPI.Comm, config: Config, say: Callable[[str], object]) -> No
 
     folder, prompts = collectives.call_on_all(comm, prepare)
     out = collectives.from_rank0(comm, lambda: _create_folder("finetuning.output", settings.output))
-    device = devices.set_up(comm, config.runtime.threads, config.runtime.device)
+    device = devices.set_up(comm, config.runtime)
     data, window = collectives.node_shared(comm, lambda: load_and_divide(config))
     holders = collectives.call_on_all(comm, lambda: _holders(config, about, data))
     from genfl_mpi.generation.lora import Adapter  # here, because importing diffusers takes seconds

@@ -15,6 +15,7 @@ from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.generation import image_flops
 from genfl_mpi.learning import models
 from genfl_mpi.learning.memory import FLOAT, activation_bytes, weight_bytes
+from genfl_mpi.learning.steps import is_static
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import devices
 from genfl_mpi.util.text import counted
@@ -46,7 +47,10 @@ def rank_bytes(config: Config, arrays: dict[str, np.ndarray], serves: bool = Fal
     extra = images if config.sends else _max_filled_images(config, about, arrays) if config.fills else 0
     batch = min(training.batch_size, max(1, samples + extra))
     found["activations"] = together * activation_bytes(model.module, about.shape, batch, training.dtype)
-    found["training images"] = arrays["train_images"].nbytes
+    is_graphed = is_static(model.module)
+    graphs = (found["activations"] + FLOAT * model.parameters) * (is_graphed and together == 1)
+    found["CUDA graphs"] = graphs  # a memory pool of their own, for one step
+    found["data set's images"] = arrays["train_images"].nbytes + arrays["test_images"].nbytes
     found["a client's images"] = together * (samples + extra) * pixels * (FLOAT + 1)
     if extra:  # before concatenation with the client's samples; sent images stay on the GPU
         found["a client's images"] += (together * samples + extra) * pixels * FLOAT
@@ -54,9 +58,9 @@ def rank_bytes(config: Config, arrays: dict[str, np.ndarray], serves: bool = Fal
         found["generated images"] = images * pixels * (FLOAT + 1)
         found["optimizer"] += FLOAT * model.parameters * bool(config.augmented.momentum)
         batch = min(config.augmented.batch_size, images)
-        found["activations"] = max(
-            found["activations"], activation_bytes(model.module, about.shape, batch, config.augmented.dtype)
-        )
+        activations = activation_bytes(model.module, about.shape, batch, config.augmented.dtype)
+        found["CUDA graphs"] += (activations + FLOAT * model.parameters) * is_graphed
+        found["activations"] = max(found["activations"], activations)
     if serves and config.generates and config.generation.device != "cpu":
         weights = image_flops.count_configured(config.generation).weights
         found["generator's weights"] = BYTES_PER_VALUE[config.generation.dtype] * weights

@@ -42,7 +42,7 @@ def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> I
     which `config` would pretrain a generator. Writes quality.png to the folder. Raises UserError.
     """
     config = resolve(config, comm)
-    device = devices.set_up(comm, config.runtime.threads, config.runtime.device)
+    device = devices.set_up(comm, config.runtime)
     about = datasets.describe(config.data)
     sets = _read_sets(Path(folder), about, config.data.name)
     start = time.perf_counter()

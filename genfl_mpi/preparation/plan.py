@@ -41,7 +41,7 @@ def describe(
     threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_per_node)
     runtime = config.runtime.model_copy(update={"threads": threads})
     config = resolve(config.model_copy(update={"runtime": runtime}), comm)
-    devices.set_up(comm, threads, config.runtime.device)
+    devices.set_up(comm, config.runtime)
     costs = calibrate(config)
     each, (neighbours, seconds) = (
         comm.gather(costs),

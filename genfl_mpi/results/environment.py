@@ -36,6 +36,7 @@ def describe(
         "cores": cores,
         "threads": threads,
         "device": device,
+        "reproducible": device == "cpu" or not torch.is_deterministic_algorithms_warn_only_enabled(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
     }
 
