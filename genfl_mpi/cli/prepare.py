@@ -73,8 +73,14 @@ def prompts(arguments: Sequence[str]) -> int:
     """Print the prompts and the number of images per round."""
     parser = launch.config_parser(
         "prompts",
-        "Print the prompts of the first round, and the number of images of each round.\n"
-        "For example:\n  python -m genfl_mpi prompts generation.plan=deficit",
+        "Print how many images and distinct prompts each class gets, with examples, and\n"
+        "the number of images of each round. For example:\n"
+        "  python -m genfl_mpi prompts generation.plan=deficit",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also list the prompt and seed of each image of the first round",
     )
 
     def lines(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs) -> Iterator[str]:
@@ -83,7 +89,7 @@ def prompts(arguments: Sequence[str]) -> int:
         generating = [run for run in runs.values() if run.generates]
         if not generating:
             raise UserError("these runs generate no images; choose method=genfl, aigc, sent or filled")
-        yield from prompts(comm, generating[0])
+        yield from prompts(comm, generating[0], options.verbose)
 
     return launch.print_with_config(parser, arguments, lines)
 
