@@ -125,16 +125,22 @@ class ServerImages:
         )
         return self._normalised.arrays()
 
-    def make(self, state: ServerState, leaving: Callable[[], int]) -> tuple[list[Made], bool]:
+    def make(
+        self, state: ServerState, leaving: Callable[[], int], note: Callable[..., object]
+    ) -> tuple[list[Made], bool]:
         """Take the images of the round of `state` from the bank, or generate them.
+
+        note: called as note("generate", done=images, of=images) before each batch.
 
         Returns a `Made` for each batch, and whether the work was interrupted: it stops as soon as `leaving()`
         is true, and the server then keeps none of the round's images.
         """
         made: list[Made] = []
-        for batch in self._batches(state) if self.config.generates else []:
+        batches = self._batches(state) if self.config.generates else []
+        for batch in batches:
             if leaving():
                 return made, True
+            note("generate", done=sum(len(one.batch) for one in made), of=sum(map(len, batches)))
             images = self._make_batch(batch)
             fidelity = (
                 self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)

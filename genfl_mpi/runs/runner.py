@@ -141,6 +141,7 @@ def run(
     rounds, finished, name = comm.bcast(earlier and (earlier.rounds, earlier.finished, earlier.run))
     if finished and rounds == config.rounds:
         say(f"{path.stem}: already finished")
+        view.skip()
         return 0
     earlier = earlier or Earlier(finished, rounds, run=name)  # on other ranks
     note = note or progress.Progress(path, comm.rank, comm.size)
