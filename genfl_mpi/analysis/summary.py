@@ -21,7 +21,7 @@ from genfl_mpi.util.text import WIDTH
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # If these vary and several methods are compared, a figure has one panel per value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
-HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds  seeds"
+HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds{}  seeds"
 
 
 @dataclass
@@ -55,6 +55,15 @@ class Group:
         """
         accuracy = 100 * self.column("accuracy")
         return accuracy[:, -1], accuracy.max(1).mean(), self.column("round_seconds").sum(1).mean()
+
+    def generating(self) -> tuple[float, bool]:
+        """Return the mean seconds that rank 0 generated images, and whether others came from the bank.
+
+        Only of the runs with the most rounds.
+        """
+        bank = np.nan_to_num(self.column("bank_seconds"))  # NaN: not recorded
+        seconds = self.column("generate_seconds") - bank + self.column("generate_ahead_seconds")
+        return seconds.sum(1).mean(), bool((self.column("images_from_bank") > 0).any())
 
     def _rounds(self) -> int:
         return max(len(run["round"]) for run in self.runs)
@@ -153,18 +162,20 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     first, width = max(11, *(len(group.method) for group in found)), max(map(len, names))
+    generating = [group.generating() if group.column("images").any() else None for group in found]
+    column = "  generating" * any(generating)
     # Names that are too long for the table stand on separate lines above its rows.
-    apart = width > WIDTH - len(HEAD.format("method", first, "", 0))
+    apart = width > WIDTH - len(HEAD.format("method", first, "", 0, column))
     width = 0 if apart else width
-    yield HEAD.format("method", first, "", width)
-    for group, name, above in zip(found, names, [None, *names]):
+    yield HEAD.format("method", first, "", width, column)
+    for group, name, above, images in zip(found, names, [None, *names], generating):
         if apart and name != above:
             yield from textwrap.wrap(name, WIDTH)
         final, best, seconds = group.outcome()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (
             f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}"
-            f"  {best:8.2f}  {seconds:7.1f}  {len(final):5d}"
+            f"  {best:8.2f}  {seconds:7.1f}{_generating(images) if column else ''}  {len(final):5d}"
         )
     for group, name in zip(found, names):
         if group.method != METHOD_TITLES["aigc"] and not group.column("clients_aggregated").any():
@@ -174,3 +185,15 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         yield "final: last round, mean ± standard deviation over seeds; best: best round, mean"
     else:
         yield "final: after the last round; best: in the best round"
+    if column:
+        yield "generating: seconds in which rank 0 generated images, also while it waited"
+    if any(images and images[1] for images in generating):
+        yield "*: images also came from the bank, which an earlier run or `generate` filled"
+
+
+def _generating(images: tuple[float, bool] | None) -> str:
+    """Return the cell of a group's `generating`; empty if it has no images."""
+    if images is None:
+        return " " * 12
+    seconds, has_others = images
+    return f"  {seconds:9.1f}{'*' if has_others else ' '}"

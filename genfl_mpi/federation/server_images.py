@@ -62,7 +62,8 @@ class ServerImages:
     generate of each class in a round. ready: (`Batch`) -> whether the batch need not be generated, by default
     whether it is in the bank.
 
-    made_of_label: int64 (classes,), images generated so far. new: images generated in this round. speed: of
+    made_of_label: int64 (classes,), images generated so far. new: images of this round; from_bank: those of
+    them that this object did not generate; bank_seconds: to read images of the round from the bank. speed: of
     generation, in batches a second (a short batch takes as long). loading: of the generator, in loads a
     second. is_loaded: whether the generator is loaded.
     """
@@ -78,7 +79,8 @@ class ServerImages:
     ) -> None:
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
         self.made_of_label = np.zeros(len(about.classes), dtype=np.int64)
-        self.new = 0
+        self.new, self.from_bank, self.bank_seconds = 0, 0, 0.0
+        self._generated: set[Batch] = set()
         self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
         self._images: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
@@ -136,6 +138,7 @@ class ServerImages:
         is true, and the server then keeps none of the round's images.
         """
         made: list[Made] = []
+        self.from_bank, self.bank_seconds = 0, 0.0
         batches = self._batches(state) if self.config.generates else []
         for batch in batches:
             if leaving():
@@ -245,8 +248,13 @@ class ServerImages:
             self.is_loaded = True
         start = time.perf_counter()
         images = self.generator.images(batch)
+        seconds = time.perf_counter() - start
         if missing:
-            self.speed.measure(1, time.perf_counter() - start)
+            self.speed.measure(1, seconds)
+            self._generated.add(batch)
+        else:
+            self.bank_seconds += seconds
+            self.from_bank += len(batch) * (batch not in self._generated)  # else it was made ahead
         return images
 
     def _seconds(self, batches: int) -> float:

@@ -298,8 +298,10 @@ def predict_round(ranks: Sequence[About]) -> tuple[float, float]:
     of its phase so far. Phases that have not begun are not included.
     """
     so_far, whole = math.nan, math.nan
-    for about in ranks:
-        if not (about["phase"] and about["round"] and "raised" not in about):
+    active = [about for about in ranks if about["phase"] and about["round"] and "raised" not in about]
+    newest = max((about["round"] for about in active), default=0)
+    for about in active:
+        if about["round"] < newest:  # a rank that has not begun the round yet
             continue
         in_round, in_phase = about["spent"]
         so_far = max(in_round + seconds_since(about), 0.0 if math.isnan(so_far) else so_far)
