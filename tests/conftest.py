@@ -27,6 +27,7 @@ TINY = [
     "cohort=3",
     "training.epochs=1",
     "runtime.threads=1",
+    "checkpoint.keep=null",
     "generation.per_round=1",
     "generation.cap=2",
     "generation.steps=2",
@@ -159,6 +160,7 @@ FAST = [
     "cohort=3",
     "training.epochs=1",
     "runtime.threads=1",
+    "checkpoint.keep=null",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,14 @@ class Simulation:
         )
         self.client_states = self._open_client_states(algorithm, folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of a checkpoint, with a state file of every client if they have any; on rank 0."""
+        shapes = self.client_states.shapes.values() if self.client_states else ()
+        states = 4 * sum(map(math.prod, shapes)) * self.config.clients
+        server = self.server.state_arrays().values() if self.server else ()
+        return self.weights.nbytes + sum(array.nbytes for array in server) + states
 
     def _share_data(self, dataset: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """Return the data set and its division over the clients, in memory that the ranks of a node share."""

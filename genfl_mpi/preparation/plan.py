@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import tempfile
 import textwrap
@@ -26,6 +27,7 @@ from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation import gpu_memory
 from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import environment
+from genfl_mpi.results.checkpoint import KEPT_NEWEST, keep_interval
 from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Costs:
     rank_bytes: int
     server_bytes: int
     shared_bytes: int
+    checkpoint_bytes: int = 0
 
 
 def calibrate(config: Config) -> Costs:
@@ -101,6 +104,7 @@ def calibrate(config: Config) -> Costs:
                 break
         shared_bytes = sum(array.nbytes for array in simulation.data.values())
         broadcast_bytes, reduction_bytes = simulation.message_bytes
+        checkpoint_bytes = simulation.checkpoint_bytes
         rank_bytes = _resident_bytes() - shared_bytes
         rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
@@ -126,6 +130,7 @@ def calibrate(config: Config) -> Costs:
         rank_bytes=rank_bytes,
         server_bytes=max(rank_bytes, peak - shared_bytes),
         shared_bytes=shared_bytes,
+        checkpoint_bytes=checkpoint_bytes,
     )
 
 
@@ -305,6 +310,7 @@ def describe(
             unresolved, arrays, cluster.ranks_per_node, gpus or torch.cuda.device_count()
         ):
             yield from textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 12)
+    yield from textwrap.wrap(_disk(config, costs), 80, subsequent_indent=" " * 12)
     yield (
         f"  bytes     {costs.broadcast_bytes / 1e6:,.3g} MB to every rank and "
         f"{costs.reduction_bytes / 1e6:,.3g} MB from every rank per round"
@@ -312,6 +318,26 @@ def describe(
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
+
+
+def _disk(config: Config, costs: Costs) -> str:
+    """Describe the bytes of the results file, of the bank, and of the checkpoints during the run."""
+    settings, size = config.checkpoint, costs.checkpoint_bytes
+    keep = settings.keep
+    if keep == "auto":
+        limit = 1e6 * settings.max_megabytes
+        keep = keep_interval(config.rounds, settings.every_rounds, size, limit)
+    kept = config.rounds // keep if keep else 0
+    images = (
+        sum(len(batch) for batches in planned_batches(config) for batch in batches) if config.generates else 0
+    )
+    image_bytes = images * math.prod(datasets.describe(config.data).shape)
+    banked = f" with {images} images, as many in the bank" if images else ""
+    forks = f", {kept} of them kept for `fork`" if kept else ""
+    return (
+        f"  disk      {(costs.broadcast_bytes + image_bytes) / 1e6:,.3g} MB results{banked}; at most "
+        f"{(kept + KEPT_NEWEST + 1) * size / 1e6:,.3g} MB checkpoints{forks}"
+    )
 
 
 def _measured(config: Config, ranks: int, costs: Costs) -> str:

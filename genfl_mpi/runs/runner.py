@@ -27,7 +27,7 @@ from genfl_mpi.results import checkpoint, disk, environment, lock, progress, rea
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.runs import inputs
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import counted
+from genfl_mpi.util.text import counted, enumerated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -208,7 +208,7 @@ def _compute(
             note("results")
             is_new = writer.append(record)
             held.check()  # before a checkpoint, which could interfere with another job's
-            if _is_due(config.checkpoint, record.round, time.monotonic() - when):
+            if _is_due(config.checkpoint, _keep(simulation), record.round, time.monotonic() - when):
                 _save(path, name, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
             if is_new:
@@ -223,8 +223,10 @@ def _compute(
             writer.finish(simulation.weights.numpy())
             # Policies with memory need the last checkpoint if the run is extended by more rounds.
             if not find_memory(config):
-                checkpoint.remove(path, config.checkpoint.keep)
+                checkpoint.remove(path, _keep(simulation))
         writer.close()
+        if done and view.level != "quiet":
+            _say_forks(path, config, say)
         if not done:
             say(
                 f"{path.stem}: stopped after round {simulation.round} of {config.rounds}; "
@@ -234,10 +236,28 @@ def _compute(
     return 0 if done else simulation.left
 
 
-def _is_due(settings: Checkpoint, round: int, seconds: float) -> bool:
+def _is_due(settings: Checkpoint, keep: int | None, round: int, seconds: float) -> bool:
     """Return whether a checkpoint is due after a round. seconds: age of the last checkpoint."""
-    by_rounds = any(every and round % every == 0 for every in (settings.every_rounds, settings.keep))
+    by_rounds = any(every and round % every == 0 for every in (settings.every_rounds, keep))
     return by_rounds or bool(settings.every_seconds and seconds >= settings.every_seconds)
+
+
+def _keep(simulation: Simulation) -> int | None:
+    """Return k if the checkpoint of every k-th round is kept for `fork`, or None. On rank 0."""
+    settings = simulation.config.checkpoint
+    if settings.keep != "auto":
+        return settings.keep
+    rounds, limit = simulation.config.rounds, 1e6 * settings.max_megabytes
+    return checkpoint.keep_interval(rounds, settings.every_rounds, simulation.checkpoint_bytes, limit)
+
+
+def _say_forks(path: Path, config: Config, say: Say) -> None:
+    """Print the rounds from which `fork` can continue a finished run."""
+    if rounds := [round for round in checkpoint.list_rounds(path) if round < config.rounds]:
+        say(
+            f"{path.stem}: can be forked at {enumerated('round', rounds)}: "
+            f"fork {path} --at {rounds[len(rounds) // 2]} key=value"
+        )
 
 
 def _continuation(earlier: Earlier) -> str:
@@ -264,7 +284,7 @@ def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: pr
     writer.flush()
     if states:
         states.flush()
-    keep = simulation.config.checkpoint.keep
+    keep = _keep(simulation)
     checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
         states.prune(checkpoint.read_last_training(path))
@@ -464,6 +484,6 @@ def _open(
         simulation.client_states.copy_from(states, earlier.source_run, earlier.state["trained"])
         simulation.client_states.flush()
     if earlier.rounds and earlier.weights is not None:
-        keep = config.checkpoint.keep
+        keep = _keep(simulation)
         checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)
     return Writer(path, texts, about, partition, shapes, len(simulation.weights), earlier.tables)
