@@ -15,7 +15,7 @@ from genfl_mpi.config import loading
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import WIDTH
+from genfl_mpi.util.text import WIDTH, counted
 
 # Settings that do not distinguish groups, or do so by themselves.
 SET_ASIDE = {"seed", "generation.seed", "method"}
@@ -29,7 +29,8 @@ class Group:
     """Runs that differ only in the seed.
 
     panel: data set and alpha, if they vary, as text. settings: what else distinguishes the group from others
-    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name.
+    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name. copies:
+    number of runs whose rounds are copies of an equal run's.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Group:
     settings: str
     classes: list[str]
     runs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    copies: int = 0
 
     def column(self, column: str) -> np.ndarray:
         """Return a column of the runs with the most rounds, float64 (runs, rounds, ...)."""
@@ -82,17 +84,19 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
             columns = read_columns(file, "rounds")
             for table in tables:
                 columns |= {f"{table}/{name}": values for name, values in read_columns(file, table).items()}
-            runs.append((columns, yaml.safe_load(file["config"].attrs["class_names"])))
+            classes, is_copy = file["config"].attrs["class_names"], "copy_of" in file["config"].attrs
+            runs.append((columns, yaml.safe_load(classes), is_copy))
         if not len(columns["round"]):
             raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
     names, common = distinguish(configs)
     found: dict[tuple[str, str, str], Group] = {}
-    for values, (columns, classes), (panel, settings) in zip(configs, runs, names):
+    for values, (columns, classes, is_copy), (panel, settings) in zip(configs, runs, names):
         group = found.setdefault(
             (values["method"], panel, settings),
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
         )
         group.runs.append(columns)
+        group.copies += is_copy
     return list(found.values()), common
 
 
@@ -187,6 +191,8 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         yield "final: after the last round; best: in the best round"
     if column:
         yield "generating: seconds in which rank 0 generated images, also while it waited"
+    if copies := sum(group.copies for group in found):
+        yield f"{counted(copies, 'run')} copied from equal runs, with their seconds: see `show`"
     if any(images and images[1] for images in generating):
         yield "*: images also came from the bank, which an earlier run or `generate` filled"
 
