@@ -59,9 +59,10 @@ class Simulation:
     as on the command line. comm: an mpi4py communicator, by default all ranks. folder: where the clients' own
     arrays are stored, if the algorithm has any, by default `variates` in config.output. run: id of the run to
     which these arrays belong, by default a new one. dataset: the arrays of `load_once_per_node`, if several
-    simulations share them. note: called as note(phase, client, round=...) when this rank begins something.
-    leaving: returns an exit status if the ranks were asked to leave, else 0; the iteration then ends early,
-    and `left` is the status. policies: functions of a `ServerState` named select, rho, kappa or plan, which
+    simulations share them. note: called as note(phase, client, round=..., done=k, of=n) when this rank
+    begins or continues something; done and of count images or clients. leaving: returns
+    an exit status if the ranks were asked to leave, else 0; the iteration then ends early, and `left` is the
+    status. policies: functions of a `ServerState` named select, rho, kappa or plan, which
     replace the configured ones. Raises UserError on every rank if the configuration cannot be run.
 
     round: finished rounds. weights: float32 (size,), the global weights. client_states: the `ClientStates`,
