@@ -30,6 +30,7 @@ TINY = [
     "runtime.threads=1",
     "generation.checkpoint=digits",
     "generation.prompts=mnist",
+    "checkpoint.keep=null",
     "generation.per_round=1",
     "generation.cap=2",
     "generation.steps=2",
@@ -162,6 +163,7 @@ FAST = [
     "cohort=3",
     "training.epochs=1",
     "runtime.threads=1",
+    "checkpoint.keep=null",
 ]
 
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import interrupt, mpirun
 
 from genfl_mpi.cli import main
+from genfl_mpi.federation.simulation import Simulation
 from genfl_mpi.results import checkpoint, reader
 from genfl_mpi.util.errors import UserError
 
@@ -135,6 +136,49 @@ def test_scaffold_continues_despite_a_damaged_old_checkpoint(fast, cut, tmp_path
 
 def test_every_kept_round_has_a_checkpoint(cut):
     assert checkpoint.list_rounds(cut(5, "checkpoint.every_rounds=3", "checkpoint.keep=2")) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "every", "size", "interval"),
+    [
+        (25, 1, 100, 1),
+        (26, 1, 100, 2),  # not more than 25
+        (500, 1, 100, 20),
+        (500, 3, 100, 21),  # a multiple of every
+        (10, 1, 3000, 4),  # three of 3,000 bytes fit into 10,000
+        (10, 1, 10001, None),
+        (10, None, 100, None),
+        (2, 5, 100, None),
+    ],
+)
+def test_kept_checkpoints_fit_into_the_limit(rounds, every, size, interval):
+    assert checkpoint.keep_interval(rounds, every, size, 10000) == interval
+
+
+def test_a_run_keeps_checkpoints_for_forks_and_prints_where(fast, tmp_path, capsys):
+    run, results = [*fast, "checkpoint.keep=auto"], tmp_path / "results/fedavg_seed1.h5"
+    assert main([*run, "rounds=10"]) == 0
+    assert checkpoint.list_rounds(results) == list(range(1, 11))
+    said = capsys.readouterr().out
+    assert f"can be forked at rounds 1, 2, ..., 9: fork {results} --at 5" in said
+    size = (checkpoint.path_for(results) / "5.safetensors").stat().st_size
+    assert main(["fork", str(results), "--at", "5", "checkpoint.keep=null"]) == 0
+    # Less space for more rounds thins them out.
+    limit = f"checkpoint.max_megabytes={4.5 * size / 1e6}"
+    assert main([*run, "rounds=12", limit]) == 0
+    assert checkpoint.list_rounds(results) == [3, 6, 9, 12]
+    assert "can be forked at rounds 3, 6, 9:" in capsys.readouterr().out
+    assert main([*run, "rounds=12", "--fresh", "--quiet"]) == 0 and "forked" not in capsys.readouterr().out
+
+
+def test_client_states_count_in_the_limit(fast):
+    scaffold = [*fast, "algorithm.name=scaffold"]
+    plain, stateful = (Simulation(None, one) for one in (fast, scaffold))
+    weights = plain.weights.nbytes
+    assert weights < plain.checkpoint_bytes < 1.1 * weights
+    assert stateful.checkpoint_bytes > 7 * weights  # of the server, and of six clients
+    for one in (plain, stateful):
+        one.close()
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedyogi", "scaffold"])

@@ -1,17 +1,21 @@
 """Data sets, partitions, label sharing."""
 
+import dataclasses
+import itertools
 import os
+import pickle
 import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
 from genfl_mpi.config.sections import Data, LabelSharing, Partition
-from genfl_mpi.data import datasets, public
+from genfl_mpi.data import datasets, label_files, public
 from genfl_mpi.data.clients import client_data, load_and_divide
 from genfl_mpi.data.corruption import degrade
 from genfl_mpi.data.labels import earth_movers_distance, label_histograms, share_labels
@@ -229,6 +233,41 @@ def test_images_of_the_test_set_are_excluded_from_the_pool():
         public.public_images(arrays, datasets.DESCRIPTIONS["cifar10"], Data(name="cifar10"), "uci_digits")
 
 
+@pytest.mark.parametrize("name", ["mnist5k", "folder", "synthetic", "cifar10", "cifar100", "mnist", "emnist"])
+def test_labels_are_the_same_without_images(name, tmp_path, monkeypatch):
+    images, labels = np.zeros((60, 32, 32, 3), np.uint8), np.arange(60) % 7
+    if name in datasets.DESCRIPTIONS and name != "mnist5k":
+        about = dataclasses.replace(datasets.DESCRIPTIONS[name], train_samples=60)
+        monkeypatch.setitem(datasets.DESCRIPTIONS, name, about)
+        files, key = label_files.BATCHES.get(name, ([label_files.LABELS.get(name)], None))
+        for file, part in zip(files, np.split(labels, len(files))):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            content = pickle.dumps({"data": images[: len(part)], key: part.tolist()}, 2)
+            (tmp_path / file).write_bytes(content if key else bytes(8) + part.astype(np.uint8).tobytes())
+        monkeypatch.setattr(datasets, "load", lambda data: pytest.fail("read the images"))
+    elif name == "folder":
+        for part, kind in itertools.product(("train", "test"), ("cat", "dog")):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in range(2 + len(part)):
+                Image.fromarray(images[0]).save(tmp_path / part / kind / f"{number}.png")
+        labels = datasets.load(Data(name=name, root=str(tmp_path), size=32))["train_labels"]
+    else:
+        labels = datasets.load(Data(name=name, samples=60))["train_labels"]
+    found = datasets.load_train_labels(Data(name=name, root=str(tmp_path), size=32, samples=60))
+    assert found.dtype == np.int64 and found.tolist() == labels.tolist()
+
+
+def test_a_pickle_of_labels_runs_no_code(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python/train").write_bytes(pickle.dumps({"fine_labels": Code()}))
+    assert label_files.read_train_labels(Data(name="cifar100", root=str(tmp_path))) is None
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.skipif(
     "GENFL_DATA" not in os.environ, reason="set GENFL_DATA to a folder with CIFAR-10 and CIFAR-100"
 )
@@ -248,6 +287,9 @@ def test_public_pools_of_cifar_exclude_their_test_images(name, tested):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_real_cifar_is_as_described(name):
     arrays = datasets.load(Data(name=name, root=os.environ["GENFL_DATA"]))
+    assert label_files.read_train_labels(Data(name=name, root=os.environ["GENFL_DATA"])).tolist() == (
+        arrays["train_labels"].tolist()
+    )
     about = datasets.DESCRIPTIONS[name]
     images = arrays["train_images"]
     assert images.shape == (about.train_samples, *about.shape) and images.dtype == np.uint8

@@ -27,7 +27,7 @@ ALONE = [
 FEDADAM = ["algorithm.name=fedadam", "algorithm.server_lr=0.01"]
 KINDS = {
     "plain": Kind(ALONE),
-    "client state": Kind([*ALONE, "algorithm.name=scaffold"]),
+    "client state": Kind([*ALONE, "algorithm.name=scaffold", "checkpoint.keep=auto"]),
     "server moments": Kind([*ALONE, *FEDADAM]),
     "policy memory": Kind([*ALONE, "selection.policy=importance"]),
     "images, bank": Kind(

@@ -105,6 +105,7 @@ def test_plan_from_a_calibration(fast, capsys):
         "4 ranks on 2 nodes",
         "LogGP",
         "MB to every rank",
+        "MB results; at most",
         "strong scaling",
         "best of these",
         "weak scaling",

@@ -150,3 +150,63 @@ def test_a_group_that_fails_takes_the_others_along_and_names_the_run(tmp_path):
     assert "run fedavg_seed2, round 2, the selection policy select: AssertionError: no" in done.stderr
     with reader.open_results(tmp_path / f"results/{NAMES[1]}.h5") as file:
         assert file["rounds/round"][:].tolist() == []
+
+
+AIGC = [
+    *FAST,
+    "method=aigc",
+    "rounds=3",
+    "generation.checkpoint=flat:grey",
+    "generation.prompts=mnist",
+    "generation.per_round=1",
+    "generation.batch_size=5",
+]
+BY_DEFICIT = ["generation.plan=deficit", "generation.count=total", "generation.per_round=7"]
+
+
+@pytest.fixture
+def flat(tmp_path, monkeypatch):
+    """A generator that costs nothing. Returns the settings of its bank."""
+    (tmp_path / "flat.py").write_text(
+        "import numpy as np\n"
+        "def grey(batch, shape):\n"
+        "    return np.stack([np.full(shape, 20 * label, np.uint8) for label in batch.label])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return [f"generation.bank={tmp_path}/bank"]
+
+
+def test_equal_runs_of_a_sweep_are_computed_once(flat, tmp_path, capsys):
+    sweep, single = [*AIGC, *flat, "sweep.partition.alpha=[0.1,5.0]"], [*AIGC, *flat]
+    assert main([*sweep, f"output={tmp_path}/swept"]) == 0
+    said = capsys.readouterr().out
+    first, second = (tmp_path / f"swept/aigc_seed1_alpha{alpha}.h5" for alpha in ("0.1", "5.0"))
+    assert f"{second.stem}: copies the rounds of {first}" in said and said.count("round 3/3") == 1
+    assert "1 run copied from equal runs" in " ".join(said.split())
+    assert main([*single, "partition.alpha=5.0", f"output={tmp_path}/alone"]) == 0
+    assert reader.digests(second) == reader.digests(tmp_path / "alone/aigc_seed1.h5")
+    assert reader.digests(second)[1] != reader.digests(first)[1]  # other clients' accuracy, other partition
+    capsys.readouterr()
+    assert main(["show", str(second)]) == 0
+    assert f"copied from {first}" in "".join(capsys.readouterr().out.split("\n    "))
+    assert main([*sweep, f"output={tmp_path}/swept"]) == 0
+    assert capsys.readouterr().out.count("already finished") == 2
+    assert main([*sweep, "rounds=4", f"output={tmp_path}/swept"]) == 0  # a copy can be continued
+    assert main([*single, "rounds=4", "partition.alpha=5.0", f"output={tmp_path}/alone"]) == 0
+    assert reader.digests(second) == reader.digests(tmp_path / "alone/aigc_seed1.h5")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["sweep.generation.per_round=[1,2]"],
+        ["sweep.augmented.lr=[0.01,0.1]"],
+        ["sweep.partition.alpha=[0.01,5.0]", "label_sharing.refusal_rate=0.5", *BY_DEFICIT],
+        ["sweep.partition.alpha=[0.1,5.0]", "method=genfl"],
+        ["sweep.partition.alpha=[0.1,5.0]", "world={}"],
+    ],
+)
+def test_runs_that_may_differ_are_computed(changes, flat, tmp_path, capsys):
+    assert main([*AIGC, *flat, "rounds=1", *changes, f"output={tmp_path}/runs"]) == 0
+    said = capsys.readouterr().out
+    assert "copies the rounds" not in said and said.count("round 1/1") == 2

@@ -9,8 +9,9 @@ import pytest
 from conftest import FAST
 
 from genfl_mpi import UserError, read_results
-from genfl_mpi.analysis import tables
+from genfl_mpi.analysis import summary, tables
 from genfl_mpi.cli import main
+from genfl_mpi.results import layout, reader
 from genfl_mpi.results.layout import CLIENTS, PARTITION, ROUNDS, VERSION
 
 
@@ -161,3 +162,34 @@ def test_a_layout_that_is_not_known_is_explained(folder, tmp_path, version, mess
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert version is None or f"layout {version}, written by genfl_mpi 0." in said
+
+
+def test_generating_and_the_bank_are_apart_and_change_no_digest(tmp_path, monkeypatch):
+    (tmp_path / "flat.py").write_text(
+        "import numpy as np\n"
+        "def grey(batch, shape):\n"
+        "    return np.full((len(batch), *shape), 128, np.uint8)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = [*FAST, "method=aigc", "rounds=2", "generation.checkpoint=flat:grey", "generation.prompts=mnist"]
+    run += [f"generation.bank={tmp_path}/bank", "generation.per_round=1", "generation.batch_size=5"]
+    for name in ("first", "second"):
+        assert main([*run, f"output={tmp_path}/{name}"]) == 0
+    first, second = (tmp_path / name / "aigc_seed1.h5" for name in ("first", "second"))
+    assert reader.digests(first) == reader.digests(second)
+    with reader.open_results(first) as file:
+        assert reader.read_columns(file, "rounds")["images_from_bank"].tolist() == [0, 0]
+    with reader.open_results(second) as file:
+        rounds = reader.read_columns(file, "rounds")
+    assert rounds["images_from_bank"].tolist() == [10, 10] and (rounds["bank_seconds"] > 0).all()
+    head, row, *legend = summary.table([second])
+    assert head.split()[-3:] == ["seconds", "generating", "seeds"] and row.split()[-2] == "0.0*"
+    assert any("images also came from the bank" in line for line in legend)
+    assert not any("*" in line for line in summary.table([first]))
+    with h5py.File(second, "r+") as file:  # as written before these columns
+        for name in layout.ADDED:
+            del file["rounds"][name]
+    with reader.open_results(second) as file:
+        rounds = reader.read_columns(file, "rounds")
+    assert rounds["images_from_bank"].tolist() == [-1, -1] and np.isnan(rounds["bank_seconds"]).all()
+    assert reader.digests(first) == reader.digests(second)

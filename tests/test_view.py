@@ -6,6 +6,8 @@ import pty
 import re
 import shlex
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import FAST, Job, command, mpirun, prepare, until
@@ -54,7 +56,7 @@ def test_a_live_view_changes_no_bits(ranks, tmp_path):
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_under_a_live_view(ranks, tmp_path):
     code, shown = in_terminal(
-        command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b"elapsed", b"\x03"
+        command(ranks, "-m", "genfl_mpi", *FAST, "rounds=100000", f"output={tmp_path}"), b" %", b"\x03"
     )
     assert code == 130, shown
     assert "SIGINT while" in shown and "stopped after round" in shown and "Traceback" not in shown
@@ -152,7 +154,16 @@ def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
         status.read_status(path)
 
 
-def test_a_frame_fits_a_narrow_terminal(tmp_path):
+@pytest.fixture
+def now(monkeypatch):
+    """Return the time that progress notes and displays see, [seconds], to be changed."""
+    found = [100.0]
+    clock = SimpleNamespace(**vars(time) | {"monotonic": lambda: found[0], "time": lambda: found[0]})
+    monkeypatch.setattr(progress, "time", clock)
+    return found
+
+
+def test_a_frame_fits_a_narrow_terminal(tmp_path, now):
     runs = [
         status.Status(
             tmp_path / f"genfl_seed{i}_alpha0.1.h5",
@@ -176,6 +187,42 @@ def test_a_frame_fits_a_narrow_terminal(tmp_path):
         and "genfl_seed29" in text
     )
     assert len(text.splitlines()) <= display.MAX_RUNS + 4 and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_frame_counts_and_predicts_before_the_first_round_has_ended(tmp_path, now):
+    run = status.Status(tmp_path / "genfl_seed1.h5", "GenFL", 9)
+    notes = [progress.Progress(run.path, rank, 2) for rank in range(2)]
+
+    def shown(total=1):
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(display.frame([run], total), *display._sweep([run], total))
+        return console.export_text()
+
+    notes[0]("begin", round=1)
+    notes[0]("generate", done=0, of=100)
+    assert "generating images in round 1, 0 of 100 images done" in shown() and " left" not in shown()
+    now[0] += 5
+    notes[0]("generate", done=25, of=100)  # 20 s for the round, at this speed
+    notes[1]("begin", round=1)
+    notes[1]("train", 7, done=0, of=3)
+    now[0] += 5
+    assert (
+        "25 of 100 images done" in shown() and "training client 7 in round 1, 0 of 3 clients done" in shown()
+    )
+    assert "10 s elapsed, 2 min 50 s left" in shown()  # 9 rounds of 20 s, without the 10 s so far
+    assert "sweep: about 8 min 50 s left, 2 more runs" in shown(total=3)  # and two runs of 180 s
+    run.done.append(status.Round(1, 0.5, 100, 30.0))
+    notes[0]("begin", round=2)
+    assert "30 s elapsed, 4 min 00 s left" in shown()
+    for note in notes:
+        note.close()
+
+
+def test_runs_that_are_finished_do_not_count_in_the_sweep(monkeypatch):
+    monkeypatch.setattr(display, "_fit", lambda *_: None)  # the test has no terminal
+    view = display.Live(print, "normal", 3, 1)
+    view.skip()
+    assert view.total == 2
 
 
 def test_a_run_that_nobody_computes_is_not_shown_as_running(tmp_path):

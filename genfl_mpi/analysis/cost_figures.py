@@ -11,7 +11,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
 
-from genfl_mpi.analysis.summary import groups
+from genfl_mpi.analysis.summary import Group, groups
 from genfl_mpi.util.plotting import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ PHASES = (
     "train",
     "generate",
     "generate_ahead",
+    "bank",
     "augment",
     "send",
     "wait",
@@ -44,7 +45,8 @@ MESSAGES = ("broadcast", "reduce")
 def measured(paths: Sequence[Path]) -> Figure:
     """Draw the seconds of each phase of a round, and the bytes of its two messages. Raises UserError.
 
-    Means over rounds, with the standard deviation over seeds; one bar per method.
+    Means over rounds, with the standard deviation over seeds; one bar per method. Generating images does not
+    include reading them from the bank.
     """
     found, _ = groups(paths)
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
@@ -55,7 +57,7 @@ def measured(paths: Sequence[Path]) -> Figure:
     ):
         thick = 0.8 / len(found)
         for i, group in enumerate(found):
-            per_run = np.array([group.column(f"{name}_{unit}").mean(1) for name in names])
+            per_run = np.array([_column(group, f"{name}_{unit}").mean(1) for name in names])
             spread = per_run.std(1, ddof=1) if per_run.shape[1] > 1 else None
             kind = kinds.index((group.panel, group.settings))
             axes.barh(
@@ -79,6 +81,14 @@ def measured(paths: Sequence[Path]) -> Figure:
     lines = legend_below(figure, *above.get_legend_handles_labels())
     figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)) + 0.15 * lines)
     return figure
+
+
+def _column(group: Group, name: str) -> np.ndarray:
+    """Return a measured column, float64 (runs, rounds). The bank's seconds count as 0 if not recorded."""
+    bank = np.nan_to_num(group.column("bank_seconds"))
+    if name == "bank_seconds":
+        return bank
+    return group.column(name) - (bank if name == "generate_seconds" else 0.0)
 
 
 @styled

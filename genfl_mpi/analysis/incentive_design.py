@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from genfl_mpi.analysis import cost_figures
 from genfl_mpi.analysis.pricing import in_worlds, read, worlds_for
@@ -78,7 +79,9 @@ def _table(
     """Yield lines of at most 80 columns: the outcome of the server's price."""
     count, joined = len(clients.samples), best.joins.sum()
     tried = min(count, MAX_MISREPORTING)
-    gains = incentive.misreporting(clients, base, value, budget, tried)
+    # A bar only on a terminal, and only if it takes longer than a second.
+    numbers = tqdm(range(tried), desc="misreporting", unit=" clients", disable=None, delay=1, leave=False)
+    gains = incentive.misreporting(clients, base, value, budget, numbers)
     gaining = (gains > 1e-9 * max(1, best.payments)).sum()
     rows = {
         "price for filling the gap": f"{best.price:.4g} J",

@@ -42,6 +42,8 @@ def show(path: str | Path) -> Iterator[str]:
         yield f"  run {read_run_id(file)}"
         if origin := file["config"].attrs.get("origin"):
             yield f"  fork of {origin}"
+        if source := file["config"].attrs.get("copy_of"):
+            yield from _wrapped(f"rounds and measured times copied from {source}, an equal run")
         yield from ranks
         yield from _checkpoints(Path(path), is_finished(file))
         yield from _wrapped(f"policies: {', '.join(_policies(config))}")

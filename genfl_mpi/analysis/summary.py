@@ -15,13 +15,13 @@ from genfl_mpi.config import loading
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import WIDTH
+from genfl_mpi.util.text import WIDTH, counted
 
 # Settings that do not distinguish groups, or do so by themselves.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # If these vary and several methods are compared, a figure has one panel per value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
-HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds  seeds"
+HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds{}  seeds"
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Group:
     """Runs that differ only in the seed.
 
     panel: data set and alpha, if they vary, as text. settings: what else distinguishes the group from others
-    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name.
+    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name. copies:
+    number of runs whose rounds are copies of an equal run's.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Group:
     settings: str
     classes: list[str]
     runs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    copies: int = 0
 
     def column(self, column: str) -> np.ndarray:
         """Return a column of the runs with the most rounds, float64 (runs, rounds, ...)."""
@@ -56,6 +58,15 @@ class Group:
         accuracy = 100 * self.column("accuracy")
         return accuracy[:, -1], accuracy.max(1).mean(), self.column("round_seconds").sum(1).mean()
 
+    def generating(self) -> tuple[float, bool]:
+        """Return the mean seconds that rank 0 generated images, and whether others came from the bank.
+
+        Only of the runs with the most rounds.
+        """
+        bank = np.nan_to_num(self.column("bank_seconds"))  # NaN: not recorded
+        seconds = self.column("generate_seconds") - bank + self.column("generate_ahead_seconds")
+        return seconds.sum(1).mean(), bool((self.column("images_from_bank") > 0).any())
+
     def _rounds(self) -> int:
         return max(len(run["round"]) for run in self.runs)
 
@@ -73,17 +84,19 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
             columns = read_columns(file, "rounds")
             for table in tables:
                 columns |= {f"{table}/{name}": values for name, values in read_columns(file, table).items()}
-            runs.append((columns, yaml.safe_load(file["config"].attrs["class_names"])))
+            classes, is_copy = file["config"].attrs["class_names"], "copy_of" in file["config"].attrs
+            runs.append((columns, yaml.safe_load(classes), is_copy))
         if not len(columns["round"]):
             raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
     names, common = distinguish(configs)
     found: dict[tuple[str, str, str], Group] = {}
-    for values, (columns, classes), (panel, settings) in zip(configs, runs, names):
+    for values, (columns, classes, is_copy), (panel, settings) in zip(configs, runs, names):
         group = found.setdefault(
             (values["method"], panel, settings),
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
         )
         group.runs.append(columns)
+        group.copies += is_copy
     return list(found.values()), common
 
 
@@ -153,18 +166,20 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
     found, _ = groups(paths)
     names = [", ".join(filter(None, (group.panel, group.settings))) for group in found]
     first, width = max(11, *(len(group.method) for group in found)), max(map(len, names))
+    generating = [group.generating() if group.column("images").any() else None for group in found]
+    column = "  generating" * any(generating)
     # Names that are too long for the table stand on separate lines above its rows.
-    apart = width > WIDTH - len(HEAD.format("method", first, "", 0))
+    apart = width > WIDTH - len(HEAD.format("method", first, "", 0, column))
     width = 0 if apart else width
-    yield HEAD.format("method", first, "", width)
-    for group, name, above in zip(found, names, [None, *names]):
+    yield HEAD.format("method", first, "", width, column)
+    for group, name, above, images in zip(found, names, [None, *names], generating):
         if apart and name != above:
             yield from textwrap.wrap(name, WIDTH)
         final, best, seconds = group.outcome()
         spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (
             f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}"
-            f"  {best:8.2f}  {seconds:7.1f}  {len(final):5d}"
+            f"  {best:8.2f}  {seconds:7.1f}{_generating(images) if column else ''}  {len(final):5d}"
         )
     for group, name in zip(found, names):
         if group.method != METHOD_TITLES["aigc"] and not group.column("clients_aggregated").any():
@@ -174,3 +189,17 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         yield "final: last round, mean ± deviation over seeds; best: highest of all rounds, mean"
     else:
         yield "final: after the last round; best: highest of all rounds"
+    if column:
+        yield "generating: seconds in which rank 0 generated images, also while it waited"
+    if copies := sum(group.copies for group in found):
+        yield f"{counted(copies, 'run')} copied from equal runs, with their seconds: see `show`"
+    if any(images and images[1] for images in generating):
+        yield "*: images also came from the bank, which an earlier run or `generate` filled"
+
+
+def _generating(images: tuple[float, bool] | None) -> str:
+    """Return the cell of a group's `generating`; empty if it has no images."""
+    if images is None:
+        return " " * 12
+    seconds, has_others = images
+    return f"  {seconds:9.1f}{'*' if has_others else ' '}"

@@ -62,10 +62,20 @@ def partition(
     yield from partition(comm, next(iter(runs.values())))
 
 
-@launch.config_command()
-def prompts(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> Iterator[str]:
-    """Print the prompts of the first round, and the number of images of each round.
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also list the prompt and seed of each image of the first round",
+    )
 
+
+@launch.config_command(_add_verbose)
+def prompts(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> Iterator[str]:
+    """Print the prompts and the number of images per round.
+
+    Print how many images and distinct prompts each class gets, with examples, and
+    the number of images of each round.
     For example:
       python -m genfl_mpi prompts generation.plan=deficit
     """
@@ -74,7 +84,7 @@ def prompts(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say:
     generating = [run for run in runs.values() if run.generates]
     if not generating:
         raise UserError("these runs generate no images; choose method=genfl, aigc, sent or filled")
-    yield from prompts(comm, generating[0])
+    yield from prompts(comm, generating[0], options.verbose)
 
 
 @launch.config_command()

@@ -121,7 +121,8 @@ def fork(arguments: Sequence[str]) -> int:
         type=int,
         required=True,
         metavar="ROUND",
-        help="last round that both runs share; it needs a checkpoint (checkpoint.keep=1 keeps all)",
+        help="last round that both runs share; it needs a checkpoint, as listed when the run ends "
+        "(checkpoint.keep=1 keeps all)",
     )
     parser.add_argument(
         "overrides",

@@ -576,9 +576,15 @@ class Checkpoint(Section):
         None,
         description="also write a checkpoint at the end of a round if the last one is older than this, s",
     )
-    keep: Count | None = Field(
-        None,
-        description="keep the checkpoint of every keep-th round, for `fork`; null: only the newest two",
+    keep: Count | Literal["auto"] | None = Field(
+        "auto",
+        description="keep the checkpoint of every keep-th round, for `fork`; auto: as many as fit into "
+        "max_megabytes, at most 25, at equal distances; null: only the newest two",
+    )
+    max_megabytes: Positive = Field(
+        100.0,
+        description="keep=auto: limit of a run's kept checkpoints, with the clients' state files that "
+        "they need, MB; the newest two come on top",
     )
 
 

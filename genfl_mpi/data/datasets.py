@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.config.functions import check_signature, find
+from genfl_mpi.data import label_files
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
@@ -253,6 +254,24 @@ def load(data: Data) -> Arrays:
     return arrays
 
 
+def load_train_labels(data: Data) -> np.ndarray:
+    """Read the training labels of config.data, int64 (n,), without its images where that is faster.
+
+    Raises UserError if the data set is missing or invalid.
+    """
+    if data.name == "synthetic":
+        return _synthetic_labels(data.samples)
+    if data.name == "folder":
+        sizes = [len(paths) for paths in _image_files(Path(data.root) / "train").values()]
+        return np.arange(len(sizes)).repeat(sizes)
+    if data.name in DESCRIPTIONS:
+        check_available(data, 0)
+        labels = label_files.read_train_labels(data)
+        if labels is not None and len(labels) == DESCRIPTIONS[data.name].train_samples:
+            return labels
+    return load(data)["train_labels"]
+
+
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     """Compute the SHA-256, in hexadecimal, of a data set as returned by `load`."""
     digest = hashlib.sha256()
@@ -394,7 +413,7 @@ def _synthetic(data: Data) -> Arrays:
     patterns = coarse.repeat(-(-size // 4), axis=2).repeat(-(-size // 4), axis=3)[:, :, :size, :size]
     arrays: Arrays = {}
     for part, count in (("train", data.samples), ("test", max(10, data.samples // 5))):
-        labels = np.arange(count) % 10
+        labels = _synthetic_labels(count)
         images = np.empty((count, 3, size, size), dtype=np.uint8)
         for start in range(0, count, 10000):  # in pieces, to bound the memory of the float images
             part_labels = labels[start : start + 10000]
@@ -404,3 +423,7 @@ def _synthetic(data: Data) -> Arrays:
             images[start : start + 10000] = np.clip(128 + 32 * noisy, 0, 255)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels}
     return arrays
+
+
+def _synthetic_labels(count: int) -> np.ndarray:
+    return np.arange(count) % 10

@@ -13,12 +13,11 @@ from uniform is (1 - u) EMD. Money is in joules: a client values its energy at 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from genfl_mpi.util.errors import UserError
 
@@ -136,8 +135,9 @@ def equilibrium(clients: Clients, base: float, price: float, value: float) -> Eq
 def best_price(clients: Clients, base: float, value: float, budget: float) -> Equilibrium:
     """Return the `Equilibrium` at the price r of the least objective with payments within the budget.
 
-    The objective is smooth between the prices at which a client joins, or starts or completes filling its
-    gap. Each such interval is searched separately, with both its ends, at which the objective may jump.
+    Between the prices at which a client joins, or starts or completes filling its gap, the objective is
+    A r - B sqrt(r) + D / sqrt(r) plus a constant. It is convex in sqrt(r), so each
+    such piece has one minimum.
     Raises UserError if even r = 0 exceeds the budget.
     """
 
@@ -149,30 +149,68 @@ def best_price(clients: Clients, base: float, value: float, budget: float) -> Eq
             f"the budget of {budget:g} J does not cover the base pay of the clients that participate, "
             f"{nothing.payments:g} J; raise --budget or lower --base"
         )
+    lows, highs, (fixed, paid, a, b, d) = _pieces(clients, base, value)
+    low, high = np.sqrt(lows), np.sqrt(np.nextafter(highs, 0))
+    # Payments rise with the price: the highest affordable one of each piece solves a quadratic equation.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        affordable = (b + np.sqrt(b**2 + 4 * a * (budget - paid))) / (2 * a)
+    high = np.where(a > 0, np.fmin(high, affordable), low)
+    is_affordable = (paid + low * (a * low - b) <= budget) & (low <= high)
+    best, end = low, high
+    for _ in range(BISECTIONS):  # for the root of the derivative, times s^2; an end if there is none
+        middle = (best + end) / 2
+        falls = 2 * a * middle**3 - b * middle**2 < d
+        best, end = np.where(falls, middle, best), np.where(falls, end, middle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        objective = fixed + paid + best * (a * best - b) + np.where(d > 0, d / best, 0.0)
+    piece = np.where(is_affordable, objective, np.inf).argmin()
+    prices = {lows[piece], best[piece] ** 2, end[piece] ** 2}
+    found = [at(_highest_affordable(at, lows[piece], price, budget)) for price in sorted(prices)]
+    return min((one for one in [nothing, *found] if one.payments <= budget), key=lambda one: one.objective)
+
+
+def _pieces(
+    clients: Clients, base: float, value: float
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """Return the pieces of the objective as functions of the price r, in ascending order.
+
+    Returns (lows, highs, (fixed, paid, a, b, d)), float64 (pieces,) each: in [low, high) the server pays
+    paid + a r - b sqrt(r), and the value of the remaining EMD is fixed + d / sqrt(r).
+    """
+    joins = _joining_prices(clients, base)
     first = clients.image * clients.samples * clients.gap
-    corners = np.concatenate([first, first / (1 - clients.gap) ** 2, _joining_prices(clients, base)])
-    corners = np.unique(corners[np.isfinite(corners) & (corners > 0)])
-    found = [nothing]
-    for low, high in zip(np.concatenate([[0.0], corners[:-1]]), corners):
-        if at(low).payments > budget:  # payments rise with the price
-            break
-        top = np.nextafter(high, 0)
-        if at(top).payments > budget:
-            top = _highest_affordable(at, low, top, budget)
-        if low < top:
-            piece = minimize_scalar(
-                lambda price: at(price).objective,
-                bounds=(low, top),
-                method="bounded",
-                options={"xatol": 1e-6 * top},
-            )
-            found.append(at(piece.x))
-        found += [at(top), at(high)]
-    return min((one for one in found if one.payments <= budget), key=lambda one: one.objective)
+    starts, fills = np.maximum(joins, first), np.maximum(joins, first / (1 - clients.gap) ** 2)
+    has_gap = clients.gap > 0
+    events = np.concatenate([joins, starts[has_gap], fills[has_gap]])
+    lows = np.unique(np.append(events[np.isfinite(events)], 0.0))
+
+    def summed(*changes: tuple[np.ndarray, np.ndarray | float]) -> np.ndarray:
+        """Sum over clients what changes from certain prices on."""
+        total = np.zeros(len(lows) + 1)
+        for prices, amounts in changes:
+            np.add.at(total, np.searchsorted(lows, prices), amounts)
+        return total.cumsum()[:-1]
+
+    starts, fills, gap, first = starts[has_gap], fills[has_gap], clients.gap[has_gap], first[has_gap]
+    worth, root = value * (clients.weight * clients.emd)[has_gap], np.sqrt(first) / gap
+    return (
+        lows,
+        np.append(lows[1:], 2 * lows[-1] + 1),  # the objective only rises with the price after the last
+        (
+            value * (clients.weight @ clients.emd)
+            - summed((starts, worth / gap), (fills, worth - worth / gap)),
+            summed((joins, base)),
+            summed((starts, 1 / gap), (fills, 1 - 1 / gap)),
+            summed((starts, root), (fills, -root)),
+            summed((starts, worth * root), (fills, -worth * root)),
+        ),
+    )
 
 
 def _highest_affordable(at: Callable[[float], Equilibrium], low: float, high: float, budget: float) -> float:
     """Return the highest price in [low, high] with payments within the budget. `low` must be affordable."""
+    if at(high).payments <= budget:
+        return high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if at(middle).payments > budget else (middle, high)
@@ -196,19 +234,22 @@ def _joining_prices(clients: Clients, base: float) -> np.ndarray:
     return np.where(never, np.inf, np.where(gain(np.zeros_like(low)) >= 0, 0.0, high))
 
 
-def misreporting(clients: Clients, base: float, value: float, budget: float, count: int) -> np.ndarray:
-    """Return what each of the first `count` clients could gain by misreporting, J, float64 (count,), >= 0.
+def misreporting(
+    clients: Clients, base: float, value: float, budget: float, numbers: Iterable[int]
+) -> np.ndarray:
+    """Return what each client in `numbers` could gain by misreporting, J, float64 (numbers,), >= 0.
 
     The client alone reports MISREPORTED_COSTS times its true cost of an image, the server sets its price
     accordingly, and the client responds to this price in its own best interest.
     """
-    honest = best_price(clients, base, value, budget)
-    gains = np.zeros(count)
-    for n in range(count):
+    honest, gains = best_price(clients, base, value, budget), []
+    for n in numbers:
+        gain = 0.0
         for factor in MISREPORTED_COSTS:
             image = clients.image.copy()
             image[n] *= factor
             price = best_price(clients._replace(image=image), base, value, budget).price
-            gain = utility(clients, base, price, best_response(clients, price))[n]
-            gains[n] = max(gains[n], max(0.0, gain) - honest.utility[n])
-    return gains
+            response = utility(clients, base, price, best_response(clients, price))[n]
+            gain = max(gain, max(0.0, response) - honest.utility[n])
+        gains.append(gain)
+    return np.array(gains)

@@ -29,8 +29,9 @@ class Messages(NamedTuple):
 class Parts(NamedTuple):
     """Everything that `rounds` works with.
 
-    server: None except on rank 0. note: called as note(phase, client, round=...) when this rank begins
-    something. leaving: returns an exit status if the ranks were asked to leave, else 0.
+    server: None except on rank 0. note: called as note(phase, client, round=..., done=k, of=n) when this
+    rank begins or continues something. leaving: returns an exit status if the ranks were asked to leave, else
+    0.
     """
 
     comm: MPI.Comm

@@ -179,6 +179,8 @@ class Recorder:
             "kappa2": this.kappa2,
             "images": server.state.generated.sum(),
             "images_used": len(server.images),
+            "images_from_bank": server.images.from_bank,
+            "bank_seconds": server.images.bank_seconds,
             "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
             **of_pay(
                 self.config,

@@ -99,7 +99,7 @@ def _generate(this: Round, config: Config, server: Server, leaving: Callable[[],
     """Take the round's images from the bank, or generate them."""
     if config.generates or config.augments:
         with this.clock("generate"):
-            this.made, this.interrupted = server.images.make(server.state, leaving)
+            this.made, this.interrupted = server.images.make(server.state, leaving, this.clock.note)
 
 
 def _augment(

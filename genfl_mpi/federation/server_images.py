@@ -63,7 +63,8 @@ class ServerImages:
     generate of each class in a round. planned: batches that count as generated besides those in the bank, for
     a prediction.
 
-    made_of_label: int64 (classes,), images generated so far. new: images generated in this round. speed: of
+    made_of_label: int64 (classes,), images generated so far. new: images of this round; from_bank: those of
+    them that this object did not generate; bank_seconds: to read images of the round from the bank. speed: of
     generation, in batches a second (a short batch takes as long). loading: of the generator, in loads a
     second. is_loaded: whether the generator is loaded.
     """
@@ -80,7 +81,8 @@ class ServerImages:
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
         self.planned = planned
         self.made_of_label = np.zeros(len(about.classes), dtype=np.int64)
-        self.new = 0
+        self.new, self.from_bank, self.bank_seconds = 0, 0, 0.0
+        self._generated: set[Batch] = set()
         self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
         self._images: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
@@ -126,16 +128,23 @@ class ServerImages:
         )
         return self._normalised.arrays()
 
-    def make(self, state: ServerState, leaving: Callable[[], int]) -> tuple[list[Made], bool]:
+    def make(
+        self, state: ServerState, leaving: Callable[[], int], note: Callable[..., object]
+    ) -> tuple[list[Made], bool]:
         """Take the images of the round of `state` from the bank, or generate them.
+
+        note: called as note("generate", done=images, of=images) before each batch.
 
         Returns a `Made` for each batch, and whether the work was interrupted: it stops as soon as `leaving()`
         is true, and the server then keeps none of the round's images.
         """
         made: list[Made] = []
-        for batch in self._batches(state) if self.config.generates else []:
+        self.from_bank, self.bank_seconds = 0, 0.0
+        batches = self._batches(state) if self.config.generates else []
+        for batch in batches:
             if leaving():
                 return made, True
+            note("generate", done=sum(len(one.batch) for one in made), of=sum(map(len, batches)))
             images = self._make_batch(batch)
             fidelity = (
                 self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
@@ -240,8 +249,13 @@ class ServerImages:
             self.is_loaded = True
         start = time.perf_counter()
         images = self.generator.images(batch)
+        seconds = time.perf_counter() - start
         if missing:
-            self.speed.measure(1, time.perf_counter() - start)
+            self.speed.measure(1, seconds)
+            self._generated.add(batch)
+        else:
+            self.bank_seconds += seconds
+            self.from_bank += len(batch) * (batch not in self._generated)  # else it was made ahead
         return images
 
     def is_made(self, batch: Batch) -> bool:

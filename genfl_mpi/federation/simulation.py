@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Mapping
 from functools import partial
@@ -68,9 +69,10 @@ class Simulation:
     comm: an mpi4py communicator, by default all ranks. folder: where the clients' own arrays are stored, if
     the algorithm has any, by default `variates` in config.output. run: id of the run to which these arrays
     belong, by default a new one. dataset: the arrays of `load_once_per_node`, if several simulations share
-    them. note: called as note(phase, client, round=...) when this rank begins something. leaving: returns an
-    exit status if the ranks were asked to leave, else 0; the iteration then ends early, and `left` is the
-    status. Raises UserError on every rank if the configuration cannot be run.
+    them. note: called as note(phase, client, round=..., done=k, of=n) when this rank begins or continues
+    something; done and of count images or clients. leaving: returns an exit status if the ranks were asked to
+    leave, else 0; the iteration then ends early, and `left` is the status. Raises UserError on every rank if
+    the configuration cannot be run.
 
     round: finished rounds. weights: float32 (size,), the global weights. client_states: the `ClientStates`,
     or None if the algorithm has none. server: the `Server`; None except on rank 0. message_bytes: of the
@@ -119,6 +121,14 @@ class Simulation:
         )
         self.client_states = self._open_client_states(algorithm, folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of a checkpoint, with a state file of every client if they have any; on rank 0."""
+        shapes = self.client_states.shapes.values() if self.client_states else ()
+        states = 4 * sum(map(math.prod, shapes)) * self.config.clients
+        server = self.server.state_arrays().values() if self.server else ()
+        return self.weights.nbytes + sum(array.nbytes for array in server) + states
 
     def _share_data(self, dataset: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """Return the data set and its division over the clients, in memory that the ranks of a node share."""

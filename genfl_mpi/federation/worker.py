@@ -40,9 +40,9 @@ class Worker:
 
     model: the rank's `FlatModel`, which is overwritten. client_states: where the algorithm's client arrays
     are stored, or None. keeps: whether trained models are kept for questions before they are summed. note:
-    called as note(phase, client). leaving: returns an exit status if the ranks were asked to leave, else 0.
-    Collective; raises UserError on every rank if there is an unknown transform, or if the configured groups
-    cannot be trained together.
+    called as note(phase, client, done=k, of=n). leaving: returns an exit status if the ranks were asked to
+    leave, else 0. Collective; raises UserError on every rank if there is an unknown transform, or if the
+    configured groups cannot be trained together.
 
     kept: {place in the cohort: float32 (size,)}, models that wait for their coefficients. observers:
     functions of (place, float32 (size,)), called with each client's model as it is summed, if its losses are
@@ -85,13 +85,18 @@ class Worker:
         """
         ranks, together = self.broadcast.plan["rank"], self.config.training.clients_per_batch
         training = np.flatnonzero(ranks != NO_RANK).tolist()
-        for first in range(0, len(training), together):
-            places = training[first : first + together]
-            if ranks[places[0]] == self.comm.rank and not self.leaving():
-                if self.twin:
-                    self._train_group(self.twin, places, round, clock)
-                else:
-                    self._train_client(places[0], round, clock)
+        groups = [training[first : first + together] for first in range(0, len(training), together)]
+        assigned = [places for places in groups if ranks[places[0]] == self.comm.rank]
+        done, of = 0, sum(map(len, assigned))
+        for places in assigned:
+            if self.leaving():
+                return
+            self.note("train", int(self.broadcast.plan["client"][places[0]]), done=done, of=of)
+            if self.twin:
+                self._train_group(self.twin, places, round, clock)
+            else:
+                self._train_client(places[0], round, clock)
+            done += len(places)
 
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
@@ -103,7 +108,6 @@ class Worker:
     def _train_client(self, place: int, round: int, clock: Clock) -> None:
         """Train the client at a place of the cohort, add its contribution to the sums, fill in its row."""
         rho, number, _, since, epochs = self.broadcast.plan[place].tolist()
-        self.note("train", number)
         start, omega, arrays = clock.now(), self.resident.omega, self.resident.arrays
         images, labels = self.dataset.load(number)
         settings = settings_at_round(self.config.training, round).model_copy(update={"epochs": epochs})
@@ -153,7 +157,6 @@ class Worker:
         """
         plan, start, done = self.broadcast.plan[places], clock.now(), []
         clients, epochs = plan["client"].tolist(), plan["epochs"].tolist()
-        self.note("train", clients[0])
         training, omega = settings_at_round(self.config.training, round), self.resident.omega
         with failing.annotate_errors(f"clients {', '.join(map(str, clients))}"):
             data = [self.dataset.load(client) for client in clients]

@@ -37,7 +37,8 @@ class Costs:
     rate: training speed, samples/s; overhead: of a client, in samples; batch: s per batch of images; test: s
     to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
     by which a rank's first round is longer; load: s to load the generator; copy_rate: of memory, B/s;
-    rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node.
+    rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node;
+    checkpoint_bytes: of a checkpoint and the clients' state files.
     """
 
     rate: float
@@ -53,6 +54,7 @@ class Costs:
     rank_bytes: int
     server_bytes: int
     shared_bytes: int
+    checkpoint_bytes: int = 0
 
 
 def calibrate(config: Config) -> Costs:
@@ -87,6 +89,7 @@ def calibrate(config: Config) -> Costs:
                 break
         shared_bytes = sum(array.nbytes for array in simulation.data.values())
         broadcast_bytes, reduction_bytes = simulation.message_bytes
+        checkpoint_bytes = simulation.checkpoint_bytes
         rank_bytes = _resident_bytes() - shared_bytes
         rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
@@ -112,6 +115,7 @@ def calibrate(config: Config) -> Costs:
         rank_bytes=rank_bytes,
         server_bytes=max(rank_bytes, peak - shared_bytes),
         shared_bytes=shared_bytes,
+        checkpoint_bytes=checkpoint_bytes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.federation.simulation import resolve
 from genfl_mpi.mpi import devices, measure
@@ -16,7 +18,9 @@ from genfl_mpi.mpi.round_time import Cluster, exchange, loads
 from genfl_mpi.preparation import gpu_memory
 from genfl_mpi.preparation.calibration import Costs, calibrate
 from genfl_mpi.preparation.prediction import PARTS, predict, total_seconds
+from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import environment
+from genfl_mpi.results.checkpoint import KEPT_NEWEST, keep_interval
 from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
@@ -78,6 +82,7 @@ def describe(
             unresolved, arrays, cluster.ranks_per_node, gpus or torch.cuda.device_count()
         ):
             yield from textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 12)
+    yield from textwrap.wrap(_disk(config, costs), 80, subsequent_indent=" " * 12)
     yield (
         f"  bytes     {costs.broadcast_bytes / 1e6:,.3g} MB to every rank and "
         f"{costs.reduction_bytes / 1e6:,.3g} MB from every rank per round"
@@ -85,6 +90,26 @@ def describe(
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
+
+
+def _disk(config: Config, costs: Costs) -> str:
+    """Describe the bytes of the results file, of the bank, and of the checkpoints during the run."""
+    settings, size = config.checkpoint, costs.checkpoint_bytes
+    keep = settings.keep
+    if keep == "auto":
+        limit = 1e6 * settings.max_megabytes
+        keep = keep_interval(config.rounds, settings.every_rounds, size, limit)
+    kept = config.rounds // keep if keep else 0
+    images = (
+        sum(len(batch) for batches in planned_batches(config) for batch in batches) if config.generates else 0
+    )
+    image_bytes = images * math.prod(datasets.describe(config.data).shape)
+    banked = f" with {images} images, as many in the bank" if images else ""
+    forks = f", {kept} of them kept for `fork`" if kept else ""
+    return (
+        f"  disk      {(costs.broadcast_bytes + image_bytes) / 1e6:,.3g} MB results{banked}; at most "
+        f"{(kept + KEPT_NEWEST + 1) * size / 1e6:,.3g} MB checkpoints{forks}"
+    )
 
 
 def _measured(config: Config, ranks: int, costs: Costs) -> str:

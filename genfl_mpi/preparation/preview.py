@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +12,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.data import datasets
-from genfl_mpi.data.clients import load_and_divide
+from genfl_mpi.data.clients import load_labels_and_divide
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.server import planning_server
 from genfl_mpi.federation.simulation import resolve
-from genfl_mpi.util import plotting
+from genfl_mpi.util.text import WIDTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from genfl_mpi.config.settings import Config
     from genfl_mpi.generation.bank import Batch
     from genfl_mpi.mpi.collectives import MPI
 
+MAX_EXAMPLES = 2  # prompts shown of each class
+
 
 def partition(comm: MPI.Comm, config: Config) -> Iterator[str]:
     """Yield lines on how the clients' data differ, and draw clients x classes in output/partition.png."""
-    arrays, about = load_and_divide(config), datasets.describe(config.data)
+    from genfl_mpi.util import plotting  # imported here: it takes seconds that `prompts` does not need
+
+    arrays, about = load_labels_and_divide(config), datasets.describe(config.data)
     server, histograms = planning_server(resolve(config, comm), arrays), arrays["label_histograms"]
     sizes, emd, labels = histograms.sum(1), earth_movers_distance(histograms), (histograms > 0).sum(1)
     yield (
@@ -65,8 +71,11 @@ def partition(comm: MPI.Comm, config: Config) -> Iterator[str]:
     yield f"clients x classes: {picture}"
 
 
-def prompts(comm: MPI.Comm, config: Config) -> Iterator[str]:
-    """List the prompts of the first round, one line per image, then the number of images in each round."""
+def prompts(comm: MPI.Comm, config: Config, each: bool = False) -> Iterator[str]:
+    """Yield a line on each class's images and prompts, then the number of images in each round.
+
+    each: first yield a line for each image of the first round, with its seed.
+    """
     plans = list(planned_batches(resolve(config, comm)))
     if not plans:
         yield (
@@ -75,20 +84,55 @@ def prompts(comm: MPI.Comm, config: Config) -> Iterator[str]:
         )
         return
     names = datasets.describe(config.data).classes
-    for batch in plans[0]:
-        for label, seed, prompt in zip(batch.label, batch.seed, batch.prompt):
-            yield f"{names[label]:<16} {prompt}    (seed {seed})"
+    if each:
+        for batch in plans[0]:
+            for label, seed, prompt in zip(batch.label, batch.seed, batch.prompt):
+                yield f"{names[label]:<16} {prompt}    (seed {seed})"
+        yield ""
+    yield from _prompts_of_classes(plans, names)
     yield ""
-    for round, batches in enumerate(plans, 1):
-        counts = Counter(label for batch in batches for label in batch.label)
-        if counts:
-            yield (
-                f"round {round}: {counts.total()} images of {len(counts)} classes, "
-                f"{min(counts.values())} to {max(counts.values())} of each"
-            )
+    yield from _images_of_rounds(plans)
+
+
+def _prompts_of_classes(plans: Sequence[Sequence[Batch]], names: Sequence[str]) -> Iterator[str]:
+    """Yield a table of at most WIDTH columns: images, distinct prompts and examples of each class."""
+    found: dict[int, Counter[str]] = {}
+    for batches in plans:
+        for batch in batches:
+            for label, prompt in zip(batch.label, batch.prompt):
+                found.setdefault(label, Counter())[prompt] += 1
+    width = max(len("class"), *map(len, names))
+    yield f"{'class':<{width}}  images  prompts  most frequent, with the number of images"
+    for label, counts in sorted(found.items()):
+        row = f"{names[label]:<{width}}  {counts.total():6d}  {len(counts):7d}  "
+        yield from textwrap.wrap(
+            "; ".join(f"{prompt} ({count})" for prompt, count in counts.most_common(MAX_EXAMPLES)),
+            WIDTH,
+            initial_indent=row,
+            subsequent_indent=" " * len(row),
+        )
+
+
+def _images_of_rounds(plans: Sequence[Sequence[Batch]]) -> Iterator[str]:
+    """Yield a line for each group of consecutive rounds with equal numbers of images."""
+    counts = [Counter(label for batch in batches for label in batch.label) for batches in plans]
+    numbers = [
+        (each.total(), len(each), min(each.values(), default=0), max(each.values(), default=0))
+        for each in counts
+    ]
+    first = 1
+    for (total, classes, least, most), group in itertools.groupby(numbers):
+        last = first + len(list(group)) - 1
+        rounds = f"round {first}" if first == last else f"rounds {first} to {last}, each"
+        first = last + 1
+        if not total:
+            yield f"{rounds}: no images"
+            continue
+        of_each = f"{least}" if least == most else f"{least} to {most}"
+        yield f"{rounds}: {total} images of {classes} classes, {of_each} of each"
 
 
 def planned_batches(config: Config) -> Iterator[list[Batch]]:
     """Yield the batches of each round, up to the first whose plan depends on its cohort. config: resolved."""
-    server = planning_server(config, load_and_divide(config))
+    server = planning_server(config, load_labels_and_divide(config))
     return server.images.batches_from(server.state, 0)

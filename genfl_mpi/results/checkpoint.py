@@ -19,6 +19,20 @@ from genfl_mpi.results import disk, sealed_files
 from genfl_mpi.util.errors import UserError
 
 KEPT_NEWEST = 2  # checkpoints that are never removed before the run ends
+MAX_KEPT = 25  # older checkpoints that are kept by default
+
+
+def keep_interval(rounds: int, every: int | None, size: int, limit: float) -> int | None:
+    """Return k, so that the checkpoints of every k-th round take at most `limit` bytes; None: keep none.
+
+    rounds: of the run; every: rounds between checkpoints, or None if they are not regular; size: bytes of a
+    checkpoint. At most MAX_KEPT are kept.
+    """
+    count = int(min(MAX_KEPT, limit / size))
+    if not every or not count:
+        return None
+    interval = every * -(-rounds // (count * every))
+    return interval if interval <= rounds else None
 
 
 def path_for(results: Path) -> Path:

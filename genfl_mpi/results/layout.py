@@ -95,7 +95,16 @@ ROUNDS = {
         True,
     ),
     "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
+    "images_from_bank": Column(
+        "i8",
+        "1",
+        "images of this round that other runs, or an earlier start, had generated; -1: not recorded",
+        True,
+    ),
+    "bank_seconds": Column("f8", "s", "reading images from the bank; part of generate_seconds", True),
 }
+# Measured columns that older files of this layout lack; `reader` returns -1 or NaN for them.
+ADDED = ("images_from_bank", "bank_seconds")
 
 CLIENTS = {
     "row": Column("i8", "1", "number of the row, one for each client and round"),

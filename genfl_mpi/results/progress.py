@@ -24,9 +24,11 @@ from genfl_mpi.results import lock
 from genfl_mpi.util.errors import UserError
 
 # What a rank notes of itself: rank, ranks, host, pid, round, phase, client, time and, after an error, raised.
+# done, of: finished and planned images or clients of the phase, or None; spent: seconds from the start of the
+# round and of the phase to `time`.
 About: TypeAlias = dict[str, Any]
 
-FILE_BYTES = 256  # size of a rank's file; longer only with an error's text
+FILE_BYTES = 384  # size of a rank's file; longer only with an error's text
 MAX_BYTES = 8192  # read from a rank's file
 PHASES = {
     "start": "starting",
@@ -44,6 +46,7 @@ PHASES = {
     "checkpoint": "writing the checkpoint",
     "finish": "finishing",
 }
+COUNTED = {"generate": "images", "train": "clients"}  # what a phase counts
 MAX_LISTED_RANKS = 8  # bounds the ranks that are listed
 MAX_ERROR_CHARS = 200
 ROUNDS = "rounds"  # name of the file of finished rounds: a JSON line about the run, then one for each round
@@ -73,6 +76,7 @@ class Progress:
             "pid": os.getpid(),
             "round": 0,
         }
+        self.begun = [time.monotonic()] * 2  # when the round and the phase began
         self.results, self.folder = results, path_for(results)
         self.descriptor: int | None = None
         self.lock = run_lock or (lock.Lock(results) if rank == 0 else None)
@@ -90,11 +94,25 @@ class Progress:
                 ) from None
         self("start")
 
-    def __call__(self, phase: str, client: int | None = None, round: int | None = None) -> None:
-        """Note that the rank starts a phase, of the last noted round or of `round`."""
-        self.about |= {"phase": phase, "client": client, "time": _now()} | (
-            {} if round is None else {"round": round}
-        )
+    def __call__(
+        self,
+        phase: str,
+        client: int | None = None,
+        round: int | None = None,
+        done: int | None = None,
+        of: int | None = None,
+    ) -> None:
+        """Note that the rank starts a phase, of the last noted round or of `round`, or continues it.
+
+        done, of: finished and planned images or clients of the phase.
+        """
+        now = time.monotonic()
+        if round is not None:
+            self.about["round"], self.begun[0] = round, now
+        if phase != self.about.get("phase") or not done:
+            self.begun[1] = now
+        self.about |= {"phase": phase, "client": client, "time": _now(), "done": done, "of": of}
+        self.about["spent"] = [math.floor(100 * (now - begun)) / 100 for begun in self.begun]
         if self.descriptor is not None:
             with suppress(OSError):  # a missing note is no reason to end a run
                 os.pwrite(self.descriptor, f"{json.dumps(self.about):{FILE_BYTES - 1}}\n".encode(), 0)
@@ -176,7 +194,9 @@ def _read(path: Path) -> list[About]:
         return []
     about = _parsed(content.partition(b"\n")[0])
     if not _is_valid(about) or about["rank"] != int(path.name):
-        about = dict.fromkeys(("ranks", "host", "pid", "round", "phase", "client", "time"))
+        about = dict.fromkeys(
+            ("ranks", "host", "pid", "round", "phase", "client", "time", "done", "of", "spent")
+        )
         about["rank"] = int(path.name)
     return [about]
 
@@ -187,8 +207,11 @@ def _is_valid(about: Any) -> bool:
         return False
     texts = [about.get(name) for name in ("host", "phase", "time")] + [about.get("raised", "")]
     numbers = [about.get(name) for name in ("rank", "ranks", "pid", "round")]
-    if about.get("client", "missing") is not None:
-        numbers.append(about.get("client"))
+    optional = [about.get(name, "missing") for name in ("client", "done", "of")]
+    numbers += [number for number in optional if number is not None]
+    spent = about.get("spent")
+    if type(spent) is not list or len(spent) != 2 or not all(_is_number(one) and one >= 0 for one in spent):
+        return False
     if not all(type(text) is str and text.isprintable() for text in texts):
         return False
     if not all(map(_is_count, numbers)):
@@ -268,8 +291,28 @@ def seconds_since(about: About) -> float:
     return max(0.0, time.time() - then.timestamp())
 
 
+def predict_round(ranks: Sequence[About]) -> tuple[float, float]:
+    """Return the seconds of the current round so far and, predicted, as a whole; NaN if unknown.
+
+    ranks: of `read`. The prediction is that of the slowest rank that counts images or clients, at the speed
+    of its phase so far. Phases that have not begun are not included.
+    """
+    so_far, whole = math.nan, math.nan
+    active = [about for about in ranks if about["phase"] and about["round"] and "raised" not in about]
+    newest = max((about["round"] for about in active), default=0)
+    for about in active:
+        if about["round"] < newest:  # a rank that has not begun the round yet
+            continue
+        in_round, in_phase = about["spent"]
+        so_far = max(in_round + seconds_since(about), 0.0 if math.isnan(so_far) else so_far)
+        if about["done"] and about["of"]:
+            left = in_phase * (about["of"] - about["done"]) / about["done"]
+            whole = max(in_round + left, 0.0 if math.isnan(whole) else whole)
+    return so_far, max(whole, so_far) if math.isfinite(whole) else math.nan
+
+
 def describe_ranks(results: Path) -> Iterator[str]:
-    """Yield a line a rank with its current or last activity, for at most MOST ranks."""
+    """Yield a line a rank with its current or last activity, for at most MAX_LISTED_RANKS ranks."""
     known = read(results)
     for about in known[:MAX_LISTED_RANKS]:
         if about["phase"] is None:
@@ -305,3 +348,10 @@ def describe(about: About) -> str:
     client = f" client {about['client']}" if about["client"] is not None else ""
     where = f" in round {about['round']}" if about["round"] else ""
     return phase + client + where + (f", which raised {about['raised']}" if "raised" in about else "")
+
+
+def describe_count(about: About) -> str:
+    """Return how many images or clients of its phase a rank has finished, or ""."""
+    if not about["of"] or about["phase"] not in COUNTED:
+        return ""
+    return f", {about['done'] or 0} of {about['of']} {COUNTED[about['phase']]} done"

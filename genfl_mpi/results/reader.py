@@ -16,6 +16,7 @@ import yaml
 from genfl_mpi import __version__
 from genfl_mpi.results import progress, superblock
 from genfl_mpi.results.layout import (
+    ADDED,
     CHECKSUMS,
     FINISHED,
     PARTITION,
@@ -197,6 +198,11 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
         if checksum(last) != sums[-1, 1]:  # the write that was to complete the last append failed
             rows, ends, sums = ends[-2], ends[:-1], sums[:-1]
     for name in order if names is None else names:
+        if name in ADDED and name not in file[table]:
+            found[name] = np.full(rows, -1, TABLES[table][name].dtype)
+            if found[name].dtype.kind == "f":
+                found[name][:] = np.nan
+            continue
         array = found[name] = _read(file, f"{table}/{name}", rows)
         found_sums = [checksum(array[start:end]) for start, end in pairwise(ends)]
         if found_sums != sums[:, 1 + order.index(name)].tolist():

@@ -53,10 +53,15 @@ class Status:
         """Return whether all rounds are finished."""
         return len(self.done) >= self.rounds
 
-    def seconds_left(self) -> float:
-        """Predict the remaining time from the last five rounds; NaN before the first."""
+    def seconds_left(self, so_far: float = 0.0, whole: float = np.nan) -> float:
+        """Predict the remaining time from the last five rounds; before the first from `whole`.
+
+        so_far, whole: seconds of the current round until now, and predicted; NaN if unknown.
+        """
         last = [round.seconds for round in self.done[-5:]]
-        return (self.rounds - len(self.done)) * float(np.median(last)) if last else np.nan
+        each = float(np.median(last)) if last else whole
+        left = (self.rounds - len(self.done)) * each
+        return left - float(np.clip(np.nan_to_num(so_far), 0.0, each)) if left > 0 else left
 
 
 def start_status(

@@ -90,6 +90,9 @@ class Lines:
         """Begin a run with this status."""
         self.known = known
 
+    def skip(self) -> None:
+        """Skip a run that is finished already."""
+
     def add(self, record: Record) -> None:
         """Add a finished round of the run."""
         row = status.Round(
@@ -139,6 +142,10 @@ class Live(Lines):
         super().begin(known)
         self.runs.append(known)
 
+    def skip(self) -> None:
+        """Skip a run that is finished already: it is not part of the sweep's remaining time."""
+        self.total -= 1
+
     def add(self, record: Record) -> None:
         """Add a finished round of the run."""
         if self.level == "verbose":
@@ -153,7 +160,9 @@ class Live(Lines):
     def _frame(self) -> Group:
         _fit(self.console, self.descriptor)
         return Group(
-            frame(self.runs, self.total), *(Text(notice, style="bold") for notice in list(self.notices))
+            frame(self.runs, self.total),
+            *_sweep(self.runs, self.total),
+            *(Text(notice, style="bold") for notice in list(self.notices)),
         )
 
 
@@ -181,7 +190,7 @@ def frame(runs: Sequence[status.Status], total: int, ended: Mapping[Path, str] |
                 ),
             ]
         elif ranks or (known is runs[-1] and not known.finished):
-            parts += [_bar(known), *_ranks(ranks)]
+            parts += [_bar(known, *progress.predict_round(ranks)), *_ranks(ranks)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(
         "run" if total == len(runs) else f"run {len(runs)} of {total}", no_wrap=True, overflow="ellipsis"
@@ -209,7 +218,28 @@ def frame(runs: Sequence[status.Status], total: int, ended: Mapping[Path, str] |
     return Group(*parts, table)
 
 
-def _bar(known: status.Status) -> Table:
+def _sweep(runs: Sequence[status.Status], total: int) -> Iterator[Text]:
+    """Yield a line on the remaining time of a sweep, if it can be predicted.
+
+    runs: those that have begun, the last one is being computed; each waiting run counts as their mean.
+    """
+    if total < 2 or not runs:
+        return
+    so_far, whole = progress.predict_round([] if runs[-1].finished else progress.read(runs[-1].path))
+    left = runs[-1].seconds_left(so_far, whole)
+    spent = [sum(one.seconds for one in known.done) for known in runs]
+    spent[-1] += np.nan_to_num(so_far) + left
+    waiting = total - len(runs)
+    seconds = left + waiting * float(np.mean(spent))
+    if np.isfinite(seconds):
+        of_runs = f", {waiting} more {'run' if waiting == 1 else 'runs'} at the mean of those so far" * bool(
+            waiting
+        )
+        yield Text(f"sweep: about {duration(seconds)} left{of_runs}", no_wrap=True, overflow="ellipsis")
+
+
+def _bar(known: status.Status, so_far: float = np.nan, whole: float = np.nan) -> Table:
+    """Return a line on a run. so_far, whole: seconds of the current round until now, and predicted."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, overflow="ellipsis", style="bold")
     for _ in range(3):
@@ -220,16 +250,24 @@ def _bar(known: status.Status) -> Table:
         known.name,
         f"round {min(done + 1, known.rounds)} of {known.rounds}",
         ProgressBar(known.rounds, done, width=12),
-        f"{duration(spent)} elapsed, {duration(known.seconds_left())} left" if known.done else "",
+        _times(spent + np.nan_to_num(so_far), known.seconds_left(so_far, whole)),
     )
     return grid
+
+
+def _times(spent: float, left: float) -> str:
+    """Return the elapsed and remaining seconds of a run as text. left: NaN if unknown."""
+    elapsed = f"{duration(spent)} elapsed" if spent else ""
+    return f"{elapsed}, {duration(left)} left" if np.isfinite(left) else elapsed
 
 
 def _ranks(ranks: Sequence[dict]) -> Iterator[Text]:
     for about in ranks[: progress.MAX_LISTED_RANKS]:
         since = f"  {progress.seconds_since(about):.1f} s" if about["time"] else ""
         yield Text(
-            f"  rank {about['rank']}  {progress.describe(about)}{since}", no_wrap=True, overflow="ellipsis"
+            f"  rank {about['rank']}  {progress.describe(about)}{progress.describe_count(about)}{since}",
+            no_wrap=True,
+            overflow="ellipsis",
         )
     if len(ranks) > progress.MAX_LISTED_RANKS:
         yield Text(f"  and {len(ranks) - progress.MAX_LISTED_RANKS} more ranks")

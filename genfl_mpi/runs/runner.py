@@ -25,9 +25,9 @@ from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
 from genfl_mpi.results import checkpoint, disk, environment, lock, progress, reader, sealed_files, status
 from genfl_mpi.results.writer import Writer
-from genfl_mpi.runs import inputs
+from genfl_mpi.runs import equal_runs, inputs
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import counted
+from genfl_mpi.util.text import counted, enumerated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,8 @@ class Earlier:
     those rounds. state: of the server. tables: stored rows of all finished rounds; rounds after `rounds` have
     no checkpoint and are recomputed and compared. origin: file and round of which the run is a fork, as text.
     source, source_run: that file and the id of its run, until the fork has a results file. inputs: digests of
-    the inputs. run: id of the run, a new one at its first start.
+    the inputs. run: id of the run, a new one at its first start. copy_of: results file of an equal run whose
+    rounds it copied, as text.
     """
 
     finished: bool = False
@@ -65,6 +66,7 @@ class Earlier:
     source_run: str = ""
     inputs: dict = field(default_factory=dict)
     run: str = field(default_factory=sealed_files.new_run_id)
+    copy_of: str = ""
 
     @property
     def stored(self) -> int:
@@ -131,12 +133,14 @@ def run(
     fork: Fork | None = None,
     dataset: Any = None,
     held: lock.Lock | None = None,
+    others: Sequence[tuple[Path, Config]] = (),
 ) -> int:
     """Compute the run of a prepared `config` in the results file `path` up to its last round. Collective.
 
     given: the user's configuration as text, which is stored. view: displays the progress on rank 0. signals:
     may request an early stop. fork: as in `prepare`. dataset: as in `Simulation`. held: on rank 0, the run's
-    lock if this process already holds it; it is always released. Returns 0 if the run is finished, otherwise
+    lock if this process already holds it; it is always released. others: (results file, prepared `Config`) of
+    runs whose rounds may be copied if they are equal. Returns 0 if the run is finished, otherwise
     the exit status of an interrupted run.
     """
     say = view.say
@@ -144,12 +148,13 @@ def run(
     rounds, finished, name = comm.bcast(earlier and (earlier.rounds, earlier.finished, earlier.run))
     if finished and rounds == config.rounds:
         say(f"{path.stem}: already finished")
+        view.skip()
         return 0
     earlier = earlier or Earlier(finished, rounds, run=name)  # on other ranks
     note = note or progress.Progress(path, comm.rank, comm.size)
     signals.doing = note.doing
     try:
-        result = _compute(comm, path, config, given, view, signals, note, earlier, dataset)
+        result = _compute(comm, path, config, given, view, signals, note, earlier, dataset, others)
     except BaseException as error:
         note.close_failed(error)
         raise
@@ -171,6 +176,7 @@ def _compute(
     note: progress.Progress,
     earlier: Earlier,
     dataset: Any,
+    others: Sequence[tuple[Path, Config]],
 ) -> int:
     """Compute the rounds of a run after `earlier` and store them. Returns the exit status."""
     say, folder, rounds, name = view.say, path.with_suffix(".variates"), earlier.rounds, earlier.run
@@ -178,7 +184,16 @@ def _compute(
         config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.exit_status
     )
     digests = collectives.call_on_all(comm, lambda: {} if comm.rank else _inputs(path, simulation, earlier))
-    if earlier.stored:
+    copied = None
+    if others and not rounds:
+        copied = collectives.call_on_all(
+            comm, lambda: None if comm.rank else _copied(simulation, digests, earlier, others)
+        )
+        rounds = comm.bcast(copied.rounds if copied else 0)
+    if copied:
+        earlier = copied
+        say(f"{path.stem}: copies the rounds of {copied.copy_of}, an equal run in all that affects them")
+    elif earlier.stored:
         say(f"{path.stem}: {_continuation(earlier)}")
     if rounds:
         simulation.restore(rounds, earlier.weights, earlier.state, reader.rows_until(earlier.tables, rounds))
@@ -187,9 +202,9 @@ def _compute(
     if (
         simulation.server
         and config.generates
-        and (others := simulation.server.images.generator.bank.describe_foreign_images())
+        and (foreign := simulation.server.images.generator.bank.describe_foreign_images())
     ):
-        say(f"{path.stem}: {others}")
+        say(f"{path.stem}: {foreign}")
 
     held = note.lock  # on rank 0 alone, like the writer
 
@@ -210,7 +225,7 @@ def _compute(
             note("results")
             is_new = writer.append(record)
             held.check()  # before a checkpoint, which could interfere with another job's
-            if _is_due(config.checkpoint, record.round, time.monotonic() - when):
+            if _is_due(config.checkpoint, _keep(simulation), record.round, time.monotonic() - when):
                 _save(path, name, simulation, writer, note)
                 saved, when = record.round, time.monotonic()
             if is_new:
@@ -225,8 +240,10 @@ def _compute(
             writer.finish(simulation.weights.numpy())
             # Policies with memory need the last checkpoint if the run is extended by more rounds.
             if not find_memory(config):
-                checkpoint.remove(path, config.checkpoint.keep)
+                checkpoint.remove(path, _keep(simulation))
         writer.close()
+        if done and view.level != "quiet":
+            _say_forks(path, config, say)
         if not done:
             say(
                 f"{path.stem}: stopped after round {simulation.round} of {config.rounds}; "
@@ -236,10 +253,28 @@ def _compute(
     return 0 if done else simulation.left
 
 
-def _is_due(settings: Checkpoint, round: int, seconds: float) -> bool:
+def _is_due(settings: Checkpoint, keep: int | None, round: int, seconds: float) -> bool:
     """Return whether a checkpoint is due after a round. seconds: age of the last checkpoint."""
-    by_rounds = any(every and round % every == 0 for every in (settings.every_rounds, settings.keep))
+    by_rounds = any(every and round % every == 0 for every in (settings.every_rounds, keep))
     return by_rounds or bool(settings.every_seconds and seconds >= settings.every_seconds)
+
+
+def _keep(simulation: Simulation) -> int | None:
+    """Return k if the checkpoint of every k-th round is kept for `fork`, or None. On rank 0."""
+    settings = simulation.config.checkpoint
+    if settings.keep != "auto":
+        return settings.keep
+    rounds, limit = simulation.config.rounds, 1e6 * settings.max_megabytes
+    return checkpoint.keep_interval(rounds, settings.every_rounds, simulation.checkpoint_bytes, limit)
+
+
+def _say_forks(path: Path, config: Config, say: Say) -> None:
+    """Print the rounds from which `fork` can continue a finished run."""
+    if rounds := [round for round in checkpoint.list_rounds(path) if round < config.rounds]:
+        say(
+            f"{path.stem}: can be forked at {enumerated('round', rounds)}: "
+            f"fork {path} --at {rounds[len(rounds) // 2]} key=value"
+        )
 
 
 def _continuation(earlier: Earlier) -> str:
@@ -266,7 +301,7 @@ def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: pr
     writer.flush()
     if states:
         states.flush()
-    keep = simulation.config.checkpoint.keep
+    keep = _keep(simulation)
     checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
         states.prune(checkpoint.read_last_training(path))
@@ -372,7 +407,8 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
         raise UserError(
             f"{path} already holds {rows} rounds, more than rounds={config.rounds}; set another `output`"
         )
-    return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run)
+    copy_of = file["config"].attrs.get("copy_of", "")
+    return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run, copy_of=copy_of)
 
 
 def _forked(path: Path, round: int, config: Config, say: Say) -> Earlier:
@@ -421,6 +457,21 @@ def _inputs(path: Path, simulation: Simulation, earlier: Earlier) -> dict[str, s
     return digests
 
 
+def _copied(
+    simulation: Simulation,
+    digests: Mapping[str, str],
+    earlier: Earlier,
+    others: Sequence[tuple[Path, Config]],
+) -> Earlier | None:
+    """Return `earlier` with the rounds of an equal finished run, or None. On rank 0."""
+    if earlier.stored or earlier.copy_of or not (found := equal_runs.find(simulation, digests, others)):
+        return None
+    source, tables, weights = found
+    return replace(
+        earlier, rounds=simulation.config.rounds, weights=weights, tables=tables, copy_of=str(source)
+    )
+
+
 def _open(
     path: Path,
     simulation: Simulation,
@@ -441,6 +492,7 @@ def _open(
         "resolved": to_yaml(config),
         "class_names": names,
         "origin": earlier.origin,
+        **({"copy_of": earlier.copy_of} if earlier.copy_of else {}),
         "inputs": yaml.safe_dump(dict(digests)),
     }
     about = environment.describe(
@@ -466,6 +518,6 @@ def _open(
         simulation.client_states.copy_from(states, earlier.source_run, earlier.state["trained"])
         simulation.client_states.flush()
     if earlier.rounds and earlier.weights is not None:
-        keep = config.checkpoint.keep
+        keep = _keep(simulation)
         checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)
     return Writer(path, texts, about, partition, shapes, len(simulation.weights), earlier.tables)

@@ -57,7 +57,10 @@ def run(
     count, status, held = groups(comm.size, configs), 0, held or {}
     if count == 1:
         for path, config in zip(paths, configs):
-            status = runner.run(comm, path, config, given, view, signals, fork, held=held.get(path))
+            others = [one for one in zip(paths, configs) if one[0] != path]
+            status = runner.run(
+                comm, path, config, given, view, signals, fork, held=held.get(path), others=others
+            )
             if status:
                 break
         return status
@@ -76,7 +79,8 @@ def run(
         path, config = paths[turn], configs[turn]
         dataset, _ = shared[datasets.cache_key(config.data)]
         with failing.annotate_errors(f"run {path.stem}"), _ending_job(comm, group, path.stem):
-            status = runner.run(group, path, config, given, view, signals, fork, dataset)
+            others = [one for one in zip(paths, configs) if one[0] != path]
+            status = runner.run(group, path, config, given, view, signals, fork, dataset, others=others)
         if status:
             break
     turns.close(signals.exit_status)

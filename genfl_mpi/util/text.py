@@ -1,7 +1,13 @@
 """Text for messages."""
 
+from __future__ import annotations
+
 import difflib
-from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 WIDTH = 80  # columns of a terminal, the maximum width of tables
 
@@ -9,6 +15,17 @@ WIDTH = 80  # columns of a terminal, the maximum width of tables
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, for example "1 rank" or "4 ranks"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def enumerated(noun: str, numbers: Sequence[int]) -> str:
+    """Return ascending numbers with their noun: "round 3", "rounds 2, 4, ..., 24" if at equal distances."""
+    if len(numbers) == 1:
+        return f"{noun} {numbers[0]}"
+    steps = {after - before for before, after in pairwise(numbers)}
+    shown = [*map(str, numbers)]
+    if len(numbers) > 3 and len(steps) == 1:
+        shown = [*shown[:2], "...", shown[-1]]
+    return f"{noun}s {', '.join(shown)}"
 
 
 def first_line(error: BaseException) -> str:
