@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from genfl_mpi.results.reader import open_results, read_columns, read_config, re
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
+METHOD_ORDER = {title: number for number, title in enumerate(METHOD_TITLES.values())}  # in tables and figures
 # Settings that do not distinguish groups, or do so by themselves.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # If these vary and several methods are compared, a figure has one panel per value.
@@ -61,10 +62,11 @@ class Group:
 
 
 def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[list[Group], dict[str, Any]]:
-    """Return the `Group`s of results files, in their order, and the settings common to all, as a flat dict.
+    """Return the `Group`s of results files, and the settings common to all, as a flat dict.
 
-    tables: beside /rounds; the runs have their columns as "table/column". Raises UserError, also for a run
-    without a finished round.
+    The groups are in the order of their panels, and in each panel in that of METHOD_TITLES. tables: beside
+    /rounds; the runs have their columns as "table/column". Raises UserError, also for a run without a
+    finished round.
     """
     runs, configs = [], []
     for path in paths:
@@ -84,7 +86,13 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
         )
         group.runs.append(columns)
-    return list(found.values()), common
+    return sorted(found.values(), key=_position_of(found.values())), common
+
+
+def _position_of(found: Iterable[Group]) -> Callable[[Group], tuple[int, int]]:
+    """Return a sorting key: panels as they come, and in each the methods in the order of METHOD_TITLES."""
+    panels = list(dict.fromkeys(group.panel for group in found))
+    return lambda group: (panels.index(group.panel), METHOD_ORDER[group.method])
 
 
 def distinguish(
@@ -156,14 +164,14 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
     # Names that are too long for the table stand on separate lines above its rows.
     apart = width > WIDTH - len(HEAD.format("method", first, "", 0))
     width = 0 if apart else width
+    spreads = _spreads([group.outcome()[0] for group in found])
     yield HEAD.format("method", first, "", width)
-    for group, name, above in zip(found, names, [None, *names]):
+    for group, name, above, spread in zip(found, names, [None, *names], spreads):
         if apart and name != above:
             yield from textwrap.wrap(name, WIDTH)
         final, best, seconds = group.outcome()
-        spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (
-            f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}"
+            f"{group.method:<{first}} {'' if apart else name:<{width}} {f'{final.mean():.2f}{spread}':>18}"
             f"  {best:8.2f}  {seconds:7.1f}  {len(final):5d}"
         )
     for group, name in zip(found, names):
@@ -174,3 +182,10 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         yield "final: last round, mean ± standard deviation over seeds; best: best round, mean"
     else:
         yield "final: after the last round; best: in the best round"
+
+
+def _spreads(finals: Sequence[np.ndarray]) -> list[str]:
+    """Return " ± deviation" of each array, or as many blanks for a single value, all of one width."""
+    texts = [f"{final.std(ddof=1):.2f}" if len(final) > 1 else "" for final in finals]
+    width = max(map(len, texts))
+    return [f" ± {text:>{width}}" if text else " " * (width and 3 + width) for text in texts]
