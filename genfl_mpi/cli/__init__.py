@@ -20,6 +20,7 @@ COMMANDS = {
     "plot": ("files", "plot accuracy and other figures from results files"),
     "summary": ("files", "show the progress and accuracy of many runs"),
     "report": ("files", "write a report on runs as one HTML file"),
+    "compare": ("files", "compare two groups of runs: settings, and results paired by seed"),
     "claims": ("files", "test the paper's claims on results files"),
     "price": ("files", "compute the seconds, joules and bytes of runs in simulated worlds"),
     "incentive": ("files", "compute payments to clients that generate missing labels"),
