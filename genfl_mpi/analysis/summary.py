@@ -30,7 +30,8 @@ class Group:
     """Runs that differ only in the seed.
 
     panel: data set and alpha, if they vary, as text. settings: what else distinguishes the group from others
-    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name.
+    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name; names:
+    of its file; seeds.
     """
 
     method: str
@@ -38,6 +39,8 @@ class Group:
     settings: str
     classes: list[str]
     runs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
 
     def column(self, column: str) -> np.ndarray:
         """Return a column of the runs with the most rounds, float64 (runs, rounds, ...)."""
@@ -48,6 +51,14 @@ class Group:
     def shorter_runs(self, column: str) -> list[np.ndarray]:
         """Return the column of the other runs, float64 (rounds, ...) each."""
         return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
+
+    def final_of_seed(self) -> dict[int, float]:
+        """Return the final accuracy of each seed, in percent, of the runs with the most rounds."""
+        return {
+            seed: 100 * float(run["accuracy"][-1])
+            for seed, run in zip(self.seeds, self.runs)
+            if len(run["round"]) == self._rounds()
+        }
 
     def outcome(self) -> tuple[np.ndarray, float, float]:
         """Return final accuracies, float64 (runs,), mean best accuracy, both in percent, and mean seconds.
@@ -80,12 +91,14 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
             raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
     names, common = distinguish(configs)
     found: dict[tuple[str, str, str], Group] = {}
-    for values, (columns, classes), (panel, settings) in zip(configs, runs, names):
+    for path, values, (columns, classes), (panel, settings) in zip(paths, configs, runs, names):
         group = found.setdefault(
             (values["method"], panel, settings),
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
         )
         group.runs.append(columns)
+        group.names.append(Path(path).stem)
+        group.seeds.append(values["seed"])
     return sorted(found.values(), key=_position_of(found.values())), common
 
 
@@ -105,12 +118,7 @@ def distinguish(
     """
     flats = [_flat(values) for values in configs]
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
-    keys = dict.fromkeys(
-        "world" if key.startswith("world.") else key for key in loading.varied_settings(configs)
-    )
-    varied = [
-        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
-    ]
+    varied = list_varied(configs)
     panels = PANELS if "method" not in common else {}
     return [
         (
@@ -123,6 +131,17 @@ def distinguish(
         )
         for flat in flats
     ], common
+
+
+def list_varied(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the settings in which runs differ, besides method and seed and what follows from the method."""
+    flats = [_flat(values) for values in configs]
+    keys = dict.fromkeys(
+        "world" if key.startswith("world.") else key for key in loading.varied_settings(configs)
+    )
+    return [
+        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
+    ]
 
 
 def _short(key: str) -> str:
