@@ -84,6 +84,12 @@ def _over_rounds(groups: Sequence[Group], name: str, label: str, unit: float) ->
                 singles.append(_trace(title, np.arange(1, len(values) + 1), values, line | {"width": 1.2}))
         layout = _layout("round", label) | {"hovermode": "x unified", "hoverdistance": -1}
         layout["xaxis"] |= _mark_rounds(max(len(trace["x"]) for trace in singles))
+        layout["xaxis"] |= {
+            "unifiedhovertitle": {"text": "round %{x}"},
+            "spikecolor": "#888888",
+            "spikedash": "solid",
+            "spikethickness": 1,
+        }
         views = {}
         if any(trace.get("fill") for trace in means):
             views = {

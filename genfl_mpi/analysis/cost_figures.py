@@ -104,7 +104,7 @@ def accuracy(
     """
     worlds, kinds = (list(dict.fromkeys(run[place] for run in runs)) for place in (2, 1))
     rows, columns = (len(measures), len(worlds)) if len(worlds) > 1 else (-(-len(measures) // 2), 2)
-    figure = Figure((WIDTH * (1 if columns < 3 else 2), 1.45 * rows), layout="constrained")
+    figure = Figure((WIDTH * (1 if columns < 3 else 2), 1.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     panels = [(measure, world) for measure in measures for world in worlds]
     for axes, (measure, world) in zip(grid.flat, panels):
@@ -131,7 +131,7 @@ def accuracy(
         set_log_ticks(axes.xaxis)
         axes.grid()
     for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel("accuracy (%)")
     handles = {name: handle for axes in grid.flat for handle, name in zip(*axes.get_legend_handles_labels())}
     legend_below(figure, handles.values(), handles)
     return figure

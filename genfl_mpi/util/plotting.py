@@ -3,7 +3,7 @@
 import io
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
@@ -38,7 +39,7 @@ WIDTH = 3.5  # inches: one column of a two-column paper
 MAX_HEIGHT = 8.5  # inches of panels: a page, with room for title and legend
 MIN_PANEL_HEIGHT = 1.0  # inches
 MAX_COLUMN_PANELS = 3  # more panels are drawn across both columns of the page
-LEGEND_LINE = 0.15  # inches
+LEGEND_LINE, TITLE_LINE = 0.15, 0.14  # inches
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -137,36 +138,46 @@ class Curve(NamedTuple):
     style: str = "-"
     marker: str | None = None
 
+    def points(self) -> bytes:
+        """Return what equal curves have in common."""
+        return np.array((self.x, self.y), dtype=np.float64).tobytes()
 
-def draw_curves(axes: Axes, curves: Iterable[Curve]) -> None:
-    """Draw curves; those that lie exactly on an earlier one are dashes over it, and named above the panel.
+
+def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Draw curves. Of those that lie exactly on each other the covered ones are wider; all are named above.
 
     The legend gets each label once.
     """
-    drawn: dict[bytes, list[str]] = {}  # labels by the points of a curve
-    labels = set()
+    labels_at: dict[bytes, list[str]] = {}
     for curve in curves:
-        same = drawn.setdefault(np.array((curve.x, curve.y), dtype=np.float64).tobytes(), [])
-        [line] = axes.plot(
+        labels = labels_at.setdefault(curve.points(), [])
+        if curve.label not in labels:
+            labels.append(curve.label)
+    named = set()
+    for curve in curves:
+        labels = labels_at[curve.points()]
+        covering = len(labels) - 1 - labels.index(curve.label)
+        axes.plot(
             curve.x,
             curve.y,
             curve.style,
             color=curve.colour,
+            linewidth=rcParams["lines.linewidth"] * (1 + 1.5 * covering),
             marker=curve.marker,
             markersize=3,
-            label=None if curve.label in labels else curve.label,
+            label=None if curve.label in named else curve.label,
         )
-        if same and curve.label not in same:
-            line.set_linestyle((0, (2, 2 * len(same))))
-        same.append(curve.label)
-        labels.add(curve.label)
+        named.add(curve.label)
     width = round(MAX_LEGEND_LINE * axes.get_position().width * axes.get_figure().get_figwidth() / WIDTH)
     notes = [
         textwrap.fill(f"same curve: {' and '.join(names)}", max(20, width))
-        for names in map(list, map(dict.fromkeys, drawn.values()))
+        for names in labels_at.values()
         if len(names) > 1
     ]
     if notes:
+        figure = axes.get_figure()
+        lines = sum(note.count("\n") + 1 for note in notes)
+        figure.set_figheight(figure.get_figheight() + TITLE_LINE * lines / axes.get_gridspec().ncols)
         axes.set_title("\n".join(filter(None, (axes.get_title(), *notes))))
 
 
@@ -174,11 +185,13 @@ def set_log_ticks(axis: Axis) -> None:
     """Label a logarithmic axis horizontally with 2 to MAX_LOG_TICKS plain numbers inside its limits."""
     low, high = sorted(axis.get_view_interval())
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), np.arange(1.0, 10.0), np.arange(1.0, 10.0, 0.1)):
+    for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), np.arange(10, 100) / 10, np.arange(100, 1000) / 100):
         ticks = np.outer(decades, digits).ravel()
         ticks = ticks[(low <= ticks) & (ticks <= high)]
         if len(ticks) > 1:
             break
+    else:
+        ticks = np.array([low, high])
     ticks = ticks[:: -(-len(ticks) // MAX_LOG_TICKS)]
     axis.set_ticks(ticks, [_plain_number(tick) for tick in ticks])
     axis.set_minor_formatter(NullFormatter())
@@ -222,7 +235,7 @@ def legend_below(figure: Figure, handles: Iterable[Any], labels: Iterable[str], 
     figure.legend(handles, texts, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
     rows = -(-len(texts) // fit)
     lines = sum(max(text.count("\n") + 1 for text in texts[row::rows]) for row in range(rows))
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (lines + 1))  # and its margins
 
 
 @styled
