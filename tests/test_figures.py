@@ -313,7 +313,7 @@ def world_costs(methods, worlds, seeds=2):
             method,
             "",
             world,
-            reached * (0.9 + 0.01 * seed),
+            reached * (0.9 + 0.01 * seed) + 0.01 * len(method),
             {"seconds": spent, "air": spent * (method != "AIGC-only")},
         )
         for seed in range(seeds)
@@ -344,9 +344,9 @@ def test_cost_panels_keep_their_height(worlds):
     ("low", "high", "labels"),
     [
         (0.02, 30, ["0.1", "1", "10"]),
-        (250, 480, ["300", "400"]),
-        (1e-7, 1e7, ["$10^{-7}$", "$10^{-3}$", "10", "100,000"]),
-        (40.1, 40.9, None),
+        (250, 480, ["250", "310", "370", "430"]),
+        (1e-7, 1e7, ["$10^{-7}$", "0.001", "10", "100,000"]),
+        (40.11, 40.13, ["40.11", "40.13"]),
     ],
 )
 def test_logarithmic_axes_have_plain_horizontal_numbers(low, high, labels):
@@ -354,7 +354,7 @@ def test_logarithmic_axes_have_plain_horizontal_numbers(low, high, labels):
     axes.set(xscale="log", xlim=(low, high))
     plotting.set_log_ticks(axes.xaxis)
     found = [label.get_text() for label in axes.get_xticklabels()]
-    assert found == labels if labels else len(found) == len(set(found)) <= plotting.MAX_LOG_TICKS
+    assert found == labels
 
 
 def test_many_panels_stay_on_a_page(tmp_path):

@@ -55,7 +55,7 @@ def _over_rounds(groups: Sequence[Group], name: str, label: str, unit: float) ->
                 about += f" (same curve as {same})"
             x = np.arange(1, len(mean) + 1)
             several = len(curves) > 1
-            deviation = curves.std(0, ddof=1) if several else None
+            deviation = curves.std(0, ddof=1) if several else np.zeros_like(mean)
             means.append(
                 _trace(about, x, mean, line, legendgroup=about)
                 | (

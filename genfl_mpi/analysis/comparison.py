@@ -107,11 +107,12 @@ def _split_settings(first: list[Run], second: list[Run]) -> tuple[list[tuple[str
     keys = [key for key in loading.varied_settings(nested) if key != "seed"]
     if len({len(run.accuracy) for run in (*first, *second)}) > 1:
         keys.append("rounds")  # no round depends on their number
-    differing, shared = [], []
+    differing: list[tuple[str, Any, Any]] = []
+    shared = []
     for key in keys:
         one, other = ({str(flat[id(run)].get(key)): None for run in group} for group in (first, second))
         if len(one) == len(other) == 1:
-            differing.append((key, *one, *other))
+            differing.append((key, next(iter(one)), next(iter(other))))
         elif set(one) & set(other):
             shared.append(key)
         else:

@@ -115,6 +115,7 @@ def accuracy(
         world_title = f"world {world}" if len(worlds) > 1 and measure == panels[0][0] else ""
         axes.set_title("\n".join(filter(None, (world_title, f"{', '.join(free)}: none" if free else ""))))
         draw_curves(
+            figure,
             axes,
             [
                 Curve(

@@ -56,7 +56,8 @@ def classes(paths: Sequence[Path]) -> Figure:
     lines = 1 + max(title.count("\n") for title in titles)
     names_height = min(2.4, 0.12 * max(len(group.classes) for group in shown))
     figure, all_axes = panels(len(shown), 0.42 + 0.13 * lines + names_height, "round", "class")
-    height = figure.get_figheight() / all_axes[0].get_gridspec().nrows - 0.42 - 0.13 * lines
+    rows = len({axes.get_position().y0 for axes in all_axes})
+    height = figure.get_figheight() / rows - 0.42 - 0.13 * lines
     for group, title, axes in zip(shown, titles, all_axes):
         mean = 100 * group.column("accuracy_per_class").mean(0)
         image = axes.imshow(
@@ -99,7 +100,7 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
                 axes.fill_between(
                     x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
                 )
-        draw_curves(axes, drawn)
+        draw_curves(figure, axes, drawn)
         mark_integers(axes.xaxis)
         axes.grid()
     handles = {name: handle for axes in all_axes for handle, name in zip(*axes.get_legend_handles_labels())}

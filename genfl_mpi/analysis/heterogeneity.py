@@ -76,7 +76,7 @@ def heterogeneity(paths: Sequence[Path]) -> Figure:
                         "." if len(rounds) < 30 else None,
                     )
                 )
-        draw_curves(axes, drawn)
+        draw_curves(figure, axes, drawn)
         if not axes.lines:
             axes.text(
                 0.5,

@@ -143,7 +143,7 @@ class Curve(NamedTuple):
         return np.array((self.x, self.y), dtype=np.float64).tobytes()
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+def draw_curves(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> None:
     """Draw curves. Of those that lie exactly on each other the covered ones are wider; all are named above.
 
     The legend gets each label once.
@@ -168,16 +168,16 @@ def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
             label=None if curve.label in named else curve.label,
         )
         named.add(curve.label)
-    width = round(MAX_LEGEND_LINE * axes.get_position().width * axes.get_figure().get_figwidth() / WIDTH)
+    width = round(MAX_LEGEND_LINE * axes.get_position().width * figure.get_figwidth() / WIDTH)
     notes = [
         textwrap.fill(f"same curve: {' and '.join(names)}", max(20, width))
         for names in labels_at.values()
         if len(names) > 1
     ]
     if notes:
-        figure = axes.get_figure()
-        lines = sum(note.count("\n") + 1 for note in notes)
-        figure.set_figheight(figure.get_figheight() + TITLE_LINE * lines / axes.get_gridspec().ncols)
+        lines, place = sum(note.count("\n") + 1 for note in notes), axes.get_subplotspec()
+        columns = place.get_gridspec().ncols if place else 1
+        figure.set_figheight(figure.get_figheight() + TITLE_LINE * lines / columns)
         axes.set_title("\n".join(filter(None, (axes.get_title(), *notes))))
 
 
