@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from genfl_mpi.analysis import claims
+from genfl_mpi.analysis import claims, ledger
 from genfl_mpi.analysis import run_groups as of_results
 from genfl_mpi.analysis.claims import Row
 from genfl_mpi.analysis.run_groups import Run, Runs, Setting
@@ -56,7 +56,7 @@ def runs(monkeypatch):
     """`Runs` of made ones."""
 
     def collect(*several):
-        monkeypatch.setattr(of_results, "_read", lambda path: path)
+        monkeypatch.setattr(of_results, "read_run", lambda path: path)
         monkeypatch.setattr(
             Run,
             "resolved",
@@ -103,8 +103,8 @@ def test_an_interval_is_as_wide_as_few_values_ask():
     [
         ([1, 2, 3, 2, 1, 2], 20, ("supported", "")),
         ([-1, -2, -3, -2, -1, -2], 20, ("refuted", "")),
-        ([1, 2, 3, 2, 1], 20, ("undecided", "6 seeds")),
-        ([1, 2, 3, 2, 1, 2], 19, ("undecided", "20 rounds")),
+        ([1, 2, 3, 2, 1], 20, ("undecided", "")),
+        ([1, 2, 3, 2, 1, 2], 19, ("undecided", "")),
         ([1, -2, 3, -2, 1, 1], 20, ("undecided", "about 137 seeds")),
         ([2], 0, ("supported", "")),
         ([-2], 0, ("refuted", "")),
@@ -112,6 +112,26 @@ def test_an_interval_is_as_wide_as_few_values_ask():
 )
 def test_an_interval_supports_refutes_or_leaves_undecided(values, rounds, verdict):
     assert Row("", "", np.array(values, dtype=float), rounds).verdict == verdict
+
+
+def test_shortage_names_missing_rounds_and_seeds_once():
+    def row(seeds, rounds):
+        return Row("", "", np.arange(seeds, dtype=float), rounds)
+
+    assert claims.shortage([row(6, 20), row(1, 0)]) == ""
+    assert claims.shortage([row(2, 4), row(3, 4), row(1, 0)]) == (
+        "A verdict needs 20 rounds and 6 seeds; these runs have 4 rounds and 2 to 3 seeds."
+    )
+    assert claims.shortage([row(5, 20), row(6, 20)]) == (
+        "A verdict needs 6 seeds; some of these runs have 5 seeds."
+    )
+
+
+def test_a_claim_that_costs_alone_decide_says_so():
+    computed, measured = Row("", "", np.array([-2.0]), 0), Row("", "", np.full(6, -2.0), 20)
+    assert ledger.name_verdict([computed, computed], "refuted") == "refuted by costs"
+    assert ledger.name_verdict([computed, measured], "refuted") == "refuted"
+    assert ledger.name_verdict([], "skipped") == "skipped"
 
 
 def test_a_claim_holds_where_it_holds_everywhere():
@@ -195,7 +215,7 @@ def test_only_pairs_are_compared(runs):
     """Seeds that one of the methods lacks do not count."""
     some = runs(*(made("fedavg", seed) for seed in (1, 2, 3)), *(made("aigc", seed) for seed in (2, 3, 4)))
     [row] = claims.compare_methods(some, "fedavg", "aigc", claims.final, claims.AT_THE_END)
-    assert len(row.values) == 2 and row.verdict == ("undecided", "6 seeds")
+    assert len(row.values) == 2 and row.verdict == ("undecided", "")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +246,9 @@ def test_claims_prints_80_columns_and_writes_markdown(tiny, tmp_path, capsys):
     capsys.readouterr()
     assert main(["claims", str(tmp_path / "results"), "-o", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "needs 20 rounds" in said and "mnist5k α 0.1 to 1" in said and "8 runs: 4 of mnist5k α 0.1" in said
+    assert "refuted by costs" in said and "\nA verdict needs 20 rounds and 6 seeds" in f"\n{said}"
+    assert said.count("20 rounds") == 2, "at the top and in the note, not in every row"
+    assert "mnist5k α 0.1 to 1" in said and "8 runs: 4 of mnist5k α 0.1" in said
     assert (longest := max(said.splitlines()[:-1], key=len)) and len(longest) <= 80, longest
     text = out.read_text()
     assert (

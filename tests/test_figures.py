@@ -7,7 +7,7 @@ import pytest
 from conftest import FAST, small_sweep, with_new_checksums
 from matplotlib.colors import to_hex
 
-from genfl_mpi.analysis import cost_figures, curves, figures
+from genfl_mpi.analysis import cost_figures, curves, figures, summary
 from genfl_mpi.analysis.timeline import spans, timeline
 from genfl_mpi.cli import main
 from genfl_mpi.config.sections import Data
@@ -281,3 +281,117 @@ def test_wrong_wishes_are_one_line(folder, arguments, message, capsys):
 def test_a_run_without_images_has_no_sheet_of_them(paths, capsys):
     assert main(["plot", str(paths[0]), "--figure", "images"]) == 2
     assert "no generated images" in capsys.readouterr().err
+
+
+@pytest.fixture
+def equal_runs(paths, tmp_path):
+    """FedAvg, and GenFL with FedAvg's accuracy."""
+    copies = []
+    for path in paths:
+        copies.append(tmp_path / path.name)
+        copies[-1].write_bytes(path.read_bytes())
+        with h5py.File(copies[-1], "r+") as file:
+            file["rounds/accuracy"][:] = h5py.File(path.with_stem(f"fedavg_{path.stem[-5:]}"))[
+                "rounds/accuracy"
+            ][:]
+            with_new_checksums(file)
+    return copies
+
+
+def test_equal_curves_are_both_visible_and_named(equal_runs, paths):
+    [axes] = curves.accuracy(equal_runs).axes
+    assert "same curve: FedAvg and GenFL" in axes.get_title()
+    covered, covering = (line.get_linewidth() for line in axes.lines)
+    assert covered > covering == plotting.STYLE["lines.linewidth"]
+    assert "same curve" not in curves.accuracy(paths).axes[0].get_title()
+
+
+def world_costs(methods, worlds, seeds=2):
+    """Draw made runs whose costs rise from 3 to 300, but AIGC-only's air traffic, which is 0."""
+    reached, spent = np.linspace(0.1, 0.9, 10), np.geomspace(3, 300, 10)
+    runs = [
+        (
+            method,
+            "",
+            world,
+            reached * (0.9 + 0.01 * seed) + 0.01 * len(method),
+            {"seconds": spent, "air": spent * (method != "AIGC-only")},
+        )
+        for seed in range(seeds)
+        for method in methods
+        for world in worlds
+    ]
+    return cost_figures.accuracy(runs, {"seconds": "s", "air": "MB"})
+
+
+@pytest.mark.parametrize("worlds", [["city"], ["city", "campus"], ["city", "campus", "rural"]])
+def test_cost_panels_keep_their_height(worlds):
+    figure = world_costs(["FedAvg", "GenFL", "AIGC-only"], worlds)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        assert box.height / figure.dpi > 0.7 and box.width / figure.dpi > 1, "inches"
+        assert not axes.texts, "nothing covers the curves"
+        assert {label.get_rotation() for label in axes.get_xticklabels(which="both")} == {0}
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert 2 <= len(labels) <= plotting.MAX_LOG_TICKS and {"10", "100"} <= set(labels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg", "GenFL", "AIGC-only"]
+    titles = [axes.get_title() for axes in figure.axes]
+    assert sum("AIGC-only: none" in title for title in titles) == len(worlds)
+    assert len(worlds) == 1 or titles[: len(worlds)] == [f"world {world}" for world in worlds]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.02, 30, ["0.1", "1", "10"]),
+        (250, 480, ["250", "310", "370", "430"]),
+        (1e-7, 1e7, ["$10^{-7}$", "0.001", "10", "100,000"]),
+        (40.11, 40.13, ["40.11", "40.13"]),
+    ],
+)
+def test_logarithmic_axes_have_plain_horizontal_numbers(low, high, labels):
+    figure, [[axes]] = plotting.column(1, 2)
+    axes.set(xscale="log", xlim=(low, high))
+    plotting.set_log_ticks(axes.xaxis)
+    found = [label.get_text() for label in axes.get_xticklabels()]
+    assert found == labels
+
+
+def test_many_panels_stay_on_a_page(tmp_path):
+    assert main([*FAST, "rounds=1", "sweep.training.lr=[0.01,0.02,0.03,0.05,0.1]", f"output={tmp_path}"]) == 0
+    figure = curves.classes(sorted(tmp_path.glob("*.h5")))
+    assert figure.get_figheight() <= plotting.MAX_HEIGHT
+    maps = [axes for axes in figure.axes if axes.images]
+    assert len(maps) == 5
+    for axes in maps:
+        assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1], "whole rounds"
+
+
+def test_methods_have_one_order_everywhere(tiny, tmp_path, capsys):
+    run = [one for one in tiny if not one.startswith("method")]
+    assert main([*run, "rounds=1", "sweep.method=[aigc,genfl,fedavg]"]) == 0
+    paths = sorted((tmp_path / "results").glob("*.h5"))
+    expected = ["FedAvg", "GenFL", "AIGC-only"]
+    assert [group.method for group in summary.groups(paths)[0]] == expected
+    assert [line.split()[0] for line in summary.table(paths)][1:4] == expected
+    assert curves.accuracy(paths).axes[0].get_legend_handles_labels()[1] == expected
+
+
+def test_columns_align_with_and_without_a_deviation(monkeypatch):
+    def group(method, finals):
+        runs = [
+            {"round": [1], "accuracy": [final], "round_seconds": [1.0], "clients_aggregated": [1]}
+            for final in finals
+        ]
+        runs = [{name: np.array(values) for name, values in run.items()} for run in runs]
+        return summary.Group(method, "", "", [], runs)
+
+    groups = [group("FedAvg", [0.1, 0.9]), group("GenFL", [0.5, 0.51]), group("AIGC-only", [0.255])]
+    monkeypatch.setattr(summary, "groups", lambda paths: (groups, {}))
+    head, *rows, _ = summary.table([])
+    assert len({len(line) for line in (head, *rows)}) == 1
+    assert len({row.index(".") for row in rows}) == 1 and len({row.index("±") for row in rows[:2]}) == 1
+    monkeypatch.setattr(summary, "groups", lambda paths: (groups[2:], {}))
+    head, row, _ = summary.table([])
+    assert row.index("25.50") + 5 == head.index("(%)") + 3, "right-aligned under its heading"

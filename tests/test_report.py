@@ -1,6 +1,8 @@
 """The report: one HTML file that needs nothing beside it."""
 
 import base64
+import gzip
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import small_sweep
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from genfl_mpi.cli import main
 from genfl_mpi.results import reader
@@ -63,13 +66,49 @@ def test_it_is_well_formed_and_needs_no_network(report):
     )
     for link in links:
         ElementTree.fromstring(base64.b64decode(link.partition(",")[2]))
-    outside = re.sub(r"data:image[^\"]*", "", report.read_text())
-    assert (
-        "http" not in outside
-        and "url(" not in outside
-        and "<script" not in outside
-        and "@import" not in outside
+    outside = re.sub(r"data:image[^\"]*|(?<=id=\"plotly\">)[^<]*", "", report.read_text())
+    assert "http" not in outside and "url(" not in outside and "@import" not in outside
+    assert outside.count("<script") == outside.count("<script>") + outside.count('<script type="application/')
+
+
+def test_charts_have_the_values_of_the_files(folder, report):
+    text = report.read_text()
+    library = re.search(r'id="plotly">([^<]*)<', text)[1]
+    assert gzip.decompress(base64.b64decode(library)).decode() == get_plotlyjs()
+    described = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    accuracy, loss, classes, costs = map(json.loads, described)
+    [chart] = accuracy
+    curves = {path.stem: 100 * h5py.File(path)["rounds/accuracy"][:] for path in sorted(folder.glob("*.h5"))}
+    drawn = {trace["name"]: trace for trace in chart["data"] if "name" in trace}
+    for run, values in curves.items():
+        assert drawn[run]["y"] == pytest.approx(values) and drawn[run]["visible"] is False
+    both = np.array([curves["genfl_seed1"], curves["genfl_seed2"]])
+    assert drawn["GenFL"]["y"] == pytest.approx(both.mean(0))
+    assert drawn["GenFL"]["customdata"] == pytest.approx(both.std(0, ddof=1))
+    for visible in chart["views"].values():
+        assert len(visible) == len(chart["data"])
+    assert [one["title"] for one in classes] == ["FedAvg", "GenFL"] and len(costs) == 2
+    assert loss[0]["layout"]["yaxis"]["title"]["text"] == "test loss (nat)"
+
+
+def test_a_sweep_leads_with_its_comparison(folder, report):
+    said = " ".join(" ".join(Page(report.read_text()).text).split())
+    finals = {path.stem: 100 * h5py.File(path)["rounds/accuracy"][-1] for path in folder.glob("*.h5")}
+    gain = np.mean([finals[f"genfl_seed{seed}"] - finals[f"fedavg_seed{seed}"] for seed in (1, 2)])
+    start, comparison = said.index("Test accuracy by method"), said.index(f"{gain:+.2f} [")
+    assert start < comparison < said.index("Test accuracy over rounds")
+    assert "Fewer than 6 pairs of seeds decide nothing." in said
+
+
+def test_cells_have_a_label_for_narrow_screens(report):
+    tables = re.findall(
+        r"<thead><tr>(.*?)</tr></thead>\n<tbody>\n(.*?)</tbody>", report.read_text(), re.DOTALL
     )
+    for head, body in tables:
+        if "claim" not in head:
+            columns = re.findall(r"<th[^>]*>([^<]*)</th>", head)[1:]
+            labels = set(re.findall(r'data-label="([^"]*)"', body))
+            assert {name for name in columns if name} - labels <= {"method"}, head
 
 
 def test_it_says_what_the_files_say(folder, report):
@@ -102,6 +141,7 @@ def test_of_one_run_without_images(folder, tmp_path):
     assert main(["report", str(folder / "fedavg_seed1.h5"), "-o", str(tmp_path / "one.html")]) == 0
     page = Page((tmp_path / "one.html").read_text())
     assert "claims" not in page.ids and "images" not in page.ids and "timeline" in page.ids
+    assert "accuracy by" not in " ".join(page.text), "there is nothing to compare"
     said = " ".join(" ".join(page.text).split())
     assert "over seeds" not in said and "deviation" not in said and "±" not in said, "of one seed"
 

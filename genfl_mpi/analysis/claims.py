@@ -6,7 +6,7 @@ Verdicts use paired seeds: the methods of a pair had the same partition, cohorts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from genfl_mpi.generation import image_flops
 from genfl_mpi.learning import flops, models
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     from genfl_mpi.analysis.run_groups import Run, Runs, Setting
@@ -54,15 +55,23 @@ class Row:
     def interval(self) -> tuple[float, float]:
         return interval(self.values)
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether the value follows from models and messages alone, not from results of the runs."""
+        return not self.rounds
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the runs have too few rounds or seeds for any verdict."""
+        return not self.is_computed and (self.rounds < MIN_ROUNDS or len(self.values) < MIN_SEEDS)
+
     @cached_property
     def verdict(self) -> tuple[str, str]:
-        """The verdict, and what an undecided one would need."""
-        if not self.rounds:
+        """The verdict, and how many seeds would decide an undecided one, unless it `is_short`."""
+        if self.is_computed:
             return ("supported" if self.values[0] > self.threshold else "refuted"), ""
-        if self.rounds < MIN_ROUNDS:
-            return "undecided", f"{MIN_ROUNDS} rounds"
-        if len(self.values) < MIN_SEEDS:
-            return "undecided", f"{MIN_SEEDS} seeds"
+        if self.is_short:
+            return "undecided", ""
         low, high = self.interval
         if low > self.threshold:
             return "supported", ""
@@ -102,6 +111,30 @@ def verdict(claim: Claim, rows: list[Row]) -> str:
         if words == {"supported"} and not claim.lacks(rows)
         else "undecided"
     )
+
+
+def shortage(rows: Iterable[Row]) -> str:
+    """Return a sentence about the rounds and seeds that undecided rows lack, or an empty one."""
+    measured = [row for row in rows if not row.is_computed]
+    short = [row for row in measured if row.is_short]
+    parts = [
+        (
+            counted(limit, noun),
+            counted(min(found), noun)
+            if len(set(found)) == 1
+            else f"{min(found)} to {counted(max(found), noun)}",
+        )
+        for limit, noun, found in (
+            (MIN_ROUNDS, "round", [row.rounds for row in short]),
+            (MIN_SEEDS, "seed", [len(row.values) for row in short]),
+        )
+        if min(found, default=limit) < limit
+    ]
+    if not parts:
+        return ""
+    needed, present = (" and ".join(texts) for texts in zip(*parts))
+    who = "these runs" if len(short) == len(measured) else "some of these runs"
+    return f"A verdict needs {needed}; {who} have {present}."
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -454,10 +487,10 @@ def note(runs: Runs) -> str:
         "like Student's t). A row is supported if the interval lies above its threshold, refuted if it "
         f"lies below, and undecided otherwise, or with fewer than {MIN_SEEDS} seeds or {MIN_ROUNDS} "
         "rounds. A claim is supported if all its rows are, refuted if one is, and skipped if these runs "
-        "give it no row. Accuracies are in percentage points. Where the paper says final accuracy, the "
+        "give it no row; by costs: computed from models and messages, not from results of the runs. "
+        "Accuracies are in percentage points. Where the paper says final accuracy, the "
         f"mean of the last {LAST_ROUNDS} rounds is tested; early: mean of the first "
         f"{100 * EARLY_SHARE:.0f} %; curves are smoothed over {LAST_ROUNDS} rounds. A speed-up is in "
         f"rounds to 0.9 times FedAvg's accuracy of the last {LAST_ROUNDS}; a run that never reaches it "
-        "counts one round more than it has. Rows without seeds are computed from models and messages, and "
-        "are deterministic."
+        "counts one round more than it has."
     )

@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from genfl_mpi.analysis.summary import Group, groups
-from genfl_mpi.util.plotting import COLOURS, HATCHES, LINE_STYLES, WIDTH, column, legend_below, styled, tinted
+from genfl_mpi.util.plotting import (
+    COLOURS,
+    HATCHES,
+    LINE_STYLES,
+    WIDTH,
+    Curve,
+    column,
+    draw_curves,
+    legend_below,
+    set_log_ticks,
+    styled,
+    tinted,
+)
 
 if TYPE_CHECKING:
     from genfl_mpi.edge.incentive import Equilibrium
@@ -78,8 +90,8 @@ def measured(paths: Sequence[Path]) -> Figure:
         axes.set_axisbelow(True)
     below.xaxis.set_major_formatter(EngFormatter("B"))
     below.locator_params(axis="x", nbins=5)
-    lines = legend_below(figure, *above.get_legend_handles_labels())
-    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)) + 0.15 * lines)
+    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)))
+    legend_below(figure, *above.get_legend_handles_labels())
     return figure
 
 
@@ -95,45 +107,44 @@ def _column(group: Group, name: str) -> np.ndarray:
 def accuracy(
     runs: Sequence[tuple[str, str, str, np.ndarray, dict[str, np.ndarray]]], measures: dict[str, str]
 ) -> Figure:
-    """Draw test accuracy against cumulative costs, one panel per measure.
+    """Draw test accuracy against cumulative costs: a panel per measure, and a column per world.
 
     runs: tuples (method, settings, world, accuracy (rounds,), {measure: cumulative cost (rounds,)}).
     measures: units by name.
     """
-    worlds, kinds = (
-        list(dict.fromkeys(kind)) for kind in ([run[2] for run in runs], [run[1:3] for run in runs])
-    )
-    figure, grid = column(-(-len(measures) // 2), 1.7, 2, sharey=True)
-    named = set()
-    for axes, (measure, unit) in zip(grid.flat, measures.items()):
+    worlds, kinds = (list(dict.fromkeys(run[place] for run in runs)) for place in (2, 1))
+    rows, columns = (len(measures), len(worlds)) if len(worlds) > 1 else (-(-len(measures) // 2), 2)
+    figure = Figure((WIDTH * (1 if columns < 3 else 2), 1.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    panels = [(measure, world) for measure in measures for world in worlds]
+    for axes, (measure, world) in zip(grid.flat, panels):
+        in_world = [run for run in runs if run[2] == world]
+        paid = [run for run in in_world if run[4][measure].any()]
         # A cost of zero has no place on a logarithmic axis.
-        free = dict.fromkeys(method for method, *_, spent in runs if not spent[measure].any())
-        axes.text(
-            0.98,
-            0.03,
-            "".join(f"{method}: none\n" for method in free).strip(),
-            size="x-small",
-            ha="right",
-            transform=axes.transAxes,
+        free = dict.fromkeys(run[0] for run in in_world if not run[4][measure].any())
+        world_title = f"world {world}" if len(worlds) > 1 and measure == panels[0][0] else ""
+        axes.set_title("\n".join(filter(None, (world_title, f"{', '.join(free)}: none" if free else ""))))
+        draw_curves(
+            figure,
+            axes,
+            [
+                Curve(
+                    ", ".join(filter(None, (method, settings))),
+                    spent[measure],
+                    100 * reached,
+                    tinted(COLOURS[method], kinds.index(settings)),
+                    LINE_STYLES[kinds.index(settings) % len(LINE_STYLES)],
+                )
+                for method, settings, _, reached, spent in paid
+            ],
         )
-        for method, settings, world, reached, spent in runs:
-            label = ", ".join([method] + [settings] * bool(settings) + [f"world {world}"] * (len(worlds) > 1))
-            kind = kinds.index((settings, world))
-            axes.plot(
-                spent[measure],
-                100 * reached,
-                LINE_STYLES[kind % len(LINE_STYLES)],
-                color=tinted(COLOURS[method], kind),
-                label=None if (measure, label) in named else label,
-            )
-            named.add((measure, label))
-        axes.set(xlabel=_axis_label(measure, unit), xscale="log")
-        # An axis of less than a decade has no major labels.
-        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1, 0.4)))
-        axes.tick_params(axis="x", which="minor", labelsize="x-small", rotation=30)
+        axes.set(xlabel=_axis_label(measure, measures[measure]), xscale="log")
+        set_log_ticks(axes.xaxis)
         axes.grid()
-    figure.supylabel("test accuracy (%)", fontsize=8)
-    legend_below(figure, *grid[0, 0].get_legend_handles_labels())
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    handles = {name: handle for axes in grid.flat for handle, name in zip(*axes.get_legend_handles_labels())}
+    legend_below(figure, handles.values(), handles)
     return figure
 
 

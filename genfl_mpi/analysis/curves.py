@@ -9,13 +9,25 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.analysis.summary import groups
-from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, column, label_classes, legend_below, styled, tinted
+from genfl_mpi.util.plotting import (
+    COLOURS,
+    LINE_STYLES,
+    MAX_CLASSES,
+    Curve,
+    draw_curves,
+    label_classes,
+    legend_below,
+    mark_integers,
+    panels,
+    styled,
+    tinted,
+)
 
 # A legend with more entries, or longer ones (characters), goes below the axes, where it covers no curves.
 MAX_INSIDE_ENTRIES, MAX_INSIDE_LENGTH = 5, 22
+MAX_CLASS_PANELS = 24
 
 
 def accuracy(paths: Sequence[Path]) -> Figure:
@@ -34,20 +46,19 @@ def loss(paths: Sequence[Path]) -> Figure:
 
 @styled
 def classes(paths: Sequence[Path]) -> Figure:
-    """Draw test accuracy of each class, mean over seeds: one panel per method. Raises UserError."""
+    """Draw test accuracy of each class, mean over seeds: one panel per group of runs. Raises UserError."""
     found, _ = groups(paths)
+    shown = found[:MAX_CLASS_PANELS]
     titles = [
         textwrap.fill(", ".join(filter(None, (group.method, group.panel, group.settings))), 36)
-        for group in found
+        for group in shown
     ]
     lines = 1 + max(title.count("\n") for title in titles)
-    figure, all_axes = column(
-        len(found),
-        0.42 + 0.13 * lines + min(2.4, 0.12 * max(len(group.classes) for group in found)),
-        sharex=True,
-    )
-    for group, title, [axes] in zip(found, titles, all_axes):
-        names = group.classes
+    names_height = min(2.4, 0.12 * max(len(group.classes) for group in shown))
+    figure, all_axes = panels(len(shown), 0.42 + 0.13 * lines + names_height, "round", "class")
+    rows = len({axes.get_position().y0 for axes in all_axes})
+    height = figure.get_figheight() / rows - 0.42 - 0.13 * lines
+    for group, title, axes in zip(shown, titles, all_axes):
         mean = 100 * group.column("accuracy_per_class").mean(0)
         image = axes.imshow(
             mean.T,
@@ -56,34 +67,32 @@ def classes(paths: Sequence[Path]) -> Figure:
             cmap="cividis",
             vmin=0,
             vmax=100,
-            extent=(0.5, len(mean) + 0.5, len(names) - 0.5, -0.5),
+            extent=(0.5, len(mean) + 0.5, len(group.classes) - 0.5, -0.5),
         )
-        axes.set(title=title, ylabel="class")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        label_classes(axes, names)
-    axes.set(xlabel="round")
-    figure.colorbar(image, ax=all_axes, label="test accuracy (%)")
+        axes.set_title(title)
+        mark_integers(axes.xaxis)
+        label_classes(axes, group.classes, max(2, min(MAX_CLASSES, int(height / 0.1))))
+    figure.colorbar(image, ax=all_axes, label="test accuracy (%)", aspect=30)
+    if len(found) > len(shown):
+        figure.suptitle(f"the first {len(shown)} of {len(found)} groups of runs")
     return figure
 
 
 @styled
 def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> Figure:
     found, common = groups(paths)
-    panels = list(dict.fromkeys(group.panel for group in found))
+    titles = list(dict.fromkeys(group.panel for group in found))
     settings = list(dict.fromkeys(group.settings for group in found))
-    figure, all_axes = column(len(panels), 2.4, sharex=True)
-    for panel, [axes] in zip(panels, all_axes):
-        for group in (group for group in found if group.panel == panel):
-            curves = unit * group.column(name)
-            kind, mean, x = settings.index(group.settings), curves.mean(0), np.arange(1, curves.shape[1] + 1)
+    figure, all_axes = panels(len(titles), 2.4, "round", label)
+    for title, axes in zip(titles, all_axes):
+        axes.set_title(title or _title(common))
+        drawn = []
+        for group in (group for group in found if group.panel == title):
+            curves, kind = unit * group.column(name), settings.index(group.settings)
+            mean, x = curves.mean(0), np.arange(1, curves.shape[1] + 1)
             colour, style = tinted(COLOURS[group.method], kind), LINE_STYLES[kind % len(LINE_STYLES)]
-            axes.plot(
-                x,
-                mean,
-                style,
-                color=colour,
-                label=f"{group.method}, {group.settings}" if group.settings else group.method,
-            )
+            about = f"{group.method}, {group.settings}" if group.settings else group.method
+            drawn.append(Curve(about, x, mean, colour, style))
             for curve in group.shorter_runs(name):
                 axes.plot(np.arange(1, len(curve) + 1), unit * curve, style, color=colour, linewidth=0.5)
             if len(curves) > 1:
@@ -91,16 +100,15 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
                 axes.fill_between(
                     x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
                 )
-        axes.set(ylabel=label, title=panel or _title(common))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        draw_curves(figure, axes, drawn)
+        mark_integers(axes.xaxis)
         axes.grid()
-    axes.set(xlabel="round")
-    handles = {name: handle for [axes] in all_axes for handle, name in zip(*axes.get_legend_handles_labels())}
+    handles = {name: handle for axes in all_axes for handle, name in zip(*axes.get_legend_handles_labels())}
     if len(handles) > MAX_INSIDE_ENTRIES or max(map(len, handles)) > MAX_INSIDE_LENGTH:
-        figure.set_figheight(figure.get_figheight() + 0.15 * legend_below(figure, handles.values(), handles))
+        legend_below(figure, handles.values(), handles)
     else:
-        all_axes[0, 0].legend(handles.values(), handles, frameon=False)
-    if panels != [""]:
+        all_axes[0].legend(handles.values(), handles, frameon=False)
+    if titles != [""]:
         figure.suptitle(_title(common))
     return figure
 

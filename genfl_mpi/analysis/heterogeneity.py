@@ -7,11 +7,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.analysis.summary import groups
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, column, legend_below, styled, tinted
+from genfl_mpi.util.plotting import (
+    COLOURS,
+    LINE_STYLES,
+    Curve,
+    column,
+    draw_curves,
+    legend_below,
+    mark_integers,
+    styled,
+    tinted,
+)
 
 
 def _mean_over_clients(run: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +58,7 @@ def heterogeneity(paths: Sequence[Path]) -> Figure:
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
     figure, grid = column(len(PANELS), 1.35, sharex=True)
     for [axes], (label, read) in zip(grid, PANELS.items()):
+        drawn = []
         for group in found:
             runs = [read(run) for run in group.runs if len(run["probes/round"])]
             if runs := [(rounds, values) for rounds, values in runs if np.isfinite(values).any()]:
@@ -56,16 +66,17 @@ def heterogeneity(paths: Sequence[Path]) -> Figure:
                 rounds = max((rounds for rounds, _ in runs), key=len)
                 mean = np.mean([values for others, values in runs if np.array_equal(others, rounds)], axis=0)
                 kind = kinds.index((group.panel, group.settings))
-                marker = "." if len(rounds) < 30 else None
-                axes.plot(
-                    rounds,
-                    mean,
-                    LINE_STYLES[kind % len(LINE_STYLES)],
-                    color=tinted(COLOURS[group.method], kind),
-                    marker=marker,
-                    markersize=3,
-                    label=", ".join(filter(None, (group.method, group.panel, group.settings))),
+                drawn.append(
+                    Curve(
+                        ", ".join(filter(None, (group.method, group.panel, group.settings))),
+                        rounds,
+                        mean,
+                        tinted(COLOURS[group.method], kind),
+                        LINE_STYLES[kind % len(LINE_STYLES)],
+                        "." if len(rounds) < 30 else None,
+                    )
                 )
+        draw_curves(figure, axes, drawn)
         if not axes.lines:
             axes.text(
                 0.5,
@@ -80,10 +91,8 @@ def heterogeneity(paths: Sequence[Path]) -> Figure:
         axes.set(ylabel=label, ylim=(0, 1.05 * top if top > 0 else 1))
         axes.grid()
     axes.set(xlabel="round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    mark_integers(axes.xaxis)
     figure.align_ylabels()
     handles = {name: handle for [axes] in grid for handle, name in zip(*axes.get_legend_handles_labels())}
-    figure.set_figheight(
-        figure.get_figheight() + 0.15 * (legend_below(figure, handles.values(), handles) - 1)
-    )
+    legend_below(figure, handles.values(), handles)
     return figure

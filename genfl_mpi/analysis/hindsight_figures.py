@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.plotting import LINE_STYLES, WIDTH, styled
+from genfl_mpi.util.plotting import LINE_STYLES, WIDTH, mark_integers, styled
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def draw(hindsight: Hindsight) -> Figure:
     middle.set(xlabel="round", ylabel="κ2", title="chosen κ2", ylim=(-0.03, 1.03))
     right.set(xlabel="round", ylabel="nat", title="cumulative regret")
     for axes in (middle, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        mark_integers(axes.xaxis)
     for axes in (left, middle, right):
         axes.grid()
     handles, names = (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genfl_mpi.analysis.claims import shortage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH
 
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
 
     Judged = list[tuple[Claim, list[Row], str]]
 
+VERDICT = len("supported by costs")  # columns of a terminal
+
 
 def text(judged: Judged, note: str) -> Iterator[str]:
     """Yield lines of at most WIDTH columns. judged: from `claims.ledger`. note: closing paragraph."""
-    for claim, rows, verdict in judged:
+    if short := shortage(row for _, rows, _ in judged for row in rows):
+        yield from textwrap.wrap(short, WIDTH)
+        yield ""
+    for claim, rows, word in judged:
         first, *rest = textwrap.wrap(
-            f"{claim.name:<4}{claim.statement}", WIDTH - 12, subsequent_indent="    "
+            f"{claim.name:<4}{claim.statement}", WIDTH - VERDICT - 1, subsequent_indent="    "
         )
-        yield f"{first:<{WIDTH - 11}}{verdict:>11}"
+        yield f"{first:<{WIDTH - VERDICT}}{name_verdict(rows, word):>{VERDICT}}"
         yield from rest
         if claim.lacks(rows):
             yield from textwrap.wrap(
@@ -34,7 +40,7 @@ def text(judged: Judged, note: str) -> Iterator[str]:
                 statistic = row.statistic
                 yield f"      {statistic}: above {row.threshold:g}"
             word, needs = row.verdict
-            place, seeds = f"        {row.setting}", f"{len(row.values)} seeds" if row.rounds else ""
+            place, seeds = f"        {row.setting}", "" if row.is_computed else f"{len(row.values)} seeds"
             yield f"{place}{effect(row):>{58 - len(place)}}  {seeds:>8}  {word}"
             if needs:
                 yield f"{'needs ' + needs:>{WIDTH}}"
@@ -52,9 +58,12 @@ def write(judged: Judged, note: str, out: str | Path) -> None:
 
 def _markdown(judged: Judged, note: str) -> Iterator[str]:
     yield "# The paper's claims\n"
+    if short := shortage(row for _, rows, _ in judged for row in rows):
+        yield "\n".join(textwrap.wrap(short, 120)) + "\n"
     yield "| claim | verdict |\n|---|---|"
     for claim, rows, word in judged:
-        yield f"| **{claim.name}** {claim.statement} | {word}{'' if rows else f': {lacking(claim, rows)}'} |"
+        judgement = f"{name_verdict(rows, word)}{'' if rows else f': {lacking(claim, rows)}'}"
+        yield f"| **{claim.name}** {claim.statement} | {judgement} |"
     yield "\n| claim | statistic | above | setting | effect [95 % interval] | seeds | rounds | verdict |"
     yield "|---|---|---|---|---|---|---|---|"
     for claim, rows, word in judged:
@@ -70,6 +79,11 @@ def _markdown(judged: Judged, note: str) -> Iterator[str]:
     yield "\n" + "\n".join(textwrap.wrap(note, 120))
 
 
+def name_verdict(rows: list[Row], word: str) -> str:
+    """Return a claim's verdict, marked if costs alone decided it and not results of the runs."""
+    return f"{word} by costs" if rows and all(row.is_computed for row in rows) else word
+
+
 def lacking(claim: Claim, rows: list[Row]) -> str:
     """Return what a claim needs if it has no row, or a part of it has none."""
     return f"{'in part ' if rows else ''}needs runs of {claim.needs}"
@@ -77,7 +91,7 @@ def lacking(claim: Claim, rows: list[Row]) -> str:
 
 def effect(row: Row) -> str:
     """Format the mean over seeds with its interval, or the single value."""
-    if not row.rounds:
+    if row.is_computed:
         return f"{row.values[0]:.3g}"
     if len(row.values) == 1:
         return f"{row.values[0]:+.3f} [one seed]"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.analysis import cost_figures, tables
-from genfl_mpi.analysis.summary import distinguish
+from genfl_mpi.analysis.summary import METHOD_ORDER, distinguish
 from genfl_mpi.config import loading as configuration
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.config.world import World
@@ -346,12 +346,16 @@ def rows(priced: Sequence[Priced]) -> Iterator[tuple[Any, ...]]:
 
 
 def read_all(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[Run]:
-    """Return the `Run`s of results files, with the settings that distinguish them. Raises UserError."""
+    """Return the `Run`s of results files, with the settings that distinguish them, in the order of methods.
+
+    Raises UserError.
+    """
     configs, runs = zip(*(_read(path, overrides) for path in paths))
-    return [
+    found = [
         replace(run, settings=", ".join(filter(None, names)))
         for run, names in zip(runs, distinguish(configs)[0])
     ]
+    return sorted(found, key=lambda run: METHOD_ORDER[run.method])
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Run:

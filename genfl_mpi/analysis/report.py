@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi import __version__
-from genfl_mpi.analysis import claims, figures, ledger, summary, tables
+from genfl_mpi.analysis import charts, claims, figures, ledger, summary, tables
 from genfl_mpi.analysis.run_groups import Runs
 from genfl_mpi.config.loading import chosen_settings, flat_settings
 from genfl_mpi.config.settings import METHOD_TITLES
@@ -26,31 +26,38 @@ TITLES = {
     "accuracy": ("Test accuracy over rounds", "; mean and standard deviation over seeds"),
     "loss": ("Test loss over rounds", "; mean and standard deviation over seeds"),
     "classes": ("Test accuracy of each class", "; mean over seeds"),
+    "partition": ("Samples of each class at each client{of}", ""),
+    "images": ("Generated and real images of each class{of}", ""),
+    "heterogeneity": ("Client heterogeneity in the probed rounds", "; mean over seeds"),
     "costs": (
         "Seconds per phase, mean over rounds; phases on different ranks overlap. "
         "Size of the two messages per round",
         "; thin lines: standard deviation over seeds",
     ),
-    "heterogeneity": ("Client heterogeneity in the probed rounds", "; mean over seeds"),
-    "partition": ("Samples of each class at each client{of}", ""),
     "timeline": (
         "Last round{of} on all ranks; numbers are clients. write: rank 0 stores the previous round; "
         "aggregate: it applies Eq. (1) while the others wait",
         "",
     ),
-    "images": ("Generated and real images of each class{of}", ""),
 }
+KINDS = {
+    "Learning": ("loss", "classes"),
+    "Data and images": ("partition", "images", "heterogeneity"),
+    "Time and messages": ("costs", "timeline"),
+}  # of figures; the accuracy stands at the top
 MAX_ROWS = 10  # of the table of rounds
 
 
 def write(paths: Sequence[Path], out: str | Path) -> None:
     """Write the report of results files into the HTML file `out`. Raises UserError."""
     groups, _ = summary.groups(paths)  # raises for a run without a finished round
-    runs = [
-        _run(path) | {"settings": settings} for path, settings in zip(paths, tables.distinguish_runs(paths))
-    ]
+    runs = sorted(
+        (_run(path) | {"settings": one} for path, one in zip(paths, tables.distinguish_runs(paths))),
+        key=lambda run: summary.METHOD_ORDER[run["method"]],
+    )
     flat = [flat_settings(run["config"]) for run in runs]
     common = {key: value for key, value in flat[0].items() if all(one.get(key) == value for one in flat)}
+    figures_by_name = {figure["name"]: figure for figure in _figures(paths, groups)}
     page = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(files("genfl_mpi").joinpath("analysis/report.html").read_text())
@@ -59,10 +66,18 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
         version=__version__,
         runs=runs,
         varied=[key for key in runs[0]["settings"] if key not in ("run", "method", "seed")],
-        groups=[_group(group) for group in groups],
+        groups=(compared_groups := _groups(groups)),
+        few_pairs=any(0 < one["pairs"] < claims.MIN_SEEDS for one in compared_groups),
+        compared=_list_compared(runs, groups),
         several=summary.has_several_seeds(groups),
+        min_seeds=claims.MIN_SEEDS,
         rounds=_rounds(groups),
-        figures=list(_figures(paths, groups)),
+        lead=figures_by_name.pop("accuracy"),
+        kinds={
+            kind: [figures_by_name[name] for name in names if name in figures_by_name]
+            for kind, names in KINDS.items()
+        },
+        plotly=charts.library(),
         chosen={key: value for key, value in chosen_settings(runs[0]["config"]).items() if key in common},
         resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
         environments=_environments(runs),
@@ -98,13 +113,34 @@ def _run(path: Path) -> dict[str, Any]:
         }
 
 
-def _group(group: summary.Group) -> dict[str, Any]:
-    """Return what the report shows of a group of runs."""
+def _list_compared(runs: Sequence[dict[str, Any]], groups: Sequence[summary.Group]) -> list[str]:
+    """Return what the groups of runs differ in: method, and settings."""
+    if len(groups) < 2:
+        return []
+    varied = summary.list_varied([run["config"] for run in runs])
+    return [*(["method"] if len({run["method"] for run in runs}) > 1 else []), *varied]
+
+
+def _groups(groups: Sequence[summary.Group]) -> list[dict[str, Any]]:
+    """Return what the report shows of groups of runs; each is compared with the first of its panel."""
+    first: dict[str, summary.Group] = {}
+    return [_group(group, first.setdefault(group.panel, group)) for group in groups]
+
+
+def _group(group: summary.Group, reference: summary.Group) -> dict[str, Any]:
+    """Return what the report shows of a group of runs. reference: the group that it is compared with."""
     final, best, seconds = group.outcome()
+    ours, theirs = group.final_of_seed(), reference.final_of_seed()
+    differences = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    compared = group is not reference and len(differences)
     return {
         "method": group.method,
         "colour": plotting.COLOURS[group.method],
         "settings": ", ".join(filter(None, (group.panel, group.settings))),
+        "reference": ", ".join(filter(None, (reference.method, reference.settings))),
+        "difference": differences.mean() if compared else None,
+        "interval": claims.interval(differences) if compared and len(differences) > 1 else None,
+        "pairs": len(differences) if compared else 0,
         "final": final.mean(),
         "deviation": final.std(ddof=1) if len(final) > 1 else None,
         "mean": 100 * group.column("accuracy").mean(),
@@ -122,8 +158,8 @@ def _rounds(groups: Sequence[summary.Group]) -> Iterator[tuple[int, list[tuple[f
         yield round, [(one.mean(), one.std(ddof=1) if len(one) > 1 else None) for one in values]
 
 
-def _figures(paths: Sequence[Path], groups: Sequence[summary.Group]) -> Iterator[dict[str, str]]:
-    """Yield every figure that the runs support, on light and on dark background, with its title."""
+def _figures(paths: Sequence[Path], groups: Sequence[summary.Group]) -> Iterator[dict[str, Any]]:
+    """Yield every figure that the runs support: its title, on light and on dark background, and as charts."""
     for name, (title, of_seeds) in TITLES.items():
         try:
             light, shown = figures.draw(name, paths)
@@ -141,6 +177,7 @@ def _figures(paths: Sequence[Path], groups: Sequence[summary.Group]) -> Iterator
             "title": f"{title}.",
             "light": _embedded(plotting.svg(light)),
             "dark": _embedded(dark),
+            "charts": charts.describe(name, groups),
         }
 
 
@@ -163,14 +200,17 @@ def _ledger(paths: Sequence[Path]) -> dict[str, Any]:
     try:
         runs = Runs(paths)
     except UserError as error:
-        return {"note": str(error), "claims": []}
+        return {"note": str(error), "claims": [], "shortage": ""}
+    ledger_of_runs = claims.ledger(runs)
     judged = [
         (
             claim,
             [(row, ledger.effect(row), *row.verdict) for row in rows],
             word,
+            ledger.name_verdict(rows, word),
             ledger.lacking(claim, rows) if claim.lacks(rows) else "",
         )
-        for claim, rows, word in claims.ledger(runs)
+        for claim, rows, word in ledger_of_runs
     ]
-    return {"note": claims.note(runs), "claims": judged}
+    short = claims.shortage(row for _, rows, _ in ledger_of_runs for row in rows)
+    return {"note": claims.note(runs), "claims": judged, "shortage": short}

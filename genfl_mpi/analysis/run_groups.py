@@ -94,7 +94,7 @@ class Runs:
         self._runs: dict[tuple[Setting, str, int], Run] = {}
         first_of: dict[tuple[str, ...], Run] = {}
         for path in paths:
-            run = _read(path)
+            run = read_run(path)
             if run is None:
                 self.unfinished.append(str(path))
                 continue
@@ -136,7 +136,7 @@ class Runs:
         return [(small, large) for small, large in zip(settings, settings[1:]) if small.data == large.data]
 
 
-def _read(path: Path) -> Run | None:
+def read_run(path: Path) -> Run | None:
     """Return the run in a results file, or None if it is unfinished."""
     with open_results(path) as file, report_damage(path):
         if not is_finished(file):
@@ -158,6 +158,11 @@ def _read(path: Path) -> Run | None:
             cohorts,
             len(file["weights"]),
         )
+
+
+def is_paired(key: str) -> bool:
+    """Return whether runs that differ in a setting are no pairs: partition, cohorts or models differ."""
+    return bool({key.partition(".")[0], key} & set(PAIRED))
 
 
 def _check_alike(one: Run, other: Run, sections: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from genfl_mpi.results.reader import open_results, read_columns, read_config, re
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH, counted
 
+METHOD_ORDER = {title: number for number, title in enumerate(METHOD_TITLES.values())}  # in tables and figures
 # Settings that do not distinguish groups, or do so by themselves.
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # If these vary and several methods are compared, a figure has one panel per value.
@@ -29,8 +30,8 @@ class Group:
     """Runs that differ only in the seed.
 
     panel: data set and alpha, if they vary, as text. settings: what else distinguishes the group from others
-    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name. copies:
-    number of runs whose rounds are copies of an equal run's.
+    of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name; names:
+    of its file; seeds. copies: number of runs whose rounds are copies of an equal run's.
     """
 
     method: str
@@ -38,6 +39,8 @@ class Group:
     settings: str
     classes: list[str]
     runs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
     copies: int = 0
 
     def column(self, column: str) -> np.ndarray:
@@ -49,6 +52,14 @@ class Group:
     def shorter_runs(self, column: str) -> list[np.ndarray]:
         """Return the column of the other runs, float64 (rounds, ...) each."""
         return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
+
+    def final_of_seed(self) -> dict[int, float]:
+        """Return the final accuracy of each seed, in percent, of the runs with the most rounds."""
+        return {
+            seed: 100 * float(run["accuracy"][-1])
+            for seed, run in zip(self.seeds, self.runs)
+            if len(run["round"]) == self._rounds()
+        }
 
     def outcome(self) -> tuple[np.ndarray, float, float]:
         """Return final accuracies, float64 (runs,), mean best accuracy, both in percent, and mean seconds.
@@ -72,10 +83,11 @@ class Group:
 
 
 def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[list[Group], dict[str, Any]]:
-    """Return the `Group`s of results files, in their order, and the settings common to all, as a flat dict.
+    """Return the `Group`s of results files, and the settings common to all, as a flat dict.
 
-    tables: beside /rounds; the runs have their columns as "table/column". Raises UserError, also for a run
-    without a finished round.
+    The groups are in the order of their panels, and in each panel in that of METHOD_TITLES. tables: beside
+    /rounds; the runs have their columns as "table/column". Raises UserError, also for a run without a
+    finished round.
     """
     runs, configs = [], []
     for path in paths:
@@ -90,14 +102,22 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
             raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
     names, common = distinguish(configs)
     found: dict[tuple[str, str, str], Group] = {}
-    for values, (columns, classes, is_copy), (panel, settings) in zip(configs, runs, names):
+    for path, values, (columns, classes, is_copy), (panel, settings) in zip(paths, configs, runs, names):
         group = found.setdefault(
             (values["method"], panel, settings),
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
         )
         group.runs.append(columns)
         group.copies += is_copy
-    return list(found.values()), common
+        group.names.append(Path(path).stem)
+        group.seeds.append(values["seed"])
+    return sorted(found.values(), key=_position_of(found.values())), common
+
+
+def _position_of(found: Iterable[Group]) -> Callable[[Group], tuple[int, int]]:
+    """Return a sorting key: panels as they come, and in each the methods in the order of METHOD_TITLES."""
+    panels = list(dict.fromkeys(group.panel for group in found))
+    return lambda group: (panels.index(group.panel), METHOD_ORDER[group.method])
 
 
 def distinguish(
@@ -110,12 +130,7 @@ def distinguish(
     """
     flats = [_flat(values) for values in configs]
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
-    keys = dict.fromkeys(
-        "world" if key.startswith("world.") else key for key in loading.varied_settings(configs)
-    )
-    varied = [
-        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
-    ]
+    varied = list_varied(configs)
     panels = PANELS if "method" not in common else {}
     return [
         (
@@ -128,6 +143,17 @@ def distinguish(
         )
         for flat in flats
     ], common
+
+
+def list_varied(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the settings in which runs differ, besides method and seed and what follows from the method."""
+    flats = [_flat(values) for values in configs]
+    keys = dict.fromkeys(
+        "world" if key.startswith("world.") else key for key in loading.varied_settings(configs)
+    )
+    return [
+        key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
+    ]
 
 
 def _short(key: str) -> str:
@@ -171,14 +197,14 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
     # Names that are too long for the table stand on separate lines above its rows.
     apart = width > WIDTH - len(HEAD.format("method", first, "", 0, column))
     width = 0 if apart else width
+    spreads = _spreads([group.outcome()[0] for group in found])
     yield HEAD.format("method", first, "", width, column)
-    for group, name, above, images in zip(found, names, [None, *names], generating):
+    for group, name, above, spread, images in zip(found, names, [None, *names], spreads, generating):
         if apart and name != above:
             yield from textwrap.wrap(name, WIDTH)
         final, best, seconds = group.outcome()
-        spread = f" ± {final.std(ddof=1):4.2f}" if len(final) > 1 else " " * 7
         yield (
-            f"{group.method:<{first}} {'' if apart else name:<{width}} {final.mean():11.2f}{spread}"
+            f"{group.method:<{first}} {'' if apart else name:<{width}} {f'{final.mean():.2f}{spread}':>18}"
             f"  {best:8.2f}  {seconds:7.1f}{_generating(images) if column else ''}  {len(final):5d}"
         )
     for group, name in zip(found, names):
@@ -203,3 +229,10 @@ def _generating(images: tuple[float, bool] | None) -> str:
         return " " * 12
     seconds, has_others = images
     return f"  {seconds:9.1f}{'*' if has_others else ' '}"
+
+
+def _spreads(finals: Sequence[np.ndarray]) -> list[str]:
+    """Return " ± deviation" of each array, or as many blanks for a single value, all of one width."""
+    texts = [f"{final.std(ddof=1):.2f}" if len(final) > 1 else "" for final in finals]
+    width = max(map(len, texts))
+    return [f" ± {text:>{width}}" if text else " " * (width and 3 + width) for text in texts]

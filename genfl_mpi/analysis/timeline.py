@@ -148,8 +148,8 @@ def timeline(path: str | Path, round: int | None = None) -> Figure:
                 )
     drawn = {span.phase for span in found}
     phases = [phase for phase in PHASES if phase in drawn]
-    lines = legend_below(figure, [Patch(color=PHASES[phase], label=phase) for phase in phases], phases)
-    figure.set_figheight(0.75 + 0.26 * ranks + 0.15 * lines)
+    figure.set_figheight(0.75 + 0.26 * ranks)
+    legend_below(figure, [Patch(color=PHASES[phase], label=phase) for phase in phases], phases)
     axes.set(
         xlabel="seconds since the round began",
         ylabel="rank",

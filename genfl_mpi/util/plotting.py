@@ -3,19 +3,21 @@
 import io
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from genfl_mpi.util.errors import UserError
 
@@ -23,17 +25,21 @@ from genfl_mpi.util.errors import UserError
 # every figure.
 COLOURS = {
     "FedAvg": "#0072B2",
-    "AIGC-only": "#E69F00",
     "GenFL": "#009E73",
-    "public pool": "#CC79A7",
-    "FedAvg, more steps": "#56B4E9",
+    "AIGC-only": "#E69F00",
     "images sent": "#882255",
     "clients fill": "#D55E00",
+    "public pool": "#CC79A7",
+    "FedAvg, more steps": "#56B4E9",
 }
 LINE_STYLES = ("-", "--", ":", "-.")
 HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, in place of line styles; drawn in the background colour
 MAX_LEGEND_LINE = 54  # characters
 WIDTH = 3.5  # inches: one column of a two-column paper
+MAX_HEIGHT = 8.5  # inches of panels: a page, with room for title and legend
+MIN_PANEL_HEIGHT = 1.0  # inches
+MAX_COLUMN_PANELS = 3  # more panels are drawn across both columns of the page
+LEGEND_LINE, TITLE_LINE = 0.15, 0.14  # inches
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -58,6 +64,7 @@ FORMATS: dict[str, dict[str, None] | None] = {
 }
 MAX_CLIENTS = 200  # in a figure of the partition
 MAX_CLASSES = 20  # with a separate row or label
+MAX_LOG_TICKS = 4  # with a label, in a narrow panel
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,6 +101,111 @@ def column(rows: int, height: float, columns: int = 1, **more: Any) -> tuple[Fig
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
+def panels(count: int, height: float, xlabel: str, ylabel: str, **more: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` panels whose outer ones are labelled.
+
+    It is one column of the page wide for up to MAX_COLUMN_PANELS panels, and both columns for more. Panels
+    are `height` inches high, or less where all would exceed MAX_HEIGHT.
+    """
+    columns = 1 if count <= MAX_COLUMN_PANELS else 2 if count <= 8 else 4
+    rows = -(-count // columns)
+    each = max(MIN_PANEL_HEIGHT, min(height, MAX_HEIGHT / rows))
+    figure = Figure((WIDTH if columns == 1 else 2 * WIDTH, rows * each), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **more)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    for number, axes in enumerate(shown := list(grid.flat[:count])):
+        if number % columns == 0:
+            axes.set_ylabel(ylabel)
+        if number >= count - columns:
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)  # above a removed one, too
+    return figure, shown
+
+
+def mark_integers(axis: Axis) -> None:
+    """Put ticks at whole numbers only: of rounds, or of clients."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+class Curve(NamedTuple):
+    """A curve of a panel. x, y: float64 (n,)."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str | tuple[float, ...]
+    style: str = "-"
+    marker: str | None = None
+
+    def points(self) -> bytes:
+        """Return what equal curves have in common."""
+        return np.array((self.x, self.y), dtype=np.float64).tobytes()
+
+
+def draw_curves(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> None:
+    """Draw curves. Of those that lie exactly on each other the covered ones are wider; all are named above.
+
+    The legend gets each label once.
+    """
+    labels_at: dict[bytes, list[str]] = {}
+    for curve in curves:
+        labels = labels_at.setdefault(curve.points(), [])
+        if curve.label not in labels:
+            labels.append(curve.label)
+    named = set()
+    for curve in curves:
+        labels = labels_at[curve.points()]
+        covering = len(labels) - 1 - labels.index(curve.label)
+        axes.plot(
+            curve.x,
+            curve.y,
+            curve.style,
+            color=curve.colour,
+            linewidth=rcParams["lines.linewidth"] * (1 + 1.5 * covering),
+            marker=curve.marker,
+            markersize=3,
+            label=None if curve.label in named else curve.label,
+        )
+        named.add(curve.label)
+    width = round(MAX_LEGEND_LINE * axes.get_position().width * figure.get_figwidth() / WIDTH)
+    notes = [
+        textwrap.fill(f"same curve: {' and '.join(names)}", max(20, width))
+        for names in labels_at.values()
+        if len(names) > 1
+    ]
+    if notes:
+        lines, place = sum(note.count("\n") + 1 for note in notes), axes.get_subplotspec()
+        columns = place.get_gridspec().ncols if place else 1
+        figure.set_figheight(figure.get_figheight() + TITLE_LINE * lines / columns)
+        axes.set_title("\n".join(filter(None, (axes.get_title(), *notes))))
+
+
+def set_log_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis horizontally with 2 to MAX_LOG_TICKS plain numbers inside its limits."""
+    low, high = sorted(axis.get_view_interval())
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), np.arange(10, 100) / 10, np.arange(100, 1000) / 100):
+        ticks = np.outer(decades, digits).ravel()
+        ticks = ticks[(low <= ticks) & (ticks <= high)]
+        if len(ticks) > 1:
+            break
+    else:
+        ticks = np.array([low, high])
+    ticks = ticks[:: -(-len(ticks) // MAX_LOG_TICKS)]
+    axis.set_ticks(ticks, [_plain_number(tick) for tick in ticks])
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain_number(value: float) -> str:
+    """Return 0.02, 300 or 20,000; and $10^{6}$ for long numbers."""
+    if 1e-3 <= value < 1e6:
+        return f"{value:,.10g}" if value >= 1 else f"{value:.6g}"
+    exponent = int(np.floor(np.log10(value) + 1e-9))
+    digits = f"{value / 10.0**exponent:.2g}"
+    return f"$10^{{{exponent}}}$" if digits == "1" else rf"${digits} \cdot 10^{{{exponent}}}$"
+
+
 def tinted(colour: str, number: int) -> str | tuple[float, ...]:
     """Return the colour of the group of runs with this number.
 
@@ -105,21 +217,25 @@ def tinted(colour: str, number: int) -> str | tuple[float, ...]:
     return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
 
 
-def legend_below(figure: Figure, handles: Iterable[Any], labels: Iterable[str], columns: int = 3) -> int:
+def legend_below(figure: Figure, handles: Iterable[Any], labels: Iterable[str], columns: int = 3) -> None:
     """Draw a legend below a figure, in at most `columns` columns if the longest label fits.
 
-    Returns its number of text lines.
+    The figure grows by the legend's height, so that the panels keep theirs.
     """
     texts = [textwrap.fill(label, MAX_LEGEND_LINE) for label in labels]
     longest = max(len(line) for text in texts for line in text.splitlines())
     # 0.05 inches per character, and 0.5 inches per handle with its gaps.
-    fit = max(1, min(columns, int(WIDTH / (0.05 * longest + 0.5))))
-    figure.legend(handles, texts, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
-    return sum(
-        max(text.count("\n") + 1 for text in texts[row::rows])
-        for rows in [-(-len(texts) // fit)]
-        for row in range(rows)
+    fit = max(
+        1,
+        min(
+            columns * round(figure.get_figwidth() / WIDTH),
+            int(figure.get_figwidth() / (0.05 * longest + 0.5)),
+        ),
     )
+    figure.legend(handles, texts, loc="outside lower center", ncols=fit, frameon=False, handlelength=2.4)
+    rows = -(-len(texts) // fit)
+    lines = sum(max(text.count("\n") + 1 for text in texts[row::rows]) for row in range(rows))
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (lines + 1))  # and its margins
 
 
 @styled
@@ -165,14 +281,14 @@ def partition(histograms: np.ndarray, names: Labels) -> Figure:
     label_classes(axes, names)
     part = f", the first {MAX_CLIENTS} of {len(histograms)}" if len(histograms) > MAX_CLIENTS else ""
     axes.set(xlabel=f"client{part}", ylabel="class")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    mark_integers(axes.xaxis)
     figure.colorbar(image, label="samples", format="%g")
     return figure
 
 
-def label_classes(axes: Axes, names: Labels) -> None:
-    """Label a vertical axis of classes with at most MAX_CLASSES names."""
-    every = -(-len(names) // MAX_CLASSES)
+def label_classes(axes: Axes, names: Labels, most: int = MAX_CLASSES) -> None:
+    """Label a vertical axis of classes with at most `most` names."""
+    every = -(-len(names) // most)
     axes.set_yticks(range(0, len(names), every), names[::every])
 
 
