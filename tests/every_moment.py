@@ -251,9 +251,12 @@ class Disk:
 
 
 def rounds_said(text):
-    """{run: the last round that was said to be finished}."""
+    """Return {run: the last round reported as finished}.
+
+    Lines of several processes may run together, so that a letter can stand before a name.
+    """
     found = {}
-    for name, round in re.findall(r"([a-z]+_seed\d+)  round (\d+)/", text):
+    for name, round in re.findall(r"((?:fedavg|genfl)_seed\d+)  round (\d+)/", text):
         found[name] = max(found.get(name, 0), int(round))
     return found
 
