@@ -24,6 +24,16 @@ FAST_SETTINGS = {
 }
 
 
+KINDS = ("Tutorial", "How-to", "Reference", "Explanation")
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_a_page_begins_with_its_kind_and_is_linked_from_the_readme(page):
+    title, _, kind = page.read_text().splitlines()[:3]
+    assert title.startswith("# ") and re.fullmatch(rf"\*({'|'.join(KINDS)}): .*\*", kind)
+    assert f"(docs/{page.name})" in PAGES[0].read_text()
+
+
 def blocks(page):
     """Yield (line, language, text) of each fenced block."""
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
