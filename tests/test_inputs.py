@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import FAST
 from PIL import Image
@@ -204,3 +205,21 @@ def test_what_a_run_does_not_read_is_none_of_its_inputs(named):
     run, _ = named
     found = inputs.digests(loading.single(overrides=[*run, "method=fedavg", "partition.scheme=iid"]))
     assert found.keys() == {"selection.policy"}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_another_device_is_a_warning_and_recorded_or_refused(refuses, fast, tmp_path, monkeypatch, capsys):
+    run = [*fast, "method=fedavg", f"output={tmp_path}/results"]
+    assert main([*run, "rounds=1"]) == 0
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another kind")
+    capsys.readouterr()
+    assert main([*run, "rounds=2", f"runtime.same_device={refuses}"]) == 2 * refuses
+    said = "".join(capsys.readouterr())
+    assert "the run began on CPU " in said and "continues on CPU of another kind" in said
+    [path] = (tmp_path / "results").glob("*.h5")
+    with reader.open_results(path) as file:
+        names = reader.read_columns(file, "rounds", ["device"])["device"]
+    assert len(names) == 2 - refuses and len(set(names)) == len(names)
+    if not refuses:
+        assert main(["show", str(path)]) == 0
+        assert "CPU of another kind from round 2" in capsys.readouterr().out

@@ -56,6 +56,7 @@ def show(path: str | Path) -> Iterator[str]:
             f"{counted(environment['ranks'], 'rank')} x {counted(environment['threads'], 'thread')} on "
             f"{environment['device']}, {environment['processor']}, {environment['started']}"
         )
+        yield from _wrapped(_devices(rounds))
         emd, sizes = read_array(file, "partition/emd"), np.diff(read_array(file, "partition/pointers"))
         scheme = f"Dirichlet({split['alpha']:g})" if split["scheme"] == "dirichlet" else split["scheme"]
         yield (
@@ -76,6 +77,14 @@ def _ranks(path: Path) -> Iterator[str]:
         yield f"  {word}:"
         for line in progress.describe_ranks(path):
             yield from textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
+
+
+def _devices(rounds: dict[str, np.ndarray]) -> str:
+    """Describe from which round on the run was computed on which devices, if there were several."""
+    names = rounds["device"]
+    starts = [0, *(1 + np.flatnonzero(names[1:] != names[:-1]))] if len(names) else []
+    found = [f"{names[one].decode() or 'unknown'} from round {one + 1}" for one in starts]
+    return f"devices: {', '.join(found)}" if len(found) > 1 else ""
 
 
 def _wrapped(text: str) -> list[str]:

@@ -616,6 +616,11 @@ class Runtime(Section):
         "concurrently, each on a separate group of ranks; null: as many as a run keeps busy, "
         "one per client of the cohort and one for the server",
     )
+    same_device: bool = Field(
+        False,
+        description="refuse to continue a run on another model of GPU, or another instruction set of CPU, "
+        "than it began with; false: go on with a warning",
+    )
     deterministic: bool = Field(
         True,
         description="on a GPU: refuse operations without a deterministic implementation; false: run them "

@@ -46,6 +46,7 @@ FREE = {
     "pretraining",
     "finetuning",
     "runtime.ranks_per_run",
+    "runtime.same_device",
     "hindsight",
     "probes",
     "audit",

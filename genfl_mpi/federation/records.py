@@ -98,13 +98,14 @@ class Round:
 class Recorder:
     """Measure and record the rounds. Nothing that it does changes the run.
 
-    data: the run's arrays; parameters: how many of the weights are parameters; evaluate: collective function
-    () -> (accuracy, loss, accuracy per class) of omega^t.
+    device: of `devices.describe_models`; data: the run's arrays; parameters: how many of the weights are
+    parameters; evaluate: collective function () -> (accuracy, loss, accuracy per class) of omega^t.
     """
 
     def __init__(
         self,
         config: Config,
+        device: str,
         data: dict[str, np.ndarray],
         client_images: ClientImages,
         messages: Messages,
@@ -112,7 +113,7 @@ class Recorder:
         probes: Probes,
         evaluate: Callable[[], tuple[float, float, np.ndarray]],
     ) -> None:
-        self.config, self.data, self.client_images = config, data, client_images
+        self.config, self.device, self.data, self.client_images = config, device, data, client_images
         self.messages, self.parameters, self.probes, self.evaluate = messages, parameters, probes, evaluate
 
     def begin(self, t: int, omega: torch.Tensor) -> None:
@@ -181,6 +182,7 @@ class Recorder:
             "images_used": len(server.images),
             "images_from_bank": server.images.from_bank,
             "bank_seconds": server.images.bank_seconds,
+            "device": self.device.encode(),
             "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
             **of_pay(
                 self.config,

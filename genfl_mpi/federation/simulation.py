@@ -108,6 +108,7 @@ class Simulation:
         algorithm = collectives.call_on_all(self.comm, lambda: algorithms.find(config))
         policies = collectives.call_on_all(self.comm, lambda: find_policies(config, policies))
         self.device = devices.set_up(self.comm, config.runtime)
+        self.device_models = devices.describe_models(self.comm, self.device)
         self._windows: list[tuple[Any, list[weakref.ref]]] = []
         self.data = self._share_data(dataset)
         self.model = self._build_model()
@@ -232,7 +233,9 @@ class Simulation:
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
-        recorder = Recorder(config, data, images, messages, self.model.parameters, probes, self._evaluate)
+        recorder = Recorder(
+            config, self.device_models, data, images, messages, self.model.parameters, probes, self._evaluate
+        )
         questions = Questions(comm, known)
         return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
 

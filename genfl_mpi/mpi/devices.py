@@ -15,6 +15,8 @@ from genfl_mpi.mpi.collectives import MPI
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted
 
+MAX_NAME = 64  # the width of /rounds/device
+
 
 class Runtime(Protocol):
     """The part of config.runtime used here."""
@@ -228,6 +230,18 @@ def set_up(comm: MPI.Comm, runtime: Runtime, kind: str | None = None) -> torch.d
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
+
+
+def describe_models(comm: MPI.Comm, device: torch.device) -> str:
+    """Return the models of the ranks' devices, which their bits depend on. Collective.
+
+    A GPU's name, or the instruction set of a CPU; several are joined by " + ", up to MAX_NAME characters.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    return " + ".join(sorted(set(comm.allgather(name))))[:MAX_NAME]
 
 
 def count_gpu_sharers(places: Sequence[Place], index: int) -> int:

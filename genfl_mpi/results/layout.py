@@ -102,9 +102,12 @@ ROUNDS = {
         True,
     ),
     "bank_seconds": Column("f8", "s", "reading images from the bank; part of generate_seconds", True),
+    "device": Column(
+        "S64", "", "models of the GPUs, or instruction sets of the CPUs, that computed the round", True
+    ),
 }
-# Measured columns that older files of this layout lack; `reader` returns -1 or NaN for them.
-ADDED = ("images_from_bank", "bank_seconds")
+# Measured columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them.
+ADDED = ("images_from_bank", "bank_seconds", "device")
 
 CLIENTS = {
     "row": Column("i8", "1", "number of the row, one for each client and round"),

@@ -199,9 +199,8 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
             rows, ends, sums = ends[-2], ends[:-1], sums[:-1]
     for name in order if names is None else names:
         if name in ADDED and name not in file[table]:
-            found[name] = np.full(rows, -1, TABLES[table][name].dtype)
-            if found[name].dtype.kind == "f":
-                found[name][:] = np.nan
+            dtype = np.dtype(TABLES[table][name].dtype)
+            found[name] = np.full(rows, {"i": -1, "f": np.nan, "S": b""}[dtype.kind], dtype)
             continue
         array = found[name] = _read(file, f"{table}/{name}", rows)
         found_sums = [checksum(array[start:end]) for start, end in pairwise(ends)]

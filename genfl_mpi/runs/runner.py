@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,9 @@ def _compute(
         say(f"{path.stem}: {_continuation(earlier)}")
     if rounds:
         simulation.restore(rounds, earlier.weights, earlier.state, reader.rows_until(earlier.tables, rounds))
+    warn_of_devices = partial(_compare_devices, config, simulation.device_models, earlier.tables)
+    if warning := collectives.from_rank0(comm, warn_of_devices):
+        say(f"{path.stem}: warning: {warning}")
     hosts: list[str] = comm.gather(os.uname().nodename) or []
     cores = devices.count_cores(devices.neighbours(comm)[0])
     if (
@@ -275,6 +279,23 @@ def _say_forks(path: Path, config: Config, say: Say) -> None:
             f"{path.stem}: can be forked at {enumerated('round', rounds)}: "
             f"fork {path} --at {rounds[len(rounds) // 2]} key=value"
         )
+
+
+def _compare_devices(config: Config, now: str, tables: dict[str, Any]) -> str:
+    """Return a warning if the run began on other models of devices, or its ranks have several; else "".
+
+    now: of `devices.describe_models`; tables: the stored rounds. Raises UserError with runtime.same_device.
+    """
+    known = [name.decode() for name in tables.get("rounds", {}).get("device", ()) if name]
+    if known and known[0] != now:
+        problem = f"the run began on {known[0]} and continues on {now}, whose results may have other bits"
+    elif "+" in now:
+        problem = f"the ranks compute on {now}: which of them trains a client may change bits"
+    else:
+        return ""
+    if config.runtime.same_device:
+        raise UserError(f"{problem}; use the same devices, or set runtime.same_device=false")
+    return f"{problem}; `/rounds/device` records it for each round"
 
 
 def _continuation(earlier: Earlier) -> str:
