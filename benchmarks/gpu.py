@@ -114,7 +114,17 @@ def format_value(value):
 
 
 def table(rows):
-    """Return the lines of a Markdown table of rows, dicts whose keys are its columns."""
+    """Return the lines of Markdown tables of rows, dicts whose keys are the columns.
+
+    Rows with the same first column are in one table.
+    """
+    tables = {}
+    for row in rows:
+        tables.setdefault(next(iter(row)), []).append(row)
+    return [line for part in tables.values() for line in ["", *_table(part)]]
+
+
+def _table(rows):
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, ["---"] * len(columns)]
     lines += [[format_value(row[name]) if name in row else "" for name in columns] for row in rows]
@@ -183,7 +193,7 @@ def run_parts(names, options):
                 found = {"seconds": 0.0, "limit": 0.0, "failed": ["no time was left"], "rows": []}
             record["parts"][name] = found
             options.output.write_text(json.dumps(record, indent=1))
-            print(f"\n{name}: {PARTS[name].about} ({found['seconds']:.0f} s)\n", flush=True)
+            print(f"\n{name}: {PARTS[name].about} ({found['seconds']:.0f} s)", flush=True)
             print("\n".join(table(found["rows"])), flush=True)
             for reason in found["failed"]:
                 print(f"{name} failed: {reason}", flush=True)

@@ -5,7 +5,7 @@ import time
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from gpu_setting import peak_memory, reset_peak, synchronize
+from gpu_setting import attempt, peak_memory, reset_peak, synchronize
 from gpu_training import product_rates
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -28,6 +28,8 @@ TOY_TEXT = {
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
 }
 # Stable Diffusion v1.5's scheduler.
 SCHEDULER = {
@@ -118,23 +120,19 @@ def make_checkpoint(setting):
 def generation(setting):
     """Yield images per second for batch sizes, schedulers and sizes; 20 steps with guidance 7 by default."""
     setting.set_up()
-    start = time.perf_counter()
     folder = make_checkpoint(setting)
-    made = time.perf_counter() - start
     count = sum(
         sum(weights.numel() for weights in part.parameters()) for part in build_modules(setting.toy, "meta")
     )
-    yield {"what": "make the checkpoint", "weights": count, "seconds": made}
+    yield {"weights": count}
     half = max(product_rates(setting, "float16"))
     setting.set_up()
     dtype = setting.choose("float16", "float32")
     for settings in setting.choose(ROWS, TOY_ROWS):
         row = {"batch_size": settings["batch_size"], "dtype": dtype, "steps": 20, "guidance": 7.0, **settings}
         row["save_memory"] = ", ".join(settings.get("save_memory", []))
-        try:
-            yield row | _figures(setting, folder, Generation(**{"dtype": dtype, **settings}), half)
-        except torch.OutOfMemoryError:
-            yield row | {"out_of_memory": True}
+        options = Generation(**{"dtype": dtype, **settings})
+        yield attempt(row, lambda: _figures(setting, folder, options, half))
 
 
 def _figures(setting, folder, settings, half):

@@ -3,6 +3,7 @@
 import resource
 import statistics
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +73,15 @@ def time_calls(function, device, seconds, repeats=5):
     while (spent := spend(calls)) < seconds / repeats:
         calls = max(2 * calls, int(1.2 * calls * seconds / repeats / spent))
     return [spend(calls) / calls for _ in range(repeats)]
+
+
+def attempt(row, function):
+    """Return `row` with the figures that `function` returns, or with the reason of its failure."""
+    try:
+        return row | function()
+    except Exception as error:  # whatever a library raises: the next rows are measured all the same
+        traceback.print_exc()
+        return row | {"failed": f"{type(error).__name__}: {error}"}
 
 
 def spread(name, values):

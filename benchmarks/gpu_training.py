@@ -2,7 +2,6 @@
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import reference_jobs
 import torch
 import torch.nn.functional as F
 from floor import OPTIMIZERS, flat_step
-from gpu_setting import set_tf32, spread, synchronize, time_calls
+from gpu_setting import attempt, set_tf32, spread, synchronize, time_calls
 
 from genfl_mpi.config.sections import LocalTraining, Model
 from genfl_mpi.learning import models
@@ -68,12 +67,8 @@ def graphs(setting):
     )
     for name, shape, batch in jobs:
         for number_format in ("float32", "tf32", "bfloat16"):
-            yield {
-                "network": name,
-                "batch": batch,
-                "format": number_format,
-                **_graph_figures(setting, name, shape, batch, number_format),
-            }
+            row = {"network": name, "batch": batch, "format": number_format}
+            yield attempt(row, lambda: _graph_figures(setting, name, shape, batch, number_format))
 
 
 def _graph_figures(setting, name, shape, batch, number_format):
@@ -165,24 +160,22 @@ def reference(setting):
     for name in setting.choose(("R2", "R1"), ("trial",)):
         set_tf32(False)
         layout = _find_floor(name, setting)
-        job, floor = JOBS[name], None
+        floor = None
         for contestant, run in _contestants(name, setting, layout).items():
-            row = {"job": name, "contestant": contestant}
-            try:
-                seconds = run()
-            except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-                yield row | {"failed": str(error)}
-                continue
-            if seconds is None:
-                yield row | {"skipped": "not installed for this Python, nor in the folder of --peers"}
-                continue
-            median = statistics.median(seconds)
-            floor = floor or median
-            row |= {"rounds": len(seconds), **spread("round_s", seconds), "of_floor": median / floor}
-            row["images_per_s"] = job.cohort * job.samples / median
-            if name == "R2":
-                row[f"{R2_ROUNDS}_rounds_s"] = R2_ROUNDS * median
+            row = attempt({"job": name, "contestant": contestant}, lambda: _figures(name, run, floor))
+            floor = floor or row.get("round_s")
             yield row
+
+
+def _figures(name, run, floor):
+    """Run a contestant. floor: seconds of the floor's round, None if this is the floor."""
+    seconds, job = run(), JOBS[name]
+    if seconds is None:
+        return {"skipped": "not installed for this Python, nor in the folder of --peers"}
+    row = {"rounds": len(seconds), **spread("round_s", seconds)}
+    row["of_floor"] = row["round_s"] / (floor or row["round_s"])
+    row["images_per_s"] = job.cohort * job.samples / row["round_s"]
+    return row | ({f"{R2_ROUNDS}_rounds_s": R2_ROUNDS * row["round_s"]} if name == "R2" else {})
 
 
 def _contestants(name, setting, layout):
