@@ -38,15 +38,15 @@ class Part(NamedTuple):
 # In order of importance. The budgets are upper limits; what a part does not need is left for the others.
 PARTS = {
     "device": Part("gpu_runs", 25, "device, driver, versions"),
-    "matrix": Part("gpu_training", 20, "rates of a large matrix product and of a copy"),
-    "prediction": Part("gpu_prediction", 20, "the calculation on paper, which needs no GPU"),
-    "reference": Part("gpu_training", 150, "R2 and R1: floor, genfl_mpi, pfl-research, Flower"),
+    "matrix": Part("gpu_training", 15, "rates of a large matrix product and of a copy"),
+    "prediction": Part("gpu_prediction", 15, "the calculation on paper, which needs no GPU"),
+    "reference": Part("gpu_training", 190, "R2 and R1: floor, genfl_mpi, pfl-research, Flower"),
     "digests": Part("gpu_runs", 60, "the same digests on 1, 2 and 4 ranks"),
-    "graphs": Part("gpu_training", 35, "CUDA graphs: capture, and steps per second with and without"),
-    "paper": Part("gpu_runs", 110, "the paper's round: ResNet-18, a generator of Stable Diffusion's size"),
-    "generation": Part("gpu_generation", 80, "images per second by batch size, scheduler and size"),
-    "batched": Part("gpu_training", 30, "clients trained together against one by one"),
-    "memory": Part("gpu_runs", 40, "memory against the prediction of plan --gpus"),
+    "graphs": Part("gpu_training", 30, "CUDA graphs: capture, and steps per second with and without"),
+    "paper": Part("gpu_runs", 105, "the paper's round: ResNet-18, a generator of Stable Diffusion's size"),
+    "generation": Part("gpu_generation", 75, "images per second by batch size, scheduler and size"),
+    "batched": Part("gpu_training", 20, "clients trained together against one by one"),
+    "memory": Part("gpu_runs", 35, "memory against the prediction of plan --gpus"),
 }
 
 

@@ -60,7 +60,6 @@ ROWS = (
         "steps": 4,
         "guidance": 1.0,
     },
-    {"batch_size": 50, "save_memory": ["vae_slicing"], "dtype": "bfloat16"},
     {"batch_size": 1},
     {"batch_size": 20},
     {"batch_size": 100, "save_memory": ["vae_slicing"]},

@@ -81,7 +81,7 @@ def _graph_figures(setting, name, shape, batch, number_format):
     labels = torch.randint(10, (batch,), generator=random).to(device)
     eager, graphed = Steps(model, settings), Steps(model, settings)
     eager.fixed = False
-    per_second, seconds = {}, setting.choose(1.0, 0.02)
+    per_second, seconds = {}, setting.choose(0.5, 0.02)
     for what, steps in (("eager", eager), ("graphed", graphed)):
         steps.begin(start, 1e-3)
         before = time.perf_counter()
@@ -155,16 +155,22 @@ def _find_floor(name, setting):
 
 
 def reference(setting):
-    """Yield seconds per round of the floor, genfl_mpi, pfl-research and Flower on R2 and R1."""
+    """Yield seconds per round of the floor, genfl_mpi, pfl-research and Flower on R2 and R1.
+
+    First what every comparison needs, on both jobs, then further settings of genfl_mpi.
+    """
     torch.set_num_threads(setting.choose(torch.get_num_threads(), 1))
-    for name in setting.choose(("R2", "R1"), ("trial",)):
-        set_tf32(False)
-        layout = _find_floor(name, setting)
-        floor = None
-        for contestant, run in _contestants(name, setting, layout).items():
-            row = attempt({"job": name, "contestant": contestant}, lambda: _figures(name, run, floor))
-            floor = floor or row.get("round_s")
-            yield row
+    set_tf32(False)
+    names = setting.choose(("R2", "R1"), ("trial",))
+    layouts = {name: _find_floor(name, setting) for name in names}
+    floors = {}
+    for contestants in (_main_contestants, _further_contestants):
+        for name in names:
+            for contestant, run in contestants(name, setting, layouts[name]).items():
+                row = {"job": name, "contestant": contestant}
+                row = attempt(row, lambda: _figures(name, run, floors.get(name)))
+                floors.setdefault(name, row.get("round_s"))
+                yield row
 
 
 def _figures(name, run, floor):
@@ -178,45 +184,60 @@ def _figures(name, run, floor):
     return row | ({f"{R2_ROUNDS}_rounds_s": R2_ROUNDS * row["round_s"]} if name == "R2" else {})
 
 
-def _contestants(name, setting, layout):
+def _rounds(name, setting):
+    return setting.choose({"R2": 10, "R1": 5}, {"trial": 1})[name]
+
+
+def _time_floor(name, setting, layout, tf32):
+    set_tf32(tf32)
+    return floor_rounds(name, setting.device, *layout, rounds=_rounds(name, setting))
+
+
+def _time_genfl(name, setting, ranks, *settings):
+    rounds, settings = _rounds(name, setting), [*setting.overrides, *settings]
+    return [figure["round"] for figure in reference_jobs.genfl(name, ranks, rounds, LIMIT, settings)]
+
+
+def _time_peer(name, setting, memory_format, package, file, *options):
+    """Run a peer; None if its package is not installed."""
+    pythons = (setting.peers / "bin/python", Path(sys.executable))
+    python = next((one for one in pythons if reference_jobs.has_packages(one, package, "torch")), None)
+    if python is None:
+        return None
+    command = [python, HERE / "peers" / file, name, "--format", memory_format, "--device", setting.kind]
+    command += ["--rounds", min(_rounds(name, setting), 3), *options]
+    return [figure["round"] for figure in reference_jobs.told(command, LIMIT)]
+
+
+def _main_contestants(name, setting, layout):
     """The functions that run a contestant and return the seconds of its rounds, None if not installed.
 
-    The most important ones come first. layout: (memory format, optimizer) of the floor.
+    layout: (memory format, optimizer) of the floor, which comes first.
     """
-    rounds = setting.choose({"R2": 10, "R1": 5}, {"trial": 1})[name]
-
-    def floor(tf32):
-        set_tf32(tf32)
-        return floor_rounds(name, setting.device, *layout, rounds=rounds)
-
-    def genfl(ranks, *settings):
-        figures = reference_jobs.genfl(name, ranks, rounds, LIMIT, [*setting.overrides, *settings])
-        return [figure["round"] for figure in figures]
-
-    def peer(package, file, *options):
-        pythons = (setting.peers / "bin/python", Path(sys.executable))
-        python = next((one for one in pythons if reference_jobs.has_packages(one, package, "torch")), None)
-        if python is None:
-            return None
-        command = [python, HERE / "peers" / file, name, "--format", layout[0], "--device", setting.kind]
-        figures = reference_jobs.told([*command, "--rounds", min(rounds, 3), *options], LIMIT)
-        return [figure["round"] for figure in figures]
-
-    cohort, cores = JOBS[name].cohort, len(os.sched_getaffinity(0))
-    together = f"training.clients_per_batch={cohort}"
+    memory_format, threads = layout[0], len(os.sched_getaffinity(0))
+    flower = memory_format, "flwr", "flower.py", "--threads", threads
+    pfl = memory_format, "pfl", "pfl_research.py", "--threads", threads
     return {
-        f"floor, {', '.join(layout)}": lambda: floor(tf32=False),
-        "genfl_mpi": lambda: genfl(1),
-        "genfl_mpi, tf32": lambda: genfl(1, "runtime.tf32=true"),
-        "pfl-research": lambda: peer("pfl", "pfl_research.py", "--threads", cores),
-        "Flower, 1 actor": lambda: peer("flwr", "flower.py", "--threads", cores),
-        **(
-            {}
-            if name == "R1"  # BatchNorm cannot be batched over clients
-            else {f"genfl_mpi, {cohort} clients per batch": lambda: genfl(1, together)}
-        ),
-        f"floor, {', '.join(layout)}, tf32": lambda: floor(tf32=True),
-        "genfl_mpi, 2 ranks": lambda: genfl(2),
-        "genfl_mpi, bfloat16": lambda: genfl(1, "training.dtype=bfloat16"),
-        "Flower, 4 actors": lambda: peer("flwr", "flower.py", "--actors", 4, "--threads", max(1, cores // 4)),
+        f"floor, {', '.join(layout)}": lambda: _time_floor(name, setting, layout, tf32=False),
+        "genfl_mpi": lambda: _time_genfl(name, setting, 1),
+        "genfl_mpi, tf32": lambda: _time_genfl(name, setting, 1, "runtime.tf32=true"),
+        "pfl-research": lambda: _time_peer(name, setting, *pfl),
+        "Flower, 1 actor": lambda: _time_peer(name, setting, *flower),
     }
+
+
+def _further_contestants(name, setting, layout):
+    """Less important contestants, like `_main_contestants`."""
+    cohort, threads = JOBS[name].cohort, max(1, len(os.sched_getaffinity(0)) // 4)
+    together = f"training.clients_per_batch={cohort}"
+    actors = layout[0], "flwr", "flower.py", "--actors", 4, "--threads", threads
+    contestants = {
+        f"genfl_mpi, {cohort} clients per batch": lambda: _time_genfl(name, setting, 1, together),
+        f"floor, {', '.join(layout)}, tf32": lambda: _time_floor(name, setting, layout, tf32=True),
+        "genfl_mpi, 2 ranks": lambda: _time_genfl(name, setting, 2),
+        "genfl_mpi, bfloat16": lambda: _time_genfl(name, setting, 1, "training.dtype=bfloat16"),
+        "Flower, 4 actors": lambda: _time_peer(name, setting, *actors),
+    }
+    if JOBS[name].network == "resnet18":  # BatchNorm cannot be batched over clients
+        del contestants[f"genfl_mpi, {cohort} clients per batch"]
+    return contestants
