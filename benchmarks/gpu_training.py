@@ -174,12 +174,13 @@ def reference(setting):
 
 
 def _figures(name, run, floor):
-    """Run a contestant. floor: seconds of the floor's round, None if this is the floor."""
+    """Run a contestant. floor: seconds of the floor's round, None if this is the floor, or if it failed."""
     seconds, job = run(), JOBS[name]
     if seconds is None:
         return {"skipped": "not installed for this Python, nor in the folder of --peers"}
     row = {"rounds": len(seconds), **spread("round_s", seconds)}
-    row["of_floor"] = row["round_s"] / (floor or row["round_s"])
+    if floor:
+        row["of_floor"] = row["round_s"] / floor
     row["images_per_s"] = job.cohort * job.samples / row["round_s"]
     return row | ({f"{R2_ROUNDS}_rounds_s": R2_ROUNDS * row["round_s"]} if name == "R2" else {})
 
@@ -228,15 +229,16 @@ def _main_contestants(name, setting, layout):
 
 def _further_contestants(name, setting, layout):
     """Less important contestants, like `_main_contestants`."""
-    cohort, threads = JOBS[name].cohort, max(1, len(os.sched_getaffinity(0)) // 4)
+    cohort, cores = JOBS[name].cohort, len(os.sched_getaffinity(0))
+    workers = min(4, cores)
     together = f"training.clients_per_batch={cohort}"
-    actors = layout[0], "flwr", "flower.py", "--actors", 4, "--threads", threads
+    actors = layout[0], "flwr", "flower.py", "--actors", workers, "--threads", cores // workers
     contestants = {
         f"genfl_mpi, {cohort} clients per batch": lambda: _time_genfl(name, setting, 1, together),
         f"floor, {', '.join(layout)}, tf32": lambda: _time_floor(name, setting, layout, tf32=True),
         "genfl_mpi, 2 ranks": lambda: _time_genfl(name, setting, 2),
         "genfl_mpi, bfloat16": lambda: _time_genfl(name, setting, 1, "training.dtype=bfloat16"),
-        "Flower, 4 actors": lambda: _time_peer(name, setting, *actors),
+        f"Flower, {workers} actors": lambda: _time_peer(name, setting, *actors),
     }
     if JOBS[name].network == "resnet18":  # BatchNorm cannot be batched over clients
         del contestants[f"genfl_mpi, {cohort} clients per batch"]

@@ -143,7 +143,7 @@ def test_a_toy_measures_every_part(gpu, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("GENFL_DATA", raising=False)
     output = tmp_path / "folder/gpu.json"
-    assert gpu.main(["--toy", "--device", "cpu", "--output", str(output)]) == 0
+    assert gpu.main(["--toy", "--device", "cpu", "--output", str(output), "--peers", str(tmp_path)]) == 0
     record = json.loads(output.read_text())
     assert record["toy"] and record["device"] == "cpu" and list(record["parts"]) == list(MEASURED)
     for name, column in MEASURED.items():
