@@ -11,6 +11,7 @@ load affects less; on a GPU it is wall-clock time, measured after the device has
 import argparse
 import statistics
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,68 @@ from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.training import train
 from genfl_mpi.learning.weights import FlatModel
 
-CLIENTS = 20
+CLIENTS, TOGETHER = 20, (1, 2, 5, 10, 20)
 JOBS = {
     "pfl_cnn, 32x32": ("pfl_cnn", (3, 32, 32)),
     "lenet5, 28x28": ("lenet5", (1, 28, 28)),
     "cnn, 8x8": ("cnn", (1, 8, 8)),
 }
+
+
+class Figures(NamedTuple):
+    """Milliseconds per client of each repeat, and the largest difference of a weight from training alone."""
+
+    milliseconds: list[float]
+    difference: float
+
+
+def measure(job, device, repeats, clients=CLIENTS, together=TOGETHER):
+    """Return {clients trained together: `Figures`} of a job of JOBS. together: the first must be 1."""
+    name, shape = JOBS[job]
+    model = FlatModel(models.build(Model(name=name), 10, shape, seed=1), device)
+    settings, start = LocalTraining(epochs=1, batch_size=10, lr=0.1), model.weights.clone()
+    random = torch.Generator().manual_seed(0)
+    data = [
+        (
+            torch.randn(50, *shape, generator=random)
+            .to(device)
+            .contiguous(memory_format=torch.channels_last),
+            torch.randint(10, (50,), generator=random).to(device),
+        )
+        for _ in range(clients)
+    ]
+    twin = BatchedModel(model, shape, settings.model_copy(update={"clients_per_batch": 2}))
+    found = {}
+
+    def alone():
+        for key, one in enumerate(data):
+            train(model, start, *one, settings, np.random.default_rng(key))
+            found[1, key] = model.weights.cpu().clone()
+
+    def grouped(count):
+        for first in range(0, clients, count):
+            each = data[first : first + count]
+            rngs = [np.random.default_rng(key) for key in range(first, first + len(each))]
+            trained = twin.train(start, each, [settings] * len(each), rngs)
+            for key, (weights, _) in enumerate(trained, first):
+                found[count, key] = weights.cpu().clone()
+
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    spent = {count: [] for count in together}
+    for _ in range(repeats + 1):
+        for count, milliseconds in spent.items():
+            before = clock()
+            alone() if count == 1 else grouped(count)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            milliseconds.append(1e3 * (clock() - before) / clients)
+    return {
+        count: Figures(
+            milliseconds[1:],  # the first warms up
+            max((found[count, key] - found[1, key]).abs().max().item() for key in range(clients)),
+        )
+        for count, milliseconds in spent.items()
+    }
 
 
 def main():
@@ -38,56 +95,11 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device(options.device)
-    print("network           together  ms a client   least    most   largest difference of a weight")
-    for job, (name, shape) in JOBS.items():
-        model = FlatModel(models.build(Model(name=name), 10, shape, seed=1), device)
-        settings, start = LocalTraining(epochs=1, batch_size=10, lr=0.1), model.weights.clone()
-        random = torch.Generator().manual_seed(0)
-        data = [
-            (
-                torch.randn(50, *shape, generator=random)
-                .to(device)
-                .contiguous(memory_format=torch.channels_last),
-                torch.randint(10, (50,), generator=random).to(device),
-            )
-            for _ in range(CLIENTS)
-        ]
-        twin = BatchedModel(model, shape, settings.model_copy(update={"clients_per_batch": 2}))
-        found = {}
-
-        def rngs(first, count):
-            return [np.random.default_rng(key) for key in range(first, first + count)]
-
-        def alone():
-            for key, one in enumerate(data):
-                train(model, start, *one, settings, np.random.default_rng(key))
-                found[1, key] = model.weights.cpu().clone()
-
-        def grouped(count):
-            for first in range(0, CLIENTS, count):
-                each = data[first : first + count]
-                trained = twin.train(start, each, [settings] * len(each), rngs(first, len(each)))
-                for key, (weights, _) in enumerate(trained, first):
-                    found[count, key] = weights.cpu().clone()
-
-        works = {1: alone, **{count: lambda count=count: grouped(count) for count in (2, 5, 10, 20)}}
-        spent = {count: [] for count in works}
-        for _ in range(options.repeats + 1):
-            for count, work in works.items():
-                clock = time.process_time if device.type == "cpu" else time.perf_counter
-                before = clock()
-                work()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                spent[count].append(1e3 * (clock() - before) / CLIENTS)
-        for count, times in spent.items():
-            times = times[1:]  # the first warms up
-            apart = max((found[count, key] - found[1, key]).abs().max().item() for key in range(CLIENTS))
+    print("network           together  ms a client     min     max   largest difference of a weight")
+    for job in JOBS:
+        for count, (times, difference) in measure(job, device, options.repeats).items():
             middle, low, high = statistics.median(times), min(times), max(times)
-            print(
-                f"{job:17} {count:8} {middle:12.2f} {low:7.2f} {high:7.2f}   {apart:.1e}",
-                flush=True,
-            )
+            print(f"{job:17} {count:8} {middle:12.2f} {low:7.2f} {high:7.2f}   {difference:.1e}", flush=True)
 
 
 if __name__ == "__main__":

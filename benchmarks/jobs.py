@@ -34,7 +34,7 @@ JOBS = {
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def network(job, memory_format):
+def network(job, memory_format, device="cpu"):
     """The job's network as its source has it."""
     torch.manual_seed(0)
     if job.network == "resnet18":
@@ -55,19 +55,19 @@ def network(job, memory_format):
             nn.Dropout(0.5),
             nn.Linear(128, 10),
         )
-    return module.to(memory_format=FORMATS[memory_format]).train()
+    return module.to(device, memory_format=FORMATS[memory_format]).train()
 
 
-def data(job, memory_format):
+def data(job, memory_format, device="cpu"):
     """Return a function that returns a client's data as views of one set of random images.
 
-    The data are float32 images (samples, 3, 32, 32) and int64 labels (samples,).
+    The data are float32 images (samples, 3, 32, 32) and int64 labels (samples,) on `device`.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(POOL, 3, 32, 32, generator=generator).contiguous(
-        memory_format=FORMATS[memory_format]
+    images = torch.randn(POOL, 3, 32, 32, generator=generator).to(
+        device, memory_format=FORMATS[memory_format]
     )
-    labels = torch.randint(10, (POOL,), generator=generator)
+    labels = torch.randint(10, (POOL,), generator=generator).to(device)
 
     def of_client(client):
         start = client * job.samples % POOL
@@ -77,10 +77,10 @@ def data(job, memory_format):
 
 
 @cache
-def resident(name, memory_format):
+def resident(name, memory_format, device="cpu"):
     """What a process keeps from client to client: the job, its network, and its data."""
     job = JOBS[name]
-    return job, network(job, memory_format), data(job, memory_format)
+    return job, network(job, memory_format, device), data(job, memory_format, device)
 
 
 def tell(**figures):

@@ -34,16 +34,16 @@ HERE = Path(__file__).parent
 PHASES = ("train", "wait", "reduce", "broadcast", "evaluate")
 
 
+def has_packages(python, *packages):
+    """Whether these packages can be imported by `python`, the path of an interpreter that may not exist."""
+    check = [python, "-c", f"import {', '.join(packages)}"]
+    return Path(python).exists() and subprocess.run(check, capture_output=True).returncode == 0
+
+
 def peers_python(folder):
     """The Python of the peers' environment, which is made if it is not there."""
     python = folder / "bin/python"
-    if (
-        subprocess.run(
-            [python, "-c", "import flwr, ray, pfl, torch, torchvision"], capture_output=True
-        ).returncode
-        if python.exists()
-        else True
-    ):
+    if not has_packages(python, "flwr", "ray", "pfl", "torch", "torchvision"):
         print(f"making the peers' environment in {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         packages = [
@@ -84,40 +84,41 @@ def told(command, limit):
     return figures
 
 
-def genfl(name, cores, rounds, limit):
-    """Run genfl_mpi with its defaults on one rank per core and return the rounds of its results file.
+def overrides(name, rounds):
+    """genfl_mpi's settings of a job."""
+    job = JOBS[name]
+    return [
+        "method=fedavg",
+        f"rounds={rounds}",
+        f"clients={job.clients}",
+        f"cohort={job.cohort}",
+        "data.name=synthetic",
+        "data.size=32",
+        f"data.samples={job.clients * job.samples}",
+        "partition.scheme=iid",
+        f"model.name={job.network}",
+        "training.epochs=1",
+        f"training.batch_size={job.batch}",
+        f"training.lr={job.lr}",
+    ]
+
+
+def genfl_command(ranks):
+    """The words that start genfl_mpi on this number of ranks."""
+    beside = Path(sys.executable).with_name("mpirun")
+    launcher = str(beside) if beside.exists() else "mpirun"
+    return [launcher, "-n", str(ranks), sys.executable, "-m", "genfl_mpi"]
+
+
+def genfl(name, ranks, rounds, limit, settings=()):
+    """Run genfl_mpi with its defaults, except for `settings`, and return the rounds of its results file.
 
     Leaves out the first round, which warms up.
     """
     import h5py
 
-    job = JOBS[name]
     with tempfile.TemporaryDirectory() as folder:
-        settings = [
-            "method=fedavg",
-            f"rounds={rounds + 1}",
-            f"clients={job.clients}",
-            f"cohort={job.cohort}",
-            "data.name=synthetic",
-            "data.size=32",
-            f"data.samples={job.clients * job.samples}",
-            "partition.scheme=iid",
-            f"model.name={job.network}",
-            "training.epochs=1",
-            f"training.batch_size={job.batch}",
-            f"training.lr={job.lr}",
-            f"output={folder}",
-        ]
-        beside = Path(sys.executable).with_name("mpirun")
-        command = [
-            beside if beside.exists() else "mpirun",
-            "-n",
-            str(cores),
-            sys.executable,
-            "-m",
-            "genfl_mpi",
-            *settings,
-        ]
+        command = [*genfl_command(ranks), *overrides(name, rounds + 1), *settings, f"output={folder}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         if done.returncode:
             raise RuntimeError("\n".join(done.stderr.splitlines()[-5:]))

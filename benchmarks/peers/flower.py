@@ -26,17 +26,17 @@ from flwr.simulation import run_simulation  # noqa: E402
 from jobs import FORMATS, JOBS, network, resident, tell  # noqa: E402
 
 
-def client_app(name, memory_format, threads):
+def client_app(name, memory_format, threads, device):
     app = ClientApp()
 
     @app.train()
     def train(message, context):
         torch.set_num_threads(threads)
-        job, module, of_client = resident(name, memory_format)
+        job, module, of_client = resident(name, memory_format, device)
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())
         images, labels = of_client(int(context.node_config["partition-id"]))
         optimizer = torch.optim.SGD(module.parameters(), job.lr)
-        for batch in torch.randperm(job.samples).tensor_split(-(-job.samples // job.batch)):
+        for batch in torch.randperm(job.samples, device=device).tensor_split(-(-job.samples // job.batch)):
             optimizer.zero_grad()
             F.cross_entropy(module(images[batch]), labels[batch]).backward()
             optimizer.step()
@@ -76,6 +76,7 @@ def main():
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--format", choices=FORMATS, default="channels_last")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: shared by the actors")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     job, server_app = JOBS[options.job], ServerApp()
@@ -96,10 +97,11 @@ def main():
             num_rounds=options.rounds + 1,
         )
 
-    resources = {"num_cpus": options.threads, "num_gpus": 0.0}
+    gpus = 1.0 if options.device == "cuda" else 0.0
+    resources = {"num_cpus": options.threads, "num_gpus": gpus / options.actors}
     run_simulation(
         server_app,
-        client_app(options.job, options.format, options.threads),
+        client_app(options.job, options.format, options.threads, options.device),
         num_supernodes=job.clients,
         backend_config={
             "init_args": {"num_cpus": options.actors * options.threads, "include_dashboard": False},

@@ -65,11 +65,12 @@ def main():
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--format", choices=FORMATS, default="channels_last")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     job = JOBS[options.job]
-    module, of_client = network(job, options.format), data(job, options.format)
+    module, of_client = (make(job, options.format, options.device) for make in (network, data))
     module.loss, module.metrics = types.MethodType(loss, module), types.MethodType(metrics, module)
     clients = {client: of_client(client) for client in range(job.clients)}
     training_data = FederatedDataset.from_slices(clients, get_user_sampler("random", list(clients)))
