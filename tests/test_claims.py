@@ -193,7 +193,7 @@ def test_costs_by_hand(runs, monkeypatch):
         )
     rows = {row.setting: row for row in claims.costs(runs(made("genfl"), made("fedavg")))}
     assert rows["cifar10, Stable Diffusion v1.5"].values == [6 * 200 / (1 * 2 * 4)] and rows[
-        "cifar10, checkpoint digits"
+        "cifar10, checkpoint cifar10"
     ].values == [6 * 20 / 8]
     assert rows["cifar10, images 32 x 32"].values == [30 * 3072 / 4000] and rows[
         "cifar10, images 512 x 512"

@@ -381,7 +381,13 @@ def test_methods_have_one_order_everywhere(tiny, tmp_path, capsys):
 def test_columns_align_with_and_without_a_deviation(monkeypatch):
     def group(method, finals):
         runs = [
-            {"round": [1], "accuracy": [final], "round_seconds": [1.0], "clients_aggregated": [1]}
+            {
+                "round": [1],
+                "accuracy": [final],
+                "round_seconds": [1.0],
+                "clients_aggregated": [1],
+                "images": [0],
+            }
             for final in finals
         ]
         runs = [{name: np.array(values) for name, values in run.items()} for run in runs]

@@ -318,8 +318,8 @@ def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
     )
     paths = sorted((tmp_path / "results").glob("*.h5"))
     assert [(group.method, group.settings) for group in groups(paths)[0]] == [
-        ("AIGC-only", ""),
         ("FedAvg", ""),
+        ("AIGC-only", ""),
     ]
     assert (
         main(

@@ -36,7 +36,8 @@ def test_pandas_has_every_round_of_every_run(folder):
     assert list(read)[:4] == ["run", "method", "seed", "partition.alpha"] and len(read) == 9
     for run, file in files(folder).items():
         own = read[read["run"] == run]
-        for name in set(ROUNDS) - {"accuracy_per_class"}:
+        assert own["device"].tolist() == [text.decode() for text in file["rounds/device"][:]]
+        for name in set(ROUNDS) - {"accuracy_per_class", "device"}:
             assert np.array_equal(own[name], file["rounds"][name][:], equal_nan=True), name
         assert np.array_equal(
             own[[f"accuracy_per_class[{digit}]" for digit in range(10)]], file["rounds/accuracy_per_class"][:]

@@ -61,45 +61,10 @@ class Writer:
             # Created in memory: HDF5 may crash if a write fails while it creates objects in a file.
             content = io.BytesIO()
             self.file = h5py.File(content, "w", libver="v110")
-            self.file.attrs["layout_version"] = VERSION
-            self.file.create_group("config").attrs.update(texts)
-            self.file.create_group("environment").attrs.update(environment)
-            self.file.attrs["checksum"] = layout.attributes_checksum(self.file)
-            group = self.file.create_group("partition")
-            for name, array in partition.items():
-                data = group.create_dataset(name, data=array, **PACKED)
-                _describe(data, PARTITION[name], DIMENSIONS[name])
-            for table, columns in TABLES.items():
-                group = self.file.create_group(table)
-                rows = next(iter(columns))
-                for name, column in columns.items():
-                    shape = shapes.get(name, ())
-                    chunk = max(1, 4096 // int(np.prod(shape)))
-                    data = group.create_dataset(
-                        name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
-                    )
-                    _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
-                    self.columns[table, name] = data
-                width = 1 + len(columns)
-                chunks = (max(1, 4096 // width), width)
-                data = self.file.create_dataset(
-                    f"{CHECKSUMS}/{table}", (0, width), "i8", maxshape=(None, width), chunks=chunks
-                )
-                data.attrs["long_name"] = "rows after an append, and CRC-32 of what was added to each column"
-                self.columns[CHECKSUMS, table] = data
-            weights = self.file.create_dataset(
-                "weights", (size,), np.float32, chunks=(min(size, CHUNK),), fletcher32=True
-            )
-            weights.attrs["long_name"] = "global weights after the last round"
-            # A dimension scale without values: never written, so it takes no space.
-            weight = self.file.create_dataset("weight", (size,), np.float32)
-            weight.make_scale("This is a netCDF dimension but not a netCDF variable.")
-            weights.dims[0].attach_scale(weight)
-            # Not chunked: HDF5 updates a chunk and its checksum in several writes; a kill between them
-            # damages both.
-            finished = self.file.create_dataset("finished", data=np.zeros(1, np.uint8))
-            finished.make_scale("finished")
-            finished.attrs["long_name"] = f"{FINISHED} when all rounds and the weights are stored, 0 before"
+            _create_attributes(self.file, texts, environment)
+            _create_partition(self.file, partition)
+            self.columns = _create_tables(self.file, shapes)
+            _create_weights(self.file, size)
             for table, stored in self.earlier.items():
                 self._append(table, stored)
             names = {key: data.name for key, data in self.columns.items()}
@@ -264,6 +229,63 @@ def _record_columns(table: str) -> dict[str, layout.Column]:
     """Return the columns of a table without its row numbers, which a `Record` does not have."""
     numbering = next(iter(TABLES[table]))
     return {name: column for name, column in TABLES[table].items() if name == "round" or name != numbering}
+
+
+def _create_attributes(file: Any, texts: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Create /config and /environment, and the checksum of their attributes."""
+    file.attrs["layout_version"] = VERSION
+    file.create_group("config").attrs.update(texts)
+    file.create_group("environment").attrs.update(environment)
+    file.attrs["checksum"] = layout.attributes_checksum(file)
+
+
+def _create_partition(file: Any, partition: Mapping[str, np.ndarray]) -> None:
+    """Create /partition with its arrays."""
+    group = file.create_group("partition")
+    for name, array in partition.items():
+        data = group.create_dataset(name, data=array, **PACKED)
+        _describe(data, PARTITION[name], DIMENSIONS[name])
+
+
+def _create_tables(file: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, str], Any]:
+    """Create the growing tables and their checksums, without rows: {(table, column): data set}.
+
+    shapes: {column: shape of a row}, () by default.
+    """
+    columns = {}
+    for table, described in TABLES.items():
+        group = file.create_group(table)
+        rows = next(iter(described))
+        for name, column in described.items():
+            shape = shapes.get(name, ())
+            chunk = max(1, 4096 // int(np.prod(shape)))
+            data = group.create_dataset(
+                name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
+            )
+            _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
+            columns[table, name] = data
+        width = 1 + len(described)
+        chunks = (max(1, 4096 // width), width)
+        data = file.create_dataset(
+            f"{CHECKSUMS}/{table}", (0, width), "i8", maxshape=(None, width), chunks=chunks
+        )
+        data.attrs["long_name"] = "rows after an append, and CRC-32 of what was added to each column"
+        columns[CHECKSUMS, table] = data
+    return columns
+
+
+def _create_weights(file: Any, size: int) -> None:
+    """Create /weights, its dimension, and /finished."""
+    weights = file.create_dataset("weights", (size,), np.float32, chunks=(min(size, CHUNK),), fletcher32=True)
+    weights.attrs["long_name"] = "global weights after the last round"
+    # A dimension scale without values: never written, so it takes no space.
+    weight = file.create_dataset("weight", (size,), np.float32)
+    weight.make_scale("This is a netCDF dimension but not a netCDF variable.")
+    weights.dims[0].attach_scale(weight)
+    # Not chunked: HDF5 updates a chunk and its checksum in several writes; a kill between them damages both.
+    finished = file.create_dataset("finished", data=np.zeros(1, np.uint8))
+    finished.make_scale("finished")
+    finished.attrs["long_name"] = f"{FINISHED} when all rounds and the weights are stored, 0 before"
 
 
 def _describe(data: Any, column: layout.Column, dimensions: tuple[str, ...]) -> None:
