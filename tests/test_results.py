@@ -340,9 +340,9 @@ def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
         main([*tiny, "rounds=1", "sweep.method=[fedavg]", "training.lr=0.3", f"output={tmp_path}/other"]) == 0
     )
     assert [group.settings for group in groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == [
-        "lr 0.1",
         "lr 0.2",
         "lr 0.3",
+        "lr 0.1",
     ]
 
 

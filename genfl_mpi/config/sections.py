@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from genfl_mpi.config.types import (
     Count,
     Epochs,
+    Flag,
     Natural,
     Needs,
     NonNegative,
@@ -72,12 +73,12 @@ class Data(Section):
     samples: Annotated[Count, needs("name", "synthetic")] = Field(
         10000, description="synthetic: number of training images; a fifth as many are generated for testing"
     )
-    normalise: bool = Field(
+    normalise: Flag = Field(
         True,
         description="subtract each channel's mean and divide by its standard deviation; false: pixels in "
         "[0, 1]",
     )
-    download: Annotated[bool, needs("name", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100")] = (
+    download: Annotated[Flag, needs("name", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100")] = (
         Field(False, description="let torchvision download missing files")
     )
     public_pool: Natural = Field(
@@ -123,7 +124,7 @@ class Partition(Section):
     min_samples: Annotated[Count, needs("replacement", False)] = Field(
         10, description="minimum number of samples per client"
     )
-    replacement: bool = Field(
+    replacement: Flag = Field(
         False,
         description="draw each client's samples with replacement, so that clients may share samples: "
         "for more clients than samples",
@@ -207,7 +208,7 @@ class Training(Section):
         description="augmentation: maximum random shift of an image in pixels; the border is filled by "
         "reflection",
     )
-    flip: bool = Field(False, description="augmentation: mirror each image with probability 1/2")
+    flip: Flag = Field(False, description="augmentation: mirror each image with probability 1/2")
 
 
 class LocalTraining(Training):
@@ -370,7 +371,7 @@ class Pretraining(Section):
     prediction: Literal["epsilon", "v_prediction"] = Field(
         "epsilon", description="what the UNet predicts; epsilon: the noise; v_prediction: the velocity"
     )
-    mirror: bool = Field(False, description="also train on mirrored images")
+    mirror: Flag = Field(False, description="also train on mirrored images")
     seed: Seed = Field(0, description="seed of the weights and batches")
     output: str = Field("results/checkpoint", description="folder of the checkpoint")
 
@@ -616,17 +617,17 @@ class Runtime(Section):
         "concurrently, each on a separate group of ranks; null: as many as a run keeps busy, "
         "one per client of the cohort and one for the server",
     )
-    same_device: bool = Field(
+    same_device: Flag = Field(
         False,
         description="refuse to continue a run on another model of GPU, or another instruction set of CPU, "
         "than it began with; false: go on with a warning",
     )
-    deterministic: bool = Field(
+    deterministic: Flag = Field(
         True,
         description="on a GPU: refuse operations without a deterministic implementation; false: run them "
         "with a warning, and mark the results as not reproducible",
     )
-    tf32: bool = Field(
+    tf32: Flag = Field(
         False,
         description="on a GPU: compute float32 products in TensorFloat-32, which is faster and has a 10-bit "
         "mantissa",

@@ -32,7 +32,7 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
-from genfl_mpi.config.types import Count, Needs, Section, Seed
+from genfl_mpi.config.types import Count, Flag, Needs, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
 # Settings and sections on which finished rounds do not depend: a run may be continued with other values.
@@ -91,7 +91,7 @@ GENERATORS = {"mnist5k": "digits", "mnist": "digits", "cifar10": "cifar10", "cif
 class Composition(Section):
     """The steps of a round. `method` provides the values that are not set."""
 
-    local_training: bool = Field(True, description="whether clients train on their private data")
+    local_training: Flag = Field(True, description="whether clients train on their private data")
     images: Literal["server", "sent_to_clients", "made_by_clients", "nowhere"] = Field(
         "server",
         description="where images are used; server: to train the augmented model; sent_to_clients: "
@@ -102,7 +102,7 @@ class Composition(Section):
         "generator",
         description="origin of the images; generator: generation.checkpoint; pool: the public pool",
     )
-    matched_steps: bool = Field(
+    matched_steps: Flag = Field(
         False,
         description="whether clients take as many additional local steps as the server would take on "
         "generated images",
@@ -189,7 +189,7 @@ class Config(Section):
         "section of the settings below; null: no simulated edge",
     )
     hindsight: Annotated[Hindsight, TWO_MODELS] = Hindsight()
-    audit: Annotated[bool, TRAINING_CLIENTS] = Field(
+    audit: Annotated[Flag, TRAINING_CLIENTS] = Field(
         False,
         description="store data for the command `audit`: what each client's model reveals about the labels "
         "that it was trained on",

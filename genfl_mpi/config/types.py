@@ -4,7 +4,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from genfl_mpi.util.text import suggestion
 
@@ -99,6 +99,7 @@ def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 # Lax: also accepts "1e-4", which YAML reads as text.
+Flag = Annotated[bool, Strict()]  # not 0 and 1, or words in quotes
 Number = Annotated[float, BeforeValidator(_refuse_bool), AfterValidator(_check_magnitude)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from genfl_mpi.config.types import Count, Decibels, NonNegative, Positive, Range, Section, Seed, Share
+from genfl_mpi.config.types import Count, Decibels, Flag, NonNegative, Positive, Range, Section, Seed, Share
 
 
 class Hardware(Section):
@@ -116,7 +116,7 @@ class Images(Section):
         description="to whom; broadcast: to all clients of a round at the rate of the slowest link; "
         "unicast: to each client at its own rate",
     )
-    installed: bool = Field(
+    installed: Flag = Field(
         False,
         description="whether clients already have the generator; otherwise each client that generates "
         "downloads it once",
@@ -140,7 +140,7 @@ class World(Section):
         description="with enforced=true: share of the clients that drop out of a round, "
         "at a uniformly drawn moment of their work",
     )
-    enforced: bool = Field(
+    enforced: Flag = Field(
         False,
         description="whether a run in this world excludes clients that miss deadline_s, whose message is "
         "lost max_transmissions times, whose battery is empty, or that drop out",
