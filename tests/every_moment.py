@@ -121,7 +121,10 @@ class Server:
         for memory in b"".join(one[8:].rstrip(b"\0") for one in content).split():
             Path(os.fsdecode(memory)).unlink(missing_ok=True)
         ended = Ended(
-            status, [int.from_bytes(one[:8], "little") for one in content], out.read_text(), err.read_text()
+            status,
+            [int.from_bytes(one[:8], "little") for one in content],
+            out.read_text(),
+            ranks.without_leaks(err.read_text()),
         )
         for path in (out, err, *pages):
             path.unlink()

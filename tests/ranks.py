@@ -14,6 +14,7 @@ of their own."""
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -43,6 +44,13 @@ LATE = {
     ),
     "transformers": ("AutoTokenizer", "CLIPTextConfig", "CLIPTextModel", "CLIPTokenizer"),
 }
+
+
+def without_leaks(text):
+    """Remove the report of nanobind, which triton uses, on objects that a fork leaves to the system."""
+    return re.sub(
+        r"^(nanobind: .*| - leaked .*| - \.\.\. skipped .*|See https://nanobind.*)\n?", "", text, flags=re.M
+    )
 
 
 class Server:
