@@ -164,7 +164,7 @@ def test_preparing_a_graph_restores_the_counters(monkeypatch):
     monkeypatch.setattr(Steps, "_capture", lambda self, function: (lambda: function(), function()))
     model = FlatModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)))
     steps = Steps(model, SETTINGS)
-    steps.begin(model.weights.clone())
+    steps.begin(model.weights.clone(), SETTINGS.lr)
     steps.fixed = True
-    steps._prepare(*data(0))
+    steps._prepare(data(0))
     assert model.module[1].num_batches_tracked == 0

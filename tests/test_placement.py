@@ -99,14 +99,16 @@ GROUPS = """
 import sys
 import torch
 from genfl_mpi.cli import main
+from genfl_mpi.config.sections import Runtime
 from genfl_mpi.runs import runner
 from genfl_mpi.mpi import collectives, devices
 torch.cuda.device_count, torch.cuda.set_device = lambda: 2, lambda device: None
 run = runner.run
-def report_device(comm, *arguments):
-    print(f"{collectives.world().rank} takes {devices.set_up(comm, 1, 'cuda').index}\\n", end="", flush=True)
+def report_device(comm, *arguments, **more):
+    device = devices.set_up(comm, Runtime(threads=1, device="cuda"))
+    print(f"{collectives.world().rank} takes {device.index}\\n", end="", flush=True)
     torch.use_deterministic_algorithms(False)
-    return run(comm, *arguments)
+    return run(comm, *arguments, **more)
 runner.run = report_device
 sys.exit(main(sys.argv[1:]))
 """

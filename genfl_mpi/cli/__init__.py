@@ -39,7 +39,7 @@ PURPOSES = {
         "export": ("files", "write results as CSV or for TensorBoard"),
     },
     "evaluate": {
-        "compare": ("files", "compare two groups of runs: settings, and results paired by seed"),
+        "compare": ("files", "compare two groups of runs, paired by seed"),
         "claims": ("files", "test the paper's claims on results files"),
         "hindsight": ("files", "find the best kappa and each policy's regret"),
         "price": ("files", "compute the seconds, joules and bytes of runs in simulated worlds"),

@@ -116,11 +116,11 @@ def compare(arguments: Sequence[str]) -> int:
     """Compare two groups of runs."""
     parser = launch.command_parser(
         "compare",
-        "Compare two groups of runs, A and B: print the settings in which they differ, and\n"
-        "the differences of their accuracies, paired by seed, with intervals. A group is a\n"
-        "results file, a folder, or a pattern in quotes. Runs with several alphas, data\n"
+        "Compare two groups of runs, A and B: print the settings in which they differ,\n"
+        "and the differences of their accuracies, paired by seed, with intervals. A group\n"
+        "is a results file, a folder, or a pattern in quotes. Runs with several alphas, data\n"
         "sets or other settings in both groups are paired within each. For example:\n"
-        "  python -m genfl_mpi compare 'results/default/fedavg_*' 'results/default/genfl_*'\n"
+        "  python -m genfl_mpi compare 'results/seeds/fedavg*' 'results/seeds/genfl*'\n"
         "  python -m genfl_mpi compare results/before results/after",
     )
     parser.add_argument("groups", nargs="+", metavar="A B", help="results file, folder, or pattern in quotes")
