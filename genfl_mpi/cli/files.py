@@ -118,8 +118,8 @@ def compare(arguments: Sequence[str]) -> int:
         "compare",
         "Compare two groups of runs, A and B: print the settings in which they differ,\n"
         "and the differences of their accuracies, paired by seed, with intervals. A group\n"
-        "is a results file, a folder, or a pattern in quotes. Runs with several alphas, data\n"
-        "sets or other settings in both groups are paired within each. For example:\n"
+        "is a results file, a folder, or a pattern in quotes. Runs with several alphas,\n"
+        "data sets or other settings in both groups are paired within each. For example:\n"
         "  python -m genfl_mpi compare 'results/seeds/fedavg*' 'results/seeds/genfl*'\n"
         "  python -m genfl_mpi compare results/before results/after",
     )
