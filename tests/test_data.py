@@ -41,12 +41,12 @@ def test_a_class_without_samples_is_allowed():
 
 
 def test_a_client_that_shares_is_known_even_if_noise_cancels_its_counts():
-    shared, told = share_labels(
+    shared, sharing = share_labels(
         np.eye(10, dtype=np.int32).repeat(100, 0),
         LabelSharing(payload="presence", epsilon=4.0, refusal_rate=0.2),
         1,
     )
-    assert told.sum() == 800 and not shared[~told].any() and not shared[told].any(1).all()
+    assert sharing.sum() == 800 and not shared[~sharing].any() and not shared[sharing].any(1).all()
     shared, _ = share_labels(HISTOGRAMS, LabelSharing(epsilon=1e-9), 1)
     assert shared.min() >= 0
 

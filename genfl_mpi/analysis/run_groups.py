@@ -86,7 +86,7 @@ class Run:
 class Runs:
     """The finished runs among results files. Raises UserError if they cannot be paired.
 
-    left_out: names of the unfinished ones. rounds: {data set: rounds of its runs}.
+    unfinished: paths of the skipped ones. rounds: {data set: rounds of its runs}.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:

@@ -117,7 +117,7 @@ class Holdings:
 def _complete(images: np.ndarray | float, part: np.ndarray) -> np.ndarray:
     """Return how many images are complete when a part of them is, float64 (K,).
 
-    With part = 1 the number may be fractional, in a trace from `scaled`.
+    With part = 1 the number may be fractional, in a trace from `scale_images`.
     """
     return np.where(part < 1, np.floor(images * part), images)
 

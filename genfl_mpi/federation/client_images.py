@@ -129,7 +129,7 @@ class ClientImages:
 
         int64 (clients,), images of each client; int64 (classes,), the largest number of images of each label
         that a client generates; float64 (clients,), the share of its gap that each client fills. Raises
-        UserError as `makes`.
+        UserError as `planned_images`.
         """
         clients = self.config.clients
         each, share = np.zeros(clients, dtype=np.int64), np.zeros(clients)

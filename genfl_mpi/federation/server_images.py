@@ -52,7 +52,7 @@ def _pool(config: Config, about: Description, data: dict[str, np.ndarray]) -> tu
 def train_pool_classifier(
     config: Config, about: Description, data: dict[str, np.ndarray], device: torch.device
 ) -> ImageClassifier:
-    """Train the filter's classifier, a `ImageClassifier`, on the public pool."""
+    """Train the filter's classifier on the public pool."""
     return ImageClassifier(*_pool(config, about, data), about, config, device)
 
 

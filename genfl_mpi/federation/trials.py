@@ -105,7 +105,7 @@ def _evaluation(
 ) -> Question:
     """Return the `Question` that evaluates a model on a source of data: test, or one of config.validation.
 
-    The other parameters are those of `questions`.
+    The other parameters are those of `make_questions`.
     """
     classes, size = len(about.classes), config.evaluation.batch_size
 

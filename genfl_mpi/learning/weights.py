@@ -27,9 +27,9 @@ class FlatModel:
     Such buffers are BatchNorm's mean and variance. The module's layers are replaced by those of
     `layers.quicken`.
 
-    weights: float32 (size,), parameters first. parameters: number of parameters among them. others: the other
-    buffers, such as BatchNorm's counters; these are neither sent nor averaged, and `load` resets them.
-    cached_steps: cache of `steps.steps_of`.
+    weights: float32 (size,), parameters first. parameters: number of parameters among them. other_buffers:
+    the other buffers, such as BatchNorm's counters; these are neither sent nor averaged, and `load` resets
+    them. cached_steps: cache of `steps.steps_of`.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu"):

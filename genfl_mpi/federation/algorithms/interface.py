@@ -72,8 +72,8 @@ class Stage(NamedTuple):
 class Contribution(NamedTuple):
     """Hold a client's contribution besides its model.
 
-    sums: {name: (coefficient, float32 tensor)}, added to the declared sums. own: {name: float32 tensor}, new
-    values of the client's arrays.
+    sums: {name: (coefficient, float32 tensor)}, added to the declared sums. client_arrays: {name: float32
+    tensor}, new values of the client's arrays.
     """
 
     sums: dict[str, tuple[float, torch.Tensor]]
