@@ -448,8 +448,11 @@ def test_an_alias_is_a_copy():
 
 
 def test_nothing_is_unpickled_or_executed():
-    """Hub ids bring no code either: only safetensors and JSON are read, and no remote code is trusted."""
-    for file in Path(genfl_mpi.__file__).parent.rglob("*.py"):
+    """Hub ids bring no code either: only safetensors and JSON are read, and no remote code is trusted.
+
+    CIFAR's labels are pickled by its authors; the one file that reads them makes arrays alone."""
+    package = Path(genfl_mpi.__file__).parent
+    for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
@@ -472,7 +475,8 @@ def test_nothing_is_unpickled_or_executed():
                     or options.get("use_safetensors") == "True"
                 ), file
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                assert "pickle" not in [alias.name for alias in node.names], file
+                unpickles = "pickle" in [alias.name for alias in node.names]
+                assert not unpickles or file == package / "data/label_files.py", file
 
 
 @pytest.mark.slow

@@ -49,11 +49,8 @@ def everybody(state):
 
 def test_stop_names_client_and_round(fast, poisoned, capsys, tmp_path):
     assert main([*fast, "cohort=6", "rounds=4"]) == 1
-    said = capsys.readouterr().err
-    assert (
-        f"round {ROUND + 1}, client {BAD}: FloatingPointError: the trained weights are not finite" in said
-        and said.count("\n") == 1
-    )
+    last = capsys.readouterr().err.splitlines()[-1]  # after the frames of this file
+    assert f"round {ROUND + 1}, client {BAD}: FloatingPointError: the trained weights are not finite" in last
     with reader.open_results(tmp_path / "results/fedavg_seed1.h5") as file:
         assert file["rounds/round"][:].tolist() == [1, 2]
 

@@ -84,7 +84,7 @@ def test_batched_clients_match_single_clients(name, more):
 def test_in_bfloat16_batched_clients_match_up_to_rounding():
     """Dropout masks are the same, too: otherwise the difference would be as large as the update."""
     model = flat("pfl_cnn")
-    settings = LocalTraining(batch_size=8, clients_per_batch=2, epochs=1, dtype="bfloat16")
+    settings = LocalTraining(batch_size=8, clients_per_batch=2, epochs=1, dtype="bfloat16", lr=0.05)
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
         memory_format=torch.channels_last
     )
