@@ -99,7 +99,7 @@ def test_the_readme_is_short_and_has_the_two_commands():
     assert len(text.splitlines()) <= 120
     for extras, command in (
         ("mpich", ".venv/bin/mpirun -n 4 .venv/bin/python -m genfl_mpi"),
-        ("mpich,test", ".venv/bin/python -m pytest"),
+        ("mpich,test", ".venv/bin/python -m pytest -n 2"),
     ):
         install = f'python3 -m venv .venv && .venv/bin/pip install -q ".[{extras}]"'
         assert f"\n\n    {install} && {command}\n\n" in text

@@ -201,7 +201,7 @@ def test_kappa_at_its_ends_is_a_baseline(tiny, tmp_path, kappa, method):
 @pytest.mark.parametrize("name", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
 def test_the_papers_configurations_on_real_cifar(name, tiny, tmp_path):
     config = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    # A small network instead of ResNet-18, and the generator of digits instead of Stable Diffusion.
+    # A small network instead of ResNet-18, and a shipped generator instead of Stable Diffusion.
     small = [
         *tiny,
         f"data.root={os.environ['GENFL_DATA']}",
@@ -209,7 +209,9 @@ def test_the_papers_configurations_on_real_cifar(name, tiny, tmp_path):
         "clients=100",
         "model.name=cnn",
         "training.lr=0.1",
-        "generation.checkpoint=digits",
+        "data.public_pool=10000",  # which that generator has learned from
+        f"generation.prompts={name}",
+        f"generation.checkpoint={name}",
         "generation.batch_size=100",
     ]
     for ranks in (1, 2):

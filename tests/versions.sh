@@ -18,7 +18,7 @@ for name in oldest newest; do
   "$python" -m pip install -q --upgrade uv
   "$folder/$name/bin/uv" pip install -q --python "$python" --upgrade --resolution "$resolution" ".[mpich,tensorboard,test]"
   echo "$name: $("$python" -m pip freeze | grep -E '^(torch|diffusers|transformers|h5py|mpi4py|mpich)==' | xargs)"
-  "$python" -m pytest "$@" || status=1
+  "$python" -m pytest -n 2 "$@" || status=1
   "$python" -m genfl_mpi --quiet method=fedavg rounds=1 output="$folder/results/$name" || status=1
 done
 for name in oldest newest; do

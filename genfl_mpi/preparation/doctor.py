@@ -67,13 +67,25 @@ def doctor(comm: MPI.Comm, runs: dict[str, Config], say: Callable[[str], object]
         lines, found = check(comm, configs)
         hidden = len(lines) - MAX_LINES_PER_CHECK
         for line in [*lines[:MAX_LINES_PER_CHECK], *[f"and {hidden} more"] * (hidden > 0)]:
-            say(textwrap.fill(line, 80, initial_indent=f"{heading:<11}", subsequent_indent=" " * 11))
+            say(_fill(line, f"{heading:<11}", " " * 11))
             heading = ""
         problems += found
     say("\nto fix:" if problems else "\nnothing to fix")
     for problem in problems:
-        say(textwrap.fill(problem, 80, initial_indent="- ", subsequent_indent="  "))
+        say(_fill(problem, "- ", "  "))
     return comm.bcast(2 if problems else 0)
+
+
+def _fill(text: str, first: str, other: str) -> str:
+    """Wrap a text at 80 columns, but never inside a path."""
+    return textwrap.fill(
+        text,
+        80,
+        initial_indent=first,
+        subsequent_indent=other,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _resolved(comm: MPI.Comm, config: Config) -> tuple[Config, str | None]:
