@@ -24,6 +24,19 @@ ALONE = [
     "--member",
     "0",
 ]  # without the figure, which takes longer than the run
+# AIGC-only does not depend on alpha: the second run of this sweep copies the rounds of the first.
+TWO_EQUAL = [
+    *TINY,
+    "method=aigc",
+    "sweep.partition.alpha=[0.1,5.0]",
+    "generation.steps=1",
+    "data.name=synthetic",
+    "data.samples=200",
+    "data.size=8",
+    "generation.bank={root}/bank",
+    "output={root}/results",
+    "--member",
+]
 FEDADAM = ["algorithm.name=fedadam", "algorithm.server_lr=0.01"]
 KINDS = {
     "plain": Kind(ALONE),
@@ -50,6 +63,7 @@ KINDS = {
         ["fork", "{root}/original/fedavg_seed1.h5", "--at", "1", "training.lr=0.05", "output={root}/results"],
         before=[[*ALONE, *FEDADAM, "checkpoint.keep=1", "output={root}/original"]],
     ),
+    "copied": Kind([*TWO_EQUAL, "1"], before=[[*TWO_EQUAL, "0"]]),
     "groups": Kind(
         [*FAST, "rounds=1", "sweep.seed=[1,2]", "runtime.ranks_per_run=1", "output={root}/results"], ranks=2
     ),

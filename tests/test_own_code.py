@@ -218,10 +218,26 @@ def test_a_changed_function_is_another_run(tiny, mine, capsys):
         ("rho.policy=own_code:crash", "the rho policy crash"),
         ("kappa.policy=own_code:crash", "the kappa policy crash"),
         ("generation.plan=own_code:crash", "generation.plan crash"),
+        ("data.name=own_code:crash_early", "data.name own_code:crash_early"),
+        ("data.name=own_code:crash_later", "data.name own_code:crash_later"),
+        ("partition.scheme=own_code:divide", "partition.scheme own_code:divide"),
+        ("generation.checkpoint=own_code:draw", "generation.checkpoint own_code:draw"),
     ],
 )
-def test_a_policy_that_raises_is_named(setting, named, tiny, mine, capsys):
-    mine.write_text(OWN_CODE + "def crash(state):\n    raise LookupError('nobody is chosen')\n")
+def test_a_function_that_raises_is_named(setting, named, tiny, mine, capsys):
+    mine.write_text(f"""{OWN_CODE}
+from genfl_mpi.data.datasets import Description
+def crash(*arguments):
+    raise LookupError('nobody is chosen')
+def crash_early(data):
+    crash()
+def crash_later(data):
+    return Description(tuple("0123456789"), (1, 8, 8), 60, (0.5,), (0.5,)), crash
+def divide(labels, clients, classes, settings, rng):
+    crash()
+def draw(batch, shape):
+    crash()
+""")
     assert main([*tiny, "method=genfl", setting]) == 1
     said = capsys.readouterr().err
     assert f"{named}: LookupError: nobody is chosen" in said and "own_code.py" in said

@@ -16,7 +16,7 @@ for name in oldest newest; do
   resolution=$([ $name = oldest ] && echo lowest-direct || echo highest)
   python3 -m venv "$folder/$name"
   "$python" -m pip install -q --upgrade uv
-  "$folder/$name/bin/uv" pip install -q --python "$python" --upgrade --resolution "$resolution" ".[mpich,tensorboard,test]"
+  "$folder/$name/bin/uv" pip install -q --python "$python" --upgrade --resolution "$resolution" ".[mpich,test]"
   echo "$name: $("$python" -m pip freeze | grep -E '^(torch|diffusers|transformers|h5py|mpi4py|mpich)==' | xargs)"
   "$python" -m pytest -n 2 "$@" || status=1
   "$python" -m genfl_mpi --quiet method=fedavg rounds=1 output="$folder/results/$name" || status=1

@@ -104,6 +104,7 @@ def _run(path: Path) -> dict[str, Any]:
             "rounds": len(accuracy),
             "finished": reader.is_finished(file),
             "origin": file["config"].attrs.get("origin", ""),
+            "copy_of": file["config"].attrs.get("copy_of", ""),
             "environment": dict(file["environment"].attrs),
             "final": accuracy[-1],
             "best": accuracy.max(),

@@ -86,6 +86,8 @@ def read(path: str | Path, memory: float) -> Measured:
     """Return the `Measured` of a results file. memory: copy bandwidth, B/s. Raises UserError."""
     with reader.open_results(path) as file, reader.report_damage(path):
         config, about = flatten(reader.read_config(file)), dict(file["environment"].attrs)
+        if source := file["config"].attrs.get("copy_of"):
+            raise UserError(f"{path}: its times are copied from {source}; give that file instead")
         rounds, clients, ranks = (
             reader.read_columns(file, table) for table in ("rounds", "clients", "ranks")
         )

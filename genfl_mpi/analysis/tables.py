@@ -100,8 +100,6 @@ def tidy_columns(paths: Sequence[Path], table: str) -> Iterator[dict[str, np.nda
             for name, value in settings.items()
         }
         for name, values in columns.items():
-            if values.dtype.kind == "S":
-                values = np.array([text.decode() for text in values], dtype=object)
             found |= (
                 {_unambiguous(table, name, settings): values}
                 if values.ndim == 1
@@ -118,7 +116,13 @@ def _columns(path: Path, table: str) -> tuple[dict[str, np.ndarray], list[str]]:
             columns = read_columns(file, table)
             samples = np.diff(columns.pop("pointers"))
             return {"client": np.arange(len(samples)), "samples": samples, **columns}, names
-        return read_columns(file, table, [name for name in TABLES[table] if name != "image"]), names
+        columns = read_columns(file, table, [name for name in TABLES[table] if name != "image"])
+        return {name: _decoded(values) for name, values in columns.items()}, names
+
+
+def _decoded(values: np.ndarray) -> np.ndarray:
+    """Return a column with its texts as str objects instead of UTF-8 bytes."""
+    return np.array([text.decode() for text in values], object) if values.dtype.kind == "S" else values
 
 
 def _dataset(module: ModuleType, path: Path, table: str, settings: dict[str, Any]) -> xarray.Dataset:
@@ -132,7 +136,7 @@ def _dataset(module: ModuleType, path: Path, table: str, settings: dict[str, Any
         {
             _unambiguous(table, name, settings): (
                 (*rows, *DIMENSIONS.get(name, ())) if name not in rows else rows,
-                values[name],
+                _decoded(values[name]),
                 {"units": columns[name].unit, "long_name": columns[name].description},
             )
             for name in names
@@ -177,6 +181,8 @@ def to_tensorboard(paths: Sequence[Path], folder: str | Path) -> None:
         with SummaryWriter(str(Path(folder) / path.stem)) as writer:
             for i, round in enumerate(columns.pop("round").tolist()):
                 for name, values in columns.items():
+                    if values.dtype == object:  # text is no scalar
+                        continue
                     if values.ndim == 1:
                         writer.add_scalar(TAGS.get(name) or _tag(name), values[i], round)
                     else:

@@ -15,7 +15,7 @@ import numpy as np
 from genfl_mpi.config.functions import check_signature, find
 from genfl_mpi.data import label_files
 from genfl_mpi.util import streams
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
@@ -284,7 +284,8 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _find_own(data: Data) -> tuple[Description, Callable[[], Arrays]]:
     """Return a user's `Description` of a data set, and the function that reads its arrays."""
-    found = find(data.name, DESCRIPTIONS, "data.name")(data)
+    with annotate_errors(f"data.name {data.name}"):
+        found = find(data.name, DESCRIPTIONS, "data.name")(data)
     if not (
         isinstance(found, tuple)
         and len(found) == 2
@@ -301,7 +302,8 @@ def _find_own(data: Data) -> tuple[Description, Callable[[], Arrays]]:
 
 def _read_own(name: str, about: Description, read: Callable[[], Arrays]) -> Arrays:
     """Read a user's data set; raise UserError unless it matches its description."""
-    arrays = read()
+    with annotate_errors(f"data.name {name}"):
+        arrays = read()
     for part in ("train", "test"):
         images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
         if images.dtype != np.uint8 or images.shape != (len(images), *about.shape):

@@ -11,7 +11,7 @@ import numpy as np
 
 from genfl_mpi.config.functions import find
 from genfl_mpi.util import streams
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections import Partition
@@ -83,9 +83,9 @@ def _assign_owners(
 
     Raises UserError if the scheme does not exist or returns anything else.
     """
-    owners = np.asarray(
-        find(settings.scheme, SCHEMES, "partition.scheme")(labels, clients, classes, settings, rng)
-    )
+    scheme = find(settings.scheme, SCHEMES, "partition.scheme")
+    with annotate_errors(f"partition.scheme {settings.scheme}"):
+        owners = np.asarray(scheme(labels, clients, classes, settings, rng))
     if (
         owners.shape != labels.shape
         or owners.dtype.kind not in "iu"

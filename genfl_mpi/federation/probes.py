@@ -31,8 +31,9 @@ from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.learning.geometry import distance
 from genfl_mpi.learning.training import settings_at_round, train
 from genfl_mpi.learning.weights import ExactSum
-from genfl_mpi.mpi import collectives, failing
+from genfl_mpi.mpi import collectives
 from genfl_mpi.util import streams
+from genfl_mpi.util.errors import annotate_errors
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
@@ -108,7 +109,7 @@ class Probes:
         total = ExactSum(np.zeros(self.model.parameters, dtype=np.int64))
         gradients = {}
         for row in rows:
-            with failing.annotate_errors(f"the probe of client {clients[row]}"):
+            with annotate_errors(f"the probe of client {clients[row]}"):
                 gradients[row] = self._gradient(self.omega_t, *self.dataset.load(int(clients[row])))
                 total.add(shares[row], gradients[row])
         collectives.sum_everywhere(self.comm, total.units)

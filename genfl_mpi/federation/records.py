@@ -14,7 +14,8 @@ from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
-from genfl_mpi.mpi import collectives, failing
+from genfl_mpi.mpi import collectives
+from genfl_mpi.util.errors import annotate_errors
 from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Recorder:
 
     def record(self, this: Round) -> Record:
         """Evaluate the weights after a complete round, and return its `Record`. Collective."""
-        with failing.annotate_errors(f"round {this.t + 1}"):
+        with annotate_errors(f"round {this.t + 1}"):
             with this.clock("evaluate"):
                 accuracy, loss, accuracy_per_class = self.evaluate()
             probed = self.probes.measure(this.t + 1, this.average)

@@ -13,7 +13,8 @@ from genfl_mpi.federation.augmentation import augment
 from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.records import Round
 from genfl_mpi.federation.trials import Trials
-from genfl_mpi.mpi import collectives, failing
+from genfl_mpi.mpi import collectives
+from genfl_mpi.util.errors import annotate_errors
 from genfl_mpi.util.timing import Clock
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
     omega, clock, this = torch.from_numpy(messages.broadcast.weights), Clock(parts.note), None
     while True:
         # III-A: labels were shared; every rank receives omega^t, and who trains where with which rho
-        with failing.annotate_errors(f"round {t + 1}"), clock("broadcast"):
+        with annotate_errors(f"round {t + 1}"), clock("broadcast"):
             t = _broadcast(comm, server, messages, config.rounds, t)
         if this and t > this.t:
             record = parts.recorder.record(this)
@@ -53,7 +54,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
         if t == config.rounds or messages.broadcast.head["leave"]:
             return
         this = Round(t, clock)
-        with failing.annotate_errors(f"round {t + 1}"):
+        with annotate_errors(f"round {t + 1}"):
             parts.note("begin", round=t + 1)
             resident.clear()
             # III-B: generate images; train omega_a on them at the server, or bring them to the clients ...

@@ -22,9 +22,8 @@ from genfl_mpi.federation.server_images import ServerImages
 from genfl_mpi.federation.simulated_world import SimulatedWorld
 from genfl_mpi.generation import plans
 from genfl_mpi.learning.batches import local_batches
-from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Pace, assign
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +124,7 @@ class Server:
             self.state = replace(self.state, forecast=forecast, available=self.world.available(forecast))
         if not self.config.trains_clients:
             return
-        with failing.annotate_errors(f"the selection policy {functions.name_of(self.select_policy)}"):
+        with annotate_errors(f"the selection policy {functions.name_of(self.select_policy)}"):
             cohort, self.willing = participation.choose(
                 self.select_policy, replace(self.state, memory=self.memories.get("select", UNSET))
             )
@@ -170,7 +169,7 @@ class Server:
         """
         ids = self.cohort.ids[counted]
         state = replace(self.state, cohort=ids, memory=self.memories.get("rho", UNSET), **known)
-        with failing.annotate_errors(f"the rho policy {functions.name_of(self.rho_policy)}"):
+        with annotate_errors(f"the rho policy {functions.name_of(self.rho_policy)}"):
             rho = np.asarray(self.rho_policy(state), dtype=np.float64)
         if rho.shape != ids.shape or not (rho >= 0).all() or abs(rho.sum() - 1) > 1e-9:
             raise UserError(
@@ -244,7 +243,7 @@ class Server:
             memory=self.memories.get("kappa", UNSET),
         )
         name = f"the kappa policy {functions.name_of(self.kappa_policy)}"
-        with failing.annotate_errors(name):
+        with annotate_errors(name):
             kappa2 = np.asarray(self.kappa_policy(state))
         if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
             raise UserError(f"{name} returned {kappa2}; kappa2 must lie in [0, 1], as a number")

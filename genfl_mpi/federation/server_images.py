@@ -18,9 +18,8 @@ from genfl_mpi.generation.classifier import ImageClassifier
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.training import normalise
-from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Speed
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,7 +213,7 @@ class ServerImages:
         None if the plan depends on the cohort, which is not chosen yet. Raises UserError if the plan returns
         anything else.
         """
-        with failing.annotate_errors(f"generation.plan {functions.name_of(self.plan)}"):
+        with annotate_errors(f"generation.plan {functions.name_of(self.plan)}"):
             counts = self.plan(state)
         if counts is None and state.cohort is None and self.config.trains_clients:
             return None

@@ -17,9 +17,9 @@ from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.learning.free_riders import free_ride
 from genfl_mpi.learning.training import combine_reports, settings_at_round, train
-from genfl_mpi.mpi import collectives, failing
+from genfl_mpi.mpi import collectives
 from genfl_mpi.util import streams
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ class Worker:
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
         for place, weights in self.kept.items():
-            with failing.annotate_errors(f"client {self.broadcast.plan['client'][place]}"):
+            with annotate_errors(f"client {self.broadcast.plan['client'][place]}"):
                 self.resident.sums[MODEL].add(coefficients[place], weights)
         self.kept.clear()
 
@@ -114,7 +114,7 @@ class Worker:
         steps = epochs * local_batches(len(images), settings.batch_size)
         client = Client(number, len(images), steps, settings, self.model.parameters)
         rng = streams.generator(self.config.seed, "client", round, number)
-        with failing.annotate_errors(f"client {number}"):
+        with annotate_errors(f"client {number}"):
             own = self._read_state(number, since)
             noise = free_rider_noise(self.dataset.arrays, number, self.config)
             if noise is None:
@@ -158,7 +158,7 @@ class Worker:
         plan, start, done = self.broadcast.plan[places], clock.now(), []
         clients, epochs = plan["client"].tolist(), plan["epochs"].tolist()
         training, omega = settings_at_round(self.config.training, round), self.resident.omega
-        with failing.annotate_errors(f"clients {', '.join(map(str, clients))}"):
+        with annotate_errors(f"clients {', '.join(map(str, clients))}"):
             data = [self.dataset.load(client) for client in clients]
             settings = [training.model_copy(update={"epochs": passes}) for passes in epochs]
             whole = Client(clients[0], len(data[0][1]), 0, settings[0], self.model.parameters)
@@ -166,7 +166,7 @@ class Worker:
             rngs = [streams.generator(self.config.seed, "client", round, client) for client in clients]
             trained = twin.train(omega, data, settings, rngs, stage.prox)
         for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):
-            with failing.annotate_errors(f"client {client}"):
+            with annotate_errors(f"client {client}"):
                 sent = self.chain.apply(weights, omega, round, client)
                 done.append((place, report, *self._add(place, rho, sent, report)))
         ends = [0, *accumulate(report.samples * passes for (_, report, *_), passes in zip(done, epochs))]

@@ -12,7 +12,7 @@ import torch
 from genfl_mpi.config.functions import find, sources
 from genfl_mpi.generation import model_folder, pipeline
 from genfl_mpi.generation.bank import Bank, Batch
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +133,8 @@ class Generator:
     def _call_function(self, batch: Batch, shape: tuple[int, int, int]) -> np.ndarray:
         """Generate images with the user's function. Raises UserError if it returns anything else."""
         assert self.function is not None
-        images = self.function(batch, shape)
+        with annotate_errors(f"generation.checkpoint {self.settings.checkpoint}"):
+            images = self.function(batch, shape)
         wanted = (len(batch), *shape)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != wanted:
             got = (

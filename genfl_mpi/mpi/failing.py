@@ -6,21 +6,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from genfl_mpi.mpi.collectives import MPI
 from genfl_mpi.util.errors import UserError, user_frames
-
-
-@contextmanager
-def annotate_errors(what: str) -> Iterator[None]:
-    """Add `what` (a round and a client, for example) as a note to an exception raised in a `with` block."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(what)
-        raise
 
 
 def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:

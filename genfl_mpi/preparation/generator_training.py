@@ -17,10 +17,10 @@ from genfl_mpi.federation.simulation import resolve
 from genfl_mpi.generation import model_folder, pipeline, validation
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning.weights import ExactSum
-from genfl_mpi.mpi import collectives, devices, failing
+from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.util import streams
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _train_rounds(
         collectives.broadcast(comm, weights.numpy())
         units[:] = 0
         for holder, (latents, labels) in assigned.items():
-            with failing.annotate_errors(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
+            with annotate_errors(f"fine-tuning round {round + 1}, {settings.at} {holder}"):
                 seed = streams.integer(settings.seed, "finetune", round, holder)
                 adapter.train(weights, latents, labels, seed)
                 total.add(sizes[holder] / sizes.sum(), adapter.weights)

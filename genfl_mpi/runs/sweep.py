@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_once_per_node
-from genfl_mpi.mpi import collectives, devices, failing
+from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.mpi.groups import Turns, split
 from genfl_mpi.runs import runner
 from genfl_mpi.runs.display import Lines
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -78,7 +78,7 @@ def run(
     for turn in turns:
         path, config = paths[turn], configs[turn]
         dataset, _ = shared[datasets.cache_key(config.data)]
-        with failing.annotate_errors(f"run {path.stem}"), _ending_job(comm, group, path.stem):
+        with annotate_errors(f"run {path.stem}"), _ending_job(comm, group, path.stem):
             others = [one for one in zip(paths, configs) if one[0] != path]
             status = runner.run(group, path, config, given, view, signals, fork, dataset, others=others)
         if status:

@@ -1,6 +1,8 @@
 """The exception for errors that the user can fix, and where the user's code raised an exception."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Where a frame is not in a user's file: this package, the standard library, code without a file; folders
@@ -17,6 +19,16 @@ class UserError(Exception):
 
     on_all_ranks: bool = False  # set where all ranks raise it together
     unclean: bool = False  # set after a disk failure, when closing an HDF5 file on that disk may crash
+
+
+@contextmanager
+def annotate_errors(what: str) -> Iterator[None]:
+    """Add `what` (a round and a client, for example) as a note to an exception raised in a `with` block."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:

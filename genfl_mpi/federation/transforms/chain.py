@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from genfl_mpi.mpi import failing
 from genfl_mpi.util import streams
-from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +54,7 @@ class Chain:
         sent = trained
         for place, (name, transform) in enumerate(self.transforms):
             rng = streams.generator(self.config.seed, "transform", round, client, place)
-            with failing.annotate_errors(f"the transform {name}"):
+            with annotate_errors(f"the transform {name}"):
                 sent = transform(sent, start, Sender(client, round, self.config, rng))
             if _form(sent) != _form(trained):
                 raise UserError(
