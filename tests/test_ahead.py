@@ -120,3 +120,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny):
     run.stdout.close()
     assert run.wait(timeout=100) == 0, run.stderr.read()
     run.stderr.close()
+
+
+def test_a_command_needs_of_the_generator_only_what_it_uses(fast, tmp_path, capsys):
+    """partition needs no generator, and pretrain, which makes one, only the prompts."""
+    arguments = [*fast, "method=genfl", "data.name=synthetic", "data.size=8", "data.samples=100"]
+    assert main(["partition", *arguments]) == 0
+    assert main(["pretrain", *arguments, f"pretraining.output={tmp_path}/made"]) == 2
+    assert "has no prompts for data.name=synthetic; set generation.prompts" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "has no checkpoint or prompts for data.name=synthetic" in capsys.readouterr().err

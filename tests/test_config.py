@@ -249,7 +249,8 @@ BAD = {
     "no generator or prompts of the data set": (
         ["method=genfl", "data.name=synthetic"],
         "the package has no checkpoint or prompts for data.name=synthetic; set generation.checkpoint to a "
-        "generator of its classes and generation.prompts to a YAML file",
+        "generator of its classes (of your own: `pretrain`, or module:function) and generation.prompts to a "
+        "YAML file",
     ),
     "model": (["model.name=resnet19"], "model.name: "),
     "method": (["method=fedsgd"], "method= needs one of fedavg, aigc, "),
@@ -295,6 +296,10 @@ BAD = {
         "partition.replacement is not available with partition.scheme=dirichlet",
     ),
     "too large a pool": (["method=fedavg", "data.public_pool=3900"], "besides the public pool of 3900"),
+    "a pool of all samples": (
+        ["method=fedavg", "data.public_pool=4000"],
+        "data.public_pool: 4000 images leave none of the 4000 training samples",
+    ),
     "adapter": (
         ["method=genfl", "generation.adapter=nowhere"],
         "generation.adapter: nowhere is not a folder with a file",

@@ -62,8 +62,8 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_pat
     load, matplotlib_backend = loading.load, matplotlib.get_backend()
     short = [*(one for one in TINY if not one.startswith("method")), f"generation.bank={bank}"]
 
-    def load_short(source=None, overrides=(), settings=None):
-        return load(source, [*short, *overrides], settings)
+    def load_short(source=None, overrides=(), settings=None, needs=None):
+        return load(source, [*short, *overrides], settings, needs)
 
     monkeypatch.setattr(loading, "load", load_short)
     monkeypatch.chdir(tmp_path)

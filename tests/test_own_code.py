@@ -68,7 +68,7 @@ def mine(tmp_path, monkeypatch):
         ("selection.policy=own_code:floats", "must return 3 client ids, integers"),
         ("selection.policy=own_code:names", "must return 3 client ids, integers"),
         ("kappa.policy=own_code:two", "as a number"),
-        ("kappa.policy=own_code:word", "as a number"),
+        ("kappa.policy=own_code:word", "returned 'much'; kappa2 must lie in .*, as a number"),
         (
             "model.name=own_code:many_classes",
             r"must return logits \(n, 10\), but returns \(2, 11\) for 2 images",
@@ -88,6 +88,12 @@ def mine(tmp_path, monkeypatch):
 def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
     with pytest.raises(UserError, match=message):
         list(Simulation(overrides=[*tiny, setting]))
+
+
+def test_a_policy_without_what_it_uses_gets_the_decorator_to_add(tiny, mine):
+    mine.write_text(OWN_CODE + "def better(state):\n    return state.judge(state.weights)[0]\n")
+    with pytest.raises(TypeError, match=r'state.judge needs @needs\("validation"\) above the policy'):
+        list(Simulation(overrides=[*tiny, "kappa.policy=own_code:better"]))
 
 
 WRONG = """

@@ -125,7 +125,8 @@ def _round_names(numbers: Sequence[int]) -> str:
 def _table(rounds: dict[str, np.ndarray]) -> Iterator[str]:
     yield " round  accuracy   loss  kappa2  images   train generate augment    wait   total"
     yield "             (%)  (nat)                     (s)      (s)     (s)     (s)     (s)"
-    for i in _selected_rows(len(rounds["round"])):
+    count = len(rounds["round"])
+    for i in _selected_rows(count):
         row = {name: column[i] for name, column in rounds.items()}
         # The loss of a run that diverges must fit into 5 columns too.
         loss = f"{row['loss']:5.2f}" if row["loss"] < 99 else f"{row['loss']:5.0e}"
@@ -135,6 +136,8 @@ def _table(rounds: dict[str, np.ndarray]) -> Iterator[str]:
             f" {row['augment_seconds']:7.2f}"
             f"  {row['wait_seconds']:6.2f}  {row['round_seconds']:6.2f}"
         )
+    if count > MAX_ROWS:
+        yield f" ({MAX_ROWS} of {count} rounds)"
 
 
 def _selected_rows(count: int) -> Iterable[int]:

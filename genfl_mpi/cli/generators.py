@@ -41,7 +41,7 @@ def quality(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say:
     yield from quality(comm, options.bank, next(iter(runs.values())), counts)
 
 
-@launch.config_command()
+@launch.config_command(needs=("prompts",))
 def pretrain(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
     """Train a small generator on public images.
 

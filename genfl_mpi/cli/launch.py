@@ -99,13 +99,18 @@ def parse_config_options(parser: argparse.ArgumentParser, arguments: Sequence[st
 
 
 def on_config(
-    options: argparse.Namespace, command: Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int]
+    options: argparse.Namespace,
+    command: Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int],
+    needs: Sequence[str] | None = None,
 ) -> int:
-    """Read the configuration, and run `command(comm, options, runs, say)` on every rank."""
+    """Read the configuration, and run `command(comm, options, runs, say)` on every rank.
+
+    needs: as in `loading.load`.
+    """
     from genfl_mpi.config import loading
 
     return on_all_ranks(
-        lambda: loading.load(options.config, options.overrides),
+        lambda: loading.load(options.config, options.overrides, needs=needs),
         lambda comm, runs, say: command(comm, options, runs, say),
     )
 
@@ -113,11 +118,12 @@ def on_config(
 def config_command(
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     first: tuple[str, str] | None = None,
+    needs: Sequence[str] | None = None,
 ) -> Callable[[Command], Callable[[Sequence[str]], int]]:
     """Make a command of a function (comm, options, runs, say) -> exit status, or lines to print on rank 0.
 
     It runs on every rank. Its name is the command's, and its docstring the description. add_arguments: adds
-    further arguments to the parser; first: as in `config_parser`.
+    further arguments to the parser; first: as in `config_parser`; needs: as in `loading.load`.
     """
 
     def decorated(function: Command) -> Callable[[Sequence[str]], int]:
@@ -133,7 +139,7 @@ def config_command(
         def command(arguments: Sequence[str]) -> int:
             parser = config_parser(function.__name__, inspect.getdoc(function) or "", first=first)
             add_arguments(parser)
-            return on_config(parse_config_options(parser, arguments), run)
+            return on_config(parse_config_options(parser, arguments), run, needs)
 
         return command
 

@@ -47,7 +47,7 @@ def prefetch(
         yield from prefetch(runs.values())
 
 
-@launch.config_command()
+@launch.config_command(needs=())
 def partition(
     comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say
 ) -> Iterator[str]:

@@ -31,6 +31,7 @@ def load(
     source: str | Path | dict | None = None,
     overrides: Iterable[str] = (),
     settings: Mapping[str, Any] | None = None,
+    needs: Sequence[str] | None = None,
 ) -> dict[str, Config]:
     """Return all runs of a configuration: {run name: Config}, in the order of the sweep.
 
@@ -38,7 +39,8 @@ def load(
     overrides: "dotted.key=value". settings: further overrides, {dotted key: value}, in which a dict sets some
     of a section's settings. A `sweep` section maps dotted keys to lists; the runs are their product. An
     override of a swept key replaces its list. A choice that is a mapping sets several keys together, for
-    example a method with its learning rate; the swept key is then only a label. Raises UserError.
+    example a method with its learning rate; the swept key is then only a label. needs: which of
+    checkpoint and prompts must be known where runs generate images; None: both. Raises UserError.
     """
     where, values = _read(source)
     sweep = values.pop("sweep", None) or {}
@@ -59,7 +61,9 @@ def load(
     known = keys()
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
-            raise UserError(f"{where}: sweep.{key} must be a list with at least one value")
+            raise UserError(
+                f"{where}: sweep.{key} must be a list with at least one value; write 'sweep.{key}=[A,B]'"
+            )
         if not _mappings(choices) and key not in known:
             raise UserError(f"{where}: {_explain_unknown(key, prefix='sweep.')}")
         if mappings := _mappings(choices):
@@ -87,7 +91,7 @@ def load(
                 _set(member, name, one)
         if isinstance(member.get("world"), str):  # copied, so that later changes of the file have no effect
             member["world"] = load_world(member["world"]).model_dump()
-        config: Config = validate(member, where)
+        config: Config = validate(member, where, context={"needs": needs})
         name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
         if name in runs:
             raise UserError(
@@ -142,14 +146,20 @@ def _flat_given(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def validate(values: dict, where: str = "configuration", kind: type[S] = Config) -> S:  # type: ignore[assignment]
+def validate(
+    values: dict,
+    where: str = "configuration",
+    kind: type[S] = Config,  # type: ignore[assignment]
+    context: dict[str, Any] | None = None,
+) -> S:
     """Return a `Config`, or another `kind` of section, from a nested dict.
 
-    Raises UserError with one line about the first wrong key.
+    context: for `Config.check_generator`. Raises UserError with one line about the first wrong key.
     """
     try:
         return kind.model_validate(
-            {key: value for key, value in values.items() if value is not None or not _is_section(key, kind)}
+            {key: value for key, value in values.items() if value is not None or not _is_section(key, kind)},
+            context=context,
         )
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error.errors()[0], kind)}") from None

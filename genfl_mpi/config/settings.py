@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
@@ -409,13 +409,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def check_generator(self) -> "Config":
-        """Refuse to generate images for a data set without a shipped generator, unless one is given."""
+    def check_generator(self, info: ValidationInfo) -> "Config":
+        """Refuse to generate images for a data set without a shipped generator, unless one is given.
+
+        The context may restrict what a command needs: {"needs": some of `checkpoint` and `prompts`}.
+        """
         needed = {
-            "checkpoint": "generation.checkpoint to a generator of its classes",
+            "checkpoint": "generation.checkpoint to a generator of its classes (of your own: `pretrain`, or "
+            "module:function)",
             "prompts": "generation.prompts to a YAML file that describes every class",
         }
-        if self.generates and (missing := [key for key in needed if getattr(self.generation, key) == "auto"]):
+        given = {key for key in needed if getattr(self.generation, key) != "auto"}
+        wanted = (info.context or {}).get("needs")
+        missing = [key for key in needed if key not in given and (wanted is None or key in wanted)]
+        if self.generates and missing:
             raise ValueError(
                 f"the package has no {' or '.join(missing)} for data.name={self.data.name}; "
                 f"set {' and '.join(needed[key] for key in missing)}"

@@ -212,6 +212,11 @@ def check_available(data: Data, samples: int) -> None:
             f"{folder.name}, or let torchvision download it once, on a machine with network access, by "
             "data.download=true"
         )
+    if data.public_pool >= about.train_samples:
+        raise UserError(
+            f"data.public_pool: {data.public_pool} images leave none of the {about.train_samples} training "
+            f"samples of {data.name} for the clients; use a smaller pool"
+        )
     if samples > about.train_samples - data.public_pool:
         besides = f" besides the public pool of {data.public_pool}" if data.public_pool else ""
         raise UserError(

@@ -244,9 +244,10 @@ class Server:
         )
         name = f"the kappa policy {functions.name_of(self.kappa_policy)}"
         with annotate_errors(name):
-            kappa2 = np.asarray(self.kappa_policy(state))
+            returned = self.kappa_policy(state)
+        kappa2 = np.asarray(returned)
         if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
-            raise UserError(f"{name} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
+            raise UserError(f"{name} returned {returned!r}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
 
     def note(self, clients: dict[str, np.ndarray]) -> None:
@@ -332,7 +333,7 @@ class Server:
         self.replay(tables["clients"], tables["generated"])
 
     def _judge(self, trials: Trials) -> Callable[[np.ndarray], tuple[float, float]]:
-        return trials.judge if self.config.validation.source != "none" else UNSET
+        return trials.judge if self.config.validation.source != "none" else self.state.judge
 
     def _count_images(self) -> None:
         """Update the number of images in the state, and the samples of clients that are sent them."""

@@ -34,7 +34,10 @@ def partition(comm: MPI.Comm, config: Config) -> Iterator[str]:
     from genfl_mpi.util import plotting  # imported here: it takes seconds that `prompts` does not need
 
     arrays, about = load_labels_and_divide(config), datasets.describe(config.data)
-    server, histograms = planning_server(resolve(config, comm), arrays), arrays["label_histograms"]
+    # Clients and cohorts do not depend on images, for which there may be no generator yet.
+    composition = config.composition.model_copy(update={"images": "nowhere"})
+    server = planning_server(resolve(config.model_copy(update={"composition": composition}), comm), arrays)
+    histograms = arrays["label_histograms"]
     sizes, emd, labels = histograms.sum(1), earth_movers_distance(histograms), (histograms > 0).sum(1)
     yield (
         f"{config.data.name}: {sizes.sum()} samples at {config.clients} clients, "

@@ -18,6 +18,15 @@ Policy: TypeAlias = "Callable[[ServerState], np.ndarray | float]"
 UNSET: Any = None
 
 
+def _missing(name: str, needed: str) -> Any:
+    """Return the default of a function of the state: it raises TypeError with what the policy needs."""
+
+    def unavailable(*_: Any) -> Any:
+        raise TypeError(f"state.{name} needs {needed}")
+
+    return unavailable
+
+
 @dataclass(frozen=True)
 class ServerState:
     """Hold what the server knows when it calls a policy. Arrays over clients are indexed by client id.
@@ -66,9 +75,11 @@ class ServerState:
     weights: np.ndarray = UNSET
     fl_weights: np.ndarray = UNSET
     augmented_weights: np.ndarray = UNSET
-    judge: Callable[[np.ndarray], tuple[float, float]] = UNSET
-    average: Callable[[np.ndarray], np.ndarray] = UNSET
-    cosines: Callable[[np.ndarray], np.ndarray] = UNSET
+    judge: Callable[[np.ndarray], tuple[float, float]] = _missing(
+        "judge", '@needs("validation") above the policy, and validation.source'
+    )
+    average: Callable[[np.ndarray], np.ndarray] = _missing("average", '@needs("models") above a rho policy')
+    cosines: Callable[[np.ndarray], np.ndarray] = _missing("cosines", '@needs("models") above a rho policy')
 
 
 def needs(*features: str) -> Callable[[Policy], Policy]:
