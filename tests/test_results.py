@@ -354,7 +354,10 @@ def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     tiny.remove("method=genfl")
     assert main([*tiny, "sweep.method=[fedavg,aigc]", "sweep.partition.alpha=[0.1,1.0]", "rounds=1"]) == 0
     found, _ = groups(sorted((tmp_path / "results").glob("*.h5")))
-    assert [(group.panel, group.settings) for group in found] == [("α = 0.1", ""), ("α = 1", "")] * 2
+    assert [(group.panel, group.settings) for group in found] == [
+        *[("α = 0.1", "")] * 2,
+        *[("α = 1", "")] * 2,
+    ]
     for path in (tmp_path / "results").iterdir():
         path.unlink()
     assert main([*tiny, "method=fedavg", "sweep.partition.alpha=[0.1,1.0]", "sweep.seed=[1,2]"]) == 0
