@@ -245,7 +245,7 @@ class Server:
         name = f"the kappa policy {functions.name_of(self.kappa_policy)}"
         with annotate_errors(name):
             returned = self.kappa_policy(state)
-        kappa2 = np.asarray(returned)
+            kappa2 = np.asarray(returned)
         if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
             raise UserError(f"{name} returned {returned!r}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
