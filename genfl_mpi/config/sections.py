@@ -558,8 +558,17 @@ class Probes(Section):
 
 
 class Evaluation(Section):
-    """Evaluation on the test set."""
+    """Evaluation of the global model on the test set."""
 
+    every: Count = Field(
+        1,
+        description="rounds between two evaluations on the whole test set; `rounds` must be a multiple of it",
+    )
+    subset: Annotated[Natural, Needs(".every above 1", lambda _, evaluation: evaluation.every > 1)] = Field(
+        0,
+        description="test samples, drawn once and the same for all seeds, that are evaluated in every round, "
+        "for the progress between two evaluations; 0: none",
+    )
     batch_size: Count = Field(
         100,
         description="test samples per chunk, which should fit in the cache; chunks are divided over the "

@@ -356,6 +356,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def check_evaluation(self) -> "Config":
+        """Refuse rounds whose last one would not be evaluated."""
+        every = self.evaluation.every
+        if self.rounds % every:
+            raise ValueError(
+                f"rounds ({self.rounds}) is not a multiple of evaluation.every ({every}), so that the last "
+                f"round would not be evaluated; set rounds={-(-self.rounds // every) * every}, or another "
+                "evaluation.every"
+            )
+        return self
+
+    @model_validator(mode="after")
     def check_validation(self) -> "Config":
         """Refuse a validation source that the run does not have, or on which a model was trained."""
         source = self.validation.source

@@ -20,6 +20,7 @@ from genfl_mpi.data.clients import divide, load_once_per_node
 from genfl_mpi.federation import algorithms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
+from genfl_mpi.federation.evaluator import Evaluator
 from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.parts import Messages, Parts
 from genfl_mpi.federation.policies import needs_of
@@ -33,7 +34,6 @@ from genfl_mpi.federation.server import Server
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batches import smallest_batch
-from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import collectives, devices, staging
 from genfl_mpi.results import sealed_files
@@ -225,16 +225,16 @@ class Simulation:
         worker = Worker(
             comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
         )
-        server_images = server.images if server else None
-        known = trials.make_questions(
-            comm, config, about, data, self.model, messages.broadcast.plan, server_images, worker
-        )
+        plan, server_images = messages.broadcast.plan, server.images if server else None
+        test_images = messages.resident.test_images
+        evaluator = Evaluator(comm, config, about, data, self.model, plan, server_images, test_images)
+        known = trials.make_questions(config, evaluator, self.model.parameters, plan, worker)
         probes = Probes(comm, config, self.model, clients, images, note)
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
         recorder = Recorder(
-            config, self.device_models, data, images, messages, self.model.parameters, probes, self._evaluate
+            config, self.device_models, data, images, messages, self.model.parameters, probes, evaluator
         )
         questions = Questions(comm, known)
         return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
@@ -292,26 +292,6 @@ class Simulation:
             yield record
             self._open_parts()  # the caller may have closed it
         self.left = int(head["leave"])
-
-    def _evaluate(self) -> tuple[float, float, np.ndarray]:
-        """Return (accuracy, loss, accuracy per class) of omega^t on the test set, divided over the ranks."""
-        omega = self._open_parts().messages.resident.omega
-        size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
-        classes = len(self.about.classes)
-        self.model.load(omega)
-        resident = self._open_parts().messages.resident.test_images
-        own = chunks(
-            self.data["test_images"] if resident is None else resident,
-            labels,
-            size,
-            self.about,
-            self.device,
-            self.comm.rank,
-            self.comm.size,
-        )
-        totals = evaluate(self.model, own, classes, -(-len(labels) // size))
-        collectives.sum_everywhere(self.comm, totals)
-        return summarise(totals, np.bincount(labels, minlength=classes))
 
 
 def _configure(

@@ -17,7 +17,7 @@ from genfl_mpi.mpi import devices, measure
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
 from genfl_mpi.preparation import gpu_memory
 from genfl_mpi.preparation.calibration import Costs, calibrate
-from genfl_mpi.preparation.prediction import PARTS, predict, total_seconds
+from genfl_mpi.preparation.prediction import PARTS, evaluation_seconds, predict, total_seconds
 from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import environment
 from genfl_mpi.results.checkpoint import KEPT_NEWEST, keep_interval
@@ -72,6 +72,7 @@ def describe(
     whole = total_seconds(own["round"], config)
     yield (f"  seconds   {own['round'].mean():.3g} per round, {whole:,.4g} in total, without start and files")
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
+    parts += f"; testing is {100 * own['testing'].sum() / own['round'].sum():.0f} % (evaluation.every)"
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield (
         f"  memory    {costs.rank_bytes / 1e6:,.0f} MB per rank, {costs.server_bytes / 1e6:,.0f} MB rank 0, "
@@ -176,14 +177,16 @@ def _weak(
     """
     rng, sizes = np.random.default_rng(0), np.diff(arrays["pointers"])
     each = max(1, round(config.cohort / cluster.ranks))
-    chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
+    samples, every = len(arrays["test_labels"]), config.evaluation.every
     yield f"\nweak scaling: {counted(each, 'client')} per rank\n  ranks  nodes    s/round  efficiency (%)"
     first = None
     for one in _resized(cluster, cluster.ranks):
         units = rng.choice(sizes, (10, each * one.ranks)) * config.training.epochs
         seconds = (units + costs.overhead) * one.crowding / costs.rate
         longest = np.mean([loads(cohort, busy, one.ranks).max() for cohort in seconds])
-        test = costs.test * one.crowding * -(-chunks // one.ranks) / chunks
+        test = one.crowding * np.mean(
+            [evaluation_seconds(config, samples, costs.test, one.ranks, round + 1) for round in range(every)]
+        )
         taken = longest + exchange(costs.broadcast_bytes, costs.reduction_bytes, one) + test + costs.rest
         first = first or taken
         yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * first / taken:14.0f}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genfl_mpi.federation.evaluator import is_due
 from genfl_mpi.federation.messages import NO_RANK, Broadcast
 from genfl_mpi.federation.server import planning_server
 from genfl_mpi.mpi.round_time import exchange
@@ -44,20 +45,36 @@ def predict(
     generation = _Generation(server.images, made, costs)
     wanted = list(server.images.batches_from(server.state, 0)) if config.generates else []
     later = iter([batch for batches in wanted for batch in batches])
-    chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
     every_round = {
         "exchange": exchange(costs.broadcast_bytes, costs.reduction_bytes, cluster),
-        "testing": costs.test * -(-chunks // cluster.ranks) / chunks,
         "rest": costs.rest,
     }
     rounds = [
         _predict_round(round, server, generation, wanted[round] if round < len(wanted) else [], later, costs)
+        | {
+            "testing": evaluation_seconds(
+                config, len(arrays["test_labels"]), costs.test, cluster.ranks, round + 1
+            )
+        }
         | every_round
         for round in range(min(config.rounds, MAX_ROUNDS))
     ]
     seconds = {part: np.array([one[part] for one in rounds]) for part in PARTS}
     seconds["round"] = seconds["longest rank"] + seconds["exchange"] + seconds["testing"] + seconds["rest"]
     return seconds
+
+
+def evaluation_seconds(config: Config, samples: int, seconds: float, ranks: int, round: int) -> float:
+    """Predict the seconds of the evaluation after a round, whose chunks are divided over the ranks.
+
+    samples: of the test set; seconds: to evaluate all of it on one rank; round: starts at 1.
+    """
+    settings = config.evaluation
+    whole, subset = (-(-count // settings.batch_size) for count in (samples, min(samples, settings.subset)))
+    chunks = -(-whole // ranks) * is_due(config, round)
+    if settings.every > 1:
+        chunks += -(-subset // ranks)
+    return seconds * chunks / whole
 
 
 def total_seconds(rounds: np.ndarray, config: Config) -> float:
