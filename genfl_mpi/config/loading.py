@@ -394,6 +394,15 @@ def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return flatten(values) | ({"world": "default"} if values.get("world") is not None else {})
 
 
+def differing_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two resolved configurations differ and on which rounds depend.
+
+    stored, wanted: nested dicts.
+    """
+    before, now = flat_settings(stored), flat_settings(wanted)
+    return [key for key in {**before, **now} if not is_free(key) and before.get(key) != now.get(key)]
+
+
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dict with dotted keys as nested dicts."""
     values: dict[str, Any] = {}

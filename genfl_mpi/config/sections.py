@@ -331,6 +331,14 @@ class Generation(Section):
     )
     seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
+    ranks: Annotated[
+        Literal["all", "server"] | Count, Needs("generated images", lambda config, _: config.generates)
+    ] = Field(
+        "all",
+        description="ranks that generate a round's images; all: all with cores and memory for it share the "
+        "missing ones, if that is predicted to be faster, and then train the clients; server: rank 0 alone, "
+        "while the others train; a number: the first ranks. No result depends on it",
+    )
 
 
 class ClientGeneration(Section):

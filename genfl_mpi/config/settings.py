@@ -41,6 +41,7 @@ FREE = {
     "output",
     "checkpoint",
     "generation.bank",
+    "generation.ranks",
     "data.root",
     "data.download",
     "pretraining",
@@ -463,6 +464,15 @@ class Config(Section):
     def fills(self) -> bool:
         """Whether the clients generate what their labels lack (placement P3)."""
         return self.composition.images == "made_by_clients"
+
+    @property
+    def busy_ranks(self) -> int:
+        """How many ranks the run keeps busy: one per client of the cohort and one for the server.
+
+        runtime.ranks_per_run replaces this number.
+        """
+        cohort = self.cohort if self.trains_clients else 0
+        return self.runtime.ranks_per_run or max(1, cohort + self.augments)
 
     @property
     def matches_steps(self) -> bool:
