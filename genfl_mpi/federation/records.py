@@ -84,7 +84,8 @@ class Round:
     `Made` for each batch of images. omega_a: float32 (size,), the augmented model; augmented: the `Report` of
     its training. average: float64 (size,), the mean of the clients' models. omega_fl: float64 (size,), what
     the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
-    called. tables: fields of the `Record`, by name.
+    called. shared: seconds this rank generated its share of the images; shared_until: seconds from the start
+    of the round to the end of shared generation. tables: fields of the `Record`, by name.
     """
 
     t: int
@@ -98,6 +99,8 @@ class Round:
     kappa2: float = 0.0
     asked: ServerState | None = None
     waiting: collectives.Waiting = collectives.Waiting(0.0, 0.0)
+    shared: float = 0.0
+    shared_until: float = 0.0
     tables: dict[str, Any] = field(default_factory=dict)
 
 
@@ -250,7 +253,8 @@ def audit_columns(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[
 
 def rank_columns(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
     """Return the columns of /ranks after a round. reduction: as reduced."""
-    seconds = {name: reduction.rank_column(name).copy() for name in ("train_seconds", "wait_seconds")}
+    names = "train_seconds", "wait_seconds", "generating_seconds"
+    seconds = {name: reduction.rank_column(name).copy() for name in names}
     return {"round": np.full(len(reduction.ranks), round), "rank": np.arange(len(reduction.ranks)), **seconds}
 
 

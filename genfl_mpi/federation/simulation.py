@@ -31,6 +31,7 @@ from genfl_mpi.federation.records import Recorder
 from genfl_mpi.federation.resident import Resident
 from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
+from genfl_mpi.federation.shared_generation import SharedGeneration, find_able_ranks
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batches import smallest_batch
@@ -117,8 +118,9 @@ class Simulation:
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
+        able = find_able_ranks(self.comm, config)
         self.server: Server | None = collectives.call_on_all(
-            self.comm, lambda: self._make_server(algorithm, policies)
+            self.comm, lambda: self._make_server(algorithm, policies, able)
         )
         self.client_states = self._open_client_states(algorithm, folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
@@ -189,10 +191,14 @@ class Simulation:
         resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data)
         return Messages(broadcast, reduction, resident)
 
-    def _make_server(self, algorithm: Algorithm, policies: dict[str, Callable]) -> Server | None:
+    def _make_server(
+        self, algorithm: Algorithm, policies: dict[str, Callable], able: np.ndarray
+    ) -> Server | None:
+        """Make the server on rank 0. able: as of `ServerImages`."""
         if self.comm.rank:
             return None
-        return Server(self.config, self.about, self.data, self.device, algorithm, policies, self.comm.size)
+        config, about, data, ranks = self.config, self.about, self.data, self.comm.size
+        return Server(config, about, data, self.device, algorithm, policies, ranks, able=able)
 
     def _open_client_states(
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
@@ -237,7 +243,10 @@ class Simulation:
             config, self.device_models, data, images, messages, self.model.parameters, probes, evaluator
         )
         questions = Questions(comm, known)
-        return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
+        generation = SharedGeneration(comm, config, about, note, leaving)
+        return Parts(
+            comm, config, server, worker, messages, images, questions, recorder, note, leaving, generation
+        )
 
     def restore(
         self, round: int, weights: Any, state: dict[str, np.ndarray], tables: dict[str, dict]
@@ -269,6 +278,7 @@ class Simulation:
                 window.Free()
         self._windows.clear()
         self.model.cached_steps.clear()  # they refer to the model, and hold its CUDA graphs
+        self.model.last_steps = ()
 
     def _open_parts(self) -> Parts:
         """Return the parts. Raises UserError after `close`."""

@@ -114,7 +114,14 @@ ROUNDS = {
 }
 # Columns that older files of this layout lack, last in their table; `reader` returns -1, NaN or b"" for them.
 # Those that are not measured are part of the digest only if they have other values.
-ADDED = ("images_from_bank", "bank_seconds", "device", "subset_accuracy", "subset_loss")
+ADDED = (
+    "images_from_bank",
+    "bank_seconds",
+    "device",
+    "subset_accuracy",
+    "subset_loss",
+    "generating_seconds",
+)
 
 CLIENTS = {
     "row": Column("i8", "1", "number of the row, one for each client and round"),
@@ -153,6 +160,9 @@ RANKS = {
         "f8", "s", "training clients; rank 0 first generates images and trains the augmented model", True
     ),
     "wait_seconds": Column("f8", "s", "waiting for the other ranks after training", True),
+    "generating_seconds": Column(
+        "f8", "s", "generating its share of the round's images, before training; 0 if rank 0 makes all", True
+    ),
 }
 
 GENERATED = {
