@@ -42,25 +42,10 @@ def describe(
     uses them.
     """
     unresolved = config
-    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_per_node)
-    runtime = config.runtime.model_copy(update={"threads": threads})
-    config = resolve(config.model_copy(update={"runtime": runtime}), comm)
-    devices.set_up(comm, config.runtime)
-    costs = calibrate(config)
-    each, (neighbours, seconds) = (
-        comm.gather(costs),
-        measure.reduction_in_node(comm, costs.reduction_bytes // 8),
-    )
-    if each is None:  # every rank but 0
+    config, measured, cluster = measure_costs(comm, config, cluster)
+    if measured is None:  # every rank but 0
         return
-    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copy_rate")
-    costs = replace(
-        each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
-    )
-    if neighbours > 1:  # derive the memory bandwidth from real messages
-        here = Cluster(neighbours, 1, cluster.cores, threads, cluster.latency, cluster.bandwidth, 1.0)
-        costs = replace(costs, copy_rate=exchange(0, costs.reduction_bytes, here) / seconds)
-    cluster = replace(cluster, threads=threads, copy_rate=costs.copy_rate)
+    costs = measured
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
     yield ""
@@ -91,6 +76,32 @@ def describe(
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
+
+
+def measure_costs(comm: MPI.Comm, config: Config, cluster: Cluster) -> tuple[Config, Costs | None, Cluster]:
+    """Return the resolved `config`, the means of what all ranks measured, and the cluster with their rates.
+
+    Collective. The costs are None on ranks other than 0. cluster: as of `describe`.
+    """
+    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_per_node)
+    runtime = config.runtime.model_copy(update={"threads": threads})
+    config = resolve(config.model_copy(update={"runtime": runtime}), comm)
+    devices.set_up(comm, config.runtime)
+    costs = calibrate(config)
+    each, (neighbours, seconds) = (
+        comm.gather(costs),
+        measure.reduction_in_node(comm, costs.reduction_bytes // 8),
+    )
+    if each is None:
+        return config, None, cluster
+    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copy_rate")
+    costs = replace(
+        each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
+    )
+    if neighbours > 1:  # derive the memory bandwidth from real messages
+        here = Cluster(neighbours, 1, cluster.cores, threads, cluster.latency, cluster.bandwidth, 1.0)
+        costs = replace(costs, copy_rate=exchange(0, costs.reduction_bytes, here) / seconds)
+    return config, costs, replace(cluster, threads=threads, copy_rate=costs.copy_rate)
 
 
 def _disk(config: Config, costs: Costs) -> str:
