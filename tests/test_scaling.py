@@ -98,7 +98,7 @@ def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
 
 
 def test_a_plan_shares_generation_over_ranks_with_cores(tiny, tmp_path):
-    tiny = [*tiny, "cohort=2", "generation.batch_size=5", f"generation.bank={tmp_path}/own"]
+    tiny = [*tiny, "method=aigc", "generation.batch_size=5", f"generation.bank={tmp_path}/own"]
     config, arrays = resolved(tiny)
     costs = replace(COSTS, load=1.0)
     server, shared, one_core = (
@@ -137,7 +137,7 @@ def test_plan_predicts_a_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
 
     def measure_costs(comm, config, cluster):
         measured.append(config.method)
-        return resolve(config, comm), COSTS, replace(cluster, threads=1)
+        return resolve(config, comm), COSTS, replace(cluster, threads=1, copy_rate=1e9)
 
     monkeypatch.setattr(sweep_plan, "measure_costs", measure_costs)
     sweep = [*tiny[1:], "sweep.method=[fedavg,genfl,aigc]", f"generation.bank={tmp_path}/own"]

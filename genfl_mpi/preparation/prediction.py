@@ -170,7 +170,8 @@ def _predict_round(
         busy = generation.make_now(batches)
         if images := len(server.images):
             busy += (images * config.augmented.epochs + costs.overhead) / costs.rate
-    ends: np.ndarray = np.bincount(trained["rank"], weights=seconds, minlength=len(server.pace.speeds))
+    # without clients, bincount returns integers
+    ends = np.bincount(trained["rank"], seconds, len(server.pace.speeds)).astype(np.float64)
     ends[0] += busy
     ends += costs.first if round == 0 else 0.0
     # While it waits for the other ranks, rank 0 generates later batches as long as one fits.
