@@ -177,16 +177,20 @@ class SharedGeneration:
 def find_able_ranks(comm: MPI.Comm, config: Config) -> np.ndarray:
     """Return which ranks may generate, bool (ranks,), by config.generation.ranks. Collective.
 
-    Of the ranks of a node as many as have cores for the generator's threads, and room for its weights.
+    Of the ranks of a node as many as have cores for the generator's threads, or one for each GPU, and room
+    for its weights.
     """
     places, index = devices.neighbours(comm)
     limit = _limit(config, comm.size)
-    has_cores = index < devices.count_cores(places) // (config.generation.threads or 1)
+    if on_gpu := config.generation.device == "cuda":
+        has_device = devices.is_first_on_gpu(places, index)
+    else:
+        has_device = index < devices.count_cores(places) // (config.generation.threads or 1)
 
     def is_able() -> bool:
-        if comm.rank == 0 or comm.rank >= limit or not has_cores:
+        if comm.rank == 0 or comm.rank >= limit or not has_device:
             return comm.rank == 0
-        sharers = devices.count_gpu_sharers(places, index) if config.generation.device == "cuda" else 1
+        sharers = devices.count_gpu_sharers(places, index) if on_gpu else 1
         return _has_room(config, sharers, len(places))
 
     return np.array(comm.allgather(collectives.call_on_all(comm, is_able)))
