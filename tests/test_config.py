@@ -1,5 +1,6 @@
 """Configurations: accepted values, sweeps, and error messages."""
 
+import copy
 from operator import attrgetter
 from pathlib import Path
 
@@ -489,3 +490,14 @@ def test_every_key_that_was_renamed_has_a_present_name():
     sections = {key.rpartition(".")[0] for key in keys()}
     known = {*keys(), *sections}
     assert set(RENAMED.values()) <= known and RENAMED.keys().isdisjoint(known)
+
+
+def test_a_setting_that_is_newer_than_a_results_file_has_its_default():
+    now = loading.single(None, ["method=fedavg"]).model_dump(mode="json")
+    before = copy.deepcopy(now)
+    del before["evaluation"], before["training"]["momentum"]
+    assert loading.differing_settings(before, now) == []
+    assert loading.varied_settings([before, now]) == []
+    now["training"]["momentum"] = 0.5
+    assert loading.differing_settings(before, now) == ["training.momentum"]
+    assert loading.varied_settings([before, now]) == ["training.momentum"]

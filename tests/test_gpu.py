@@ -183,6 +183,7 @@ def test_a_node_adds_up_the_ranks_of_each_gpu():
     assert gpu_memory.node_bytes(2, 7, 1, 2) == [7, 0]
     assert gpu_memory.node_bytes(2, 7, 4, 1) == [7 + 3 * 2]
     assert gpu_memory.node_bytes(2, 7, 7, 4) == [7, 4, 4, 4], "rank 0 has a GPU to itself"
+    assert gpu_memory.node_bytes(2, 7, 7, 4, 3) == [7, 7, 7, 7], "one rank of each GPU generates"
     assert devices.assign_gpus([]) == []
 
 

@@ -91,6 +91,8 @@ def test_groups_of_ranks_share_the_gpus_of_their_node():
 
 def test_a_rank_knows_how_many_share_its_gpu():
     assert [devices.count_gpu_sharers(node(7, found=4), own) for own in range(7)] == [1, 2, 2, 2, 2, 2, 2]
+    first = [devices.is_first_on_gpu(node(7, found=4), own) for own in range(7)]
+    assert first == [True] * 4 + [False] * 3
     apart = node(4, environ=lambda rank: {"CUDA_VISIBLE_DEVICES": "0,1" if rank < 2 else "2,3"}, found=2)
     assert [devices.count_gpu_sharers(apart, own) for own in range(4)] == [1, 1, 1, 1]
 

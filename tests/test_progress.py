@@ -40,7 +40,7 @@ def record(tmp_path):
     """Return the record of a start on two ranks, of which rank 1 failed. It has no results file."""
     path = tmp_path / "run.h5"
     notes = [progress.Progress(path, rank, 2) for rank in range(2)]
-    notes[0].note_rounds(["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0])
+    notes[0].note_rounds(["FedAvg", 5], [1, 0.5, 0, 1.0, 0.5], [2, 0.25, 0, 1.0, 0.25])
     notes[1]("train", 5, 3)
     notes[1].note_error(ValueError("\U0001f600 of \x1b[2J"))
     for note in notes:
@@ -105,8 +105,8 @@ def test_no_other_type_is_an_error(record):
 
 
 def test_rounds_of_other_types_are_ignored(record):
-    first, *rows = [["FedAvg", 5], [1, 0.5, 0, 1.0], [2, 0.25, 0, 1.0]]
-    for place in range(4):
+    first, *rows = [["FedAvg", 5], [1, 0.5, 0, 1.0, 0.5], [2, 0.25, 0, 1.0, 0.25]]
+    for place in range(5):
         for value in OTHER_VALUES:
             other = [*rows[0][:place], value, *rows[0][place + 1 :]]
             record.rounds.write_text("".join(f"{json.dumps(row)}\n" for row in (first, other, rows[1])))
@@ -118,7 +118,7 @@ def test_rounds_of_other_types_are_ignored(record):
     for content in (b"", b"\n", *NO_RECORDS):
         record.rounds.write_bytes(content)
         assert progress.read_rounds(record.results) == []
-        record.rounds.write_bytes(b'["FedAvg", 5]\n' + content + b"\n[2, 0.25, 0, 1.0]\n")
+        record.rounds.write_bytes(b'["FedAvg", 5]\n' + content + b"\n[2, 0.25, 0, 1.0, 0.25]\n")
         assert progress.read_rounds(record.results) == [first, rows[1]]
         read_by_all(record.results)
 

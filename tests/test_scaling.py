@@ -13,6 +13,7 @@ from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
+from genfl_mpi.preparation import sweep_plan
 from genfl_mpi.preparation.calibration import Costs
 from genfl_mpi.preparation.prediction import predict, total_seconds
 from genfl_mpi.results import reader
@@ -94,6 +95,59 @@ def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
     assert slow["server"] == pytest.approx(np.array([60, 60, 60, 0]) + learning), "none fits into a wait"
     assert main(tiny) == 0
     assert predict(config, arrays, COSTS, cluster(1))["server"] == pytest.approx(learning)
+
+
+def test_a_plan_shares_generation_over_ranks_with_cores(tiny, tmp_path):
+    tiny = [*tiny, "method=aigc", "generation.batch_size=5", f"generation.bank={tmp_path}/own"]
+    config, arrays = resolved(tiny)
+    costs = replace(COSTS, load=1.0)
+    server, shared, one_core = (
+        predict(config.model_copy(update={"generation": generation}), arrays, costs, cluster(2, cores=cores))
+        for generation, cores in (
+            (config.generation.model_copy(update={"ranks": "server"}), 64),
+            (config.generation, 64),
+            (config.generation, 1),
+        )
+    )
+    learning = np.array([10 + 5, 20 + 5]) / 100
+    assert server["server"] == pytest.approx(np.array([1 + 2 * 2, 2 * 2]) + learning)
+    assert shared["server"] == pytest.approx(np.array([1 + 2, 2]) + learning)
+    assert shared["round"].sum() < server["round"].sum()
+    assert one_core["server"] == pytest.approx(2 * (np.array([1 + 2 * 2, 2 * 2]) + learning))
+
+
+def test_a_bill_divides_runs_over_groups():
+    bill = sweep_plan.bill([3600.0, 7200.0, 3600.0], 2, cluster(8, nodes=2, cores=3), 1, 500.0)
+    assert (bill.hours, bill.core_hours, bill.kilowatt_hours) == (2.0, 12.0, 2.0)
+    assert sweep_plan.duration(90) == "90 s" and sweep_plan.duration(600) == "10 min"
+    assert sweep_plan.duration(9000) == "2.5 h"
+
+
+def test_costs_are_measured_once_for_runs_that_cost_the_same():
+    def key(*overrides):
+        return sweep_plan.cost_key(single(None, overrides))
+
+    assert key("method=fedavg") == key("method=genfl", "seed=2", "training.lr=0.5", "cohort=3")
+    assert key("method=fedavg") != key("method=fedavg", "training.batch_size=3")
+    assert key("method=fedavg") != key("method=fedavg", "model.name=lenet5")
+
+
+def test_plan_predicts_a_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure_costs(comm, config, cluster):
+        measured.append(config.method)
+        return resolve(config, comm), COSTS, replace(cluster, threads=1, copy_rate=1e9)
+
+    monkeypatch.setattr(sweep_plan, "measure_costs", measure_costs)
+    sweep = [*tiny[1:], "sweep.method=[fedavg,genfl,aigc]", f"generation.bank={tmp_path}/own"]
+    assert main(["plan", *sweep, "-n", "8", "--sweep", "--watts", "200"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert measured == ["genfl"]
+    assert [line.partition(":")[0] for line in said[:3]] == ["fedavg_seed1", "genfl_seed1", "aigc_seed1"]
+    assert said[4].startswith("3 runs on 8 ranks on 1 node, in 2 groups of 4")
+    assert said[-1].endswith("kWh at 200 W per node") and said[-2].endswith("core-hours")
+    assert main(["plan", *sweep, "-n", "8", "--sweep", "--watts", "0"]) == 2
 
 
 def test_plan_from_a_calibration(fast, capsys):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import FAST, TINY, interrupt
 
-from genfl_mpi import Simulation
 from genfl_mpi.cli import main
+from genfl_mpi.federation.evaluator import Evaluator
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.results import checkpoint, disk, progress, reader, sealed_files, superblock
 from genfl_mpi.results.client_state import ClientStates
@@ -464,17 +464,13 @@ def test_rounds_before_the_first_checkpoint_stay(cut, tmp_path, capsys):
 
 def test_a_recomputed_round_that_differs_is_reported(cut, tmp_path, monkeypatch, capsys):
     run = [*FAST, "rounds=10", "checkpoint.every_rounds=5"]
-    path, evaluate = cut(8, run), Simulation._evaluate
+    path, evaluate = cut(8, run), Evaluator.evaluate
 
-    def differently(self):
-        accuracy, loss, of_classes = evaluate(self)
-        return (
-            accuracy,
-            np.nextafter(loss, np.inf) if self.parts.messages.broadcast.head["round"] == 7 else loss,
-            of_classes,
-        )
+    def differently(self, omega, round):
+        found = evaluate(self, omega, round)
+        return found._replace(loss=np.nextafter(found.loss, np.inf)) if round == 7 else found
 
-    monkeypatch.setattr(Simulation, "_evaluate", differently)
+    monkeypatch.setattr(Evaluator, "evaluate", differently)
     capsys.readouterr()
     assert main([*run, f"output={tmp_path}/results"]) == 2
     assert f"{path}: round 7 computed again differs from what is stored in rounds/loss: " in said_once(capsys)

@@ -137,7 +137,7 @@ def test_status_is_what_the_file_holds_and_what_was_noted_since(fast, tmp_path):
     assert main([*fast, "rounds=3"]) == 0
     path = tmp_path / "results/fedavg_seed1.h5"
     note = progress.Progress(path, 0, 1)
-    note.note_rounds(["FedAvg", 5], [3, 0.5, 0, 1.0], [4, 0.25, 0, 1.0])
+    note.note_rounds(["FedAvg", 5], [3, 0.5, 0, 1.0, 0.5], [4, 0.25, 0, 1.0, 0.25])
     known = status.read_status(path)
     with reader.open_results(path) as file:
         assert [one.accuracy for one in known.done] == [*file["rounds/accuracy"][:2], 0.5, 0.25]

@@ -11,6 +11,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from genfl_mpi.analysis.cost_figures import MESSAGES, PHASES
+from genfl_mpi.analysis.curves import until_next_evaluation
 from genfl_mpi.analysis.summary import Group
 from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, tinted
 
@@ -46,14 +47,15 @@ def _over_rounds(groups: Sequence[Group], name: str, label: str, unit: float) ->
         means, singles = [], []
         drawn: dict[bytes, str] = {}
         for group in (group for group in groups if group.panel == panel):
-            curves, kind = unit * group.column(name), settings.index(group.settings)
+            rounds, kind = group.evaluated(), settings.index(group.settings)
+            curves = unit * group.column(name)[:, rounds]
             mean, about = curves.mean(0), _name(group.method, group.settings)
             line = {"color": _css(group.method, kind), "dash": DASHES[LINE_STYLES[kind % len(LINE_STYLES)]]}
             same = drawn.setdefault(mean.tobytes(), about)
             if same != about:
                 line["dash"] = "dash"
                 about += f" (same curve as {same})"
-            x = np.arange(1, len(mean) + 1)
+            x = rounds + 1
             several = len(curves) > 1
             deviation = curves.std(0, ddof=1) if several else np.zeros_like(mean)
             means.append(
@@ -81,9 +83,10 @@ def _over_rounds(groups: Sequence[Group], name: str, label: str, unit: float) ->
                 )
             for run, title in zip(group.runs, group.names):
                 values = unit * run[name].astype(np.float64)
-                singles.append(_trace(title, np.arange(1, len(values) + 1), values, line | {"width": 1.2}))
+                known = np.flatnonzero(np.isfinite(values))
+                singles.append(_trace(title, known + 1, values[known], line | {"width": 1.2}))
         layout = _layout("round", label) | {"hovermode": "x unified", "hoverdistance": -1}
-        layout["xaxis"] |= _mark_rounds(max(len(trace["x"]) for trace in singles))
+        layout["xaxis"] |= _mark_rounds(max(max(trace["x"], default=1) for trace in singles))
         layout["xaxis"] |= {
             "unifiedhovertitle": {"text": "round %{x}"},
             "spikecolor": "#888888",
@@ -105,7 +108,7 @@ def _classes(groups: Sequence[Group]) -> list[Chart]:
     """Return a heat map of the accuracy of each class per group."""
     charts = []
     for group in groups:
-        mean = 100 * group.column("accuracy_per_class").mean(0)
+        mean = 100 * until_next_evaluation(group)
         layout = _layout("round", "class")
         layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
         layout["xaxis"] |= {"showgrid": False, **_mark_rounds(len(mean))}

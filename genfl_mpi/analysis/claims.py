@@ -174,18 +174,30 @@ def seeds_needed(differences: np.ndarray) -> str:
 
 def final(run: Run) -> float:
     """Return the mean accuracy of the last rounds, in percent."""
-    return run.accuracy[-LAST_ROUNDS:].mean()
+    return mean_of_evaluated(run.accuracy[-LAST_ROUNDS:])
 
 
 def early(run: Run) -> float:
-    """Return the mean accuracy of the early rounds, in percent."""
-    return run.accuracy[: max(1, round(EARLY_SHARE * len(run.accuracy)))].mean()
+    """Return the mean accuracy of the early rounds, in percent; NaN if none of them was evaluated."""
+    return mean_of_evaluated(run.accuracy[: max(1, round(EARLY_SHARE * len(run.accuracy)))])
+
+
+def mean_of_evaluated(accuracy: np.ndarray) -> float:
+    """Return the mean accuracy of the rounds that were evaluated; NaN if there are none."""
+    known = accuracy[np.isfinite(accuracy)]
+    return known.mean() if len(known) else np.nan
 
 
 def smoothed(run: Run) -> np.ndarray:
-    """Return the mean accuracy of the LAST_ROUNDS rounds up to each, float64 (rounds,)."""
+    """Return the mean accuracy of the LAST_ROUNDS rounds up to each, float64 (rounds,).
+
+    Only evaluated rounds count; NaN if a window has none.
+    """
     return np.array(
-        [run.accuracy[max(0, end - LAST_ROUNDS) : end].mean() for end in range(1, len(run.accuracy) + 1)]
+        [
+            mean_of_evaluated(run.accuracy[max(0, end - LAST_ROUNDS) : end])
+            for end in range(1, len(run.accuracy) + 1)
+        ]
     )
 
 
@@ -243,7 +255,9 @@ def over_alphas(
     rows = []
     for small, large in runs.neighbours():
         before, after = runs.paired_runs(small, *methods), runs.paired_runs(large, *methods)
-        values = [sign * (measure(*after[seed]) - measure(*before[seed])) for seed in before if seed in after]
+        values = _known(
+            sign * (measure(*after[seed]) - measure(*before[seed])) for seed in before if seed in after
+        )
         if values:
             first, last = (small, large) if sign > 0 else (large, small)
             rows.append(
@@ -267,10 +281,15 @@ def _rows(
 ) -> list[Row]:
     rows = []
     for setting in runs.settings() if settings is None else settings:
-        values = [measure(*found) for found in runs.paired_runs(setting, *methods).values()]
+        values = _known(measure(*found) for found in runs.paired_runs(setting, *methods).values())
         if values:
             rows.append(Row(str(setting), what, np.array(values), runs.rounds[setting.data], threshold))
     return rows
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    """Return values without NaN, which a run has where none of the rounds that count was evaluated."""
+    return [value for value in values if not np.isnan(value)]
 
 
 def _settings_by_classes(runs: Runs, low: float, high: float) -> list[Setting]:
@@ -492,5 +511,5 @@ def note(runs: Runs) -> str:
         f"mean of the last {LAST_ROUNDS} rounds is tested; early: mean of the first "
         f"{100 * EARLY_SHARE:.0f} %; curves are smoothed over {LAST_ROUNDS} rounds. A speed-up is in "
         f"rounds to 0.9 times FedAvg's accuracy of the last {LAST_ROUNDS}; a run that never reaches it "
-        "counts one round more than it has."
+        "counts one round more than it has. Rounds that were not evaluated (evaluation.every) do not count."
     )

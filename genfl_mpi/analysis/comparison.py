@@ -27,8 +27,11 @@ MEASURES: dict[str, Callable[[Run, Run], tuple[float, float]]] = {
         claims.early(a),
         claims.early(b),
     ),
-    "mean accuracy over all rounds (%)": lambda a, b: (a.accuracy.mean(), b.accuracy.mean()),
-    "accuracy of the best round (%)": lambda a, b: (a.accuracy.max(), b.accuracy.max()),
+    "mean accuracy over all rounds (%)": lambda a, b: (
+        claims.mean_of_evaluated(a.accuracy),
+        claims.mean_of_evaluated(b.accuracy),
+    ),
+    "accuracy of the best round (%)": lambda a, b: (np.nanmax(a.accuracy), np.nanmax(b.accuracy)),
     f"rounds to {TARGET:g} of A's final accuracy": lambda a, b: (
         claims.rounds_to(a, target := TARGET * claims.smoothed(a)[-1]),
         claims.rounds_to(b, target),
@@ -194,6 +197,8 @@ def _results(about: str, pairs: Sequence[tuple[Run, Run]]) -> Iterator[str]:
     yield f"{title:<{LABEL}}{'A':>{NUMBER}}{'B':>{NUMBER}}{'B - A':>{NUMBER + 1}}  [95 % interval]"
     for name, measure in MEASURES.items():
         a, b = np.array([measure(*pair) for pair in pairs], dtype=float).T
+        if np.isnan(b - a).any():  # evaluation.every skips all rounds that the measure needs
+            continue
         low, high = claims.interval(b - a)
         interval = f"  [{low:+.2f}, {high:+.2f}]" if len(pairs) > 1 else ""
         numbers = f"{a.mean():{NUMBER}.2f}{b.mean():{NUMBER}.2f}{(b - a).mean():+{NUMBER + 1}.2f}"

@@ -130,8 +130,8 @@ def accuracy(
             [
                 Curve(
                     ", ".join(filter(None, (method, settings))),
-                    spent[measure],
-                    100 * reached,
+                    spent[measure][np.isfinite(reached)],
+                    100 * reached[np.isfinite(reached)],
                     tinted(COLOURS[method], kinds.index(settings)),
                     LINE_STYLES[kinds.index(settings) % len(LINE_STYLES)],
                 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from genfl_mpi.analysis.summary import groups
+from genfl_mpi.analysis.summary import Group, groups
 from genfl_mpi.util.plotting import (
     COLOURS,
     LINE_STYLES,
@@ -59,7 +59,7 @@ def classes(paths: Sequence[Path]) -> Figure:
     rows = len({axes.get_position().y0 for axes in all_axes})
     height = figure.get_figheight() / rows - 0.42 - 0.13 * lines
     for group, title, axes in zip(shown, titles, all_axes):
-        mean = 100 * group.column("accuracy_per_class").mean(0)
+        mean = 100 * until_next_evaluation(group)
         image = axes.imshow(
             mean.T,
             aspect="auto",
@@ -78,6 +78,16 @@ def classes(paths: Sequence[Path]) -> Figure:
     return figure
 
 
+def until_next_evaluation(group: Group) -> np.ndarray:
+    """Return the mean accuracy of each class over seeds: float64 (rounds, classes).
+
+    Rounds without an evaluation have the values of the last one before them, and NaN before the first.
+    """
+    mean, rounds = group.column("accuracy_per_class").mean(0), group.evaluated()
+    known = np.searchsorted(rounds, np.arange(len(mean)), side="right")
+    return np.vstack([np.full((1, mean.shape[1]), np.nan), mean[rounds]])[known]
+
+
 @styled
 def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> Figure:
     found, common = groups(paths)
@@ -88,13 +98,15 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
         axes.set_title(title or _title(common))
         drawn = []
         for group in (group for group in found if group.panel == title):
-            curves, kind = unit * group.column(name), settings.index(group.settings)
-            mean, x = curves.mean(0), np.arange(1, curves.shape[1] + 1)
+            rounds, kind = group.evaluated(), settings.index(group.settings)
+            curves = unit * group.column(name)[:, rounds]
+            mean, x = curves.mean(0), rounds + 1
             colour, style = tinted(COLOURS[group.method], kind), LINE_STYLES[kind % len(LINE_STYLES)]
             about = f"{group.method}, {group.settings}" if group.settings else group.method
             drawn.append(Curve(about, x, mean, colour, style))
             for curve in group.shorter_runs(name):
-                axes.plot(np.arange(1, len(curve) + 1), unit * curve, style, color=colour, linewidth=0.5)
+                known = np.flatnonzero(np.isfinite(curve))
+                axes.plot(known + 1, unit * curve[known], style, color=colour, linewidth=0.5)
             if len(curves) > 1:
                 deviation = curves.std(0, ddof=1)
                 axes.fill_between(

@@ -17,7 +17,7 @@ class State(NamedTuple):
     """State of one run.
 
     word: finished, running, failed, cut off, waiting (not started yet) or unreadable. rounds: finished ones;
-    of: total (0: unknown). accuracy: after the last finished round, or NaN. remark: what is wrong.
+    of: total (0: unknown). accuracy: after the last evaluated round, or NaN. remark: what is wrong.
     """
 
     path: Path
@@ -40,7 +40,7 @@ def state(path: Path) -> State:
     try:
         with open_results(path) as file, report_damage(path):
             accuracy = read_columns(file, "rounds", ["accuracy"])["accuracy"]
-            done, last = len(accuracy), accuracy[-1] if len(accuracy) else float("nan")
+            done, last = len(accuracy), summary.last_evaluated(accuracy)
             if is_finished(file):
                 return State(path, "finished", done, read_config(file)["rounds"], last)
             return State(path, word or "cut off", done, read_config(file)["rounds"], last, remark)
@@ -58,7 +58,7 @@ def report_lines(states: Sequence[State]) -> Iterator[str]:
         yield "" if finished else "no run is finished"
         width = max(len(one.path.stem) for one in unfinished)
         for one in unfinished:
-            accuracy = f", accuracy {100 * one.accuracy:.2f} %" if one.rounds else ""
+            accuracy = f", accuracy {100 * one.accuracy:.2f} %" if one.accuracy == one.accuracy else ""
             done = f"{one.rounds} of {one.of} rounds{accuracy}" if one.of else ""
             about = "; ".join(filter(None, (done, one.remark)))
             yield f"{one.path.stem:<{width}}  {one.word:<8}  {about}".rstrip()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genfl_mpi.analysis import cost_figures, tables
-from genfl_mpi.analysis.summary import METHOD_ORDER, distinguish
+from genfl_mpi.analysis.summary import METHOD_ORDER, distinguish, last_evaluated
 from genfl_mpi.config import loading as configuration
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.config.world import World
@@ -239,7 +239,9 @@ def _costs(priced: Priced, target: float | None) -> Iterator[str]:
         spent["up"] / 1e6,
         spent["down"] / 1e6,
     )
-    yield f"{name}{last:6d}{100 * accuracy[last - 1]:9.2f}" + "".join(f"{number:10.4g}" for number in numbers)
+    yield f"{name}{last:6d}{100 * last_evaluated(accuracy[:last]):9.2f}" + "".join(
+        f"{number:10.4g}" for number in numbers
+    )
 
 
 def _placement_table(bills: dict[str, Bill], trace: Trace, world: World) -> Iterator[str]:

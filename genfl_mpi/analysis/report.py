@@ -106,8 +106,8 @@ def _run(path: Path) -> dict[str, Any]:
             "origin": file["config"].attrs.get("origin", ""),
             "copy_of": file["config"].attrs.get("copy_of", ""),
             "environment": dict(file["environment"].attrs),
-            "final": accuracy[-1],
-            "best": accuracy.max(),
+            "final": summary.last_evaluated(accuracy),
+            "best": np.max(accuracy, initial=-np.inf, where=np.isfinite(accuracy)),
             "images": int(rounds["images"][-1]),
             "seconds": rounds["round_seconds"].sum(),
             "digest": reader.digests(path)[1],
@@ -144,7 +144,7 @@ def _group(group: summary.Group, reference: summary.Group) -> dict[str, Any]:
         "pairs": len(differences) if compared else 0,
         "final": final.mean(),
         "deviation": final.std(ddof=1) if len(final) > 1 else None,
-        "mean": 100 * group.column("accuracy").mean(),
+        "mean": 100 * group.column("accuracy")[:, group.evaluated()].mean(),
         "best": best,
         "seconds": seconds,
         "seeds": len(final),
@@ -152,9 +152,15 @@ def _group(group: summary.Group, reference: summary.Group) -> dict[str, Any]:
 
 
 def _rounds(groups: Sequence[summary.Group]) -> Iterator[tuple[int, list[tuple[float, float | None]]]]:
-    """Yield (round, [(mean accuracy, deviation over seeds or None) per group]), up to MAX_ROWS rows."""
-    last = min(group.column("accuracy").shape[1] for group in groups)
-    for round in np.unique(np.linspace(1, last, min(MAX_ROWS, last)).round().astype(int)):
+    """Yield (round, [(mean accuracy, deviation over seeds or None) per group]), up to MAX_ROWS rows.
+
+    Of rounds in which all groups were evaluated.
+    """
+    common = 1 + np.array(
+        sorted(set.intersection(*(set(group.evaluated().tolist()) for group in groups))), int
+    )
+    rows = min(MAX_ROWS, len(common))
+    for round in common[np.unique(np.linspace(0, len(common) - 1, rows).round().astype(int))].tolist():
         values = [100 * group.column("accuracy")[:, round - 1] for group in groups]
         yield round, [(one.mean(), one.std(ddof=1) if len(one) > 1 else None) for one in values]
 

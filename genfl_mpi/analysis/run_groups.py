@@ -61,9 +61,9 @@ class Setting:
 class Run:
     """A finished run.
 
-    accuracy: float64 (rounds,), percent. update_cosine: float64 (rounds,). label_histograms: int32 (clients,
-    classes). cohorts: int64 (rounds, cohort), the clients that trained. weights: number of the model's
-    weights.
+    accuracy: float64 (rounds,), percent, NaN in rounds without an evaluation. update_cosine: float64
+    (rounds,). label_histograms: int32 (clients, classes). cohorts: int64 (rounds, cohort), the clients that
+    trained. weights: number of the model's weights.
     """
 
     path: Path

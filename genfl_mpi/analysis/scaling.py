@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from genfl_mpi.analysis import scaling_figure
+from genfl_mpi.analysis.summary import last_evaluated
 from genfl_mpi.config.loading import flatten
 from genfl_mpi.config.settings import is_free
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads, measure_copy_rate
@@ -91,7 +92,7 @@ def read(path: str | Path, memory: float) -> Measured:
         rounds, clients, ranks = (
             reader.read_columns(file, table) for table in ("rounds", "clients", "ranks")
         )
-        accuracy = 100 * rounds["accuracy"][-1] if len(rounds["round"]) else np.nan
+        accuracy = 100 * last_evaluated(rounds["accuracy"])
     count = len(rounds["round"])
     if not count or len(ranks["rank"]) % count or len(set(np.bincount(ranks["round"])[1:])) > 1:
         raise UserError(

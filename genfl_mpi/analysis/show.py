@@ -69,6 +69,8 @@ def show(path: str | Path) -> Iterator[str]:
         )
         yield ""
         yield from _table(rounds)
+        if np.isfinite(rounds["subset_accuracy"]).any():
+            yield f"  (accuracy) on {config['evaluation']['subset']} test samples between two evaluations"
 
 
 def _ranks(path: Path) -> Iterator[str]:
@@ -129,15 +131,23 @@ def _table(rounds: dict[str, np.ndarray]) -> Iterator[str]:
     for i in _selected_rows(count):
         row = {name: column[i] for name, column in rounds.items()}
         # The loss of a run that diverges must fit into 5 columns too.
-        loss = f"{row['loss']:5.2f}" if row["loss"] < 99 else f"{row['loss']:5.0e}"
+        loss = f"{row['loss']:5.0e}" if row["loss"] >= 99 else f"{row['loss']:5.2f}".replace("nan", "  -")
         yield (
-            f"{row['round']:6d}  {100 * row['accuracy']:8.2f}  {loss}  {row['kappa2']:6.2f}"
+            f"{row['round']:6d}  {_accuracy(row)}  {loss}  {row['kappa2']:6.2f}"
             f"  {row['images']:6d}  {row['train_seconds']:6.2f} {row['generate_seconds']:8.2f}"
             f" {row['augment_seconds']:7.2f}"
             f"  {row['wait_seconds']:6.2f}  {row['round_seconds']:6.2f}"
         )
     if count > MAX_ROWS:
         yield f" ({MAX_ROWS} of {count} rounds)"
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    """Return the accuracy of a round, in percent: on the subset in brackets, or a dash without any."""
+    if np.isfinite(row["accuracy"]):
+        return f"{100 * row['accuracy']:8.2f}"
+    subset = row["subset_accuracy"]
+    return f"{f'({100 * subset:.2f})' if np.isfinite(subset) else '-':>8}"
 
 
 def _selected_rows(count: int) -> Iterable[int]:

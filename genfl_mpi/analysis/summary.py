@@ -53,10 +53,17 @@ class Group:
         """Return the column of the other runs, float64 (rounds, ...) each."""
         return [run[column].astype(np.float64) for run in self.runs if len(run["round"]) < self._rounds()]
 
+    def evaluated(self) -> np.ndarray:
+        """Return the positions of the rounds that were evaluated on the whole test set, int (n,), ascending.
+
+        Of the runs with the most rounds.
+        """
+        return np.flatnonzero(np.isfinite(self.column("accuracy")).all(0))
+
     def final_of_seed(self) -> dict[int, float]:
         """Return the final accuracy of each seed, in percent, of the runs with the most rounds."""
         return {
-            seed: 100 * float(run["accuracy"][-1])
+            seed: 100 * last_evaluated(run["accuracy"])
             for seed, run in zip(self.seeds, self.runs)
             if len(run["round"]) == self._rounds()
         }
@@ -64,10 +71,16 @@ class Group:
     def outcome(self) -> tuple[np.ndarray, float, float]:
         """Return final accuracies, float64 (runs,), mean best accuracy, both in percent, and mean seconds.
 
-        Only of the runs with the most rounds.
+        Only of the runs with the most rounds. Accuracies are NaN if none of these was evaluated yet.
         """
-        accuracy = 100 * self.column("accuracy")
-        return accuracy[:, -1], accuracy.max(1).mean(), self.column("round_seconds").sum(1).mean()
+        accuracy, seconds = 100 * self.column("accuracy"), self.column("round_seconds").sum(1).mean()
+        if not len(rounds := self.evaluated()):
+            return np.full(len(accuracy), np.nan), np.nan, seconds
+        return accuracy[:, rounds[-1]], accuracy[:, rounds].max(1).mean(), seconds
+
+    def testing(self) -> float:
+        """Return the share of the runs' seconds in which they evaluated the global model, in percent."""
+        return 100 * self.column("evaluate_seconds").sum() / self.column("round_seconds").sum()
 
     def generating(self) -> tuple[float, bool]:
         """Return the mean seconds that rank 0 generated images, and whether others came from the bank.
@@ -80,6 +93,12 @@ class Group:
 
     def _rounds(self) -> int:
         return max(len(run["round"]) for run in self.runs)
+
+
+def last_evaluated(accuracy: np.ndarray) -> float:
+    """Return the last value of float64 (rounds,) that is not NaN, or NaN."""
+    known = accuracy[np.isfinite(accuracy)]
+    return float(known[-1]) if len(known) else np.nan
 
 
 def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[list[Group], dict[str, Any]]:
@@ -211,10 +230,15 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         if group.method != METHOD_TITLES["aigc"] and not group.column("clients_aggregated").any():
             about = " ".join(filter(None, (group.method, name)))
             yield from textwrap.wrap(f"{about}: no client was aggregated in any round", WIDTH)
+    is_sparse = any(not np.isfinite(group.column("accuracy")).all() for group in found)
+    which = "evaluated " * is_sparse
     if has_several_seeds(found):
-        yield "final: last round, mean ± deviation over seeds; best: highest of all rounds, mean"
+        about = f"last {which}round, mean ± deviation over seeds; best: highest of all {which}rounds, mean"
+        yield from textwrap.wrap(f"final: {about}", WIDTH)
     else:
-        yield "final: after the last round; best: highest of all rounds"
+        yield f"final: after the last {which}round; best: highest of all {which}rounds"
+    low, high = (bound(round(group.testing()) for group in found) for bound in (min, max))
+    yield f"testing: {low if low == high else f'{low} to {high}'} % of the seconds (evaluation.every)"
     if column:
         yield "generating: seconds in which rank 0 generated images, also while it waited"
     if copies := sum(group.copies for group in found):

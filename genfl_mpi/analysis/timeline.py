@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +45,11 @@ class Span(NamedTuple):
 def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
     """Return the `Span`s of a round, None for the last one, and its number. Raises UserError.
 
-    Training and waiting are measured on every rank, and all phases of rank 0 but two. First it writes the
-    previous round to the results file (write). Between reduction and broadcast, while the other ranks wait,
-    it applies Eq. (1), with what the policies need for it, and prepares the round's rows (aggregate).
-    Collectives start and end together on all ranks. Images that rank 0 generates ahead while it waits are
-    drawn as one piece.
+    Training, waiting and shared generation are measured on every rank, and all phases of rank 0 but two.
+    First it writes the previous round to the results file (write). Between reduction and broadcast, while the
+    other ranks wait, it applies Eq. (1), with what the policies need for it, and prepares the round's rows
+    (aggregate). Collectives start and end together on all ranks. Images that rank 0 generates ahead while it
+    waits are drawn as one piece.
     """
     with open_results(path) as file, report_damage(path):
         rounds, clients = (
@@ -57,7 +57,7 @@ def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
             read_columns(file, "clients", ("round", "client", "start_seconds", "seconds", "rank")),
         )
         waits, probes = (
-            read_columns(file, "ranks", ("round", "rank", "wait_seconds")),
+            read_columns(file, "ranks", ("round", "rank", "wait_seconds", "generating_seconds")),
             read_columns(file, "probes", ("round", "seconds")),
         )
     numbers = rounds["round"].tolist()
@@ -70,7 +70,8 @@ def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
     round = numbers[-1] if round is None else round
     row = {name: values[numbers.index(round)] for name, values in rounds.items()}
     trained = (clients["round"] == round) & (clients["rank"] >= 0)  # without clients that no rank trained
-    waits = waits["wait_seconds"][waits["round"] == round].tolist()  # in the order of ranks
+    made_by = waits["generating_seconds"][waits["round"] == round].tolist()  # in the order of ranks
+    waits = waits["wait_seconds"][waits["round"] == round].tolist()
     found = [
         Span(int(rank), "train", start, start + seconds, int(client))
         for client, start, seconds, rank in zip(
@@ -84,6 +85,7 @@ def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
             {name: row[f"{name}_seconds"] for name in ("generate", "augment", "send")},
         )
         found += made
+        found += _shared(made_by, row["generate_start_seconds"])
         if row["send_seconds"]:  # training waits for the images
             found += [Span(rank, "wait", 0.0, made[-1].end) for rank in range(1, len(waits))]
     busy = [span.start for span in found if span.rank == 0]
@@ -105,6 +107,19 @@ def spans(path: str | Path, round: int | None) -> tuple[list[Span], int]:
             rank, reduced, {"wait" if rank else "aggregate": announced - reduced}
         ) + _consecutive(rank, announced, together)
     return sorted(found), round
+
+
+def _shared(seconds: Sequence[float], start: float) -> list[Span]:
+    """Return the `Span`s of the other ranks in a shared generation, which all ranks leave together.
+
+    seconds: of each rank, that of rank 0 included; 0 for all, or NaN, if rank 0 generated alone.
+    """
+    longest = float(np.nan_to_num(seconds).max(initial=0.0))
+    found = []
+    for rank, own in enumerate(seconds):
+        if rank and longest:
+            found += _consecutive(rank, start, {"generate": own, "wait": longest - own})
+    return found
 
 
 def _consecutive(rank: int, start: float, phases: Mapping[str, float]) -> list[Span]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Runs = dict[str, Config]
     Say = Callable[[str], None]
+    Shortcut = Callable[[Runs, Say], bool]
     Command = Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int | Iterable[str]]
 
 
@@ -102,16 +103,18 @@ def on_config(
     options: argparse.Namespace,
     command: Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int],
     needs: Sequence[str] | None = None,
+    shortcut: Shortcut | None = None,
 ) -> int:
     """Read the configuration, and run `command(comm, options, runs, say)` on every rank.
 
-    needs: as in `loading.load`.
+    needs: as in `loading.load`. shortcut: as of `on_all_ranks`.
     """
     from genfl_mpi.config import loading
 
     return on_all_ranks(
         lambda: loading.load(options.config, options.overrides, needs=needs),
         lambda comm, runs, say: command(comm, options, runs, say),
+        shortcut,
     )
 
 
@@ -146,8 +149,16 @@ def config_command(
     return decorated
 
 
-def on_all_ranks(load: Callable[[], Runs], command: Callable[[MPI.Comm, Runs, Say], int]) -> int:
-    """Run `command(comm, runs, say)` on every rank, with the runs that `load()` returns on rank 0."""
+def on_all_ranks(
+    load: Callable[[], Runs],
+    command: Callable[[MPI.Comm, Runs, Say], int],
+    shortcut: Shortcut | None = None,
+) -> int:
+    """Run `command(comm, runs, say)` on every rank, with the runs that `load()` returns on rank 0.
+
+    shortcut: called as shortcut(runs, say) on rank 0; if it returns true, everything is done, and no rank
+    imports torch.
+    """
     from genfl_mpi.mpi import collectives, failing
 
     comm = collectives.world()
@@ -159,6 +170,8 @@ def on_all_ranks(load: Callable[[], Runs], command: Callable[[MPI.Comm, Runs, Sa
     def start() -> int:
         launchers.check_size(comm.size, os.environ)
         runs = collectives.from_rank0(comm, load)
+        if shortcut and collectives.from_rank0(comm, lambda: shortcut(runs, say)):
+            return 0
         # Imported late: it imports torch, for which an error in the configuration need not wait.
         from genfl_mpi.mpi import devices
 

@@ -131,6 +131,16 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         help="network bandwidth of a node, Gbit/s (default: %(default)s)",
     )
 
+    parser.add_argument(
+        "--sweep", action="store_true", help="predict all runs of CONFIG: hours, core-hours and energy"
+    )
+    parser.add_argument(
+        "--watts",
+        type=float,
+        default=500.0,
+        help="power of a node while it computes, W, for --sweep (default: %(default)s)",
+    )
+
 
 @launch.config_command(_add_cluster)
 def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> Iterator[str]:
@@ -138,14 +148,17 @@ def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: la
 
     Predict seconds, memory, bytes and the best number of ranks for the first run of
     CONFIG on RANKS ranks, after a few seconds of measurements on this machine.
-    Under mpirun all ranks measure at once, as they would compute. For example:
+    Under mpirun all ranks measure at once, as they would compute. With --sweep,
+    predict the hours, core-hours and energy of all runs together. For example:
       mpirun -n 2 python -m genfl_mpi plan configs/cifar10.yaml -n 64 --nodes 4
+      python -m genfl_mpi plan configs/fig5.yaml -n 64 --sweep --watts 400
     """
     from genfl_mpi.config.remarks import remarks
     from genfl_mpi.mpi.round_time import Cluster
     from genfl_mpi.preparation import plan as planning
+    from genfl_mpi.preparation import sweep_plan
 
-    for name in ("ranks", "nodes", "cores", "latency", "bandwidth", "gpus"):
+    for name in ("ranks", "nodes", "cores", "latency", "bandwidth", "gpus", "watts"):
         if getattr(options, name) is not None and not getattr(options, name) > 0:
             raise UserError(f"--{name} {getattr(options, name)}: must be above 0")
     if options.nodes > options.ranks:
@@ -161,5 +174,8 @@ def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: la
     )
     if comm.rank == 0:
         yield from remarks(options.config, options.overrides, runs)
+    if options.sweep:
+        yield from sweep_plan.describe(comm, runs, cluster, options.watts)
+        return
     name, config = next(iter(runs.items()))
     yield from planning.describe(comm, config, cluster, name, options.gpus)

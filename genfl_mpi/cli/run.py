@@ -77,13 +77,35 @@ def run(arguments: Sequence[str]) -> int:
         given = "\n".join(
             [loading.read_text(options.config), *(f"# {override}" for override in options.overrides)]
         )
-        figure = f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
+        figure = _figure(options)
         notes = remarks(options.config, options.overrides, runs)
         if options.member is not None:
             runs, figure = _member(runs, options.member), ""
         return _run_all(comm, runs, given, say, options, notes, options.fresh, figure=figure)
 
-    return launch.on_config(options, command)
+    def shortcut(runs: launch.Runs, say: launch.Say) -> bool:
+        """Return whether all runs are finished; if so, print that and the closing table."""
+        from genfl_mpi.runs import finished
+
+        start = time.perf_counter()
+        selected = runs if options.member is None else _member(runs, options.member)
+        paths = {_results(one, name): one for name, one in selected.items()}
+        if options.fresh or not finished.are_finished(paths):
+            return False
+        for line in remarks(options.config, options.overrides, runs):
+            say(line)
+        for path in paths:
+            say(f"{path.stem}: already finished")
+        if options.member is None:
+            _close(list(paths), _figure(options), start, say, has_changed=False)
+        return True
+
+    return launch.on_config(options, command, shortcut=shortcut)
+
+
+def _figure(options: argparse.Namespace) -> str:
+    """Return the name of the closing figure."""
+    return f"{Path(options.config).stem}.png" if options.config else "accuracy.png"
 
 
 def _commands() -> Iterator[str]:
@@ -211,16 +233,31 @@ def _run_all(
             for lock in held.values():  # of runs that were not started
                 lock.release()
     if comm.rank == 0 and figure:
-        from genfl_mpi.analysis import curves, summary
+        _close(paths, figure, start, say)
+    return 0
+
+
+def _close(
+    paths: Sequence[Path], figure: str, start: float, say: launch.Say, has_changed: bool = True
+) -> None:
+    """Print the closing table of runs, and draw their accuracy into `figure` beside them.
+
+    start: of the command, as of `time.perf_counter`. has_changed: whether a round was computed; otherwise a
+    figure that is newer than the results is kept.
+    """
+    from genfl_mpi.analysis import summary
+
+    output = paths[0].parent / figure
+    newest = max(path.stat().st_mtime for path in paths)
+    if has_changed or not output.exists() or output.stat().st_mtime < newest:
+        from genfl_mpi.analysis import curves
         from genfl_mpi.util import plotting
 
-        output = paths[0].parent / figure
         plotting.save(curves.accuracy(paths), output)
-        say("")
-        for line in summary.table(paths):
-            say(line)
-        say(
-            f"\n{counted(len(paths), 'run')} in {time.perf_counter() - start:.0f} s; "
-            f"files in {paths[0].parent}/, curves in {output}"
-        )
-    return 0
+    say("")
+    for line in summary.table(paths):
+        say(line)
+    say(
+        f"\n{counted(len(paths), 'run')} in {time.perf_counter() - start:.0f} s; "
+        f"files in {paths[0].parent}/, curves in {output}"
+    )

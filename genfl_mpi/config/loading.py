@@ -404,6 +404,28 @@ def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return flatten(values) | ({"world": "default"} if values.get("world") is not None else {})
 
 
+def differing_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two resolved configurations differ and on which rounds depend.
+
+    stored, wanted: nested dicts.
+    """
+    before, now = _comparable((stored, wanted))
+    return [key for key in before if not is_free(key) and before[key] != now[key]]
+
+
+def _comparable(configs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return `flat_settings` of resolved configurations, all with the same keys.
+
+    A setting that a configuration lacks, because it is newer than the results file, has its default. A
+    setting that no longer exists is None in configurations without it.
+    """
+    flats = list(map(flat_settings, configs))
+    known = {key: None for flat in flats for key in flat}
+    if any(len(flat) < len(known) for flat in flats):
+        known.update(flatten(Config().model_dump(mode="json")))
+    return [{key: flat.get(key, known[key]) for key in known} for flat in flats]
+
+
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dict with dotted keys as nested dicts."""
     values: dict[str, Any] = {}
@@ -452,11 +474,11 @@ def varied_settings(configs: Iterable[dict]) -> list[str]:
     Keys on which no round depends are omitted.
     """
     configs = list(configs)
-    flats = list(map(flat_settings, configs))
+    flats = _comparable(configs)
     keys = [
         key
-        for key in dict.fromkeys(itertools.chain(*flats))
-        if not is_free(key) and any(flat.get(key) != flats[0].get(key) for flat in flats)
+        for key in (flats[0] if flats else ())
+        if not is_free(key) and any(flat[key] != flats[0][key] for flat in flats)
     ]
     wanted = {key for config in configs for key in chosen_settings(config, keys)} if keys else set()
     return [key for key in keys if key in wanted or key in MACHINES]

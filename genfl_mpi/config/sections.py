@@ -331,6 +331,14 @@ class Generation(Section):
     )
     seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
+    ranks: Annotated[
+        Literal["all", "server"] | Count, Needs("generated images", lambda config, _: config.generates)
+    ] = Field(
+        "all",
+        description="ranks that generate a round's images; all: all with cores and memory for it share the "
+        "missing ones, if that is predicted to be faster, and then train the clients; server: rank 0 alone, "
+        "while the others train; a number: the first ranks. No result depends on it",
+    )
 
 
 class ClientGeneration(Section):
@@ -558,8 +566,17 @@ class Probes(Section):
 
 
 class Evaluation(Section):
-    """Evaluation on the test set."""
+    """Evaluation of the global model on the test set."""
 
+    every: Count = Field(
+        1,
+        description="rounds between two evaluations on the whole test set; `rounds` must be a multiple of it",
+    )
+    subset: Annotated[Natural, Needs(".every above 1", lambda _, evaluation: evaluation.every > 1)] = Field(
+        0,
+        description="test samples, drawn once and the same for all seeds, that are evaluated in every round, "
+        "for the progress between two evaluations; 0: none",
+    )
     batch_size: Count = Field(
         100,
         description="test samples per chunk, which should fit in the cache; chunks are divided over the "

@@ -41,6 +41,7 @@ FREE = {
     "output",
     "checkpoint",
     "generation.bank",
+    "generation.ranks",
     "data.root",
     "data.download",
     "pretraining",
@@ -356,6 +357,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def check_evaluation(self) -> "Config":
+        """Refuse rounds whose last one would not be evaluated."""
+        every = self.evaluation.every
+        if self.rounds % every:
+            raise ValueError(
+                f"rounds ({self.rounds}) is not a multiple of evaluation.every ({every}), so that the last "
+                f"round would not be evaluated; set rounds={-(-self.rounds // every) * every}, or another "
+                "evaluation.every"
+            )
+        return self
+
+    @model_validator(mode="after")
     def check_validation(self) -> "Config":
         """Refuse a validation source that the run does not have, or on which a model was trained."""
         source = self.validation.source
@@ -458,6 +471,15 @@ class Config(Section):
     def fills(self) -> bool:
         """Whether the clients generate what their labels lack (placement P3)."""
         return self.composition.images == "made_by_clients"
+
+    @property
+    def busy_ranks(self) -> int:
+        """How many ranks the run keeps busy: one per client of the cohort and one for the server.
+
+        runtime.ranks_per_run replaces this number.
+        """
+        cohort = self.cohort if self.trains_clients else 0
+        return self.runtime.ranks_per_run or max(1, cohort + self.augments)
 
     @property
     def matches_steps(self) -> bool:

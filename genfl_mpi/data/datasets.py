@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 
 from genfl_mpi.config.functions import check_signature, find
 from genfl_mpi.data import label_files
-from genfl_mpi.util import streams
+from genfl_mpi.util import digest_cache, streams
 from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.text import first_line
 
@@ -277,8 +278,31 @@ def load_train_labels(data: Data) -> np.ndarray:
     return load(data)["train_labels"]
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """Compute the SHA-256, in hexadecimal, of a data set as returned by `load`."""
+def fingerprint(data: Data, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256, in hexadecimal, of a data set as returned by `load`.
+
+    That of a large one in files is remembered beside these, in data.root. data: config.data.
+    """
+    if not (files := _files_below_root(data)):
+        return _hashed(arrays)
+    place = Path(data.root) / f".{data.name}-{data.size}.sha256"
+    about = f"{version('numpy')} {version('pillow')} {version('torchvision')} {data.name} {data.size}"
+    return digest_cache.remembered(place, files, lambda: _hashed(arrays), about)
+
+
+def _files_below_root(data: Data) -> list[Path]:
+    """Return the files from which `load` reads a data set in data.root; none for other data sets."""
+    if data.name == "folder":
+        parts = [Path(data.root) / part for part in ("train", "test")]
+        return [path for part in parts for paths in _image_files(part).values() for path in paths]
+    folder = describe(data).folder if data.name in DESCRIPTIONS else None
+    if folder is None:
+        return []
+    return sorted(path for path in (Path(data.root) / folder).rglob("*") if path.is_file())
+
+
+def _hashed(arrays: Mapping[str, np.ndarray]) -> str:
+    """Compute the SHA-256, in hexadecimal, of the arrays of a data set."""
     digest = hashlib.sha256()
     for part, kind in itertools.product(("train", "test"), ("images", "labels")):
         array = np.ascontiguousarray(arrays[f"{part}_{kind}"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 
 from genfl_mpi.util.errors import UserError
 
@@ -143,6 +142,8 @@ def least_energy(uplink: Uplink) -> np.ndarray:
         return np.maximum(uplink.reach * np.exp(-np.interp(level - log_scale, log_phi, log_x)), minimum)
 
     low, high = log_scale.min() + log_phi[0], log_scale.max() + log_phi[-1]
+    from scipy.optimize import brentq  # imported late: it takes a second, which only such runs need
+
     level = brentq(lambda level: np.log(bandwidth(level).sum() / uplink.total), low, high)
     return np.maximum(_proportional_shares(uplink, bandwidth(level)), minimum)
 

@@ -29,12 +29,12 @@ CLIENT_FIELDS = (
     "seconds",
     "rank",
 )
-RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
+RANK_FIELDS = ("train_seconds", "wait_seconds", "leave", "generating_seconds")
 NO_RANK = -1  # the rank of a member of the cohort that does not train
 MODEL = "model"  # the sum of the clients' weights
 
 PLAN = np.dtype([("rho", "f8"), ("client", "i4"), ("rank", "i4"), ("since", "i4"), ("epochs", "i4")])
-HEAD = np.dtype([("round", "i8"), ("leave", "i8")])
+HEAD = np.dtype([("round", "i8"), ("leave", "i8"), ("batches", "i8")])
 
 
 class Broadcast:
@@ -45,8 +45,8 @@ class Broadcast:
 
     weights: float32 (size,). arrays: {name: float32}. plan: a PLAN record for each member of the cohort: rho,
     the coefficient of its model in the sum; rank, NO_RANK if it does not train; since, the round of its last
-    training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds, and the
-    exit status with which all ranks leave, or 0.
+    training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds; the
+    exit status with which all ranks leave, or 0; and the batches of images that several ranks generate, or 0.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.records import Recorder
     from genfl_mpi.federation.resident import Resident
     from genfl_mpi.federation.server import Server
+    from genfl_mpi.federation.shared_generation import SharedGeneration
     from genfl_mpi.federation.worker import Worker
     from genfl_mpi.mpi.collectives import MPI
 
@@ -44,3 +45,4 @@ class Parts(NamedTuple):
     recorder: Recorder
     note: Callable[..., None]
     leaving: Callable[[], int]
+    generation: SharedGeneration

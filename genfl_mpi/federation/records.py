@@ -16,15 +16,14 @@ from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 from genfl_mpi.mpi import collectives
 from genfl_mpi.util.errors import annotate_errors
-from genfl_mpi.util.text import counted
+from genfl_mpi.util.text import counted, describe_accuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.client_images import ClientImages
+    from genfl_mpi.federation.evaluator import Evaluator
     from genfl_mpi.federation.messages import Broadcast, Reduction
     from genfl_mpi.federation.parts import Messages
     from genfl_mpi.federation.policies import ServerState
@@ -42,16 +41,21 @@ class Record:
 
     The other ranks have empty tables. As text it is one line.
 
-    accuracy_per_class: float64 (classes,). columns: the other columns of /rounds. clients, ranks: columns of
-    /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of
-    this round. hindsight, audit: columns of /hindsight and /audit, empty if not due. probes: columns of
-    /probes and /probed_clients by table, empty without a probe.
+    accuracy, loss, accuracy_per_class (float64 (classes,)): NaN in rounds without an evaluation on the whole
+    test set; subset_accuracy, subset_loss: on its subset, NaN without one.
+
+    columns: the other columns of /rounds. clients, ranks: columns of /clients and /ranks, arrays (cohort,)
+    and (ranks,). generated: a `server_images.Made` for each batch of this round. hindsight, audit: columns of
+    /hindsight and /audit, empty if not due. probes: columns of /probes and /probed_clients by table, empty
+    without a probe.
     """
 
     round: int
     accuracy: float
     loss: float
     accuracy_per_class: np.ndarray
+    subset_accuracy: float = np.nan
+    subset_loss: float = np.nan
     columns: dict[str, Any] = field(default_factory=dict)
     clients: dict[str, np.ndarray] = field(default_factory=dict)
     ranks: dict[str, np.ndarray] = field(default_factory=dict)
@@ -61,7 +65,9 @@ class Record:
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        text = f"round {self.round}: accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.3f}"
+        text = f"round {self.round}: {describe_accuracy(self.accuracy, self.subset_accuracy)}"
+        if np.isfinite(self.accuracy):
+            text += f", loss {self.loss:.3f}"
         if not self.columns:  # on the other ranks
             return text
         aggregated, images = int(self.columns["clients_aggregated"]), int(self.columns["images"])
@@ -79,7 +85,8 @@ class Round:
     `Made` for each batch of images. omega_a: float32 (size,), the augmented model; augmented: the `Report` of
     its training. average: float64 (size,), the mean of the clients' models. omega_fl: float64 (size,), what
     the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
-    called. tables: fields of the `Record`, by name.
+    called. shared: seconds this rank generated its share of the images; shared_until: seconds from the start
+    of the round to the end of shared generation. tables: fields of the `Record`, by name.
     """
 
     t: int
@@ -93,6 +100,8 @@ class Round:
     kappa2: float = 0.0
     asked: ServerState | None = None
     waiting: collectives.Waiting = collectives.Waiting(0.0, 0.0)
+    shared: float = 0.0
+    shared_until: float = 0.0
     tables: dict[str, Any] = field(default_factory=dict)
 
 
@@ -100,7 +109,7 @@ class Recorder:
     """Measure and record the rounds. Nothing that it does changes the run.
 
     device: of `devices.describe_models`; data: the run's arrays; parameters: how many of the weights are
-    parameters; evaluate: collective function () -> (accuracy, loss, accuracy per class) of omega^t.
+    parameters.
     """
 
     def __init__(
@@ -112,10 +121,10 @@ class Recorder:
         messages: Messages,
         parameters: int,
         probes: Probes,
-        evaluate: Callable[[], tuple[float, float, np.ndarray]],
+        evaluator: Evaluator,
     ) -> None:
         self.config, self.device, self.data, self.client_images = config, device, data, client_images
-        self.messages, self.parameters, self.probes, self.evaluate = messages, parameters, probes, evaluate
+        self.messages, self.parameters, self.probes, self.evaluator = messages, parameters, probes, evaluator
 
     def begin(self, t: int, omega: torch.Tensor) -> None:
         """Prepare the probe of round t, if it is due. omega: float32 (size,), omega^t."""
@@ -148,7 +157,7 @@ class Recorder:
         """Evaluate the weights after a complete round, and return its `Record`. Collective."""
         with annotate_errors(f"round {this.t + 1}"):
             with this.clock("evaluate"):
-                accuracy, loss, accuracy_per_class = self.evaluate()
+                evaluated = self.evaluator.evaluate(self.messages.resident.omega, this.t + 1)
             probed = self.probes.measure(this.t + 1, this.average)
             if this.tables:  # on rank 0
                 this.tables["columns"] |= of_clocks(
@@ -159,9 +168,9 @@ class Recorder:
                     self.client_images.bytes,
                 )
                 this.tables["columns"] |= accuracy_over_clients(
-                    accuracy_per_class, self.data["label_histograms"]
+                    evaluated.accuracy_per_class, self.data["label_histograms"]
                 )
-            return Record(this.t + 1, accuracy, loss, accuracy_per_class, probes=probed, **this.tables)
+            return Record(this.t + 1, *evaluated, probes=probed, **this.tables)
 
     def _columns(
         self,
@@ -245,7 +254,8 @@ def audit_columns(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[
 
 def rank_columns(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
     """Return the columns of /ranks after a round. reduction: as reduced."""
-    seconds = {name: reduction.rank_column(name).copy() for name in ("train_seconds", "wait_seconds")}
+    names = "train_seconds", "wait_seconds", "generating_seconds"
+    seconds = {name: reduction.rank_column(name).copy() for name in names}
     return {"round": np.full(len(reduction.ranks), round), "rank": np.arange(len(reduction.ranks)), **seconds}
 
 

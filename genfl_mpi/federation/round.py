@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.records import Record
     from genfl_mpi.federation.server import Server
     from genfl_mpi.federation.server_images import ServerImages
+    from genfl_mpi.federation.shared_generation import SharedGeneration
     from genfl_mpi.federation.worker import Worker
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI
@@ -58,8 +59,8 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
             parts.note("begin", round=t + 1)
             resident.clear()
             # III-B: generate images; train omega_a on them at the server, or bring them to the clients ...
+            _generate(this, config, server, parts.generation, messages.broadcast.head, parts.leaving)
             if server:
-                _generate(this, config, server, parts.leaving)
                 _augment(this, config, server.images, worker.model, resident.omega, parts.leaving)
             if config.sends or config.fills:
                 _exchange_images(this, comm, config, server, parts.client_images, plan)
@@ -91,15 +92,31 @@ def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds
         head["round"], head["leave"] = t, int(messages.reduction.rank_column("leave").max())
         if t < rounds:
             server.select(t, messages.broadcast)
+            head["batches"] = len(server.images.division.ranks) if server.images.division else 0
     collectives.broadcast(comm, messages.broadcast.buffer)
     messages.resident.update()
     return int(head["round"])
 
 
-def _generate(this: Round, config: Config, server: Server, leaving: Callable[[], int]) -> None:
-    """Take the round's images from the bank, or generate them."""
-    if config.generates or config.augments:
-        with this.clock("generate"):
+def _generate(
+    this: Round,
+    config: Config,
+    server: Server | None,
+    generation: SharedGeneration,
+    head: np.void,
+    leaving: Callable[[], int],
+) -> None:
+    """Take the round's images from the bank, or generate them, on several ranks if rank 0 decided so."""
+    if not (head["batches"] or server and (config.generates or config.augments)):
+        return
+    with this.clock("generate"):
+        if head["batches"]:
+            report = generation.make(int(head["batches"]), server.images if server else None)
+            this.shared, this.shared_until = report.own_seconds, this.clock.now()
+            if server:
+                this.interrupted = report.left
+                server.images.note_shared(server.state, report)
+        if server and not this.interrupted:
             this.made, this.interrupted = server.images.make(server.state, leaving, this.clock.note)
 
 
@@ -153,7 +170,7 @@ def _train(
     """
     plan, reduction, clock = messages.broadcast.plan, messages.reduction, this.clock
     # when the other ranks began to train
-    begun = clock.starts.get("send", 0.0) + clock.seconds.get("send", 0.0)
+    begun = max(this.shared_until, clock.starts.get("send", 0.0) + clock.seconds.get("send", 0.0))
     meanwhile = (
         (lambda: server.images.make_ahead(server.state, begun + server.seconds_of_others - clock.now()))
         if server
@@ -165,7 +182,7 @@ def _train(
         worker.train(this.t, clock)
     note("wait")
     this.waiting = collectives.wait_for_all(comm, meanwhile, leaving)
-    reduction.ranks[comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, leaving()
+    reduction.ranks[comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, leaving(), this.shared
 
 
 def _reduce(

@@ -46,7 +46,7 @@ class Server:
 
     data: the arrays of `load_and_divide`; the server uses the clients' sizes, the labels that they share, and
     the public pool. device: where it classifies images. policies: of `find_policies`. ranks: of the
-    communicator. planned: as of `ServerImages`.
+    communicator. planned, able: as of `ServerImages`.
 
     state: the `ServerState` of the round. images: its `ServerImages`. memory: {name: float64 tensor}, the
     algorithm's server arrays. cohort: its `Cohort`, with the rho of the members expected to be aggregated.
@@ -63,6 +63,7 @@ class Server:
         policies: dict[str, Callable],
         ranks: int,
         planned: AbstractSet[Batch] = frozenset(),
+        able: np.ndarray | None = None,
     ) -> None:
         self.config, self.algorithm = config, algorithm
         self.select_policy, self.rho_policy = policies["select"], policies["rho"]
@@ -80,7 +81,7 @@ class Server:
             plan, samples = _all_at_once(largest), self.samples + wanted
             if self.world:
                 self.world.set_wanted_images(wanted, share)
-        self.images = ServerImages(config, about, data, device, plan, planned)
+        self.images = ServerImages(config, about, data, device, plan, planned, able)
         # of each client: the round, loss and update norm of its last training
         self.last = np.zeros(config.clients, dtype=np.int64)
         self.losses, self.norms = np.full((2, config.clients), np.nan)
@@ -123,6 +124,7 @@ class Server:
             forecast = self.world.forecast(round, self._local_epochs(), **self._expected_images())
             self.state = replace(self.state, forecast=forecast, available=self.world.available(forecast))
         if not self.config.trains_clients:
+            self._divide_generation(np.zeros(0), np.ones(1))
             return
         with annotate_errors(f"the selection policy {functions.name_of(self.select_policy)}"):
             cohort, self.willing = participation.choose(
@@ -136,7 +138,9 @@ class Server:
             self._local_epochs(cohort),
         )
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
-        if not self.config.sends:
+        if self.config.sends:
+            self._divide_generation(np.zeros(0), np.ones(1))
+        else:
             self._admit(plan)
 
     def send(self, plan: np.ndarray) -> None:
@@ -156,9 +160,37 @@ class Server:
         if counted.any() and "models" not in needs_of(self.rho_policy):
             self.weigh(plan, counted)
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
+        if not self.config.sends:
+            self._divide_generation(costs, rates)
         busy = self.images.busy_seconds(self.state, rates[0])
         plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.clients_per_batch)
         self.seconds_of_others = self.pace.seconds_of_others(costs, ranks)
+
+    def _divide_generation(self, costs: np.ndarray, rates: np.ndarray) -> None:
+        """Divide the round's generation over the ranks, unless rank 0 alone is predicted to finish earlier.
+
+        costs, rates: of the clients that train at the same time, as of `assign`.
+        """
+        images = self.images
+        images.divide(self.state)
+        if not images.division:
+            return
+        together = self.config.training.clients_per_batch
+
+        def end(before: float) -> float:
+            busy = images.busy_seconds(self.state, rates[0])
+            if not np.isfinite(busy) or not len(costs):
+                return before + busy
+            finish = np.bincount(assign(costs, rates, busy, together), costs, len(rates)) / rates
+            finish[0] += busy
+            return before + finish.max()
+
+        division = images.division
+        shared = end(division.seconds)
+        images.division = None
+        alone = end(0.0 if self.config.augments else images.generation_seconds(self.state))
+        if alone >= shared or not np.isfinite(shared):
+            images.division = division
 
     def weigh(self, plan: np.ndarray, counted: np.ndarray, **known: Any) -> None:
         """Call the rho policy, and write the coefficients of the cohort's models into `plan`.
@@ -387,10 +419,11 @@ def planning_server(
     arrays: dict[str, np.ndarray],
     ranks: int = 1,
     planned: AbstractSet[Batch] = frozenset(),
+    able: np.ndarray | None = None,
 ) -> Server:
     """Make the `Server` of a run that has not begun, to plan its cohorts and images.
 
-    arrays: of `load_and_divide`; ranks: of the planned run; planned: as of `ServerImages`.
+    arrays: of `load_and_divide`; ranks: of the planned run; planned, able: as of `ServerImages`.
     """
     about = datasets.describe(config.data)
     return Server(
@@ -402,6 +435,7 @@ def planning_server(
         find_policies(config),
         ranks,
         planned,
+        able,
     )
 
 

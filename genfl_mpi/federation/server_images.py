@@ -13,6 +13,7 @@ import torch
 from genfl_mpi.config import functions
 from genfl_mpi.data import public
 from genfl_mpi.federation.policies import UNSET
+from genfl_mpi.federation.shared_generation import IN_BANK, Division, Generators, Report
 from genfl_mpi.generation.bank import Batch, batches_of_round
 from genfl_mpi.generation.classifier import ImageClassifier
 from genfl_mpi.generation.generator import Generator
@@ -60,12 +61,13 @@ class ServerImages:
 
     config, about, data, device: as of the `Server`. plan: (`ServerState`) -> int (classes,), images to
     generate of each class in a round. planned: batches that count as generated besides those in the bank, for
-    a prediction.
+    a prediction. able: bool (ranks,), the ranks that may generate, by default rank 0 alone.
 
     made_of_label: int64 (classes,), images generated so far. new: images of this round; from_bank: those of
     them that this object did not generate; bank_seconds: to read images of the round from the bank. speed: of
     generation, in batches a second (a short batch takes as long). loading: of the generator, in loads a
-    second. is_loaded: whether the generator is loaded.
+    second. generators: of all ranks. division: of the round's batches over the ranks; None if rank 0 makes
+    all.
     """
 
     def __init__(
@@ -76,13 +78,17 @@ class ServerImages:
         device: torch.device,
         plan: Callable[[ServerState], np.ndarray],
         planned: AbstractSet[Batch] = frozenset(),
+        able: np.ndarray | None = None,
     ) -> None:
         self.config, self.about, self.data, self.device, self.plan = config, about, data, device, plan
         self.planned = planned
         self.made_of_label = np.zeros(len(about.classes), dtype=np.int64)
         self.new, self.from_bank, self.bank_seconds = 0, 0, 0.0
         self._generated: set[Batch] = set()
-        self.speed, self.loading, self.is_loaded = Speed(), Speed(), False
+        able = np.ones(1, dtype=bool) if able is None else able
+        self.generators = Generators(able, [Speed() for _ in able], Speed())
+        self.speed, self.loading = self.generators.speeds[0], self.generators.loading
+        self.division: Division | None = None
         self._images: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._later: Iterator[bool] | None = None
@@ -92,6 +98,11 @@ class ServerImages:
         if config.generates:
             self.prompts = load_prompts(config.generation.prompts, about.classes)
             self.generator = Generator(config, about.shape)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the generator is loaded on rank 0."""
+        return bool(self.generators.is_loaded[0])
 
     def __len__(self) -> int:
         """Count the images that models learn from: accepted by the filter, or of the public pool."""
@@ -245,7 +256,7 @@ class ServerImages:
             start = time.perf_counter()
             self.generator.load()  # once; the speed of generation does not include it
             self.loading.measure(1, time.perf_counter() - start)
-            self.is_loaded = True
+            self.generators.is_loaded[0] = True
         start = time.perf_counter()
         images = self.generator.images(batch)
         seconds = time.perf_counter() - start
@@ -257,6 +268,26 @@ class ServerImages:
             self.from_bank += len(batch) * (batch not in self._generated)  # else it was made ahead
         return images
 
+    def divide(self, state: ServerState) -> None:
+        """Divide the round's missing batches over the ranks that may generate: set `division`."""
+        self.division = None
+        if not self.config.generates or self.generators.able.sum() < 2:
+            return
+        counts = self.counts(state)
+        assert counts is not None
+        missing = np.array([not self.is_made(batch) for batch in self._batches(state, counts)], dtype=bool)
+        left = self.config.rounds - state.round
+        self.division = self.generators.divide(counts, state.generated.copy(), missing, left)
+
+    def note_shared(self, state: ServerState, report: Report) -> None:
+        """Note a shared generation: its rates, and that its batches did not come from the bank."""
+        self.generators.measure(report)
+        if self.division:
+            batches = self._batches(state, self.division.counts)
+            self._generated.update(
+                batch for batch, rank in zip(batches, self.division.ranks) if rank != IN_BANK
+            )
+
     def is_made(self, batch: Batch) -> bool:
         """Return whether a batch need not be generated."""
         return batch in self.planned or self.generator.has(batch)
@@ -265,16 +296,20 @@ class ServerImages:
         """Predict the seconds to generate some batches: infinite as long as nothing was measured."""
         return self.speed.seconds(batches) + self.loading.seconds(int(batches and not self.is_loaded))
 
+    def generation_seconds(self, state: ServerState) -> float:
+        """Predict the seconds in which rank 0 generates the round's missing batches; infinite at first."""
+        return self._seconds(sum(not self.is_made(batch) for batch in self._batches(state)))
+
     def busy_seconds(self, state: ServerState, speed: float) -> float:
         """Predict the seconds to generate the images of a round and to train the augmented model.
 
-        Infinite if a batch has to be generated and none was measured. speed: samples a second that rank 0
-        trains.
+        Without generation if the ranks share it. Infinite if a batch has to be generated and none was
+        measured. speed: samples a second that rank 0 trains.
         """
         if not self.config.augments:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
-        missing = sum(not self.is_made(batch) for batch in batches)
+        missing = 0 if self.division else sum(not self.is_made(batch) for batch in batches)
         images = len(self) + sum(map(len, batches))
         return self._seconds(missing) + images * self.config.augmented.epochs / speed
 

@@ -20,6 +20,7 @@ from genfl_mpi.data.clients import divide, load_once_per_node
 from genfl_mpi.federation import algorithms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
+from genfl_mpi.federation.evaluator import Evaluator
 from genfl_mpi.federation.messages import Broadcast, Reduction
 from genfl_mpi.federation.parts import Messages, Parts
 from genfl_mpi.federation.policies import needs_of
@@ -30,10 +31,10 @@ from genfl_mpi.federation.records import Recorder
 from genfl_mpi.federation.resident import Resident
 from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
+from genfl_mpi.federation.shared_generation import SharedGeneration, find_able_ranks
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batches import smallest_batch
-from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
 from genfl_mpi.learning.weights import FlatModel
 from genfl_mpi.mpi import collectives, devices, staging
 from genfl_mpi.results import sealed_files
@@ -117,8 +118,9 @@ class Simulation:
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
+        able = find_able_ranks(self.comm, config)
         self.server: Server | None = collectives.call_on_all(
-            self.comm, lambda: self._make_server(algorithm, policies)
+            self.comm, lambda: self._make_server(algorithm, policies, able)
         )
         self.client_states = self._open_client_states(algorithm, folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
@@ -189,10 +191,14 @@ class Simulation:
         resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data)
         return Messages(broadcast, reduction, resident)
 
-    def _make_server(self, algorithm: Algorithm, policies: dict[str, Callable]) -> Server | None:
+    def _make_server(
+        self, algorithm: Algorithm, policies: dict[str, Callable], able: np.ndarray
+    ) -> Server | None:
+        """Make the server on rank 0. able: as of `ServerImages`."""
         if self.comm.rank:
             return None
-        return Server(self.config, self.about, self.data, self.device, algorithm, policies, self.comm.size)
+        config, about, data, ranks = self.config, self.about, self.data, self.comm.size
+        return Server(config, about, data, self.device, algorithm, policies, ranks, able=able)
 
     def _open_client_states(
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
@@ -225,19 +231,22 @@ class Simulation:
         worker = Worker(
             comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
         )
-        server_images = server.images if server else None
-        known = trials.make_questions(
-            comm, config, about, data, self.model, messages.broadcast.plan, server_images, worker
-        )
+        plan, server_images = messages.broadcast.plan, server.images if server else None
+        test_images = messages.resident.test_images
+        evaluator = Evaluator(comm, config, about, data, self.model, plan, server_images, test_images)
+        known = trials.make_questions(config, evaluator, self.model.parameters, plan, worker)
         probes = Probes(comm, config, self.model, clients, images, note)
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
         recorder = Recorder(
-            config, self.device_models, data, images, messages, self.model.parameters, probes, self._evaluate
+            config, self.device_models, data, images, messages, self.model.parameters, probes, evaluator
         )
         questions = Questions(comm, known)
-        return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
+        generation = SharedGeneration(comm, config, about, note, leaving)
+        return Parts(
+            comm, config, server, worker, messages, images, questions, recorder, note, leaving, generation
+        )
 
     def restore(
         self, round: int, weights: Any, state: dict[str, np.ndarray], tables: dict[str, dict]
@@ -269,6 +278,7 @@ class Simulation:
                 window.Free()
         self._windows.clear()
         self.model.cached_steps.clear()  # they refer to the model, and hold its CUDA graphs
+        self.model.last_steps = ()
 
     def _open_parts(self) -> Parts:
         """Return the parts. Raises UserError after `close`."""
@@ -292,26 +302,6 @@ class Simulation:
             yield record
             self._open_parts()  # the caller may have closed it
         self.left = int(head["leave"])
-
-    def _evaluate(self) -> tuple[float, float, np.ndarray]:
-        """Return (accuracy, loss, accuracy per class) of omega^t on the test set, divided over the ranks."""
-        omega = self._open_parts().messages.resident.omega
-        size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
-        classes = len(self.about.classes)
-        self.model.load(omega)
-        resident = self._open_parts().messages.resident.test_images
-        own = chunks(
-            self.data["test_images"] if resident is None else resident,
-            labels,
-            size,
-            self.about,
-            self.device,
-            self.comm.rank,
-            self.comm.size,
-        )
-        totals = evaluate(self.model, own, classes, -(-len(labels) // size))
-        collectives.sum_everywhere(self.comm, totals)
-        return summarise(totals, np.bincount(labels, minlength=classes))
 
 
 def _configure(

@@ -6,59 +6,41 @@ models, which the ranks that trained them keep until the round's sum (4 bytes a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from genfl_mpi.data import public
-from genfl_mpi.data.clients import client_data
 from genfl_mpi.federation.questions import Question
-from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
+from genfl_mpi.learning.evaluation import summarise
 from genfl_mpi.learning.geometry import cosine
 from genfl_mpi.learning.weights import ExactSum, check_sum
-from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.federation.evaluator import Evaluator
     from genfl_mpi.federation.questions import Ask
-    from genfl_mpi.federation.server_images import ServerImages
     from genfl_mpi.federation.worker import Worker
-    from genfl_mpi.learning.weights import FlatModel
-    from genfl_mpi.mpi.collectives import MPI
-
-MAX_CHUNKS = 2**20  # bounds the number of chunks that all ranks together evaluate, for the sum of the losses
 
 
 def make_questions(
-    comm: MPI.Comm,
-    config: Config,
-    about: Description,
-    data: dict[str, np.ndarray],
-    model: FlatModel,
-    plan: np.ndarray,
-    server_images: ServerImages | None,
-    worker: Worker,
+    config: Config, evaluator: Evaluator, parameters: int, plan: np.ndarray, worker: Worker
 ) -> dict[str, Question]:
     """Return the questions of a run by name.
 
     judge: if the run has validation data; test: if it has a laboratory; average and cosines: if the worker
-    keeps models for a rho policy. data: the run's arrays; model: the rank's `FlatModel`, which is
-    overwritten; plan: of the `Broadcast` message; server_images: on rank 0 the `ServerImages`, elsewhere
-    None; worker: the rank's `Worker`.
+    keeps models for a rho policy. parameters: how many of the weights are parameters; plan: of the
+    `Broadcast` message; worker: the rank's `Worker`.
     """
-    evaluation = partial(_evaluation, comm, config, about, data, model, plan, server_images)
+    size = len(evaluator.model.weights)
     found = {}
     if config.validation.source != "none":
-        found["judge"] = evaluation(config.validation.source)
+        found["judge"] = _evaluation(evaluator, config.validation.source)
     if config.hindsight.every is not None:
-        found["test"] = evaluation("test")
+        found["test"] = _evaluation(evaluator, "test")
     if worker.keeps:
-        found["average"] = _average(worker.kept, len(model.weights), len(plan))
-        found["cosines"] = _cosines(worker.kept, worker.resident.omega, model.parameters, len(plan))
+        found["average"] = _average(worker.kept, size, len(plan))
+        found["cosines"] = _cosines(worker.kept, worker.resident.omega, parameters, len(plan))
     return found
 
 
@@ -93,62 +75,12 @@ class Trials:
         return np.nan_to_num(self._ask("cosines", weights).view(np.float64))
 
 
-def _evaluation(
-    comm: MPI.Comm,
-    config: Config,
-    about: Description,
-    data: dict[str, np.ndarray],
-    model: FlatModel,
-    plan: np.ndarray,
-    server_images: ServerImages | None,
-    source: str,
-) -> Question:
-    """Return the `Question` that evaluates a model on a source of data: test, or one of config.validation.
-
-    The other parameters are those of `make_questions`.
-    """
-    classes, size = len(about.classes), config.evaluation.batch_size
-
-    def answer(weights: np.ndarray) -> np.ndarray:
-        model.load(torch.from_numpy(weights))
-        totals = np.zeros(classes + 2, dtype=np.int64)
-        for images, labels in share():
-            totals[:-1] += evaluate(
-                model, chunks(images, labels, size, about, model.weights.device), classes, MAX_CHUNKS
-            )
-            totals[-1] += len(labels)
-        return totals
-
-    def share() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield this rank's part of the data, in pieces (uint8 images, int64 labels)."""
-        if source == "clients":
-            for client, rank in zip(plan["client"].tolist(), plan["rank"].tolist()):
-                if rank == comm.rank:
-                    yield client_data(data, client, config)
-        elif source == "generated":
-            if server_images:
-                images, labels = server_images.training_images()
-                chosen = sample(len(labels))
-                yield images[chosen], labels[chosen]
-        else:
-            images, labels = (
-                data[f"{'test' if source == 'test' else 'train'}_{what}"] for what in ("images", "labels")
-            )
-            chosen = np.arange(len(labels))
-            if source == "pool":
-                pool = public.public_pool(labels, config.data.public_pool, classes)
-                chosen = pool[sample(len(pool))]
-            for start in range(comm.rank * size, len(chosen), comm.size * size):
-                part = chosen[start : start + size]
-                yield images[part], labels[part]
-
-    def sample(count: int) -> np.ndarray:
-        """Draw at most validation.samples integers below `count`, in ascending order."""
-        return np.sort(
-            streams.generator(config.seed, "validation").permutation(count)[: config.validation.samples]
-        )
-
-    return Question(np.zeros(len(model.weights), dtype=np.float32), answer)
+def _evaluation(evaluator: Evaluator, source: str) -> Question:
+    """Return the `Question` that evaluates a model on a source of data, as of `Evaluator.count`."""
+    return Question(
+        np.zeros(len(evaluator.model.weights), dtype=np.float32),
+        lambda weights: evaluator.count(torch.from_numpy(weights), source),
+    )
 
 
 def _loss_and_accuracy(totals: np.ndarray) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from genfl_mpi.util.errors import UserError, annotate_errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from genfl_mpi.config.sections import Training
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.client_data import ClientData
@@ -67,6 +68,7 @@ class Worker:
         self.client_states, self.dataset, self.keeps = client_states, dataset, keeps
         self.note, self.leaving = note, leaving
         self.kept: dict[int, torch.Tensor] = {}
+        self._settings: dict[tuple[int, int], Training] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
         self.chain = Chain(
             collectives.call_on_all(comm, lambda: transforms.find(config)), config, model.parameters
@@ -110,7 +112,7 @@ class Worker:
         rho, number, _, since, epochs = self.broadcast.plan[place].tolist()
         start, omega, arrays = clock.now(), self.resident.omega, self.resident.arrays
         images, labels = self.dataset.load(number)
-        settings = settings_at_round(self.config.training, round).model_copy(update={"epochs": epochs})
+        settings = self._settings_at(round, epochs)
         steps = epochs * local_batches(len(images), settings.batch_size)
         client = Client(number, len(images), steps, settings, self.model.parameters)
         rng = streams.generator(self.config.seed, "client", round, number)
@@ -130,6 +132,14 @@ class Worker:
                 self._write_state(number, round + 1, own)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
+    def _settings_at(self, round: int, epochs: int) -> Training:
+        """Return config.training in a round for a client's epochs: one object for all such clients."""
+        if (round, epochs) not in self._settings:
+            self._settings = {key: one for key, one in self._settings.items() if key[0] == round}
+            training = settings_at_round(self.config.training, round)
+            self._settings[round, epochs] = training.model_copy(update={"epochs": epochs})
+        return self._settings[round, epochs]
+
     def _train_stages(
         self,
         client: Client,
@@ -142,7 +152,9 @@ class Worker:
         omega, reports = self.resident.omega, []
         begin = omega
         for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
-            local = client.settings.model_copy(update={"epochs": stage.epochs})
+            local = client.settings
+            if stage.epochs != local.epochs:
+                local = local.model_copy(update={"epochs": stage.epochs})
             reports.append(
                 train(self.model, begin, images, labels, local, rng, stage.prox, stage.correction, omega)
             )

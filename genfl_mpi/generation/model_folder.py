@@ -20,6 +20,7 @@ from genfl_mpi.generation.validation import (
     read_index,
     read_record,
 )
+from genfl_mpi.util import digest_cache
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line, suggestion
 
@@ -184,6 +185,13 @@ def digest(folder: Path) -> str:
 
 @cache
 def _digest_of_file(path: Path, version: tuple[int, ...]) -> str:
-    """Hash a file, once per process and `version`; every write changes the ctime in it."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Hash a file, once per process and `version`; every write changes the ctime in it.
+
+    The digest of a large one is remembered beside it.
+    """
+
+    def compute() -> str:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    return digest_cache.remembered(path.with_name(f".{path.name}.sha256"), [path], compute)

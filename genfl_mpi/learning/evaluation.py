@@ -33,15 +33,13 @@ def chunks(
     size: int,
     about: Normalisation,
     device: torch.device,
-    first: int = 0,
-    every: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield chunks of at most `size` samples for `evaluate`: chunk `first` and every `every`-th after it.
+    """Yield chunks of at most `size` samples for `evaluate`.
 
     images: uint8 (n, C, H, W), in NumPy, possibly read-only, or on the device; labels: int64 (n,); device: of
     the result; about: the data set's `Description`.
     """
-    for start in range(first * size, len(labels), every * size):
+    for start in range(0, len(labels), size):
         part = slice(start, start + size)
         pixels = images[part]
         yield (
@@ -86,6 +84,8 @@ def accuracy_over_clients(accuracy_per_class: np.ndarray, histograms: np.ndarray
     known = histograms @ np.isfinite(accuracy_per_class)
     correct = histograms @ np.nan_to_num(accuracy_per_class)
     accuracy = np.sort(correct[known > 0] / known[known > 0])
+    if not len(accuracy):  # the round has no evaluation on the test set
+        accuracy = np.array([np.nan])
     return {
         "clients_accuracy": accuracy.mean(),
         "clients_accuracy_worst_tenth": accuracy[: -(-len(accuracy) // 10)].mean(),

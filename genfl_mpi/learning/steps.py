@@ -256,8 +256,19 @@ def steps_of(model: FlatModel, settings: Training, mu: float = 0.0, corrected: b
     Settings that differ only in epochs or learning rate share their `Steps`, so that a GPU does not capture
     the graphs again.
     """
+    cached, last = model.cached_steps, model.last_steps
+    if last and last[0] is settings and last[1:3] == (mu, corrected):  # as for the clients of a round
+        return last[3]
+    steps = _cached_steps(cached, model, settings, mu, corrected)
+    model.last_steps = settings, mu, corrected, steps
+    return steps
+
+
+def _cached_steps(
+    cached: list[tuple], model: FlatModel, settings: Training, mu: float, corrected: bool
+) -> Steps:
+    """Return the `Steps` in `cached`, newest last, or new ones, for which the oldest may be removed."""
     key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected
-    cached = model.cached_steps
     for index, (known, steps) in enumerate(cached):
         if known == key:
             cached.append(cached.pop(index))

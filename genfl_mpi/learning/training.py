@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,11 +50,15 @@ def normalise(
     Scales pixels to [0, 1], subtracts `mean` and divides by `std`, both per channel. The result has the
     channels last in memory, the layout of the fastest kernels.
     """
-    offset, scale = (
-        on_device(np.array(values, dtype=np.float32), device).view(1, -1, 1, 1) for values in (mean, std)
-    )
+    offset, scale = _channels(tuple(mean), device), _channels(tuple(std), device)
     pixels = on_device(images, device).float().div_(255).sub_(offset).div_(scale)
     return pixels.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return a number for each channel on `device`, float32 (1, C, 1, 1)."""
+    return on_device(np.array(values, dtype=np.float32), device).view(1, -1, 1, 1)
 
 
 def settings_at_round(settings: Settings, round: int) -> Settings:

@@ -29,12 +29,13 @@ class FlatModel:
 
     weights: float32 (size,), parameters first. parameters: number of parameters among them. other_buffers:
     the other buffers, such as BatchNorm's counters; these are neither sent nor averaged, and `load` resets
-    them. cached_steps: cache of `steps.steps_of`.
+    them. cached_steps, last_steps: cache of `steps.steps_of`.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu"):
         self.module = quicken(module.to(device))
         self.cached_steps: list[tuple] = []
+        self.last_steps: tuple = ()
         parameters = list(module.parameters())
         buffers = [(owner, name) for owner, name, tensor in buffers_of(module) if tensor.is_floating_point()]
         self._initial = snapshot(entry for entry in buffers_of(module) if not entry[2].is_floating_point())

@@ -246,8 +246,19 @@ def describe_models(comm: MPI.Comm, device: torch.device) -> str:
 
 def count_gpu_sharers(places: Sequence[Place], index: int) -> int:
     """Return how many ranks of a node use the GPU of the rank at `index`, that rank included."""
-    names = [None if number is None else one.gpus[number] for one, number in zip(places, assign_gpus(places))]
+    names = _gpu_names(places)
     return names.count(names[index])
+
+
+def is_first_on_gpu(places: Sequence[Place], index: int) -> bool:
+    """Return whether no rank of a node before the one at `index` uses the same GPU."""
+    names = _gpu_names(places)
+    return names.index(names[index]) == index
+
+
+def _gpu_names(places: Sequence[Place]) -> list[str | None]:
+    """Return the name of the GPU that each rank of a node uses, or None."""
+    return [None if number is None else one.gpus[number] for one, number in zip(places, assign_gpus(places))]
 
 
 def cpu_quota(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
 from genfl_mpi.mpi.collectives import MPI, wait_for_all
+
+
+def count_groups(ranks: int, busy: Collection[int]) -> int:
+    """Return how many runs are computed at once, at least one: each gets the ranks that it keeps busy.
+
+    busy: ranks that each run keeps busy.
+    """
+    return max(1, min(len(busy), ranks // max(busy)))
 
 
 def split(comm: MPI.Comm, groups: int) -> MPI.Comm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 
 import numpy as np
@@ -13,6 +14,16 @@ from genfl_mpi.mpi.collectives import MPI
 GPU_SUPPORT_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA of MPICH
 SMALL, LARGE = 8, 4 << 20  # message sizes of `ping`, in bytes
 REPEATS = {SMALL: 100, LARGE: 5}
+
+
+def available_memory() -> int:
+    """Return the bytes of this machine's memory that are free, or would be for a program that needs them."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def is_gpu_aware() -> bool | None:

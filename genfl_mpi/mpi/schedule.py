@@ -114,19 +114,21 @@ def _is_measured(array: object, shape: tuple[int, ...]) -> bool:
     )
 
 
-def assign(costs: np.ndarray, rates: np.ndarray, busy: float, clients_per_batch: int = 1) -> np.ndarray:
-    """Assign clients to ranks, longest processing time first (Graham 1969).
+def assign(
+    costs: np.ndarray, rates: np.ndarray, busy: float | np.ndarray, clients_per_batch: int = 1
+) -> np.ndarray:
+    """Assign clients, or batches of images, to ranks, longest processing time first (Graham 1969).
 
     In descending order of cost, each client goes to the rank that finishes it first.
 
     costs: float (cohort,), work of each client; rates: float (ranks,), work a second; busy: seconds that rank
-    0 works as the server before it trains clients (infinite: it gets clients only if it is the only rank);
+    0, or each rank (ranks,), works before it begins (infinite: it gets clients only if it is the only rank);
     clients_per_batch: number of consecutive clients that are trained as one batch and go to one rank. Returns
     int (cohort,), the rank of each client.
     """
     count, costs = len(costs), np.add.reduceat(costs, np.arange(0, len(costs), clients_per_batch))
     finish = np.zeros(len(rates))
-    finish[0] = busy
+    finish[: np.size(busy)] = busy
     ranks = np.empty(len(costs), dtype=np.int64)
     for client in np.argsort(-costs, kind="stable"):
         ends = finish + costs[client] / rates

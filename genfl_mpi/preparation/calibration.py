@@ -72,6 +72,7 @@ def calibrate(config: Config) -> Costs:
                 "rounds": 20,
                 "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
                 "training": training,
+                "evaluation": config.evaluation.model_copy(update={"every": 1}),
             }
         )
         simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))

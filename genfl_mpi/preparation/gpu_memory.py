@@ -107,10 +107,11 @@ def _max_filled_images(config: Config, about: datasets.Description, arrays: dict
     return int(ClientImages(unpriced, about, arrays).demand()[0].max())
 
 
-def node_bytes(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
+def node_bytes(rank: int, server: int, ranks: int, gpus: int, generator: int = 0) -> list[int]:
     """Return the bytes on each GPU of a node with `ranks` ranks and `gpus` GPUs, where the first rank serves.
 
-    rank, server: bytes of a rank that does not serve, and of rank 0.
+    rank, server: bytes of a rank that does not serve, and of rank 0. generator: bytes of the generator on
+    each other GPU, whose first rank shares the generation.
     """
     names = tuple(map(str, range(gpus)))
     places = [
@@ -120,6 +121,7 @@ def node_bytes(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
     total = [0] * gpus
     for place, gpu in zip(places, devices.assign_gpus(places)):
         if gpu is not None:
+            total[gpu] += generator * (not total[gpu] and not place.serves)
             total[gpu] += server if place.serves else rank
     return total
 
@@ -127,7 +129,8 @@ def node_bytes(rank: int, server: int, ranks: int, gpus: int) -> list[int]:
 def describe(config: Config, arrays: dict[str, Any], ranks: int, gpus: int) -> Iterator[str]:
     """Yield the lines of `plan` on GPU memory, for a node with `ranks` ranks and `gpus` GPUs."""
     rank, server = rank_bytes(config, arrays), rank_bytes(config, arrays, serves=True)
-    total = node_bytes(sum(rank.values()), sum(server.values()), ranks, gpus)
+    shared = server.get("generator's weights", 0) if config.generation.ranks != "server" else 0
+    total = node_bytes(sum(rank.values()), sum(server.values()), ranks, gpus, shared)
     yield (
         f"GPU       {sum(rank.values()) / 1e6:,.0f} MB per rank, {sum(server.values()) / 1e6:,.0f} MB "
         f"rank 0; at most {max(total) / 1e6:,.0f} MB on one of {counted(gpus, 'GPU')}"

@@ -17,7 +17,7 @@ from genfl_mpi.mpi import devices, measure
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
 from genfl_mpi.preparation import gpu_memory
 from genfl_mpi.preparation.calibration import Costs, calibrate
-from genfl_mpi.preparation.prediction import PARTS, predict, total_seconds
+from genfl_mpi.preparation.prediction import PARTS, evaluation_seconds, predict, total_seconds
 from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import environment
 from genfl_mpi.results.checkpoint import KEPT_NEWEST, keep_interval
@@ -42,25 +42,10 @@ def describe(
     uses them.
     """
     unresolved = config
-    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_per_node)
-    runtime = config.runtime.model_copy(update={"threads": threads})
-    config = resolve(config.model_copy(update={"runtime": runtime}), comm)
-    devices.set_up(comm, config.runtime)
-    costs = calibrate(config)
-    each, (neighbours, seconds) = (
-        comm.gather(costs),
-        measure.reduction_in_node(comm, costs.reduction_bytes // 8),
-    )
-    if each is None:  # every rank but 0
+    config, measured, cluster = measure_costs(comm, config, cluster)
+    if measured is None:  # every rank but 0
         return
-    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copy_rate")
-    costs = replace(
-        each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
-    )
-    if neighbours > 1:  # derive the memory bandwidth from real messages
-        here = Cluster(neighbours, 1, cluster.cores, threads, cluster.latency, cluster.bandwidth, 1.0)
-        costs = replace(costs, copy_rate=exchange(0, costs.reduction_bytes, here) / seconds)
-    cluster = replace(cluster, threads=threads, copy_rate=costs.copy_rate)
+    costs = measured
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
     yield ""
@@ -72,6 +57,7 @@ def describe(
     whole = total_seconds(own["round"], config)
     yield (f"  seconds   {own['round'].mean():.3g} per round, {whole:,.4g} in total, without start and files")
     parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
+    parts += f"; testing is {100 * own['testing'].sum() / own['round'].sum():.0f} % (evaluation.every)"
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield (
         f"  memory    {costs.rank_bytes / 1e6:,.0f} MB per rank, {costs.server_bytes / 1e6:,.0f} MB rank 0, "
@@ -90,6 +76,32 @@ def describe(
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
+
+
+def measure_costs(comm: MPI.Comm, config: Config, cluster: Cluster) -> tuple[Config, Costs | None, Cluster]:
+    """Return the resolved `config`, the means of what all ranks measured, and the cluster with their rates.
+
+    Collective. The costs are None on ranks other than 0. cluster: as of `describe`.
+    """
+    threads = config.runtime.threads or max(1, cluster.cores // cluster.ranks_per_node)
+    runtime = config.runtime.model_copy(update={"threads": threads})
+    config = resolve(config.model_copy(update={"runtime": runtime}), comm)
+    devices.set_up(comm, config.runtime)
+    costs = calibrate(config)
+    each, (neighbours, seconds) = (
+        comm.gather(costs),
+        measure.reduction_in_node(comm, costs.reduction_bytes // 8),
+    )
+    if each is None:
+        return config, None, cluster
+    measured = ("rate", "overhead", "batch", "test", "rest", "first", "load", "copy_rate")
+    costs = replace(
+        each[0], **{field: float(np.mean([getattr(one, field) for one in each])) for field in measured}
+    )
+    if neighbours > 1:  # derive the memory bandwidth from real messages
+        here = Cluster(neighbours, 1, cluster.cores, threads, cluster.latency, cluster.bandwidth, 1.0)
+        costs = replace(costs, copy_rate=exchange(0, costs.reduction_bytes, here) / seconds)
+    return config, costs, replace(cluster, threads=threads, copy_rate=costs.copy_rate)
 
 
 def _disk(config: Config, costs: Costs) -> str:
@@ -176,14 +188,16 @@ def _weak(
     """
     rng, sizes = np.random.default_rng(0), np.diff(arrays["pointers"])
     each = max(1, round(config.cohort / cluster.ranks))
-    chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
+    samples, every = len(arrays["test_labels"]), config.evaluation.every
     yield f"\nweak scaling: {counted(each, 'client')} per rank\n  ranks  nodes    s/round  efficiency (%)"
     first = None
     for one in _resized(cluster, cluster.ranks):
         units = rng.choice(sizes, (10, each * one.ranks)) * config.training.epochs
         seconds = (units + costs.overhead) * one.crowding / costs.rate
         longest = np.mean([loads(cohort, busy, one.ranks).max() for cohort in seconds])
-        test = costs.test * one.crowding * -(-chunks // one.ranks) / chunks
+        test = one.crowding * np.mean(
+            [evaluation_seconds(config, samples, costs.test, one.ranks, round + 1) for round in range(every)]
+        )
         taken = longest + exchange(costs.broadcast_bytes, costs.reduction_bytes, one) + test + costs.rest
         first = first or taken
         yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * first / taken:14.0f}"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genfl_mpi.federation.evaluator import is_due
 from genfl_mpi.federation.messages import NO_RANK, Broadcast
 from genfl_mpi.federation.server import planning_server
+from genfl_mpi.federation.shared_generation import IN_BANK, Report, able_ranks_of
 from genfl_mpi.mpi.round_time import exchange
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.server import Server
     from genfl_mpi.federation.server_images import ServerImages
+    from genfl_mpi.federation.shared_generation import Division
     from genfl_mpi.generation.bank import Batch
     from genfl_mpi.mpi.round_time import Cluster
     from genfl_mpi.preparation.calibration import Costs
@@ -26,38 +29,61 @@ PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
 
 
 def predict(
-    config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster: Cluster
+    config: Config,
+    arrays: dict[str, np.ndarray],
+    costs: Costs,
+    cluster: Cluster,
+    made: set[Batch] | None = None,
 ) -> dict[str, np.ndarray]:
     """Predict the seconds of each part of a round, for at most MAX_ROUNDS rounds.
 
     The run's server selects the cohorts, plans the images and schedules, round by round. arrays: of
-    `load_and_divide`. Returns {part: float64 (rounds,)} for PARTS, and under "round" the sum of all parts
-    except waiting and server.
+    `load_and_divide`. made: batches that runs before it have generated; those of this run are added. Returns
+    {part: float64 (rounds,)} for PARTS, and under "round" the sum of all parts except waiting and server.
     """
     # The images of cohort_deficit are known only when the cohort is; deficit makes the same number.
     if config.generation.plan == "cohort_deficit":
         settings = config.generation.model_copy(update={"plan": "deficit"})
         config = config.model_copy(update={"generation": settings})
-    costs = _slowed(costs, cluster.crowding)
-    made: set[Batch] = set()
-    server = planning_server(config, arrays, cluster.ranks, made)
+    alone, costs = costs.batch, _slowed(costs, cluster.crowding)
+    made = set() if made is None else made
+    able = able_ranks_of(config, cluster.ranks, cluster.ranks_per_node, cluster.cores)
+    server = planning_server(config, arrays, cluster.ranks, made, able)
     generation = _Generation(server.images, made, costs)
     wanted = list(server.images.batches_from(server.state, 0)) if config.generates else []
     later = iter([batch for batches in wanted for batch in batches])
-    chunks = -(-len(arrays["test_labels"]) // config.evaluation.batch_size)
     every_round = {
         "exchange": exchange(costs.broadcast_bytes, costs.reduction_bytes, cluster),
-        "testing": costs.test * -(-chunks // cluster.ranks) / chunks,
         "rest": costs.rest,
     }
     rounds = [
-        _predict_round(round, server, generation, wanted[round] if round < len(wanted) else [], later, costs)
+        _predict_round(
+            round, server, generation, wanted[round] if round < len(wanted) else [], later, costs, alone
+        )
+        | {
+            "testing": evaluation_seconds(
+                config, len(arrays["test_labels"]), costs.test, cluster.ranks, round + 1
+            )
+        }
         | every_round
         for round in range(min(config.rounds, MAX_ROUNDS))
     ]
     seconds = {part: np.array([one[part] for one in rounds]) for part in PARTS}
     seconds["round"] = seconds["longest rank"] + seconds["exchange"] + seconds["testing"] + seconds["rest"]
     return seconds
+
+
+def evaluation_seconds(config: Config, samples: int, seconds: float, ranks: int, round: int) -> float:
+    """Predict the seconds of the evaluation after a round, whose chunks are divided over the ranks.
+
+    samples: of the test set; seconds: to evaluate all of it on one rank; round: starts at 1.
+    """
+    settings = config.evaluation
+    whole, subset = (-(-count // settings.batch_size) for count in (samples, min(samples, settings.subset)))
+    chunks = -(-whole // ranks) * is_due(config, round)
+    if settings.every > 1:
+        chunks += -(-subset // ranks)
+    return seconds * chunks / whole
 
 
 def total_seconds(rounds: np.ndarray, config: Config) -> float:
@@ -82,10 +108,23 @@ class _Generation:
         """Generate the batches of the current round, and add them to the images. Returns seconds."""
         load, seconds, missing = self._make(batches)
         self.images.speed.measure(missing, seconds)
-        self.images.is_loaded |= missing > 0
+        self.images.loading.measure(1, load)
+        self.images.generators.is_loaded[0] |= missing > 0
         for batch in batches:
             self.images.add(batch.label, np.empty((len(batch), 0)), np.full(len(batch), np.nan))
         return load + seconds
+
+    def share(self, division: Division, batch_seconds: float, batches: list[Batch]) -> float:
+        """Generate the missing ones of a round's `batches` on several ranks. Returns seconds.
+
+        batch_seconds: for a batch, while the other ranks do not compute.
+        """
+        generators = self.images.generators
+        taken = np.bincount(division.ranks[division.ranks != IN_BANK], minlength=len(generators.able))
+        loads = np.where((taken > 0) & ~generators.is_loaded, self.costs.load, 0.0)
+        generators.measure(Report(taken, taken * batch_seconds, loads, False, 0.0))
+        self.made.update(batches)
+        return float((loads + taken * batch_seconds).max())
 
     def _make(self, batches: list[Batch]) -> tuple[float, float, int]:
         """Return the seconds to load the generator, those to generate, and the number of new batches."""
@@ -102,10 +141,12 @@ def _predict_round(
     batches: list[Batch],
     later: Iterator[Batch],
     costs: Costs,
+    batch_seconds: float,
 ) -> dict[str, float]:
     """Let the server plan a round, and predict the parts of it that depend on the schedule.
 
-    batches: of this round; later: those of all rounds, for generation ahead.
+    batches: of this round; later: those of all rounds, for generation ahead; batch_seconds: to generate one
+    while the other ranks do not compute.
     """
     config, message = (
         server.config,
@@ -113,9 +154,11 @@ def _predict_round(
     )
     server.select(round, message)
     early = busy = 0.0
+    if server.images.division:
+        early = generation.share(server.images.division, batch_seconds, batches)
     if config.generates and not config.augments:
         # The clients train on these images, so that every rank waits for them.
-        early = generation.make_now(batches)
+        early += generation.make_now(batches)
         if config.sends:
             server.send(message.plan)
     if server.world and config.trains_clients:
@@ -127,7 +170,8 @@ def _predict_round(
         busy = generation.make_now(batches)
         if images := len(server.images):
             busy += (images * config.augmented.epochs + costs.overhead) / costs.rate
-    ends: np.ndarray = np.bincount(trained["rank"], weights=seconds, minlength=len(server.pace.speeds))
+    # without clients, bincount returns integers
+    ends = np.bincount(trained["rank"], seconds, len(server.pace.speeds)).astype(np.float64)
     ends[0] += busy
     ends += costs.first if round == 0 else 0.0
     # While it waits for the other ranks, rank 0 generates later batches as long as one fits.

@@ -24,7 +24,9 @@ class Column(NamedTuple):
 
 ROUNDS = {
     "round": Column("i8", "1", "number of finished rounds"),
-    "accuracy": Column("f8", "1", "accuracy of the global model on the test set"),
+    "accuracy": Column(
+        "f8", "1", "accuracy of the global model on the test set; NaN in rounds between two evaluations"
+    ),
     "loss": Column("f8", "nat", "mean cross-entropy of the global model on the test set"),
     "accuracy_per_class": Column("f8", "1", "accuracy on the test samples of each class"),
     "kappa1": Column("f8", "1", "weight of the federated model in Eq. (1)"),
@@ -105,9 +107,21 @@ ROUNDS = {
     "device": Column(
         "S64", "", "models of the GPUs, or instruction sets of the CPUs, that computed the round", True
     ),
+    "subset_accuracy": Column(
+        "f8", "1", "accuracy of the global model on the test samples of evaluation.subset; NaN without any"
+    ),
+    "subset_loss": Column("f8", "nat", "mean cross-entropy of the global model on these samples"),
 }
-# Measured columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them.
-ADDED = ("images_from_bank", "bank_seconds", "device")
+# Columns that older files of this layout lack, last in their table; `reader` returns -1, NaN or b"" for them.
+# Those that are not measured are part of the digest only if they have other values.
+ADDED = (
+    "images_from_bank",
+    "bank_seconds",
+    "device",
+    "subset_accuracy",
+    "subset_loss",
+    "generating_seconds",
+)
 
 CLIENTS = {
     "row": Column("i8", "1", "number of the row, one for each client and round"),
@@ -146,6 +160,9 @@ RANKS = {
         "f8", "s", "training clients; rank 0 first generates images and trains the augmented model", True
     ),
     "wait_seconds": Column("f8", "s", "waiting for the other ranks after training", True),
+    "generating_seconds": Column(
+        "f8", "s", "generating its share of the round's images, before training; 0 if rank 0 makes all", True
+    ),
 }
 
 GENERATED = {

@@ -240,7 +240,8 @@ def _parsed(line: bytes) -> Any:
 
 
 def read_rounds(results: Path) -> list[list[Any]]:
-    """Return the noted rounds: [[method, rounds], [round, accuracy, images, seconds], ...].
+    """Return the noted rounds: [[method, rounds], [round, accuracy, images, seconds, accuracy
+    of the subset], ...].
 
     Damaged lines are skipped; [] if the first one is damaged or missing.
     """
@@ -255,12 +256,12 @@ def read_rounds(results: Path) -> list[list[Any]]:
 
 
 def _is_round(row: Any) -> bool:
-    if type(row) is not list or len(row) != 4:
+    if type(row) is not list or len(row) != 5:
         return False
-    number, accuracy, images, seconds = row
-    if not (_is_count(number) and _is_count(images) and _is_number(accuracy) and _is_number(seconds)):
+    number, accuracy, images, seconds, subset = row
+    if not (_is_count(number) and _is_count(images) and all(map(_is_number, (accuracy, seconds, subset)))):
         return False
-    return (0 <= accuracy <= 1 or math.isnan(accuracy)) and 0 <= seconds < math.inf
+    return all(0 <= one <= 1 or math.isnan(one) for one in (accuracy, subset)) and 0 <= seconds < math.inf
 
 
 def is_running(results: Path) -> bool:

@@ -28,6 +28,7 @@ from genfl_mpi.results.layout import (
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
+MISSING = {"i": -1, "f": np.nan, "S": b""}  # values of columns that older files lack, by kind of type
 ADVICE = "start over with --fresh, which moves it aside"
 
 Columns: TypeAlias = dict[str, np.ndarray]
@@ -200,13 +201,20 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
     for name in order if names is None else names:
         if name in ADDED and name not in file[table]:
             dtype = np.dtype(TABLES[table][name].dtype)
-            found[name] = np.full(rows, {"i": -1, "f": np.nan, "S": b""}[dtype.kind], dtype)
+            found[name] = np.full(rows, MISSING[dtype.kind], dtype)
             continue
         array = found[name] = _read(file, f"{table}/{name}", rows)
         found_sums = [checksum(array[start:end]) for start, end in pairwise(ends)]
         if found_sums != sums[:, 1 + order.index(name)].tolist():
             raise _damaged(file, f"{table}/{name}")
     return found
+
+
+def _is_missing(array: np.ndarray) -> bool:
+    """Return whether a column has only the values that older files' columns get."""
+    return bool(
+        np.isnan(array).all() if array.dtype.kind == "f" else (array == MISSING[array.dtype.kind]).all()
+    )
 
 
 def read_tables_until(file: h5py.File, round: int) -> dict[str, Columns]:
@@ -237,6 +245,8 @@ def digests(path: Path | str) -> tuple[str, str, bool]:
         for table, columns in {"partition": PARTITION, **TABLES}.items():
             names = [name for name, column in columns.items() if not column.measured]
             for name, array in read_columns(file, table, names).items():
+                if name in ADDED and _is_missing(array):
+                    continue
                 results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
                 results.update(np.ascontiguousarray(array).tobytes())
         return weights.hexdigest(), results.hexdigest(), is_finished(file)

@@ -16,19 +16,26 @@ from genfl_mpi.util.errors import UserError
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
 
-FIELDS = ("round", "accuracy", "images", "round_seconds")
+FIELDS = ("round", "accuracy", "images", "round_seconds", "subset_accuracy")
 
 
 class Round(NamedTuple):
     """Describe a finished round.
 
-    accuracy: on the test set, in [0, 1]; images: generated so far; seconds: duration of the round.
+    accuracy: on the test set, in [0, 1], NaN if not evaluated; images: generated so far; seconds: duration of
+    the round; subset_accuracy: on evaluation.subset, or NaN.
     """
 
     number: int
     accuracy: float
     images: int
     seconds: float
+    subset_accuracy: float = np.nan
+
+    @property
+    def progress(self) -> float:
+        """Return the accuracy on the test set, or without it that on the subset."""
+        return self.subset_accuracy if np.isnan(self.accuracy) else self.accuracy
 
 
 @dataclass

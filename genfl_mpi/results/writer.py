@@ -219,6 +219,8 @@ def _tables(record: Any) -> Tables:
                 "accuracy": record.accuracy,
                 "loss": record.loss,
                 "accuracy_per_class": record.accuracy_per_class,
+                "subset_accuracy": record.subset_accuracy,
+                "subset_loss": record.subset_loss,
                 **record.columns,
             }.items()
         }

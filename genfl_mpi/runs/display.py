@@ -18,6 +18,7 @@ from rich.text import Text
 from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results import progress, status
+from genfl_mpi.util.text import describe_accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,7 +97,11 @@ class Lines:
     def add(self, record: Record) -> None:
         """Add a finished round of the run."""
         row = status.Round(
-            record.round, record.accuracy, int(record.columns["images"]), record.columns["round_seconds"]
+            record.round,
+            record.accuracy,
+            int(record.columns["images"]),
+            record.columns["round_seconds"],
+            record.subset_accuracy,
         )
         self.known.done.append(row)
         if self.level != "quiet":
@@ -199,14 +204,15 @@ def frame(runs: Sequence[status.Status], total: int, ended: Mapping[Path, str] |
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, overflow="crop")
     for known in runs[-MAX_RUNS:]:
-        reached = [100 * one.accuracy for one in known.done]
+        reached = [100 * one.progress for one in known.done]
+        tested = [100 * one.accuracy for one in known.done if np.isfinite(one.accuracy)]
         table.add_row(
             known.name,
             f"{len(known.done)}/{known.rounds}",
             *(
                 (
-                    f"{reached[-1]:.2f} %",
-                    f"{max(reached):.2f} %",
+                    f"{tested[-1]:.2f} %" if tested else "",
+                    f"{max(tested):.2f} %" if tested else "",
                     f"{known.done[-1].images}",
                     f"{np.mean([one.seconds for one in known.done]):.2f}",
                     sparkline(reached),
@@ -294,11 +300,11 @@ def duration(seconds: float) -> str:
 
 
 def format_round(known: status.Status, row: status.Round, loss: float | None = None) -> str:
-    """Return a line about a finished round of a run. loss: on the test set, if known."""
+    """Return a line about a finished round of a run. loss: on the test set, if known; NaN: not evaluated."""
     return (
         f"{known.name}  round {row.number:>{len(str(known.rounds))}}/{known.rounds}  "
-        f"accuracy {100 * row.accuracy:5.2f} %  "
-        + (f"loss {loss:.3f}  " if loss is not None else "")
+        f"{describe_accuracy(row.accuracy, row.subset_accuracy)}  "
+        + (f"loss {loss:.3f}  " if loss is not None and np.isfinite(loss) else "")
         + f"{row.seconds:.2f} s"
     )
 

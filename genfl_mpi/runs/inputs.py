@@ -56,7 +56,7 @@ def digests(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> d
     unless a file changes. Raises UserError for unreadable files.
     """
     found = {setting: _digest(setting, path) for setting, path in paths(config).items()}
-    return found if arrays is None else {**found, DATA: datasets.fingerprint(arrays)}
+    return found if arrays is None else {**found, DATA: datasets.fingerprint(config.data, arrays)}
 
 
 def stored(file: h5py.File, config: Config) -> dict[str, str]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from genfl_mpi.config.loading import flat_settings, to_yaml, validate, varied_settings
-from genfl_mpi.config.settings import is_free
+from genfl_mpi.config.loading import differing_settings, flat_settings, to_yaml, validate, varied_settings
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-    from genfl_mpi.config.sections import Checkpoint, Runtime
+    from genfl_mpi.config.sections import Checkpoint, Data, Runtime
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
     from genfl_mpi.mpi.signals import Signals
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
     Fork = tuple[Path, int]  # results file and round
     Say = Callable[[str], None]
+    Load = Callable[[Data], dict[str, np.ndarray]]
 
 
 @dataclass
@@ -132,14 +132,15 @@ def run(
     view: Lines,
     signals: Signals,
     fork: Fork | None = None,
-    dataset: Any = None,
+    load: Load | None = None,
     held: lock.Lock | None = None,
     others: Sequence[tuple[Path, Config]] = (),
 ) -> int:
     """Compute the run of a prepared `config` in the results file `path` up to its last round. Collective.
 
     given: the user's configuration as text, which is stored. view: displays the progress on rank 0. signals:
-    may request an early stop. fork: as in `prepare`. dataset: as in `Simulation`. held: on rank 0, the run's
+    may request an early stop. fork: as in `prepare`. load: returns the arrays of config.data, if
+    several runs share them. held: on rank 0, the run's
     lock if this process already holds it; it is always released. others: (results file, prepared `Config`) of
     runs whose rounds may be copied if they are equal. Returns 0 if the run is finished, otherwise
     the exit status of an interrupted run.
@@ -155,7 +156,7 @@ def run(
     note = note or progress.Progress(path, comm.rank, comm.size)
     signals.doing = note.doing
     try:
-        result = _compute(comm, path, config, given, view, signals, note, earlier, dataset, others)
+        result = _compute(comm, path, config, given, view, signals, note, earlier, load, others)
     except BaseException as error:
         note.close_failed(error)
         raise
@@ -176,11 +177,12 @@ def _compute(
     signals: Signals,
     note: progress.Progress,
     earlier: Earlier,
-    dataset: Any,
+    load: Load | None,
     others: Sequence[tuple[Path, Config]],
 ) -> int:
     """Compute the rounds of a run after `earlier` and store them. Returns the exit status."""
     say, folder, rounds, name = view.say, path.with_suffix(".variates"), earlier.rounds, earlier.run
+    dataset = load(config.data) if load else None
     simulation = Simulation(
         config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.exit_status
     )
@@ -388,9 +390,7 @@ def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None,
     """
     both = reader.read_config(file), config.model_dump(mode="json")
     stored, wanted = map(flat_settings, both)
-    differing = [
-        key for key in {**stored, **wanted} if not is_free(key) and stored.get(key) != wanted.get(key)
-    ]
+    differing = differing_settings(*both)
     chosen = set(varied_settings(both)) if differing else set()  # settings that do not follow from others
     differences = [
         f"{key} was {stored.get(key)} and is {wanted.get(key)}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_once_per_node
 from genfl_mpi.mpi import collectives, devices
-from genfl_mpi.mpi.groups import Turns, split
+from genfl_mpi.mpi.groups import Turns, count_groups, split
 from genfl_mpi.runs import runner
 from genfl_mpi.runs.display import Lines
 from genfl_mpi.util.errors import UserError, annotate_errors
@@ -17,24 +17,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+
+    from genfl_mpi.config.sections import Data
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
     from genfl_mpi.mpi.signals import Signals
     from genfl_mpi.results.lock import Lock
 
 
-def busy_ranks(config: Config) -> int:
-    """Return how many ranks a run keeps busy: one per client of the cohort and one for the server.
+class DataSets:
+    """Data sets in memory that the ranks of a node share, each read once for all runs of a sweep.
 
-    runtime.ranks_per_run replaces this number.
+    comm: all ranks. Every method is collective over it.
     """
-    cohort = config.cohort if config.trains_clients else 0
-    return config.runtime.ranks_per_run or max(1, cohort + config.augments)
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self.comm = comm
+        self._loaded: dict[tuple, tuple[dict[str, np.ndarray], Any]] = {}
+
+    def load(self, data: Data) -> dict[str, np.ndarray]:
+        """Return the arrays of a data set, which is read if it is not in memory. data: config.data."""
+        key = datasets.cache_key(data)
+        if key not in self._loaded:
+            self._loaded[key] = load_once_per_node(self.comm, data)
+        return self._loaded[key][0]
+
+    def close(self) -> None:
+        """Release the memory. No array of it may be in use."""
+        for _, window in self._loaded.values():
+            window.Free()
+        self._loaded.clear()
 
 
 def groups(ranks: int, configs: Collection[Config]) -> int:
-    """Return how many runs are computed at once, at least one: each gets the ranks that it keeps busy."""
-    return max(1, min(len(configs), ranks // max(map(busy_ranks, configs))))
+    """Return how many runs are computed at once."""
+    return count_groups(ranks, [config.busy_ranks for config in configs])
 
 
 def run(
@@ -55,14 +73,16 @@ def run(
     interrupted run.
     """
     count, status, held = groups(comm.size, configs), 0, held or {}
+    shared = DataSets(comm)
     if count == 1:
         for path, config in zip(paths, configs):
             others = [one for one in zip(paths, configs) if one[0] != path]
             status = runner.run(
-                comm, path, config, given, view, signals, fork, held=held.get(path), others=others
+                comm, path, config, given, view, signals, fork, shared.load, held.get(path), others
             )
             if status:
                 break
+        shared.close()
         return status
     for lock in held.values():  # each group takes the lock of a run when it starts the run
         lock.release()
@@ -72,21 +92,19 @@ def run(
     group = split(comm, count)
     devices.survey(comm, serves=group.rank == 0)
     view = Lines(say if group.rank == 0 else lambda line: None, view.level)
-    data = {datasets.cache_key(config.data): config.data for config in configs}
-    shared = {source: load_once_per_node(comm, one) for source, one in data.items()}
+    for config in configs:
+        shared.load(config.data)  # now, because later only a group's ranks would take part
     turns = Turns(comm, group, len(configs))
     for turn in turns:
         path, config = paths[turn], configs[turn]
-        dataset, _ = shared[datasets.cache_key(config.data)]
         with annotate_errors(f"run {path.stem}"), _ending_job(comm, group, path.stem):
             others = [one for one in zip(paths, configs) if one[0] != path]
-            status = runner.run(group, path, config, given, view, signals, fork, dataset, others=others)
+            status = runner.run(group, path, config, given, view, signals, fork, shared.load, others=others)
         if status:
             break
     turns.close(signals.exit_status)
     group.Free()
-    for _, window in shared.values():
-        window.Free()
+    shared.close()
     return collectives.maximum(comm, status)
 
 

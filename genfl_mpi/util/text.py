@@ -17,6 +17,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def describe_accuracy(accuracy: float, subset: float) -> str:
+    """Return a round's accuracy in percent: on the test set, or on a subset of it; NaN if not evaluated."""
+    if accuracy == accuracy:
+        return f"accuracy {100 * accuracy:5.2f} %"
+    return f"accuracy of subset {100 * subset:5.2f} %" if subset == subset else "not evaluated"
+
+
 def enumerated(noun: str, numbers: Sequence[int]) -> str:
     """Return ascending numbers with their noun: "round 3", "rounds 2, 4, ..., 24" if at equal distances."""
     if len(numbers) == 1:

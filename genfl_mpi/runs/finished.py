@@ -1,0 +1,51 @@
+"""Recognise finished runs without importing what only computing needs, torch above all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from genfl_mpi.config.loading import differing_settings, validate
+from genfl_mpi.config.settings import fill_in
+from genfl_mpi.results import lock, progress, reader
+from genfl_mpi.runs import inputs
+from genfl_mpi.util.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from genfl_mpi.config.sections import Runtime
+    from genfl_mpi.config.settings import Config
+
+
+def are_finished(runs: Mapping[Path, Config]) -> bool:
+    """Return whether all runs, {results file: configuration}, are finished and nothing is left to do.
+
+    If anything is wrong with one of them, they are not: the ordinary start then reports it.
+    """
+    try:
+        return all(_is_finished(path, config) for path, config in runs.items())
+    except (UserError, OSError):
+        return False
+
+
+def _is_finished(path: Path, config: Config) -> bool:
+    """Return whether the results file `path` holds all rounds of `config`, computed from today's inputs.
+
+    Raises UserError for a damaged file or a missing input.
+    """
+    if not path.exists() or progress.read(path) or lock.is_held(path):
+        return False
+    with reader.open_results(path) as file, reader.report_damage(path):
+        rounds = reader.read_columns(file, "rounds")["round"]  # all columns, to find damage
+        if not reader.is_finished(file) or len(rounds) != config.rounds:
+            return False
+        stored = reader.read_config(file)
+        first: Runtime = validate(stored, str(path)).runtime
+        device = first.device if config.runtime.device == "auto" else config.runtime.device
+        config = fill_in(config, config.runtime.threads or first.threads or 1, device)
+        if differing_settings(stored, config.model_dump(mode="json")):
+            return False
+        before = inputs.stored(file, config)
+        reader.read_array(file, "weights")
+        return all(before.get(name, now) == now for name, now in inputs.digests(config).items())
