@@ -390,6 +390,7 @@ MATTERS = {
     "validation": [[*POOL, "kappa.policy=softmax_loss"]],
     "hindsight": [[*POOL, "hindsight.every=1"]],
     "probes": [["probes.every=1"]],
+    "calibration": [["calibration.every=1"]],
     "partition": [
         ["partition.scheme=classes"],
         ["partition.scheme=shards"],

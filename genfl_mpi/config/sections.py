@@ -243,6 +243,12 @@ class Algorithm(Section):
     beta2: Annotated[Number, Field(ge=0, lt=1), needs("name", "fedadam", "fedyogi")] = Field(
         0.99, description="fedadam, fedyogi: decay of the second moment"
     )
+    contrast: Annotated[NonNegative, needs("name", "moon")] = Field(
+        5.0, description="moon: weight of the contrastive loss"
+    )
+    temperature: Annotated[Positive, needs("name", "moon")] = Field(
+        0.5, description="moon: divisor of the cosines in the contrastive loss"
+    )
     tau: Annotated[Positive, needs("name", "fedadam", "fedyogi")] = Field(
         1e-3, description="fedadam, fedyogi: degree of adaptivity, added to the root of the second moment"
     )
@@ -252,6 +258,19 @@ class Clipping(Section):
     """What the transform `clip` uses."""
 
     norm: Positive = Field(1.0, description="largest Euclidean norm of a client's update of the parameters")
+
+
+class Distillation(Section):
+    """Teach the server's model the clients' mean logits, by Adam (FedDF)."""
+
+    batches: Annotated[Count, at_most(1_000_000, "all are drawn before the first step")] = Field(
+        200, description="steps per round"
+    )
+    batch_size: Count = Field(128, description="images per step, all of them if there are fewer")
+    lr: Positive = Field(1e-3, description="learning rate, which falls to 0 along half a cosine every round")
+    temperature: Positive = Field(
+        1.0, description="divisor of the clients' mean logits; above 1 the targets are softer"
+    )
 
 
 class LabelSharing(Section):
@@ -537,6 +556,28 @@ class Hindsight(Section):
         description="kappa policies to evaluate in addition to the run's; "
         "an empty list: all that this configuration supports",
     )
+
+
+CALIBRATED = Needs("calibration.every", lambda _, calibration: calibration.every is not None)
+
+
+class Calibration(Section):
+    """Test the model with a calibrated output layer (CCVR), into /calibrated, without effect on the run."""
+
+    every: Annotated[Count | None, DUE] = Field(
+        None, description="rounds between two calibrations, of which one is after the last round; null: never"
+    )
+    moments: Annotated[Literal["clients", "images", "both"], CALIBRATED] = Field(
+        "clients",
+        description="whose features' means and covariances are used; clients: of all clients' private data; "
+        "images: of the server's images; both: of both together",
+    )
+    features: Annotated[Count, at_most(100_000, "those of all classes are in memory at once"), CALIBRATED] = (
+        Field(1000, description="features drawn of each class, to train the output layer")
+    )
+    epochs: Annotated[Epochs, CALIBRATED] = Field(10, description="passes over them")
+    batch_size: Annotated[Count, CALIBRATED] = Field(64, description="features per SGD step")
+    lr: Annotated[Positive, CALIBRATED] = Field(0.01, description="learning rate, with momentum 0.9")
 
 
 class Probes(Section):

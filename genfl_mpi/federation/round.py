@@ -12,6 +12,7 @@ from genfl_mpi.federation.aggregation import aggregate
 from genfl_mpi.federation.augmentation import augment
 from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.records import Round
+from genfl_mpi.federation.refining import refine
 from genfl_mpi.federation.trials import Trials
 from genfl_mpi.mpi import collectives, failing
 from genfl_mpi.util.timing import Clock
@@ -75,8 +76,9 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
                     )
                     parts.recorder.note(this, server, omega, Trials(ask))
                     kappa1, kappa2 = 1 - this.kappa2, this.kappa2
-                    # Eq. (1)
-                    omega.copy_(weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a), omega))
+                    # Eq. (1); then, if the server refines the result with its images
+                    mixed = weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a), omega)
+                    omega.copy_(refine(this, server, mixed, worker.model, messages, ask))
                     t += 1
 
 
@@ -97,7 +99,7 @@ def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds
 
 def _generate(this: Round, config: Config, server: Server, leaving: Callable[[], int]) -> None:
     """Take the round's images from the bank, or generate them."""
-    if config.generates or config.augments:
+    if config.generates or config.has_server_images:
         with this.clock("generate"):
             this.made, this.interrupted = server.images.make(server.state, leaving, this.clock.note)
 
@@ -180,7 +182,7 @@ def _reduce(
     A rho policy that needs the trained models decides first; its coefficients are broadcast before the sum.
     """
     broadcast = messages.broadcast
-    if worker.keeps:
+    if worker.delays:
         rows = messages.reduction.clients.copy()
         collectives.wait_for_all(comm)
         collectives.reduce_sum(comm, rows.view("i8"))

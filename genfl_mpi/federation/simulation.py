@@ -18,6 +18,7 @@ from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
 from genfl_mpi.federation import algorithms, trials
+from genfl_mpi.federation.calibrated_head import CalibratedHead
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import Broadcast, Reduction
@@ -27,6 +28,7 @@ from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
 from genfl_mpi.federation.records import Recorder
+from genfl_mpi.federation.refinements import needs_models
 from genfl_mpi.federation.resident import Resident
 from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
@@ -221,9 +223,20 @@ class Simulation:
             joules = collectives.from_rank0(comm, lambda: server.image_joules if server else np.nan)
         images = ClientImages(config, about, data, joules)
         clients = ClientData(data, config, about, messages.resident, images)
-        keeps = config.trains_clients and "models" in needs_of(policies["rho"])
+        delays = config.trains_clients and "models" in needs_of(policies["rho"])
+        keeps = delays or needs_models(config)
         worker = Worker(
-            comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
+            comm,
+            config,
+            algorithm,
+            self.model,
+            messages,
+            self.client_states,
+            clients,
+            keeps,
+            delays,
+            note,
+            leaving,
         )
         server_images = server.images if server else None
         known = trials.make_questions(
@@ -233,8 +246,22 @@ class Simulation:
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
+        head = collectives.call_on_all(
+            comm,
+            lambda: CalibratedHead(
+                comm, config, about, self.model, clients, server_images, note, self._evaluate
+            ),
+        )
         recorder = Recorder(
-            config, self.device_models, data, images, messages, self.model.parameters, probes, self._evaluate
+            config,
+            self.device_models,
+            data,
+            images,
+            messages,
+            self.model.parameters,
+            probes,
+            head,
+            self._evaluate,
         )
         questions = Questions(comm, known)
         return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
@@ -293,9 +320,12 @@ class Simulation:
             self._open_parts()  # the caller may have closed it
         self.left = int(head["leave"])
 
-    def _evaluate(self) -> tuple[float, float, np.ndarray]:
-        """Return (accuracy, loss, accuracy per class) of omega^t on the test set, divided over the ranks."""
-        omega = self._open_parts().messages.resident.omega
+    def _evaluate(self, weights: torch.Tensor | None = None) -> tuple[float, float, np.ndarray]:
+        """Return (accuracy, loss, accuracy per class) on the test set, divided over the ranks.
+
+        weights: float32 (size,), by default omega^t.
+        """
+        omega = self._open_parts().messages.resident.omega if weights is None else weights
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
         classes = len(self.about.classes)
         self.model.load(omega)

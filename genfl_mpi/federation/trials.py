@@ -16,6 +16,8 @@ import torch
 from genfl_mpi.data import public
 from genfl_mpi.data.clients import client_data
 from genfl_mpi.federation.questions import Question
+from genfl_mpi.federation.refinements import needs_models
+from genfl_mpi.federation.teachers import logits_question
 from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
 from genfl_mpi.learning.geometry import cosine
 from genfl_mpi.learning.weights import ExactSum, check_sum
@@ -45,10 +47,10 @@ def make_questions(
 ) -> dict[str, Question]:
     """Return the questions of a run by name.
 
-    judge: if the run has validation data; test: if it has a laboratory; average and cosines: if the worker
-    keeps models for a rho policy. data: the run's arrays; model: the rank's `FlatModel`, which is
-    overwritten; plan: of the `Broadcast` message; server_images: on rank 0 the `ServerImages`, elsewhere
-    None; worker: the rank's `Worker`.
+    judge: if the run has validation data; test: if it has a laboratory; average and cosines: if a rho policy
+    needs the clients' models; logits: if a refinement may. data: the run's arrays; model: the rank's
+    `FlatModel`, which is overwritten; plan: of the `Broadcast` message; server_images: on rank 0 the
+    `ServerImages`, elsewhere None; worker: the rank's `Worker`.
     """
     evaluation = partial(_evaluation, comm, config, about, data, model, plan, server_images)
     found = {}
@@ -56,9 +58,11 @@ def make_questions(
         found["judge"] = evaluation(config.validation.source)
     if config.hindsight.every is not None:
         found["test"] = evaluation("test")
-    if worker.keeps:
+    if worker.delays:
         found["average"] = _average(worker.kept, len(model.weights), len(plan))
         found["cosines"] = _cosines(worker.kept, worker.resident.omega, model.parameters, len(plan))
+    if needs_models(config):
+        found["logits"] = logits_question(model, about, worker.kept, len(plan))
     return found
 
 

@@ -113,7 +113,7 @@ def _predict_round(
     )
     server.select(round, message)
     early = busy = 0.0
-    if config.generates and not config.augments:
+    if config.generates and not config.has_server_images:
         # The clients train on these images, so that every rank waits for them.
         early = generation.make_now(batches)
         if config.sends:
@@ -123,9 +123,9 @@ def _predict_round(
     trained = message.plan[message.plan["rank"] != NO_RANK]
     units = server.state.samples[trained["client"]] * trained["epochs"]
     seconds = (units + costs.overhead) / costs.rate
-    if config.augments:
+    if config.has_server_images:
         busy = generation.make_now(batches)
-        if images := len(server.images):
+        if config.augments and (images := len(server.images)):
             busy += (images * config.augmented.epochs + costs.overhead) / costs.rate
     ends: np.ndarray = np.bincount(trained["rank"], weights=seconds, minlength=len(server.pace.speeds))
     ends[0] += busy

@@ -17,7 +17,7 @@ from genfl_mpi.config.settings import is_free
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation import algorithms, transforms
+from genfl_mpi.federation import algorithms, refinements, transforms
 from genfl_mpi.federation.policy_lookup import find_memory, find_policies
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
@@ -100,6 +100,7 @@ def prepare(
             check_memory(config)
             algorithms.find(config)
             transforms.find(config)
+            refinements.find(config)
             find_policies(config)
             about = datasets.describe(config.data)
             partition.check(

@@ -29,7 +29,7 @@ def busy_ranks(config: Config) -> int:
     runtime.ranks_per_run replaces this number.
     """
     cohort = config.cohort if config.trains_clients else 0
-    return config.runtime.ranks_per_run or max(1, cohort + config.augments)
+    return config.runtime.ranks_per_run or max(1, cohort + config.has_server_images)
 
 
 def groups(ranks: int, configs: Collection[Config]) -> int:

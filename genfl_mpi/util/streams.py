@@ -38,6 +38,9 @@ PURPOSES = (
     "label cost",
     "probe",
     "transform",
+    "fine tuning",
+    "distillation",
+    "calibration",
 )
 
 

@@ -11,6 +11,7 @@ import torch
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
+    from genfl_mpi.learning.steps import Loss
 
 Weights: TypeAlias = torch.Tensor
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -48,6 +49,7 @@ class Client(NamedTuple):
 
     samples: number it trains on. steps: of its local training. settings: `training` of this round, with this
     client's number of epochs. parameters: number of trainable weights, which come first in the weight vector.
+    last: the round in which its arrays were written, counted from 1; 0 if it has none yet.
     """
 
     id: int
@@ -55,18 +57,22 @@ class Client(NamedTuple):
     steps: int
     settings: Any
     parameters: int
+    last: int = 0
 
 
 class Stage(NamedTuple):
     """Describe one local training.
 
     epochs: passes over the client's data. prox: mu of a proximal term mu / 2 |w - omega^t|^2 in the loss.
-    correction: float32 (parameters,), added to every gradient, or None.
+    correction: float32 (parameters,), added to every gradient, or None. loss: (model, images, labels) ->
+    (loss, logits), a function of the `FlatModel` in training and of a batch, in place of the cross-entropy;
+    it may draw from torch's global random stream, which is keyed by seed, round and client.
     """
 
     epochs: int
     prox: float = 0.0
     correction: torch.Tensor | None = None
+    loss: Loss | None = None
 
 
 class Contribution(NamedTuple):
