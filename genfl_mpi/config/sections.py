@@ -424,10 +424,10 @@ class Kappa(Section):
     """Weights in Eq. (1): kappa1 of the federated model, kappa2 of the augmented model."""
 
     policy: str = Field("fixed", description="policy that returns kappa2 for each round")
-    kappa1: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
+    kappa1: Annotated[Share, needs_policy("fixed", *SCHEDULED, "catch_up", "cost_aware", "shapley")] = Field(
         0.8, description="weight of the federated model; must be 1 - kappa2"
     )
-    kappa2: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
+    kappa2: Annotated[Share, needs_policy("fixed", *SCHEDULED, "catch_up", "cost_aware", "shapley")] = Field(
         0.2, description="weight of the augmented model; setting one of the two is enough"
     )
     end: Annotated[Share, needs_policy(*SCHEDULED)] = Field(
@@ -453,6 +453,9 @@ class Kappa(Section):
     temperature: Annotated[Positive, needs_policy("softmax_accuracy", "softmax_loss")] = Field(
         0.1,
         description="softmax_accuracy, softmax_loss: difference that weights one model e times the other",
+    )
+    power: Annotated[NonNegative, needs_policy("catch_up")] = Field(
+        2.0, description="catch_up: exponent of the ratio of the two models' losses"
     )
     grid: Annotated[list[Share], needs_policy("line_search", "bandit")] = Field(
         [0.0, 0.1, 0.2, 0.4, 0.7, 1.0],
