@@ -129,7 +129,7 @@ def test_emd_is_half_the_clients_mean_distance_by_samples():
 
 
 def test_catch_up_falls_once_the_average_is_ahead():
-    settings = single(None, ["kappa.policy=catch_up", "kappa.kappa2=0.6", "kappa.power=2"])
+    settings = single(None, ["method=genfl", "kappa.policy=catch_up", "kappa.kappa2=0.6", "kappa.power=2"])
     for fl, augmented, expected in ((2.0, 1.0, 0.6), (1.0, 1.0, 0.6), (0.5, 1.0, 0.15), (0.5, 0.0, 0.6)):
         losses = iter([(fl, 0.0), (augmented, 0.0)])
         state = ServerState(0, settings, None, None, None, judge=lambda _, losses=losses: next(losses))

@@ -155,7 +155,7 @@ def test_bytes_of_a_question_do_not_depend_on_the_clients(tiny):
 
     one = Simulation(overrides=[*tiny, "method=fedavg"])
     about = datasets.describe(one.config.data)
-    few, many = (teachers.message_type(about, cohort).itemsize for cohort in (1, 101))
+    few, many = (teachers.image_message(about, cohort).itemsize for cohort in (1, 101))
     assert many - few == 800 and few == 8 + 8 + teachers.BLOCK * np.prod(about.shape)
 
 

@@ -249,6 +249,28 @@ class Algorithm(Section):
     temperature: Annotated[Positive, needs("name", "moon")] = Field(
         0.5, description="moon: divisor of the cosines in the contrastive loss"
     )
+    generated_weight: Annotated[NonNegative, needs("name", "fedgen")] = Field(
+        10.0,
+        description="fedgen: weight of generated features in a client's loss, times 0.98 every round; "
+        "0: FedAvg",
+    )
+    server_steps: Annotated[Natural, needs("name", "fedgen", "dense", "fedftg")] = Field(
+        50,
+        description="fedgen, dense, fedftg: steps of the server's generator per round; dense, fedftg: each "
+        "is followed by 5 of the distilled model; 0: FedAvg",
+    )
+    server_batch: Annotated[
+        Count,
+        Field(ge=2),
+        at_most(4096, "the distances of all pairs are in memory at once"),
+        needs("name", "fedgen", "dense", "fedftg"),
+    ] = Field(64, description="fedgen, dense, fedftg: samples that the generator makes per step")
+    generator_lr: Annotated[Positive, needs("name", "fedgen", "dense", "fedftg")] = Field(
+        1e-3, description="fedgen, dense, fedftg: learning rate of the generator, by Adam"
+    )
+    student_lr: Annotated[Positive, needs("name", "dense", "fedftg")] = Field(
+        0.01, description="dense, fedftg: learning rate of the distilled model, by SGD with momentum 0.9"
+    )
     tau: Annotated[Positive, needs("name", "fedadam", "fedyogi")] = Field(
         1e-3, description="fedadam, fedyogi: degree of adaptivity, added to the root of the second moment"
     )

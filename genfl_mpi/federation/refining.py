@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genfl_mpi.federation.algorithms.fedavg import FEDAVG
 from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.refinements.tools import Tools
 from genfl_mpi.federation.teachers import Teachers
@@ -25,28 +27,31 @@ if TYPE_CHECKING:
 def refine(
     this: Round, server: Server, omega: torch.Tensor, model: FlatModel, messages: Messages, ask: Ask
 ) -> torch.Tensor:
-    """Return the weights of Eq. (1), float64 (size,), as the configured refinements leave them.
+    """Return the weights of Eq. (1), float64 (size,), as the algorithm and the refinements leave them.
 
     omega: float64 (size,); model: rank 0's `FlatModel`, which is overwritten; messages: as reduced; ask: from
     `Questions.session`. Raises UserError if a refinement returns something else, and ArithmeticError if a
     weight is not finite.
     """
-    if not server.refinements:
+    algorithm, plan = server.algorithm, messages.broadcast.plan
+    if not server.refinements and algorithm.refine is FEDAVG.refine:
         return omega
-    trained = messages.broadcast.plan["rank"] != NO_RANK
+    trained = plan["rank"] != NO_RANK
     trained &= np.isfinite(messages.reduction.client_column("update_norm"))
-    tools = Tools(this.t, model, server.images, Teachers(ask, server.about, trained))
+    teachers = Teachers(ask, server.about, trained, server.state.shared_labels[plan["client"]])
+    tools = Tools(this.t, model, server.images, teachers)
+    steps = [("algorithm.name", algorithm.name, partial(algorithm.refine, server.memory))]
+    steps += [("composition.use", name, function) for name, function in server.refinements]
     with this.clock("refine"):
-        for name, function in server.refinements:
-            with failing.annotate_errors(f"composition.use: {name}"):
+        for setting, name, function in steps:
+            with failing.annotate_errors(f"{setting}: {name}"):
                 refined = function(omega, tools, server.config)
             shape = getattr(refined, "shape", None)
             if shape != omega.shape:
-                raise UserError(f"composition.use: {name} must return {len(omega)} weights, not {shape}")
+                raise UserError(f"{setting}: {name} must return {len(omega)} weights, not {shape}")
             if not refined.sum().isfinite():
                 raise FloatingPointError(
-                    f"composition.use: the weights are not finite after {name}; a smaller learning rate "
-                    "may help"
+                    f"{setting}: the weights are not finite after {name}; a smaller learning rate may help"
                 )
             omega = refined.double().cpu()
     return omega

@@ -224,7 +224,8 @@ class Simulation:
         images = ClientImages(config, about, data, joules)
         clients = ClientData(data, config, about, messages.resident, images)
         delays = config.trains_clients and "models" in needs_of(policies["rho"])
-        keeps = delays or needs_models(config)
+        asks = config.trains_clients and algorithm.asks(config) is not None
+        keeps = delays or asks or needs_models(config)
         worker = Worker(
             comm,
             config,

@@ -15,9 +15,8 @@ import torch
 
 from genfl_mpi.data import public
 from genfl_mpi.data.clients import client_data
+from genfl_mpi.federation import teachers
 from genfl_mpi.federation.questions import Question
-from genfl_mpi.federation.refinements import needs_models
-from genfl_mpi.federation.teachers import logits_question
 from genfl_mpi.learning.evaluation import chunks, evaluate, summarise
 from genfl_mpi.learning.geometry import cosine
 from genfl_mpi.learning.weights import ExactSum, check_sum
@@ -48,8 +47,8 @@ def make_questions(
     """Return the questions of a run by name.
 
     judge: if the run has validation data; test: if it has a laboratory; average and cosines: if a rho policy
-    needs the clients' models; logits: if a refinement may. data: the run's arrays; model: the rank's
-    `FlatModel`, which is overwritten; plan: of the `Broadcast` message; server_images: on rank 0 the
+    needs the clients' models; logits, made: if anything may need them. data: the run's arrays; model: the
+    rank's `FlatModel`, which is overwritten; plan: of the `Broadcast` message; server_images: on rank 0 the
     `ServerImages`, elsewhere None; worker: the rank's `Worker`.
     """
     evaluation = partial(_evaluation, comm, config, about, data, model, plan, server_images)
@@ -61,8 +60,9 @@ def make_questions(
     if worker.delays:
         found["average"] = _average(worker.kept, len(model.weights), len(plan))
         found["cosines"] = _cosines(worker.kept, worker.resident.omega, model.parameters, len(plan))
-    if needs_models(config):
-        found["logits"] = logits_question(model, about, worker.kept, len(plan))
+    if worker.keeps:
+        shape = worker.algorithm.asks(config)
+        found |= teachers.questions(model, about, worker.kept, len(plan), shape)
     return found
 
 

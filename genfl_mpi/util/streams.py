@@ -41,6 +41,8 @@ PURPOSES = (
     "fine tuning",
     "distillation",
     "calibration",
+    "data-free",
+    "data-free generator",
 )
 
 

@@ -10,7 +10,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from genfl_mpi.config import functions
+from genfl_mpi.federation.algorithms.data_free import DENSE, FEDFTG
 from genfl_mpi.federation.algorithms.fedavg import FEDAVG
+from genfl_mpi.federation.algorithms.fedgen import FEDGEN
 from genfl_mpi.federation.algorithms.fednova import FEDNOVA
 from genfl_mpi.federation.algorithms.fedprox import FEDPROX
 from genfl_mpi.federation.algorithms.interface import Algorithm
@@ -24,7 +26,19 @@ if TYPE_CHECKING:
 
 ALGORITHMS = {
     algorithm.name: algorithm
-    for algorithm in (FEDAVG, FEDPROX, FEDNOVA, FEDAVGM, FEDADAM, FEDYOGI, SCAFFOLD, MOON)
+    for algorithm in (
+        FEDAVG,
+        FEDPROX,
+        FEDNOVA,
+        FEDAVGM,
+        FEDADAM,
+        FEDYOGI,
+        SCAFFOLD,
+        MOON,
+        FEDGEN,
+        DENSE,
+        FEDFTG,
+    )
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.refinements.tools import Tools
     from genfl_mpi.learning.steps import Loss
 
 Weights: TypeAlias = torch.Tensor
@@ -135,6 +136,14 @@ def _aggregate(
     return average
 
 
+def _refine(state: Tensors, omega: Weights, tools: Tools, config: Config) -> Weights:
+    return omega
+
+
+def _asks(config: Config) -> tuple[int, ...] | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """Define a federated algorithm. Functions that are not given are FedAvg's.
@@ -162,6 +171,12 @@ class Algorithm:
     aggregate(state, omega, average, received, config) -> float64 (size,)
         Return the federated model omega_fl, before Eq. (1); the average by default. Called on rank 0. state:
         {name: float64 tensor}, the declared server arrays; an empty dict at first; may be modified.
+    refine(state, omega, tools, config) -> float64 (size,)
+        Return the global weights after Eq. (1), before the refinements of composition.use; by default as they
+        are. Called on rank 0. omega: float64 (size,); tools: `refinements.tools.Tools`.
+    asks(config) -> shape or None
+        Return the shape of an input about which `refine` asks the clients' models: (features,) of their
+        output layer, or (C, H, W) of an image. None, the default: it asks nothing.
 
     can_batch: whether several clients can train as one batched computation (`training.clients_per_batch`).
     corrects_gradients: whether a client's update depends on more than its gradients, so that `audit` cannot
@@ -177,6 +192,8 @@ class Algorithm:
     contribute: Callable[..., Contribution] = _contribute
     average: Callable[[Weights, Received, Config], Weights] = _average
     aggregate: Callable[[Tensors, Weights, Weights, Received, Config], Weights] = _aggregate
+    refine: Callable[[Tensors, Weights, Tools, Config], Weights] = _refine
+    asks: Callable[[Config], tuple[int, ...] | None] = _asks
     can_batch: bool = True
     corrects_gradients: bool = False
     summary: str = ""
