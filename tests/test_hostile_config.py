@@ -391,6 +391,7 @@ MATTERS = {
     "hindsight": [[*POOL, "hindsight.every=1"]],
     "probes": [["probes.every=1"]],
     "calibration": [["calibration.every=1"]],
+    "distillation": [["method=distilled"]],
     "partition": [
         ["partition.scheme=classes"],
         ["partition.scheme=shards"],
@@ -414,6 +415,10 @@ LONG = {
     "training.epochs",
     "augmented.epochs",
     "probes.epochs",
+    "calibration.epochs",
+    "calibration.features",
+    "distillation.batches",
+    "algorithm.server_steps",
     "hindsight.points",
     "runtime.threads",
 }

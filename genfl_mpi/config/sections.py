@@ -590,7 +590,7 @@ class Calibration(Section):
     """Test the model with a calibrated output layer (CCVR), into /calibrated, without effect on the run."""
 
     every: Annotated[Count | None, DUE] = Field(
-        None, description="rounds between two calibrations, of which one is after the last round; null: never"
+        None, description="rounds between two calibrations; null: never"
     )
     moments: Annotated[Literal["clients", "images", "both"], CALIBRATED] = Field(
         "clients",

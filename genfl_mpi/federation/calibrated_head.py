@@ -43,7 +43,7 @@ CHUNK = 512  # samples in one forward pass, which bounds the memory of activatio
 
 
 class CalibratedHead:
-    """Calibrate and test the model in the rounds that calibration.every selects, and after the last.
+    """Calibrate and test the model after the rounds that calibration.every selects.
 
     model: the rank's `FlatModel`, which is overwritten. images: the server's, on rank 0. evaluate: collective
     function (float32 weights (size,)) -> (accuracy, loss, accuracy per class). Raises UserError if the
@@ -74,7 +74,7 @@ class CalibratedHead:
         (size,) on the device, the global weights after it.
         """
         every = self.config.calibration.every
-        if every is None or (round % every and round != self.config.rounds):
+        if every is None or round % every:
             return {}
         self.note("calibrate")
         start = time.perf_counter()
