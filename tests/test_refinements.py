@@ -171,3 +171,17 @@ def test_bytes_of_a_question_do_not_depend_on_the_clients(tiny):
 def test_unsuitable_uses_are_refused_in_one_line(tiny, overrides, said, capsys):
     assert main([*tiny, *overrides]) == 2
     assert said in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_the_servers_refinement_is_priced(tiny, tmp_path):
+    """Distillation costs the teachers' and the student's passes, after the clients; mixing nothing there."""
+    from genfl_mpi.federation.workload import read_trace
+
+    assert main([*tiny, *DISTILLED, "rounds=1"]) == 0
+    with reader.open_results(tmp_path / "results/distilled_seed1.h5") as file:
+        config = Simulation(overrides=[*tiny, *DISTILLED]).config
+        trace, _ = read_trace(file, config)
+        mixing, _ = read_trace(file, Simulation(overrides=tiny).config)
+    passes = 3 * 10 + 3 * 20 * 8  # three models on ten images; 20 steps of 8
+    assert trace.refine_flops.tolist() == [trace.sample_flops / 3 * passes]
+    assert trace.augmented_epochs == 0 and mixing.augmented_epochs == 1 and not mixing.refine_flops.any()

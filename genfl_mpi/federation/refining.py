@@ -15,6 +15,8 @@ from genfl_mpi.mpi import failing
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from genfl_mpi.federation.parts import Messages
@@ -40,7 +42,9 @@ def refine(
     trained &= np.isfinite(messages.reduction.client_column("update_norm"))
     teachers = Teachers(ask, server.about, trained, server.state.shared_labels[plan["client"]])
     tools = Tools(this.t, model, server.images, teachers)
-    steps = [("algorithm.name", algorithm.name, partial(algorithm.refine, server.memory))]
+    steps: list[tuple[str, str, Callable[..., torch.Tensor]]] = [
+        ("algorithm.name", algorithm.name, partial(algorithm.refine, server.memory))
+    ]
     steps += [("composition.use", name, function) for name, function in server.refinements]
     with this.clock("refine"):
         for setting, name, function in steps:

@@ -107,6 +107,8 @@ def prepare(
                 split, config.clients, len(about.classes), about.train_samples - config.data.public_pool
             )
             models.check(config.model, len(about.classes), about.shape)
+            if config.calibration.every is not None:
+                models.check_head(config.model, len(about.classes), about.shape, "calibration.every")
             if config.generates:
                 load_prompts(config.generation.prompts, about.classes)
                 Generator(config, about.shape)

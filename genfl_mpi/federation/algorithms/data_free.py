@@ -137,6 +137,13 @@ def refine(is_dense: bool, state: Tensors, omega: Weights, tools: Tools, config:
     return student.double().cpu()
 
 
+def server_passes(is_dense: bool, config: Config, models: int) -> float:
+    """Return the cost of a round in forward passes of a sample, without the generator's."""
+    generator = models * (1 + 3 + 3 * (not is_dense)) + 3
+    samples = config.algorithm.server_steps * config.algorithm.server_batch
+    return float(samples * (generator + STUDENT_STEPS * (models + 3)))
+
+
 def _student_network(model: FlatModel, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the network with these weights, float32 (size,), whatever the model holds."""
 
@@ -163,6 +170,7 @@ def _algorithm(name: str, is_dense: bool, summary: str) -> Algorithm:
         check=partial(check, name),
         refine=partial(refine, is_dense),
         asks=asks,
+        server_passes=partial(server_passes, is_dense),
         summary=summary,
     )
 

@@ -144,6 +144,10 @@ def _asks(config: Config) -> tuple[int, ...] | None:
     return None
 
 
+def _server_passes(config: Config, models: int) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """Define a federated algorithm. Functions that are not given are FedAvg's.
@@ -177,10 +181,14 @@ class Algorithm:
     asks(config) -> shape or None
         Return the shape of an input about which `refine` asks the clients' models: (features,) of their
         output layer, or (C, H, W) of an image. None, the default: it asks nothing.
+    server_passes(config, models) -> float
+        Return what `refine` costs in a round, for `price`: forward passes of a sample, of which a training
+        step costs 3. models: of clients.
 
     can_batch: whether several clients can train as one batched computation (`training.clients_per_batch`).
     corrects_gradients: whether a client's update depends on more than its gradients, so that `audit` cannot
-    infer its labels from the update. summary: one line for `help algorithm.name`.
+    infer its labels from the update. client_cost: FLOPs of a client's step relative to plain SGD, for `price`
+    and worlds. summary: one line for `help algorithm.name`.
     """
 
     name: str
@@ -194,8 +202,10 @@ class Algorithm:
     aggregate: Callable[[Tensors, Weights, Weights, Received, Config], Weights] = _aggregate
     refine: Callable[[Tensors, Weights, Tools, Config], Weights] = _refine
     asks: Callable[[Config], tuple[int, ...] | None] = _asks
+    server_passes: Callable[[Config, int], float] = _server_passes
     can_batch: bool = True
     corrects_gradients: bool = False
+    client_cost: float = 1.0
     summary: str = ""
 
     def arrays_of_kind(self, kind: Kind, parameters: int, config: Config) -> dict[str, Array]:

@@ -84,6 +84,7 @@ MOON = Algorithm(
     contribute=contribute,
     can_batch=False,
     corrects_gradients=True,
+    client_cost=5 / 3,  # two more forward passes
     summary="Contrast the clients' features with those of their last model (Li et al. 2021); stores a file "
     "per client that has trained.",
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genfl_mpi.config import functions
+from genfl_mpi.federation.refinements import distillation, fine_tuning
 from genfl_mpi.federation.refinements.distillation import distil
 from genfl_mpi.federation.refinements.fine_tuning import fine_tune
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.refinements.tools import Refine
 
 REFINEMENTS: dict[str, Refine] = {"fine_tune": fine_tune, "distil": distil}
+# (config, clients' models, images) -> forward passes of a sample per round, of which a training step costs 3.
+PASSES = {"fine_tune": fine_tuning.passes, "distil": distillation.passes}
 
 
 def find(config: Config) -> list[tuple[str, Refine]]:

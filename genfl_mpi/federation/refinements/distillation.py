@@ -80,3 +80,9 @@ def match(
         schedule.step()
     optimizer.zero_grad()
     model.gather()
+
+
+def passes(config: Config, models: int, images: int) -> float:
+    """Return the cost of a round in forward passes of a sample: the teachers', and the student's steps."""
+    steps = config.distillation.batches * min(config.distillation.batch_size, images)
+    return float(models * min(images, steps) + 3 * steps) if models else 0.0

@@ -30,3 +30,8 @@ def fine_tune(omega: torch.Tensor, tools: Tools, config: Config) -> torch.Tensor
         tools.model, omega.float().to(tools.model.weights.device), *tools.images.normalised(), settings, rng
     )
     return tools.model.weights.double().cpu()
+
+
+def passes(config: Config, models: int, images: int) -> float:
+    """Return the cost of a round in forward passes of a sample."""
+    return 3.0 * config.augmented.epochs * images
