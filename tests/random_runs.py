@@ -42,7 +42,7 @@ USUAL = (
     3  # times as often as another value: a setting's first one, which is its default or goes with all others
 )
 SETTINGS = {
-    "method": ["genfl", "fedavg", "aigc", "sent", "filled", "pool", "matched"],
+    "method": ["genfl", "fedavg", "aigc", "sent", "filled", "pool", "matched", "finetuned", "distilled"],
     "rounds": [2, 3, 4],
     "clients": [6, 3, 12],
     "cohort": [3, 1, 2],
@@ -71,7 +71,21 @@ SETTINGS = {
     "training.schedule": ["constant", "exponential", "step", "cosine"],
     "training.crop": [0, 2],
     "training.clients_per_batch": [1, 2],
-    "algorithm.name": ["fedavg", "fedprox", "fednova", "fedavgm", "fedadam", "fedyogi", "scaffold"],
+    "algorithm.name": [
+        "fedavg",
+        "fedprox",
+        "fednova",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "scaffold",
+        "moon",
+        "fedgen",
+        "fedftg",
+    ],
+    "algorithm.server_steps": [1],
+    "distillation.batches": [3],
+    "calibration.every": ["null", 2],
     "label_sharing.payload": ["histogram", "presence"],
     "label_sharing.epsilon": ["null", 1],
     "label_sharing.refusal_rate": [0, 0.5],

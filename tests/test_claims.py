@@ -1,15 +1,18 @@
 """The ledger of the paper's claims: its statistics by hand, its verdicts, and what cannot be judged."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from genfl_mpi.analysis import claims, ledger
 from genfl_mpi.analysis import run_groups as of_results
 from genfl_mpi.analysis.claims import Row
 from genfl_mpi.analysis.run_groups import Run, Runs, Setting
 from genfl_mpi.cli import main
+from genfl_mpi.config import loading
 from genfl_mpi.config.loading import single
 
 CURVES = {
@@ -274,3 +277,33 @@ def test_what_cannot_be_judged(tiny, tmp_path, capsys):
     capsys.readouterr()
     assert main(["claims", str(tmp_path / "results"), "-o", str(tmp_path / "none/x.md")]) == 2
     assert "the table cannot be written: " in capsys.readouterr().err
+
+
+def test_variants_of_a_method_are_methods_of_their_own_and_rivals(tmp_path, bank):
+    """Runs that differ in algorithm or kappa policy are compared; all of one algorithm keep their names."""
+    overrides = [*(one for one in TINY if not one.startswith("method")), f"generation.bank={bank}"]
+    variants = {
+        "plain": ["method=fedavg"],
+        "fedprox": ["method=fedavg", "algorithm.name=fedprox"],
+        "genfl": ["method=genfl"],
+        "emd": ["method=genfl", "kappa.policy=emd"],
+    }
+    for name, more in variants.items():
+        assert main([*overrides, *more, "training.lr=0.05", f"output={tmp_path}/{name}"]) == 0
+    files = sorted(tmp_path.glob("*/*.h5"))
+    runs = Runs(files)
+    assert sorted(run.method for run in runs) == ["fedavg", "fedavg fedprox", "genfl", "genfl emd"]
+    rows = {claim.name: rows for claim, rows, _ in claims.ledger(runs)}
+    assert [row.statistic.rpartition(", ")[2] for row in rows["K3"]] == [
+        "genfl - fedavg fedprox",
+        "genfl - genfl emd",
+    ]
+    assert len(rows["K4"]) == 2 and len(rows["C1"]) == 1
+    [same] = Runs([file for file in files if file.parent.name == "fedprox"])
+    assert same.method == "fedavg"
+
+
+@pytest.mark.parametrize("name", ["rivals-small", "moon-small", "one-shot-small", "rivals-final"])
+def test_studies_have_a_name_for_every_run(name):
+    runs = loading.load(Path(__file__).parent.parent / f"configs/{name}.yaml")
+    assert len(runs) in (90, 12, 36, 84) and all(len(run) < 120 for run in runs)

@@ -390,6 +390,8 @@ MATTERS = {
     "validation": [[*POOL, "kappa.policy=softmax_loss"]],
     "hindsight": [[*POOL, "hindsight.every=1"]],
     "probes": [["probes.every=1"]],
+    "calibration": [["calibration.every=1"]],
+    "distillation": [["method=distilled"]],
     "partition": [
         ["partition.scheme=classes"],
         ["partition.scheme=shards"],
@@ -413,6 +415,10 @@ LONG = {
     "training.epochs",
     "augmented.epochs",
     "probes.epochs",
+    "calibration.epochs",
+    "calibration.features",
+    "distillation.batches",
+    "algorithm.server_steps",
     "hindsight.points",
     "runtime.threads",
 }

@@ -196,7 +196,8 @@ def test_every_setting_that_may_name_an_input_is_watched(named):
     """A new one needs a digest in `inputs`, or to be among the others above."""
     run, _ = named
     own = [key for key in functions.USER_FUNCTION_SETTINGS if key != "generation.checkpoint"]
-    named = [f"{key}={'[own_choice:choose]' if key == 'transforms' else 'own_choice:choose'}" for key in own]
+    lists = "transforms", "composition.use"
+    named = [f"{key}={'[own_choice:choose]' if key in lists else 'own_choice:choose'}" for key in own]
     found = inputs.digests(loading.single(overrides=[*run, *named]))
     assert sorted(texts()) == sorted({*(name.removesuffix("[0]") for name in found), *OTHERS})
 

@@ -116,6 +116,7 @@ def test_a_wrong_signature_is_refused_before_any_run_starts(setting, tiny, mine,
     key = "partition.scheme" if setting == "later runs" else setting
     given = {
         "transforms": "transforms=[own_code:nothing]",
+        "composition.use": "composition.use=[own_code:nothing]",
         "hindsight.policies": "hindsight.policies=[own_code:nothing]",
         "later runs": "sweep.partition.scheme=[iid,own_code:nothing]",
     }.get(setting, f"{setting}=own_code:nothing")

@@ -116,6 +116,26 @@ def test_bias_optimal_grows_with_skew_and_quality(quick):
     )
 
 
+def test_emd_is_half_the_clients_mean_distance_by_samples():
+    """Distances to (1/2, 1/2): 1 for a client with one label, 0 for one with both, 1/2 in between."""
+    state = ServerState(
+        0, None, np.array([10, 30, 40, 99]), np.array([[10, 0], [15, 15], [30, 10], [0, 0]]), None
+    )
+    population = np.array([55, 25]) / 80
+    distances = [np.abs(np.array(mix) - population).sum() for mix in ([1, 0], [0.5, 0.5], [0.75, 0.25])]
+    expected = np.average(distances, weights=[10, 30, 40]) / 2
+    assert kappa.emd(replace(state, cohort=np.arange(4))) == pytest.approx(expected)
+    assert kappa.emd(replace(state, cohort=np.array([3]))) == 0
+
+
+def test_catch_up_falls_once_the_average_is_ahead():
+    settings = single(None, ["method=genfl", "kappa.policy=catch_up", "kappa.kappa2=0.6", "kappa.power=2"])
+    for fl, augmented, expected in ((2.0, 1.0, 0.6), (1.0, 1.0, 0.6), (0.5, 1.0, 0.15), (0.5, 0.0, 0.6)):
+        losses = iter([(fl, 0.0), (augmented, 0.0)])
+        state = ServerState(0, settings, None, None, None, judge=lambda _, losses=losses: next(losses))
+        assert kappa.KAPPA["catch_up"](state) == pytest.approx(expected)
+
+
 @pytest.fixture(scope="module")
 def lying(tmp_path_factory):
     """A prompts file with permuted digits: good images with wrong labels."""

@@ -253,6 +253,7 @@ def full(tmp_path_factory, bank):
         "probes.every=1",
         "probes.clients=2",
         "probes.epochs=1",
+        "calibration.every=1",
     ]
     assert main([*TINY, *looks, f"output={folder}", f"generation.bank={bank}"]) == 0
     return folder / "genfl_seed1.h5"

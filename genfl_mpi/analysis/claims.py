@@ -82,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper (C1 to C10), or a control (K1, K2).
+    """A claim of the paper (C1 to C10), or a control (K1 to K4).
 
     needs: the runs that all its rows require. rows: computes them. parts: number of different statistics; the
     claim is supported only if rows of all of them exist.
@@ -411,6 +411,11 @@ def costs(runs: Runs) -> list[Row]:
     return sorted(rows, key=lambda row: row.statistic, reverse=True)
 
 
+def list_rivals(runs: Runs) -> list[str]:
+    """Return the methods among the runs that the other claims do not compare, in alphabetical order."""
+    return sorted({run.method for run in runs} - {"fedavg", "genfl", "aigc", "pool", "matched"})
+
+
 CLAIMS = (
     Claim("C1", "GenFL has the best accuracy in every setting", "genfl, fedavg and aigc", best_method, 2),
     Claim("C2", "AIGC-only has the worst final accuracy", "genfl, fedavg and aigc", worst_method, 2),
@@ -483,6 +488,26 @@ CLAIMS = (
         "Control: GenFL ends above FedAvg with the same number of extra local steps",
         "genfl and matched",
         lambda runs: compare_methods(runs, "genfl", "matched", final, AT_THE_END),
+    ),
+    Claim(
+        "K3",
+        "Rivals: GenFL ends above each of them",
+        "genfl and other methods, algorithms or kappa policies",
+        lambda runs: [
+            row
+            for rival in list_rivals(runs)
+            for row in compare_methods(runs, "genfl", rival, final, AT_THE_END)
+        ],
+    ),
+    Claim(
+        "K4",
+        "Rivals: each of them ends above FedAvg",
+        "fedavg and other methods, algorithms or kappa policies",
+        lambda runs: [
+            row
+            for rival in list_rivals(runs)
+            for row in compare_methods(runs, rival, "fedavg", final, AT_THE_END)
+        ],
     ),
 )
 

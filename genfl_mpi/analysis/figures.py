@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from genfl_mpi.analysis import cost_figures, curves
+from genfl_mpi.analysis import cost_figures, curves, repair
 from genfl_mpi.analysis.heterogeneity import heterogeneity
 from genfl_mpi.analysis.timeline import timeline
 from genfl_mpi.config.loading import validate
@@ -24,6 +24,9 @@ MULTI_RUN = {
     "classes": curves.classes,
     "costs": cost_figures.measured,
     "heterogeneity": heterogeneity,
+    "repair": repair.labels,
+    "fidelity": repair.fidelity,
+    "gain": repair.gain,
 }
 IMAGES_PER_CLASS = 6  # generated, and as many real ones
 

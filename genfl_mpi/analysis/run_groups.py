@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,14 @@ PAIRED = (
     "world",
     "incentive",
 )
+# Runs of a method that differ in these are methods of their own, such as "genfl emd": whether a value needs
+# no name, and how others are named.
+VARIANTS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], str]]] = {
+    "algorithm.name": (lambda value: value == "fedavg", str),
+    "kappa.policy": (lambda value: value == "fixed", str),
+    "composition.use": (lambda value: len(value) == 1, "+".join),
+    "generation.checkpoint": (lambda value: ":" not in value, lambda value: value.rpartition(":")[2]),
+}
 # Runs may differ in these: they are compared, or depend on the machine.
 COMPARED = {"seed", "generation.seed", "method", "partition.alpha", "generation.threads", "generation.device"}
 
@@ -93,13 +101,13 @@ class Runs:
         self.unfinished: list[str] = []
         self._runs: dict[tuple[Setting, str, int], Run] = {}
         first_of: dict[tuple[str, ...], Run] = {}
-        for path in paths:
-            run = read_run(path)
-            if run is None:
-                self.unfinished.append(str(path))
-                continue
+        runs = list(map(read_run, paths))
+        self.unfinished += [str(path) for path, run in zip(paths, runs) if run is None]
+        for run in name_variants([run for run in runs if run]):
+            path = run.path
+            paired = PAIRED if run.method == run.config["method"] else tuple({*PAIRED} - {"algorithm"})
             groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-                ((run.setting.data,), PAIRED),
+                ((run.setting.data,), paired),
                 ((run.setting.data, run.method), ()),
             )
             for group, keys in groups:
@@ -134,6 +142,22 @@ class Runs:
         """Return pairs of settings of the same data set: an alpha, and the next larger one."""
         settings = self.settings()
         return [(small, large) for small, large in zip(settings, settings[1:]) if small.data == large.data]
+
+
+def name_variants(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs, with the variant's name in `method` where a method has several; plain ones first."""
+    named = []
+    for run in runs:
+        same = [one for one in runs if (one.setting.data, one.method) == (run.setting.data, run.method)]
+        words = [
+            name_of(run.config[key])
+            for key, (is_plain, name_of) in VARIANTS.items()
+            if key in run.config
+            and len({str(one.config.get(key)) for one in same}) > 1
+            and not is_plain(run.config[key])
+        ]
+        named.append(replace(run, method=" ".join([run.method, *words])))
+    return sorted(named, key=lambda run: " " in run.method)
 
 
 def read_run(path: Path) -> Run | None:

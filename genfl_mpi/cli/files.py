@@ -20,6 +20,9 @@ FIGURES = {
     "timeline": "activity of each rank in a round, of one run",
     "images": "generated images beside real ones, of one run",
     "heterogeneity": "differences between clients, of runs with probes",
+    "repair": "accuracy on labels that each cohort holds, and on those it lacks",
+    "fidelity": "gain over FedAvg in each class, against its images' fidelity",
+    "gain": "gain over FedAvg, against the number of images",
     "costs": "seconds per phase and bytes per message; with --world\n"
     "                 accuracy over simulated seconds, joules and bytes",
 }

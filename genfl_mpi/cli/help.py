@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Where the names of settings are defined, if not beside the setting: dicts, {name: function or Algorithm}.
 REGISTRIES = {
     "algorithm.name": ("federation.algorithms", "ALGORITHMS"),
+    "composition.use": ("federation.refinements", "REFINEMENTS"),
     "transforms": ("federation.transforms", "TRANSFORMS"),
     "selection.policy": ("federation.policies.selection", "SELECTION"),
     "rho.policy": ("federation.policies.rho", "RHO"),

@@ -21,6 +21,7 @@ class UserFunction(NamedTuple):
 # Settings that may name a function of the user's, and how it is called.
 USER_FUNCTIONS = {
     "transforms": UserFunction(("trained", "omega", "client"), "the transformed parameters"),
+    "composition.use": UserFunction(("omega", "tools", "config"), "the refined weights"),
     "selection.policy": UserFunction(("state",), "ids of the cohort"),
     "rho.policy": UserFunction(("state",), "weights of the cohort, with sum 1"),
     "kappa.policy": UserFunction(("state",), "kappa2 from 0 to 1"),

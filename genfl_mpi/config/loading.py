@@ -92,7 +92,10 @@ def load(
         if isinstance(member.get("world"), str):  # copied, so that later changes of the file have no effect
             member["world"] = load_world(member["world"]).model_dump()
         config: Config = validate(member, where, context={"needs": needs})
-        name = _run_name(config, {key: value for key, value in chosen.items() if not isinstance(value, dict)})
+        named: dict[str, Any] = {}
+        for key, value in chosen.items():
+            named |= _distinctive(value, sweep[key]) if isinstance(value, dict) else {key: value}
+        name = _run_name(config, named)
         if name in runs:
             raise UserError(
                 f"{where}: two runs of the sweep would have the name {name}; remove one of the equal or "
@@ -283,6 +286,16 @@ def _set(values: dict, key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise UserError(f"{key}: {section} is a section of settings, but was set to {_short(values)}")
     values[leaf] = value
+
+
+def _distinctive(mapping: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings of a swept mapping that others of the same method lack, or set differently."""
+    same = [choice for choice in choices if choice.get("method") == mapping.get("method")]
+    return {
+        key: value
+        for key, value in mapping.items()
+        if any(key not in choice or choice[key] != value for choice in same)
+    }
 
 
 def _run_name(config: Config, chosen: dict[str, Any]) -> str:

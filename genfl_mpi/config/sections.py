@@ -243,6 +243,34 @@ class Algorithm(Section):
     beta2: Annotated[Number, Field(ge=0, lt=1), needs("name", "fedadam", "fedyogi")] = Field(
         0.99, description="fedadam, fedyogi: decay of the second moment"
     )
+    contrast: Annotated[NonNegative, needs("name", "moon")] = Field(
+        5.0, description="moon: weight of the contrastive loss"
+    )
+    temperature: Annotated[Positive, needs("name", "moon")] = Field(
+        0.5, description="moon: divisor of the cosines in the contrastive loss"
+    )
+    generated_weight: Annotated[NonNegative, needs("name", "fedgen")] = Field(
+        10.0,
+        description="fedgen: weight of generated features in a client's loss, times 0.98 every round; "
+        "0: FedAvg",
+    )
+    server_steps: Annotated[Natural, needs("name", "fedgen", "dense", "fedftg")] = Field(
+        50,
+        description="fedgen, dense, fedftg: steps of the server's generator per round; dense, fedftg: each "
+        "is followed by 5 of the distilled model; 0: FedAvg",
+    )
+    server_batch: Annotated[
+        Count,
+        Field(ge=2),
+        at_most(4096, "the distances of all pairs are in memory at once"),
+        needs("name", "fedgen", "dense", "fedftg"),
+    ] = Field(64, description="fedgen, dense, fedftg: samples that the generator makes per step")
+    generator_lr: Annotated[Positive, needs("name", "fedgen", "dense", "fedftg")] = Field(
+        1e-3, description="fedgen, dense, fedftg: learning rate of the generator, by Adam"
+    )
+    student_lr: Annotated[Positive, needs("name", "dense", "fedftg")] = Field(
+        0.01, description="dense, fedftg: learning rate of the distilled model, by SGD with momentum 0.9"
+    )
     tau: Annotated[Positive, needs("name", "fedadam", "fedyogi")] = Field(
         1e-3, description="fedadam, fedyogi: degree of adaptivity, added to the root of the second moment"
     )
@@ -252,6 +280,19 @@ class Clipping(Section):
     """What the transform `clip` uses."""
 
     norm: Positive = Field(1.0, description="largest Euclidean norm of a client's update of the parameters")
+
+
+class Distillation(Section):
+    """Teach the server's model the clients' mean logits, by Adam (FedDF)."""
+
+    batches: Annotated[Count, at_most(1_000_000, "all are drawn before the first step")] = Field(
+        200, description="steps per round"
+    )
+    batch_size: Count = Field(128, description="images per step, all of them if there are fewer")
+    lr: Positive = Field(1e-3, description="learning rate, which falls to 0 along half a cosine every round")
+    temperature: Positive = Field(
+        1.0, description="divisor of the clients' mean logits; above 1 the targets are softer"
+    )
 
 
 class LabelSharing(Section):
@@ -413,10 +454,10 @@ class Kappa(Section):
     """Weights in Eq. (1): kappa1 of the federated model, kappa2 of the augmented model."""
 
     policy: str = Field("fixed", description="policy that returns kappa2 for each round")
-    kappa1: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
+    kappa1: Annotated[Share, needs_policy("fixed", *SCHEDULED, "catch_up", "cost_aware", "shapley")] = Field(
         0.8, description="weight of the federated model; must be 1 - kappa2"
     )
-    kappa2: Annotated[Share, needs_policy("fixed", *SCHEDULED, "cost_aware", "shapley")] = Field(
+    kappa2: Annotated[Share, needs_policy("fixed", *SCHEDULED, "catch_up", "cost_aware", "shapley")] = Field(
         0.2, description="weight of the augmented model; setting one of the two is enough"
     )
     end: Annotated[Share, needs_policy(*SCHEDULED)] = Field(
@@ -442,6 +483,9 @@ class Kappa(Section):
     temperature: Annotated[Positive, needs_policy("softmax_accuracy", "softmax_loss")] = Field(
         0.1,
         description="softmax_accuracy, softmax_loss: difference that weights one model e times the other",
+    )
+    power: Annotated[NonNegative, needs_policy("catch_up")] = Field(
+        2.0, description="catch_up: exponent of the ratio of the two models' losses"
     )
     grid: Annotated[list[Share], needs_policy("line_search", "bandit")] = Field(
         [0.0, 0.1, 0.2, 0.4, 0.7, 1.0],
@@ -545,6 +589,28 @@ class Hindsight(Section):
         description="kappa policies to evaluate in addition to the run's; "
         "an empty list: all that this configuration supports",
     )
+
+
+CALIBRATED = Needs("calibration.every", lambda _, calibration: calibration.every is not None)
+
+
+class Calibration(Section):
+    """Test the model with a calibrated output layer (CCVR), into /calibrated, without effect on the run."""
+
+    every: Annotated[Count | None, DUE] = Field(
+        None, description="rounds between two calibrations; null: never"
+    )
+    moments: Annotated[Literal["clients", "images", "both"], CALIBRATED] = Field(
+        "clients",
+        description="whose features' means and covariances are used; clients: of all clients' private data; "
+        "images: of the server's images; both: of both together",
+    )
+    features: Annotated[Count, at_most(100_000, "those of all classes are in memory at once"), CALIBRATED] = (
+        Field(1000, description="features drawn of each class, to train the output layer")
+    )
+    epochs: Annotated[Epochs, CALIBRATED] = Field(10, description="passes over them")
+    batch_size: Annotated[Count, CALIBRATED] = Field(64, description="features per SGD step")
+    lr: Annotated[Positive, CALIBRATED] = Field(0.01, description="learning rate, with momentum 0.9")
 
 
 class Probes(Section):

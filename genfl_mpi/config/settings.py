@@ -9,10 +9,12 @@ from genfl_mpi.config.sections import (
     TRAINING_CLIENTS,
     TWO_MODELS,
     Algorithm,
+    Calibration,
     Checkpoint,
     ClientGeneration,
     Clipping,
     Data,
+    Distillation,
     Evaluation,
     Faults,
     Finetuning,
@@ -51,6 +53,7 @@ FREE = {
     "hindsight",
     "probes",
     "audit",
+    "calibration",
 }
 
 # Settings that a run's first start fills in and stores in /environment.
@@ -99,6 +102,14 @@ class Composition(Section):
         "clients also train on the server's images; made_by_clients: each client generates "
         "what its labels lack and also trains on that; nowhere: no images",
     )
+    use: Annotated[list[str], Needs("images at the server", lambda config, _: config.has_server_images)] = (
+        Field(
+            ["mix"],
+            min_length=1,
+            description="images=server: what the server does with its images, in this order; mix: it trains "
+            "the augmented model, for Eq. (1); the others change the result of Eq. (1)",
+        )
+    )
     source: Literal["generator", "pool"] = Field(
         "generator",
         description="origin of the images; generator: generation.checkpoint; pool: the public pool",
@@ -119,6 +130,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "filled": {"images": "made_by_clients"},
     "pool": {"source": "pool"},
     "matched": {"images": "nowhere", "matched_steps": True},
+    "finetuned": {"use": ["fine_tune"]},
+    "distilled": {"use": ["distil"]},
 }
 METHOD_TITLES = {  # in tables and figures
     "fedavg": "FedAvg",
@@ -128,13 +141,24 @@ METHOD_TITLES = {  # in tables and figures
     "filled": "clients fill",
     "pool": "public pool",
     "matched": "FedAvg, more steps",
+    "finetuned": "fine-tuned on images",
+    "distilled": "distilled on images",
 }
 
 # What whole sections need: without it their settings have no effect.
 CLIPPED = Needs(
     "transforms=[clip]", lambda config, _: any(one == "clip" or ":" in one for one in config.transforms)
 )
-AUGMENTED = Needs("an augmented model", lambda config, _: config.augments or config.matches_steps)
+AUGMENTED = Needs(
+    "a model that the server trains on images",
+    lambda config, _: config.has_server_images or config.matches_steps,
+)
+DISTILLED = Needs(
+    "composition.use=[distil]",
+    lambda config, _: (
+        config.has_server_images and any(one == "distil" or ":" in one for one in config.composition.use)
+    ),
+)
 FILLED = Needs("clients that generate", lambda config, _: config.fills)
 
 
@@ -153,7 +177,9 @@ class Config(Section):
         "method; sent: the server sends its images to the clients, who also train on "
         "them; filled: clients generate images to fill what their labels lack; pool: a "
         "control, genfl with the public pool instead of generated images; matched: a control, "
-        "fedavg with as many additional local steps as genfl's server takes",
+        "fedavg with as many additional local steps as genfl's server takes; finetuned: the server trains "
+        "the clients' average on its images; distilled: it teaches the average the mean predictions of the "
+        "clients' models on its images (FedDF)",
     )
     composition: Composition = Composition()
     seed: Seed = Field(1, description="seed of all random draws")
@@ -174,6 +200,7 @@ class Config(Section):
     augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )
+    distillation: Annotated[Distillation, DISTILLED] = Distillation()
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Annotated[Generation, PLANNED_IMAGES] = Generation()
@@ -196,6 +223,7 @@ class Config(Section):
         "that it was trained on",
     )
     probes: Probes = Probes()
+    calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
@@ -282,6 +310,16 @@ class Config(Section):
                 f"{self._because('local_training')} with {self._because('images')} trains no model; set "
                 "composition.images=server"
             )
+        if "mix" in parts.use[1:]:
+            raise ValueError(
+                f"composition.use={as_text(parts.use)}: mix is Eq. (1), on which all others build; name it "
+                "once, and first"
+            )
+        if parts.images == "server" and "distil" in parts.use and not parts.local_training:
+            raise ValueError(
+                f"composition.use={as_text(parts.use)} distils the clients' models, and "
+                f"{self._because('local_training')} has none; remove distil"
+            )
         if parts.images == "made_by_clients" and parts.source == "pool":
             raise ValueError(
                 f"{self._because('source')} takes the images from the server's pool, but with "
@@ -324,6 +362,15 @@ class Config(Section):
     @model_validator(mode="after")
     def check_images(self) -> "Config":
         """Refuse settings of images that contradict the method."""
+        if (
+            self.calibration.every is not None
+            and self.calibration.moments != "clients"
+            and not (self.has_server_images or self.sends)
+        ):
+            raise ValueError(
+                f"calibration.moments={self.calibration.moments} needs images at the server, and "
+                f"{self._because('images')} has none; set calibration.moments=clients"
+            )
         if self.generation.plan == "cohort_deficit" and not self.trains_clients:
             raise ValueError(
                 "generation.plan=cohort_deficit needs a cohort, and "
@@ -453,9 +500,19 @@ class Config(Section):
         return None if self.composition.images == "nowhere" else self.composition.source
 
     @property
-    def augments(self) -> bool:
-        """Whether the server trains an augmented model on images (placement P1)."""
+    def has_server_images(self) -> bool:
+        """Whether the server uses images itself (placement P1)."""
         return self.composition.images == "server"
+
+    @property
+    def augments(self) -> bool:
+        """Whether the server trains an augmented model on images, for Eq. (1)."""
+        return self.has_server_images and "mix" in self.composition.use
+
+    @property
+    def refinements(self) -> list[str]:
+        """What the server does with its images after Eq. (1), in order."""
+        return [name for name in self.composition.use if name != "mix"] if self.has_server_images else []
 
     @property
     def generates(self) -> bool:
@@ -479,7 +536,7 @@ class Config(Section):
         runtime.ranks_per_run replaces this number.
         """
         cohort = self.cohort if self.trains_clients else 0
-        return self.runtime.ranks_per_run or max(1, cohort + self.augments)
+        return self.runtime.ranks_per_run or max(1, cohort + self.has_server_images)
 
     @property
     def matches_steps(self) -> bool:

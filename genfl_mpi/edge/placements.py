@@ -136,7 +136,7 @@ def required_work(
     the cohort's downlink, for P5.
     """
     work = Work(
-        trace.sample_flops * trace.epochs[round] * trace.samples[round],
+        trace.client_cost * trace.sample_flops * trace.epochs[round] * trace.samples[round],
         trace.weights_bytes,
         value=trace.value[trace.cohorts[round]],
         image_flops=trace.image_flops,
@@ -153,7 +153,11 @@ def _no_images(
 def _at_server(
     trace: Trace, world: World, round: int, holdings: Holdings, down: np.ndarray | None
 ) -> dict[str, Any]:
-    return {"server_images": trace.new_images[round], "augment_flops": _augment_flops(trace, round)}
+    return {
+        "server_images": trace.new_images[round],
+        "augment_flops": _augment_flops(trace, round),
+        "refine_flops": _refine_flops(trace, round),
+    }
 
 
 def _sent_to_clients(
@@ -194,6 +198,7 @@ def _at_helper(
         "helper_images": images,
         "helper_bytes": images * image_bytes(trace, world.images),
         "augment_flops": _augment_flops(trace, round),
+        "refine_flops": _refine_flops(trace, round),
     }
 
 
@@ -238,9 +243,13 @@ def _augment_flops(trace: Trace, round: int) -> float:
     return trace.sample_flops * trace.augmented_epochs * trace.pool[round]
 
 
+def _refine_flops(trace: Trace, round: int) -> float:
+    return 0.0 if trace.refine_flops is None else trace.refine_flops[round]
+
+
 def _training_flops(trace: Trace, round: int, images: np.ndarray | float) -> np.ndarray:
     """Return the FLOPs of each client's training with `images` beside its own samples, float64 (K,)."""
-    return trace.sample_flops * trace.epochs[round] * (trace.samples[round] + images)
+    return trace.client_cost * trace.sample_flops * trace.epochs[round] * (trace.samples[round] + images)
 
 
 WORK: dict[str, Callable[[Trace, World, int, Holdings, np.ndarray | None], dict[str, Any]]] = {

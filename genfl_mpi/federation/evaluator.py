@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.server_images import ServerImages
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI
+
+Summary: TypeAlias = tuple[float, float, np.ndarray]
 
 MAX_CHUNKS = 2**20  # bounds the number of chunks that all ranks together evaluate, for the sum of the losses
 
@@ -77,18 +79,31 @@ class Evaluator:
 
         omega: float32 (size,), on the model's device. round: starts at 1.
         """
-        settings, labels, classes = self.config.evaluation, self.data["test_labels"], len(self.about.classes)
-        due = is_due(self.config, round)
+        settings, due = self.config.evaluation, is_due(self.config, round)
         sources = ["test"] * due + ["subset"] * (settings.every > 1 and settings.subset > 0)
-        unknown = np.nan, np.nan, np.full(classes, np.nan)
-        found = {"test": unknown, "subset": unknown}
-        if sources:
-            totals = np.stack([self.count(omega, source) for source in sources])
-            collectives.sum_everywhere(self.comm, totals)
-            for source, row in zip(sources, totals):
-                evaluated = labels if source == "test" else labels[self.subset]
-                found[source] = summarise(row[:-1], np.bincount(evaluated, minlength=classes))
+        unknown = np.nan, np.nan, np.full(len(self.about.classes), np.nan)
+        found = {"test": unknown, "subset": unknown} | self._evaluate(omega, sources)
         return Evaluation(*found["test"], *found["subset"][:2])
+
+    def test(self, weights: torch.Tensor) -> Summary:
+        """Return (accuracy, loss, accuracy per class) of a model on the whole test set. Collective.
+
+        weights: float32 (size,).
+        """
+        return self._evaluate(weights, ["test"])["test"]
+
+    def _evaluate(self, weights: torch.Tensor, sources: Sequence[str]) -> dict[str, Summary]:
+        """Evaluate a model on "test" or "subset" or both, with one sum over the ranks."""
+        if not sources:
+            return {}
+        labels = self.data["test_labels"]
+        totals = np.stack([self.count(weights, source) for source in sources])
+        collectives.sum_everywhere(self.comm, totals)
+        evaluated = [labels if source == "test" else labels[self.subset] for source in sources]
+        return {
+            source: summarise(row[:-1], np.bincount(known, minlength=len(self.about.classes)))
+            for source, row, known in zip(sources, totals, evaluated)
+        }
 
     def count(self, weights: torch.Tensor, source: str) -> np.ndarray:
         """Evaluate a model on this rank's part of the data.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.calibrated_head import CalibratedHead
     from genfl_mpi.federation.client_images import ClientImages
     from genfl_mpi.federation.evaluator import Evaluator
     from genfl_mpi.federation.messages import Broadcast, Reduction
@@ -46,8 +47,8 @@ class Record:
 
     columns: the other columns of /rounds. clients, ranks: columns of /clients and /ranks, arrays (cohort,)
     and (ranks,). generated: a `server_images.Made` for each batch of this round. hindsight, audit: columns of
-    /hindsight and /audit, empty if not due. probes: columns of /probes and /probed_clients by table, empty
-    without a probe.
+    /hindsight and /audit, empty if not due. probes: columns of /probes, /probed_clients and /calibrated by
+    table, empty if not due.
     """
 
     round: int
@@ -121,10 +122,12 @@ class Recorder:
         messages: Messages,
         parameters: int,
         probes: Probes,
+        calibrated_head: CalibratedHead,
         evaluator: Evaluator,
     ) -> None:
         self.config, self.device, self.data, self.client_images = config, device, data, client_images
         self.messages, self.parameters, self.probes, self.evaluator = messages, parameters, probes, evaluator
+        self.calibrated_head = calibrated_head
 
     def begin(self, t: int, omega: torch.Tensor) -> None:
         """Prepare the probe of round t, if it is due. omega: float32 (size,), omega^t."""
@@ -159,6 +162,7 @@ class Recorder:
             with this.clock("evaluate"):
                 evaluated = self.evaluator.evaluate(self.messages.resident.omega, this.t + 1)
             probed = self.probes.measure(this.t + 1, this.average)
+            probed |= self.calibrated_head.measure(this.t + 1, self.messages.resident.omega)
             if this.tables:  # on rank 0
                 this.tables["columns"] |= of_clocks(
                     this.clock,
@@ -338,7 +342,7 @@ def of_clocks(
         "generate_start_seconds": clock.starts.get("generate", np.nan),
         **{
             f"{phase}_seconds": clock.seconds.get(phase, 0.0)
-            for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")
+            for phase in ("generate", "augment", "send", "reduce", "refine", "broadcast", "evaluate")
         },
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": reduction.rank_column("train_seconds").max(),

@@ -12,6 +12,7 @@ from genfl_mpi.federation.aggregation import aggregate
 from genfl_mpi.federation.augmentation import augment
 from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.records import Round
+from genfl_mpi.federation.refining import refine
 from genfl_mpi.federation.trials import Trials
 from genfl_mpi.mpi import collectives
 from genfl_mpi.util.errors import annotate_errors
@@ -77,8 +78,9 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
                     )
                     parts.recorder.note(this, server, omega, Trials(ask))
                     kappa1, kappa2 = 1 - this.kappa2, this.kappa2
-                    # Eq. (1)
-                    omega.copy_(weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a), omega))
+                    # Eq. (1); then, if the server refines the result with its images
+                    mixed = weighted_sum((kappa1, this.omega_fl), (kappa2, this.omega_a), omega)
+                    omega.copy_(refine(this, server, mixed, worker.model, messages, ask))
                     t += 1
 
 
@@ -107,7 +109,7 @@ def _generate(
     leaving: Callable[[], int],
 ) -> None:
     """Take the round's images from the bank, or generate them, on several ranks if rank 0 decided so."""
-    if not (head["batches"] or server and (config.generates or config.augments)):
+    if not (head["batches"] or server and (config.generates or config.has_server_images)):
         return
     with this.clock("generate"):
         if head["batches"]:
@@ -198,7 +200,7 @@ def _reduce(
     A rho policy that needs the trained models decides first; its coefficients are broadcast before the sum.
     """
     broadcast = messages.broadcast
-    if worker.keeps:
+    if worker.delays:
         rows = messages.reduction.clients.copy()
         collectives.wait_for_all(comm)
         collectives.reduce_sum(comm, rows.view("i8"))

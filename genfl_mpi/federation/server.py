@@ -12,7 +12,7 @@ import torch
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE
-from genfl_mpi.federation import algorithms, participation
+from genfl_mpi.federation import algorithms, participation, refinements
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
@@ -81,6 +81,7 @@ class Server:
             plan, samples = _all_at_once(largest), self.samples + wanted
             if self.world:
                 self.world.set_wanted_images(wanted, share)
+        self.about, self.refinements = about, refinements.find(config)
         self.images = ServerImages(config, about, data, device, plan, planned, able)
         # of each client: the round, loss and update norm of its last training
         self.last = np.zeros(config.clients, dtype=np.int64)

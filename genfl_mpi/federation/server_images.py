@@ -306,11 +306,11 @@ class ServerImages:
         Without generation if the ranks share it. Infinite if a batch has to be generated and none was
         measured. speed: samples a second that rank 0 trains.
         """
-        if not self.config.augments:
+        if not self.config.has_server_images:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
         missing = 0 if self.division else sum(not self.is_made(batch) for batch in batches)
-        images = len(self) + sum(map(len, batches))
+        images = (len(self) + sum(map(len, batches))) * self.config.augments
         return self._seconds(missing) + images * self.config.augmented.epochs / speed
 
 

@@ -18,6 +18,7 @@ from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
 from genfl_mpi.federation import algorithms, trials
+from genfl_mpi.federation.calibrated_head import CalibratedHead
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.evaluator import Evaluator
@@ -28,6 +29,7 @@ from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
 from genfl_mpi.federation.records import Recorder
+from genfl_mpi.federation.refinements import needs_models
 from genfl_mpi.federation.resident import Resident
 from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
@@ -227,9 +229,21 @@ class Simulation:
             joules = collectives.from_rank0(comm, lambda: server.image_joules if server else np.nan)
         images = ClientImages(config, about, data, joules)
         clients = ClientData(data, config, about, messages.resident, images)
-        keeps = config.trains_clients and "models" in needs_of(policies["rho"])
+        delays = config.trains_clients and "models" in needs_of(policies["rho"])
+        asks = config.trains_clients and algorithm.asks(config) is not None
+        keeps = delays or asks or needs_models(config)
         worker = Worker(
-            comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
+            comm,
+            config,
+            algorithm,
+            self.model,
+            messages,
+            self.client_states,
+            clients,
+            keeps,
+            delays,
+            note,
+            leaving,
         )
         plan, server_images = messages.broadcast.plan, server.images if server else None
         test_images = messages.resident.test_images
@@ -239,8 +253,20 @@ class Simulation:
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
+        head = collectives.call_on_all(
+            comm,
+            lambda: CalibratedHead(comm, config, about, self.model, clients, server_images, note, evaluator),
+        )
         recorder = Recorder(
-            config, self.device_models, data, images, messages, self.model.parameters, probes, evaluator
+            config,
+            self.device_models,
+            data,
+            images,
+            messages,
+            self.model.parameters,
+            probes,
+            head,
+            evaluator,
         )
         questions = Questions(comm, known)
         generation = SharedGeneration(comm, config, about, note, leaving)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from genfl_mpi.federation import teachers
 from genfl_mpi.federation.questions import Question
 from genfl_mpi.learning.evaluation import summarise
 from genfl_mpi.learning.geometry import cosine
@@ -28,9 +29,9 @@ def make_questions(
 ) -> dict[str, Question]:
     """Return the questions of a run by name.
 
-    judge: if the run has validation data; test: if it has a laboratory; average and cosines: if the worker
-    keeps models for a rho policy. parameters: how many of the weights are parameters; plan: of the
-    `Broadcast` message; worker: the rank's `Worker`.
+    judge: if the run has validation data; test: if it has a laboratory; average and cosines: if a rho policy
+    needs the clients' models; logits, made: if anything may need them. parameters: how many of the weights
+    are parameters; plan: of the `Broadcast` message; worker: the rank's `Worker`.
     """
     size = len(evaluator.model.weights)
     found = {}
@@ -38,9 +39,12 @@ def make_questions(
         found["judge"] = _evaluation(evaluator, config.validation.source)
     if config.hindsight.every is not None:
         found["test"] = _evaluation(evaluator, "test")
-    if worker.keeps:
+    if worker.delays:
         found["average"] = _average(worker.kept, size, len(plan))
         found["cosines"] = _cosines(worker.kept, worker.resident.omega, parameters, len(plan))
+    if worker.keeps:
+        shape = worker.algorithm.asks(config)
+        found |= teachers.questions(evaluator.model, evaluator.about, worker.kept, len(plan), shape)
     return found
 
 

@@ -40,14 +40,14 @@ class Worker:
     """Train the clients that are assigned to this rank.
 
     model: the rank's `FlatModel`, which is overwritten. client_states: where the algorithm's client arrays
-    are stored, or None. keeps: whether trained models are kept for questions before they are summed. note:
-    called as note(phase, client, done=k, of=n). leaving: returns an exit status if the ranks were asked to
+    are stored, or None. keeps: whether trained models are kept for questions, until the next round; delays:
+    whether they are summed only after the rho policy has seen them. note: called as note(phase, client,
+    done=k, of=n). leaving: returns an exit status if the ranks were asked to
     leave, else 0. Collective; raises UserError on every rank if there is an unknown transform, or if the
     configured groups cannot be trained together.
 
-    kept: {place in the cohort: float32 (size,)}, models that wait for their coefficients. observers:
-    functions of (place, float32 (size,)), called with each client's model as it is summed, if its losses are
-    finite.
+    kept: {place in the cohort: float32 (size,)}, this round's models. observers: functions of (place, float32
+    (size,)), called with each client's model as it is summed, if its losses are finite.
     """
 
     def __init__(
@@ -60,12 +60,14 @@ class Worker:
         client_states: ClientStates | None,
         dataset: ClientData,
         keeps: bool,
+        delays: bool,
         note: Callable[..., None],
         leaving: Callable[[], int],
     ) -> None:
         self.comm, self.config, self.algorithm, self.model = comm, config, algorithm, model
         self.broadcast, self.reduction, self.resident = messages
-        self.client_states, self.dataset, self.keeps = client_states, dataset, keeps
+        self.client_states, self.dataset = client_states, dataset
+        self.keeps, self.delays = keeps, delays
         self.note, self.leaving = note, leaving
         self.kept: dict[int, torch.Tensor] = {}
         self._settings: dict[tuple[int, int], Training] = {}
@@ -86,6 +88,7 @@ class Worker:
         whatever the rank that they are assigned to.
         """
         ranks, together = self.broadcast.plan["rank"], self.config.training.clients_per_batch
+        self.kept.clear()
         training = np.flatnonzero(ranks != NO_RANK).tolist()
         groups = [training[first : first + together] for first in range(0, len(training), together)]
         assigned = [places for places in groups if ranks[places[0]] == self.comm.rank]
@@ -105,7 +108,6 @@ class Worker:
         for place, weights in self.kept.items():
             with annotate_errors(f"client {self.broadcast.plan['client'][place]}"):
                 self.resident.sums[MODEL].add(coefficients[place], weights)
-        self.kept.clear()
 
     def _train_client(self, place: int, round: int, clock: Clock) -> None:
         """Train the client at a place of the cohort, add its contribution to the sums, fill in its row."""
@@ -114,7 +116,7 @@ class Worker:
         images, labels = self.dataset.load(number)
         settings = self._settings_at(round, epochs)
         steps = epochs * local_batches(len(images), settings.batch_size)
-        client = Client(number, len(images), steps, settings, self.model.parameters)
+        client = Client(number, len(images), steps, settings, self.model.parameters, since)
         rng = streams.generator(self.config.seed, "client", round, number)
         with annotate_errors(f"client {number}"):
             own = self._read_state(number, since)
@@ -156,7 +158,18 @@ class Worker:
             if stage.epochs != local.epochs:
                 local = local.model_copy(update={"epochs": stage.epochs})
             reports.append(
-                train(self.model, begin, images, labels, local, rng, stage.prox, stage.correction, omega)
+                train(
+                    self.model,
+                    begin,
+                    images,
+                    labels,
+                    local,
+                    rng,
+                    stage.prox,
+                    stage.correction,
+                    omega,
+                    stage.loss,
+                )
             )
             begin = self.model.weights
         return combine_reports(reports)
@@ -216,7 +229,7 @@ class Worker:
             report.check()
             for observe in self.observers:
                 observe(place, weights)
-            measured = self.resident.sums[MODEL].add(0.0 if self.keeps else rho, weights, omega)
+            measured = self.resident.sums[MODEL].add(0.0 if self.delays else rho, weights, omega)
             if self.keeps:
                 self.kept[place] = weights.to("cpu", copy=True)
             return measured

@@ -10,6 +10,8 @@ from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
 from genfl_mpi.edge.trace import Trace, label_value
+from genfl_mpi.federation.algorithms import ALGORITHMS
+from genfl_mpi.federation.refinements import PASSES
 from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import training_flops
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
 
+PASSES_OF_TRAINING = 3  # forward passes that cost as much as a step of SGD, forward and backward
 HALF_BYTES = 2  # of a generator's weight, which is sent in half precision
 PLACEMENTS = {
     "sent_to_clients": "P2",
@@ -37,7 +40,8 @@ def model_fields(config: Config, about: Description) -> dict[str, Any]:
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
     return {
         "clients": config.clients,
-        "augmented_epochs": config.augmented.epochs,
+        "augmented_epochs": config.augmented.epochs * ("mix" in config.composition.use),
+        "client_cost": ALGORITHMS[name].client_cost if (name := config.algorithm.name) in ALGORITHMS else 1.0,
         "shape": about.shape,
         "sample_flops": training_flops(model.module, about.shape),
         "placement": PLACEMENTS.get(config.composition.images, "P1"),
@@ -75,8 +79,13 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
     by_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
     made_in = reader.read_columns(file, "generated", ["round"])["round"]
     shared = reader.read_array(file, "partition/shared_labels")
+    fields = model_fields(config, datasets.describe(config.data))
+    passes = [
+        _refining_passes(config, len(clients), images)
+        for clients, images in zip(by_round["client"], rounds["images_used"].tolist())
+    ]
     return Trace(
-        **model_fields(config, datasets.describe(config.data)),
+        **fields,
         **generator_fields(config),
         cohorts=by_round["client"],
         samples=by_round["samples"],
@@ -86,7 +95,23 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
         pool=rounds["images_used"],
         missing=(count_held_labels(file, config) == 0).mean(1),
         value=label_value(shared, earth_movers_distance(shared)),
+        refine_flops=np.array(passes) * fields["sample_flops"] / PASSES_OF_TRAINING,
     ), members
+
+
+def _refining_passes(config: Config, models: int, images: int) -> float:
+    """Return how often the server evaluates the network for a sample in a round, after Eq. (1).
+
+    models: of clients; images: of the server. What the user's functions do is not counted, nor a generator's
+    FLOPs in algorithms that train one.
+    """
+    name = config.algorithm.name
+    own = ALGORITHMS[name].server_passes(config, models) if name in ALGORITHMS else 0.0
+    return own + sum(
+        PASSES[refinement](config, models, images)
+        for refinement in config.refinements
+        if refinement in PASSES
+    )
 
 
 def count_held_labels(file: h5py.File, config: Config) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genfl_mpi.config.functions import find
+from genfl_mpi.learning.heads import find_head
 from genfl_mpi.util.errors import UserError, user_line
 from genfl_mpi.util.text import first_line
 
@@ -79,6 +80,15 @@ def _try_step(module: nn.Module, shape: Shape, device: torch.device, layers: lis
         layer.register_full_backward_pre_hook(lambda *_, name=name: layers.append(name))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         module(torch.zeros(2, *shape, device=device)).sum().backward()
+
+
+@cache  # every start of a run asks several times
+def check_head(settings: Model, classes: int, shape: Shape, what: str) -> int:
+    """Return the number of features that the network's output layer reads.
+
+    Raises UserError, for the setting `what`, if the network has no such layer that computes its logits.
+    """
+    return find_head(build(settings, classes, shape, 0), shape, classes, what).in_features
 
 
 def _make(function: Callable[..., nn.Module], settings: Model, classes: int, shape: Shape) -> nn.Module:
@@ -164,7 +174,7 @@ def _pfl_cnn(classes: int, shape: Shape, settings: Model) -> nn.Module:
     )
 
 
-def _lenet5(classes: int, shape: Shape, settings: Model) -> nn.Module:
+def _lenet5(classes: int, shape: Shape, settings: Model) -> nn.Sequential:
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling; smaller images are padded to 32x32."""
     channels, height, width = shape
     rows, columns = 32 - height, 32 - width
@@ -185,6 +195,12 @@ def _lenet5(classes: int, shape: Shape, settings: Model) -> nn.Module:
     )
 
 
+def _moon_cnn(classes: int, shape: Shape, settings: Model) -> nn.Module:
+    """MOON's network for CIFAR-10 (Li et al. 2021): LeNet-5 with a projection head of 256 outputs."""
+    *layers, _ = _lenet5(classes, shape, settings)
+    return nn.Sequential(*layers, nn.Linear(84, 84), nn.ReLU(), nn.Linear(84, 256), nn.Linear(256, classes))
+
+
 def _resnet18(classes: int, shape: Shape, settings: Model) -> nn.Module:
     """torchvision's ResNet-18; the `cifar` stem, a 3x3 convolution without max-pool, suits 32x32 images."""
     from torchvision.models import resnet18  # imported here: it takes seconds that other networks do not need
@@ -203,5 +219,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": _cnn,
     "pfl_cnn": _pfl_cnn,
     "lenet5": _lenet5,
+    "moon_cnn": _moon_cnn,
     "resnet18": _resnet18,
 }

@@ -24,6 +24,8 @@ MAX_CACHED_STEPS = 2  # `Steps` cached per model: of the clients, and of the aug
 WARM_UP_STEPS = 3  # eager steps before a capture, in which libraries choose their kernels
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
+# (model, images, labels) -> (loss, logits)
+Loss = Callable[["FlatModel", torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def descend(
@@ -69,7 +71,7 @@ class Steps:
     """Steps of a model under fixed settings: call `begin` for each training, then the object for each batch.
 
     model: `FlatModel`; settings: config.training; mu: of FedProx; corrected: whether gradients are corrected
-    (SCAFFOLD).
+    (SCAFFOLD); own_loss: whether trainings have a loss other than the cross-entropy, which disables graphs.
 
     On a GPU, a batch whose shape was seen before is copied to the address of the first one, and the whole
     step (forward, backward, update) is one launch of a CUDA graph. A graph is used only if its first replay
@@ -77,8 +79,16 @@ class Steps:
     that one graph serves all clients; not for models with BatchNorm, whose statistics padding would change.
     """
 
-    def __init__(self, model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False):
+    def __init__(
+        self,
+        model: FlatModel,
+        settings: Training,
+        mu: float = 0.0,
+        corrected: bool = False,
+        own_loss: bool = False,
+    ):
         self.model, self.settings, self.mu = model, settings, mu
+        self.loss: Loss | None = None
         device = model.weights.device
         needed = {"velocity": settings.momentum, "centre": mu, "correction": corrected}
         self.buffers = {
@@ -90,7 +100,7 @@ class Steps:
         self.split = {name: model.split(buffer) for name, buffer in self.buffers.items()}
         self.graphs: dict[torch.Size, tuple] = {}
         self.pool: Any = None
-        self.fixed = device.type == "cuda" and is_static(model.module)
+        self.fixed = device.type == "cuda" and is_static(model.module) and not own_loss
         self.width = settings.batch_size if self.fixed and not has_batch_statistics(model.module) else 0
         self.shares: dict[int, torch.Tensor] = {}
         self.lr: float | torch.Tensor = torch.zeros((), device=device) if self.fixed else 0.0
@@ -101,12 +111,14 @@ class Steps:
         lr: float,
         correction: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
+        loss: Loss | None = None,
     ) -> None:
         """Begin a training.
 
         start: float32 (size,); lr: learning rate; correction: float32 (parameters,); anchor: float32 (size,),
-        centre of the proximal term, by default `start`.
+        centre of the proximal term, by default `start`; loss: by default the cross-entropy.
         """
+        self.loss = loss
         if isinstance(self.lr, torch.Tensor):
             self.lr.fill_(lr)
         else:
@@ -159,11 +171,12 @@ class Steps:
         share: float32 (n,), of each sample in the loss, by default 1 / n.
         """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            logits = self.model.module(images)
-        if share is None:
-            loss = F.cross_entropy(logits.float(), labels)
-        else:
-            loss = (F.cross_entropy(logits.float(), labels, reduction="none") * share).sum()
+            if self.loss:
+                loss, logits = self.loss(self.model, images, labels)
+            else:
+                logits = self.model.module(images)
+        if not self.loss:
+            loss = _cross_entropy(logits.float(), labels, share)
         loss.backward()
         with torch.no_grad():
             # Parameters that are frozen or unused have no gradient; the step leaves them unchanged.
@@ -229,6 +242,13 @@ class Steps:
         return graph.replay, results
 
 
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, share: torch.Tensor | None) -> torch.Tensor:
+    """Return the loss of a batch. share: as of `Steps.compute`."""
+    if share is None:
+        return F.cross_entropy(logits, labels)
+    return (F.cross_entropy(logits, labels, reduction="none") * share).sum()
+
+
 def have_equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors of the same shape and dtype have the same bits; a NaN equals itself."""
     return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)))
@@ -250,29 +270,31 @@ def is_static(module: nn.Module) -> bool:
     )
 
 
-def steps_of(model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False) -> Steps:
+def steps_of(
+    model: FlatModel, settings: Training, mu: float = 0.0, corrected: bool = False, own_loss: bool = False
+) -> Steps:
     """Return the `Steps` cached with the model for these settings, or new ones.
 
     Settings that differ only in epochs or learning rate share their `Steps`, so that a GPU does not capture
     the graphs again.
     """
     cached, last = model.cached_steps, model.last_steps
-    if last and last[0] is settings and last[1:3] == (mu, corrected):  # as for the clients of a round
-        return last[3]
-    steps = _cached_steps(cached, model, settings, mu, corrected)
-    model.last_steps = settings, mu, corrected, steps
+    if last and last[0] is settings and last[1] == (mu, corrected, own_loss):  # as for the clients of a round
+        return last[2]
+    steps = _cached_steps(cached, model, settings, mu, corrected, own_loss)
+    model.last_steps = settings, (mu, corrected, own_loss), steps
     return steps
 
 
 def _cached_steps(
-    cached: list[tuple], model: FlatModel, settings: Training, mu: float, corrected: bool
+    cached: list[tuple], model: FlatModel, settings: Training, mu: float, corrected: bool, own_loss: bool
 ) -> Steps:
     """Return the `Steps` in `cached`, newest last, or new ones, for which the oldest may be removed."""
-    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected
+    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected, own_loss
     for index, (known, steps) in enumerate(cached):
         if known == key:
             cached.append(cached.pop(index))
             return steps
     del cached[: len(cached) - MAX_CACHED_STEPS + 1]
-    cached.append((key, Steps(model, settings, mu, corrected)))
+    cached.append((key, Steps(model, settings, mu, corrected, own_loss)))
     return cached[-1][1]

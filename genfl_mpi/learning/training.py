@@ -21,6 +21,7 @@ from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections import Training
+    from genfl_mpi.learning.steps import Loss
     from genfl_mpi.learning.weights import FlatModel
 
 Settings = TypeVar("Settings", bound="Training")
@@ -82,6 +83,7 @@ def train(
     mu: float = 0.0,
     correction: torch.Tensor | None = None,
     anchor: torch.Tensor | None = None,
+    loss_function: Loss | None = None,
 ) -> Report:
     """Run SGD from the weights `start`; leave the result in model.weights and return a `Report`.
 
@@ -89,7 +91,8 @@ def train(
     settings: config.training. rng: NumPy generator, for `draw`. mu: weight of a proximal term in the loss
     (FedProx, Li et al. 2020): mu / 2 times the squared distance of the parameters to those of `anchor`,
     float32 (size,), by default `start`. correction: float32 (parameters,), added to every gradient
-    (SCAFFOLD).
+    (SCAFFOLD). loss_function: (model, images, labels) -> (loss, logits), by default the cross-entropy; what
+    it draws from the device's random stream is keyed, too.
 
     Does not synchronize with the device before the last step. Raises UserError if the model cannot train on a
     batch of one sample.
@@ -98,10 +101,10 @@ def train(
     order = on_device(drawn.order, device).split(drawn.sizes)
     moves = repeat(None) if drawn.moves is None else on_device(drawn.moves, device).split(drawn.sizes, 1)
     last_epoch = len(order) - len(order) // settings.epochs  # index of its first step
-    step = steps_of(model, settings, mu, correction is not None)
+    step = steps_of(model, settings, mu, correction is not None, loss_function is not None)
     losses, outputs, targets = [], [], []  # on the device; read after the last step
     with seeded(drawn.dropout_seed, device):
-        step.begin(start, settings.lr, correction, anchor)
+        step.begin(start, settings.lr, correction, anchor, loss_function)
         for number, (batch, move) in enumerate(zip(order, moves)):
             target = labels[batch]
             try:

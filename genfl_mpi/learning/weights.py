@@ -42,6 +42,12 @@ class FlatModel:
         self.other_buffers = [buffer for _, _, buffer, _ in self._initial]
         self._views: list[tuple[nn.Module, str, torch.Tensor]] = []
         self._shapes = [p.shape for p in parameters]
+        self._names = [name for name, _ in module.named_parameters()]
+        self._names += [
+            name
+            for name, tensor in module.named_buffers(remove_duplicate=False)
+            if tensor.is_floating_point()
+        ]
         self.parameters = sum(p.numel() for p in parameters)
         size = self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers)
         self.weights = torch.empty(size, device=device)
@@ -77,6 +83,15 @@ class FlatModel:
         """View a vector (parameters,) as the module's parameters; a matrix (k, parameters) as (k, ...)."""
         parts = vector.split([shape.numel() for shape in self._shapes], -1)
         return [_reshape(part, shape) for part, shape in zip(parts, self._shapes)]
+
+    def named(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """View weights (size,) as the module's parameters and floating-point buffers, by their names."""
+        parts = dict(zip(self._names, self.split(vector[: self.parameters])))
+        start = self.parameters
+        for name, (_, _, view) in zip(self._names[len(parts) :], self._views):
+            parts[name] = vector[start : start + view.numel()].view_as(view)
+            start += view.numel()
+        return parts
 
     def output_biases(self, classes: int) -> slice | None:
         """Return the slice of the weights that holds the last layer's biases, one per class.

@@ -54,7 +54,7 @@ def rank_bytes(config: Config, arrays: dict[str, np.ndarray], serves: bool = Fal
     found["a client's images"] = together * (samples + extra) * pixels * (FLOAT + 1)
     if extra:  # before concatenation with the client's samples; sent images stay on the GPU
         found["a client's images"] += (together * samples + extra) * pixels * FLOAT
-    if serves and config.augments:
+    if serves and config.has_server_images:
         found["generated images"] = images * pixels * (FLOAT + 1)
         found["optimizer"] += FLOAT * model.parameters * bool(config.augmented.momentum)
         batch = min(config.augmented.batch_size, images)

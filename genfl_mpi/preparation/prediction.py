@@ -156,7 +156,7 @@ def _predict_round(
     early = busy = 0.0
     if server.images.division:
         early = generation.share(server.images.division, batch_seconds, batches)
-    if config.generates and not config.augments:
+    if config.generates and not config.has_server_images:
         # The clients train on these images, so that every rank waits for them.
         early += generation.make_now(batches)
         if config.sends:
@@ -166,9 +166,9 @@ def _predict_round(
     trained = message.plan[message.plan["rank"] != NO_RANK]
     units = server.state.samples[trained["client"]] * trained["epochs"]
     seconds = (units + costs.overhead) / costs.rate
-    if config.augments:
+    if config.has_server_images:
         busy = generation.make_now(batches)
-        if images := len(server.images):
+        if config.augments and (images := len(server.images)):
             busy += (images * config.augmented.epochs + costs.overhead) / costs.rate
     # without clients, bincount returns integers
     ends = np.bincount(trained["rank"], seconds, len(server.pace.speeds)).astype(np.float64)

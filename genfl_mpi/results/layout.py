@@ -111,6 +111,7 @@ ROUNDS = {
         "f8", "1", "accuracy of the global model on the test samples of evaluation.subset; NaN without any"
     ),
     "subset_loss": Column("f8", "nat", "mean cross-entropy of the global model on these samples"),
+    "refine_seconds": Column("f8", "s", "refining the weights of Eq. (1) with the server's images", True),
 }
 # Columns that older files of this layout lack, last in their table; `reader` returns -1, NaN or b"" for them.
 # Those that are not measured are part of the digest only if they have other values.
@@ -121,6 +122,7 @@ ADDED = (
     "subset_accuracy",
     "subset_loss",
     "generating_seconds",
+    "refine_seconds",
 )
 
 CLIENTS = {
@@ -248,6 +250,15 @@ PROBED_CLIENTS = {
     ),
 }
 
+CALIBRATED = {
+    "calibration": Column("i8", "1", "number of a calibration of the output layer"),
+    "round": Column("i8", "1", "number of finished rounds"),
+    "accuracy": Column("f8", "1", "accuracy of the calibrated model on the test set"),
+    "loss": Column("f8", "nat", "mean cross-entropy of the calibrated model on the test set"),
+    "accuracy_per_class": Column("f8", "1", "accuracy on the test samples of each class"),
+    "seconds": Column("f8", "s", "duration of the calibration, on rank 0; part of round_seconds", True),
+}
+
 PARTITION = {
     "pointers": Column(
         "i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"
@@ -267,7 +278,10 @@ TABLES = {
     "audit": AUDIT,
     "probes": PROBES,
     "probed_clients": PROBED_CLIENTS,
+    "calibrated": CALIBRATED,
 }
+# Tables that older files of this layout lack; `reader` returns no rows for them.
+ADDED_TABLES = ("calibrated",)
 # A group with a data set for each table, (appends, 1 + columns) int64: the number of rows after an append,
 # and the CRC-32 of what was added to each column. HDF5's checksum (Fletcher32) covers a whole chunk, which
 # each append rewrites in place: a concurrent reader would meet half-written chunks and could read none of

@@ -16,7 +16,7 @@ from genfl_mpi.config.loading import differing_settings, flat_settings, to_yaml,
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation import algorithms, transforms
+from genfl_mpi.federation import algorithms, refinements, transforms
 from genfl_mpi.federation.policy_lookup import find_memory, find_policies
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
@@ -100,12 +100,15 @@ def prepare(
             check_memory(config)
             algorithms.find(config)
             transforms.find(config)
+            refinements.find(config)
             find_policies(config)
             about = datasets.describe(config.data)
             partition.check(
                 split, config.clients, len(about.classes), about.train_samples - config.data.public_pool
             )
             models.check(config.model, len(about.classes), about.shape)
+            if config.calibration.every is not None:
+                models.check_head(config.model, len(about.classes), about.shape, "calibration.every")
             if config.generates:
                 load_prompts(config.generation.prompts, about.classes)
                 Generator(config, about.shape)

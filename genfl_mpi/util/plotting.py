@@ -31,6 +31,8 @@ COLOURS = {
     "clients fill": "#D55E00",
     "public pool": "#CC79A7",
     "FedAvg, more steps": "#56B4E9",
+    "fine-tuned on images": "#999933",
+    "distilled on images": "#332288",
 }
 LINE_STYLES = ("-", "--", ":", "-.")
 HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, in place of line styles; drawn in the background colour

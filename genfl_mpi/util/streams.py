@@ -39,6 +39,11 @@ PURPOSES = (
     "probe",
     "transform",
     "test subset",
+    "fine tuning",
+    "distillation",
+    "calibration",
+    "data-free",
+    "data-free generator",
 )
 
 

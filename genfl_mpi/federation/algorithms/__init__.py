@@ -10,10 +10,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from genfl_mpi.config import functions
+from genfl_mpi.federation.algorithms.data_free import DENSE, FEDFTG
 from genfl_mpi.federation.algorithms.fedavg import FEDAVG
+from genfl_mpi.federation.algorithms.fedgen import FEDGEN
 from genfl_mpi.federation.algorithms.fednova import FEDNOVA
 from genfl_mpi.federation.algorithms.fedprox import FEDPROX
 from genfl_mpi.federation.algorithms.interface import Algorithm
+from genfl_mpi.federation.algorithms.moon import MOON
 from genfl_mpi.federation.algorithms.scaffold import SCAFFOLD
 from genfl_mpi.federation.algorithms.server_optimizers import FEDADAM, FEDAVGM, FEDYOGI
 from genfl_mpi.util.errors import UserError
@@ -22,7 +25,20 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
 
 ALGORITHMS = {
-    algorithm.name: algorithm for algorithm in (FEDAVG, FEDPROX, FEDNOVA, FEDAVGM, FEDADAM, FEDYOGI, SCAFFOLD)
+    algorithm.name: algorithm
+    for algorithm in (
+        FEDAVG,
+        FEDPROX,
+        FEDNOVA,
+        FEDAVGM,
+        FEDADAM,
+        FEDYOGI,
+        SCAFFOLD,
+        MOON,
+        FEDGEN,
+        DENSE,
+        FEDFTG,
+    )
 }
 
 

@@ -11,6 +11,8 @@ import torch
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
+    from genfl_mpi.federation.refinements.tools import Tools
+    from genfl_mpi.learning.steps import Loss
 
 Weights: TypeAlias = torch.Tensor
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -48,6 +50,7 @@ class Client(NamedTuple):
 
     samples: number it trains on. steps: of its local training. settings: `training` of this round, with this
     client's number of epochs. parameters: number of trainable weights, which come first in the weight vector.
+    last: the round in which its arrays were written, counted from 1; 0 if it has none yet.
     """
 
     id: int
@@ -55,18 +58,22 @@ class Client(NamedTuple):
     steps: int
     settings: Any
     parameters: int
+    last: int = 0
 
 
 class Stage(NamedTuple):
     """Describe one local training.
 
     epochs: passes over the client's data. prox: mu of a proximal term mu / 2 |w - omega^t|^2 in the loss.
-    correction: float32 (parameters,), added to every gradient, or None.
+    correction: float32 (parameters,), added to every gradient, or None. loss: (model, images, labels) ->
+    (loss, logits), a function of the `FlatModel` in training and of a batch, in place of the cross-entropy;
+    it may draw from torch's global random stream, which is keyed by seed, round and client.
     """
 
     epochs: int
     prox: float = 0.0
     correction: torch.Tensor | None = None
+    loss: Loss | None = None
 
 
 class Contribution(NamedTuple):
@@ -129,6 +136,18 @@ def _aggregate(
     return average
 
 
+def _refine(state: Tensors, omega: Weights, tools: Tools, config: Config) -> Weights:
+    return omega
+
+
+def _asks(config: Config) -> tuple[int, ...] | None:
+    return None
+
+
+def _server_passes(config: Config, models: int) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """Define a federated algorithm. Functions that are not given are FedAvg's.
@@ -156,10 +175,20 @@ class Algorithm:
     aggregate(state, omega, average, received, config) -> float64 (size,)
         Return the federated model omega_fl, before Eq. (1); the average by default. Called on rank 0. state:
         {name: float64 tensor}, the declared server arrays; an empty dict at first; may be modified.
+    refine(state, omega, tools, config) -> float64 (size,)
+        Return the global weights after Eq. (1), before the refinements of composition.use; by default as they
+        are. Called on rank 0. omega: float64 (size,); tools: `refinements.tools.Tools`.
+    asks(config) -> shape or None
+        Return the shape of an input about which `refine` asks the clients' models: (features,) of their
+        output layer, or (C, H, W) of an image. None, the default: it asks nothing.
+    server_passes(config, models) -> float
+        Return what `refine` costs in a round, for `price`: forward passes of a sample, of which a training
+        step costs 3. models: of clients.
 
     can_batch: whether several clients can train as one batched computation (`training.clients_per_batch`).
     corrects_gradients: whether a client's update depends on more than its gradients, so that `audit` cannot
-    infer its labels from the update. summary: one line for `help algorithm.name`.
+    infer its labels from the update. client_cost: FLOPs of a client's step relative to plain SGD, for `price`
+    and worlds. summary: one line for `help algorithm.name`.
     """
 
     name: str
@@ -171,8 +200,12 @@ class Algorithm:
     contribute: Callable[..., Contribution] = _contribute
     average: Callable[[Weights, Received, Config], Weights] = _average
     aggregate: Callable[[Tensors, Weights, Weights, Received, Config], Weights] = _aggregate
+    refine: Callable[[Tensors, Weights, Tools, Config], Weights] = _refine
+    asks: Callable[[Config], tuple[int, ...] | None] = _asks
+    server_passes: Callable[[Config, int], float] = _server_passes
     can_batch: bool = True
     corrects_gradients: bool = False
+    client_cost: float = 1.0
     summary: str = ""
 
     def arrays_of_kind(self, kind: Kind, parameters: int, config: Config) -> dict[str, Array]:

@@ -70,6 +70,18 @@ def bias_optimal(state: ServerState) -> float:
     return bias / (bias + error) if bias else 0.0
 
 
+def emd(state: ServerState) -> float:
+    """Return half the mean EMD of the cohort's clients: 0 if each holds the population's mix, 1 at most.
+
+    Our reading of GenFV (Qiang, Chang, Min 2025), whose abstract derives the weight from the clients' earth
+    mover's distance: kappa2 = sum |D_n| EMD_n / (2 sum |D_n|). Clients that share no labels do not count.
+    """
+    labels, samples = state.shared_labels[state.cohort], state.samples[state.cohort]
+    distances = earth_movers_distance(labels, state.shared_labels.sum(0))
+    known = np.isfinite(distances)
+    return float(samples[known] @ distances[known] / (2 * samples[known].sum())) if known.any() else 0.0
+
+
 def _progress(state: ServerState) -> float:
     return min(1.0, state.round / state.config.kappa.horizon)
 
@@ -88,5 +100,6 @@ KAPPA: dict[str, Policy] = {
     "amount": amount,
     "alignment": alignment,
     "bias_optimal": bias_optimal,
+    "emd": emd,
     **validated_kappa.KAPPA,
 }

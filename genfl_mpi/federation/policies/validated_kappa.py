@@ -27,6 +27,18 @@ def softmax_loss(state: ServerState) -> float:
 
 
 @needs("validation")
+def catch_up(state: ServerState) -> float:
+    """Reduce kappa2 as the clients' average catches up: kappa2 min(1, L_fl / L_a)^kappa.power.
+
+    L_fl, L_a: losses of the clients' average and of the augmented model. Until the average has the lower
+    loss, kappa2 stays as configured.
+    """
+    fl, augmented = (state.judge(weights)[0] for weights in (state.fl_weights, state.augmented_weights))
+    settings = state.config.kappa
+    return settings.kappa2 * (min(1.0, fl / augmented) if augmented else 1.0) ** settings.power
+
+
+@needs("validation")
 def line_search(state: ServerState) -> float:
     """Return the kappa2 of kappa.grid with the lowest loss of the mixed model."""
     grid = state.config.kappa.grid
@@ -106,6 +118,7 @@ KAPPA: dict[str, Policy] = {
     "softmax_loss": softmax_loss,
     "line_search": line_search,
     "bandit": bandit,
+    "catch_up": catch_up,
     "cost_aware": cost_aware,
     "shapley": shapley,
 }
