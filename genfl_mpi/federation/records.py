@@ -58,6 +58,7 @@ class Record:
     hindsight: dict[str, np.ndarray] = field(default_factory=dict)
     audit: dict[str, np.ndarray] = field(default_factory=dict)
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attacks: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         text = f"round {self.round}: accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.3f}"
@@ -100,6 +101,7 @@ class Recorder:
 
     device: of `devices.describe_models`; data: the run's arrays; parameters: how many of the weights are
     parameters; evaluate: collective function () -> (accuracy, loss, accuracy per class) of omega^t.
+    success: collective function () -> success rate of a backdoor in omega^t, or None.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Recorder:
         parameters: int,
         probes: Probes,
         evaluate: Callable[[], tuple[float, float, np.ndarray]],
+        success: Callable[[], float] | None = None,
     ) -> None:
+        self.success = success
         self.config, self.device, self.data, self.client_images = config, device, data, client_images
         self.messages, self.parameters, self.probes, self.evaluate = messages, parameters, probes, evaluate
 
@@ -140,6 +144,7 @@ class Recorder:
             "clients": clients,
             "ranks": rank_columns(reduction, number),
             "audit": audit_columns(reduction, clients),
+            "attacks": attack_columns(self.data["attackers"], clients, number),
             "generated": this.made,
         }
 
@@ -148,8 +153,11 @@ class Recorder:
         with failing.annotate_errors(f"round {this.t + 1}"):
             with this.clock("evaluate"):
                 accuracy, loss, accuracy_per_class = self.evaluate()
+                success = self.success() if self.success else np.nan
             probed = self.probes.measure(this.t + 1, this.average)
             if this.tables:  # on rank 0
+                if this.tables["attacks"]:
+                    this.tables["attacks"]["success"] = np.array([success])
                 this.tables["columns"] |= of_clocks(
                     this.clock,
                     this.waiting,
@@ -242,6 +250,20 @@ def audit_columns(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[
     }
 
 
+def attack_columns(
+    attackers: np.ndarray, clients: dict[str, np.ndarray], round: int
+) -> dict[str, np.ndarray]:
+    """Return the columns of /attacks after a round, without the success; empty in a run without attackers.
+
+    attackers: bool (all clients,); clients: columns of /clients.
+    """
+    if not attackers.any():
+        return {}
+    attacking = attackers[clients["client"]]
+    counts = {"attackers": attacking.sum(), "attackers_rho": clients["rho"][attacking].sum()}
+    return {name: np.array([value]) for name, value in {"round": round, **counts}.items()}
+
+
 def rank_columns(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
     """Return the columns of /ranks after a round. reduction: as reduced."""
     seconds = {name: reduction.rank_column(name).copy() for name in ("train_seconds", "wait_seconds")}
@@ -279,7 +301,7 @@ def of_models(
     """
     counted = clients["rho"] > 0  # without dropped clients
     rho, norms = clients["rho"][counted], clients["update_norm"][counted]
-    trained = average is not None
+    trained = average is not None and bool(counted.any())  # a defence may trust no client
     change = np.nan if average is None else distance(average, omega_t, parameters)
     return {
         "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,

@@ -156,6 +156,8 @@ class Server:
         self.cohort = Cohort(ids, self.state.samples[ids], epochs, np.zeros(len(ids)))
         if counted.any() and "models" not in needs_of(self.rho_policy):
             self.weigh(plan, counted)
+        if self.config.uses_slices:  # which replace the sum
+            plan["rho"] = 0.0
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
         busy = self.images.busy_seconds(self.state, rates[0])
         plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.clients_per_batch)

@@ -28,6 +28,7 @@ from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
 from genfl_mpi.federation.records import Recorder
 from genfl_mpi.federation.resident import Resident
+from genfl_mpi.federation.robust import attacks, combination
 from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
 from genfl_mpi.federation.worker import Worker
@@ -107,6 +108,7 @@ class Simulation:
         self.about = datasets.describe(config.data)
         algorithm = collectives.call_on_all(self.comm, lambda: algorithms.find(config))
         policies = collectives.call_on_all(self.comm, lambda: find_policies(config, policies))
+        collectives.call_on_all(self.comm, lambda: combination.check(config, algorithm, policies["rho"]))
         self.device = devices.set_up(self.comm, config.runtime)
         self.device_models = devices.describe_models(self.comm, self.device)
         self._windows: list[tuple[Any, list[weakref.ref]]] = []
@@ -159,6 +161,7 @@ class Simulation:
         audit.
         """
         config, side = self.config, min(self.about.shape[1:])
+        attacks.check(config, self.about)
         outputs = self.model.output_biases(len(self.about.classes)) if config.audit else None
         if config.audit and outputs is None:
             raise UserError(
@@ -229,15 +232,34 @@ class Simulation:
         known = trials.make_questions(
             comm, config, about, data, self.model, messages.broadcast.plan, server_images, worker
         )
+        combined, success = None, None
+        if config.uses_slices:
+            sizes = len(self.model.weights), self.model.parameters
+            combined = combination.Combination(comm, config, *sizes, messages, data["attackers"])
+            worker.observers.append(combined.put)
+        if config.trains_clients and config.attack.share and config.attack.kind == "backdoor":
+            success = partial(
+                attacks.measure_success, comm, self.model, messages.resident.omega, data, config, about
+            )
         probes = Probes(comm, config, self.model, clients, images, note)
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
         recorder = Recorder(
-            config, self.device_models, data, images, messages, self.model.parameters, probes, self._evaluate
+            config,
+            self.device_models,
+            data,
+            images,
+            messages,
+            self.model.parameters,
+            probes,
+            self._evaluate,
+            success,
         )
         questions = Questions(comm, known)
-        return Parts(comm, config, server, worker, messages, images, questions, recorder, note, leaving)
+        return Parts(
+            comm, config, server, worker, messages, images, questions, combined, recorder, note, leaving
+        )
 
     def restore(
         self, round: int, weights: Any, state: dict[str, np.ndarray], tables: dict[str, dict]

@@ -12,6 +12,7 @@ from genfl_mpi.data.clients import free_rider_noise
 from genfl_mpi.federation import transforms
 from genfl_mpi.federation.algorithms.interface import Client
 from genfl_mpi.federation.messages import MODEL, NO_RANK
+from genfl_mpi.federation.robust import attacks
 from genfl_mpi.federation.transforms.chain import Chain
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import local_batches
@@ -69,7 +70,12 @@ class Worker:
         self.kept: dict[int, torch.Tensor] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
         self.chain = Chain(
-            collectives.call_on_all(comm, lambda: transforms.find(config)), config, model.parameters
+            [
+                *attacks.find_transform(config, dataset.arrays["attackers"]),
+                *collectives.call_on_all(comm, lambda: transforms.find(config)),
+            ],
+            config,
+            model.parameters,
         )
         self.twin: BatchedModel | None = None
         if config.trains_clients and config.training.clients_per_batch > 1:

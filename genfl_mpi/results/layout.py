@@ -231,6 +231,19 @@ PROBED_CLIENTS = {
     ),
 }
 
+ATTACKS = {
+    "attack": Column("i8", "1", "number of the row, one for each round of a run with attackers"),
+    "round": Column("i8", "1", "round"),
+    "attackers": Column("i8", "1", "attackers in the cohort"),
+    "attackers_rho": Column("f8", "1", "sum of the attackers' weights in Eq. (1)"),
+    "success": Column(
+        "f8",
+        "1",
+        "share of the test images of other classes that the trigger turns into attack.target, NaN without a "
+        "backdoor",
+    ),
+}
+
 PARTITION = {
     "pointers": Column(
         "i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"
@@ -250,7 +263,11 @@ TABLES = {
     "audit": AUDIT,
     "probes": PROBES,
     "probed_clients": PROBED_CLIENTS,
+    "attacks": ATTACKS,
 }
+# Tables that older files of this layout lack: `reader` returns no rows of them. Without rows they are not
+# part of the digest.
+ADDED_TABLES = ("attacks",)
 # A group with a data set for each table, (appends, 1 + columns) int64: the number of rows after an append,
 # and the CRC-32 of what was added to each column. HDF5's checksum (Fletcher32) covers a whole chunk, which
 # each append rewrites in place: a concurrent reader would meet half-written chunks and could read none of

@@ -17,6 +17,7 @@ from genfl_mpi import __version__
 from genfl_mpi.results import progress, superblock
 from genfl_mpi.results.layout import (
     ADDED,
+    ADDED_TABLES,
     CHECKSUMS,
     FINISHED,
     PARTITION,
@@ -80,7 +81,7 @@ def _why_unreadable(file: h5py.File) -> str | None:
             f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout "
             f"{VERSION}: {advice}"
         )
-    missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - set(file)
+    missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - {*ADDED_TABLES, *file}
     return f"the file is damaged: /{min(missing)} is missing; {ADVICE}" if missing else None
 
 
@@ -185,6 +186,8 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
     if table == "partition":
         return {name: read_array(file, f"{table}/{name}") for name in names or PARTITION}
     order = list(TABLES[table])
+    if table in ADDED_TABLES and table not in file:
+        return {name: np.empty(0, TABLES[table][name].dtype) for name in names or order}
     rows = len(file[table][order[0]])  # the numbering, which is written last
     sums = _read(file, f"{CHECKSUMS}/{table}")
     # A failed write may leave a row of zeros, or the row of an append without its numbering.
@@ -236,7 +239,10 @@ def digests(path: Path | str) -> tuple[str, str, bool]:
         results = hashlib.sha256()
         for table, columns in {"partition": PARTITION, **TABLES}.items():
             names = [name for name, column in columns.items() if not column.measured]
-            for name, array in read_columns(file, table, names).items():
+            found = read_columns(file, table, names)
+            if table in ADDED_TABLES and not len(found["round"]):
+                continue
+            for name, array in found.items():
                 results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())
                 results.update(np.ascontiguousarray(array).tobytes())
         return weights.hexdigest(), results.hexdigest(), is_finished(file)

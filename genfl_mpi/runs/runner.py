@@ -19,6 +19,7 @@ from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.federation import algorithms, transforms
 from genfl_mpi.federation.policy_lookup import find_memory, find_policies
+from genfl_mpi.federation.robust import attacks, combination
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
@@ -98,10 +99,10 @@ def prepare(
                 config.data, 0 if split.replacement else config.clients * split.min_samples
             )
             check_memory(config)
-            algorithms.find(config)
             transforms.find(config)
-            find_policies(config)
+            combination.check(config, algorithms.find(config), find_policies(config)["rho"])
             about = datasets.describe(config.data)
+            attacks.check(config, about)
             partition.check(
                 split, config.clients, len(about.classes), about.train_samples - config.data.public_pool
             )

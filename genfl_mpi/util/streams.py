@@ -38,6 +38,8 @@ PURPOSES = (
     "label cost",
     "probe",
     "transform",
+    "attackers",
+    "poison",
 )
 
 
