@@ -1,11 +1,14 @@
 """Attacks on the global model, and robust aggregation of the cohort's models, on any number of ranks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import FAST, mpirun
 
 from genfl_mpi import Simulation
+from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.cli import main
 from genfl_mpi.config.adversity import Attack, Defence
 from genfl_mpi.config.loading import single
@@ -17,6 +20,7 @@ from genfl_mpi.federation.robust.slices import Slices
 from genfl_mpi.federation.transforms.chain import Chain
 from genfl_mpi.learning.weights import BLOCK
 from genfl_mpi.mpi import collectives
+from genfl_mpi.preparation import plan
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
@@ -299,6 +303,33 @@ def test_tables_without_attackers_do_not_change_the_digest(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["attacks"], file["checksums/attacks"]
     assert reader.digests(path) == before
+
+
+def test_the_heat_map_has_a_cell_for_each_attack_and_defence(tmp_path):
+    run = [
+        *FAST,
+        "rounds=1",
+        "attack.share=0.5",
+        f"output={tmp_path}",
+        "sweep.attack.kind=[sign_flip,backdoor]",
+    ]
+    assert main([*run, "sweep.defence.name=[none,median]", "--quiet"]) == 0
+    paths = sorted(tmp_path.glob("*.h5"))
+    assert len(paths) == 4
+    figure = robustness(paths)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert len(texts) == 4 and sum("(" in text for text in texts) == 2, "success of the backdoor"
+    assert main(["plot", str(tmp_path), "--figure", "robustness", "-o", f"{tmp_path}/a.png"]) == 0
+    with pytest.raises(UserError, match="has no attackers"):
+        assert main([*FAST, "rounds=1", f"output={tmp_path}/none", "--quiet"]) == 0
+        robustness(list((tmp_path / "none").glob("*.h5")))
+
+
+def test_plan_counts_the_slices():
+    config = single(None, [*FAST, "cohort=4", "defence.name=median"], {})
+    costs = SimpleNamespace(broadcast_bytes=8_000_000)
+    line = plan._slices(config, costs, 4)
+    assert "4 models: 6 MB from every rank" in line and "16 MB memory per rank" in line
 
 
 @pytest.mark.parametrize(

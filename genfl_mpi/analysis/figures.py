@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from genfl_mpi.analysis import cost_figures, curves
 from genfl_mpi.analysis.heterogeneity import heterogeneity
+from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.analysis.timeline import timeline
 from genfl_mpi.config.loading import validate
 from genfl_mpi.data import datasets
@@ -24,6 +25,7 @@ MULTI_RUN = {
     "classes": curves.classes,
     "costs": cost_figures.measured,
     "heterogeneity": heterogeneity,
+    "robustness": robustness,
 }
 IMAGES_PER_CLASS = 6  # generated, and as many real ones
 

@@ -20,6 +20,7 @@ FIGURES = {
     "timeline": "activity of each rank in a round, of one run",
     "images": "generated images beside real ones, of one run",
     "heterogeneity": "differences between clients, of runs with probes",
+    "robustness": "accuracy of each attack under each defence",
     "costs": "seconds per phase and bytes per message; with --world\n"
     "                 accuracy over simulated seconds, joules and bytes",
 }

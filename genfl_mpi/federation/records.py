@@ -79,7 +79,7 @@ class Round:
     `Made` for each batch of images. omega_a: float32 (size,), the augmented model; augmented: the `Report` of
     its training. average: float64 (size,), the mean of the clients' models. omega_fl: float64 (size,), what
     the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
-    called. tables: fields of the `Record`, by name.
+    called. slice_bytes: of the models that rank 0 sent in slices. tables: fields of the `Record`, by name.
     """
 
     t: int
@@ -93,6 +93,7 @@ class Round:
     kappa2: float = 0.0
     asked: ServerState | None = None
     waiting: collectives.Waiting = collectives.Waiting(0.0, 0.0)
+    slice_bytes: int = 0
     tables: dict[str, Any] = field(default_factory=dict)
 
 
@@ -164,6 +165,7 @@ class Recorder:
                     self.messages.broadcast,
                     self.messages.reduction,
                     self.client_images.bytes,
+                    this.slice_bytes,
                 )
                 this.tables["columns"] |= accuracy_over_clients(
                     accuracy_per_class, self.data["label_histograms"]
@@ -338,11 +340,16 @@ def of_pay(
 
 
 def of_clocks(
-    clock: Clock, waiting: collectives.Waiting, broadcast: Broadcast, reduction: Reduction, sent: int
+    clock: Clock,
+    waiting: collectives.Waiting,
+    broadcast: Broadcast,
+    reduction: Reduction,
+    sent: int,
+    sliced: int,
 ) -> dict[str, Any]:
     """Return the columns of /rounds on time and traffic.
 
-    sent: bytes of images from rank 0 to every rank.
+    sent: bytes of images from rank 0 to every rank; sliced: of models, in slices, from rank 0.
     """
     return {
         "round_seconds": clock.now(),
@@ -355,5 +362,5 @@ def of_clocks(
         "train_seconds": reduction.rank_column("train_seconds").max(),
         "wait_seconds": reduction.rank_column("wait_seconds").mean(),
         "broadcast_bytes": broadcast.buffer.nbytes + sent,
-        "reduce_bytes": reduction.buffer.nbytes,
+        "reduce_bytes": reduction.buffer.nbytes + sliced,
     }

@@ -190,6 +190,7 @@ def _reduce(this: Round, parts: Parts) -> None:
     with this.clock("reduce"):
         if parts.combination:
             parts.combination.combine(server, this.omega_a, this.interrupted)
+            this.slice_bytes = parts.combination.bytes
         messages.resident.reduce(comm)
 
 

@@ -94,7 +94,12 @@ ROUNDS = {
         "size of the message from rank 0 to every rank, and of the images that clients train on",
         True,
     ),
-    "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
+    "reduce_bytes": Column(
+        "i8",
+        "B",
+        "size of the message from every rank to rank 0, and of the models that rank 0 sends in slices",
+        True,
+    ),
     "images_from_bank": Column(
         "i8",
         "1",
