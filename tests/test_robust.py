@@ -238,12 +238,12 @@ def test_the_mean_of_a_defence_is_fedavg_up_to_rounding():
 
 def test_fedavg_collapses_under_sign_flip_and_the_median_does_not():
     run = [
-        "rounds=12",
+        "rounds=4",
         "clients=10",
         "cohort=10",
         "partition.scheme=iid",
-        "data.samples=400",
-        "training.lr=0.05",
+        "data.name=mnist5k",
+        "training.lr=0.1",
     ]
     attack = ["attack.share=0.2", "attack.kind=sign_flip", "attack.scale=10"]
     honest = final(*run).accuracy
@@ -272,7 +272,8 @@ def test_fltrust_without_trust_keeps_the_weights():
     simulation = Simulation(overrides=[*FAST, *run, *flip])
     before = simulation.weights.clone()
     [record] = simulation
-    assert record.clients["rho"].tolist() == [0, 0, 0] and torch.equal(simulation.weights, before)
+    assert record.clients["rho"].tolist() == [0, 0, 0]
+    assert torch.allclose(simulation.weights, before, rtol=0, atol=2.0**-40)
 
 
 def test_a_client_that_is_not_finite_is_left_out_of_a_defence():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +14,9 @@ from genfl_mpi.config.loading import validate
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.plotting import panels, styled
+
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
 
 ROOTS = {"genfl": "generated root", "pool": "real root"}  # of FLTrust, by method
 LAST = 3  # rounds whose accuracy is averaged
@@ -27,7 +31,7 @@ def outcome(path: Path) -> Outcome:
     last round, NaN without one.
     """
     with open_results(path) as file, report_damage(path):
-        config = validate(read_config(file), str(path))
+        config: Config = validate(read_config(file), str(path))
         accuracy = read_columns(file, "rounds", ["accuracy"])["accuracy"]
         success = read_columns(file, "attacks", ["success"])["success"]
     if not len(accuracy):
@@ -54,8 +58,8 @@ def robustness(paths: Sequence[Path]) -> Figure:
     )
     attacks, defences = {}, {}
     for path in paths:
-        panel, attack, defence, *values = outcome(path)
-        found[panel][attack, defence].append((values[0], values[1]))
+        panel, attack, defence, final, success = outcome(path)
+        found[panel][attack, defence].append((final, success))
         attacks[attack] = defences[defence] = True
     if set(attacks) == {"none"}:
         raise UserError(f"{paths[0]}: has no attackers; give runs with attack.share above 0")
@@ -65,9 +69,9 @@ def robustness(paths: Sequence[Path]) -> Figure:
         for row, defence in enumerate(defences):
             for column, attack in enumerate(attacks):
                 if values := cells.get((attack, defence)):
-                    accuracy, success = 100 * np.mean(values, axis=0)
-                    shown[row, column] = accuracy
-                    text = f"{accuracy:.0f}" + (f"\n({success:.0f})" if np.isfinite(success) else "")
+                    shown[row, column], success = 100 * np.mean(values, axis=0)
+                    text = f"{shown[row, column]:.0f}"
+                    text += f"\n({success:.0f})" if np.isfinite(success) else ""
                     axes.text(column, row, text, size=5, ha="center", va="center", color="black")
         axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=max(1.0, float(np.nanmax(shown))), aspect="auto")
         axes.set_title(panel)

@@ -208,7 +208,7 @@ class Recorder:
 
     def _remember(self, this: Round, server: Server, clients: dict[str, np.ndarray]) -> None:
         """Update the server's memory of the clients' training and of the ranks' speed."""
-        server.note(clients)
+        server.note(clients, self.messages.reduction.records)
         trained = clients["rank"] != NO_RANK
         samples, epochs, seconds, rank = (
             clients[name][trained] for name in ("samples", "epochs", "seconds", "rank")

@@ -24,6 +24,7 @@ from genfl_mpi.generation import plans
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.mpi import failing
 from genfl_mpi.mpi.schedule import Pace, assign
+from genfl_mpi.results.client_state import NOWHERE
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 # Prefixes of names in the checkpoint: memory of policies and of the algorithm, and measured speeds.
 POLICY, ALGORITHM, PACE = "policy.", "algorithm.", "pace."
-TRAINED = "trained"  # in the checkpoint: the round of each client's last training
+# In the checkpoint: the round of each client's last training, and where its state lies.
+TRAINED, LOCATIONS = "trained", "locations"
 
 
 class Server:
@@ -104,6 +106,8 @@ class Server:
         keeps = algorithm.arrays_of_kind("client", 1, config)
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
+        # of each client's state: LOCATION of `client_state`
+        self.locations = np.full((len(self.trained), 4), NOWHERE, dtype=np.int64)
         self.willing = np.ones(0, dtype=bool)  # which members of the cohort do not decline
         self.status = np.empty(0, STATUS_DTYPE)
         none = np.zeros(0, dtype=np.int64)
@@ -137,6 +141,8 @@ class Server:
             self._local_epochs(cohort),
         )
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
+        if len(self.trained):
+            message.locations[:] = self.locations[cohort]
         if not self.config.sends:
             self._admit(plan)
 
@@ -252,14 +258,18 @@ class Server:
             raise UserError(f"{name} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
 
-    def note(self, clients: dict[str, np.ndarray]) -> None:
+    def note(self, clients: dict[str, np.ndarray], records: np.ndarray) -> None:
         """Remember a complete round: its policies' memory, and how its clients trained.
 
-        clients: columns of /clients.
+        clients: columns of /clients; records: of the `Reduction`.
         """
         self.remembered = self.memories
         if len(self.trained):
-            self.trained[clients["client"][np.isfinite(clients["update_norm"])]] = self.state.round + 1
+            wrote = records[:, 0] > 0
+            who, ranks = clients["client"][wrote], clients["rank"][wrote].astype(np.int64)
+            offsets, checksums = (records[wrote] - (1, 0)).T
+            self.trained[who] = now = self.state.round + 1
+            self.locations[who] = np.stack([np.full(len(who), now), ranks, offsets, checksums], 1)
         self._note_clients(clients)
 
     def replay(self, clients: dict[str, np.ndarray], generated: dict[str, np.ndarray]) -> None:
@@ -311,7 +321,7 @@ class Server:
                 PACE + name: array
                 for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
             }
-            | ({TRAINED: self.trained} if len(self.trained) else {})
+            | ({TRAINED: self.trained, LOCATIONS: self.locations} if len(self.trained) else {})
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
@@ -330,7 +340,7 @@ class Server:
             remembered.update(under(f"{POLICY}{policy}."))
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
-            self.trained = arrays[TRAINED].copy()
+            self.trained, self.locations = arrays[TRAINED].copy(), arrays[LOCATIONS].copy()
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
         self.replay(tables["clients"], tables["generated"])
 

@@ -127,7 +127,7 @@ class Simulation:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Return the bytes of a checkpoint, with a state file of every client if they have any; on rank 0."""
+        """Return the bytes of a checkpoint, with a state of every client if they have any; on rank 0."""
         shapes = self.client_states.shapes.values() if self.client_states else ()
         states = 4 * sum(map(math.prod, shapes)) * self.config.clients
         server = self.server.state_arrays().values() if self.server else ()
@@ -186,9 +186,10 @@ class Simulation:
         outputs = len(self.about.classes) if config.audit else 0
         sums = algorithm.arrays_of_kind("sum", self.model.parameters, config)
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
+        stateful = bool(algorithm.arrays_of_kind("client", self.model.parameters, config))
         zeros = partial(staging.zeros, device=self.device)
-        broadcast = Broadcast(size, cohort, arrays, zeros)
-        reduction = Reduction(size, cohort, self.comm.size, sums, outputs, zeros)
+        broadcast = Broadcast(size, cohort, arrays, stateful, zeros)
+        reduction = Reduction(size, cohort, self.comm.size, sums, outputs, stateful, zeros)
         resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data)
         return Messages(broadcast, reduction, resident)
 
@@ -206,7 +207,7 @@ class Simulation:
             return None
         run = run or collectives.from_rank0(self.comm, sealed_files.new_run_id)
         shapes = {name: array.shape for name, array in kept.items()}
-        return ClientStates(folder or Path(self.config.output) / "variates", shapes, run)
+        return ClientStates(folder or Path(self.config.output) / "variates", shapes, run, self.comm.rank)
 
     def _assemble(
         self,

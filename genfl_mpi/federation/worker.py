@@ -94,15 +94,19 @@ class Worker:
         groups = [training[first : first + together] for first in range(0, len(training), together)]
         assigned = [places for places in groups if ranks[places[0]] == self.comm.rank]
         done, of = 0, sum(map(len, assigned))
-        for places in assigned:
+        for places, following in zip(assigned, [*assigned[1:], []]):
             if self.leaving():
-                return
+                break
+            if self.client_states and following:
+                self.client_states.read_ahead(self.broadcast.locations[following[0]])
             self.note("train", int(self.broadcast.plan["client"][places[0]]), done=done, of=of)
             if self.twin:
                 self._train_group(self.twin, places, round, clock)
             else:
                 self._train_client(places[0], round, clock)
             done += len(places)
+        if self.client_states:
+            self.client_states.commit()
 
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
@@ -121,7 +125,7 @@ class Worker:
         client = Client(number, len(images), steps, settings, self.model.parameters)
         rng = streams.generator(self.config.seed, "client", round, number)
         with failing.annotate_errors(f"client {number}"):
-            own = self._read_state(number, since)
+            own = self._read_state(place, number, since)
             noise = free_rider_noise(self.dataset.arrays, number, self.config)
             if noise is None:
                 report = self._train_stages(client, own, images, labels, rng)
@@ -133,7 +137,7 @@ class Worker:
                 sums, own = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
-                self._write_state(number, round + 1, own)
+                self._write_state(place, number, round + 1, own)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
     def _train_stages(
@@ -180,14 +184,14 @@ class Worker:
         for one, before, after in zip(done, ends, ends[1:]):
             self._report(*one, start + before * second, (after - before) * second)
 
-    def _read_state(self, client: int, since: int) -> dict[str, torch.Tensor]:
+    def _read_state(self, place: int, client: int, since: int) -> dict[str, torch.Tensor]:
         """Read the client's own arrays onto the device. since: the round that wrote them, or 0."""
         if not self.client_states:
             return {}
-        arrays = self.client_states.read(client, since)
-        return {name: torch.from_numpy(array).to(self.resident.device) for name, array in arrays.items()}
+        arrays = self.client_states.read(client, since, self.broadcast.locations[place])
+        return {name: torch.tensor(array, device=self.resident.device) for name, array in arrays.items()}
 
-    def _write_state(self, client: int, round: int, own: dict[str, torch.Tensor]) -> None:
+    def _write_state(self, place: int, client: int, round: int, own: dict[str, torch.Tensor]) -> None:
         """Write the client's own arrays, if it has any. round: 1 is the first."""
         if own and not self.client_states:
             raise UserError(
@@ -196,7 +200,8 @@ class Worker:
             )
         if self.client_states and own:
             arrays = {name: tensor.cpu().numpy() for name, tensor in own.items()}
-            self.client_states.write(client, round, arrays)
+            offset, checksum = self.client_states.write(client, round, arrays)
+            self.reduction.records[place] = offset + 1, checksum
 
     def _add(self, place: int, rho: float, weights: torch.Tensor, report: Report) -> tuple[float, float]:
         """Add rho_n omega_n to the exact sum, or keep omega_n for a later sum.

@@ -120,7 +120,8 @@ def _slices(config: Config, costs: Costs, ranks: int) -> str:
     held = 1 if ranks == 1 else 2
     return (
         f"  slices    {config.cohort} models: {each * (1 - 1 / ranks) / 1e6:,.3g} MB from every rank to the "
-        f"others per round, {held * each / 1e6:,.3g} MB memory per rank, for defence.name={config.defence.name}"
+        f"others per round, {held * each / 1e6:,.3g} MB memory per rank, for "
+        f"defence.name={config.defence.name}"
     )
 
 

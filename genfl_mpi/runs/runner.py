@@ -26,6 +26,7 @@ from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
 from genfl_mpi.results import checkpoint, disk, environment, lock, progress, reader, sealed_files, status
+from genfl_mpi.results.client_state import ClientStates
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.runs import equal_runs, inputs
 from genfl_mpi.util.errors import UserError
@@ -322,11 +323,25 @@ def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: pr
     note("checkpoint")
     writer.flush()
     if states:
+        if states.is_scattered(server.locations):
+            server.locations = states.compact(simulation.round, server.trained, server.locations)
         states.flush()
     keep = _keep(simulation)
     checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
-        states.prune(checkpoint.read_last_training(path))
+        states.prune(simulation.round, checkpoint.read_locations(path))
+
+
+def _copy_states(simulation: Simulation, earlier: Earlier) -> None:
+    """Copy the clients' states of the run of which this one is a fork."""
+    states, server = simulation.client_states, simulation.server
+    if not (earlier.source and states and server):
+        return
+    others = ClientStates(earlier.source.with_suffix(".variates"), states.shapes, earlier.source_run)
+    trained, locations = (earlier.state[name] for name in ("trained", "locations"))
+    server.locations = states.compact(earlier.rounds, trained, locations, others)
+    earlier.state["locations"] = server.locations
+    states.flush()
 
 
 def _with_first_runtime(path: Path, config: Config) -> Config:
@@ -536,9 +551,7 @@ def _open(
     if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
     if earlier.source and simulation.client_states:
-        states = earlier.source.with_suffix(".variates")
-        simulation.client_states.copy_from(states, earlier.source_run, earlier.state["trained"])
-        simulation.client_states.flush()
+        _copy_states(simulation, earlier)
     if earlier.rounds and earlier.weights is not None:
         keep = _keep(simulation)
         checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)
