@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from genfl_mpi.analysis import cost_figures, curves
 from genfl_mpi.analysis.heterogeneity import heterogeneity
+from genfl_mpi.analysis.personal_figure import personal
 from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.analysis.timeline import timeline
 from genfl_mpi.config.loading import validate
@@ -26,6 +27,7 @@ MULTI_RUN = {
     "costs": cost_figures.measured,
     "heterogeneity": heterogeneity,
     "robustness": robustness,
+    "personal": personal,
 }
 IMAGES_PER_CLASS = 6  # generated, and as many real ones
 

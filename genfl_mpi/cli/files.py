@@ -21,6 +21,7 @@ FIGURES = {
     "images": "generated images beside real ones, of one run",
     "heterogeneity": "differences between clients, of runs with probes",
     "robustness": "accuracy of each attack under each defence",
+    "personal": "local accuracy over clients, of runs with personal models",
     "costs": "seconds per phase and bytes per message; with --world\n"
     "                 accuracy over simulated seconds, joules and bytes",
 }

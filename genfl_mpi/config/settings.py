@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from genfl_mpi.config.adversity import Attack, Defence, assumed_attackers, uses_slices
+from genfl_mpi.config.personalisation import Personal
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
     TRAINING_CLIENTS,
@@ -177,6 +178,7 @@ class Config(Section):
     augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )
+    personal: Annotated[Personal, TRAINING_CLIENTS] = Personal()
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Annotated[Generation, PLANNED_IMAGES] = Generation()

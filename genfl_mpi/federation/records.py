@@ -43,8 +43,8 @@ class Record:
 
     accuracy_per_class: float64 (classes,). columns: the other columns of /rounds. clients, ranks: columns of
     /clients and /ranks, arrays (cohort,) and (ranks,). generated: a `server_images.Made` for each batch of
-    this round. hindsight, audit: columns of /hindsight and /audit, empty if not due. probes: columns of
-    /probes and /probed_clients by table, empty without a probe.
+    this round. hindsight, audit, attacks, personal: columns of these tables, empty if not due. probes: those
+    of /probes and /probed_clients by table, empty without a probe.
     """
 
     round: int
@@ -59,6 +59,7 @@ class Record:
     audit: dict[str, np.ndarray] = field(default_factory=dict)
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     attacks: dict[str, np.ndarray] = field(default_factory=dict)
+    personal: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         text = f"round {self.round}: accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.3f}"
@@ -102,7 +103,8 @@ class Recorder:
 
     device: of `devices.describe_models`; data: the run's arrays; parameters: how many of the weights are
     parameters; evaluate: collective function () -> (accuracy, loss, accuracy per class) of omega^t.
-    success: collective function () -> success rate of a backdoor in omega^t, or None.
+    success: collective function () -> success rate of a backdoor in omega^t, or None. personal: collective
+    function (finished rounds) -> columns of /personal, on rank 0.
     """
 
     def __init__(
@@ -115,9 +117,10 @@ class Recorder:
         parameters: int,
         probes: Probes,
         evaluate: Callable[[], tuple[float, float, np.ndarray]],
-        success: Callable[[], float] | None = None,
+        success: Callable[[], float] | None,
+        personal: Callable[[int], dict[str, np.ndarray]],
     ) -> None:
-        self.success = success
+        self.success, self.personal = success, personal
         self.config, self.device, self.data, self.client_images = config, device, data, client_images
         self.messages, self.parameters, self.probes, self.evaluate = messages, parameters, probes, evaluate
 
@@ -155,6 +158,7 @@ class Recorder:
             with this.clock("evaluate"):
                 accuracy, loss, accuracy_per_class = self.evaluate()
                 success = self.success() if self.success else np.nan
+                personal = self.personal(this.t + 1)
             probed = self.probes.measure(this.t + 1, this.average)
             if this.tables:  # on rank 0
                 if this.tables["attacks"]:
@@ -170,7 +174,8 @@ class Recorder:
                 this.tables["columns"] |= accuracy_over_clients(
                     accuracy_per_class, self.data["label_histograms"]
                 )
-            return Record(this.t + 1, accuracy, loss, accuracy_per_class, probes=probed, **this.tables)
+            measured = {"probes": probed, "personal": personal}
+            return Record(this.t + 1, accuracy, loss, accuracy_per_class, **measured, **this.tables)
 
     def _columns(
         self,

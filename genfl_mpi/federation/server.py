@@ -103,7 +103,7 @@ class Server:
         self.remembered: dict[str, dict] = {name: {} for name in with_memory}
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
-        keeps = algorithm.arrays_of_kind("client", 1, config)
+        keeps = algorithm.arrays_of_kind("client", 1, config) or config.personal.keeps_state
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
         # of each client's state: LOCATION of `client_state`

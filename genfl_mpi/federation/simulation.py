@@ -17,7 +17,7 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
-from genfl_mpi.federation import algorithms, trials
+from genfl_mpi.federation import algorithms, personal, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import Broadcast, Reduction
@@ -108,12 +108,16 @@ class Simulation:
         self.about = datasets.describe(config.data)
         algorithm = collectives.call_on_all(self.comm, lambda: algorithms.find(config))
         policies = collectives.call_on_all(self.comm, lambda: find_policies(config, policies))
+        collectives.call_on_all(self.comm, lambda: personal.check(config, algorithm))
         collectives.call_on_all(self.comm, lambda: combination.check(config, algorithm, policies["rho"]))
         self.device = devices.set_up(self.comm, config.runtime)
         self.device_models = devices.describe_models(self.comm, self.device)
         self._windows: list[tuple[Any, list[weakref.ref]]] = []
         self.data = self._share_data(dataset)
         self.model = self._build_model()
+        self.personal = collectives.call_on_all(
+            self.comm, lambda: personal.Personalisation(config, self.model)
+        )
         outputs = collectives.call_on_all(self.comm, self._check)
         messages = self._allocate_messages(algorithm)
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
@@ -186,7 +190,7 @@ class Simulation:
         outputs = len(self.about.classes) if config.audit else 0
         sums = algorithm.arrays_of_kind("sum", self.model.parameters, config)
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
-        stateful = bool(algorithm.arrays_of_kind("client", self.model.parameters, config))
+        stateful = bool(self._state_shapes(algorithm))
         zeros = partial(staging.zeros, device=self.device)
         broadcast = Broadcast(size, cohort, arrays, stateful, zeros)
         reduction = Reduction(size, cohort, self.comm.size, sums, outputs, stateful, zeros)
@@ -201,13 +205,17 @@ class Simulation:
     def _open_client_states(
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
     ) -> ClientStates | None:
-        """Return the store of the clients' own arrays, if the algorithm declares any."""
-        kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
-        if not kept:
+        """Return the store of the clients' own arrays, if they have any."""
+        shapes = self._state_shapes(algorithm)
+        if not shapes:
             return None
         run = run or collectives.from_rank0(self.comm, sealed_files.new_run_id)
-        shapes = {name: array.shape for name, array in kept.items()}
         return ClientStates(folder or Path(self.config.output) / "variates", shapes, run, self.comm.rank)
+
+    def _state_shapes(self, algorithm: Algorithm) -> dict[str, tuple[int, ...]]:
+        """Return {name: shape} of the arrays that each client keeps."""
+        kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
+        return {name: array.shape for name, array in kept.items()} | self.personal.shapes
 
     def _assemble(
         self,
@@ -227,7 +235,20 @@ class Simulation:
         clients = ClientData(data, config, about, messages.resident, images)
         keeps = config.trains_clients and "models" in needs_of(policies["rho"])
         worker = Worker(
-            comm, config, algorithm, self.model, messages, self.client_states, clients, keeps, note, leaving
+            comm,
+            config,
+            algorithm,
+            self.model,
+            messages,
+            self.personal,
+            self.client_states,
+            clients,
+            keeps,
+            note,
+            leaving,
+        )
+        everyone = personal.PersonalEvaluation(
+            comm, self.personal, data, about, clients, self.client_states, server
         )
         server_images = server.images if server else None
         known = trials.make_questions(
@@ -256,6 +277,7 @@ class Simulation:
             probes,
             self._evaluate,
             success,
+            partial(everyone.evaluate, omega=messages.resident.omega),
         )
         questions = Questions(comm, known)
         return Parts(

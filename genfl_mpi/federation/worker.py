@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.client_data import ClientData
     from genfl_mpi.federation.parts import Messages
+    from genfl_mpi.federation.personal import Personalisation
     from genfl_mpi.learning.training import Report
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 class Worker:
     """Train the clients that are assigned to this rank.
 
-    model: the rank's `FlatModel`, which is overwritten. client_states: where the algorithm's client arrays
-    are stored, or None. keeps: whether trained models are kept for questions before they are summed. note:
+    model: the rank's `FlatModel`, which is overwritten. client_states: where the clients' own arrays are
+    stored, or None. keeps: whether trained models are kept for questions before they are summed. note:
     called as note(phase, client, done=k, of=n). leaving: returns an exit status if the ranks were asked to
     leave, else 0. Collective; raises UserError on every rank if there is an unknown transform, or if the
     configured groups cannot be trained together.
@@ -57,6 +58,7 @@ class Worker:
         algorithm: Algorithm,
         model: FlatModel,
         messages: Messages,
+        personal: Personalisation,
         client_states: ClientStates | None,
         dataset: ClientData,
         keeps: bool,
@@ -66,6 +68,7 @@ class Worker:
         self.comm, self.config, self.algorithm, self.model = comm, config, algorithm, model
         self.broadcast, self.reduction, self.resident = messages
         self.client_states, self.dataset, self.keeps = client_states, dataset, keeps
+        self.personal = personal
         self.note, self.leaving = note, leaving
         self.kept: dict[int, torch.Tensor] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
@@ -128,35 +131,46 @@ class Worker:
             own = self._read_state(place, number, since)
             noise = free_rider_noise(self.dataset.arrays, number, self.config)
             if noise is None:
-                report = self._train_stages(client, own, images, labels, rng)
+                report = self._train_stages(client, own, since, images, labels, rng, round)
             else:
                 report = free_ride(self.model, omega, images, labels, noise, rng)
-            sent = self.chain.apply(self.model.weights, omega, round, number)
+            trained, kept = self.personal.separate(omega, self.model.weights)
+            sent = self.chain.apply(trained, omega, round, number)
             largest, update_norm = self._add(place, rho, sent, report)
             if np.isfinite(update_norm):
-                sums, own = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
+                before = own
+                sums, own = self.algorithm.contribute(client, omega, sent, arrays, before, self.config)
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
-                self._write_state(place, number, round + 1, own)
+                kept |= self.personal.train_beside(
+                    omega, before, since, images, labels, settings, round, number
+                )
+                self._write_state(place, number, round + 1, own | kept)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
     def _train_stages(
         self,
         client: Client,
         own: dict[str, torch.Tensor],
+        since: int,
         images: torch.Tensor,
         labels: torch.Tensor,
         rng: np.random.Generator,
+        round: int,
     ) -> Report:
-        """Run the algorithm's local trainings, one after another from omega^t; the model has the result."""
-        omega, reports = self.resident.omega, []
-        begin = omega
-        for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
-            local = client.settings.model_copy(update={"epochs": stage.epochs})
-            reports.append(
-                train(self.model, begin, images, labels, local, rng, stage.prox, stage.correction, omega)
-            )
-            begin = self.model.weights
+        """Run the algorithm's local trainings, one after another from omega^t; the model has the result.
+
+        With personal layers they begin with the client's own, which may be trained first.
+        """
+        omega = self.personal.begin(self.resident.omega, own, since)
+        begin, reports = self.personal.train_head(omega, images, labels, client.settings, round, client.id)
+        with self.personal.training_body():
+            for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
+                local = client.settings.model_copy(update={"epochs": stage.epochs})
+                reports.append(
+                    train(self.model, begin, images, labels, local, rng, stage.prox, stage.correction, omega)
+                )
+                begin = self.model.weights
         return combine_reports(reports)
 
     def _train_group(self, twin: BatchedModel, places: list[int], round: int, clock: Clock) -> None:

@@ -256,7 +256,9 @@ def steps_of(model: FlatModel, settings: Training, mu: float = 0.0, corrected: b
     Settings that differ only in epochs or learning rate share their `Steps`, so that a GPU does not capture
     the graphs again.
     """
-    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected
+    # A CUDA graph holds the gradients of the parameters that were trained when it was captured.
+    trained = tuple(parameter.requires_grad for parameter in model.module.parameters())
+    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected, trained
     cached = model.cached_steps
     for index, (known, steps) in enumerate(cached):
         if known == key:

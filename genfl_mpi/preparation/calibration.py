@@ -38,7 +38,7 @@ class Costs:
     to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
     by which a rank's first round is longer; load: s to load the generator; copy_rate: of memory, B/s;
     rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node;
-    checkpoint_bytes: of a checkpoint and the clients' state files.
+    checkpoint_bytes: of a checkpoint and the clients' states; state_bytes: of one client's state.
     """
 
     rate: float
@@ -55,6 +55,7 @@ class Costs:
     server_bytes: int
     shared_bytes: int
     checkpoint_bytes: int = 0
+    state_bytes: int = 0
 
 
 def calibrate(config: Config) -> Costs:
@@ -90,6 +91,7 @@ def calibrate(config: Config) -> Costs:
         shared_bytes = sum(array.nbytes for array in simulation.data.values())
         broadcast_bytes, reduction_bytes = simulation.message_bytes
         checkpoint_bytes = simulation.checkpoint_bytes
+        state_bytes = simulation.client_states.size if simulation.client_states else 0
         rank_bytes = _resident_bytes() - shared_bytes
         rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
@@ -116,6 +118,7 @@ def calibrate(config: Config) -> Costs:
         server_bytes=max(rank_bytes, peak - shared_bytes),
         shared_bytes=shared_bytes,
         checkpoint_bytes=checkpoint_bytes,
+        state_bytes=state_bytes,
     )
 
 

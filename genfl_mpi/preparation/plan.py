@@ -87,6 +87,9 @@ def describe(
         f"  bytes     {costs.broadcast_bytes / 1e6:,.3g} MB to every rank and "
         f"{costs.reduction_bytes / 1e6:,.3g} MB from every rank per round"
     )
+    if costs.state_bytes:
+        each = config.cohort * costs.state_bytes / 1e6
+        yield f"  states    {each:,.3g} MB of client state read and {each:,.3g} MB written per round"
     if config.uses_slices:
         yield from textwrap.wrap(_slices(config, costs, cluster.ranks), 80, subsequent_indent=" " * 12)
     yield from _strong(config, arrays, costs, cluster)

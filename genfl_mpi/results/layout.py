@@ -249,6 +249,16 @@ ATTACKS = {
     ),
 }
 
+PERSONAL = {
+    "personal_client": Column("i8", "1", "number of the row, one for each client and evaluated round"),
+    "round": Column("i8", "1", "round"),
+    "client": Column("i8", "1", "client"),
+    "samples": Column("i8", "1", "its local test samples"),
+    "trained": Column("i8", "1", "round in which it last trained; 0 if never"),
+    "global_accuracy": Column("f8", "1", "accuracy of the global model on its local test samples"),
+    "accuracy": Column("f8", "1", "accuracy of its personal model on them; both are NaN without samples"),
+}
+
 PARTITION = {
     "pointers": Column(
         "i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"
@@ -269,10 +279,11 @@ TABLES = {
     "probes": PROBES,
     "probed_clients": PROBED_CLIENTS,
     "attacks": ATTACKS,
+    "personal": PERSONAL,
 }
 # Tables that older files of this layout lack: `reader` returns no rows of them. Without rows they are not
 # part of the digest.
-ADDED_TABLES = ("attacks",)
+ADDED_TABLES = ("attacks", "personal")
 # A group with a data set for each table, (appends, 1 + columns) int64: the number of rows after an append,
 # and the CRC-32 of what was added to each column. HDF5's checksum (Fletcher32) covers a whole chunk, which
 # each append rewrites in place: a concurrent reader would meet half-written chunks and could read none of

@@ -17,7 +17,7 @@ from genfl_mpi.config.settings import is_free
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation import algorithms, transforms
+from genfl_mpi.federation import algorithms, personal, transforms
 from genfl_mpi.federation.policy_lookup import find_memory, find_policies
 from genfl_mpi.federation.robust import attacks, combination
 from genfl_mpi.federation.simulation import Simulation, resolve
@@ -101,6 +101,7 @@ def prepare(
             )
             check_memory(config)
             transforms.find(config)
+            personal.check(config, algorithms.find(config))
             combination.check(config, algorithms.find(config), find_policies(config)["rho"])
             about = datasets.describe(config.data)
             attacks.check(config, about)
@@ -322,14 +323,15 @@ def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: pr
         return
     note("checkpoint")
     writer.flush()
+    before = server.locations  # the ranks have the plan of the next round, which refers to these
     if states:
-        if states.is_scattered(server.locations):
-            server.locations = states.compact(simulation.round, server.trained, server.locations)
+        if states.is_scattered(before):
+            server.locations = states.compact(simulation.round, server.trained, before)
         states.flush()
     keep = _keep(simulation)
     checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
-        states.prune(simulation.round, checkpoint.read_locations(path))
+        states.prune(simulation.round, [*checkpoint.read_locations(path), before])
 
 
 def _copy_states(simulation: Simulation, earlier: Earlier) -> None:

@@ -40,6 +40,8 @@ PURPOSES = (
     "transform",
     "attackers",
     "poison",
+    "local test",
+    "personal",
 )
 
 
