@@ -117,7 +117,7 @@ def test_a_strong_pull_of_ditto_keeps_the_personal_model_near_the_global_one(tmp
         before = Simulation(overrides=RUN).weights.numpy().copy()
         simulation, _ = finished(*run, folder=tmp_path / str(pull))
         distances.append(np.linalg.norm([state(simulation, client)[1] - before for client in range(6)]))
-    assert distances[1] < distances[0] / 2
+    assert distances[1] < 0.7 * distances[0]
 
 
 def test_ditto_beats_fedavg_locally_on_skewed_labels(tmp_path):

@@ -284,6 +284,30 @@ def test_states_are_compacted_and_pruned(tmp_path, monkeypatch):
     assert 3 < compacted < 30
 
 
+def test_an_interrupted_compaction_leaves_the_old_records(tmp_path, monkeypatch):
+    states = ClientStates(tmp_path, {"control": (4,)}, RUN)
+    trained, locations = np.full(3, 7), np.full((3, 4), NOWHERE, dtype=np.int64)
+    for client in range(3):
+        locations[client] = 7, 0, *states.write(client, 7, {"control": VALUES + client})
+    states.commit()
+    append, calls = states._append, []
+
+    def failing(path, parts):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return append(path, parts)
+
+    monkeypatch.setattr(states, "_append", failing)
+    with pytest.raises(KeyboardInterrupt):
+        states.compact(8, trained, locations)
+    again = ClientStates(tmp_path, {"control": (4,)}, RUN)
+    moved = again.compact(8, trained, locations)  # replaces what the first one left
+    assert (tmp_path / "8_compact.states").stat().st_size == 3 * states.size
+    for where in (locations, moved):
+        assert [again.read(client, 7, where[client])["control"][0] for client in range(3)] == [0, 1, 2]
+
+
 def test_a_run_with_compaction_has_the_same_bits(tmp_path, monkeypatch, cut):
     assert main([*SCAFFOLD, f"output={tmp_path}/plain"]) == 0
     monkeypatch.setattr(client_state, "SLACK", -(10**9))  # in every round

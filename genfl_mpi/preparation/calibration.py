@@ -22,6 +22,7 @@ from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation.preview import planned_batches
 
 if TYPE_CHECKING:
+    from genfl_mpi.config.personalisation import Personal
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.records import Record
 
@@ -73,6 +74,7 @@ def calibrate(config: Config) -> Costs:
                 "rounds": 20,
                 "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
                 "training": training,
+                "personal": _shortened(config),
             }
         )
         simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
@@ -120,6 +122,12 @@ def calibrate(config: Config) -> Costs:
         checkpoint_bytes=checkpoint_bytes,
         state_bytes=state_bytes,
     )
+
+
+def _shortened(config: Config) -> Personal:
+    """Return `personal` with as many passes for each one of `training` as in the run, and no evaluation."""
+    epochs = max(1, round(config.personal.epochs / config.training.epochs))
+    return config.personal.model_copy(update={"epochs": epochs, "every": 10**9})
 
 
 def _trained(record: Record) -> tuple[np.ndarray, np.ndarray]:
