@@ -1,5 +1,6 @@
 """Attacks on the global model, and robust aggregation of the cohort's models, on any number of ranks."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import FAST, mpirun
 from genfl_mpi import Simulation
 from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.cli import main
+from genfl_mpi.config import loading
 from genfl_mpi.config.adversity import Attack, Defence
 from genfl_mpi.config.loading import single
 from genfl_mpi.data import datasets
@@ -23,6 +25,8 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.preparation import plan
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def gram(updates):
@@ -324,6 +328,17 @@ def test_the_heat_map_has_a_cell_for_each_attack_and_defence(tmp_path):
     with pytest.raises(UserError, match="has no attackers"):
         assert main([*FAST, "rounds=1", f"output={tmp_path}/none", "--quiet"]) == 0
         robustness(list((tmp_path / "none").glob("*.h5")))
+
+
+def test_the_study_crosses_every_attack_with_every_defence():
+    runs = [
+        run
+        for name in ("robustness-small", "robustness-roots-small")
+        for run in loading.load(CONFIGS / f"{name}.yaml").values()
+    ]
+    cells = {(run.attack.kind, run.attack.share, run.defence.name, run.method) for run in runs}
+    assert len(cells) == len(runs) == 2 * 6 * (8 + 2)
+    assert {run.output for run in runs} == {"results/robustness-small"}
 
 
 def test_plan_counts_the_slices():

@@ -174,8 +174,8 @@ class Recorder:
                 this.tables["columns"] |= accuracy_over_clients(
                     accuracy_per_class, self.data["label_histograms"]
                 )
-            measured = {"probes": probed, "personal": personal}
-            return Record(this.t + 1, accuracy, loss, accuracy_per_class, **measured, **this.tables)
+            tables: dict[str, Any] = {"probes": probed, "personal": personal, **this.tables}
+            return Record(this.t + 1, accuracy, loss, accuracy_per_class, **tables)
 
     def _columns(
         self,
