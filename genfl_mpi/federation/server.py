@@ -141,7 +141,7 @@ class Server:
             self._local_epochs(cohort),
         )
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
-        if len(self.trained):
+        if len(message.locations):  # none in a plan, which trains no client
             message.locations[:] = self.locations[cohort]
         if not self.config.sends:
             self._admit(plan)

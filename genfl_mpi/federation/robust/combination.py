@@ -123,7 +123,7 @@ class Combination:
     def _members(self, interrupted: bool) -> np.ndarray:
         """Return the places of the members whose models are finite, in the order of their ids: int (K,).
 
-        None if the round is incomplete. Collective.
+        Empty if the round is incomplete. Collective.
         """
         plan, reduction = self.messages.broadcast.plan, self.messages.reduction
         own = plan["rank"] == self.comm.rank
@@ -164,7 +164,7 @@ class Combination:
         if name == "none":
             if server:
                 rho = server.cohort.rho[members]
-                both[:] = rho / rho.sum()
+                both[:] = rho / rho.sum() if rho.any() else rho
         else:
             grams = self._grams(slices, rows, chosen if root is None else [*chosen, root])
             gathered = collectives.gather_rows(self.comm, grams, slices.counts)
