@@ -49,7 +49,7 @@ class Attack(Section):
 
 
 class Defence(Section):
-    """How the server combines models of which some may be attacks."""
+    """How the server defends the global model against attacks."""
 
     name: Literal[
         "none",

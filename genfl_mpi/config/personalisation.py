@@ -1,4 +1,4 @@
-"""Section of settings for models of the clients' own."""
+"""Section of settings for personal models of the clients."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ SPLIT = ("fedper", "fedrep")  # methods whose clients keep the last layers
 
 
 class Personal(Section):
-    """Personal models, and their accuracy on each client's local test data."""
+    """Personal models of the clients, and their local accuracy."""
 
     method: Literal["none", "global", "finetune", "fedper", "fedrep", "ditto"] = Field(
         "none",
