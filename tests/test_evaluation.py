@@ -103,7 +103,9 @@ def test_figures_and_tables_show_evaluated_rounds_only(pair, tmp_path):
     assert {tuple(line.get_xdata()) for line in figure.axes[0].lines} == {(3, 6, 9, 12)}
     lines = list(summary.table(paths))
     assert not any("nan" in line for line in lines)
-    assert any("evaluated" in line for line in lines) and any(line.startswith("testing: ") for line in lines)
+    assert any("evaluated" in line for line in lines) and any(
+        line.startswith("evaluation: ") for line in lines
+    )
     curves.classes(paths)
     report.write(paths, tmp_path / "report.html")
     assert "nan" not in re.sub(

@@ -33,7 +33,7 @@ def test_a_run_on_forks_is_that_of_processes(tmp_path):
     for name, how in (("fresh", FRESH), ("forks", FORKS)):
         ended = mpirun(2, "-m", "genfl_mpi", *FAST, "rounds=2", f"output={tmp_path}/{name}", **how)
         shown = re.sub(
-            r"[\d.]+ s\b| +[\d.]+ +1$", "", ended.stdout.replace(f"{tmp_path}/{name}", ""), flags=re.M
+            r"[\d.]+ s\b|\d+ %| +[\d.]+ +1$", "", ended.stdout.replace(f"{tmp_path}/{name}", ""), flags=re.M
         )
         done[name] = ended.returncode, shown, ended.stderr
     assert done["fresh"] == done["forks"] and done["forks"][0] == 0

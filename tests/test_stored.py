@@ -14,8 +14,8 @@ from conftest import FAST, TINY, interrupt
 from genfl_mpi.cli import main
 from genfl_mpi.federation.evaluator import Evaluator
 from genfl_mpi.federation.worker import Worker
-from genfl_mpi.results import checkpoint, disk, progress, reader, sealed_files, superblock
-from genfl_mpi.results.client_state import ClientStates
+from genfl_mpi.results import checkpoint, client_state, disk, progress, reader, superblock
+from genfl_mpi.results.client_state import NOWHERE, ClientStates
 from genfl_mpi.results.layout import PARTITION, TABLES
 from genfl_mpi.util.errors import UserError
 
@@ -96,7 +96,8 @@ def test_a_run_keeps_its_id_and_forks_and_fresh_runs_get_new_ones(cut, tmp_path)
     fork = tmp_path / "fork/fedavg_seed1.h5"
     assert run_of(fork) != first and reader.digests(fork) == reader.digests(path)
     for folder in (checkpoint.path_for(fork), fork.with_suffix(".variates")):
-        assert {sealed_files.read(file)[0]["run"] for file in folder.iterdir()} == {run_of(fork)}
+        content = b"".join(file.read_bytes() for file in folder.iterdir())
+        assert run_of(fork).encode() in content and first.encode() not in content
     assert main([*SCAFFOLD, "rounds=1", f"output={tmp_path}/results", "--fresh"]) == 0
     assert run_of(path) not in (first, run_of(fork))
 
@@ -106,8 +107,8 @@ def test_other_files_are_not_touched(cut, capsys):
     names = ["best.safetensors", "2 (copy).safetensors", "007.safetensors", "\u0663.safetensors", "notes.txt"]
     of_others = [checkpoint.path_for(path) / name for name in names]
     states = path.with_suffix(".variates")
-    of_others += [states / f"{name}.safetensors" for name in ("a_b", "99_1", "1_2 (copy)")]
-    folders = [checkpoint.path_for(path) / "9.safetensors", states / "5_1.safetensors"]
+    of_others += [states / f"{name}.states" for name in ("a_b", "01_1", "1_2 (copy)")]
+    folders = [checkpoint.path_for(path) / "9.safetensors", states / "5_1.states"]
     for file in of_others:
         file.write_bytes(b"of others")
     for folder in folders:
@@ -153,30 +154,44 @@ def test_an_append_whose_last_write_failed_is_not_counted(killed, tmp_path):
 
 # State files.
 
+VALUES = np.arange(4, dtype=np.float32)
+
+
+def written(folder, run=RUN, client=3, round=7, rank=0):
+    """Write a client's state as the second record of a file; return the states and its location."""
+    states = ClientStates(folder, {"control": (4,)}, run, rank)
+    states.write(1, round, {"control": np.ones(4, np.float32)})
+    offset, checksum = states.write(client, round, {"control": VALUES})
+    states.commit()
+    return states, (round, rank, offset, checksum)
+
+
+def test_records_of_a_file_are_read_by_their_location(tmp_path):
+    states, location = written(tmp_path, rank=2)
+    states.read_ahead(location)
+    assert (states.read(3, 7, location)["control"] == VALUES).all()
+    assert not states.read(3, 0, location)["control"].any(), "a client without state has zeros"
+    assert (tmp_path / "7_2.states").stat().st_size == 2 * states.size == 2 * (40 + 16)
+    states.read_ahead((8, 0, 0, 0))  # a missing file is left to `read`
+
 
 def test_every_flipped_bit_of_a_state_file_is_detected(tmp_path):
-    states, values = ClientStates(tmp_path, {"control": (4,)}, RUN), np.arange(4, dtype=np.float32)
-    states.write(3, 7, {"control": values})
-    path = tmp_path / "3_7.safetensors"
-    content, noticed = path.read_bytes(), 0
-    for place in range(len(content)):
+    states, location = written(tmp_path)
+    path = tmp_path / "7_0.states"
+    content = path.read_bytes()
+    for place in range(states.size, len(content)):
         path.write_bytes(content)
         flip(path, place, place % 8)
-        try:
-            assert np.array_equal(
-                states.read(3, 7)["control"], values
-            )  # bits of the file's padding do not matter
-        except UserError as error:
-            noticed += 1
-            assert f"{path}: the state of client 3 is" in str(error)
-    assert noticed > 0.9 * len(content)
+        with pytest.raises(UserError) as error:
+            states.read(3, 7, location)
+        assert f"{path}: the state of client 3 is" in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
         (b"", "is damaged"),
-        (b"\x93NUMPY", "is damaged"),
+        (b"\x93NUMPY" * 100, "is damaged"),
         (None, "is missing"),
         ((RUN, 2, 7), "is damaged"),
         ((RUN, 3, 6), "is damaged"),
@@ -185,17 +200,15 @@ def test_every_flipped_bit_of_a_state_file_is_detected(tmp_path):
 )
 def test_an_invalid_state_file_is_one_line(content, fault, tmp_path):
     """Empty, of another format, missing, renamed from another client or round, and of another run."""
-    path = tmp_path / "3_7.safetensors"
+    path, (_, location) = tmp_path / "7_0.states", written(tmp_path / "right")
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content:
         run, client, round = content
-        ClientStates(tmp_path / "others", {"control": (4,)}, run).write(
-            client, round, {"control": np.ones(4, np.float32)}
-        )
-        (tmp_path / f"others/{client}_{round}.safetensors").rename(path)
+        written(tmp_path / "others", run, client, round)
+        (tmp_path / f"others/{round}_0.states").rename(path)
     with pytest.raises(UserError) as error:
-        ClientStates(tmp_path, {"control": (4,)}, RUN).read(3, 7)
+        ClientStates(tmp_path, {"control": (4,)}, RUN).read(3, 7, location)
     line = str(error.value)
     assert f"{path}: the state of client 3 {fault}" in line and "\n" not in line
 
@@ -205,57 +218,130 @@ def test_a_state_file_over_a_size_limit_is_one_line(tmp_path):
         ClientStates(tmp_path / "states", {"control": (1000,)}, RUN),
         resource.getrlimit(resource.RLIMIT_FSIZE),
     )
-    states.write(3, 6, {"control": np.ones(1000, np.float32)})
+    location = 6, 0, *states.write(3, 6, {"control": np.ones(1000, np.float32)})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        with pytest.raises(UserError, match="3_7.safetensors: cannot be written: File too large; finished"):
+        with pytest.raises(UserError, match="7_0.states: cannot be written: File too large; finished"):
             states.write(3, 7, {"control": np.ones(1000, np.float32)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [file.name for file in (tmp_path / "states").iterdir()] == ["3_6.safetensors"]
+    assert states.read(3, 6, location)["control"].all()
 
 
 def test_state_files_are_on_disk_before_the_checkpoint_that_refers_to_them(tmp_path, monkeypatch):
-    """Check the order of flushes and renames, which makes a power cut harmless."""
-    done, flush, replace = [], disk.flush, os.replace
-    monkeypatch.setattr(disk, "flush", lambda path: (flush(path), done.append(("flush", Path(path)))))
-    renamed = lambda old, new: (replace(old, new), done.append(("rename", Path(new))))  # noqa: E731
-    monkeypatch.setattr(os, "replace", renamed)
+    """Check the order of writes and flushes, which makes a power cut harmless."""
+    done, flush, replace, sync, write = [], disk.flush, os.replace, os.fsync, os.write
+    path_of = lambda descriptor: Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: E731
+
+    def note(what, path, call, *arguments):
+        result = call(*arguments)
+        done.append((what, Path(path)))
+        return result
+
+    monkeypatch.setattr(disk, "flush", lambda path: note("flush", path, flush, path))
+    monkeypatch.setattr(os, "replace", lambda old, new: note("rename", new, replace, old, new))
+    monkeypatch.setattr(os, "fsync", lambda one: note("sync", path_of(one), sync, one))
+    monkeypatch.setattr(os, "write", lambda one, data: note("write", path_of(one), write, one, data))
     assert main([*SCAFFOLD, "rounds=2", f"output={tmp_path}"]) == 0
     states, checkpoints = tmp_path / "fedavg_seed1.variates", tmp_path / "fedavg_seed1.checkpoint"
-    unnamed = set()  # state files whose names may not be on disk yet
+    unsynced, unnamed, syncs = set(), set(), 0
     for place, (what, path) in enumerate(done):
-        if what == "rename":
-            assert ("flush", path.with_name(f".{path.name}.new")) in done[:place], (
-                "the content is flushed before the rename"
-            )
-        if path.parent == states and what == "rename":
+        if what == "write" and path.parent == states:
+            unsynced.add(path)
             unnamed.add(path)
-        elif path == states:
+        elif what == "sync" and path.parent == states:
+            unsynced.discard(path)
+            syncs += 1
+        elif what == "flush" and path == states:
             unnamed.clear()
-        elif path.parent == checkpoints and what == "rename":
-            assert not unnamed and ("flush", tmp_path / "fedavg_seed1.h5") in done[:place]
-            assert done[place + 1] == ("flush", checkpoints)
+        elif what == "rename" and path.parent == checkpoints:
+            assert not unsynced and not unnamed
+            assert ("flush", tmp_path / "fedavg_seed1.h5") in done[:place]
+            assert ("flush", checkpoints) in done[place:]
+    assert syncs == 2, "one for each round"
     assert len(list(states.iterdir())) and len(list(checkpoints.iterdir())) == 2
 
 
+def test_states_are_compacted_and_pruned(tmp_path, monkeypatch):
+    """Old records do not accumulate: without a limit on them, each round keeps only what is needed."""
+    monkeypatch.setattr(client_state, "SLACK", 0)
+    states = ClientStates(tmp_path, {"control": (4,)}, RUN)
+    trained, locations = np.zeros(9, dtype=np.int64), np.full((9, 4), NOWHERE, dtype=np.int64)
+    rng, expected, compacted = np.random.default_rng(1), {}, 0
+    for round in range(1, 40):
+        for client in rng.permutation(9)[:4].tolist():
+            expected[client] = np.float32([round, client, 0, 0])
+            locations[client] = round, 0, *states.write(client, round, {"control": expected[client]})
+            trained[client] = round
+        states.commit()
+        if states.is_scattered(locations):
+            locations, compacted = states.compact(round, trained, locations), compacted + 1
+        states.prune(round, [locations])
+        size = sum(path.stat().st_size for path in tmp_path.iterdir())
+        assert size <= (2 * len(expected) + 4) * states.size
+        for client, values in expected.items():
+            assert (states.read(client, int(trained[client]), locations[client])["control"] == values).all()
+    assert 3 < compacted < 30
+
+
+def test_an_interrupted_compaction_leaves_the_old_records(tmp_path, monkeypatch):
+    states = ClientStates(tmp_path, {"control": (4,)}, RUN)
+    trained, locations = np.full(3, 7), np.full((3, 4), NOWHERE, dtype=np.int64)
+    for client in range(3):
+        locations[client] = 7, 0, *states.write(client, 7, {"control": VALUES + client})
+    states.commit()
+    append, calls = states._append, []
+
+    def failing(path, parts):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return append(path, parts)
+
+    monkeypatch.setattr(states, "_append", failing)
+    with pytest.raises(KeyboardInterrupt):
+        states.compact(8, trained, locations)
+    again = ClientStates(tmp_path, {"control": (4,)}, RUN)
+    moved = again.compact(8, trained, locations)  # replaces what the first one left
+    assert (tmp_path / "8_compact.states").stat().st_size == 3 * states.size
+    for where in (locations, moved):
+        assert [again.read(client, 7, where[client])["control"][0] for client in range(3)] == [0, 1, 2]
+
+
+def test_a_run_with_compaction_has_the_same_bits(tmp_path, monkeypatch, cut):
+    assert main([*SCAFFOLD, f"output={tmp_path}/plain"]) == 0
+    monkeypatch.setattr(client_state, "SLACK", -(10**9))  # in every round
+    assert main([*SCAFFOLD, "rounds=3", f"output={tmp_path}/compact"]) == 0
+    assert main([*SCAFFOLD, f"output={tmp_path}/compact"]) == 0
+    paths = [tmp_path / name / "fedavg_seed1.h5" for name in ("plain", "compact")]
+    assert reader.digests(paths[0]) == reader.digests(paths[1])
+    assert list(paths[1].with_suffix(".variates").glob("6_compact.states"))
+
+
 # Results files.
+
+
+# A run with rows in every table.
+FULL = [
+    *TINY,
+    "audit=true",
+    "attack.share=0.5",
+    "personal.method=finetune",
+    "personal.every=1",
+    "hindsight.every=1",
+    "hindsight.points=2",
+    "probes.every=1",
+    "probes.clients=2",
+    "probes.epochs=1",
+    "calibration.every=1",
+]
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, bank):
     """Return a results file with rows in every table."""
     folder = tmp_path_factory.mktemp("full")
-    looks = [
-        "audit=true",
-        "hindsight.every=1",
-        "hindsight.points=2",
-        "probes.every=1",
-        "probes.clients=2",
-        "probes.epochs=1",
-        "calibration.every=1",
-    ]
-    assert main([*TINY, *looks, f"output={folder}", f"generation.bank={bank}"]) == 0
+    assert main([*FULL, f"output={folder}", f"generation.bank={bank}"]) == 0
     return folder / "genfl_seed1.h5"
 
 
@@ -306,7 +392,7 @@ def test_no_command_uses_a_damaged_column(damaged, tmp_path, bank, capsys):
     output = {"plot": "a.png", "export": "a.csv", "report": "a.html", "price": "b.png", "claims": "a.md"}
     commands = [["show", path], ["digest", path]]
     commands += [[command, path, "-o", tmp_path / name] for command, name in output.items()]
-    commands.append([*TINY, "rounds=3", f"output={tmp_path}", f"generation.bank={bank}"])
+    commands.append([*FULL, "rounds=3", f"output={tmp_path}", f"generation.bank={bank}"])
     before = path.read_bytes()
     capsys.readouterr()
     for command in commands:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from genfl_mpi.analysis import cost_figures, curves, repair
 from genfl_mpi.analysis.heterogeneity import heterogeneity
+from genfl_mpi.analysis.personal_figure import personal
+from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.analysis.timeline import timeline
 from genfl_mpi.config.loading import validate
 from genfl_mpi.data import datasets
@@ -27,6 +29,8 @@ MULTI_RUN = {
     "repair": repair.labels,
     "fidelity": repair.fidelity,
     "gain": repair.gain,
+    "robustness": robustness,
+    "personal": personal,
 }
 IMAGES_PER_CLASS = 6  # generated, and as many real ones
 

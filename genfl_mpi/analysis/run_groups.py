@@ -39,6 +39,8 @@ PAIRED = (
     "training.batch_size",
     "training.epochs",
     "algorithm",
+    "attack",
+    "defence",
     "world",
     "incentive",
 )

@@ -238,7 +238,7 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
     else:
         yield f"final: after the last {which}round; best: highest of all {which}rounds"
     low, high = (bound(round(group.testing()) for group in found) for bound in (min, max))
-    yield f"testing: {low if low == high else f'{low} to {high}'} % of the seconds (evaluation.every)"
+    yield f"evaluation: {low if low == high else f'{low} to {high}'} % of the seconds; see evaluation.every"
     if column:
         yield "generating: seconds in which rank 0 generated images, also while it waited"
     if copies := sum(group.copies for group in found):

@@ -181,7 +181,7 @@ def to_tensorboard(paths: Sequence[Path], folder: str | Path) -> None:
         with SummaryWriter(str(Path(folder) / path.stem)) as writer:
             for i, round in enumerate(columns.pop("round").tolist()):
                 for name, values in columns.items():
-                    if values.dtype.kind == "S":  # TensorBoard draws numbers only
+                    if values.dtype.kind in "SO":  # TensorBoard draws numbers only
                         continue
                     if values.ndim == 1:
                         writer.add_scalar(TAGS.get(name) or _tag(name), values[i], round)

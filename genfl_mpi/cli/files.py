@@ -23,6 +23,8 @@ FIGURES = {
     "repair": "accuracy on labels that each cohort holds, and on those it lacks",
     "fidelity": "gain over FedAvg in each class, against its images' fidelity",
     "gain": "gain over FedAvg, against the number of images",
+    "robustness": "accuracy of each attack under each defence",
+    "personal": "local accuracy over clients, of runs with personal models",
     "costs": "seconds per phase and bytes per message; with --world\n"
     "                 accuracy over simulated seconds, joules and bytes",
 }

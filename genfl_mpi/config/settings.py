@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from genfl_mpi.config.adversity import Attack, Defence, assumed_attackers, uses_slices
+from genfl_mpi.config.personalisation import Personal
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
     TRAINING_CLIENTS,
@@ -159,6 +161,7 @@ DISTILLED = Needs(
         config.has_server_images and any(one == "distil" or ":" in one for one in config.composition.use)
     ),
 )
+SUMMED = Needs("defence.name=none", lambda config, _: config.defence.name == "none")
 FILLED = Needs("clients that generate", lambda config, _: config.fills)
 
 
@@ -197,10 +200,13 @@ class Config(Section):
         description="changes to each client's trained model before the sum, in this order",
     )
     clipping: Annotated[Clipping, CLIPPED] = Clipping()
+    attack: Annotated[Attack, TRAINING_CLIENTS] = Attack()
+    defence: Annotated[Defence, TRAINING_CLIENTS] = Defence()
     augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )
     distillation: Annotated[Distillation, DISTILLED] = Distillation()
+    personal: Annotated[Personal, TRAINING_CLIENTS] = Personal()
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Annotated[Generation, PLANNED_IMAGES] = Generation()
@@ -208,7 +214,7 @@ class Config(Section):
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
     kappa: Annotated[Kappa, TWO_MODELS] = Kappa()
-    rho: Annotated[Rho, TRAINING_CLIENTS] = Rho()
+    rho: Annotated[Rho, TRAINING_CLIENTS, SUMMED] = Rho()
     selection: Annotated[Selection, TRAINING_CLIENTS] = Selection()
     validation: Validation = Validation()
     world: World | None = Field(
@@ -358,6 +364,32 @@ class Config(Section):
                 "a client that does not train cannot be batched with others"
             )
         return self
+
+    @model_validator(mode="after")
+    def check_defence(self) -> "Config":
+        """Refuse a defence that the cohort is too small for, or that has no root of trust."""
+        name, cohort, assumed = self.defence.name, self.cohort, assumed_attackers(self.defence, self.cohort)
+        if name == "trimmed_mean" and cohort <= 2 * assumed:
+            raise ValueError(
+                f"defence.share={self.defence.share:g} trims all of a cohort of {cohort}: {assumed} on each "
+                "side; reduce it, or enlarge cohort"
+            )
+        if name in ("krum", "multi_krum") and cohort < assumed + 3:
+            raise ValueError(
+                f"defence.name={name} needs a cohort of at least {assumed + 3}, 3 more than the {assumed} of "
+                "defence.share; enlarge cohort, or reduce the share"
+            )
+        if name == "fltrust" and not self.augments:
+            raise ValueError(
+                "defence.name=fltrust compares the clients with the augmented model, and "
+                f"{self._because('images')} has none; set method=genfl, or method=pool for real images"
+            )
+        return self
+
+    @property
+    def uses_slices(self) -> bool:
+        """Whether the cohort's models are combined coordinate by coordinate, not summed."""
+        return self.trains_clients and uses_slices(self.attack, self.defence)
 
     @model_validator(mode="after")
     def check_images(self) -> "Config":

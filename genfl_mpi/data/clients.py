@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genfl_mpi.data import datasets, public
-from genfl_mpi.data.corruption import degrade, draw_misbehaving, mislabel, overclaim
+from genfl_mpi.data.corruption import degrade, draw_attackers, draw_misbehaving, mislabel, overclaim
 from genfl_mpi.data.labels import accepts_pay, label_histograms, share_labels
+from genfl_mpi.data.local_test import divide_test
 from genfl_mpi.data.partition import blocks, partition
 from genfl_mpi.mpi import collectives
 from genfl_mpi.util import streams
@@ -107,8 +108,9 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
 
     arrays: as of `datasets.load`. Returns `pointers` and `indices` as of `partition`; `client_labels`, the
     label of each index, with the mistakes of mislabelling clients; `label_histograms` and `shared_labels`
-    (clients, classes); bool (clients,) `misbehaving`, and `sharing`, whether the client shares its labels;
-    with data.shared also `common_samples`, the indices of the public images given to clients.
+    (clients, classes); bool (clients,) `misbehaving`, `attackers`, and `sharing`, whether the client shares
+    its labels; with data.shared also `common_samples`, the indices of the public images given to clients;
+    with personal models `local_test_pointers` and `local_test_indices` as of `divide_test`.
     """
     classes = len(datasets.describe(config.data).classes)
     labels = arrays["train_labels"]
@@ -138,12 +140,18 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
         if config.data.shared
         else {}
     )
+    local: Arrays = {}
+    if config.personal.method != "none" and "test_labels" in arrays:
+        parts = divide_test(histograms, arrays["test_labels"], config.seed)
+        local = dict(zip(("local_test_pointers", "local_test_indices"), parts))
     return {
         **common,
+        **local,
         "pointers": pointers,
         "indices": indices,
         "client_labels": client_labels,
         "misbehaving": bad,
+        "attackers": draw_attackers(config.clients, config.attack, config.seed),
         "label_histograms": histograms,
         "shared_labels": shared,
         "sharing": sharing,

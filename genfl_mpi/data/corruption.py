@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
+    from genfl_mpi.config.adversity import Attack
     from genfl_mpi.config.sections import MisbehavingClients
 
 
 def draw_misbehaving(clients: int, settings: MisbehavingClients, seed: int) -> np.ndarray:
     """Draw the misbehaving clients: bool (clients,). settings: config.misbehaving_clients."""
     chosen = streams.generator(seed, "bad clients").permutation(clients)[: round(settings.share * clients)]
+    return np.isin(np.arange(clients), chosen)
+
+
+def draw_attackers(clients: int, settings: Attack, seed: int) -> np.ndarray:
+    """Draw the attackers: bool (clients,). settings: config.attack."""
+    chosen = streams.generator(seed, "attackers").permutation(clients)[: round(settings.share * clients)]
     return np.isin(np.arange(clients), chosen)
 
 

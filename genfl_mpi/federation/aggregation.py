@@ -39,9 +39,10 @@ def aggregate(
     total, kept = sums.pop(MODEL), np.isfinite(reduction.client_column("update_norm"))
     if not kept[trained].all():
         server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)
-        if not plan["rho"][kept].any():
+        if not kept.any() or not (config.uses_slices or plan["rho"][kept].any()):
             plan["rho"] = 0.0
             return None, None
+    if not kept[trained].all() and not config.uses_slices:  # a combination leaves them out itself
         rho = np.where(kept, server.cohort.rho, 0)
         coefficients = algorithm.coefficients(server.cohort._replace(rho=rho / rho.sum()), config)
         # The old and the new coefficients are in the same proportions.

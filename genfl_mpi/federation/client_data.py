@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from genfl_mpi.federation.robust import attacks
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -31,4 +33,6 @@ class ClientData:
     def load(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return normalised float32 images (n, C, H, W) and int64 labels (n,), on the device."""
         own = self.resident.client_data(self.arrays, client, self.config, self.about)
-        return self.images.append_images(client, *own)
+        data = self.images.append_images(client, *own)
+        is_attacker = self.arrays["attackers"][client]
+        return attacks.poison(*data, client, self.config, self.about) if is_attacker else data

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Summary: TypeAlias = tuple[float, float, np.ndarray]
 
-MAX_CHUNKS = 2**20  # bounds the number of chunks that all ranks together evaluate, for the sum of the losses
+MAX_CHUNKS = 2**20  # of validation data on all ranks
 
 
 class Evaluation(NamedTuple):
@@ -120,8 +120,13 @@ class Evaluator:
                 samples += len(labels)
                 yield from chunks(images, labels, self.config.evaluation.batch_size, self.about, device)
 
-        totals = evaluate(self.model, normalised(), len(self.about.classes), MAX_CHUNKS)
+        totals = evaluate(self.model, normalised(), len(self.about.classes), self._count_chunks(source))
         return np.append(totals, samples)
+
+    def _count_chunks(self, source: str) -> int:
+        """Return how many chunks all ranks together evaluate at most, for the sum of the losses."""
+        samples = {"test": len(self.data["test_labels"]), "subset": self.config.evaluation.subset}
+        return -(-samples[source] // self.config.evaluation.batch_size) if source in samples else MAX_CHUNKS
 
     def _share(self, source: str) -> Iterator[tuple[np.ndarray | torch.Tensor, np.ndarray]]:
         """Yield this rank's part of the data, in pieces (uint8 images, int64 labels)."""

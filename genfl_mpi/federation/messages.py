@@ -41,25 +41,33 @@ class Broadcast:
     """Hold the message from rank 0: weights, an algorithm's arrays, the training plan, whether to exit.
 
     size: number of weights; cohort: number of clients in it; declared: {name: Array} of kind broadcast;
-    zeros: allocates the memory.
+    stateful: whether clients have state; zeros: allocates the memory.
 
     weights: float32 (size,). arrays: {name: float32}. plan: a PLAN record for each member of the cohort: rho,
     the coefficient of its model in the sum; rank, NO_RANK if it does not train; since, the round of its last
     training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds; the
     exit status with which all ranks leave, or 0; and the batches of images that several ranks generate, or 0.
+    locations: int64 (cohort, 4), LOCATION of each client's state; (0, 4) without state.
     """
 
     def __init__(
-        self, size: int, cohort: int, declared: Mapping[str, Array], zeros: Allocate = np.zeros
+        self,
+        size: int,
+        cohort: int,
+        declared: Mapping[str, Array],
+        stateful: bool = False,
+        zeros: Allocate = np.zeros,
     ) -> None:
         shapes = {MODEL: (size,)} | {name: array.shape for name, array in declared.items()}
         floats = sum(int(np.prod(shape)) for shape in shapes.values())
         split = -(-floats * 4 // 8) * 8  # aligns the plan's float64 to 8 bytes
-        self.buffer = zeros(split + HEAD.itemsize + cohort * PLAN.itemsize, np.uint8)
+        ends = np.cumsum([split, HEAD.itemsize, cohort * PLAN.itemsize, stateful * cohort * 4 * 8])
+        self.buffer = zeros(int(ends[-1]), np.uint8)
         self.arrays = _views(self.buffer[: floats * 4].view(np.float32), shapes)
         self.weights = self.arrays.pop(MODEL)
-        self.head = self.buffer[split : split + HEAD.itemsize].view(HEAD)[0]
-        self.plan = self.buffer[split + HEAD.itemsize :].view(PLAN)
+        self.head = self.buffer[ends[0] : ends[1]].view(HEAD)[0]
+        self.plan = self.buffer[ends[1] : ends[2]].view(PLAN)
+        self.locations = self.buffer[ends[2] :].view(np.int64).reshape(-1, 4)
 
 
 class Reduction:
@@ -70,6 +78,8 @@ class Reduction:
 
     units: int64, all sums one after another; sums: {name: view of units}, MODEL first. clients: float64
     (cohort, fields); ranks: float64 (ranks, fields); outputs: float64 (cohort, outputs).
+    records: int64 (cohort, 2), offset plus 1 and checksum of the state that each client wrote, 0 for those
+    that wrote none; (0, 2) without state.
     """
 
     def __init__(
@@ -79,15 +89,22 @@ class Reduction:
         ranks: int,
         declared: Mapping[str, Array],
         outputs: int = 0,
+        stateful: bool = False,
         zeros: Allocate = np.zeros,
     ) -> None:
         shapes = {MODEL: (size,)} | {name: array.shape for name, array in declared.items()}
         units = sum(int(np.prod(shape)) for shape in shapes.values())
-        widths = [cohort * len(CLIENT_FIELDS), ranks * len(RANK_FIELDS), cohort * outputs]
+        widths = [
+            cohort * len(CLIENT_FIELDS),
+            ranks * len(RANK_FIELDS),
+            cohort * outputs,
+            stateful * cohort * 2,
+        ]
         self.buffer = zeros(units + sum(widths), np.int64)
         self.units = self.buffer[:units]
         self.sums = _views(self.units, shapes)
         rows = np.split(self.buffer[units:].view(np.float64), np.cumsum(widths)[:-1])
+        self.records = rows[3].view(np.int64).reshape(-1, 2)
         self.clients = rows[0].reshape(cohort, len(CLIENT_FIELDS))
         self.ranks = rows[1].reshape(ranks, len(RANK_FIELDS))
         self.outputs = rows[2].reshape(cohort, outputs)

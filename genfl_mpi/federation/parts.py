@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.questions import Questions
     from genfl_mpi.federation.records import Recorder
     from genfl_mpi.federation.resident import Resident
+    from genfl_mpi.federation.robust.combination import Combination
     from genfl_mpi.federation.server import Server
     from genfl_mpi.federation.shared_generation import SharedGeneration
     from genfl_mpi.federation.worker import Worker
@@ -30,9 +31,9 @@ class Messages(NamedTuple):
 class Parts(NamedTuple):
     """Everything that `rounds` works with.
 
-    server: None except on rank 0. note: called as note(phase, client, round=..., done=k, of=n) when this
-    rank begins or continues something. leaving: returns an exit status if the ranks were asked to leave, else
-    0.
+    server: None except on rank 0. combination: of the cohort's models by slices, or None if they are summed.
+    note: called as note(phase, client, round=..., done=k, of=n) when this rank begins or continues something.
+    leaving: returns an exit status if the ranks were asked to leave, else 0.
     """
 
     comm: MPI.Comm
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
     messages: Messages
     client_images: ClientImages
     questions: Questions
+    combination: Combination | None
     recorder: Recorder
     note: Callable[..., None]
     leaving: Callable[[], int]

@@ -64,6 +64,8 @@ def find_memory(config: Config) -> str | None:
     """Return the name of a part with memory between rounds, which a resumed run needs, or None."""
     if algorithms.find(config).has_memory(config):
         return f"the server of {config.algorithm.name}"
+    if config.personal.keeps_state:
+        return f"the clients' models of personal.method={config.personal.method}"
     is_called = {
         "select": config.trains_clients,
         "rho": config.trains_clients,

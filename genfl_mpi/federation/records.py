@@ -19,6 +19,8 @@ from genfl_mpi.util.errors import annotate_errors
 from genfl_mpi.util.text import counted, describe_accuracy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from genfl_mpi.config.settings import Config
@@ -46,9 +48,9 @@ class Record:
     test set; subset_accuracy, subset_loss: on its subset, NaN without one.
 
     columns: the other columns of /rounds. clients, ranks: columns of /clients and /ranks, arrays (cohort,)
-    and (ranks,). generated: a `server_images.Made` for each batch of this round. hindsight, audit: columns of
-    /hindsight and /audit, empty if not due. probes: columns of /probes, /probed_clients and /calibrated by
-    table, empty if not due.
+    and (ranks,). generated: a `server_images.Made` for each batch of this round. hindsight, audit, attacks,
+    personal: columns of these tables, empty if not due. probes: columns of /probes, /probed_clients and
+    /calibrated by table, empty if not due.
     """
 
     round: int
@@ -64,6 +66,8 @@ class Record:
     hindsight: dict[str, np.ndarray] = field(default_factory=dict)
     audit: dict[str, np.ndarray] = field(default_factory=dict)
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attacks: dict[str, np.ndarray] = field(default_factory=dict)
+    personal: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         text = f"round {self.round}: {describe_accuracy(self.accuracy, self.subset_accuracy)}"
@@ -87,7 +91,8 @@ class Round:
     its training. average: float64 (size,), the mean of the clients' models. omega_fl: float64 (size,), what
     the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
     called. shared: seconds this rank generated its share of the images; shared_until: seconds from the start
-    of the round to the end of shared generation. tables: fields of the `Record`, by name.
+    of the round to the end of shared generation. slice_bytes: of the models that rank 0 sent in slices.
+    tables: fields of the `Record`, by name.
     """
 
     t: int
@@ -103,6 +108,7 @@ class Round:
     waiting: collectives.Waiting = collectives.Waiting(0.0, 0.0)
     shared: float = 0.0
     shared_until: float = 0.0
+    slice_bytes: int = 0
     tables: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,7 +116,8 @@ class Recorder:
     """Measure and record the rounds. Nothing that it does changes the run.
 
     device: of `devices.describe_models`; data: the run's arrays; parameters: how many of the weights are
-    parameters.
+    parameters. success: collective function () -> success rate of a backdoor in omega^t, or None. personal:
+    collective function (finished rounds) -> columns of /personal, on rank 0.
     """
 
     def __init__(
@@ -124,7 +131,10 @@ class Recorder:
         probes: Probes,
         calibrated_head: CalibratedHead,
         evaluator: Evaluator,
+        success: Callable[[], float] | None,
+        personal: Callable[[int], dict[str, np.ndarray]],
     ) -> None:
+        self.success, self.personal = success, personal
         self.config, self.device, self.data, self.client_images = config, device, data, client_images
         self.messages, self.parameters, self.probes, self.evaluator = messages, parameters, probes, evaluator
         self.calibrated_head = calibrated_head
@@ -153,6 +163,7 @@ class Recorder:
             "clients": clients,
             "ranks": rank_columns(reduction, number),
             "audit": audit_columns(reduction, clients),
+            "attacks": attack_columns(self.data["attackers"], clients, number),
             "generated": this.made,
         }
 
@@ -161,20 +172,26 @@ class Recorder:
         with annotate_errors(f"round {this.t + 1}"):
             with this.clock("evaluate"):
                 evaluated = self.evaluator.evaluate(self.messages.resident.omega, this.t + 1)
+                success = self.success() if self.success else np.nan
+                personal = self.personal(this.t + 1)
             probed = self.probes.measure(this.t + 1, this.average)
             probed |= self.calibrated_head.measure(this.t + 1, self.messages.resident.omega)
             if this.tables:  # on rank 0
+                if this.tables["attacks"]:
+                    this.tables["attacks"]["success"] = np.array([success])
                 this.tables["columns"] |= of_clocks(
                     this.clock,
                     this.waiting,
                     self.messages.broadcast,
                     self.messages.reduction,
                     self.client_images.bytes,
+                    this.slice_bytes,
                 )
                 this.tables["columns"] |= accuracy_over_clients(
                     evaluated.accuracy_per_class, self.data["label_histograms"]
                 )
-            return Record(this.t + 1, *evaluated, probes=probed, **this.tables)
+            tables: dict[str, Any] = {"probes": probed, "personal": personal, **this.tables}
+            return Record(this.t + 1, *evaluated, **tables)
 
     def _columns(
         self,
@@ -212,7 +229,7 @@ class Recorder:
 
     def _remember(self, this: Round, server: Server, clients: dict[str, np.ndarray]) -> None:
         """Update the server's memory of the clients' training and of the ranks' speed."""
-        server.note(clients)
+        server.note(clients, self.messages.reduction.records)
         trained = clients["rank"] != NO_RANK
         samples, epochs, seconds, rank = (
             clients[name][trained] for name in ("samples", "epochs", "seconds", "rank")
@@ -256,6 +273,20 @@ def audit_columns(reduction: Reduction, clients: dict[str, np.ndarray]) -> dict[
     }
 
 
+def attack_columns(
+    attackers: np.ndarray, clients: dict[str, np.ndarray], round: int
+) -> dict[str, np.ndarray]:
+    """Return the columns of /attacks after a round, without the success; empty in a run without attackers.
+
+    attackers: bool (all clients,); clients: columns of /clients.
+    """
+    if not attackers.any():
+        return {}
+    attacking = attackers[clients["client"]]
+    counts = {"attackers": attacking.sum(), "attackers_rho": clients["rho"][attacking].sum()}
+    return {name: np.array([value]) for name, value in {"round": round, **counts}.items()}
+
+
 def rank_columns(reduction: Reduction, round: int) -> dict[str, np.ndarray]:
     """Return the columns of /ranks after a round. reduction: as reduced."""
     names = "train_seconds", "wait_seconds", "generating_seconds"
@@ -294,7 +325,7 @@ def of_models(
     """
     counted = clients["rho"] > 0  # without dropped clients
     rho, norms = clients["rho"][counted], clients["update_norm"][counted]
-    trained = average is not None
+    trained = average is not None and bool(counted.any())  # a defence may trust no client
     change = np.nan if average is None else distance(average, omega_t, parameters)
     return {
         "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,
@@ -331,11 +362,16 @@ def of_pay(
 
 
 def of_clocks(
-    clock: Clock, waiting: collectives.Waiting, broadcast: Broadcast, reduction: Reduction, sent: int
+    clock: Clock,
+    waiting: collectives.Waiting,
+    broadcast: Broadcast,
+    reduction: Reduction,
+    sent: int,
+    sliced: int,
 ) -> dict[str, Any]:
     """Return the columns of /rounds on time and traffic.
 
-    sent: bytes of images from rank 0 to every rank.
+    sent: bytes of images from rank 0 to every rank; sliced: of models, in slices, from rank 0.
     """
     return {
         "round_seconds": clock.now(),
@@ -348,5 +384,5 @@ def of_clocks(
         "train_seconds": reduction.rank_column("train_seconds").max(),
         "wait_seconds": reduction.rank_column("wait_seconds").mean(),
         "broadcast_bytes": broadcast.buffer.nbytes + sent,
-        "reduce_bytes": reduction.buffer.nbytes,
+        "reduce_bytes": reduction.buffer.nbytes + sliced,
     }

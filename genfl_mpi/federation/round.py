@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.client_images import ClientImages
     from genfl_mpi.federation.parts import Messages, Parts
-    from genfl_mpi.federation.questions import Questions
     from genfl_mpi.federation.records import Record
     from genfl_mpi.federation.server import Server
     from genfl_mpi.federation.server_images import ServerImages
@@ -69,7 +68,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
             parts.recorder.begin(t, omega)
             _train(this, comm, server, worker, messages, parts.note, parts.leaving)
             # III-D: sum rho_n omega_n exactly; the algorithm turns the sum into omega_fl
-            _reduce(this, comm, server, worker, messages, parts.questions)
+            _reduce(this, parts)
             with parts.questions.session() as ask:
                 if server and messages.reduction.is_complete() and not this.interrupted:
                     this.average, this.omega_fl = aggregate(server, omega, parameters, messages)
@@ -187,19 +186,14 @@ def _train(
     reduction.ranks[comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, leaving(), this.shared
 
 
-def _reduce(
-    this: Round,
-    comm: MPI.Comm,
-    server: Server | None,
-    worker: Worker,
-    messages: Messages,
-    questions: Questions,
-) -> None:
+def _reduce(this: Round, parts: Parts) -> None:
     """Sum over ranks.
 
-    A rho policy that needs the trained models decides first; its coefficients are broadcast before the sum.
+    A rho policy that needs the trained models decides first; its coefficients are broadcast before the sum. A
+    defence combines the models, and the sum has the result.
     """
-    broadcast = messages.broadcast
+    comm, _, server, worker, messages, *_ = parts
+    broadcast, questions = messages.broadcast, parts.questions
     if worker.delays:
         rows = messages.reduction.clients.copy()
         collectives.wait_for_all(comm)
@@ -214,6 +208,9 @@ def _reduce(
         collectives.broadcast(comm, coefficients)
         worker.add_kept(coefficients)
     with this.clock("reduce"):
+        if parts.combination:
+            parts.combination.combine(server, this.omega_a, this.interrupted)
+            this.slice_bytes = parts.combination.bytes
         messages.resident.reduce(comm)
 
 

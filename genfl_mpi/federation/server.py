@@ -23,6 +23,7 @@ from genfl_mpi.federation.simulated_world import SimulatedWorld
 from genfl_mpi.generation import plans
 from genfl_mpi.learning.batches import local_batches
 from genfl_mpi.mpi.schedule import Pace, assign
+from genfl_mpi.results.client_state import NOWHERE
 from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 # Prefixes of names in the checkpoint: memory of policies and of the algorithm, and measured speeds.
 POLICY, ALGORITHM, PACE = "policy.", "algorithm.", "pace."
-TRAINED = "trained"  # in the checkpoint: the round of each client's last training
+# In the checkpoint: the round of each client's last training, and where its state lies.
+TRAINED, LOCATIONS = "trained", "locations"
 
 
 class Server:
@@ -102,9 +104,11 @@ class Server:
         self.remembered: dict[str, dict] = {name: {} for name in with_memory}
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
-        keeps = algorithm.arrays_of_kind("client", 1, config)
+        keeps = algorithm.arrays_of_kind("client", 1, config) or config.personal.keeps_state
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
+        # of each client's state: LOCATION of `client_state`
+        self.locations = np.full((len(self.trained), 4), NOWHERE, dtype=np.int64)
         self.willing = np.ones(0, dtype=bool)  # which members of the cohort do not decline
         self.status = np.empty(0, STATUS_DTYPE)
         none = np.zeros(0, dtype=np.int64)
@@ -139,6 +143,8 @@ class Server:
             self._local_epochs(cohort),
         )
         plan["since"] = self.trained[cohort] if len(self.trained) else 0
+        if len(message.locations):  # none in a plan, which trains no client
+            message.locations[:] = self.locations[cohort]
         if self.config.sends:
             self._divide_generation(np.zeros(0), np.ones(1))
         else:
@@ -160,6 +166,8 @@ class Server:
         self.cohort = Cohort(ids, self.state.samples[ids], epochs, np.zeros(len(ids)))
         if counted.any() and "models" not in needs_of(self.rho_policy):
             self.weigh(plan, counted)
+        if self.config.uses_slices:  # which replace the sum
+            plan["rho"] = 0.0
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
         if not self.config.sends:
             self._divide_generation(costs, rates)
@@ -283,14 +291,18 @@ class Server:
             raise UserError(f"{name} returned {returned!r}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
 
-    def note(self, clients: dict[str, np.ndarray]) -> None:
+    def note(self, clients: dict[str, np.ndarray], records: np.ndarray) -> None:
         """Remember a complete round: its policies' memory, and how its clients trained.
 
-        clients: columns of /clients.
+        clients: columns of /clients; records: of the `Reduction`.
         """
         self.remembered = self.memories
         if len(self.trained):
-            self.trained[clients["client"][np.isfinite(clients["update_norm"])]] = self.state.round + 1
+            wrote = records[:, 0] > 0
+            who, ranks = clients["client"][wrote], clients["rank"][wrote].astype(np.int64)
+            offsets, checksums = (records[wrote] - (1, 0)).T
+            self.trained[who] = now = self.state.round + 1
+            self.locations[who] = np.stack([np.full(len(who), now), ranks, offsets, checksums], 1)
         self._note_clients(clients)
 
     def replay(self, clients: dict[str, np.ndarray], generated: dict[str, np.ndarray]) -> None:
@@ -342,7 +354,7 @@ class Server:
                 PACE + name: array
                 for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
             }
-            | ({TRAINED: self.trained} if len(self.trained) else {})
+            | ({TRAINED: self.trained, LOCATIONS: self.locations} if len(self.trained) else {})
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
@@ -361,7 +373,7 @@ class Server:
             remembered.update(under(f"{POLICY}{policy}."))
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
-            self.trained = arrays[TRAINED].copy()
+            self.trained, self.locations = arrays[TRAINED].copy(), arrays[LOCATIONS].copy()
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
         self.replay(tables["clients"], tables["generated"])
 

@@ -17,7 +17,7 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
-from genfl_mpi.federation import algorithms, trials
+from genfl_mpi.federation import algorithms, personal, trials
 from genfl_mpi.federation.calibrated_head import CalibratedHead
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
@@ -31,6 +31,7 @@ from genfl_mpi.federation.questions import Questions
 from genfl_mpi.federation.records import Recorder
 from genfl_mpi.federation.refinements import needs_models
 from genfl_mpi.federation.resident import Resident
+from genfl_mpi.federation.robust import attacks, combination
 from genfl_mpi.federation.round import rounds
 from genfl_mpi.federation.server import Server
 from genfl_mpi.federation.shared_generation import SharedGeneration, find_able_ranks
@@ -110,11 +111,16 @@ class Simulation:
         self.about = datasets.describe(config.data)
         algorithm = collectives.call_on_all(self.comm, lambda: algorithms.find(config))
         policies = collectives.call_on_all(self.comm, lambda: find_policies(config, policies))
+        collectives.call_on_all(self.comm, lambda: personal.check(config, algorithm))
+        collectives.call_on_all(self.comm, lambda: combination.check(config, algorithm, policies["rho"]))
         self.device = devices.set_up(self.comm, config.runtime)
         self.device_models = devices.describe_models(self.comm, self.device)
         self._windows: list[tuple[Any, list[weakref.ref]]] = []
         self.data = self._share_data(dataset)
         self.model = self._build_model()
+        self.personal = collectives.call_on_all(
+            self.comm, lambda: personal.Personalisation(config, self.model)
+        )
         outputs = collectives.call_on_all(self.comm, self._check)
         messages = self._allocate_messages(algorithm)
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
@@ -129,7 +135,7 @@ class Simulation:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Return the bytes of a checkpoint, with a state file of every client if they have any; on rank 0."""
+        """Return the bytes of a checkpoint, with a state of every client if they have any; on rank 0."""
         shapes = self.client_states.shapes.values() if self.client_states else ()
         states = 4 * sum(map(math.prod, shapes)) * self.config.clients
         server = self.server.state_arrays().values() if self.server else ()
@@ -163,6 +169,7 @@ class Simulation:
         audit.
         """
         config, side = self.config, min(self.about.shape[1:])
+        attacks.check(config, self.about)
         outputs = self.model.output_biases(len(self.about.classes)) if config.audit else None
         if config.audit and outputs is None:
             raise UserError(
@@ -187,9 +194,10 @@ class Simulation:
         outputs = len(self.about.classes) if config.audit else 0
         sums = algorithm.arrays_of_kind("sum", self.model.parameters, config)
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
+        stateful = bool(self._state_shapes(algorithm))
         zeros = partial(staging.zeros, device=self.device)
-        broadcast = Broadcast(size, cohort, arrays, zeros)
-        reduction = Reduction(size, cohort, self.comm.size, sums, outputs, zeros)
+        broadcast = Broadcast(size, cohort, arrays, stateful, zeros)
+        reduction = Reduction(size, cohort, self.comm.size, sums, outputs, stateful, zeros)
         resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data)
         return Messages(broadcast, reduction, resident)
 
@@ -205,13 +213,17 @@ class Simulation:
     def _open_client_states(
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
     ) -> ClientStates | None:
-        """Return the store of the clients' own arrays, if the algorithm declares any."""
-        kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
-        if not kept:
+        """Return the store of the clients' own arrays, if they have any."""
+        shapes = self._state_shapes(algorithm)
+        if not shapes:
             return None
         run = run or collectives.from_rank0(self.comm, sealed_files.new_run_id)
-        shapes = {name: array.shape for name, array in kept.items()}
-        return ClientStates(folder or Path(self.config.output) / "variates", shapes, run)
+        return ClientStates(folder or Path(self.config.output) / "variates", shapes, run, self.comm.rank)
+
+    def _state_shapes(self, algorithm: Algorithm) -> dict[str, tuple[int, ...]]:
+        """Return {name: shape} of the arrays that each client keeps."""
+        kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
+        return {name: array.shape for name, array in kept.items()} | self.personal.shapes
 
     def _assemble(
         self,
@@ -238,6 +250,7 @@ class Simulation:
             algorithm,
             self.model,
             messages,
+            self.personal,
             self.client_states,
             clients,
             keeps,
@@ -245,10 +258,22 @@ class Simulation:
             note,
             leaving,
         )
+        everyone = personal.PersonalEvaluation(
+            comm, self.personal, data, about, clients, self.client_states, server
+        )
         plan, server_images = messages.broadcast.plan, server.images if server else None
         test_images = messages.resident.test_images
         evaluator = Evaluator(comm, config, about, data, self.model, plan, server_images, test_images)
         known = trials.make_questions(config, evaluator, self.model.parameters, plan, worker)
+        combined, success = None, None
+        if config.uses_slices:
+            sizes = len(self.model.weights), self.model.parameters
+            combined = combination.Combination(comm, config, *sizes, messages, data["attackers"])
+            worker.observers.append(combined.put)
+        if config.trains_clients and config.attack.share and config.attack.kind == "backdoor":
+            success = partial(
+                attacks.measure_success, comm, self.model, messages.resident.omega, data, config, about
+            )
         probes = Probes(comm, config, self.model, clients, images, note)
         worker.observers.append(probes.keep)
         if outputs:
@@ -267,11 +292,24 @@ class Simulation:
             probes,
             head,
             evaluator,
+            success,
+            partial(everyone.evaluate, omega=messages.resident.omega),
         )
         questions = Questions(comm, known)
         generation = SharedGeneration(comm, config, about, note, leaving)
         return Parts(
-            comm, config, server, worker, messages, images, questions, recorder, note, leaving, generation
+            comm,
+            config,
+            server,
+            worker,
+            messages,
+            images,
+            questions,
+            combined,
+            recorder,
+            note,
+            leaving,
+            generation,
         )
 
     def restore(

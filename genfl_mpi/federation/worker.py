@@ -12,6 +12,7 @@ from genfl_mpi.data.clients import free_rider_noise
 from genfl_mpi.federation import transforms
 from genfl_mpi.federation.algorithms.interface import Client
 from genfl_mpi.federation.messages import MODEL, NO_RANK
+from genfl_mpi.federation.robust import attacks
 from genfl_mpi.federation.transforms.chain import Chain
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import local_batches
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.client_data import ClientData
     from genfl_mpi.federation.parts import Messages
+    from genfl_mpi.federation.personal import Personalisation
     from genfl_mpi.learning.training import Report
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 class Worker:
     """Train the clients that are assigned to this rank.
 
-    model: the rank's `FlatModel`, which is overwritten. client_states: where the algorithm's client arrays
-    are stored, or None. keeps: whether trained models are kept for questions, until the next round; delays:
+    model: the rank's `FlatModel`, which is overwritten. client_states: where the clients' own arrays are
+    stored, or None. keeps: whether trained models are kept for questions, until the next round; delays:
     whether they are summed only after the rho policy has seen them. note: called as note(phase, client,
     done=k, of=n). leaving: returns an exit status if the ranks were asked to
     leave, else 0. Collective; raises UserError on every rank if there is an unknown transform, or if the
@@ -57,6 +59,7 @@ class Worker:
         algorithm: Algorithm,
         model: FlatModel,
         messages: Messages,
+        personal: Personalisation,
         client_states: ClientStates | None,
         dataset: ClientData,
         keeps: bool,
@@ -66,14 +69,19 @@ class Worker:
     ) -> None:
         self.comm, self.config, self.algorithm, self.model = comm, config, algorithm, model
         self.broadcast, self.reduction, self.resident = messages
-        self.client_states, self.dataset = client_states, dataset
+        self.client_states, self.dataset, self.personal = client_states, dataset, personal
         self.keeps, self.delays = keeps, delays
         self.note, self.leaving = note, leaving
         self.kept: dict[int, torch.Tensor] = {}
         self._settings: dict[tuple[int, int], Training] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
         self.chain = Chain(
-            collectives.call_on_all(comm, lambda: transforms.find(config)), config, model.parameters
+            [
+                *attacks.find_transform(config, dataset.arrays["attackers"]),
+                *collectives.call_on_all(comm, lambda: transforms.find(config)),
+            ],
+            config,
+            model.parameters,
         )
         self.twin: BatchedModel | None = None
         if config.trains_clients and config.training.clients_per_batch > 1:
@@ -93,15 +101,19 @@ class Worker:
         groups = [training[first : first + together] for first in range(0, len(training), together)]
         assigned = [places for places in groups if ranks[places[0]] == self.comm.rank]
         done, of = 0, sum(map(len, assigned))
-        for places in assigned:
+        for places, following in zip(assigned, [*assigned[1:], []]):
             if self.leaving():
-                return
+                break
+            if self.client_states and following:
+                self.client_states.read_ahead(self.broadcast.locations[following[0]])
             self.note("train", int(self.broadcast.plan["client"][places[0]]), done=done, of=of)
             if self.twin:
                 self._train_group(self.twin, places, round, clock)
             else:
                 self._train_client(places[0], round, clock)
             done += len(places)
+        if self.client_states:
+            self.client_states.commit()
 
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
@@ -119,19 +131,24 @@ class Worker:
         client = Client(number, len(images), steps, settings, self.model.parameters, since)
         rng = streams.generator(self.config.seed, "client", round, number)
         with annotate_errors(f"client {number}"):
-            own = self._read_state(number, since)
+            own = self._read_state(place, number, since)
             noise = free_rider_noise(self.dataset.arrays, number, self.config)
             if noise is None:
-                report = self._train_stages(client, own, images, labels, rng)
+                report = self._train_stages(client, own, since, images, labels, rng, round)
             else:
                 report = free_ride(self.model, omega, images, labels, noise, rng)
-            sent = self.chain.apply(self.model.weights, omega, round, number)
+            trained, kept = self.personal.separate(omega, self.model.weights)
+            sent = self.chain.apply(trained, omega, round, number)
             largest, update_norm = self._add(place, rho, sent, report)
             if np.isfinite(update_norm):
-                sums, own = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
+                before = own
+                sums, own = self.algorithm.contribute(client, omega, sent, arrays, before, self.config)
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
-                self._write_state(number, round + 1, own)
+                kept |= self.personal.train_beside(
+                    omega, before, since, images, labels, settings, round, number
+                )
+                self._write_state(place, number, round + 1, own | kept)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
     def _settings_at(self, round: int, epochs: int) -> Training:
@@ -146,32 +163,38 @@ class Worker:
         self,
         client: Client,
         own: dict[str, torch.Tensor],
+        since: int,
         images: torch.Tensor,
         labels: torch.Tensor,
         rng: np.random.Generator,
+        round: int,
     ) -> Report:
-        """Run the algorithm's local trainings, one after another from omega^t; the model has the result."""
-        omega, reports = self.resident.omega, []
-        begin = omega
-        for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
-            local = client.settings
-            if stage.epochs != local.epochs:
-                local = local.model_copy(update={"epochs": stage.epochs})
-            reports.append(
-                train(
-                    self.model,
-                    begin,
-                    images,
-                    labels,
-                    local,
-                    rng,
-                    stage.prox,
-                    stage.correction,
-                    omega,
-                    stage.loss,
+        """Run the algorithm's local trainings, one after another from omega^t; the model has the result.
+
+        With personal layers they begin with the client's own, which may be trained first.
+        """
+        omega = self.personal.begin(self.resident.omega, own, since)
+        begin, reports = self.personal.train_head(omega, images, labels, client.settings, round, client.id)
+        with self.personal.training_body():
+            for stage in self.algorithm.stages(client, omega, self.resident.arrays, own, self.config):
+                local = client.settings
+                if stage.epochs != local.epochs:
+                    local = local.model_copy(update={"epochs": stage.epochs})
+                reports.append(
+                    train(
+                        self.model,
+                        begin,
+                        images,
+                        labels,
+                        local,
+                        rng,
+                        stage.prox,
+                        stage.correction,
+                        omega,
+                        stage.loss,
+                    )
                 )
-            )
-            begin = self.model.weights
+                begin = self.model.weights
         return combine_reports(reports)
 
     def _train_group(self, twin: BatchedModel, places: list[int], round: int, clock: Clock) -> None:
@@ -199,14 +222,14 @@ class Worker:
         for one, before, after in zip(done, ends, ends[1:]):
             self._report(*one, start + before * second, (after - before) * second)
 
-    def _read_state(self, client: int, since: int) -> dict[str, torch.Tensor]:
+    def _read_state(self, place: int, client: int, since: int) -> dict[str, torch.Tensor]:
         """Read the client's own arrays onto the device. since: the round that wrote them, or 0."""
         if not self.client_states:
             return {}
-        arrays = self.client_states.read(client, since)
-        return {name: torch.from_numpy(array).to(self.resident.device) for name, array in arrays.items()}
+        arrays = self.client_states.read(client, since, self.broadcast.locations[place])
+        return {name: torch.tensor(array, device=self.resident.device) for name, array in arrays.items()}
 
-    def _write_state(self, client: int, round: int, own: dict[str, torch.Tensor]) -> None:
+    def _write_state(self, place: int, client: int, round: int, own: dict[str, torch.Tensor]) -> None:
         """Write the client's own arrays, if it has any. round: 1 is the first."""
         if own and not self.client_states:
             raise UserError(
@@ -215,7 +238,8 @@ class Worker:
             )
         if self.client_states and own:
             arrays = {name: tensor.cpu().numpy() for name, tensor in own.items()}
-            self.client_states.write(client, round, arrays)
+            offset, checksum = self.client_states.write(client, round, arrays)
+            self.reduction.records[place] = offset + 1, checksum
 
     def _add(self, place: int, rho: float, weights: torch.Tensor, report: Report) -> tuple[float, float]:
         """Add rho_n omega_n to the exact sum, or keep omega_n for a later sum.

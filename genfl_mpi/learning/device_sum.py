@@ -40,3 +40,9 @@ class DeviceSum:
             # have no order.
             units += one.double().mul_(rho * 2.0**self.fraction_bits).round_().long()
         return largest, squared**0.5
+
+    def store(self, start: int, values: torch.Tensor) -> None:
+        """Do as `ExactSum.store`."""
+        check_summand(1.0, values.abs().max().item(), self.fraction_bits)
+        units = (values * 2.0**self.fraction_bits).round_().long()
+        self.units[start : start + len(values)].copy_(units)

@@ -278,23 +278,26 @@ def steps_of(
     Settings that differ only in epochs or learning rate share their `Steps`, so that a GPU does not capture
     the graphs again.
     """
+    # A CUDA graph holds the gradients of the parameters that were trained when it was captured.
+    trained = tuple(parameter.requires_grad for parameter in model.module.parameters())
+    kind = mu, corrected, own_loss, trained
     cached, last = model.cached_steps, model.last_steps
-    if last and last[0] is settings and last[1] == (mu, corrected, own_loss):  # as for the clients of a round
+    if last and last[0] is settings and last[1] == kind:  # as for the clients of a round
         return last[2]
-    steps = _cached_steps(cached, model, settings, mu, corrected, own_loss)
-    model.last_steps = settings, (mu, corrected, own_loss), steps
+    steps = _cached_steps(cached, model, settings, kind)
+    model.last_steps = settings, kind, steps
     return steps
 
 
 def _cached_steps(
-    cached: list[tuple], model: FlatModel, settings: Training, mu: float, corrected: bool, own_loss: bool
+    cached: list[tuple], model: FlatModel, settings: Training, kind: tuple[float, bool, bool, tuple]
 ) -> Steps:
     """Return the `Steps` in `cached`, newest last, or new ones, for which the oldest may be removed."""
-    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), mu, corrected, own_loss
+    key = settings.model_copy(update={"epochs": 1, "lr": 0.0}), kind
     for index, (known, steps) in enumerate(cached):
         if known == key:
             cached.append(cached.pop(index))
             return steps
     del cached[: len(cached) - MAX_CACHED_STEPS + 1]
-    cached.append((key, Steps(model, settings, mu, corrected, own_loss)))
+    cached.append((key, Steps(model, settings, *kind[:3])))
     return cached[-1][1]

@@ -191,6 +191,12 @@ class ExactSum:
             self.units[block] += rounded
         return largest, math.sqrt(square)
 
+    def store(self, start: int, values: torch.Tensor) -> None:
+        """Set the sum's values from `start` on to float64 (n,). Raises FloatingPointError if it cannot."""
+        check_summand(1.0, values.abs().max().item(), self.fraction_bits)
+        units = (values * 2.0**self.fraction_bits).round_().long()
+        self.units[start : start + len(values)] = units.numpy()
+
     def value(self) -> torch.Tensor:
         """Return the sum as float64 (size,)."""
         return torch.from_numpy(np.multiply(self.units, 2.0**-self.fraction_bits))

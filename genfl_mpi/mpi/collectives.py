@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -99,6 +100,38 @@ def sum_everywhere(comm: MPI.Comm, values: np.ndarray) -> None:
     """Sum `values` (int64) over ranks, in place on every rank. Collective."""
     wait_for_all(comm)
     comm.Allreduce(MPI.IN_PLACE, [values, MPI.INT64_T], op=MPI.SUM)
+
+
+def exchange(
+    comm: MPI.Comm,
+    sent: np.ndarray,
+    sent_counts: Sequence[int],
+    received: np.ndarray,
+    received_counts: Sequence[int],
+    unit: int,
+) -> None:
+    """Send a part of `sent` to every rank, and receive a part of `received` from every rank. Collective.
+
+    sent, received: float32, parts in the order of the ranks; counts: of each part, in units of `unit` values,
+    so that they do not exceed MPI's 32 bits.
+    """
+    wait_for_all(comm)
+    block = MPI.FLOAT.Create_contiguous(unit).Commit()
+    comm.Alltoallv([sent, list(sent_counts), block], [received, list(received_counts), block])
+    block.Free()
+
+
+def gather_rows(comm: MPI.Comm, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Return the rows of all ranks on rank 0, in the order of the ranks; elsewhere none. Collective.
+
+    rows: float64 (rows of this rank, ...); counts: rows of each rank.
+    """
+    wait_for_all(comm)
+    gathered = np.empty((sum(counts) if comm.rank == 0 else 0, *rows.shape[1:]))
+    row = MPI.DOUBLE.Create_contiguous(max(1, math.prod(rows.shape[1:]))).Commit()
+    comm.Gatherv([rows, len(rows), row], [gathered, list(counts), row] if comm.rank == 0 else None, root=0)
+    row.Free()
+    return gathered
 
 
 def maximum(comm: MPI.Comm, number: int) -> int:

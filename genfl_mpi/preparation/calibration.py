@@ -22,6 +22,7 @@ from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation.preview import planned_batches
 
 if TYPE_CHECKING:
+    from genfl_mpi.config.personalisation import Personal
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.records import Record
 
@@ -38,7 +39,7 @@ class Costs:
     to evaluate the test set; rest: s per round besides training, generation, evaluation and waiting; first: s
     by which a rank's first round is longer; load: s to load the generator; copy_rate: of memory, B/s;
     rank_bytes, server_bytes: memory of a rank, and of rank 0; shared_bytes: of the data set, once per node;
-    checkpoint_bytes: of a checkpoint and the clients' state files.
+    checkpoint_bytes: of a checkpoint and the clients' states; state_bytes: of one client's state.
     """
 
     rate: float
@@ -55,6 +56,7 @@ class Costs:
     server_bytes: int
     shared_bytes: int
     checkpoint_bytes: int = 0
+    state_bytes: int = 0
 
 
 def calibrate(config: Config) -> Costs:
@@ -73,6 +75,7 @@ def calibrate(config: Config) -> Costs:
                 "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
                 "training": training,
                 "evaluation": config.evaluation.model_copy(update={"every": 1}),
+                "personal": _shortened(config),
             }
         )
         simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
@@ -91,6 +94,7 @@ def calibrate(config: Config) -> Costs:
         shared_bytes = sum(array.nbytes for array in simulation.data.values())
         broadcast_bytes, reduction_bytes = simulation.message_bytes
         checkpoint_bytes = simulation.checkpoint_bytes
+        state_bytes = simulation.client_states.size if simulation.client_states else 0
         rank_bytes = _resident_bytes() - shared_bytes
         rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
@@ -117,7 +121,14 @@ def calibrate(config: Config) -> Costs:
         server_bytes=max(rank_bytes, peak - shared_bytes),
         shared_bytes=shared_bytes,
         checkpoint_bytes=checkpoint_bytes,
+        state_bytes=state_bytes,
     )
+
+
+def _shortened(config: Config) -> Personal:
+    """Return `personal` with as many passes for each one of `training` as in the run, and no evaluation."""
+    epochs = max(1, round(config.personal.epochs / config.training.epochs))
+    return config.personal.model_copy(update={"epochs": epochs, "every": 10**9})
 
 
 def _trained(record: Record) -> tuple[np.ndarray, np.ndarray]:

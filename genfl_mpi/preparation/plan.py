@@ -73,6 +73,11 @@ def describe(
         f"  bytes     {costs.broadcast_bytes / 1e6:,.3g} MB to every rank and "
         f"{costs.reduction_bytes / 1e6:,.3g} MB from every rank per round"
     )
+    if costs.state_bytes:
+        each = config.cohort * costs.state_bytes / 1e6
+        yield f"  states    {each:,.3g} MB of client state read and {each:,.3g} MB written per round"
+    if config.uses_slices:
+        yield from textwrap.wrap(_slices(config, costs, cluster.ranks), 80, subsequent_indent=" " * 12)
     yield from _strong(config, arrays, costs, cluster)
     if config.trains_clients:
         yield from _weak(config, arrays, costs, cluster, own["server"].mean())
@@ -121,6 +126,17 @@ def _disk(config: Config, costs: Costs) -> str:
     return (
         f"  disk      {(costs.broadcast_bytes + image_bytes) / 1e6:,.3g} MB results{banked}; at most "
         f"{(kept + KEPT_NEWEST + 1) * size / 1e6:,.3g} MB checkpoints{forks}"
+    )
+
+
+def _slices(config: Config, costs: Costs, ranks: int) -> str:
+    """Describe the bytes of the cohort's models that a defence combines."""
+    each = costs.broadcast_bytes * config.cohort / ranks
+    held = 1 if ranks == 1 else 2
+    return (
+        f"  slices    {config.cohort} models: {each * (1 - 1 / ranks) / 1e6:,.3g} MB from every rank to the "
+        f"others per round, {held * each / 1e6:,.3g} MB memory per rank, for "
+        f"defence.name={config.defence.name}"
     )
 
 

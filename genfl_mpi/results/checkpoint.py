@@ -104,8 +104,8 @@ def load(
     return 0, None, {}
 
 
-def read_last_training(results: Path) -> list[np.ndarray]:
-    """Return the round of each client's last training, int64 (clients,), for each checkpoint, oldest first.
+def read_locations(results: Path) -> list[np.ndarray]:
+    """Return where each client's state lies, int64 (clients, 4), for each checkpoint, oldest first.
 
     Only checkpoints of algorithms with client arrays (SCAFFOLD) store it. Unreadable checkpoints are skipped:
     no run can continue from them.
@@ -113,7 +113,7 @@ def read_last_training(results: Path) -> list[np.ndarray]:
     found = []
     for round in list_rounds(results):
         with suppress(OSError, SafetensorError), safe_open(_path(results, round), "np") as file:
-            found.append(file.get_tensor("trained"))
+            found.append(file.get_tensor("locations"))
     return found
 
 

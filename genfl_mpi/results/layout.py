@@ -96,7 +96,12 @@ ROUNDS = {
         "size of the message from rank 0 to every rank, and of the images that clients train on",
         True,
     ),
-    "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
+    "reduce_bytes": Column(
+        "i8",
+        "B",
+        "size of the message from every rank to rank 0, and of the models that rank 0 sends in slices",
+        True,
+    ),
     "images_from_bank": Column(
         "i8",
         "1",
@@ -259,6 +264,29 @@ CALIBRATED = {
     "seconds": Column("f8", "s", "duration of the calibration, on rank 0; part of round_seconds", True),
 }
 
+ATTACKS = {
+    "attack": Column("i8", "1", "number of the row, one for each round of a run with attackers"),
+    "round": Column("i8", "1", "round"),
+    "attackers": Column("i8", "1", "attackers in the cohort"),
+    "attackers_rho": Column("f8", "1", "sum of the attackers' weights in Eq. (1)"),
+    "success": Column(
+        "f8",
+        "1",
+        "share of the test images of other classes that the trigger turns into attack.target, NaN without a "
+        "backdoor",
+    ),
+}
+
+PERSONAL = {
+    "personal_client": Column("i8", "1", "number of the row, one for each client and evaluated round"),
+    "round": Column("i8", "1", "round"),
+    "client": Column("i8", "1", "client"),
+    "samples": Column("i8", "1", "its local test samples"),
+    "trained": Column("i8", "1", "round in which it last trained; 0 if never"),
+    "global_accuracy": Column("f8", "1", "accuracy of the global model on its local test samples"),
+    "accuracy": Column("f8", "1", "accuracy of its personal model on them; both are NaN without samples"),
+}
+
 PARTITION = {
     "pointers": Column(
         "i8", "1", "client n holds samples pointers[n] to pointers[n + 1] of the shuffled training set"
@@ -279,9 +307,12 @@ TABLES = {
     "probes": PROBES,
     "probed_clients": PROBED_CLIENTS,
     "calibrated": CALIBRATED,
+    "attacks": ATTACKS,
+    "personal": PERSONAL,
 }
-# Tables that older files of this layout lack; `reader` returns no rows for them.
-ADDED_TABLES = ("calibrated",)
+# Tables that older files of this layout lack: `reader` returns no rows of them. Without rows they are not
+# part of the digest.
+ADDED_TABLES = ("calibrated", "attacks", "personal")
 # A group with a data set for each table, (appends, 1 + columns) int64: the number of rows after an append,
 # and the CRC-32 of what was added to each column. HDF5's checksum (Fletcher32) covers a whole chunk, which
 # each append rewrites in place: a concurrent reader would meet half-written chunks and could read none of

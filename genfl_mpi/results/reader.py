@@ -82,7 +82,7 @@ def _why_unreadable(file: h5py.File) -> str | None:
             f"a results file of layout {version}, written by {writer}; genfl_mpi {__version__} reads layout "
             f"{VERSION}: {advice}"
         )
-    missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - {*file, *ADDED_TABLES}
+    missing = {"config", "environment", "partition", CHECKSUMS, *TABLES} - {*ADDED_TABLES, *file}
     return f"the file is damaged: /{min(missing)} is missing; {ADVICE}" if missing else None
 
 
@@ -188,7 +188,7 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
         return {name: read_array(file, f"{table}/{name}") for name in names or PARTITION}
     order = list(TABLES[table])
     if table in ADDED_TABLES and table not in file:
-        return {name: np.zeros(0, TABLES[table][name].dtype) for name in names or order}
+        return {name: np.empty(0, TABLES[table][name].dtype) for name in names or order}
     rows = len(file[table][order[0]])  # the numbering, which is written last
     sums = _read(file, f"{CHECKSUMS}/{table}")
     # A failed write may leave a row of zeros, or the row of an append without its numbering.
@@ -247,9 +247,10 @@ def digests(path: Path | str) -> tuple[str, str, bool]:
         results = hashlib.sha256()
         for table, columns in {"partition": PARTITION, **TABLES}.items():
             names = [name for name, column in columns.items() if not column.measured]
-            if table in ADDED_TABLES and not len(read_columns(file, table, ["round"])["round"]):
-                continue  # a file without the table has the same digest
-            for name, array in read_columns(file, table, names).items():
+            found = read_columns(file, table, names)
+            if table in ADDED_TABLES and not len(found["round"]):
+                continue
+            for name, array in found.items():
                 if name in ADDED and _is_missing(array):
                     continue
                 results.update(f"{table}/{name} {array.dtype} {array.shape}\n".encode())

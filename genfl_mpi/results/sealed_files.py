@@ -1,4 +1,4 @@
-"""Sealed files: named arrays with an identity and a checksum, for checkpoints and the clients' state files.
+"""Sealed files: named arrays with an identity and a checksum, for checkpoints.
 
 A file (safetensors) is written under another name, flushed and renamed, so a kill or a power cut leaves
 either the old file or the new one. Its metadata hold its identity, a dict of text, and the SHA-256 of

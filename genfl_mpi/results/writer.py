@@ -209,7 +209,9 @@ def _tables(record: Any) -> Tables:
             name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
         }
     tables |= {"clients": record.clients, "hindsight": record.hindsight, "audit": record.audit}
-    tables |= record.probes | {"ranks": record.ranks}
+    tables |= (
+        record.probes | {"attacks": record.attacks, "personal": record.personal} | {"ranks": record.ranks}
+    )
     tables = {table: columns for table, columns in tables.items() if columns}
     return tables | {
         "rounds": {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genfl_mpi.config.loading import chosen_settings, flatten, load, nested
+from genfl_mpi.config.settings import Config
 from genfl_mpi.results import checkpoint, progress, reader
 from genfl_mpi.results.lock import Lock
 from genfl_mpi.util.errors import UserError
@@ -14,11 +15,20 @@ from genfl_mpi.util.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from genfl_mpi.config.settings import Config
 
 # Settings and sections that determine the shapes of the weights, the server's state, the stored rounds or the
 # data.
-FIXED = {"model", "data.name", "data.size", "data.samples", "algorithm.name", "clients", "cohort"}
+FIXED = {
+    "model",
+    "data.name",
+    "data.size",
+    "data.samples",
+    "algorithm.name",
+    "personal.method",
+    "personal.layers",
+    "clients",
+    "cohort",
+}
 
 
 def move_aside(paths: Sequence[Path], say: Callable[[str], None]) -> dict[Path, Lock]:
@@ -72,7 +82,7 @@ def runs(path: Path, round: int, overrides: Iterable[str]) -> dict[str, Config]:
         stored, rows = reader.read_config(file), reader.count_rounds(file)
     if not 1 <= round <= rows:
         raise UserError(f"--at {round}: {path} has rounds 1 to {rows}")
-    before = flatten(stored)
+    before = flatten(Config().model_dump()) | flatten(stored)
     # Only what the user chose: derived settings follow the overrides.
     stored = nested(chosen_settings(stored)) | {"runtime": stored["runtime"]}
     stored["output"] = str(path.with_suffix("")) + f"_fork{round}"

@@ -16,14 +16,16 @@ from genfl_mpi.config.loading import differing_settings, flat_settings, to_yaml,
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
-from genfl_mpi.federation import algorithms, refinements, transforms
+from genfl_mpi.federation import algorithms, personal, refinements, transforms
 from genfl_mpi.federation.policy_lookup import find_memory, find_policies
+from genfl_mpi.federation.robust import attacks, combination
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
 from genfl_mpi.results import checkpoint, disk, environment, lock, progress, reader, sealed_files, status
+from genfl_mpi.results.client_state import ClientStates
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.runs import equal_runs, inputs
 from genfl_mpi.util.errors import UserError
@@ -98,11 +100,12 @@ def prepare(
                 config.data, 0 if split.replacement else config.clients * split.min_samples
             )
             check_memory(config)
-            algorithms.find(config)
             transforms.find(config)
             refinements.find(config)
-            find_policies(config)
+            personal.check(config, algorithms.find(config))
+            combination.check(config, algorithms.find(config), find_policies(config)["rho"])
             about = datasets.describe(config.data)
+            attacks.check(config, about)
             partition.check(
                 split, config.clients, len(about.classes), about.train_samples - config.data.public_pool
             )
@@ -325,12 +328,27 @@ def _save(path: Path, run: str, simulation: Simulation, writer: Writer, note: pr
         return
     note("checkpoint")
     writer.flush()
+    before = server.locations  # the ranks have the plan of the next round, which refers to these
     if states:
+        if states.is_scattered(before):
+            server.locations = states.compact(simulation.round, server.trained, before)
         states.flush()
     keep = _keep(simulation)
     checkpoint.save(path, run, simulation.round, simulation.weights.numpy(), server.state_arrays(), keep)
     if states:
-        states.prune(checkpoint.read_last_training(path))
+        states.prune(simulation.round, [*checkpoint.read_locations(path), before])
+
+
+def _copy_states(simulation: Simulation, earlier: Earlier) -> None:
+    """Copy the clients' states of the run of which this one is a fork."""
+    states, server = simulation.client_states, simulation.server
+    if not (earlier.source and states and server):
+        return
+    others = ClientStates(earlier.source.with_suffix(".variates"), states.shapes, earlier.source_run)
+    trained, locations = (earlier.state[name] for name in ("trained", "locations"))
+    server.locations = states.compact(earlier.rounds, trained, locations, others)
+    earlier.state["locations"] = server.locations
+    states.flush()
 
 
 def _with_first_runtime(path: Path, config: Config) -> Config:
@@ -538,9 +556,7 @@ def _open(
     if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
     if earlier.source and simulation.client_states:
-        states = earlier.source.with_suffix(".variates")
-        simulation.client_states.copy_from(states, earlier.source_run, earlier.state["trained"])
-        simulation.client_states.flush()
+        _copy_states(simulation, earlier)
     if earlier.rounds and earlier.weights is not None:
         keep = _keep(simulation)
         checkpoint.save(path, earlier.run, earlier.rounds, earlier.weights, earlier.state, keep)

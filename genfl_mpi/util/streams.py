@@ -44,6 +44,10 @@ PURPOSES = (
     "calibration",
     "data-free",
     "data-free generator",
+    "attackers",
+    "poison",
+    "local test",
+    "personal",
 )
 
 

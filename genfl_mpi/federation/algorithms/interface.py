@@ -212,6 +212,11 @@ class Algorithm:
         """Return the declared arrays of one kind by name."""
         return {name: array for name, array in self.declare(parameters, config).items() if array.kind == kind}
 
+    @property
+    def averages_by_rho(self) -> bool:
+        """Whether the mean of the clients' models is their sum, weighted by rho."""
+        return self.coefficients is _coefficients and self.average is _average
+
     def has_memory(self, config: Config) -> bool:
         """Return whether resuming a run needs more than the weights and the results file."""
         return any(array.kind in ("server", "client") for array in self.declare(1, config).values())
