@@ -24,7 +24,7 @@ FLOORS = [
     {"federation"},
     {"generation"},
     {"learning", "data", "results", "edge"},
-    {"config", "mpi"},
+    {"config", "mpi", "privacy"},
     {"util"},
 ]
 

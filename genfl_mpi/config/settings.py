@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from genfl_mpi.config.privacy import Privacy
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
     TRAINING_CLIENTS,
@@ -173,6 +174,7 @@ class Config(Section):
     augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )
+    privacy: Annotated[Privacy, TRAINING_CLIENTS] = Privacy()
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Annotated[Generation, PLANNED_IMAGES] = Generation()
@@ -247,6 +249,17 @@ class Config(Section):
                 key: one for key, one in shipped.items() if one and generation.get(key, "auto") == "auto"
             }
             values = {**values, "generation": {**generation, **follows}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_privacy(cls, values: Any) -> Any:
+        """Let secure aggregation fix rho when the clients are selected, and drop clients with bad weights."""
+        privacy = values.get("privacy") if isinstance(values, dict) else None
+        if isinstance(privacy, dict) and privacy.get("secure_aggregation") is True:
+            for section, implied in (("rho", {"over": "selected"}), ("faults", {"nonfinite": "drop"})):
+                if isinstance(given := values.get(section, {}), dict):
+                    values = {**values, section: {**implied, **given}}
         return values
 
     def _because(self, part: str) -> str:
@@ -379,6 +392,43 @@ class Config(Section):
                 "validation.source=generated needs generated images at the server, and "
                 f"{self._because('source' if self.source == 'pool' else 'images')} has none; choose another "
                 "source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_secure_aggregation(self) -> "Config":
+        """Refuse what needs single clients' models or reports, and thresholds that protect nothing."""
+        privacy = self.privacy
+        if not privacy.secure_aggregation:
+            return self
+        refused = {
+            "rho.over=aggregated": (self.rho.over == "aggregated", "set rho.over=selected"),
+            "faults.nonfinite=stop": (self.faults.nonfinite == "stop", "set faults.nonfinite=drop"),
+            "audit=true": (self.audit, "set audit=false"),
+            "validation.source=clients": (self.validation.source == "clients", "choose another source"),
+            f"rho.policy={self.rho.policy}": (self.rho.policy == "loss", "choose another policy"),
+            f"selection.policy={self.selection.policy}": (
+                self.selection.policy in ("power_of_choice", "oort", "importance"),
+                "choose another policy",
+            ),
+        }
+        for setting, (is_set, remedy) in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"privacy.secure_aggregation hides single clients from the server, which {setting} "
+                    f"needs to know; {remedy}"
+                )
+        holders = 1 + min(self.cohort - 1, privacy.neighbours or self.cohort)
+        if privacy.threshold is not None and not holders / 2 < privacy.threshold <= holders:
+            raise ValueError(
+                f"privacy.threshold ({privacy.threshold}) must be more than half of the {holders} clients "
+                f"that hold shares of a secret, and at most all of them; set it to a number from "
+                f"{holders // 2 + 1} to {holders}"
+            )
+        if self.cohort < 2:
+            raise ValueError(
+                "privacy.secure_aggregation protects nothing with cohort=1, whose sum is the client's model; "
+                "increase cohort"
             )
         return self
 

@@ -20,6 +20,7 @@ class Trace:
     clients: N. cohorts: int arrays (K,), one for each round. samples: int arrays (K,), samples of each client
     of the cohort. epochs: int arrays (K,), passes over them. sample_flops: FLOPs of training on a sample
     once. augmented_epochs: passes of the augmented model in a round. weights_bytes: size of a model.
+    upload_bytes, protocol_bytes: what a client sends instead, and also receives, with secure aggregation.
     new_images: int (rounds,), generated in each round; pool: int (rounds,), images on which the augmented
     model trained. shape: (C, H, W) of an image; image_size: factor on the bytes to send for one. image_flops:
     FLOPs of generating one; generator_bytes: size of the generator. value: float64 (N,), value of each
@@ -46,6 +47,8 @@ class Trace:
     image_size: float = 1.0
     placement: str = "P1"
     made: Sequence[np.ndarray] | None = None
+    upload_bytes: float | None = None
+    protocol_bytes: float = 0.0
 
 
 def label_value(histograms: np.ndarray, distances: np.ndarray) -> np.ndarray:

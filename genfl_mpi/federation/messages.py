@@ -32,6 +32,7 @@ CLIENT_FIELDS = (
 RANK_FIELDS = ("train_seconds", "wait_seconds", "leave")
 NO_RANK = -1  # the rank of a member of the cohort that does not train
 MODEL = "model"  # the sum of the clients' weights
+RHO = "summed rho"  # the sum of their coefficients, with rho.over=selected
 
 PLAN = np.dtype([("rho", "f8"), ("client", "i4"), ("rank", "i4"), ("since", "i4"), ("epochs", "i4")])
 HEAD = np.dtype([("round", "i8"), ("leave", "i8")])

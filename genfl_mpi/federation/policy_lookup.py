@@ -12,6 +12,7 @@ from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
 from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.generation.plans import PLANS
+from genfl_mpi.privacy import masks
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ def find_policies(
             )
     if found["select"] is SELECTION["deadline"] and (config.world is None or config.world.deadline_s is None):
         raise UserError("selection.policy: deadline needs world.deadline_s")
+    if config.rho.over == "selected" and "models" in needs_of(found["rho"]):
+        raise UserError(
+            f"rho.policy: {functions.name_of(found['rho'])} weighs trained models, and with "
+            "rho.over=selected the weights are fixed before training; choose another policy"
+        )
+    if config.privacy.secure_aggregation:
+        masks.check_installed()
     if config.hindsight.every:
         hindsight.find_compared_policies(config)
     return found

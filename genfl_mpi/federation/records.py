@@ -12,6 +12,7 @@ from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.federation import hindsight
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
+from genfl_mpi.federation.secure_aggregation import NOT_SECURED
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 from genfl_mpi.mpi import collectives, failing
@@ -78,7 +79,7 @@ class Round:
     `Made` for each batch of images. omega_a: float32 (size,), the augmented model; augmented: the `Report` of
     its training. average: float64 (size,), the mean of the clients' models. omega_fl: float64 (size,), what
     the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
-    called. tables: fields of the `Record`, by name.
+    called. secured: columns of /rounds on secure aggregation. tables: fields of the `Record`, by name.
     """
 
     t: int
@@ -92,6 +93,7 @@ class Round:
     kappa2: float = 0.0
     asked: ServerState | None = None
     waiting: collectives.Waiting = collectives.Waiting(0.0, 0.0)
+    secured: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
 
 
@@ -157,6 +159,7 @@ class Recorder:
                     self.messages.reduction,
                     self.client_images.bytes,
                 )
+                this.tables["columns"] |= NOT_SECURED | this.secured
                 this.tables["columns"] |= accuracy_over_clients(
                     accuracy_per_class, self.data["label_histograms"]
                 )
@@ -327,7 +330,7 @@ def of_clocks(
         "generate_start_seconds": clock.starts.get("generate", np.nan),
         **{
             f"{phase}_seconds": clock.seconds.get(phase, 0.0)
-            for phase in ("generate", "augment", "send", "reduce", "broadcast", "evaluate")
+            for phase in ("generate", "augment", "send", "reduce", "unmask", "broadcast", "evaluate")
         },
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": reduction.rank_column("train_seconds").max(),

@@ -195,6 +195,9 @@ def _reduce(
         worker.add_kept(coefficients)
     with this.clock("reduce"):
         messages.resident.reduce(comm)
+    if worker.secure:
+        with this.clock("unmask"):
+            this.secured = worker.secure.unmask(comm, server, this.interrupted)
 
 
 def weighted_sum(

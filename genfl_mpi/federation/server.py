@@ -11,7 +11,7 @@ import torch
 
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
-from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE
+from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE, VOID
 from genfl_mpi.federation import algorithms, participation
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
@@ -154,8 +154,9 @@ class Server:
         self.status = participation.attend(self.world, self.state.round, ids, self.willing, epochs, **images)
         counted = self.status == AGGREGATED
         self.cohort = Cohort(ids, self.state.samples[ids], epochs, np.zeros(len(ids)))
-        if counted.any() and "models" not in needs_of(self.rho_policy):
-            self.weigh(plan, counted)
+        weighed = self.status != DECLINED if self.config.rho.over == "selected" else counted
+        if weighed.any() and "models" not in needs_of(self.rho_policy):
+            self.weigh(plan, weighed)
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
         busy = self.images.busy_seconds(self.state, rates[0])
         plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.clients_per_batch)
@@ -222,11 +223,12 @@ class Server:
     ) -> tuple[float, ServerState | None]:
         """Return the augmented model's weight in Eq. (1), and the `ServerState` that the kappa policy got.
 
-        If one of the two models is missing, the other has the whole weight, and the policy is not called: the
-        state is None. Raises UserError if the policy returns no number in [0, 1].
+        In a void round it is 0: omega_fl is omega^t, and the weights stay. If one of the two models is
+        missing, the other has the whole weight. In both cases the policy is not called: the state is None. Raises
+        UserError if the policy returns no number in [0, 1].
         """
-        if omega_a is None or omega_fl is None:
-            return (0.0 if omega_a is None else 1.0), None
+        if omega_a is None or omega_fl is None or self.is_void:
+            return (1.0 if omega_fl is None and omega_a is not None else 0.0), None
         forecast = self.state.forecast
         if self.world and forecast:
             joules = self.world.augmented_joules(self.images.new, len(self.images))
@@ -249,6 +251,11 @@ class Server:
         if kappa2.ndim or kappa2.dtype.kind not in "iuf" or not 0 <= kappa2 <= 1:
             raise UserError(f"{name} returned {kappa2}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
+
+    @property
+    def is_void(self) -> bool:
+        """Whether too few clients of the round survived to unmask their sum."""
+        return bool((self.status == VOID).any())
 
     def note(self, clients: dict[str, np.ndarray]) -> None:
         """Remember a complete round: its policies' memory, and how its clients trained.
@@ -286,12 +293,14 @@ class Server:
         kept.
         """
         who, kept = clients["client"], np.isfinite(clients["update_norm"])
-        trained = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
         self.last[who] = clients["round"]
-        for known, column in ((self.losses, "loss_first_epoch"), (self.norms, "update_norm")):
-            known[who] = np.where(kept, clients[column], np.where(trained, 0.0, known[who]))
         if self.world and len(who):
             self.world.commit(clients["status"])
+        if self.config.privacy.secure_aggregation:
+            return  # the server does not know single clients' losses and updates
+        trained = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
+        for known, column in ((self.losses, "loss_first_epoch"), (self.norms, "update_norm")):
+            known[who] = np.where(kept, clients[column], np.where(trained, 0.0, known[who]))
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what a checkpoint keeps besides the weights: arrays by name.

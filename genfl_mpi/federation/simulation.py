@@ -18,9 +18,10 @@ from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
 from genfl_mpi.federation import algorithms, trials
+from genfl_mpi.federation.algorithms.interface import Array
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
-from genfl_mpi.federation.messages import Broadcast, Reduction
+from genfl_mpi.federation.messages import RHO, Broadcast, Reduction
 from genfl_mpi.federation.parts import Messages, Parts
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policy_lookup import find_policies
@@ -182,6 +183,8 @@ class Simulation:
         cohort = config.cohort if config.trains_clients else 0
         outputs = len(self.about.classes) if config.audit else 0
         sums = algorithm.arrays_of_kind("sum", self.model.parameters, config)
+        if config.rho.over == "selected":
+            sums[RHO] = Array((1,), "sum")
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
         zeros = partial(staging.zeros, device=self.device)
         broadcast = Broadcast(size, cohort, arrays, zeros)

@@ -11,7 +11,8 @@ import torch
 from genfl_mpi.data.clients import free_rider_noise
 from genfl_mpi.federation import transforms
 from genfl_mpi.federation.algorithms.interface import Client
-from genfl_mpi.federation.messages import MODEL, NO_RANK
+from genfl_mpi.federation.messages import MODEL, NO_RANK, RHO
+from genfl_mpi.federation.secure_aggregation import SecureAggregation
 from genfl_mpi.federation.transforms.chain import Chain
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import local_batches
@@ -46,7 +47,7 @@ class Worker:
 
     kept: {place in the cohort: float32 (size,)}, models that wait for their coefficients. observers:
     functions of (place, float32 (size,)), called with each client's model as it is summed, if its losses are
-    finite.
+    finite. secure: masks what this rank's clients contribute, or None.
     """
 
     def __init__(
@@ -68,6 +69,9 @@ class Worker:
         self.note, self.leaving = note, leaving
         self.kept: dict[int, torch.Tensor] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
+        self.secure: SecureAggregation | None = None
+        if config.privacy.secure_aggregation and config.trains_clients:
+            self.secure = SecureAggregation(config, messages)
         self.chain = Chain(
             collectives.call_on_all(comm, lambda: transforms.find(config)), config, model.parameters
         )
@@ -83,6 +87,8 @@ class Worker:
         round: 0 is the first. Groups are neighbours in the cohort, training.clients_per_batch at a time,
         whatever the rank that they are assigned to.
         """
+        if self.secure:
+            self.secure.begin(round)
         ranks, together = self.broadcast.plan["rank"], self.config.training.clients_per_batch
         training = np.flatnonzero(ranks != NO_RANK).tolist()
         groups = [training[first : first + together] for first in range(0, len(training), together)]
@@ -96,6 +102,8 @@ class Worker:
                 self._train_group(self.twin, places, round, clock)
             else:
                 self._train_client(places[0], round, clock)
+            if self.secure:
+                self.secure.mask(places)
             done += len(places)
 
     def add_kept(self, coefficients: np.ndarray) -> None:
@@ -205,6 +213,8 @@ class Worker:
             for observe in self.observers:
                 observe(place, weights)
             measured = self.resident.sums[MODEL].add(0.0 if self.keeps else rho, weights, omega)
+            if RHO in self.resident.sums:
+                self.resident.sums[RHO].add(rho, torch.ones(1))
             if self.keeps:
                 self.kept[place] = weights.to("cpu", copy=True)
             return measured

@@ -86,6 +86,8 @@ ROUNDS = {
     "augment_seconds": Column("f8", "s", "training the augmented model", True),
     "send_seconds": Column("f8", "s", "sending the images that clients train on to all ranks", True),
     "reduce_seconds": Column("f8", "s", "summing the clients' weights over ranks", True),
+    "mask_seconds": Column("f8", "s", "masking what the clients send, on the slowest rank", True),
+    "unmask_seconds": Column("f8", "s", "removing the masks from the sum", True),
     "broadcast_seconds": Column("f8", "s", "sending the new weights and the next cohort", True),
     "evaluate_seconds": Column("f8", "s", "testing the global model", True),
     "broadcast_bytes": Column(
@@ -95,6 +97,12 @@ ROUNDS = {
         True,
     ),
     "reduce_bytes": Column("i8", "B", "size of the message from every rank to rank 0", True),
+    "keys_bytes": Column("i8", "B", "public keys that the clients send and receive for their masks", True),
+    "shares_bytes": Column("i8", "B", "shares of secrets that they send and receive", True),
+    "masked_bytes": Column("i8", "B", "masked integers that they send", True),
+    "unmask_bytes": Column(
+        "i8", "B", "shares that they send to remove masks, and the requests for them", True
+    ),
     "images_from_bank": Column(
         "i8",
         "1",
@@ -107,7 +115,17 @@ ROUNDS = {
     ),
 }
 # Measured columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them.
-ADDED = ("images_from_bank", "bank_seconds", "device")
+ADDED = (
+    "mask_seconds",
+    "unmask_seconds",
+    "keys_bytes",
+    "shares_bytes",
+    "masked_bytes",
+    "unmask_bytes",
+    "images_from_bank",
+    "bank_seconds",
+    "device",
+)
 
 CLIENTS = {
     "row": Column("i8", "1", "number of the row, one for each client and round"),
@@ -117,7 +135,8 @@ CLIENTS = {
         "S16",
         "",
         "aggregated, or the reason why not: late, outage, dropout or battery (in a world that acts on the "
-        "run); declined (for the payment); not finite",
+        "run); declined (for the payment); not finite; void (too few others survived a round of secure "
+        "aggregation)",
     ),
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
     "samples": Column("i8", "1", "training samples, including generated images"),
