@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from genfl_mpi.config.privacy import Privacy
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
+    SCHEDULED,
     TRAINING_CLIENTS,
     TWO_MODELS,
     Algorithm,
@@ -254,10 +255,13 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def inherit_privacy(cls, values: Any) -> Any:
-        """Let secure aggregation fix rho when the clients are selected, and drop clients with bad weights."""
+        """Fix rho for secure sums, weigh clients alike under differential privacy, and drop bad weights."""
         privacy = values.get("privacy") if isinstance(values, dict) else None
-        if isinstance(privacy, dict) and privacy.get("secure_aggregation") is True:
-            for section, implied in (("rho", {"over": "selected"}), ("faults", {"nonfinite": "drop"})):
+        if isinstance(privacy, dict):
+            is_secure, is_private = privacy.get("secure_aggregation") is True, privacy.get("clip") is not None
+            rho = ({"over": "selected"} if is_secure else {}) | ({"policy": "uniform"} if is_private else {})
+            faults = {"nonfinite": "drop"} if is_secure or is_private else {}
+            for section, implied in (("rho", rho), ("faults", faults)):
                 if isinstance(given := values.get(section, {}), dict):
                     values = {**values, section: {**implied, **given}}
         return values
@@ -430,6 +434,94 @@ class Config(Section):
                 "privacy.secure_aggregation protects nothing with cohort=1, whose sum is the client's model; "
                 "increase cohort"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_poisson(self) -> "Config":
+        """Refuse what needs a cohort of fixed size."""
+        if self.selection.policy == "poisson":
+            for setting, is_set in {
+                "validation.source=clients": self.validation.source == "clients",
+                "incentive.base": self.incentive.base is not None,
+                "composition.matched_steps=true": self.matches_steps,
+            }.items():
+                if is_set:
+                    raise ValueError(
+                        f"selection.policy=poisson draws cohorts of varying size, and {setting} needs a "
+                        "fixed one; choose another"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def check_differential_privacy(self) -> "Config":
+        """Refuse an incomplete privacy budget, and what its accounting does not cover."""
+        privacy, world = self.privacy, self.world
+        given = privacy.model_fields_set & {"noise_multiplier", "epsilon", "delta", "rounds", "clip_quantile"}
+        if privacy.clip is None:
+            if named := sorted(name for name in given if getattr(privacy, name) is not None):
+                raise ValueError(f"privacy.{named[0]} needs privacy.clip, which bounds the updates; set it")
+            return self
+        if privacy.delta is None:
+            raise ValueError(
+                "privacy.clip needs privacy.delta, at which epsilon is reported; set it below 1 / clients"
+            )
+        if (privacy.noise_multiplier is None) == (privacy.epsilon is None):
+            raise ValueError(
+                "privacy.clip needs either privacy.noise_multiplier or privacy.epsilon; set one of the two"
+            )
+        if privacy.epsilon is not None and privacy.rounds is None:
+            raise ValueError("privacy.epsilon needs privacy.rounds, over which it is spent; set it")
+        if privacy.rounds is not None and self.rounds > privacy.rounds:
+            raise ValueError(
+                f"rounds ({self.rounds}) exceeds privacy.rounds ({privacy.rounds}), over which epsilon is "
+                "spent; reduce it"
+            )
+        if privacy.noise == "distributed" and not privacy.secure_aggregation:
+            raise ValueError(
+                "privacy.noise=distributed hides a client among others only in a masked sum; set "
+                "privacy.secure_aggregation=true"
+            )
+        if privacy.noise == "distributed" and privacy.clip_quantile is not None:
+            raise ValueError(
+                "privacy.clip_quantile adds the server's noise to a count, and privacy.noise=distributed has "
+                "no noise of the server; remove one of them"
+            )
+        validated = ("softmax_accuracy", "softmax_loss", "line_search", "bandit", "shapley")
+        safe_kappas = ("fixed", *SCHEDULED, "alignment", *validated)
+        enforced = world is not None and world.enforced
+        refused = {
+            f"rho.policy={self.rho.policy}": (self.rho.policy != "uniform", "set rho.policy=uniform"),
+            "faults.nonfinite=stop": (self.faults.nonfinite == "stop", "set faults.nonfinite=drop"),
+            f"selection.policy={self.selection.policy}": (
+                self.selection.policy not in ("poisson", "random"),
+                "set selection.policy=poisson or random",
+            ),
+            "validation.source=clients": (self.validation.source == "clients", "choose another source"),
+            f"kappa.policy={self.kappa.policy}": (
+                self.augments and self.kappa.policy not in safe_kappas,
+                f"choose one of {', '.join(safe_kappas)}",
+            ),
+            "generation.plan=cohort_deficit": (
+                self.generation.plan == "cohort_deficit",
+                "choose another plan",
+            ),
+            "composition.matched_steps=true": (self.matches_steps, "choose another method"),
+            "incentive.base": (self.incentive.base is not None, "remove it"),
+            "world.deadline_s": (
+                enforced and world is not None and world.deadline_s is not None,
+                "remove it, or set world.enforced=false",
+            ),
+            "world.channel.waterfall": (
+                enforced and world is not None and world.channel.waterfall > 0,
+                "set it to 0",
+            ),
+        }
+        for setting, (is_set, remedy) in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"{setting} lets a client's data or presence act on more than its own clipped update, "
+                    f"which privacy.clip does not account for; {remedy}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -33,6 +33,9 @@ def aggregate(
     """
     plan, reduction = messages.broadcast.plan, messages.reduction
     trained, algorithm, config = plan["rank"] != NO_RANK, server.algorithm, server.config
+    if server.private:
+        received = _private_sum(server, omega, parameters, messages, trained)
+        return received.model, algorithm.aggregate(server.memory, omega, received.model, received, config)
     if server.is_void or not trained.any():
         plan["rho"] = 0.0
         return (None, omega.double()) if server.is_void else (None, None)
@@ -55,3 +58,19 @@ def aggregate(
     received = Received(total, plan["rho"].sum(), sums, parameters)
     average = algorithm.average(omega, received, config)
     return average, algorithm.aggregate(server.memory, omega, average, received, config)
+
+
+def _private_sum(
+    server: Server, omega: torch.Tensor, parameters: int, messages: Messages, trained: np.ndarray
+) -> Received:
+    """Return omega^t plus the noisy mean update. trained: bool (cohort,); the others as in `aggregate`."""
+    plan, reduction = messages.broadcast.plan, messages.reduction
+    assert server.private
+    kept = np.isfinite(reduction.client_column("update_norm"))
+    server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)
+    if server.is_void or not trained.any():
+        plan["rho"] = 0.0
+        return Received(server.private.average(server.state.round, omega, None), 1.0, {}, parameters)
+    plan["rho"] = np.where(kept, plan["rho"], 0.0)
+    sums = messages.resident.received()
+    return Received(server.private.average(server.state.round, omega, sums), 1.0, {}, parameters)

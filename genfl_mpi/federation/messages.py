@@ -35,7 +35,7 @@ MODEL = "model"  # the sum of the clients' weights
 RHO = "summed rho"  # the sum of their coefficients, with rho.over=selected
 
 PLAN = np.dtype([("rho", "f8"), ("client", "i4"), ("rank", "i4"), ("since", "i4"), ("epochs", "i4")])
-HEAD = np.dtype([("round", "i8"), ("leave", "i8")])
+HEAD = np.dtype([("round", "i8"), ("leave", "i8"), ("cohort", "i8"), ("clip", "f8"), ("multiplier", "f8")])
 
 
 class Broadcast:
@@ -46,8 +46,9 @@ class Broadcast:
 
     weights: float32 (size,). arrays: {name: float32}. plan: a PLAN record for each member of the cohort: rho,
     the coefficient of its model in the sum; rank, NO_RANK if it does not train; since, the round of its last
-    training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds, and the
-    exit status with which all ranks leave, or 0.
+    training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds, the
+    exit status with which all ranks leave, or 0, the members of this round's cohort, at most `cohort`, and
+    with differential privacy the bound of their updates and the noise multiplier.
     """
 
     def __init__(
@@ -60,7 +61,13 @@ class Broadcast:
         self.arrays = _views(self.buffer[: floats * 4].view(np.float32), shapes)
         self.weights = self.arrays.pop(MODEL)
         self.head = self.buffer[split : split + HEAD.itemsize].view(HEAD)[0]
-        self.plan = self.buffer[split + HEAD.itemsize :].view(PLAN)
+        self._rows = self.buffer[split + HEAD.itemsize :].view(PLAN)
+        self.head["cohort"] = cohort
+
+    @property
+    def plan(self) -> np.ndarray:
+        """Return the rows of this round's cohort."""
+        return self._rows[: self.head["cohort"]]
 
 
 class Reduction:
@@ -89,9 +96,14 @@ class Reduction:
         self.units = self.buffer[:units]
         self.sums = _views(self.units, shapes)
         rows = np.split(self.buffer[units:].view(np.float64), np.cumsum(widths)[:-1])
-        self.clients = rows[0].reshape(cohort, len(CLIENT_FIELDS))
+        self._clients = rows[0].reshape(cohort, len(CLIENT_FIELDS))
         self.ranks = rows[1].reshape(ranks, len(RANK_FIELDS))
-        self.outputs = rows[2].reshape(cohort, outputs)
+        self._outputs = rows[2].reshape(cohort, outputs)
+        self.resize(cohort)
+
+    def resize(self, cohort: int) -> None:
+        """Show the rows of a cohort of at most the size for which the message was allocated."""
+        self.clients, self.outputs = self._clients[:cohort], self._outputs[:cohort]
 
     def client_column(self, field: str) -> np.ndarray:
         """Return one of CLIENT_FIELDS, float64 (cohort,)."""

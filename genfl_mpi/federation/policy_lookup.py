@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config import functions
-from genfl_mpi.federation import algorithms, hindsight
+from genfl_mpi.federation import algorithms, differential_privacy, hindsight
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
@@ -61,6 +61,13 @@ def find_policies(
             f"rho.policy: {functions.name_of(found['rho'])} weighs trained models, and with "
             "rho.over=selected the weights are fixed before training; choose another policy"
         )
+    if config.selection.policy == "poisson" and "models" in needs_of(found["rho"]):
+        raise UserError(
+            f"rho.policy: {functions.name_of(found['rho'])} needs cohorts of a fixed size; choose another "
+            "policy, or selection.policy=random"
+        )
+    if config.privacy.clip is not None:
+        differential_privacy.check(config)
     if config.privacy.secure_aggregation:
         masks.check_installed()
     if config.hindsight.every:
@@ -72,6 +79,8 @@ def find_memory(config: Config) -> str | None:
     """Return the name of a part with memory between rounds, which a resumed run needs, or None."""
     if algorithms.find(config).has_memory(config):
         return f"the server of {config.algorithm.name}"
+    if config.privacy.clip is not None:
+        return "the privacy account"
     is_called = {
         "select": config.trains_clients,
         "rho": config.trains_clients,

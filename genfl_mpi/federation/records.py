@@ -10,6 +10,7 @@ import numpy as np
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.federation import hindsight
+from genfl_mpi.federation.differential_privacy import NOT_PRIVATE
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
 from genfl_mpi.federation.secure_aggregation import NOT_SECURED
@@ -195,6 +196,7 @@ class Recorder:
                 self.data["sharing"].sum(),
                 server.world.owed[who] if server.world else 0.0,
             ),
+            **(server.private.columns() if server.private else NOT_PRIVATE),
             **cohort_columns(self.client_images.real(who) + made, self.data["label_histograms"]),
             **of_models(clients, omega, this.average, this.omega_a, self.parameters),
         }
@@ -285,7 +287,7 @@ def of_models(
     trained = average is not None
     change = np.nan if average is None else distance(average, omega_t, parameters)
     return {
-        "update_cosine": mean_cosine(rho, norms, change) if trained else np.nan,
+        "update_cosine": mean_cosine(rho, norms, change) if trained and counted.any() else np.nan,
         "update_alignment": change / (rho @ norms) if trained and rho @ norms > 0 else np.nan,
         "augmented_cosine": np.nan
         if average is None or omega_a is None
@@ -293,7 +295,7 @@ def of_models(
         "clients_trained": len(clients["client"]),
         "clients_aggregated": (clients["status"] == AGGREGATED).sum() if len(clients["client"]) else 0,
         **{
-            name: rho @ clients[column][counted] / rho.sum() if trained else np.nan
+            name: rho @ clients[column][counted] / rho.sum() if trained and counted.any() else np.nan
             for name, column in (("train_loss", "loss_last_epoch"), ("train_accuracy", "accuracy_last_epoch"))
         },
     }

@@ -40,7 +40,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
     end is discarded.
     """
     comm, config, server, worker, messages, *_ = parts
-    plan, resident, parameters = messages.broadcast.plan, messages.resident, worker.model.parameters
+    resident, parameters = messages.resident, worker.model.parameters
     omega, clock, this = torch.from_numpy(messages.broadcast.weights), Clock(parts.note), None
     while True:
         # III-A: labels were shared; every rank receives omega^t, and who trains where with which rho
@@ -61,7 +61,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
                 _generate(this, config, server, parts.leaving)
                 _augment(this, config, server.images, worker.model, resident.omega, parts.leaving)
             if config.sends or config.fills:
-                _exchange_images(this, comm, config, server, parts.client_images, plan)
+                _exchange_images(this, comm, config, server, parts.client_images, messages.broadcast.plan)
             # III-C: ... while every rank trains its clients
             parts.recorder.begin(t, omega)
             _train(this, comm, server, worker, messages, parts.note, parts.leaving)
@@ -92,6 +92,7 @@ def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds
             server.select(t, messages.broadcast)
     collectives.broadcast(comm, messages.broadcast.buffer)
     messages.resident.update()
+    messages.reduction.resize(int(head["cohort"]))
     return int(head["round"])
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
     from genfl_mpi.federation.algorithms.interface import Algorithm
+    from genfl_mpi.federation.differential_privacy import PrivateSum
     from genfl_mpi.federation.messages import Broadcast
     from genfl_mpi.federation.trials import Trials
     from genfl_mpi.generation.bank import Batch
@@ -70,6 +71,7 @@ class Server:
         self.kappa_policy = policies["kappa"]
         # of each client, without generated images
         self.samples = np.diff(data["pointers"]) + config.data.shared
+        self.private: PrivateSum | None = None  # with differential privacy, set by `Simulation`
         self.world: SimulatedWorld | None = None
         self.image_joules = np.nan  # without a world
         if config.world:
@@ -114,7 +116,6 @@ class Server:
 
         Clients that are sent images are only chosen here: which of them participate depends on the images.
         """
-        plan = message.plan
         for name, values in self.algorithm.broadcast(self.memory, self.config).items():
             message.arrays[name][...] = values
         self.memories = deepcopy(self.remembered)
@@ -130,6 +131,10 @@ class Server:
                 self.select_policy, replace(self.state, memory=self.memories.get("select", UNSET))
             )
         self.state = replace(self.state, cohort=cohort)
+        message.head["cohort"] = len(cohort)
+        if self.private:
+            message.head["clip"], message.head["multiplier"] = self.private.clip, self.private.multiplier
+        plan = message.plan
         plan["client"], plan["rho"], plan["rank"], plan["epochs"] = (
             cohort,
             0.0,
@@ -182,6 +187,8 @@ class Server:
         shares[counted] = rho
         self.cohort = self.cohort._replace(rho=shares)
         plan["rho"] = self.algorithm.coefficients(self.cohort, self.config)
+        if self.private:
+            plan["rho"] = np.where(counted, 1 / self.config.cohort, 0.0)
 
     def weigh_models(
         self, plan: np.ndarray, rows: np.ndarray, omega: np.ndarray, parameters: int, trials: Trials
@@ -224,10 +231,10 @@ class Server:
         """Return the augmented model's weight in Eq. (1), and the `ServerState` that the kappa policy got.
 
         In a void round it is 0: omega_fl is omega^t, and the weights stay. If one of the two models is
-        missing, the other has the whole weight. In both cases the policy is not called: the state is None. Raises
-        UserError if the policy returns no number in [0, 1].
+        missing, the other has the whole weight. In both cases the policy is not called: the state is None.
+        Raises UserError if the policy returns no number in [0, 1].
         """
-        if omega_a is None or omega_fl is None or self.is_void:
+        if omega_a is None or omega_fl is None or (self.is_void and not self.private):
             return (1.0 if omega_fl is None and omega_a is not None else 0.0), None
         forecast = self.state.forecast
         if self.world and forecast:
@@ -263,6 +270,8 @@ class Server:
         clients: columns of /clients.
         """
         self.remembered = self.memories
+        if self.private:
+            self.private.commit()
         if len(self.trained):
             self.trained[clients["client"][np.isfinite(clients["update_norm"])]] = self.state.round + 1
         self._note_clients(clients)
@@ -319,6 +328,7 @@ class Server:
                 for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
             }
             | ({TRAINED: self.trained} if len(self.trained) else {})
+            | (self.private.state() if self.private else {})
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genfl_mpi.data.clients import free_rider_noise
-from genfl_mpi.federation import transforms
+from genfl_mpi.federation import differential_privacy, transforms
 from genfl_mpi.federation.algorithms.interface import Client
 from genfl_mpi.federation.messages import MODEL, NO_RANK, RHO
 from genfl_mpi.federation.secure_aggregation import SecureAggregation
@@ -212,6 +212,8 @@ class Worker:
             report.check()
             for observe in self.observers:
                 observe(place, weights)
+            if self.config.privacy.clip is not None:
+                return self._add_bounded(place, rho, weights - self.resident.omega)
             measured = self.resident.sums[MODEL].add(0.0 if self.keeps else rho, weights, omega)
             if RHO in self.resident.sums:
                 self.resident.sums[RHO].add(rho, torch.ones(1))
@@ -222,6 +224,30 @@ class Worker:
             if self.config.faults.nonfinite == "stop":
                 raise
             return 0.0, np.nan
+
+    def _add_bounded(self, place: int, rho: float, change: torch.Tensor) -> tuple[float, float]:
+        """Add rho_n times the clipped update, float32 (size,), and a share of the noise, to the exact sums.
+
+        Returns the largest absolute value of the update, and its norm. Raises FloatingPointError if it is not
+        finite.
+        """
+        head, config, sums = self.broadcast.head, self.config, self.resident.sums
+        if not change.isfinite().all():
+            raise FloatingPointError("the trained weights are not finite; a smaller learning rate may help")
+        clipped, is_within = differential_privacy.clip(change, float(head["clip"]))
+        measured = sums[MODEL].add(rho, clipped, torch.zeros_like(clipped))
+        if RHO in sums:
+            sums[RHO].add(rho, torch.ones(1))
+        if differential_privacy.WITHIN in sums:
+            sums[differential_privacy.WITHIN].add(rho, torch.tensor([0.5 if is_within else -0.5]))
+        if config.privacy.noise == "distributed":
+            noise = np.zeros(len(self.reduction.units), dtype=np.int64)
+            client, size = int(self.broadcast.plan["client"][place]), len(change)
+            noise[:size] = differential_privacy.noise_share(
+                config, int(head["round"]), client, float(head["clip"]), float(head["multiplier"]), size
+            )
+            self.resident.add(noise)
+        return measured
 
     def _report(
         self,

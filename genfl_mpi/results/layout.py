@@ -68,6 +68,22 @@ ROUNDS = {
     "clients_accuracy_worst_tenth": Column(
         "f8", "1", "the same accuracy, mean over the tenth of the clients with the lowest"
     ),
+    "epsilon": Column(
+        "f8",
+        "1",
+        "epsilon of the rounds so far for a whole client, at privacy.delta; NaN without differential privacy",
+    ),
+    "epsilon_with_labels": Column(
+        "f8",
+        "1",
+        "the same with the labels that clients shared beforehand; infinite if these were exact",
+    ),
+    "clip": Column("f8", "1", "bound of the clients' updates, with differential privacy"),
+    "noise_to_update": Column(
+        "f8",
+        "1",
+        "expected norm of the noise over that of the clients' mean update, which includes distributed noise",
+    ),
     "images": Column("i8", "1", "generated images so far, at the server or the clients"),
     "images_used": Column("i8", "1", "generated images that passed the filter"),
     "augmented_loss": Column(
@@ -114,8 +130,13 @@ ROUNDS = {
         "S64", "", "models of the GPUs, or instruction sets of the CPUs, that computed the round", True
     ),
 }
-# Measured columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them.
+# Columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them. Those that are not
+# measured are part of the digest of files that have a value of them.
 ADDED = (
+    "epsilon",
+    "epsilon_with_labels",
+    "clip",
+    "noise_to_update",
     "mask_seconds",
     "unmask_seconds",
     "keys_bytes",

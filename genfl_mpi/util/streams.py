@@ -38,6 +38,12 @@ PURPOSES = (
     "label cost",
     "probe",
     "transform",
+    "mask key",
+    "key shares",
+    "self mask shares",
+    "neighbours",
+    "privacy noise",
+    "noise share",
 )
 
 
