@@ -92,12 +92,17 @@ def check_rounding(config: Config, size: int) -> None:
             f"privacy.clip={bound:g} is too small for {size} weights and a cohort of {config.cohort}: "
             f"rounding to multiples of 2^-{FRACTION_BITS} could exceed it; set a larger clip"
         )
-    if config.privacy.noise == "distributed" and config.privacy.noise_multiplier is not None:
-        units = _share_units(config, bound, config.privacy.noise_multiplier)
+
+
+def check_noise(config: Config, multiplier: float) -> None:
+    """Raise UserError if a noise multiplier cannot be divided among clients, or with an adaptive clip."""
+    update_multiplier(config, multiplier)
+    if config.privacy.noise == "distributed":
+        units = _share_units(config, float(config.privacy.clip or 0.0), multiplier)
         if units < MIN_NOISE_UNITS:
             raise UserError(
-                f"privacy.noise_multiplier={config.privacy.noise_multiplier:g} gives each client noise of "
-                f"{units:.3g} units of the sum, too little for a discrete Gaussian; increase it"
+                f"privacy.noise=distributed gives each client noise of {units:.3g} units of the sum, too "
+                "little for a discrete Gaussian; increase privacy.noise_multiplier or privacy.clip"
             )
 
 

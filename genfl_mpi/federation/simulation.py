@@ -211,7 +211,7 @@ class Simulation:
                 differential_privacy.noise_multiplier(self.config),
                 differential_privacy.labels_epsilon(self.config, server.samples, self.data["sharing"]),
             )
-            differential_privacy.update_multiplier(self.config, server.private.multiplier)
+            differential_privacy.check_noise(self.config, server.private.multiplier)
         return server
 
     def _open_client_states(

@@ -227,7 +227,7 @@ class _RandomFeatures(nn.Module):
 
 
 def _random_features(classes: int, shape: Shape, settings: Model) -> nn.Module:
-    """Fixed random 5x5 filters and a trained linear head: a few thousand weights, for differential privacy."""
+    """Fixed random 5x5 filters and a trained linear head of a few thousand weights."""
     return _RandomFeatures(classes, shape[0])
 
 
