@@ -17,7 +17,7 @@ from genfl_mpi.analysis.summary import METHOD_ORDER, distinguish, last_evaluated
 from genfl_mpi.config import loading as configuration
 from genfl_mpi.config.settings import METHOD_TITLES
 from genfl_mpi.config.world import World
-from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE
+from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE, VOID
 from genfl_mpi.edge.placements import PLACEMENTS, Bill, draw_cohorts, price_run, scale_images
 from genfl_mpi.edge.trace import Trace, image_bytes
 from genfl_mpi.federation import workload
@@ -380,7 +380,10 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
             accuracy,
             trace,
             config.world,
-            [np.where(status[rows] == NOT_FINITE, AGGREGATED, status[rows]) for rows in members],
+            [
+                np.where(np.isin(status[rows], (NOT_FINITE, VOID)), AGGREGATED, status[rows])
+                for rows in members
+            ],
         )
 
 

@@ -20,7 +20,7 @@ FIGURES = {
     "timeline": "activity of each rank in a round, of one run",
     "images": "generated images beside real ones, of one run",
     "heterogeneity": "differences between clients, of runs with probes",
-    "repair": "accuracy on labels that each cohort holds, and on those it lacks",
+    "repair": "accuracy on labels that a cohort holds, and on those it lacks",
     "fidelity": "gain over FedAvg in each class, against its images' fidelity",
     "gain": "gain over FedAvg, against the number of images",
     "robustness": "accuracy of each attack under each defence",

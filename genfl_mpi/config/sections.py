@@ -520,6 +520,11 @@ class Rho(Section):
     """The clients' weights rho_n in Eq. (1)."""
 
     policy: str = Field("size", description="policy that returns the weights of the cohort")
+    over: Literal["aggregated", "selected"] = Field(
+        "aggregated",
+        description="clients whose weights add up to 1; aggregated: those that a simulated world lets "
+        "report; selected: all that begin the round; the server divides by the sum over those that report",
+    )
 
     gamma: Annotated[NonNegative, needs("policy", "quality")] = Field(
         1.0, description="quality: exponent of 1 - EMD / 2"

@@ -6,8 +6,10 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from genfl_mpi.config.adversity import Attack, Defence, assumed_attackers, uses_slices
 from genfl_mpi.config.personalisation import Personal
+from genfl_mpi.config.privacy import Privacy
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
+    SCHEDULED,
     TRAINING_CLIENTS,
     TWO_MODELS,
     Algorithm,
@@ -207,6 +209,7 @@ class Config(Section):
     )
     distillation: Annotated[Distillation, DISTILLED] = Distillation()
     personal: Annotated[Personal, TRAINING_CLIENTS] = Personal()
+    privacy: Annotated[Privacy, TRAINING_CLIENTS] = Privacy()
     label_sharing: LabelSharing = LabelSharing()
     incentive: Incentive = Incentive()
     generation: Annotated[Generation, PLANNED_IMAGES] = Generation()
@@ -282,6 +285,20 @@ class Config(Section):
                 key: one for key, one in shipped.items() if one and generation.get(key, "auto") == "auto"
             }
             values = {**values, "generation": {**generation, **follows}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_privacy(cls, values: Any) -> Any:
+        """Fix rho for secure sums, weigh clients alike under differential privacy, and drop bad weights."""
+        privacy = values.get("privacy") if isinstance(values, dict) else None
+        if isinstance(privacy, dict):
+            is_secure, is_private = privacy.get("secure_aggregation") is True, privacy.get("clip") is not None
+            rho = ({"over": "selected"} if is_secure else {}) | ({"policy": "uniform"} if is_private else {})
+            faults = {"nonfinite": "drop"} if is_secure or is_private else {}
+            for section, implied in (("rho", rho), ("faults", faults)):
+                if isinstance(given := values.get(section, {}), dict):
+                    values = {**values, section: {**implied, **given}}
         return values
 
     def _because(self, part: str) -> str:
@@ -472,6 +489,147 @@ class Config(Section):
                 f"{self._because('source' if self.source == 'pool' else 'images')} has none; choose another "
                 "source"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_secure_aggregation(self) -> "Config":
+        """Refuse what needs single clients' models or reports, and thresholds that protect nothing."""
+        privacy = self.privacy
+        if not privacy.secure_aggregation:
+            return self
+        refused = {
+            "rho.over=aggregated": (self.rho.over == "aggregated", "set rho.over=selected"),
+            "faults.nonfinite=stop": (self.faults.nonfinite == "stop", "set faults.nonfinite=drop"),
+            "audit=true": (self.audit, "set audit=false"),
+            "validation.source=clients": (self.validation.source == "clients", "choose another source"),
+            f"rho.policy={self.rho.policy}": (self.rho.policy == "loss", "choose another policy"),
+            **self._combinations(),
+            f"selection.policy={self.selection.policy}": (
+                self.selection.policy in ("power_of_choice", "oort", "importance"),
+                "choose another policy",
+            ),
+        }
+        for setting, (is_set, remedy) in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"privacy.secure_aggregation hides single clients from the server, which {setting} "
+                    f"needs to know; {remedy}"
+                )
+        holders = 1 + min(self.cohort - 1, privacy.neighbours or self.cohort)
+        if privacy.threshold is not None and not holders / 2 < privacy.threshold <= holders:
+            raise ValueError(
+                f"privacy.threshold ({privacy.threshold}) must be more than half of the {holders} clients "
+                f"that hold shares of a secret, and at most all of them; set it to a number from "
+                f"{holders // 2 + 1} to {holders}"
+            )
+        if self.cohort < 2:
+            raise ValueError(
+                "privacy.secure_aggregation protects nothing with cohort=1, whose sum is the client's model; "
+                "increase cohort"
+            )
+        return self
+
+    def _combinations(self) -> dict[str, tuple[bool, str]]:
+        """Return what needs the clients' single models: {setting: (whether it does, remedy)}."""
+        asking = [name for name in self.refinements if name != "fine_tune"]
+        return {
+            f"defence.name={self.defence.name}": (self.defence.name != "none", "set defence.name=none"),
+            f"attack.kind={self.attack.kind}": (self.uses_slices, "choose another attack"),
+            f"composition.use={as_text(self.composition.use)}": (bool(asking), f"remove {', '.join(asking)}"),
+        }
+
+    @model_validator(mode="after")
+    def check_poisson(self) -> "Config":
+        """Refuse what needs a cohort of fixed size."""
+        if self.selection.policy == "poisson":
+            for setting, is_set in {
+                "validation.source=clients": self.validation.source == "clients",
+                "incentive.base": self.incentive.base is not None,
+                "composition.matched_steps=true": self.matches_steps,
+                **{setting: needs for setting, (needs, _) in self._combinations().items()},
+            }.items():
+                if is_set:
+                    raise ValueError(
+                        f"selection.policy=poisson draws cohorts of varying size, and {setting} needs a "
+                        "fixed one; choose another"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def check_differential_privacy(self) -> "Config":
+        """Refuse an incomplete privacy budget, and what its accounting does not cover."""
+        privacy, world = self.privacy, self.world
+        given = privacy.model_fields_set & {"noise_multiplier", "epsilon", "delta", "rounds", "clip_quantile"}
+        if privacy.clip is None:
+            if named := sorted(name for name in given if getattr(privacy, name) is not None):
+                raise ValueError(f"privacy.{named[0]} needs privacy.clip, which bounds the updates; set it")
+            return self
+        if privacy.delta is None:
+            raise ValueError(
+                "privacy.clip needs privacy.delta, at which epsilon is reported; set it below 1 / clients"
+            )
+        if (privacy.noise_multiplier is None) == (privacy.epsilon is None):
+            raise ValueError(
+                "privacy.clip needs either privacy.noise_multiplier or privacy.epsilon; set one of the two"
+            )
+        if privacy.epsilon is not None and privacy.rounds is None:
+            raise ValueError("privacy.epsilon needs privacy.rounds, over which it is spent; set it")
+        if privacy.rounds is not None and self.rounds > privacy.rounds:
+            raise ValueError(
+                f"rounds ({self.rounds}) exceeds privacy.rounds ({privacy.rounds}), over which epsilon is "
+                "spent; reduce it"
+            )
+        if privacy.noise == "distributed" and not privacy.secure_aggregation:
+            raise ValueError(
+                "privacy.noise=distributed hides a client among others only in a masked sum; set "
+                "privacy.secure_aggregation=true"
+            )
+        if privacy.noise == "distributed" and privacy.clip_quantile is not None:
+            raise ValueError(
+                "privacy.clip_quantile adds the server's noise to a count, and privacy.noise=distributed has "
+                "no noise of the server; remove one of them"
+            )
+        validated = ("softmax_accuracy", "softmax_loss", "line_search", "bandit", "shapley")
+        safe_kappas = ("fixed", *SCHEDULED, "alignment", *validated)
+        enforced = world is not None and world.enforced
+        refused = {
+            f"rho.policy={self.rho.policy}": (self.rho.policy != "uniform", "set rho.policy=uniform"),
+            "faults.nonfinite=stop": (self.faults.nonfinite == "stop", "set faults.nonfinite=drop"),
+            f"selection.policy={self.selection.policy}": (
+                self.selection.policy not in ("poisson", "random"),
+                "set selection.policy=poisson or random",
+            ),
+            "validation.source=clients": (self.validation.source == "clients", "choose another source"),
+            f"kappa.policy={self.kappa.policy}": (
+                self.augments and self.kappa.policy not in safe_kappas,
+                f"choose one of {', '.join(safe_kappas)}",
+            ),
+            "generation.plan=cohort_deficit": (
+                self.generation.plan == "cohort_deficit",
+                "choose another plan",
+            ),
+            "composition.matched_steps=true": (self.matches_steps, "choose another method"),
+            "calibration.moments=clients": (
+                self.calibration.every is not None and self.calibration.moments != "images",
+                "set calibration.moments=images",
+            ),
+            **self._combinations(),
+            "incentive.base": (self.incentive.base is not None, "remove it"),
+            "world.deadline_s": (
+                enforced and world is not None and world.deadline_s is not None,
+                "remove it, or set world.enforced=false",
+            ),
+            "world.channel.waterfall": (
+                enforced and world is not None and world.channel.waterfall > 0,
+                "set it to 0",
+            ),
+        }
+        for setting, (is_set, remedy) in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"{setting} lets a client's data or presence act on more than its own clipped update, "
+                    f"which privacy.clip does not account for; {remedy}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.world import World
 
 # Outcome of a round for a client: the column status of /clients.
-AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (
+AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE, VOID = (
     b"aggregated",
     b"late",
     b"outage",
@@ -25,6 +25,7 @@ AGGREGATED, LATE, OUTAGE, DROPOUT, BATTERY, DECLINED, NOT_FINITE = (
     b"battery",
     b"declined",
     b"not finite",
+    b"void",
 )
 STATUS_DTYPE = "S16"
 DEADLINE_RTOL = 1e-9  # allocation=min_max makes all clients finish together, up to rounding

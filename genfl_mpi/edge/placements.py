@@ -138,6 +138,8 @@ def required_work(
     work = Work(
         trace.client_cost * trace.sample_flops * trace.epochs[round] * trace.samples[round],
         trace.weights_bytes,
+        trace.upload_bytes,
+        trace.protocol_bytes,
         value=trace.value[trace.cohorts[round]],
         image_flops=trace.image_flops,
     )

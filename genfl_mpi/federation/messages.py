@@ -32,9 +32,19 @@ CLIENT_FIELDS = (
 RANK_FIELDS = ("train_seconds", "wait_seconds", "leave", "generating_seconds")
 NO_RANK = -1  # the rank of a member of the cohort that does not train
 MODEL = "model"  # the sum of the clients' weights
+RHO = "summed rho"  # the sum of their coefficients, with rho.over=selected
 
 PLAN = np.dtype([("rho", "f8"), ("client", "i4"), ("rank", "i4"), ("since", "i4"), ("epochs", "i4")])
-HEAD = np.dtype([("round", "i8"), ("leave", "i8"), ("batches", "i8")])
+HEAD = np.dtype(
+    [
+        ("round", "i8"),
+        ("leave", "i8"),
+        ("batches", "i8"),
+        ("cohort", "i8"),
+        ("clip", "f8"),
+        ("multiplier", "f8"),
+    ]
+)
 
 
 class Broadcast:
@@ -46,8 +56,10 @@ class Broadcast:
     weights: float32 (size,). arrays: {name: float32}. plan: a PLAN record for each member of the cohort: rho,
     the coefficient of its model in the sum; rank, NO_RANK if it does not train; since, the round of its last
     training, or 0; epochs, of its local training. head: a HEAD record: the number of finished rounds; the
-    exit status with which all ranks leave, or 0; and the batches of images that several ranks generate, or 0.
-    locations: int64 (cohort, 4), LOCATION of each client's state; (0, 4) without state.
+    exit status with which all ranks leave, or 0; the batches of images that several ranks generate, or 0; the
+    members of this round's cohort, at most `cohort`; and with differential privacy the bound of their updates
+    and the noise multiplier. locations: int64 (cohort, 4), LOCATION of each client's state; (0, 4) without
+    state.
     """
 
     def __init__(
@@ -66,8 +78,19 @@ class Broadcast:
         self.arrays = _views(self.buffer[: floats * 4].view(np.float32), shapes)
         self.weights = self.arrays.pop(MODEL)
         self.head = self.buffer[ends[0] : ends[1]].view(HEAD)[0]
-        self.plan = self.buffer[ends[1] : ends[2]].view(PLAN)
-        self.locations = self.buffer[ends[2] :].view(np.int64).reshape(-1, 4)
+        self._rows = self.buffer[ends[1] : ends[2]].view(PLAN)
+        self._locations = self.buffer[ends[2] :].view(np.int64).reshape(-1, 4)
+        self.head["cohort"] = cohort
+
+    @property
+    def plan(self) -> np.ndarray:
+        """Return the rows of this round's cohort."""
+        return self._rows[: self.head["cohort"]]
+
+    @property
+    def locations(self) -> np.ndarray:
+        """Return the locations of this round's cohort."""
+        return self._locations[: self.head["cohort"]]
 
 
 class Reduction:
@@ -104,10 +127,16 @@ class Reduction:
         self.units = self.buffer[:units]
         self.sums = _views(self.units, shapes)
         rows = np.split(self.buffer[units:].view(np.float64), np.cumsum(widths)[:-1])
-        self.records = rows[3].view(np.int64).reshape(-1, 2)
-        self.clients = rows[0].reshape(cohort, len(CLIENT_FIELDS))
+        self._records = rows[3].view(np.int64).reshape(-1, 2)
+        self._clients = rows[0].reshape(cohort, len(CLIENT_FIELDS))
         self.ranks = rows[1].reshape(ranks, len(RANK_FIELDS))
-        self.outputs = rows[2].reshape(cohort, outputs)
+        self._outputs = rows[2].reshape(cohort, outputs)
+        self.resize(cohort)
+
+    def resize(self, cohort: int) -> None:
+        """Show the rows of a cohort of at most the size for which the message was allocated."""
+        self.clients, self.outputs = self._clients[:cohort], self._outputs[:cohort]
+        self.records = self._records[:cohort]
 
     def client_column(self, field: str) -> np.ndarray:
         """Return one of CLIENT_FIELDS, float64 (cohort,)."""

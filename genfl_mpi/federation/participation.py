@@ -20,14 +20,17 @@ def choose(select: Policy, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
     """Choose the clients of the next round.
 
     Returns int (cohort,), in ascending order, and whether each participates, bool (cohort,). select: the
-    selection policy; state: the `ServerState` it is called with. If fewer clients than the cohort size
-    participate for the payment, the cohort is filled up with clients that decline. Raises UserError if the
-    policy does not return a cohort.
+    selection policy; with `poisson` the size varies. state: the `ServerState` it is called with. If fewer
+    clients than the cohort size participate for the payment, the cohort is filled up with clients that
+    decline. Raises UserError if the policy does not return a cohort.
     """
     size, clients, available = state.config.cohort, state.config.clients, state.available
     if available is not None and available.sum() <= size:
         cohort = np.sort(np.argsort(~available, kind="stable")[:size])
         return cohort, available[cohort]
+    if state.config.selection.policy == "poisson":
+        size = len(cohort := np.asarray(select(state)))
+        return cohort, np.ones(size, dtype=bool)
     chosen, name = np.asarray(select(state)), f"the selection policy {functions.name_of(select)}"
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
         raise UserError(f"{name} must return {size} client ids, integers, not {chosen}")

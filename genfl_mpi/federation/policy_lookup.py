@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config import functions
-from genfl_mpi.federation import algorithms, hindsight
+from genfl_mpi.federation import algorithms, differential_privacy, hindsight
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
 from genfl_mpi.federation.policies.selection import SELECTION
 from genfl_mpi.generation.plans import PLANS
+from genfl_mpi.privacy import masks
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,31 @@ def find_policies(
             )
     if found["select"] is SELECTION["deadline"] and (config.world is None or config.world.deadline_s is None):
         raise UserError("selection.policy: deadline needs world.deadline_s")
+    if config.rho.over == "selected" and "models" in needs_of(found["rho"]):
+        raise UserError(
+            f"rho.policy: {functions.name_of(found['rho'])} weighs trained models, and with "
+            "rho.over=selected the weights are fixed before training; choose another policy"
+        )
+    if config.selection.policy == "poisson" and "models" in needs_of(found["rho"]):
+        raise UserError(
+            f"rho.policy: {functions.name_of(found['rho'])} needs cohorts of a fixed size; choose another "
+            "policy, or selection.policy=random"
+        )
+    if config.privacy.clip is not None:
+        differential_privacy.check(config)
+    if config.privacy.secure_aggregation:
+        masks.check_installed()
+    if algorithms.find(config).asks(config) is not None:
+        for setting, is_set in {
+            "privacy.secure_aggregation": config.privacy.secure_aggregation,
+            "privacy.clip": config.privacy.clip is not None,
+            "selection.policy=poisson": config.selection.policy == "poisson",
+        }.items():
+            if is_set:
+                raise UserError(
+                    f"algorithm.name={config.algorithm.name} asks the clients' single models, which "
+                    f"{setting} does not allow; choose another algorithm"
+                )
     if config.hindsight.every:
         hindsight.find_compared_policies(config)
     return found
@@ -66,6 +92,8 @@ def find_memory(config: Config) -> str | None:
         return f"the server of {config.algorithm.name}"
     if config.personal.keeps_state:
         return f"the clients' models of personal.method={config.personal.method}"
+    if config.privacy.clip is not None:
+        return "the privacy account"
     is_called = {
         "select": config.trains_clients,
         "rho": config.trains_clients,

@@ -10,8 +10,10 @@ import numpy as np
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.federation import hindsight
+from genfl_mpi.federation.differential_privacy import NOT_PRIVATE
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.participation import payments
+from genfl_mpi.federation.secure_aggregation import NOT_SECURED
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.geometry import cosine, distance, mean_cosine
 from genfl_mpi.mpi import collectives
@@ -92,7 +94,7 @@ class Round:
     the algorithm makes of it. asked: the `ServerState` that the kappa policy got, or None if it was not
     called. shared: seconds this rank generated its share of the images; shared_until: seconds from the start
     of the round to the end of shared generation. slice_bytes: of the models that rank 0 sent in slices.
-    tables: fields of the `Record`, by name.
+    secured: columns of /rounds on secure aggregation. tables: fields of the `Record`, by name.
     """
 
     t: int
@@ -109,6 +111,7 @@ class Round:
     shared: float = 0.0
     shared_until: float = 0.0
     slice_bytes: int = 0
+    secured: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
 
 
@@ -187,6 +190,7 @@ class Recorder:
                     self.client_images.bytes,
                     this.slice_bytes,
                 )
+                this.tables["columns"] |= NOT_SECURED | this.secured
                 this.tables["columns"] |= accuracy_over_clients(
                     evaluated.accuracy_per_class, self.data["label_histograms"]
                 )
@@ -223,6 +227,7 @@ class Recorder:
                 self.data["sharing"].sum(),
                 server.world.owed[who] if server.world else 0.0,
             ),
+            **(server.private.columns() if server.private else NOT_PRIVATE),
             **cohort_columns(self.client_images.real(who) + made, self.data["label_histograms"]),
             **of_models(clients, omega, this.average, this.omega_a, self.parameters),
         }
@@ -378,7 +383,16 @@ def of_clocks(
         "generate_start_seconds": clock.starts.get("generate", np.nan),
         **{
             f"{phase}_seconds": clock.seconds.get(phase, 0.0)
-            for phase in ("generate", "augment", "send", "reduce", "refine", "broadcast", "evaluate")
+            for phase in (
+                "generate",
+                "augment",
+                "send",
+                "reduce",
+                "unmask",
+                "refine",
+                "broadcast",
+                "evaluate",
+            )
         },
         "generate_ahead_seconds": waiting.working_seconds,
         "train_seconds": reduction.rank_column("train_seconds").max(),

@@ -104,6 +104,13 @@ class Resident:
         """Sum the `Reduction` message over ranks, in place on rank 0. Collective."""
         staging.reduce(comm, self.reduction, self.units, self.is_gpu_aware)
 
+    def add(self, units: np.ndarray) -> None:
+        """Add integers to all sums, modulo 2**64. units: int64, shaped like the message's."""
+        if self.units is None:
+            self.reduction.units += units
+        else:
+            self.units[: len(units)] += torch.from_numpy(units).to(self.device)
+
     def received(self) -> dict[str, torch.Tensor]:
         """Return the reduced sums on rank 0, {name: float64 tensor of the declared shape}."""
         return {

@@ -42,7 +42,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
     end is discarded.
     """
     comm, config, server, worker, messages, *_ = parts
-    plan, resident, parameters = messages.broadcast.plan, messages.resident, worker.model.parameters
+    resident, parameters = messages.resident, worker.model.parameters
     omega, clock, this = torch.from_numpy(messages.broadcast.weights), Clock(parts.note), None
     while True:
         # III-A: labels were shared; every rank receives omega^t, and who trains where with which rho
@@ -63,7 +63,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
             if server:
                 _augment(this, config, server.images, worker.model, resident.omega, parts.leaving)
             if config.sends or config.fills:
-                _exchange_images(this, comm, config, server, parts.client_images, plan)
+                _exchange_images(this, comm, config, server, parts.client_images, messages.broadcast.plan)
             # III-C: ... while every rank trains its clients
             parts.recorder.begin(t, omega)
             _train(this, comm, server, worker, messages, parts.note, parts.leaving)
@@ -96,6 +96,7 @@ def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds
             head["batches"] = len(server.images.division.ranks) if server.images.division else 0
     collectives.broadcast(comm, messages.broadcast.buffer)
     messages.resident.update()
+    messages.reduction.resize(int(head["cohort"]))
     return int(head["round"])
 
 
@@ -212,6 +213,9 @@ def _reduce(this: Round, parts: Parts) -> None:
             parts.combination.combine(server, this.omega_a, this.interrupted)
             this.slice_bytes = parts.combination.bytes
         messages.resident.reduce(comm)
+    if worker.secure:
+        with this.clock("unmask"):
+            this.secured = worker.secure.unmask(comm, server, this.interrupted)
 
 
 def weighted_sum(

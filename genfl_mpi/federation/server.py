@@ -11,7 +11,7 @@ import torch
 
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
-from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE
+from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE, VOID
 from genfl_mpi.federation import algorithms, participation, refinements
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
     from genfl_mpi.federation.algorithms.interface import Algorithm
+    from genfl_mpi.federation.differential_privacy import PrivateSum
     from genfl_mpi.federation.messages import Broadcast
     from genfl_mpi.federation.trials import Trials
     from genfl_mpi.generation.bank import Batch
@@ -72,6 +73,7 @@ class Server:
         self.kappa_policy = policies["kappa"]
         # of each client, without generated images
         self.samples = np.diff(data["pointers"]) + config.data.shared
+        self.private: PrivateSum | None = None  # with differential privacy, set by `Simulation`
         self.world: SimulatedWorld | None = None
         self.image_joules = np.nan  # without a world
         if config.world:
@@ -119,7 +121,6 @@ class Server:
 
         Clients that are sent images are only chosen here: which of them participate depends on the images.
         """
-        plan = message.plan
         for name, values in self.algorithm.broadcast(self.memory, self.config).items():
             message.arrays[name][...] = values
         self.memories = deepcopy(self.remembered)
@@ -136,6 +137,10 @@ class Server:
                 self.select_policy, replace(self.state, memory=self.memories.get("select", UNSET))
             )
         self.state = replace(self.state, cohort=cohort)
+        message.head["cohort"] = len(cohort)
+        if self.private:
+            message.head["clip"], message.head["multiplier"] = self.private.clip, self.private.multiplier
+        plan = message.plan
         plan["client"], plan["rho"], plan["rank"], plan["epochs"] = (
             cohort,
             0.0,
@@ -164,8 +169,9 @@ class Server:
         self.status = participation.attend(self.world, self.state.round, ids, self.willing, epochs, **images)
         counted = self.status == AGGREGATED
         self.cohort = Cohort(ids, self.state.samples[ids], epochs, np.zeros(len(ids)))
-        if counted.any() and "models" not in needs_of(self.rho_policy):
-            self.weigh(plan, counted)
+        weighed = self.status != DECLINED if self.config.rho.over == "selected" else counted
+        if weighed.any() and "models" not in needs_of(self.rho_policy):
+            self.weigh(plan, weighed)
         if self.config.uses_slices:  # which replace the sum
             plan["rho"] = 0.0
         rates, costs = self.pace.rates(), self.cohort.samples[counted] * epochs[counted] + self.pace.overhead
@@ -221,6 +227,8 @@ class Server:
         shares[counted] = rho
         self.cohort = self.cohort._replace(rho=shares)
         plan["rho"] = self.algorithm.coefficients(self.cohort, self.config)
+        if self.private:
+            plan["rho"] = np.where(counted, 1 / self.config.cohort, 0.0)
 
     def weigh_models(
         self, plan: np.ndarray, rows: np.ndarray, omega: np.ndarray, parameters: int, trials: Trials
@@ -262,11 +270,12 @@ class Server:
     ) -> tuple[float, ServerState | None]:
         """Return the augmented model's weight in Eq. (1), and the `ServerState` that the kappa policy got.
 
-        If one of the two models is missing, the other has the whole weight, and the policy is not called: the
-        state is None. Raises UserError if the policy returns no number in [0, 1].
+        In a void round it is 0: omega_fl is omega^t, and the weights stay. If one of the two models is
+        missing, the other has the whole weight. In both cases the policy is not called: the state is None.
+        Raises UserError if the policy returns no number in [0, 1].
         """
-        if omega_a is None or omega_fl is None:
-            return (0.0 if omega_a is None else 1.0), None
+        if omega_a is None or omega_fl is None or (self.is_void and not self.private):
+            return (1.0 if omega_fl is None and omega_a is not None else 0.0), None
         forecast = self.state.forecast
         if self.world and forecast:
             joules = self.world.augmented_joules(self.images.new, len(self.images))
@@ -291,12 +300,19 @@ class Server:
             raise UserError(f"{name} returned {returned!r}; kappa2 must lie in [0, 1], as a number")
         return float(kappa2), state
 
+    @property
+    def is_void(self) -> bool:
+        """Whether too few clients of the round survived to unmask their sum."""
+        return bool((self.status == VOID).any())
+
     def note(self, clients: dict[str, np.ndarray], records: np.ndarray) -> None:
         """Remember a complete round: its policies' memory, and how its clients trained.
 
         clients: columns of /clients; records: of the `Reduction`.
         """
         self.remembered = self.memories
+        if self.private:
+            self.private.commit()
         if len(self.trained):
             wrote = records[:, 0] > 0
             who, ranks = clients["client"][wrote], clients["rank"][wrote].astype(np.int64)
@@ -331,12 +347,14 @@ class Server:
         kept.
         """
         who, kept = clients["client"], np.isfinite(clients["update_norm"])
-        trained = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
         self.last[who] = clients["round"]
-        for known, column in ((self.losses, "loss_first_epoch"), (self.norms, "update_norm")):
-            known[who] = np.where(kept, clients[column], np.where(trained, 0.0, known[who]))
         if self.world and len(who):
             self.world.commit(clients["status"])
+        if self.config.privacy.secure_aggregation:
+            return  # the server does not know single clients' losses and updates
+        trained = np.isin(clients["status"], (AGGREGATED, NOT_FINITE))
+        for known, column in ((self.losses, "loss_first_epoch"), (self.norms, "update_norm")):
+            known[who] = np.where(kept, clients[column], np.where(trained, 0.0, known[who]))
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what a checkpoint keeps besides the weights: arrays by name.
@@ -355,6 +373,7 @@ class Server:
                 for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
             }
             | ({TRAINED: self.trained, LOCATIONS: self.locations} if len(self.trained) else {})
+            | (self.private.state() if self.private else {})
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:

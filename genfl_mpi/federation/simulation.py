@@ -17,14 +17,16 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
-from genfl_mpi.federation import algorithms, personal, trials
+from genfl_mpi.federation import algorithms, differential_privacy, personal, trials
+from genfl_mpi.federation.algorithms.interface import Array
 from genfl_mpi.federation.calibrated_head import CalibratedHead
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.evaluator import Evaluator
-from genfl_mpi.federation.messages import Broadcast, Reduction
+from genfl_mpi.federation.messages import RHO, Broadcast, Reduction
 from genfl_mpi.federation.parts import Messages, Parts
 from genfl_mpi.federation.policies import needs_of
+from genfl_mpi.federation.policies.selection import largest_cohort
 from genfl_mpi.federation.policy_lookup import find_policies
 from genfl_mpi.federation.probes import Probes
 from genfl_mpi.federation.questions import Questions
@@ -176,6 +178,13 @@ class Simulation:
                 "audit needs the biases of the model's last layer, and "
                 f"model.name={config.model.name} does not end in them; choose another model or audit=false"
             )
+        if config.privacy.clip is not None and config.trains_clients:
+            if len(self.model.weights) > self.model.parameters:
+                raise UserError(
+                    f"privacy.clip bounds parameters, and model.name={config.model.name} also averages the "
+                    "statistics of its BatchNorm layers; choose a model without"
+                )
+            differential_privacy.check_rounding(config, self.model.parameters)
         if self.device.type == "cuda" and config.runtime.deterministic:
             models.check_deterministic(self.model.module, self.about.shape, self.device)
         for section in ("training", "augmented"):
@@ -190,9 +199,12 @@ class Simulation:
     def _allocate_messages(self, algorithm: Algorithm) -> Messages:
         """Allocate the two messages of a round and the rank's resident buffers."""
         config, size = self.config, len(self.model.weights)
-        cohort = config.cohort if config.trains_clients else 0
+        cohort = largest_cohort(config)
         outputs = len(self.about.classes) if config.audit else 0
         sums = algorithm.arrays_of_kind("sum", self.model.parameters, config)
+        if config.rho.over == "selected":
+            sums[RHO] = Array((1,), "sum")
+        sums |= differential_privacy.sums(config)
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
         stateful = bool(self._state_shapes(algorithm))
         zeros = partial(staging.zeros, device=self.device)
@@ -208,7 +220,15 @@ class Simulation:
         if self.comm.rank:
             return None
         config, about, data, ranks = self.config, self.about, self.data, self.comm.size
-        return Server(config, about, data, self.device, algorithm, policies, ranks, able=able)
+        server = Server(config, about, data, self.device, algorithm, policies, ranks, able=able)
+        if config.privacy.clip is not None and config.trains_clients:
+            server.private = differential_privacy.PrivateSum(
+                config,
+                differential_privacy.noise_multiplier(config),
+                differential_privacy.labels_epsilon(config, server.samples, data["sharing"]),
+            )
+            differential_privacy.check_noise(config, server.private.multiplier)
+        return server
 
     def _open_client_states(
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
@@ -325,6 +345,8 @@ class Simulation:
         if self.server:
             self.weights.copy_(torch.as_tensor(weights))
             self.server.restore(state, tables)
+            if self.server.private:
+                self.server.private.restore(state, round)
 
     def close(self) -> None:
         """Release the node's shared memory. Collective. Afterwards the simulation cannot be iterated over.

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from genfl_mpi.data.clients import free_rider_noise
-from genfl_mpi.federation import transforms
+from genfl_mpi.federation import differential_privacy, transforms
 from genfl_mpi.federation.algorithms.interface import Client
-from genfl_mpi.federation.messages import MODEL, NO_RANK
+from genfl_mpi.federation.messages import MODEL, NO_RANK, RHO
 from genfl_mpi.federation.robust import attacks
+from genfl_mpi.federation.secure_aggregation import SecureAggregation
 from genfl_mpi.federation.transforms.chain import Chain
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import local_batches
@@ -49,7 +50,8 @@ class Worker:
     configured groups cannot be trained together.
 
     kept: {place in the cohort: float32 (size,)}, this round's models. observers: functions of (place, float32
-    (size,)), called with each client's model as it is summed, if its losses are finite.
+    (size,)), called with each client's model as it is summed, if its losses are finite. secure: masks what
+    this rank's clients contribute, or None.
     """
 
     def __init__(
@@ -75,6 +77,9 @@ class Worker:
         self.kept: dict[int, torch.Tensor] = {}
         self._settings: dict[tuple[int, int], Training] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
+        self.secure: SecureAggregation | None = None
+        if config.privacy.secure_aggregation and config.trains_clients:
+            self.secure = SecureAggregation(config, messages)
         self.chain = Chain(
             [
                 *attacks.find_transform(config, dataset.arrays["attackers"]),
@@ -95,6 +100,8 @@ class Worker:
         round: 0 is the first. Groups are neighbours in the cohort, training.clients_per_batch at a time,
         whatever the rank that they are assigned to.
         """
+        if self.secure:
+            self.secure.begin(round)
         ranks, together = self.broadcast.plan["rank"], self.config.training.clients_per_batch
         self.kept.clear()
         training = np.flatnonzero(ranks != NO_RANK).tolist()
@@ -111,6 +118,8 @@ class Worker:
                 self._train_group(self.twin, places, round, clock)
             else:
                 self._train_client(places[0], round, clock)
+            if self.secure:
+                self.secure.mask(places)
             done += len(places)
         if self.client_states:
             self.client_states.commit()
@@ -253,7 +262,11 @@ class Worker:
             report.check()
             for observe in self.observers:
                 observe(place, weights)
+            if self.config.privacy.clip is not None:
+                return self._add_bounded(place, rho, weights - self.resident.omega)
             measured = self.resident.sums[MODEL].add(0.0 if self.delays else rho, weights, omega)
+            if RHO in self.resident.sums:
+                self.resident.sums[RHO].add(rho, torch.ones(1))
             if self.keeps:
                 self.kept[place] = weights.to("cpu", copy=True)
             return measured
@@ -261,6 +274,30 @@ class Worker:
             if self.config.faults.nonfinite == "stop":
                 raise
             return 0.0, np.nan
+
+    def _add_bounded(self, place: int, rho: float, change: torch.Tensor) -> tuple[float, float]:
+        """Add rho_n times the clipped update, float32 (size,), and a share of the noise, to the exact sums.
+
+        Returns the largest absolute value of the update, and its norm. Raises FloatingPointError if it is not
+        finite.
+        """
+        head, config, sums = self.broadcast.head, self.config, self.resident.sums
+        if not change.isfinite().all():
+            raise FloatingPointError("the trained weights are not finite; a smaller learning rate may help")
+        clipped, is_within = differential_privacy.clip(change, float(head["clip"]))
+        measured = sums[MODEL].add(rho, clipped, torch.zeros_like(clipped))
+        if RHO in sums:
+            sums[RHO].add(rho, torch.ones(1))
+        if differential_privacy.WITHIN in sums:
+            sums[differential_privacy.WITHIN].add(rho, torch.tensor([0.5 if is_within else -0.5]))
+        if config.privacy.noise == "distributed":
+            noise = np.zeros(len(self.reduction.units), dtype=np.int64)
+            client, size = int(self.broadcast.plan["client"][place]), len(change)
+            noise[:size] = differential_privacy.noise_share(
+                config, int(head["round"]), client, float(head["clip"]), float(head["multiplier"]), size
+            )
+            self.resident.add(noise)
+        return measured
 
     def _report(
         self,

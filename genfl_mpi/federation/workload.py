@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
 from genfl_mpi.edge.trace import Trace, label_value
-from genfl_mpi.federation.algorithms import ALGORITHMS
+from genfl_mpi.federation import algorithms
 from genfl_mpi.federation.refinements import PASSES
 from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import training_flops
 from genfl_mpi.learning.weights import FlatModel
+from genfl_mpi.privacy.protocol import phase_bytes
 from genfl_mpi.results import reader
 
 if TYPE_CHECKING:
@@ -38,10 +40,18 @@ def model_fields(config: Config, about: Description) -> dict[str, Any]:
     about: the data set's `Description`.
     """
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
+    secured: dict[str, Any] = {}
+    known = algorithms.ALGORITHMS.get(config.algorithm.name)
+    if config.privacy.secure_aggregation:
+        sums = algorithms.find(config).arrays_of_kind("sum", model.parameters, config).values()
+        units = len(model.weights) + sum(math.prod(array.shape) for array in sums) + 1  # and the sum of rho
+        one = phase_bytes(units, config.cohort, config.privacy.neighbours)
+        secured = {"upload_bytes": one.up, "protocol_bytes": one.down}
     return {
+        **secured,
         "clients": config.clients,
         "augmented_epochs": config.augmented.epochs * ("mix" in config.composition.use),
-        "client_cost": ALGORITHMS[name].client_cost if (name := config.algorithm.name) in ALGORITHMS else 1.0,
+        "client_cost": known.client_cost if known else 1.0,
         "shape": about.shape,
         "sample_flops": training_flops(model.module, about.shape),
         "placement": PLACEMENTS.get(config.composition.images, "P1"),
@@ -106,7 +116,8 @@ def _refining_passes(config: Config, models: int, images: int) -> float:
     FLOPs in algorithms that train one.
     """
     name = config.algorithm.name
-    own = ALGORITHMS[name].server_passes(config, models) if name in ALGORITHMS else 0.0
+    known = algorithms.ALGORITHMS.get(name)  # the run's own algorithm may not be importable here
+    own = known.server_passes(config, models) if known else 0.0
     return own + sum(
         PASSES[refinement](config, models, images)
         for refinement in config.refinements

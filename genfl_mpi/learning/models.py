@@ -215,10 +215,43 @@ def _resnet18(classes: int, shape: Shape, settings: Model) -> nn.Module:
     return module
 
 
+class _RandomFeatures(nn.Module):
+    """Fixed random convolutions, and a trained linear head on their pooled outputs.
+
+    The filters are the same for every seed. They are neither parameters nor buffers: nothing of them is
+    trained, sent, averaged or noised.
+    """
+
+    filters: tuple[torch.Tensor, ...]
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        filters = torch.randn(64, channels, 5, 5, generator=rng)
+        filters -= filters.mean((1, 2, 3), keepdim=True)
+        self.filters = (filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1),)
+        self.head = nn.Linear(4 * 64, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, classes) of images (n, C, H, W)."""
+        if self.filters[0].device != images.device:
+            self.filters = (self.filters[0].to(images.device),)
+        with torch.no_grad():
+            features = F.relu(F.conv2d(images, self.filters[0].to(images.dtype), padding=2))
+            features = F.adaptive_avg_pool2d(features, 2).flatten(1)
+        return self.head(features)
+
+
+def _random_features(classes: int, shape: Shape, settings: Model) -> nn.Module:
+    """Fixed random 5x5 filters and a trained linear head of a few thousand weights."""
+    return _RandomFeatures(classes, shape[0])
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": _cnn,
     "pfl_cnn": _pfl_cnn,
     "lenet5": _lenet5,
     "moon_cnn": _moon_cnn,
     "resnet18": _resnet18,
+    "random_features": _random_features,
 }

@@ -89,11 +89,26 @@ def broadcast(comm: MPI.Comm, buffer: np.ndarray) -> None:
 
 
 def reduce_sum(comm: MPI.Comm, buffer: np.ndarray | torch.Tensor) -> None:
-    """Sum `buffer` (int64) over ranks, in place on rank 0. Collective; callers `wait_for_all` first."""
+    """Sum `buffer` (int64) over ranks, in place on rank 0. Collective; callers `wait_for_all` first.
+
+    Masked integers are summed modulo 2**64, for which C, and so MPI, needs the unsigned type; the bits of
+    all other sums are the same.
+    """
     if comm.rank == 0:
-        comm.Reduce(MPI.IN_PLACE, [buffer, MPI.INT64_T], op=MPI.SUM, root=0)
+        comm.Reduce(MPI.IN_PLACE, [buffer, MPI.UINT64_T], op=MPI.SUM, root=0)
     else:
-        comm.Reduce([buffer, MPI.INT64_T], None, op=MPI.SUM, root=0)
+        comm.Reduce([buffer, MPI.UINT64_T], None, op=MPI.SUM, root=0)
+
+
+def gather_parts(comm: MPI.Comm, part: np.ndarray, whole: np.ndarray) -> None:
+    """Gather the ranks' parts of a vector on rank 0, in order of the ranks. Collective.
+
+    part: uint64 (k,), contiguous; whole: uint64 (n,), filled on rank 0, where n is the sum of all k.
+    """
+    counts = comm.gather(len(part), root=0)
+    comm.Gatherv(
+        [part, MPI.UINT64_T], [whole, counts, None, MPI.UINT64_T] if comm.rank == 0 else None, root=0
+    )
 
 
 def sum_everywhere(comm: MPI.Comm, values: np.ndarray) -> None:

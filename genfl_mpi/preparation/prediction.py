@@ -9,6 +9,7 @@ import numpy as np
 
 from genfl_mpi.federation.evaluator import is_due
 from genfl_mpi.federation.messages import NO_RANK, Broadcast
+from genfl_mpi.federation.policies.selection import largest_cohort
 from genfl_mpi.federation.server import planning_server
 from genfl_mpi.federation.shared_generation import IN_BANK, Report, able_ranks_of
 from genfl_mpi.mpi.round_time import exchange
@@ -150,7 +151,7 @@ def _predict_round(
     """
     config, message = (
         server.config,
-        Broadcast(0, server.config.cohort if server.config.trains_clients else 0, {}),
+        Broadcast(0, largest_cohort(server.config), {}),
     )
     server.select(round, message)
     early = busy = 0.0

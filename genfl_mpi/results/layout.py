@@ -70,6 +70,22 @@ ROUNDS = {
     "clients_accuracy_worst_tenth": Column(
         "f8", "1", "the same accuracy, mean over the tenth of the clients with the lowest"
     ),
+    "epsilon": Column(
+        "f8",
+        "1",
+        "epsilon of the rounds so far for a whole client, at privacy.delta; NaN without differential privacy",
+    ),
+    "epsilon_with_labels": Column(
+        "f8",
+        "1",
+        "the same with the labels that clients shared beforehand; infinite if these were exact",
+    ),
+    "clip": Column("f8", "1", "bound of the clients' updates, with differential privacy"),
+    "noise_to_update": Column(
+        "f8",
+        "1",
+        "expected norm of the noise over that of the clients' mean update, which includes distributed noise",
+    ),
     "images": Column("i8", "1", "generated images so far, at the server or the clients"),
     "images_used": Column("i8", "1", "generated images that passed the filter"),
     "augmented_loss": Column(
@@ -88,6 +104,8 @@ ROUNDS = {
     "augment_seconds": Column("f8", "s", "training the augmented model", True),
     "send_seconds": Column("f8", "s", "sending the images that clients train on to all ranks", True),
     "reduce_seconds": Column("f8", "s", "summing the clients' weights over ranks", True),
+    "mask_seconds": Column("f8", "s", "masking what the clients send, on the slowest rank", True),
+    "unmask_seconds": Column("f8", "s", "removing the masks from the sum", True),
     "broadcast_seconds": Column("f8", "s", "sending the new weights and the next cohort", True),
     "evaluate_seconds": Column("f8", "s", "testing the global model", True),
     "broadcast_bytes": Column(
@@ -101,6 +119,12 @@ ROUNDS = {
         "B",
         "size of the message from every rank to rank 0, and of the models that rank 0 sends in slices",
         True,
+    ),
+    "keys_bytes": Column("i8", "B", "public keys that the clients send and receive for their masks", True),
+    "shares_bytes": Column("i8", "B", "shares of secrets that they send and receive", True),
+    "masked_bytes": Column("i8", "B", "masked integers that they send", True),
+    "unmask_bytes": Column(
+        "i8", "B", "shares that they send to remove masks, and the requests for them", True
     ),
     "images_from_bank": Column(
         "i8",
@@ -118,8 +142,8 @@ ROUNDS = {
     "subset_loss": Column("f8", "nat", "mean cross-entropy of the global model on these samples"),
     "refine_seconds": Column("f8", "s", "refining the weights of Eq. (1) with the server's images", True),
 }
-# Columns that older files of this layout lack, last in their table; `reader` returns -1, NaN or b"" for them.
-# Those that are not measured are part of the digest only if they have other values.
+# Columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them. Those that are not
+# measured are part of the digest only if they have other values.
 ADDED = (
     "images_from_bank",
     "bank_seconds",
@@ -128,6 +152,16 @@ ADDED = (
     "subset_loss",
     "generating_seconds",
     "refine_seconds",
+    "epsilon",
+    "epsilon_with_labels",
+    "clip",
+    "noise_to_update",
+    "mask_seconds",
+    "unmask_seconds",
+    "keys_bytes",
+    "shares_bytes",
+    "masked_bytes",
+    "unmask_bytes",
 )
 
 CLIENTS = {
@@ -138,7 +172,8 @@ CLIENTS = {
         "S16",
         "",
         "aggregated, or the reason why not: late, outage, dropout or battery (in a world that acts on the "
-        "run); declined (for the payment); not finite",
+        "run); declined (for the payment); not finite; void (too few others survived a round of secure "
+        "aggregation)",
     ),
     "rho": Column("f8", "1", "weight of the client in Eq. (1)"),
     "samples": Column("i8", "1", "training samples, including generated images"),

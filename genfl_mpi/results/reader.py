@@ -194,6 +194,7 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
     # A failed write may leave a row of zeros, or the row of an append without its numbering.
     sums = sums[(sums[:, 0] > 0) & (sums[:, 0] <= rows)]
     ends = [0, *sums[:, 0].tolist()]
+    stored = [name for name in order if name in file[table] or name not in ADDED]  # of which there are sums
     found: Columns = {}
     if ends[-1] != rows or ends != sorted(ends):
         raise _damaged(file, f"{CHECKSUMS}/{table}")
@@ -208,7 +209,7 @@ def read_columns(file: h5py.File, table: str, names: Iterable[str] | None = None
             continue
         array = found[name] = _read(file, f"{table}/{name}", rows)
         found_sums = [checksum(array[start:end]) for start, end in pairwise(ends)]
-        if found_sums != sums[:, 1 + order.index(name)].tolist():
+        if found_sums != sums[:, 1 + stored.index(name)].tolist():
             raise _damaged(file, f"{table}/{name}")
     return found
 

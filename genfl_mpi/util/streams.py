@@ -48,6 +48,12 @@ PURPOSES = (
     "poison",
     "local test",
     "personal",
+    "mask key",
+    "key shares",
+    "self mask shares",
+    "neighbours",
+    "privacy noise",
+    "noise share",
 )
 
 

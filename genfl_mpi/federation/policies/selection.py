@@ -15,6 +15,7 @@ from genfl_mpi.federation.policies import needs
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.policies import Policy, ServerState
 
 
@@ -25,6 +26,25 @@ def random(state: ServerState) -> np.ndarray:
         return rng.choice(state.config.clients, state.config.cohort, replace=False, shuffle=False)
     available = np.flatnonzero(state.available)
     return available[rng.choice(len(available), state.config.cohort, replace=False, shuffle=False)]
+
+
+def poisson(state: ServerState) -> np.ndarray:
+    """Draw each client independently with probability cohort / clients: the size of the cohort varies."""
+    clients, rng = state.config.clients, streams.generator(state.config.seed, "cohort", state.round)
+    return np.flatnonzero(rng.random(clients) < state.config.cohort / clients)
+
+
+def largest_cohort(config: Config) -> int:
+    """Return the size of the run's largest cohort, for which its messages are allocated."""
+    if not config.trains_clients:
+        return 0
+    if config.selection.policy != "poisson":
+        return config.cohort
+    share = config.cohort / config.clients
+    return max(
+        int((streams.generator(config.seed, "cohort", round).random(config.clients) < share).sum())
+        for round in range(config.rounds)
+    )
 
 
 def label_cover(state: ServerState) -> np.ndarray:
@@ -161,6 +181,7 @@ def _candidates(state: ServerState) -> np.ndarray:
 
 SELECTION: dict[str, Policy] = {
     "random": random,
+    "poisson": poisson,
     "label_cover": label_cover,
     "deadline": deadline,
     "power_of_choice": power_of_choice,
