@@ -12,6 +12,7 @@ from genfl_mpi.config.sections import (
     Checkpoint,
     ClientGeneration,
     Clipping,
+    Compression,
     Data,
     Evaluation,
     Faults,
@@ -170,6 +171,7 @@ class Config(Section):
         description="changes to each client's trained model before the sum, in this order",
     )
     clipping: Annotated[Clipping, CLIPPED] = Clipping()
+    compression: Compression = Compression()
     augmented: Annotated[Training, AUGMENTED] = Field(
         Training(), description="Training of the augmented model. Default: the values of `training`"
     )

@@ -55,7 +55,7 @@ def forecast(
     down_rate = channel.rate(band, watts, down, noise)
     image_rate = channel.rate(band / part, watts / part, down, noise)
     receive = 8 * work.weights_bytes / down_rate + 8 * work.received_bytes / image_rate
-    send = 8 * work.weights_bytes / channel.rate(band / cohort, hardware.power, up, noise)
+    send = 8 * work.sent_bytes / channel.rate(band / cohort, hardware.power, up, noise)
     make, cycles = (
         generation_seconds(world.hardware, work),
         np.asarray(work.flops) / world.hardware.flops_per_cycle,

@@ -140,6 +140,7 @@ def required_work(
         trace.weights_bytes,
         value=trace.value[trace.cohorts[round]],
         image_flops=trace.image_flops,
+        upload_bytes=trace.upload_bytes,
     )
     return replace(work, **WORK[placement or trace.placement](trace, world, round, holdings, down))
 

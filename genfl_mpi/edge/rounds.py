@@ -25,7 +25,8 @@ class Work:
 
     Fields per client are float64 (K,), or one number for all.
 
-    flops: of each client's local training. weights_bytes: of a model, in both directions. received_bytes: of
+    flops: of each client's local training. weights_bytes: of a model; upload_bytes: of what a client sends
+    back, None for the whole model. received_bytes: of
     the images, or the generator, sent to each client; broadcast_images: whether they are broadcast, which
     takes as long as the largest message does at the worst receiver; received_images: number of these images;
     fetches: bool, whether the generator is among them. made_images: that each client generates itself. value:
@@ -49,6 +50,12 @@ class Work:
     helper_images: float = 0.0
     helper_bytes: float = 0.0
     image_flops: float = 0.0
+    upload_bytes: float | None = None
+
+    @property
+    def sent_bytes(self) -> float:
+        """Return the bytes that each client sends back."""
+        return self.weights_bytes if self.upload_bytes is None else self.upload_bytes
 
 
 @dataclass(frozen=True)
@@ -187,11 +194,11 @@ def price_round(world: World, cohort: Cohort, work: Work) -> Price:
         },
         bytes={
             "down": work.weights_bytes * (count > 0) + download.bytes,
-            "up": work.weights_bytes * upload.tries.sum(),
+            "up": work.sent_bytes * upload.tries.sum(),
             "wire": work.helper_bytes,
         },
         parts=dict.fromkeys(client_seconds, each),
-        sent=work.weights_bytes * upload.tries,
+        sent=work.sent_bytes * upload.tries,
         lost=upload.lost,
     )
 
@@ -232,7 +239,7 @@ def _upload(world: World, cohort: Cohort, work: Work, ready: np.ndarray) -> _Upl
         return _Upload(np.zeros(0), np.ones(0), np.zeros(0, bool))
     band, noise = settings.bandwidth_mhz * 1e6, channel.noise(settings)
     reach, value = cohort.power * cohort.up / noise, work.value * np.ones(count)
-    uplink = Uplink(8 * work.weights_bytes, ready, cohort.power, reach, band, world.deadline_s, value)
+    uplink = Uplink(8 * work.sent_bytes, ready, cohort.power, reach, band, world.deadline_s, value)
     bandwidth = ALLOCATIONS[settings.allocation](uplink)
     error = channel.packet_error(bandwidth, cohort.power, cohort.up, noise, settings.waterfall)
     tries = channel.transmissions(cohort.luck, error, settings.max_transmissions)

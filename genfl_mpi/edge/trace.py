@@ -19,7 +19,8 @@ class Trace:
 
     clients: N. cohorts: int arrays (K,), one for each round. samples: int arrays (K,), samples of each client
     of the cohort. epochs: int arrays (K,), passes over them. sample_flops: FLOPs of training on a sample
-    once. augmented_epochs: passes of the augmented model in a round. weights_bytes: size of a model.
+    once. augmented_epochs: passes of the augmented model in a round. weights_bytes: size of a model;
+    upload_bytes: of a model as a client sends it, None for the same.
     new_images: int (rounds,), generated in each round; pool: int (rounds,), images on which the augmented
     model trained. shape: (C, H, W) of an image; image_size: factor on the bytes to send for one. image_flops:
     FLOPs of generating one; generator_bytes: size of the generator. value: float64 (N,), value of each
@@ -46,6 +47,7 @@ class Trace:
     image_size: float = 1.0
     placement: str = "P1"
     made: Sequence[np.ndarray] | None = None
+    upload_bytes: float | None = None
 
 
 def label_value(histograms: np.ndarray, distances: np.ndarray) -> np.ndarray:

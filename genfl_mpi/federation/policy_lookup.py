@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config import functions
-from genfl_mpi.federation import algorithms, hindsight
+from genfl_mpi.federation import algorithms, hindsight, transforms
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
@@ -64,6 +64,8 @@ def find_memory(config: Config) -> str | None:
     """Return the name of a part with memory between rounds, which a resumed run needs, or None."""
     if algorithms.find(config).has_memory(config):
         return f"the server of {config.algorithm.name}"
+    if transforms.client_arrays(config, 1):
+        return f"the transform {config.transforms[-1]}"
     is_called = {
         "select": config.trains_clients,
         "rho": config.trains_clients,

@@ -12,7 +12,7 @@ import torch
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE
-from genfl_mpi.federation import algorithms, participation
+from genfl_mpi.federation import algorithms, participation, transforms
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
@@ -101,7 +101,7 @@ class Server:
         self.remembered: dict[str, dict] = {name: {} for name in with_memory}
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
-        keeps = algorithm.arrays_of_kind("client", 1, config)
+        keeps = algorithm.arrays_of_kind("client", 1, config) or transforms.client_arrays(config, 1)
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
         self.willing = np.ones(0, dtype=bool)  # which members of the cohort do not decline
@@ -328,7 +328,7 @@ class Server:
             remembered.update(under(f"{POLICY}{policy}."))
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
-            self.trained = arrays[TRAINED].copy()
+            self.trained = arrays.get(TRAINED, self.trained).copy()
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
         self.replay(tables["clients"], tables["generated"])
 

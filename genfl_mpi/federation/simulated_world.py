@@ -158,7 +158,9 @@ class SimulatedWorld:
         Counts only training on a client's real samples: making or receiving images may take several rounds.
         """
         least = Work(
-            self.trace.sample_flops * self.config.training.epochs * self.samples, self.trace.weights_bytes
+            self.trace.sample_flops * self.config.training.epochs * self.samples,
+            self.trace.weights_bytes,
+            upload_bytes=self.trace.upload_bytes,
         )
         quickest = np.inf
         for round in range(self.config.rounds):  # the first round usually decides

@@ -17,7 +17,7 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
-from genfl_mpi.federation import algorithms, trials
+from genfl_mpi.federation import algorithms, transforms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import Broadcast, Reduction
@@ -197,8 +197,11 @@ class Simulation:
     def _open_client_states(
         self, algorithm: Algorithm, folder: str | Path | None, run: str | None
     ) -> ClientStates | None:
-        """Return the store of the clients' own arrays, if the algorithm declares any."""
+        """Return the store of the clients' own arrays, if the algorithm or a transform declares any."""
         kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
+        kept |= collectives.call_on_all(
+            self.comm, lambda: transforms.client_arrays(self.config, self.model.parameters)
+        )
         if not kept:
             return None
         run = run or collectives.from_rank0(self.comm, sealed_files.new_run_id)

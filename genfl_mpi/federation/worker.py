@@ -121,13 +121,13 @@ class Worker:
                 report = self._train_stages(client, own, images, labels, rng)
             else:
                 report = free_ride(self.model, omega, images, labels, noise, rng)
-            sent = self.chain.apply(self.model.weights, omega, round, number)
+            sent = self.chain.apply(self.model.weights, omega, round, number, own)
             largest, update_norm = self._add(place, rho, sent, report)
             if np.isfinite(update_norm):
-                sums, own = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
+                sums, new = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
-                self._write_state(number, round + 1, own)
+                self._write_state(number, round + 1, own | new if self.client_states else new)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
     def _train_stages(
@@ -165,10 +165,14 @@ class Worker:
             [stage] = self.algorithm.stages(whole, omega, self.resident.arrays, {}, self.config)
             rngs = [streams.generator(self.config.seed, "client", round, client) for client in clients]
             trained = twin.train(omega, data, settings, rngs, stage.prox)
-        for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):
+        for place, row, (weights, report) in zip(places, plan.tolist(), trained):
+            rho, client, _, since, _ = row
             with failing.annotate_errors(f"client {client}"):
-                sent = self.chain.apply(weights, omega, round, client)
+                own = self._read_state(client, since)
+                sent = self.chain.apply(weights, omega, round, client, own)
                 done.append((place, report, *self._add(place, rho, sent, report)))
+                if np.isfinite(done[-1][-1]):
+                    self._write_state(client, round + 1, own)
         ends = [0, *accumulate(report.samples * passes for (_, report, *_), passes in zip(done, epochs))]
         second = (clock.now() - start) / ends[-1]
         for one, before, after in zip(done, ends, ends[1:]):

@@ -10,6 +10,7 @@ from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
 from genfl_mpi.edge.trace import Trace, label_value
+from genfl_mpi.federation import transforms
 from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import training_flops
@@ -35,13 +36,15 @@ def model_fields(config: Config, about: Description) -> dict[str, Any]:
     about: the data set's `Description`.
     """
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
+    size = len(model.weights)
     return {
         "clients": config.clients,
         "augmented_epochs": config.augmented.epochs,
         "shape": about.shape,
         "sample_flops": training_flops(model.module, about.shape),
         "placement": PLACEMENTS.get(config.composition.images, "P1"),
-        "weights_bytes": model.weights.numel() * model.weights.element_size(),
+        "weights_bytes": size * model.weights.element_size(),
+        "upload_bytes": transforms.upload_bytes(config, size, model.parameters),
     }
 
 

@@ -534,7 +534,7 @@ def _open(
     # The checkpoint must match the file at all times: it is this run's, never one of an older run.
     if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
-    if earlier.source and simulation.client_states:
+    if earlier.source and simulation.client_states and "trained" in earlier.state:
         states = earlier.source.with_suffix(".variates")
         simulation.client_states.copy_from(states, earlier.source_run, earlier.state["trained"])
         simulation.client_states.flush()
