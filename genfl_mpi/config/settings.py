@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from genfl_mpi.config import time as virtual_time
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
     TRAINING_CLIENTS,
@@ -33,6 +34,7 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
+from genfl_mpi.config.time import Time
 from genfl_mpi.config.types import Count, Flag, Needs, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
@@ -135,6 +137,7 @@ CLIPPED = Needs(
     "transforms=[clip]", lambda config, _: any(one == "clip" or ":" in one for one in config.transforms)
 )
 AUGMENTED = Needs("an augmented model", lambda config, _: config.augments or config.matches_steps)
+SYNCHRONOUS = Needs("time.driver=synchronous", lambda config, _: config.time.driver == "synchronous")
 FILLED = Needs("clients that generate", lambda config, _: config.fills)
 
 
@@ -182,7 +185,7 @@ class Config(Section):
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
     kappa: Annotated[Kappa, TWO_MODELS] = Kappa()
-    rho: Annotated[Rho, TRAINING_CLIENTS] = Rho()
+    rho: Annotated[Rho, TRAINING_CLIENTS, SYNCHRONOUS] = Rho()
     selection: Annotated[Selection, TRAINING_CLIENTS] = Selection()
     validation: Validation = Validation()
     world: World | None = Field(
@@ -190,6 +193,7 @@ class Config(Section):
         description="simulated edge, which provides policies with times and energies: a YAML file, or a "
         "section of the settings below; null: no simulated edge",
     )
+    time: Annotated[Time, TRAINING_CLIENTS] = Time()
     hindsight: Annotated[Hindsight, TWO_MODELS] = Hindsight()
     audit: Annotated[Flag, TRAINING_CLIENTS] = Field(
         False,
@@ -408,6 +412,12 @@ class Config(Section):
                 "with incentive.price each client chooses which share of the gap to a uniform mix it fills; "
                 f"remove {' and '.join(f'client_generation.{key}' for key in chosen if chosen[key])}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_time(self) -> "Config":
+        """Refuse asynchronous runs with what needs synchronous rounds."""
+        virtual_time.check(self)
         return self
 
     @model_validator(mode="after")

@@ -55,6 +55,11 @@ def find_policies(
             )
     if found["select"] is SELECTION["deadline"] and (config.world is None or config.world.deadline_s is None):
         raise UserError("selection.policy: deadline needs world.deadline_s")
+    if config.time.driver != "synchronous" and needs_of(found["kappa"]):
+        name, lacks = functions.name_of(found["kappa"]), ", ".join(sorted(needs_of(found["kappa"])))
+        raise UserError(
+            f"kappa.policy: {name} needs {lacks}, which only time.driver=synchronous has; choose another one"
+        )
     if config.hindsight.every:
         hindsight.find_compared_policies(config)
     return found
@@ -64,6 +69,8 @@ def find_memory(config: Config) -> str | None:
     """Return the name of a part with memory between rounds, which a resumed run needs, or None."""
     if algorithms.find(config).has_memory(config):
         return f"the server of {config.algorithm.name}"
+    if config.time.driver != "synchronous":
+        return f"time.driver={config.time.driver}"
     if transforms.client_arrays(config, 1):
         return f"the transform {config.transforms[-1]}"
     is_called = {

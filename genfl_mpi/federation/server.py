@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # Prefixes of names in the checkpoint: memory of policies and of the algorithm, and measured speeds.
 POLICY, ALGORITHM, PACE = "policy.", "algorithm.", "pace."
+VERSION = "version."  # earlier weights, from which clients of an asynchronous run started
 TRAINED = "trained"  # in the checkpoint: the round of each client's last training
 
 
@@ -101,6 +102,7 @@ class Server:
         self.remembered: dict[str, dict] = {name: {} for name in with_memory}
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
+        self.versions: dict[int, torch.Tensor] = {}  # of an asynchronous run, earlier ones still needed
         keeps = algorithm.arrays_of_kind("client", 1, config) or transforms.client_arrays(config, 1)
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
@@ -160,6 +162,36 @@ class Server:
         busy = self.images.busy_seconds(self.state, rates[0])
         plan["rank"][counted] = ranks = assign(costs, rates, busy, self.config.training.clients_per_batch)
         self.seconds_of_others = self.pace.seconds_of_others(costs, ranks)
+
+    def begin(self, round: int) -> None:
+        """Begin images and augmented model of an asynchronous run from the version after `round` rounds."""
+        self.state = replace(self.state, round=round, cohort=UNSET, forecast=UNSET, available=None)
+
+    def receive(self, round: int, plan: np.ndarray, status: np.ndarray) -> None:
+        """Take the updates of an asynchronous round. plan: their rows; status: STATUS (K,)."""
+        ids = plan["client"].astype(np.int64)
+        self.begin(round)
+        self.state = replace(self.state, cohort=ids)
+        self._count_images()
+        self.cohort = Cohort(ids, self.samples[ids], plan["epochs"].copy(), plan["rho"].copy())
+        self.status = status
+
+    def planned_service(self) -> Callable[[int], float]:
+        """Return how long images and augmented model take in the world: (version) -> s, called in order."""
+        world, generated = self.world, self.state.generated.copy()
+        assert world is not None
+
+        def seconds(version: int) -> float:
+            nonlocal generated
+            new = 0
+            if self.config.generates:
+                counts = self.images.counts(replace(self.state, round=version, generated=generated))
+                assert counts is not None
+                new, generated = counts.sum(), generated + counts
+            pool = generated.sum() if self.config.generates else len(self.images)
+            return world.augmented_seconds(new, pool)
+
+        return seconds
 
     def weigh(self, plan: np.ndarray, counted: np.ndarray, **known: Any) -> None:
         """Call the rho policy, and write the coefficients of the cohort's models into `plan`.
@@ -265,6 +297,8 @@ class Server:
 
         clients, generated: columns of /clients and /generated.
         """
+        if self.config.time.driver != "synchronous":
+            return  # nothing that later rounds need
         for round in np.unique(clients["round"]):
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
             images = {}
@@ -310,6 +344,7 @@ class Server:
                 for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
             }
             | ({TRAINED: self.trained} if len(self.trained) else {})
+            | {f"{VERSION}{version}": model.numpy() for version, model in self.versions.items()}
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
@@ -326,6 +361,7 @@ class Server:
         self.memory = {name: torch.as_tensor(array) for name, array in under(ALGORITHM).items()}
         for policy, remembered in self.remembered.items():
             remembered.update(under(f"{POLICY}{policy}."))
+        self.versions = {int(version): torch.as_tensor(array) for version, array in under(VERSION).items()}
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
             self.trained = arrays.get(TRAINED, self.trained).copy()

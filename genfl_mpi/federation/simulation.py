@@ -17,7 +17,7 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
-from genfl_mpi.federation import algorithms, transforms, trials
+from genfl_mpi.federation import algorithms, asynchronous, transforms, trials
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import Broadcast, Reduction
@@ -44,6 +44,7 @@ from genfl_mpi.util.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from genfl_mpi.edge.events import Events
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.policies import Policy
     from genfl_mpi.federation.records import Record
@@ -120,6 +121,12 @@ class Simulation:
         self.server: Server | None = collectives.call_on_all(
             self.comm, lambda: self._make_server(algorithm, policies)
         )
+        self.events: Events | None = None
+        if config.time.driver != "synchronous":
+            plan_events = asynchronous.plan_events
+            self.events = collectives.from_rank0(
+                self.comm, lambda: plan_events(config, self.server) if self.server else None
+            )
         self.client_states = self._open_client_states(algorithm, folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
 
@@ -289,7 +296,12 @@ class Simulation:
         if self.round == self.config.rounds:
             return
         head = parts.messages.broadcast.head
-        for record in rounds(parts, self.round):
+        driver = (
+            rounds(parts, self.round)
+            if self.events is None
+            else asynchronous.rounds(parts, self.events, self.round, self._test_share)
+        )
+        for record in driver:
             self.round = record.round
             self.left = int(head["leave"])
             yield record
@@ -298,9 +310,14 @@ class Simulation:
 
     def _evaluate(self) -> tuple[float, float, np.ndarray]:
         """Return (accuracy, loss, accuracy per class) of omega^t on the test set, divided over the ranks."""
-        omega = self._open_parts().messages.resident.omega
+        totals = self._test_share(self._open_parts().messages.resident.omega)
+        collectives.sum_everywhere(self.comm, totals)
+        labels, classes = self.data["test_labels"], len(self.about.classes)
+        return summarise(totals, np.bincount(labels, minlength=classes))
+
+    def _test_share(self, omega: torch.Tensor) -> np.ndarray:
+        """Return this rank's share of the test of omega, as `evaluate` does: int64 (classes + 1,)."""
         size, labels = self.config.evaluation.batch_size, self.data["test_labels"]
-        classes = len(self.about.classes)
         self.model.load(omega)
         resident = self._open_parts().messages.resident.test_images
         own = chunks(
@@ -312,9 +329,7 @@ class Simulation:
             self.comm.rank,
             self.comm.size,
         )
-        totals = evaluate(self.model, own, classes, -(-len(labels) // size))
-        collectives.sum_everywhere(self.comm, totals)
-        return summarise(totals, np.bincount(labels, minlength=classes))
+        return evaluate(self.model, own, len(self.about.classes), -(-len(labels) // size))
 
 
 def _configure(

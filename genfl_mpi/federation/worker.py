@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,12 @@ class Worker:
             else:
                 self._train_client(places[0], round, clock)
             done += len(places)
+
+    def train_member(self, messages: Messages, place: int, round: int, clock: Clock) -> None:
+        """Train one member of the plan of other messages, from their omega. round: 0 is the first."""
+        other = copy(self)
+        other.broadcast, other.reduction, other.resident = messages
+        other._train_client(place, round, clock)
 
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""

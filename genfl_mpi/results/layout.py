@@ -105,9 +105,12 @@ ROUNDS = {
     "device": Column(
         "S64", "", "models of the GPUs, or instruction sets of the CPUs, that computed the round", True
     ),
+    "virtual_seconds": Column(
+        "f8", "s", "end of the round on the virtual clock; NaN with time.driver=synchronous", True
+    ),
 }
 # Measured columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them.
-ADDED = ("images_from_bank", "bank_seconds", "device")
+ADDED = ("images_from_bank", "bank_seconds", "device", "virtual_seconds", "staleness")
 
 CLIENTS = {
     "row": Column("i8", "1", "number of the row, one for each client and round"),
@@ -136,6 +139,7 @@ CLIENTS = {
     "start_seconds": Column("f8", "s", "from the start of the round to the start of its training", True),
     "seconds": Column("f8", "s", "duration of its training", True),
     "rank": Column("i8", "1", "rank that trained it", True),
+    "staleness": Column("i8", "1", "rounds that ended between the start and the arrival of its update", True),
 }
 
 RANKS = {

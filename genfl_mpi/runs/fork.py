@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Settings and sections that determine the shapes of the weights, the server's state, the stored rounds or the
 # data.
-FIXED = {"model", "data.name", "data.size", "data.samples", "algorithm.name", "clients", "cohort"}
+FIXED = {"model", "data.name", "data.size", "data.samples", "algorithm.name", "clients", "cohort", "time"}
 
 
 def move_aside(paths: Sequence[Path], say: Callable[[str], None]) -> dict[Path, Lock]:

@@ -37,6 +37,12 @@ def find(config: Config) -> list[tuple[str, Transform]]:
     for (name, transform), (later, _) in pairwise(found):
         if hasattr(transform, "size"):
             raise UserError(f"transforms: {later} would change what {name} has compressed; put {name} last")
+    keeping = [name for name, transform in found if arrays_of(name, transform)]
+    if keeping and config.time.driver != "synchronous":
+        raise UserError(
+            f"transforms: {keeping[0]} keeps arrays at the clients, which needs time.driver=synchronous; "
+            "choose another transform"
+        )
     return found
 
 

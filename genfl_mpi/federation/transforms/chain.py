@@ -76,8 +76,8 @@ class Chain:
         """Return a client's weights as they are summed, float32 (size,).
 
         weights, omega: float32 (size,), the trained weights and omega^t. `weights` itself is returned if
-        nothing changes it, or if it is not finite: the sum then rejects it. own: all arrays of the client; those
-        of the transforms are replaced by their new values. Raises UserError if a transform
+        nothing changes it, or if it is not finite: the sum then rejects it. own: all arrays of the client;
+        those of the transforms are replaced by their new values. Raises UserError if a transform
         returns anything but float32 (parameters,) on the same device.
         """
         trained, start = weights[: self.parameters], omega[: self.parameters]
