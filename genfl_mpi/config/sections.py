@@ -513,7 +513,7 @@ class Selection(Section):
 
     candidates: Annotated[
         Count | None,
-        needs("policy", "label_cover", "deadline", "power_of_choice", "oort", "energy", "battery"),
+        needs("policy", "label_cover", "deadline", "power_of_choice", "oort", "sojourn", "energy", "battery"),
     ] = Field(
         None,
         description="number of clients drawn at random, from which the policy selects the cohort; null: all",

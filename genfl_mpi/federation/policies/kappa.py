@@ -70,6 +70,18 @@ def bias_optimal(state: ServerState) -> float:
     return bias / (bias + error) if bias else 0.0
 
 
+def emd(state: ServerState) -> float:
+    """Return half the EMD of the cohort's labels to the population's, mean over clients weighted by size.
+
+    Our reading of GenFV (Qiang, Chang and Min 2025): the more skewed the clients, the more the images count.
+    Clients that shared no labels do not count; without any it is 0.
+    """
+    labels, samples = state.shared_labels[state.cohort], state.samples[state.cohort].astype(np.float64)
+    distance = earth_movers_distance(labels, state.shared_labels.sum(0))
+    known = np.isfinite(distance)
+    return float(np.average(distance[known], weights=samples[known]) / 2) if known.any() else 0.0
+
+
 def _progress(state: ServerState) -> float:
     return min(1.0, state.round / state.config.kappa.horizon)
 
@@ -86,6 +98,7 @@ KAPPA: dict[str, Policy] = {
     "exponential": exponential,
     "step": step,
     "amount": amount,
+    "emd": emd,
     "alignment": alignment,
     "bias_optimal": bias_optimal,
     **validated_kappa.KAPPA,
