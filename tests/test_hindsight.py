@@ -48,6 +48,7 @@ def test_the_runs_kappa_has_the_runs_loss(quick, tmp_path):
         "amount",
         "alignment",
         "bias_optimal",
+        "emd",
         "softmax_accuracy",
         "softmax_loss",
         "line_search",
