@@ -41,6 +41,7 @@ def test_the_runs_kappa_has_the_runs_loss(quick, tmp_path):
     # All policies are compared except the bandit, which has memory.
     assert set(looks.regret) == {
         "fixed",
+        "catch_up",
         "linear",
         "cosine",
         "exponential",
@@ -48,6 +49,7 @@ def test_the_runs_kappa_has_the_runs_loss(quick, tmp_path):
         "amount",
         "alignment",
         "bias_optimal",
+        "emd",
         "softmax_accuracy",
         "softmax_loss",
         "line_search",

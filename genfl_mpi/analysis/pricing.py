@@ -54,7 +54,8 @@ class Run:
 
     generates: whether clients trained and images were generated. accuracy: float64 (rounds,). world: the
     run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
-    distinguishes it from the other priced runs, besides method and seed.
+    distinguishes it from the other priced runs, besides method and seed. clock: float64 (rounds,), end of
+    each round on the virtual clock of an asynchronous run, s; otherwise None.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Run:
     world: World | None
     status: list[np.ndarray]
     settings: str = ""
+    clock: np.ndarray | None = None
 
     @property
     def title(self) -> str:
@@ -145,7 +147,7 @@ def worlds_for(
 def in_worlds(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]]) -> list[Priced]:
     """Price each run in each of its worlds. Raises UserError. worlds_of: from `worlds_for`."""
     priced = [
-        Priced(run, name, price_run(run.trace, world, draw_cohorts(run.trace, world)))
+        Priced(run, name, _bill(run, world))
         for run, worlds in zip(runs, worlds_of)
         for name, world in worlds.items()
     ]
@@ -156,6 +158,12 @@ def in_worlds(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]]) -> lis
                 "world, or in none, cannot be priced"
             )
     return priced
+
+
+def _bill(run: Run, world: World) -> Bill:
+    """Price a run in a world. The rounds of an asynchronous run end when its virtual clock says so."""
+    bill = price_run(run.trace, world, draw_cohorts(run.trace, world))
+    return bill if run.clock is None else replace(bill, seconds=np.diff(run.clock, prepend=0.0))
 
 
 def figure(priced: Sequence[Priced]) -> Figure:
@@ -372,18 +380,19 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
         config = _replaced_config(path, values, overrides)
         trace, members = workload.read_trace(file, config)
         status = reader.read_columns(file, "clients", ["status"])["status"]
-        accuracy = reader.read_columns(file, "rounds", ["accuracy"])["accuracy"]
+        rounds = reader.read_columns(file, "rounds", ["accuracy", "virtual_seconds"])
         return values, Run(
             Path(path).stem,
             METHOD_TITLES[config.method],
             config.method in ("genfl", "sent"),
-            accuracy,
+            rounds["accuracy"],
             trace,
             config.world,
             [
                 np.where(np.isin(status[rows], (NOT_FINITE, VOID)), AGGREGATED, status[rows])
                 for rows in members
             ],
+            clock=None if config.time.driver == "synchronous" else rounds["virtual_seconds"],
         )
 
 

@@ -34,6 +34,17 @@ PIPELINE = Needs("a pipeline as checkpoint", lambda _, generation: ":" not in ge
 DUE = Needs(
     "at least as many rounds", lambda config, section: section.every is None or section.every <= config.rounds
 )
+
+
+def transformed_by(*names: str) -> Needs:
+    """Mark a setting of these transforms, which a user's own may use, too."""
+
+    def holds(config: Any, _: Any) -> bool:
+        return any(one in names or ":" in one for one in config.transforms)
+
+    return Needs(f"transforms=[{' or '.join(names)}]", holds)
+
+
 SCHEDULED = ("linear", "cosine", "exponential", "step")  # policies of kappa
 
 
@@ -295,6 +306,17 @@ class Distillation(Section):
     )
 
 
+class Compression(Section):
+    """What the transforms `qsgd` and `top_k` use."""
+
+    bits: Annotated[Count, Field(ge=2, le=16), transformed_by("qsgd")] = Field(
+        4, description="qsgd: bits of each parameter of an update, one of them for its sign"
+    )
+    share: Annotated[Share, Field(gt=0), transformed_by("top_k")] = Field(
+        0.01, description="top_k: share of an update's parameters that a client sends; at least one"
+    )
+
+
 class LabelSharing(Section):
     """Label statistics that the clients share (III-A)."""
 
@@ -548,7 +570,7 @@ class Selection(Section):
 
     candidates: Annotated[
         Count | None,
-        needs("policy", "label_cover", "deadline", "power_of_choice", "oort", "energy", "battery"),
+        needs("policy", "label_cover", "deadline", "power_of_choice", "oort", "sojourn", "energy", "battery"),
     ] = Field(
         None,
         description="number of clients drawn at random, from which the policy selects the cohort; null: all",

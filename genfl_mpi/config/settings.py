@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from genfl_mpi.config import time as virtual_time
 from genfl_mpi.config.adversity import Attack, Defence, assumed_attackers, uses_slices
 from genfl_mpi.config.personalisation import Personal
 from genfl_mpi.config.privacy import Privacy
@@ -17,6 +18,7 @@ from genfl_mpi.config.sections import (
     Checkpoint,
     ClientGeneration,
     Clipping,
+    Compression,
     Data,
     Distillation,
     Evaluation,
@@ -38,6 +40,7 @@ from genfl_mpi.config.sections import (
     Training,
     Validation,
 )
+from genfl_mpi.config.time import Time
 from genfl_mpi.config.types import Count, Flag, Needs, Section, Seed
 from genfl_mpi.config.world import Incentive, World
 
@@ -164,6 +167,7 @@ DISTILLED = Needs(
     ),
 )
 SUMMED = Needs("defence.name=none", lambda config, _: config.defence.name == "none")
+SYNCHRONOUS = Needs("time.driver=synchronous", lambda config, _: config.time.driver == "synchronous")
 FILLED = Needs("clients that generate", lambda config, _: config.fills)
 
 
@@ -202,6 +206,7 @@ class Config(Section):
         description="changes to each client's trained model before the sum, in this order",
     )
     clipping: Annotated[Clipping, CLIPPED] = Clipping()
+    compression: Compression = Compression()
     attack: Annotated[Attack, TRAINING_CLIENTS] = Attack()
     defence: Annotated[Defence, TRAINING_CLIENTS] = Defence()
     augmented: Annotated[Training, AUGMENTED] = Field(
@@ -217,7 +222,7 @@ class Config(Section):
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
     kappa: Annotated[Kappa, TWO_MODELS] = Kappa()
-    rho: Annotated[Rho, TRAINING_CLIENTS, SUMMED] = Rho()
+    rho: Annotated[Rho, TRAINING_CLIENTS, SUMMED, SYNCHRONOUS] = Rho()
     selection: Annotated[Selection, TRAINING_CLIENTS] = Selection()
     validation: Validation = Validation()
     world: World | None = Field(
@@ -225,6 +230,7 @@ class Config(Section):
         description="simulated edge, which provides policies with times and energies: a YAML file, or a "
         "section of the settings below; null: no simulated edge",
     )
+    time: Annotated[Time, TRAINING_CLIENTS] = Time()
     hindsight: Annotated[Hindsight, TWO_MODELS] = Hindsight()
     audit: Annotated[Flag, TRAINING_CLIENTS] = Field(
         False,
@@ -656,6 +662,12 @@ class Config(Section):
                 "with incentive.price each client chooses which share of the gap to a uniform mix it fills; "
                 f"remove {' and '.join(f'client_generation.{key}' for key in chosen if chosen[key])}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_time(self) -> "Config":
+        """Refuse asynchronous runs with what needs synchronous rounds."""
+        virtual_time.check(self)
         return self
 
     @model_validator(mode="after")

@@ -78,6 +78,20 @@ class Channel(Section):
     )
 
 
+class Road(Section):
+    """A ring road of cells on which the clients' vehicles drive, each at its own speed."""
+
+    coverage_m: Positive | None = Field(
+        None,
+        description="length of the road in a cell, m; null: clients stay in the cell of `channel`, and never "
+        "leave",
+    )
+    lateral_m: NonNegative = Field(20.0, description="distance of the base stations from the road, m")
+    speed_mps: Range = Field(
+        (15.0, 35.0), description="speed of the vehicles, m/s, drawn uniformly per client"
+    )
+
+
 class Server(Section):
     """The base station and the computer behind it."""
 
@@ -142,11 +156,12 @@ class World(Section):
     )
     enforced: Flag = Field(
         False,
-        description="whether a run in this world excludes clients that miss deadline_s, whose message is "
-        "lost max_transmissions times, whose battery is empty, or that drop out",
+        description="whether a run in this world excludes clients that miss deadline_s or leave their cell, "
+        "whose message is lost max_transmissions times, whose battery is empty, or that drop out",
     )
     hardware: Hardware = Hardware()
     channel: Channel = Channel()
+    road: Road = Road()
     server: Server = Server()
     helper: Helper = Helper()
     images: Images = Images()

@@ -1,7 +1,8 @@
 """Decide which clients of a cohort participate in an enforced world, and what each spends.
 
-A client works until it is done, until the deadline, until its battery is empty, or until it drops out,
-whichever comes first. The server waits for all of them, but not beyond the deadline.
+A client works until it is done, until the deadline, until its vehicle leaves the cell, until its battery is
+empty, or until it drops out, whichever comes first. The server waits for all of them, but not beyond the
+deadline.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genfl_mpi.edge import road
 from genfl_mpi.edge.rounds import Price, cut_short
 from genfl_mpi.util import streams
 
@@ -45,14 +47,15 @@ def simulate_attendance(
     done, deadline = seconds.sum(0), world.deadline_s or np.inf
     luck, moment = streams.generator(world.seed, "dropout", round).random((2, len(spent)))[:, price.clients]
     silent = np.where(luck < world.dropout, moment * done, np.inf)
-    late = done > deadline * (1 + DEADLINE_RTOL)
-    end = np.minimum(np.where(late, deadline, done), silent)
+    limit = np.minimum(deadline, road.sojourn(world, len(spent), round)[price.clients])
+    late = done > limit * (1 + DEADLINE_RTOL)
+    end = np.minimum(np.where(late, limit, done), silent)
     parts = _completed_parts(seconds, np.where(end < done, end, np.inf))
     charge = np.maximum(battery - spent, 0)[price.clients]
     empty = (parts * joules).sum(0) > charge
     parts = np.where(empty, np.minimum(parts, _completed_parts(joules, charge)), parts)
     status = np.select(
-        [empty, silent < np.minimum(done, deadline), late, price.lost],
+        [empty, silent < np.minimum(done, limit), late, price.lost],
         [BATTERY, DROPOUT, LATE, OUTAGE],
         AGGREGATED,
     )

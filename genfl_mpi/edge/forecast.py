@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.edge import channel
+from genfl_mpi.edge import channel, road
 from genfl_mpi.edge.hardware import ClientHardware, computing_joules, computing_seconds
 from genfl_mpi.edge.rounds import Work, generation_seconds, waiting_seconds
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 class Forecast:
     """What a round would cost each client with an equal share of the bandwidth, without losses.
 
-    All but the last field are float64 (clients,).
+    All but `augmented_joules` are float64 (clients,).
 
     seconds, joules: of the round. battery: charge when the run began, J. charge: what is left of it, J.
-    augmented_joules: energy that the server spends on generation and augmented training.
+    augmented_joules: energy that the server spends on generation and augmented training. sojourn: how long
+    each client stays in its cell, s, infinite without a road.
     """
 
     seconds: np.ndarray
@@ -30,6 +31,7 @@ class Forecast:
     battery: np.ndarray
     charge: np.ndarray
     augmented_joules: float = 0.0
+    sojourn: np.ndarray | None = None
 
 
 def forecast(
@@ -71,4 +73,5 @@ def forecast(
     )
     compute = computing_seconds(cycles, hardware.frequency)
     seconds = waiting_seconds(world.server, work) + receive + make + compute + send
-    return Forecast(seconds, joules, hardware.battery, hardware.battery - spent[clients])
+    stay = road.sojourn(world, len(spent), round)[clients]
+    return Forecast(seconds, joules, hardware.battery, hardware.battery - spent[clients], sojourn=stay)

@@ -21,14 +21,15 @@ class Trace:
     of the cohort. epochs: int arrays (K,), passes over them. sample_flops: FLOPs of training on a sample
     once. client_cost: of a client's step, relative to plain SGD. augmented_epochs: passes of the augmented
     model in a round. refine_flops: float64 (rounds,), of the server after Eq. (1); None: 0. weights_bytes:
-    size of a model. upload_bytes, protocol_bytes: what a client sends instead, and also receives, with secure
-    aggregation. new_images: int (rounds,), generated in each round; pool: int (rounds,), images on which the
-    augmented model trained. shape: (C, H, W) of an image; image_size: factor on the bytes to send for one.
-    image_flops: FLOPs of generating one; generator_bytes: size of the generator. value: float64 (N,), value
-    of each client's labels and data for the cohort, in [0, 1]. missing: float64 (N,), share of the labels
-    that each client lacks, which P5 needs, and P3 without `made`. placement: where the run's images were
-    generated, one of `placements.PLACEMENTS`. made: with P3, int arrays (K,), how many images each client of
-    a round trained on; None: the images of the pool whose labels it lacks.
+    size of a model. upload_bytes: of a model as a client sends it, None for the same; protocol_bytes: what it
+    also receives, with secure aggregation. new_images: int (rounds,), generated in each round; pool: int
+    (rounds,), images on which the augmented model trained. shape: (C, H, W) of an image; image_size: factor
+    on the bytes to send for one. image_flops: FLOPs of generating one; generator_bytes: size of the
+    generator. value: float64 (N,), value of each client's labels and data for the cohort, in [0, 1]. missing:
+    float64 (N,), share of the labels that each client lacks, which P5 needs, and P3 without `made`.
+    placement: where the run's images were generated, one of `placements.PLACEMENTS`. made: with P3, int
+    arrays (K,), how many images each client of a round trained on; None: the images of the pool whose labels
+    it lacks.
     """
 
     clients: int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config import functions
-from genfl_mpi.federation import algorithms, differential_privacy, hindsight
+from genfl_mpi.federation import algorithms, differential_privacy, hindsight, transforms
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.policies.kappa import KAPPA
 from genfl_mpi.federation.policies.rho import RHO
@@ -81,6 +81,11 @@ def find_policies(
                     f"algorithm.name={config.algorithm.name} asks the clients' single models, which "
                     f"{setting} does not allow; choose another algorithm"
                 )
+    if config.time.driver != "synchronous" and needs_of(found["kappa"]):
+        name, lacks = functions.name_of(found["kappa"]), ", ".join(sorted(needs_of(found["kappa"])))
+        raise UserError(
+            f"kappa.policy: {name} needs {lacks}, which only time.driver=synchronous has; choose another one"
+        )
     if config.hindsight.every:
         hindsight.find_compared_policies(config)
     return found
@@ -94,6 +99,10 @@ def find_memory(config: Config) -> str | None:
         return f"the clients' models of personal.method={config.personal.method}"
     if config.privacy.clip is not None:
         return "the privacy account"
+    if config.time.driver != "synchronous":
+        return f"time.driver={config.time.driver}"
+    if transforms.client_arrays(config, 1):
+        return f"the transform {config.transforms[-1]}"
     is_called = {
         "select": config.trains_clients,
         "rho": config.trains_clients,

@@ -156,7 +156,7 @@ class Recorder:
         made = self.client_images.generated(clients["client"])
         clients["images"] = made.sum(1)
         clients["share"] = self.client_images.share(clients["client"])
-        this.tables["columns"] = self._columns(this, server, clients, made, omega)
+        this.tables["columns"] = self.columns(this, server, clients, made, omega)
         self._remember(this, server, clients)
         if this.asked and hindsight.is_due(self.config, number):
             this.tables["hindsight"] = hindsight.compare(
@@ -197,7 +197,7 @@ class Recorder:
             tables: dict[str, Any] = {"probes": probed, "personal": personal, **this.tables}
             return Record(this.t + 1, *evaluated, **tables)
 
-    def _columns(
+    def columns(
         self,
         this: Round,
         server: Server,
@@ -219,6 +219,7 @@ class Recorder:
             "bank_seconds": server.images.bank_seconds,
             "device": self.device.encode(),
             "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
+            "virtual_seconds": np.nan,
             **of_pay(
                 self.config,
                 clients["status"],
@@ -261,7 +262,7 @@ def client_columns(
         clients
         | {"status": status}
         | {name: plan[name].copy() for name in ("client", "rho", "epochs")}
-        | {"round": np.full(len(plan), round)}
+        | {"round": np.full(len(plan), round), "staleness": np.zeros(len(plan), dtype=np.int64)}
     )
 
 

@@ -7,6 +7,7 @@ first three share the memory of the messages, and the images are those of the no
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +88,23 @@ class Resident:
             [units.size for units in self.reduction.sums.values()]
         )
         self.sums = {name: DeviceSum(part, bits[name]) for name, part in zip(self.reduction.sums, parts)}
+
+    def with_sums(self, reduction: Reduction, declared: Mapping[str, Array]) -> Resident:
+        """Return resident buffers that share all but the sums, which are those of another message."""
+        other = copy(self)
+        other.reduction, other.units, bits = reduction, None, dict.fromkeys(reduction.sums, FRACTION_BITS)
+        bits |= {name: declared[name].fraction_bits for name in declared}
+        other.sums = {name: ExactSum(units.reshape(-1), bits[name]) for name, units in reduction.sums.items()}
+        if self.device.type == "cuda":
+            other.units = torch.zeros(len(reduction.units), dtype=torch.int64, device=self.device)
+            parts = other.units.split([units.size for units in reduction.sums.values()])
+            other.sums = {name: DeviceSum(part, bits[name]) for name, part in zip(reduction.sums, parts)}
+        return other
+
+    def collect(self) -> None:
+        """Add the sums on the device to those in the message."""
+        if self.units is not None:
+            self.reduction.units += self.units.cpu().numpy()
 
     def clear(self) -> None:
         """Set all sums to zero."""

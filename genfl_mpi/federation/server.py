@@ -12,7 +12,7 @@ import torch
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE, VOID
-from genfl_mpi.federation import algorithms, participation, refinements
+from genfl_mpi.federation import algorithms, participation, refinements, transforms
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # Prefixes of names in the checkpoint: memory of policies and of the algorithm, and measured speeds.
 POLICY, ALGORITHM, PACE = "policy.", "algorithm.", "pace."
+VERSION = "version."  # earlier weights, from which clients of an asynchronous run started
 # In the checkpoint: the round of each client's last training, and where its state lies.
 TRAINED, LOCATIONS = "trained", "locations"
 
@@ -106,7 +107,12 @@ class Server:
         self.remembered: dict[str, dict] = {name: {} for name in with_memory}
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
-        keeps = algorithm.arrays_of_kind("client", 1, config) or config.personal.keeps_state
+        self.versions: dict[int, torch.Tensor] = {}  # of an asynchronous run, earlier ones still needed
+        keeps = (
+            algorithm.arrays_of_kind("client", 1, config)
+            or config.personal.keeps_state
+            or transforms.client_arrays(config, 1)
+        )
         # round of each client's last training
         self.trained = np.zeros(config.clients if keeps else 0, dtype=np.int64)
         # of each client's state: LOCATION of `client_state`
@@ -206,6 +212,36 @@ class Server:
         alone = end(0.0 if self.config.augments else images.generation_seconds(self.state))
         if alone >= shared or not np.isfinite(shared):
             images.division = division
+
+    def begin(self, round: int) -> None:
+        """Begin images and augmented model of an asynchronous run from the version after `round` rounds."""
+        self.state = replace(self.state, round=round, cohort=UNSET, forecast=UNSET, available=None)
+
+    def receive(self, round: int, plan: np.ndarray, status: np.ndarray) -> None:
+        """Take the updates of an asynchronous round. plan: their rows; status: STATUS (K,)."""
+        ids = plan["client"].astype(np.int64)
+        self.begin(round)
+        self.state = replace(self.state, cohort=ids)
+        self._count_images()
+        self.cohort = Cohort(ids, self.samples[ids], plan["epochs"].copy(), plan["rho"].copy())
+        self.status = status
+
+    def planned_service(self) -> Callable[[int], float]:
+        """Return how long images and augmented model take in the world: (version) -> s, called in order."""
+        world, generated = self.world, self.state.generated.copy()
+        assert world is not None
+
+        def seconds(version: int) -> float:
+            nonlocal generated
+            new = 0
+            if self.config.generates:
+                counts = self.images.counts(replace(self.state, round=version, generated=generated))
+                assert counts is not None
+                new, generated = counts.sum(), generated + counts
+            pool = generated.sum() if self.config.generates else len(self.images)
+            return world.augmented_seconds(new, pool)
+
+        return seconds
 
     def weigh(self, plan: np.ndarray, counted: np.ndarray, **known: Any) -> None:
         """Call the rho policy, and write the coefficients of the cohort's models into `plan`.
@@ -326,6 +362,8 @@ class Server:
 
         clients, generated: columns of /clients and /generated.
         """
+        if self.config.time.driver != "synchronous":
+            return  # nothing that later rounds need
         for round in np.unique(clients["round"]):
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
             images = {}
@@ -374,6 +412,7 @@ class Server:
             }
             | ({TRAINED: self.trained, LOCATIONS: self.locations} if len(self.trained) else {})
             | (self.private.state() if self.private else {})
+            | {f"{VERSION}{version}": model.numpy() for version, model in self.versions.items()}
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
@@ -390,9 +429,11 @@ class Server:
         self.memory = {name: torch.as_tensor(array) for name, array in under(ALGORITHM).items()}
         for policy, remembered in self.remembered.items():
             remembered.update(under(f"{POLICY}{policy}."))
+        self.versions = {int(version): torch.as_tensor(array) for version, array in under(VERSION).items()}
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
-            self.trained, self.locations = arrays[TRAINED].copy(), arrays[LOCATIONS].copy()
+            self.trained = arrays.get(TRAINED, self.trained).copy()
+            self.locations = arrays.get(LOCATIONS, self.locations).copy()
         self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
         self.replay(tables["clients"], tables["generated"])
 

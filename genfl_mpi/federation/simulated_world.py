@@ -178,8 +178,20 @@ class SimulatedWorld:
 
     def augmented_joules(self, made: int, images: int) -> float:
         """Return the server's energy to generate `made` images and to train omega_a on `images`, in J."""
+        return self.world.server.watts * self.augmented_seconds(made, images)
+
+    def augmented_seconds(self, made: int, images: int) -> float:
+        """Return how long the server generates `made` images and trains omega_a on `images`, in s."""
         server, seconds = self.world.server, 0.0
         if made:
             seconds = made * image_seconds(server, count_configured(self.config.generation).image)
         flops = self.trace.sample_flops * self.trace.augmented_epochs * images
-        return server.watts * (seconds + flops / (server.tflops * 1e12))
+        return seconds + flops / (server.tflops * 1e12)
+
+    def seconds_in_flight(self, version: int, concurrency: int) -> np.ndarray:
+        """Return how long each client takes from receiving a version to its update's arrival, s (clients,).
+
+        The channel is that of round `version`, and `concurrency` clients share the bandwidth equally.
+        """
+        work = self._work(ALL, self.config.training.epochs, 0, 0)
+        return forecast(self.world, self.devices, version, concurrency, work, self.spent).seconds

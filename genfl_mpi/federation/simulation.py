@@ -17,7 +17,14 @@ from genfl_mpi.config.loading import single
 from genfl_mpi.config.settings import Config, fill_in
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide, load_once_per_node
-from genfl_mpi.federation import algorithms, differential_privacy, personal, trials
+from genfl_mpi.federation import (
+    algorithms,
+    asynchronous,
+    differential_privacy,
+    personal,
+    transforms,
+    trials,
+)
 from genfl_mpi.federation.algorithms.interface import Array
 from genfl_mpi.federation.calibrated_head import CalibratedHead
 from genfl_mpi.federation.client_data import ClientData
@@ -50,6 +57,7 @@ from genfl_mpi.util.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from genfl_mpi.edge.events import Events
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.policies import Policy
     from genfl_mpi.federation.records import Record
@@ -132,6 +140,12 @@ class Simulation:
         self.server: Server | None = collectives.call_on_all(
             self.comm, lambda: self._make_server(algorithm, policies, able)
         )
+        self.events: Events | None = None
+        if config.time.driver != "synchronous":
+            plan_events = asynchronous.plan_events
+            self.events = collectives.from_rank0(
+                self.comm, lambda: plan_events(config, self.server) if self.server else None
+            )
         self.client_states = self._open_client_states(algorithm, folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
 
@@ -243,6 +257,9 @@ class Simulation:
     def _state_shapes(self, algorithm: Algorithm) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of the arrays that each client keeps."""
         kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
+        kept |= collectives.call_on_all(
+            self.comm, lambda: transforms.client_arrays(self.config, self.model.parameters)
+        )
         return {name: array.shape for name, array in kept.items()} | self.personal.shapes
 
     def _assemble(
@@ -382,7 +399,12 @@ class Simulation:
         if self.round == self.config.rounds:
             return
         head = parts.messages.broadcast.head
-        for record in rounds(parts, self.round):
+        driver = (
+            rounds(parts, self.round)
+            if self.events is None
+            else asynchronous.rounds(parts, self.events, self.round, parts.recorder.evaluator.count_test)
+        )
+        for record in driver:
             self.round = record.round
             self.left = int(head["leave"])
             yield record

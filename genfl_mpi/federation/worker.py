@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,12 @@ class Worker:
         if self.client_states:
             self.client_states.commit()
 
+    def train_member(self, messages: Messages, place: int, round: int, clock: Clock) -> None:
+        """Train one member of the plan of other messages, from their omega. round: 0 is the first."""
+        other = copy(self)
+        other.broadcast, other.reduction, other.resident = messages
+        other._train_client(place, round, clock)
+
     def add_kept(self, coefficients: np.ndarray) -> None:
         """Add the kept models to the sum. coefficients: float64 (cohort,)."""
         for place, weights in self.kept.items():
@@ -147,17 +154,14 @@ class Worker:
             else:
                 report = free_ride(self.model, omega, images, labels, noise, rng)
             trained, kept = self.personal.separate(omega, self.model.weights)
-            sent = self.chain.apply(trained, omega, round, number)
+            sent = self.chain.apply(trained, omega, round, number, own)
             largest, update_norm = self._add(place, rho, sent, report)
             if np.isfinite(update_norm):
-                before = own
-                sums, own = self.algorithm.contribute(client, omega, sent, arrays, before, self.config)
+                sums, new = self.algorithm.contribute(client, omega, sent, arrays, own, self.config)
                 for name, (coefficient, tensor) in sums.items():
                     self.resident.sums[name].add(coefficient, tensor)
-                kept |= self.personal.train_beside(
-                    omega, before, since, images, labels, settings, round, number
-                )
-                self._write_state(place, number, round + 1, own | kept)
+                kept |= self.personal.train_beside(omega, own, since, images, labels, settings, round, number)
+                self._write_state(place, number, round + 1, own | new | kept)
         self._report(place, report, largest, update_norm, start, clock.now() - start)
 
     def _settings_at(self, round: int, epochs: int) -> Training:
@@ -222,10 +226,14 @@ class Worker:
             [stage] = self.algorithm.stages(whole, omega, self.resident.arrays, {}, self.config)
             rngs = [streams.generator(self.config.seed, "client", round, client) for client in clients]
             trained = twin.train(omega, data, settings, rngs, stage.prox)
-        for place, client, rho, (weights, report) in zip(places, clients, plan["rho"].tolist(), trained):
+        for place, row, (weights, report) in zip(places, plan.tolist(), trained):
+            rho, client, _, since, _ = row
             with annotate_errors(f"client {client}"):
-                sent = self.chain.apply(weights, omega, round, client)
+                own = self._read_state(place, client, since)
+                sent = self.chain.apply(weights, omega, round, client, own)
                 done.append((place, report, *self._add(place, rho, sent, report)))
+                if np.isfinite(done[-1][-1]):
+                    self._write_state(place, client, round + 1, own)
         ends = [0, *accumulate(report.samples * passes for (_, report, *_), passes in zip(done, epochs))]
         second = (clock.now() - start) / ends[-1]
         for one, before, after in zip(done, ends, ends[1:]):

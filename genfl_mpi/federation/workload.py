@@ -11,7 +11,7 @@ from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
 from genfl_mpi.edge.trace import Trace, label_value
-from genfl_mpi.federation import algorithms
+from genfl_mpi.federation import algorithms, transforms
 from genfl_mpi.federation.refinements import PASSES
 from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.learning import models
@@ -40,22 +40,24 @@ def model_fields(config: Config, about: Description) -> dict[str, Any]:
     about: the data set's `Description`.
     """
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
+    size = len(model.weights)
     secured: dict[str, Any] = {}
     known = algorithms.ALGORITHMS.get(config.algorithm.name)
     if config.privacy.secure_aggregation:
         sums = algorithms.find(config).arrays_of_kind("sum", model.parameters, config).values()
-        units = len(model.weights) + sum(math.prod(array.shape) for array in sums) + 1  # and the sum of rho
+        units = size + sum(math.prod(array.shape) for array in sums) + 1  # and the sum of rho
         one = phase_bytes(units, config.cohort, config.privacy.neighbours)
         secured = {"upload_bytes": one.up, "protocol_bytes": one.down}
     return {
-        **secured,
         "clients": config.clients,
         "augmented_epochs": config.augmented.epochs * ("mix" in config.composition.use),
         "client_cost": known.client_cost if known else 1.0,
         "shape": about.shape,
         "sample_flops": training_flops(model.module, about.shape),
         "placement": PLACEMENTS.get(config.composition.images, "P1"),
-        "weights_bytes": model.weights.numel() * model.weights.element_size(),
+        "weights_bytes": size * model.weights.element_size(),
+        "upload_bytes": transforms.upload_bytes(config, size, model.parameters),
+        **secured,  # masked integers, which no transform makes smaller
     }
 
 

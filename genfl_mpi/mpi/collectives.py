@@ -82,6 +82,38 @@ def wait_for_all(
     return Waiting(time.perf_counter() - start - worked, worked)
 
 
+def start_broadcast(comm: MPI.Comm, buffer: np.ndarray) -> MPI.Request:
+    """Begin to broadcast rank 0's `buffer`, a contiguous array that stays untouched until `wait_for`."""
+    return comm.Ibcast([buffer.view(np.uint8), MPI.BYTE], root=0)
+
+
+def start_reduce(comm: MPI.Comm, buffer: np.ndarray) -> MPI.Request:
+    """Begin to sum `buffer` (int64), which stays untouched until `wait_for`, in place on rank 0."""
+    if comm.rank == 0:
+        return comm.Ireduce(MPI.IN_PLACE, [buffer, MPI.INT64_T], op=MPI.SUM, root=0)
+    return comm.Ireduce([buffer, MPI.INT64_T], None, op=MPI.SUM, root=0)
+
+
+def wait_for(request: MPI.Request, meanwhile: Callable[[], object]) -> Waiting:
+    """Wait until a message that was begun is complete. Return the time spent idle and the time put to use.
+
+    meanwhile: does one piece of work; returns a false value when there is none.
+    """
+    start = time.perf_counter()
+    nap, worked = 5e-5, 0.0
+    while not request.Test():
+        before = time.perf_counter()
+        if meanwhile():
+            worked += time.perf_counter() - before
+            nap = 5e-5
+        elif before - start < SPIN_SECONDS:
+            os.sched_yield()
+        else:
+            time.sleep(nap)
+            nap = min(2 * nap, MAX_NAP_SECONDS)
+    return Waiting(time.perf_counter() - start - worked, worked)
+
+
 def broadcast(comm: MPI.Comm, buffer: np.ndarray) -> None:
     """Broadcast rank 0's `buffer`, a contiguous array, in place. Collective."""
     wait_for_all(comm)

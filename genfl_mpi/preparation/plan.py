@@ -48,6 +48,8 @@ def describe(
     costs = measured
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
+    if config.time.driver != "synchronous":
+        yield f"predicted as synchronous rounds; with {config.time.driver} ranks wait less"
     yield ""
     yield from textwrap.wrap(_measured(config, comm.size, costs), 80, subsequent_indent="  ")
     yield from textwrap.wrap(_assumed(cluster), 80, subsequent_indent="  ")

@@ -141,6 +141,9 @@ ROUNDS = {
     ),
     "subset_loss": Column("f8", "nat", "mean cross-entropy of the global model on these samples"),
     "refine_seconds": Column("f8", "s", "refining the weights of Eq. (1) with the server's images", True),
+    "virtual_seconds": Column(
+        "f8", "s", "end of the round on the virtual clock; NaN with time.driver=synchronous", True
+    ),
 }
 # Columns that older files of this layout lack; `reader` returns -1, NaN or b"" for them. Those that are not
 # measured are part of the digest only if they have other values.
@@ -162,6 +165,8 @@ ADDED = (
     "shares_bytes",
     "masked_bytes",
     "unmask_bytes",
+    "virtual_seconds",
+    "staleness",
 )
 
 CLIENTS = {
@@ -192,6 +197,7 @@ CLIENTS = {
     "start_seconds": Column("f8", "s", "from the start of the round to the start of its training", True),
     "seconds": Column("f8", "s", "duration of its training", True),
     "rank": Column("i8", "1", "rank that trained it", True),
+    "staleness": Column("i8", "1", "rounds that ended between the start and the arrival of its update", True),
 }
 
 RANKS = {

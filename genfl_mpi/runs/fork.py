@@ -28,6 +28,7 @@ FIXED = {
     "personal.layers",
     "clients",
     "cohort",
+    "time",
 }
 
 

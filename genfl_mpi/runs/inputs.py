@@ -40,6 +40,8 @@ def paths(config: Config) -> dict[str, Path]:
     split, generation = config.partition, config.generation
     if split.groups is not None and (split.scheme == "groups" or ":" in split.scheme):
         found["partition.groups"] = Path(split.groups)
+    if config.time.trace is not None:
+        found["time.trace"] = Path(config.time.trace)
     if config.generates:
         found["generation.prompts"] = prompts.prompt_file(generation.prompts)
         if not model_folder.is_function(generation.checkpoint):

@@ -344,6 +344,11 @@ def _copy_states(simulation: Simulation, earlier: Earlier) -> None:
     states, server = simulation.client_states, simulation.server
     if not (earlier.source and states and server):
         return
+    if "locations" not in earlier.state:
+        raise UserError(
+            f"{earlier.source}: an older version stored the clients' states of this run in other files, from "
+            "which it cannot be forked; repeat the run with --fresh"
+        )
     others = ClientStates(earlier.source.with_suffix(".variates"), states.shapes, earlier.source_run)
     trained, locations = (earlier.state[name] for name in ("trained", "locations"))
     server.locations = states.compact(earlier.rounds, trained, locations, others)
@@ -555,7 +560,7 @@ def _open(
     # The checkpoint must match the file at all times: it is this run's, never one of an older run.
     if earlier.source or not earlier.rounds:
         checkpoint.remove(path)
-    if earlier.source and simulation.client_states:
+    if earlier.source and simulation.client_states and "trained" in earlier.state:
         _copy_states(simulation, earlier)
     if earlier.rounds and earlier.weights is not None:
         keep = _keep(simulation)

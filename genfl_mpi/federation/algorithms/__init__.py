@@ -60,6 +60,14 @@ def find(config: Config) -> Algorithm:
             f"audit cannot read labels from updates of algorithm.name={name}, which corrects the clients' "
             "gradients; set audit=false or another algorithm"
         )
+    kept = ("coefficients", "broadcast", "contribute", "average", "aggregate")
+    if config.time.driver != "synchronous" and (
+        found.declare(1, config) or any(getattr(found, name) is not getattr(FEDAVG, name) for name in kept)
+    ):
+        raise UserError(
+            f"algorithm.name={name} decides how a synchronous round is aggregated, but time.driver="
+            f"{config.time.driver} does that; set time.driver=synchronous, or algorithm.name=fedavg"
+        )
     found.check(config)
     return found
 

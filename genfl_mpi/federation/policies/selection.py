@@ -54,10 +54,14 @@ def label_cover(state: ServerState) -> np.ndarray:
     shared labels to the population's. A client that shared nothing does not change the pooled labels: it is
     chosen when no other candidate lowers the EMD.
     """
-    candidates, population = _candidates(state), state.shared_labels.sum(0)
-    chosen, left = [candidates[0]], list(candidates[1:])
+    return _cover(_candidates(state), state)
+
+
+def _cover(candidates: np.ndarray, state: ServerState) -> np.ndarray:
+    """Choose up to a cohort of candidates whose pooled labels match the population: int (K,)."""
+    population, chosen, left = state.shared_labels.sum(0), [candidates[0]], list(candidates[1:])
     pooled = state.shared_labels[chosen[0]].astype(np.int64)
-    while len(chosen) < state.config.cohort:
+    while left and len(chosen) < state.config.cohort:
         distance = np.nan_to_num(
             earth_movers_distance(pooled + state.shared_labels[left], population), nan=2.0
         )
@@ -118,6 +122,21 @@ def oort(state: ServerState) -> np.ndarray:
     utility *= np.minimum(1, wanted / seconds) ** settings.penalty
     useful = known[np.argsort(-utility, kind="stable")][: state.config.cohort - exploring]
     return np.concatenate([useful, new[:exploring]])
+
+
+@needs("world")
+def sojourn(state: ServerState) -> np.ndarray:
+    """Choose clients that finish before they leave their cell, and whose pooled labels match the population.
+
+    If too few finish, those that lack the least time follow.
+    """
+    candidates, forecast = _candidates(state), state.forecast
+    assert forecast.sojourn is not None
+    lacking = (forecast.seconds - np.minimum(forecast.sojourn, _deadline(state) or np.inf))[candidates]
+    stay, leave = candidates[lacking <= 0], candidates[lacking > 0]
+    chosen = _cover(stay, state) if len(stay) else stay
+    later = leave[np.argsort(lacking[lacking > 0], kind="stable")]
+    return np.concatenate([chosen, later])[: state.config.cohort]
 
 
 @needs("world")
@@ -186,6 +205,7 @@ SELECTION: dict[str, Policy] = {
     "deadline": deadline,
     "power_of_choice": power_of_choice,
     "oort": oort,
+    "sojourn": sojourn,
     "energy": energy,
     "battery": battery,
     "importance": importance,
