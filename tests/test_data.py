@@ -564,7 +564,8 @@ def test_an_invalid_user_defined_partition_is_refused(own, scheme):
     [
         (
             "data.name=mnits",
-            "data.name= must be one of mnist5k, .* or module:function of your own; did you mean mnist. .got 'mnits'",
+            "data.name= must be one of mnist5k, .* or module:function of your own; did you mean mnist. "
+            ".got 'mnits'",
         ),
         ("partition.scheme=iidd", "partition.scheme= must be one of dirichlet, .*got 'iidd'"),
     ],

@@ -18,6 +18,7 @@ PURPOSES = {
         "doctor": ("prepare", "check the setup and suggest fixes"),
         "plan": ("prepare", "predict time, memory and bytes of a run"),
         "prefetch": ("prepare", "download data set and checkpoint"),
+        "models": ("prepare", "list networks with parameters, bytes, FLOPs and seconds"),
         "partition": ("prepare", "print and plot how the clients' data differ"),
         "prompts": ("prepare", "print the prompts and the number of images per round"),
     },

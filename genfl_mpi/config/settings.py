@@ -42,6 +42,7 @@ FREE = {
     "checkpoint",
     "generation.bank",
     "data.root",
+    "data.arrays",
     "data.download",
     "pretraining",
     "finetuning",
@@ -50,6 +51,7 @@ FREE = {
     "hindsight",
     "probes",
     "audit",
+    "logging",
 }
 
 # Settings that a run's first start fills in and stores in /environment.
@@ -198,6 +200,14 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
+    logging: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [],
+        description="tools that show the rounds while the run goes on, each an optional extra of the "
+        "package; "
+        "tensorboard: TensorBoard, in output/tensorboard; wandb: Weights & Biases, in output/wandb; "
+        "mlflow: MLflow, "
+        "in output/mlruns",
+    )
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
 
@@ -231,6 +241,17 @@ class Config(Section):
                     key: value for key, value in values["training"].items() if key != "clients_per_batch"
                 }
                 values = {**values, "augmented": {**inherited, **augmented}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_normalisation(cls, values: Any) -> Any:
+        """Normalise images as pretrained weights expect it, if data.normalise is not set."""
+        if not isinstance(values, dict):
+            return values
+        data, model = values.get("data", {}), values.get("model", {})
+        if isinstance(data, dict) and isinstance(model, dict) and model.get("weights") == "pretrained":
+            values = {**values, "data": {"normalise": "imagenet", **data}}
         return values
 
     @model_validator(mode="before")
