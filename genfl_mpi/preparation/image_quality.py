@@ -16,6 +16,7 @@ from genfl_mpi.generation.quality import MEASURES, Judge
 from genfl_mpi.mpi import devices
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.progress_bar import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +74,7 @@ def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> I
                 "lower generation.min_fidelity"
             )
         yield _header("images per class")
-        for count in sorted({min(count, smallest) for count in counts}):
+        for count in progress(sorted({min(count, smallest) for count in counts}), "measure", "counts"):
             chosen = np.sort(
                 np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(about.classes))])
             )
