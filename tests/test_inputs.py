@@ -194,6 +194,7 @@ OTHERS = {
     "hindsight.policies",
     "data.root",
     "data.arrays",
+    "search.settings",
     "data.columns.image",
     "data.columns.label",
     "data.columns.client",

@@ -177,7 +177,8 @@ def test_models_are_tried_on_images_of_every_size(name, fits):
                 "(channels, height, width): "
             )
             assert str(error).endswith(
-                "; use images of another size (data.size for folder and synthetic), or choose another model"
+                "; use images of another size (data.size for folder and synthetic, or model.input_size), or "
+                "choose another model"
             )
         else:
             assert size in fits

@@ -17,10 +17,12 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.config.sections import Model
 from genfl_mpi.data import datasets
+from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.learning import models
 from genfl_mpi.learning.adaptation import FrozenNorm, Lora
 from genfl_mpi.learning.flops import training_flops
 from genfl_mpi.learning.weights import FlatModel
+from genfl_mpi.preparation.gpu_memory import rank_bytes
 from genfl_mpi.util.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -173,6 +175,12 @@ def test_an_adapter_has_the_same_digest_on_any_number_of_ranks_and_its_network_i
 def test_clients_of_a_frozen_network_can_be_batched():
     overrides = [*SHORT, "model.name=vit", "model.trained=head", "training.clients_per_batch=2"]
     assert [record.round for record in Simulation(overrides=overrides)] == [1, 2]
+
+
+def test_frozen_parameters_count_as_memory_of_a_gpu():
+    config = single(overrides=[*SETTINGS, "model.trained=head"])
+    found = rank_bytes(config, load_and_divide(config))
+    assert found["frozen parameters"] == 4 * (75_290 - 650)
 
 
 class Counting(nn.Module):

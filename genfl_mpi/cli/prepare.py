@@ -57,7 +57,7 @@ def models(arguments: Sequence[str]) -> int:
         "For example:\n"
         "  python -m genfl_mpi models\n"
         "  python -m genfl_mpi models torchvision\n"
-        "  python -m genfl_mpi models torchvision:resnet18 model.trained=lora data.name=cifar10",
+        "  python -m genfl_mpi models torchvision:resnet18 model.trained=lora",
     )
     parser.add_argument(
         "names",

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from genfl_mpi.config.search import Search
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
     TRAINING_CLIENTS,
@@ -52,6 +53,7 @@ FREE = {
     "probes",
     "audit",
     "logging",
+    "search",
 }
 
 # Settings that a run's first start fills in and stores in /environment.
@@ -200,6 +202,9 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
+    search: Search | None = Field(
+        None, description="search of settings with an equal budget for every method; null: none"
+    )
     logging: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [],
         description="tools that show the rounds while the run goes on, each an optional extra of the "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from genfl_mpi.config.loading import flatten
 from genfl_mpi.results.scalars import scalars
@@ -145,9 +146,10 @@ class Loggers:
         self.name, self.classes, self.say = path.stem, classes, say
         self.loggers: dict[str, Logger] = {}
         for name in config.logging:
-            self._try(
-                name, lambda name=name: self.loggers.update({name: LOGGERS[name](path, config, run, begun)})
-            )
+            self._try(name, partial(self._open, name, path, config, run, begun))
+
+    def _open(self, name: str, *about: Any) -> None:
+        self.loggers[name] = LOGGERS[name](*about)
 
     def close(self) -> None:
         """Close all tools."""
@@ -164,7 +166,7 @@ class Loggers:
         }
         values = dict(scalars(row, self.classes)) if self.loggers else {}
         for name, logger in list(self.loggers.items()):
-            self._try(name, lambda logger=logger: logger.log(values, record.round))
+            self._try(name, partial(logger.log, values, record.round))
 
     def _try(self, name: str, action: Callable[[], object]) -> None:
         """Call a tool; it may fail in many ways, none of which may end the run."""

@@ -38,6 +38,7 @@ PURPOSES = (
     "label cost",
     "probe",
     "transform",
+    "search",
 )
 
 
