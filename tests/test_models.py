@@ -121,8 +121,7 @@ def test_group_norm_replaces_every_batch_norm():
 
 @pytest.mark.parametrize("trained", ["head", "lora"])
 def test_only_what_is_trained_is_in_the_weights(trained):
-    """Batch statistics are frozen, too; with adapters of rank r, a layer has r (inputs + outputs) "
-    "parameters."""
+    """Batch statistics are frozen, too."""
     module = build("resnet8", trained=trained, lora_rank=4)
     model = FlatModel(module)
     adapters = [layer for layer in module.modules() if isinstance(layer, Lora)]

@@ -118,7 +118,7 @@ def _expand_search(
     if not isinstance(search, dict) or not search.get("settings"):
         return [{}]
     settings = validate(search, f"{where}: search", Search)
-    if {"seed"} & {*sweep, *given}:
+    if "seed" in {*values, *sweep, *given}:
         raise UserError(
             f"{where}: a search has its own seeds, on which nothing else is compared; set search.seeds "
             "instead of "

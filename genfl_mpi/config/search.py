@@ -16,8 +16,7 @@ RANGES = ("uniform", "log_uniform", "integer")
 
 
 class Search(Section):
-    """Search settings: equally many configurations for every method, and seeds that are used for nothing "
-    "else."""
+    """Search settings, with the same configurations for every method."""
 
     kind: Literal["random", "grid"] = Field(
         "random",

@@ -274,8 +274,7 @@ def cache_key(data: Data) -> tuple:
 
 
 def download(data: Data) -> None:
-    """Download what is missing, with torchvision or from the hub. Call on one rank, before the others "
-    "read."""
+    """Download what is missing, with torchvision or from the hub. Call on one rank, before others read."""
     if describe(data).folder:  # Hugging Face's are downloaded by `describe`
         for is_train in (True, False):
             _torchvision(data, is_train, download=True)

@@ -113,6 +113,5 @@ class _VisionTransformer(nn.Module):
 
 
 def vit(classes: int, shape: tuple[int, ...], settings: Model) -> nn.Module:
-    """A small vision transformer (Dosovitskiy et al. 2021): width 192, 6 layers, 3 heads, 7x7 or 8x8 "
-    "patches."""
+    """A small vision transformer, 6 layers of width 192, at most 8x8 patches (Dosovitskiy et al. 2021)."""
     return _VisionTransformer(classes, shape, max(1, -(-max(shape[1:]) // 8)))
