@@ -11,6 +11,7 @@ from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.data import datasets
+from genfl_mpi.edge.trace import image_bytes
 from genfl_mpi.util.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs" / "words"
@@ -84,6 +85,7 @@ def test_every_method_with_a_generator_runs_on_texts(words, tmp_path):
         ),
         ("model.name=cnn", "model.name: cnn cannot be trained on samples of 12"),
         ("model.input_size=8", "model.input_size=8 resizes images, and samples have shape"),
+        ("generation.checkpoint=digits", "generation.checkpoint: digits generates images"),
         (
             "misbehaving_clients.share=0.5 misbehaving_clients.kind=blurred",
             "misbehaving_clients.kind=blurred degrades images",
@@ -94,3 +96,7 @@ def test_settings_of_images_are_refused_for_texts(words, setting, message, tmp_p
     given = [*FEW[1:], f"generation.bank={tmp_path}", *setting.split()]
     with pytest.raises(UserError, match=message):
         Simulation(single(FEW[0], given))
+
+
+def test_a_sent_word_takes_a_byte_a_letter():
+    assert image_bytes(types.SimpleNamespace(shape=(12,), image_size=2.0), None) == 24

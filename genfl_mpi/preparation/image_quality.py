@@ -45,6 +45,8 @@ def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> I
     config = resolve(config, comm)
     device = devices.set_up(comm, config.runtime)
     about = datasets.describe(config.data)
+    if len(about.shape) != 3:
+        raise UserError(f"quality measures images, and the samples of data.name={config.data.name} are none")
     sets = _read_sets(Path(folder), about, config.data.name)
     start = time.perf_counter()
     arrays = datasets.load(config.data)
