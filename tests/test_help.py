@@ -81,7 +81,7 @@ def test_help_of_a_setting_has_default_range_and_meaning(capsys):
 
 
 def test_help_of_a_setting_names_what_it_needs(capsys):
-    assert "    has an effect only with model.name=resnet18\n" in show(["model.norm"], capsys)
+    assert "    has an effect only with a network with BatchNorm\n" in show(["model.norm"], capsys)
     assert "has an effect only with clients that train\n" in show(["cohort"], capsys)
 
 

@@ -15,11 +15,13 @@ from safetensors.numpy import save_file
 
 from genfl_mpi.cli import main
 from genfl_mpi.config import functions, loading
+from genfl_mpi.config.sections import Model
 from genfl_mpi.config.settings import Config
 from genfl_mpi.config.types import Section
 from genfl_mpi.generation import model_folder
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import FOLDER
+from genfl_mpi.learning import models
 from genfl_mpi.results import reader
 from genfl_mpi.runs import inputs
 
@@ -42,7 +44,10 @@ def named(tmp_path, monkeypatch):
     save_file(
         {f"{layer}.lora_{side}.weight": weights for side in "AB"}, tmp_path / "adapter" / model_folder.ADAPTER
     )
+    network = models.build(Model(), 10, (3, 8, 8), 0).state_dict()
+    save_file({name: one.numpy() for name, one in network.items()}, tmp_path / "weights.safetensors")
     files = {
+        "model.weights": tmp_path / "weights.safetensors",
         "selection.policy": tmp_path / "own_choice.py",
         "partition.groups": tmp_path / "groups.txt",
         "generation.prompts": tmp_path / "prompts.yaml",
@@ -56,6 +61,7 @@ def named(tmp_path, monkeypatch):
         "checkpoint.keep=1",
         f"output={tmp_path}/results",
         f"generation.bank={tmp_path}/bank",
+        f"model.weights={tmp_path}/weights.safetensors",
         "selection.policy=own_choice:choose",
         "partition.scheme=groups",
         f"partition.groups={tmp_path}/groups.txt",
@@ -187,25 +193,34 @@ OTHERS = {
     "generation.bank",
     "hindsight.policies",
     "data.root",
+    "data.arrays",
+    "search.settings",
+    "data.columns.image",
+    "data.columns.label",
+    "data.columns.client",
+    "data.splits",
     "generation.negative_prompt",
     "generation.scheduler",
 }
 
 
-def test_every_setting_that_may_name_an_input_is_watched(named):
+def test_every_setting_that_may_name_an_input_is_watched(named, tmp_path):
     """A new one needs a digest in `inputs`, or to be among the others above."""
     run, _ = named
     own = [key for key in functions.USER_FUNCTION_SETTINGS if key != "generation.checkpoint"]
     lists = "transforms", "composition.use"
     named = [f"{key}={'[own_choice:choose]' if key in lists else 'own_choice:choose'}" for key in own]
     found = inputs.digests(loading.single(overrides=[*run, *named]))
-    assert sorted(texts()) == sorted({*(name.removesuffix("[0]") for name in found), *OTHERS})
+    asynchronous = ["method=fedavg", "time.driver=fedbuff", f"time.trace={tmp_path}/trace.csv"]
+    (tmp_path / "trace.csv").write_text("client,start,seconds\n")
+    found |= inputs.digests(loading.single(overrides=[*run, "selection.policy=random", *asynchronous]))
+    assert sorted(set(texts())) == sorted({*(name.removesuffix("[0]") for name in found), *OTHERS})
 
 
 def test_what_a_run_does_not_read_is_none_of_its_inputs(named):
     run, _ = named
     found = inputs.digests(loading.single(overrides=[*run, "method=fedavg", "partition.scheme=iid"]))
-    assert found.keys() == {"selection.policy"}
+    assert found.keys() == {"selection.policy", "model.weights"}
 
 
 @pytest.mark.parametrize("refuses", [False, True])

@@ -338,7 +338,7 @@ def test_the_study_crosses_every_attack_with_every_defence():
     ]
     cells = {(run.attack.kind, run.attack.share, run.defence.name, run.method) for run in runs}
     assert len(cells) == len(runs) == 2 * 6 * (8 + 2)
-    assert {run.output for run in runs} == {"results/robustness-small"}
+    assert {run.output for run in runs} == {"results/robustness-small", "results/robustness-roots-small"}
 
 
 def test_plan_counts_the_slices():

@@ -72,6 +72,8 @@ def images(path: Path) -> Figure:
     with open_results(path) as file, report_damage(path):
         config, names = read_config(file), yaml.safe_load(file["config"].attrs["class_names"])
         labels, pixels = read_columns(file, "generated", ["label", "image"]).values()
+        if pixels.ndim != 4:
+            raise UserError(f"{path}: its samples are not images; `python -m genfl_mpi show` prints texts")
         if not len(labels):
             raise UserError(
                 f"{path}: has no generated images; give a run with method=genfl, aigc, sent or filled"

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import yaml
 
 from genfl_mpi.config.loading import chosen_settings
 from genfl_mpi.config.settings import Composition, Config
+from genfl_mpi.data.datasets import decode_texts
 from genfl_mpi.results import checkpoint, progress
 from genfl_mpi.results.reader import (
     is_finished,
@@ -25,6 +28,7 @@ from genfl_mpi.util.text import WIDTH, counted
 
 MAX_ROWS = 20  # of the table of rounds
 MAX_CHECKPOINTS = 6  # rounds that are listed
+MAX_TEXTS = 6  # generated samples of a class
 
 
 def show(path: str | Path) -> Iterator[str]:
@@ -67,10 +71,23 @@ def show(path: str | Path) -> Iterator[str]:
             f"  model {config['model']['name']}, {len(file['weights']):,} weights; "
             f"{len(file['generated/number']):,} generated images"
         )
+        yield from _samples(file)
         yield ""
         yield from _table(rounds)
         if np.isfinite(rounds["subset_accuracy"]).any():
             yield f"  (accuracy) on {config['evaluation']['subset']} test samples between two evaluations"
+
+
+def _samples(file: h5py.File) -> Iterator[str]:
+    """Yield a few generated texts of each class, if samples are texts."""
+    alphabet = file["config"].attrs.get("alphabet", "")
+    if not alphabet:
+        return
+    names = yaml.safe_load(file["config"].attrs["class_names"])
+    labels, samples = read_columns(file, "generated", ["label", "image"]).values()
+    for label, name in enumerate(names):
+        if texts := decode_texts(samples[labels == label][:MAX_TEXTS], alphabet):
+            yield from _wrapped(f"generated, {name}: {', '.join(texts)}")
 
 
 def _ranks(path: Path) -> Iterator[str]:

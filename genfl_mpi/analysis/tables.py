@@ -14,6 +14,7 @@ import yaml
 from genfl_mpi.config import loading
 from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES
 from genfl_mpi.results.reader import find_results, open_results, read_columns, read_config, report_damage
+from genfl_mpi.results.scalars import scalars
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 
 
 ALL = (*TABLES, "partition")
-TAGS = {
-    "accuracy": "test/accuracy",
-    "loss": "test/loss",
-    "train_accuracy": "train/accuracy",
-    "train_loss": "train/loss",
-    "augmented_loss": "train/augmented_loss",
-}  # TensorBoard's groups; other columns are grouped by `_tag`
 
 
 def read_results(
@@ -180,20 +174,9 @@ def to_tensorboard(paths: Sequence[Path], folder: str | Path) -> None:
         columns, names = _columns(path, "rounds")
         with SummaryWriter(str(Path(folder) / path.stem)) as writer:
             for i, round in enumerate(columns.pop("round").tolist()):
-                for name, values in columns.items():
-                    if values.dtype.kind in "SO":  # TensorBoard draws numbers only
-                        continue
-                    if values.ndim == 1:
-                        writer.add_scalar(TAGS.get(name) or _tag(name), values[i], round)
-                    else:
-                        for one, value in zip(names, values[i]):
-                            writer.add_scalar(f"{name}/{one}", value, round)
-
-
-def _tag(name: str) -> str:
-    """Return the TensorBoard tag of a column, grouped by the last word of its name."""
-    kind = name.rpartition("_")[2]
-    return f"{kind}/{name}" if kind in ("seconds", "bytes", "cosine") else f"round/{name}"
+                row = {name: values[i] for name, values in columns.items()}
+                for tag, value in scalars(row, names):
+                    writer.add_scalar(tag, value, round)
 
 
 def _import_extra(package: str, extra: str) -> ModuleType:

@@ -15,9 +15,11 @@ PURPOSES = {
     },
     "before a run": {
         "help": ("help", "describe settings, by section or key"),
+        "completion": ("completion", "print completions of commands and settings for the shell"),
         "doctor": ("prepare", "check the setup and suggest fixes"),
         "plan": ("prepare", "predict time, memory and bytes of a run"),
         "prefetch": ("prepare", "download data set and checkpoint"),
+        "models": ("prepare", "list networks with parameters, bytes, FLOPs and seconds"),
         "partition": ("prepare", "print and plot how the clients' data differ"),
         "prompts": ("prepare", "print the prompts and the number of images per round"),
     },
@@ -39,6 +41,7 @@ PURPOSES = {
         "export": ("files", "write results as CSV or for TensorBoard"),
     },
     "evaluate": {
+        "best": ("files", "print the best configuration of each method of a search"),
         "compare": ("files", "compare two groups of runs, paired by seed"),
         "claims": ("files", "test the paper's claims on results files"),
         "hindsight": ("files", "find the best kappa and each policy's regret"),

@@ -244,6 +244,25 @@ def incentive(arguments: Sequence[str]) -> int:
     return launch.print_lines(incentive_design.command(options))
 
 
+def best(arguments: Sequence[str]) -> int:
+    """Print the best configuration of each method of a search."""
+    parser = launch.results_parser(
+        "best",
+        "Print the best configuration of each method in a search, by the mean of the\n"
+        "final accuracy over the search's seeds, and the budget of each method.\n"
+        "For example:\n"
+        "  python -m genfl_mpi search.runs=10 output=results/search \\\n"
+        "      'search.settings.training.lr={log_uniform: [0.01, 1]}'\n"
+        "  python -m genfl_mpi best results/search",
+    )
+    options = launch.parse_once(parser, arguments)
+
+    from genfl_mpi.analysis import best_settings
+    from genfl_mpi.results.reader import find_results
+
+    return launch.print_lines(best_settings.report_lines(find_results(options.results)))
+
+
 def audit(arguments: Sequence[str]) -> int:
     """Find misbehaving clients."""
     parser = launch.command_parser(

@@ -10,7 +10,7 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from genfl_mpi.mpi.collectives import MPI
 
@@ -34,10 +34,10 @@ def doctor(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: 
 def prefetch(
     comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say
 ) -> Iterator[str]:
-    """Download data set and checkpoint.
+    """Download data set, weights and checkpoint.
 
     Download what CONFIG needs, on a machine with network access: the data set into
-    data.root, and the generator's checkpoint into the local Hugging Face cache.
+    data.root, pretrained weights and the generator's checkpoint into their caches.
     For example:
       python -m genfl_mpi prefetch configs/cifar10.yaml data.download=true
     """
@@ -47,7 +47,43 @@ def prefetch(
         yield from prefetch(runs.values())
 
 
-@launch.config_command(needs=())
+def models(arguments: Sequence[str]) -> int:
+    """List networks with parameters, bytes, FLOPs and seconds."""
+    parser = launch.command_parser(
+        "models",
+        "List the networks that model.name takes, for the data set of the settings, with\n"
+        "parameters, megabytes that a client sends, FLOPs of a training step on one\n"
+        "sample, and seconds of a step on this machine. A library lists its names.\n"
+        "For example:\n"
+        "  python -m genfl_mpi models\n"
+        "  python -m genfl_mpi models torchvision\n"
+        "  python -m genfl_mpi models torchvision:resnet18 model.trained=lora",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME|LIBRARY|key=value",
+        help="networks (default: all of this package), torchvision or timm, or settings",
+    )
+    parser.add_argument("--no-measure", action="store_true", help="do not measure seconds of a step")
+    options = launch.parse_once(parser, arguments)
+    names = [one for one in options.names if "=" not in one]
+    overrides = [one for one in options.names if "=" in one]
+
+    from genfl_mpi.config import loading
+
+    def command(comm: MPI.Comm, runs: launch.Runs, say: launch.Say) -> int:
+        from genfl_mpi.preparation.model_table import describe
+
+        if comm.rank == 0:
+            for line in describe(next(iter(runs.values())), names, not options.no_measure):
+                say(line)
+        return 0
+
+    return launch.on_all_ranks(lambda: loading.load(None, ["method=fedavg", *overrides]), command)
+
+
+@launch.config_command()
 def partition(
     comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say
 ) -> Iterator[str]:

@@ -18,7 +18,13 @@ Names = Callable[[str], Mapping[str, str]]
 
 LARGE = 2**31 - 1  # bounds from here on are those of the number format
 WORDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "in steps of"}
-TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
+TYPES = {
+    "integer": "integer",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "text",
+    "object": "mapping",
+}
 
 
 def overview() -> Iterator[str]:

@@ -34,6 +34,7 @@ USER_FUNCTIONS = {
         ("labels", "clients", "classes", "settings", "rng"), "client of each sample, or -1"
     ),
 }
+MODEL_LIBRARIES = ("torchvision", "timm")  # model.name=torchvision:NAME is no function of the user's
 # Settings whose function, or Algorithm, a round depends on. (hindsight has no effect on the rounds.)
 USER_FUNCTION_SETTINGS = ("algorithm.name", *(key for key in USER_FUNCTIONS if key != "hindsight.policies"))
 
@@ -52,7 +53,7 @@ def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
         )
         for place, name in names.items():
             module, colon, _ = str(name).partition(":")
-            if colon:
+            if colon and not (key == "model.name" and module in MODEL_LIBRARIES):
                 try:
                     path = Path(importlib.util.find_spec(module).origin)  # type: ignore[union-attr, arg-type]
                     if path.is_file():

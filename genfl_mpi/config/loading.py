@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.renamed import new_name
+from genfl_mpi.config.search import Search, expand
 from genfl_mpi.config.settings import MACHINES, Config, as_text, fill_in, is_free, keys, section_in
 from genfl_mpi.config.types import Section
 from genfl_mpi.config.world import World
@@ -39,8 +40,9 @@ def load(
     overrides: "dotted.key=value". settings: further overrides, {dotted key: value}, in which a dict sets some
     of a section's settings. A `sweep` section maps dotted keys to lists; the runs are their product. An
     override of a swept key replaces its list. A choice that is a mapping sets several keys together, for
-    example a method with its learning rate; the swept key is then only a label. needs: which of
-    checkpoint and prompts must be known where runs generate images; None: both. Raises UserError.
+    example a method with its learning rate; the swept key is then only a label. A `search` section with
+    `settings` adds its configurations to every run of the sweep. needs: which of checkpoint and prompts must
+    be known where runs generate images; None: both. Raises UserError.
     """
     where, values = _read(source)
     sweep = values.pop("sweep", None) or {}
@@ -80,12 +82,15 @@ def load(
                     f"{where}: sweep.{key} has no mapping with method={given.get('method')}; "
                     "add one, or remove the override"
                 )
-    if (count := math.prod(map(len, sweep.values()))) > MAX_RUNS:
+    searched = _expand_search(values, sweep, given, where)
+    if (count := len(searched) * math.prod(map(len, sweep.values()))) > MAX_RUNS:
         raise UserError(f"{where}: the sweep has {count} runs; the maximum is {MAX_RUNS}")
     runs: dict[str, Config] = {}
-    for combination in itertools.product(*sweep.values()):
+    for found, *combination in itertools.product(searched, *sweep.values()):
         chosen = dict(zip(sweep, combination))
         member = _copied(values, where)
+        for key, value in found.items():
+            _set(member, key, value)
         for key, value in chosen.items():
             for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
                 _set(member, name, one)
@@ -107,6 +112,30 @@ def load(
             )
         runs[name] = config
     return runs
+
+
+def _expand_search(
+    values: dict[str, Any], sweep: dict[str, Any], given: Mapping[str, Any], where: str
+) -> list[dict[str, Any]]:
+    """Return the settings of each configuration of the section `search`, one without any if there is none.
+
+    Moves the section's seeds into the sweep. given: overrides, which pin searched settings.
+    """
+    search = values.get("search")
+    if not isinstance(search, dict) or not search.get("settings"):
+        return [{}]
+    settings = validate(search, f"{where}: search", Search)
+    if "seed" in {*values, *sweep, *given}:
+        raise UserError(
+            f"{where}: a search has its own seeds, on which nothing else is compared; set search.seeds "
+            "instead of "
+            "seed"
+        )
+    sweep["seed"] = list(settings.seeds)
+    found = expand(settings, keys(), where)
+    found = [{key: value for key, value in one.items() if key not in given} for one in found]
+    values["search"] = {name: value for name, value in search.items() if name != "settings"}
+    return [{**one, "search.number": number} for number, one in enumerate(found)]
 
 
 def _mappings(choices: Any) -> list[dict]:
@@ -306,6 +335,8 @@ def _run_name(config: Config, chosen: dict[str, Any]) -> str:
     for key, value in chosen.items():
         if key not in ("method", "seed"):
             parts.append(f"{leaves[key] if count[leaves[key]] == 1 else key}{value}")
+    if config.search is not None and config.search.number is not None:
+        parts.append(f"search{config.search.number:03d}")
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))
 
 

@@ -31,6 +31,9 @@ TWO_MODELS = Needs(
 PLANNED_IMAGES = Needs("generated images", lambda config, _: config.generates or config.matches_steps)
 SERVER_IMAGES = Needs("images generated at the server", lambda config, _: not config.fills)
 PIPELINE = Needs("a pipeline as checkpoint", lambda _, generation: ":" not in generation.checkpoint)
+WITH_BATCH_NORM = Needs(
+    "a network with BatchNorm", lambda _, model: model.name not in ("cnn", "pfl_cnn", "lenet5", "vit")
+)
 DUE = Needs(
     "at least as many rounds", lambda config, section: section.every is None or section.every <= config.rounds
 )
@@ -54,20 +57,49 @@ def needs_policy(*names: str) -> Needs:
     return Needs(what, lambda config, kappa: by_policy(config, kappa) or config.hindsight.every is not None)
 
 
+class Columns(Section):
+    """Columns of a data set of Hugging Face."""
+
+    image: str = Field("image", description="column of the images")
+    label: str = Field("label", description="column of the labels")
+    client: str | None = Field(
+        None,
+        description="column of the natural clients, such as writers or users, for partition.scheme=groups; "
+        "null: none",
+    )
+
+
 class Data(Section):
     """The data set that is divided among the clients."""
 
     name: Annotated[
         str,
         AfterValidator(
-            OneOf("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "folder", "synthetic")
+            OneOf(
+                *("mnist5k", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "svhn", "stl10"),
+                *(
+                    "cinic10",
+                    "tiny_imagenet",
+                    "femnist",
+                    "huggingface",
+                    "folder",
+                    "client_folders",
+                    "synthetic",
+                ),
+            )
         ),
     ] = Field(
         "mnist5k",
         description="data set; mnist5k: 5,000 of MNIST's digits, installed with the package; mnist: "
         "handwritten digits; fashion_mnist: articles of clothing; emnist: handwritten digits and letters, "
-        "47 classes; cifar10: photographs of 10 classes; cifar100: photographs of 100 classes; folder: "
-        "images in data.root/train/CLASS and data.root/test/CLASS; synthetic: a pattern per class under "
+        "47 classes; cifar10: photographs of 10 classes; cifar100: photographs of 100 classes; svhn: house "
+        "numbers; stl10: photographs of 10 classes, 96x96; cinic10: CIFAR-10's classes, 90,000 images; "
+        "tiny_imagenet: photographs of 200 classes, 64x64; femnist: handwritten characters with their "
+        "writers, in "
+        "LEAF's format; huggingface: a data set of images in the folder data.root, or with this id on the "
+        "hub; "
+        "folder: images in data.root/train/CLASS and data.root/test/CLASS; client_folders: images in "
+        "data.root/train/CLIENT/CLASS and data.root/test/CLASS; synthetic: a pattern per class under "
         "heavy noise",
     )
     root: Annotated[
@@ -78,20 +110,36 @@ class Data(Section):
         description="images of the public pool on which every client trains in addition to its private data "
         "(Zhao et al. 2018)",
     )
-    size: Annotated[Count, needs("name", "folder", "synthetic")] = Field(
-        32, description="folder, synthetic: side length of the images, pixels"
+    columns: Annotated[Columns, needs("name", "huggingface")] = Columns()
+    splits: Annotated[tuple[str, str], needs("name", "huggingface")] = Field(
+        ("train", "test"),
+        description="huggingface: splits for training and testing; the same twice: every tenth sample is for "
+        "testing",
+    )
+    arrays: str | None = Field(
+        None,
+        description="folder for the decoded data set, made once and mapped into memory, for sets that are "
+        "larger "
+        "than memory; null: decoded in memory at every start",
+    )
+    size: Annotated[Count, needs("name", "folder", "client_folders", "huggingface", "synthetic")] = Field(
+        32, description="folder, client_folders, huggingface, synthetic: side length of the images, pixels"
     )
     samples: Annotated[Count, needs("name", "synthetic")] = Field(
         10000, description="synthetic: number of training images; a fifth as many are generated for testing"
     )
-    normalise: Flag = Field(
+    normalise: Flag | Literal["imagenet"] = Field(
         True,
-        description="subtract each channel's mean and divide by its standard deviation; false: pixels in "
-        "[0, 1]",
+        description="subtract each channel's mean and divide by its standard deviation; imagenet: by those "
+        "of "
+        "ImageNet, the default with model.weights=pretrained; false: pixels in [0, 1]",
     )
-    download: Annotated[Flag, needs("name", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100")] = (
-        Field(False, description="let torchvision download missing files")
-    )
+    download: Annotated[
+        Flag,
+        needs(
+            "name", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "svhn", "stl10", "huggingface"
+        ),
+    ] = Field(False, description="download missing files, with torchvision or from Hugging Face's hub")
     public_pool: Natural = Field(
         0,
         description="training images, equally many of each class, that are withheld from all clients: "
@@ -130,7 +178,7 @@ class Partition(Section):
     groups: Annotated[str | None, needs("scheme", "groups")] = Field(
         None,
         description="scheme=groups: text file with one line per training sample, the name of its group; "
-        "each client is a group",
+        "each client is a group; null: the natural clients of femnist, client_folders or data.columns.client",
     )
     min_samples: Annotated[Count, needs("replacement", False)] = Field(
         10, description="minimum number of samples per client"
@@ -177,14 +225,41 @@ class MisbehavingClients(Section):
 class Model(Section):
     """The network that is trained."""
 
-    name: str = Field("cnn", description="network")
+    name: str = Field(
+        "cnn", description="network; also torchvision:NAME or timm:NAME, which the command `models` lists"
+    )
     stem: Annotated[Literal["imagenet", "cifar"], needs("name", "resnet18", own=False)] = Field(
         "imagenet",
         description="resnet18: first layers; imagenet: torchvision's; cifar: 3x3 convolution without "
         "max-pooling",
     )
-    norm: Annotated[Literal["batch", "group"], needs("name", "resnet18", own=False)] = Field(
-        "batch", description="resnet18: normalisation; batch: BatchNorm; group: GroupNorm with 32 groups"
+    norm: Annotated[Literal["batch", "group"], WITH_BATCH_NORM] = Field(
+        "batch",
+        description="normalisation; batch: the network's BatchNorm; group: GroupNorm in its place, with as "
+        "many "
+        "groups as divide both 32 and the channels",
+    )
+    weights: str | None = Field(
+        None,
+        description="initial weights: a file (.safetensors or .pth), or pretrained, for those of "
+        "torchvision or "
+        "timm, which `prefetch` downloads; null: random",
+    )
+    input_size: Annotated[Count, at_most(4096, "all pixels of a batch are in memory at once")] | None = Field(
+        None,
+        description="side length, pixels, to which images are resized at the input; null: the data set's",
+    )
+    trained: Literal["all", "head", "lora"] = Field(
+        "all",
+        description="what is trained and sent; all: every parameter; head: the last layer, behind a frozen "
+        "network; "
+        "lora: the last layer, and an adapter of low rank at each dense layer and convolution",
+    )
+    lora_rank: Annotated[Count, needs("trained", "lora", own=False)] = Field(
+        8, description="lora: rank of the adapters"
+    )
+    lora_alpha: Annotated[Positive, needs("trained", "lora", own=False)] = Field(
+        16.0, description="lora: alpha; the adapters' output is multiplied by alpha / rank"
     )
 
 

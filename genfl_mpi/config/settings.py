@@ -8,6 +8,7 @@ from genfl_mpi.config import time as virtual_time
 from genfl_mpi.config.adversity import Attack, Defence, assumed_attackers, uses_slices
 from genfl_mpi.config.personalisation import Personal
 from genfl_mpi.config.privacy import Privacy
+from genfl_mpi.config.search import Search
 from genfl_mpi.config.sections import (
     PLANNED_IMAGES,
     SCHEDULED,
@@ -52,6 +53,7 @@ FREE = {
     "generation.bank",
     "generation.ranks",
     "data.root",
+    "data.arrays",
     "data.download",
     "pretraining",
     "finetuning",
@@ -61,6 +63,8 @@ FREE = {
     "probes",
     "audit",
     "calibration",
+    "logging",
+    "search",
 }
 
 # Settings that a run's first start fills in and stores in /environment.
@@ -242,6 +246,17 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: str = Field("results/default", description="folder of the results files")
+    search: Search | None = Field(
+        None, description="search of settings with an equal budget for every method; null: none"
+    )
+    logging: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [],
+        description="tools that show the rounds while the run goes on, each an optional extra of the "
+        "package; "
+        "tensorboard: TensorBoard, in output/tensorboard; wandb: Weights & Biases, in output/wandb; "
+        "mlflow: MLflow, "
+        "in output/mlruns",
+    )
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
 
@@ -275,6 +290,17 @@ class Config(Section):
                     key: value for key, value in values["training"].items() if key != "clients_per_batch"
                 }
                 values = {**values, "augmented": {**inherited, **augmented}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_normalisation(cls, values: Any) -> Any:
+        """Normalise images as pretrained weights expect it, if data.normalise is not set."""
+        if not isinstance(values, dict):
+            return values
+        data, model = values.get("data", {}), values.get("model", {})
+        if isinstance(data, dict) and isinstance(model, dict) and model.get("weights") == "pretrained":
+            values = {**values, "data": {"normalise": "imagenet", **data}}
         return values
 
     @model_validator(mode="before")

@@ -79,9 +79,15 @@ def check_memory(config: Config) -> None:
     division = f"clients={config.clients}" + f" with partition.samples={split.samples}" * split.replacement
     # The data set: 1 byte per value of an image, 8 per label. The clients: 4 bytes per sample, and 8 per
     # client and class, for its histogram and the one it shares.
-    taken = {
-        f"the {about.train_samples} training images of {named}": about.train_samples
-        * (math.prod(about.shape) + 8),
+    taken = (
+        {}
+        if data.arrays is not None
+        else {
+            f"the {about.train_samples} training images of {named}": about.train_samples
+            * (math.prod(about.shape) + 8),
+        }
+    )
+    taken |= {
         f"the samples of all clients, with {division},": 4 * held + 8 * len(about.classes) * config.clients,
     }
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -100,7 +106,19 @@ def load_once_per_node(comm: MPI.Comm, data: Data) -> tuple[Arrays, MPI.Win]:
     """
     if data.download:
         collectives.call_on_all(comm, lambda: datasets.download(data) if comm.rank == 0 else None)
-    return collectives.node_shared(comm, lambda: datasets.load(data))
+    if data.arrays is None:
+        return collectives.node_shared(comm, lambda: datasets.load(data))
+    # One rank of each node makes missing files; all map the images: the page cache holds one copy a node.
+    shared, window = collectives.node_shared(
+        comm, lambda: {name: one for name, one in datasets.load(data).items() if not _is_mapped(name)}
+    )
+    images = collectives.call_on_all(comm, lambda: datasets.load(data))
+    return {**shared, **{name: one for name, one in images.items() if _is_mapped(name)}}, window
+
+
+def _is_mapped(name: str) -> bool:
+    """Return whether every rank maps an array of data.arrays, instead of sharing a copy."""
+    return name.endswith("_images")
 
 
 def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -117,7 +135,10 @@ def divide(config: Config, arrays: Mapping[str, np.ndarray]) -> Arrays:
     held = np.setdiff1d(
         np.arange(len(labels), dtype=np.int32), public.public_pool(labels, config.data.public_pool, classes)
     )
-    pointers, indices = partition(labels[held], config.clients, classes, config.partition, config.seed)
+    groups = arrays["train_groups"][held] if "train_groups" in arrays else None
+    pointers, indices = partition(
+        labels[held], config.clients, classes, config.partition, config.seed, groups
+    )
     for block in blocks(len(indices)):
         indices[block] = held[indices[block]]
     client_labels = labels.astype(np.min_scalar_type(classes))[indices]
@@ -171,4 +192,9 @@ def load_labels_and_divide(config: Config) -> Arrays:
     """
     labels = datasets.load_train_labels(config.data)
     arrays = {"train_images": np.empty((len(labels), 0), dtype=np.uint8), "train_labels": labels}
+    if (
+        config.partition.scheme == "groups"
+        and (groups := datasets.load_train_groups(config.data)) is not None
+    ):
+        arrays["train_groups"] = groups
     return {**arrays, **divide(config, arrays)}

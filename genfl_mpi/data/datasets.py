@@ -1,4 +1,4 @@
-"""Data sets as plain arrays: uint8 images (n, C, H, W), int64 labels (n,), class names."""
+"""Data sets as plain arrays: uint8 samples, such as images (n, C, H, W), int64 labels (n,), class names."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genfl_mpi.config.functions import check_signature, find
-from genfl_mpi.data import label_files
+from genfl_mpi.data import image_sources, label_files, mapped
+from genfl_mpi.data.femnist import femnist
+from genfl_mpi.data.image_sources import IMAGE_FILES, Source
 from genfl_mpi.util import digest_cache, streams
 from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.settings import Config
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,17 +32,19 @@ Arrays = dict[str, np.ndarray]
 class Description:
     """Facts about a data set that need no reading of its images.
 
-    shape: (C, H, W) of an image. mean, std: of each channel, for pixels in [0, 1]. folder: name of its folder
-    below data.root, in torchvision's layout; None if it is installed with a package, synthetic, or in a
-    layout of the user's.
+    shape: of a sample: (C, H, W) of an image, (length,) of a text. mean, std: of each channel, for pixels in
+    [0, 1]; empty if models get the values as they are. folder: name of its folder or file below data.root, in
+    torchvision's layout; None if it is installed with a package, synthetic, or in a layout of the user's.
+    alphabet: of texts, the characters that the values 0, 1, ... stand for; "" for images.
     """
 
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     train_samples: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     folder: str | None = None
+    alphabet: str = ""
 
 
 DIGITS = tuple("0123456789")
@@ -58,6 +63,7 @@ FASHION = (
 # Letters with the same shape in upper and lower case form one class.
 EMNIST = (*DIGITS, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 CIFAR100 = (
     "apple",
     "aquarium_fish",
@@ -169,11 +175,25 @@ DESCRIPTIONS = {
     "cifar10": Description(
         CIFAR10, (3, 32, 32), 50000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar-10-batches-py"
     ),
+    "svhn": Description(
+        DIGITS, (3, 32, 32), 73257, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "train_32x32.mat"
+    ),
+    "stl10": Description(
+        STL10, (3, 96, 96), 5000, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), "stl10_binary"
+    ),
     "cifar100": Description(
         CIFAR100, (3, 32, 32), 50000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "cifar-100-python"
     ),
 }
-IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of its channels
+# Data sets that are decoded image by image.
+SOURCES: dict[str, Callable[[Data], Source]] = {
+    "client_folders": image_sources.client_folders,
+    "huggingface": image_sources.huggingface,
+    "cinic10": image_sources.cinic10,
+    "tiny_imagenet": image_sources.tiny_imagenet,
+    "femnist": femnist,
+}
 
 
 def describe(data: Data) -> Description:
@@ -191,13 +211,20 @@ def describe(data: Data) -> Description:
             (0.5,) * 3,
             (0.25,) * 3,
         )
+    elif data.name in SOURCES:
+        source = SOURCES[data.name](data)
+        about = Description(source.classes, source.shape, source.train_samples, source.mean, source.std)
     elif data.name == "synthetic":
         about = Description(DIGITS, (3, data.size, data.size), data.samples, (0.5,) * 3, (0.25,) * 3)
     else:
         about = DESCRIPTIONS[data.name] if data.name in DESCRIPTIONS else _find_own(data)[0]
+    channels = len(about.mean)
+    if data.normalise == "imagenet" and channels:
+        mean, std = IMAGENET if channels == 3 else [(float(np.mean(one)),) * channels for one in IMAGENET]
+        return replace(about, mean=mean, std=std)
     if data.normalise:
         return about
-    return replace(about, mean=(0.0,) * len(about.mean), std=(1.0,) * len(about.std))
+    return replace(about, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def check_available(data: Data, samples: int) -> None:
@@ -207,7 +234,7 @@ def check_available(data: Data, samples: int) -> None:
     """
     about = describe(data)
     folder = about.folder and Path(data.root) / about.folder
-    if folder and not data.download and not folder.is_dir():
+    if folder and not data.download and not folder.exists():
         raise UserError(
             f"data set {data.name}: {folder} does not exist; set data.root to the folder that contains "
             f"{folder.name}, or let torchvision download it once, on a machine with network access, by "
@@ -227,24 +254,107 @@ def check_available(data: Data, samples: int) -> None:
         )
 
 
-def cache_key(data: Data) -> tuple[str, str, int, int]:
+def check_augmentation(config: Config, about: Description) -> None:
+    """Raise UserError if settings shift, mirror or degrade images, and samples are none, or too small."""
+    kind = config.misbehaving_clients.kind
+    if len(about.shape) != 3 and config.misbehaving_clients.share and kind in ("blurred", "noisy"):
+        raise UserError(f"misbehaving_clients.kind={kind} degrades images, which {config.data.name} has not")
+    for section, settings in (("training", config.training), ("augmented", config.augmented)):
+        if len(about.shape) != 3 and (settings.crop or settings.flip):
+            raise UserError(
+                f"{section}.crop and {section}.flip change images, and the samples of {config.data.name} are "
+                f"none; set {section}.crop=0 and {section}.flip=false"
+            )
+        if settings.crop and settings.crop >= (side := min(about.shape[1:])):
+            raise UserError(f"{section}.crop={settings.crop} must be less than the images' side, {side}")
+
+
+def decode_texts(samples: np.ndarray, alphabet: str) -> list[str]:
+    """Return the texts that uint8 samples (n, length) stand for, without trailing characters 0."""
+    return ["".join(alphabet[code] for code in np.trim_zeros(sample, "b")) for sample in samples]
+
+
+def cache_key(data: Data) -> tuple:
     """Return the settings of config.data on which the arrays of `load` depend."""
-    return data.name, data.root, data.size, data.samples
+    return data.name, data.root, data.size, data.samples, data.splits, data.columns, data.arrays
 
 
 def download(data: Data) -> None:
-    """Let torchvision download what is missing below data.root. Call on one rank, before the others read."""
-    if describe(data).folder:
+    """Download what is missing, with torchvision or from the hub. Call on one rank, before others read."""
+    if describe(data).folder:  # Hugging Face's are downloaded by `describe`
         for is_train in (True, False):
             _torchvision(data, is_train, download=True)
 
 
-def load(data: Data) -> Arrays:
+def load(data: Data, note: Callable[[int, int], None] = lambda done, of: None) -> Arrays:
     """Read the data set of config.data.
 
-    Returns arrays by name: train_images, train_labels, test_images, test_labels. Raises UserError if it is
-    missing or invalid.
+    note: called as note(done, of) while images are decoded one by one. Returns arrays by name: train_images,
+    train_labels, test_images, test_labels; also train_groups, int32 (n,), if its samples belong to natural
+    clients. With data.arrays they are mapped to files, which are made if they are missing. Raises UserError
+    if the data set is missing or invalid.
     """
+    if data.arrays is not None:
+        make_arrays(data, note)
+        return mapped.open_arrays(Path(data.arrays))
+    if data.name in SOURCES:
+        return _load_source(SOURCES[data.name](data), lambda _, shape: np.empty(shape, dtype=np.uint8), note)
+    return _load_whole(data)
+
+
+def make_arrays(data: Data, note: Callable[[int, int], None] = lambda done, of: None) -> None:
+    """Write the decoded data set to the folder data.arrays, unless it is there. Raises UserError.
+
+    Data sets of image files are never in memory as a whole.
+    """
+    folder, key = Path(data.arrays or ""), arrays_key(data)
+    if mapped.is_made(folder):
+        mapped.check(folder, key)
+        return
+
+    def write(folder: Path) -> None:
+        if data.name in SOURCES:
+            arrays = _load_source(
+                SOURCES[data.name](data), lambda name, shape: mapped.allocate(folder, name, shape), note
+            )
+        else:
+            arrays = _load_whole(data)
+        for name, array in arrays.items():
+            if not isinstance(array, np.memmap):
+                np.save(folder / f"{name}.npy", array)
+
+    mapped.make(folder, key, write)
+
+
+def arrays_key(data: Data) -> dict[str, Any]:
+    """Return the settings of config.data on which the files in data.arrays depend."""
+    return {
+        "data.name": data.name,
+        "data.size": data.size,
+        "data.samples": data.samples,
+        "data.splits": list(data.splits),
+        "data.columns": data.columns.model_dump(),
+    }
+
+
+def _load_source(
+    source: Source,
+    allocate: Callable[[str, tuple[int, ...]], np.ndarray],
+    note: Callable[[int, int], None],
+) -> Arrays:
+    """Decode a source. allocate: returns a uint8 array of a name and a shape."""
+    arrays: Arrays = {}
+    for name, part in zip(("train", "test"), source.parts()):
+        images = allocate(f"{name}_images", (len(part.labels), *source.shape))
+        image_sources.decode_into(part, images, source.shape, note)
+        arrays |= {f"{name}_images": images, f"{name}_labels": part.labels}
+        if part.groups is not None and name == "train":
+            arrays["train_groups"] = image_sources.group_codes(part.groups)
+    return arrays
+
+
+def _load_whole(data: Data) -> Arrays:
+    """Read a data set that is not decoded image by image."""
     readers = {"mnist5k": lambda _: _mnist5k(), "folder": _folder, "synthetic": _synthetic}
     if data.name in readers:
         return readers[data.name](data)
@@ -270,12 +380,22 @@ def load_train_labels(data: Data) -> np.ndarray:
     if data.name == "folder":
         sizes = [len(paths) for paths in _image_files(Path(data.root) / "train").values()]
         return np.arange(len(sizes)).repeat(sizes)
-    if data.name in DESCRIPTIONS:
+    if data.arrays is None and data.name in SOURCES:
+        return SOURCES[data.name](data).parts()[0].labels
+    if data.arrays is None and data.name in DESCRIPTIONS:
         check_available(data, 0)
         labels = label_files.read_train_labels(data)
         if labels is not None and len(labels) == DESCRIPTIONS[data.name].train_samples:
             return labels
     return load(data)["train_labels"]
+
+
+def load_train_groups(data: Data) -> np.ndarray | None:
+    """Read the natural client of each training sample, int32 (n,); None if the data set has none."""
+    if data.arrays is not None:
+        return load(data).get("train_groups")
+    groups = SOURCES[data.name](data).parts()[0].groups if data.name in SOURCES else None
+    return None if groups is None else image_sources.group_codes(groups)
 
 
 def fingerprint(data: Data, arrays: Mapping[str, np.ndarray]) -> str:
@@ -308,6 +428,8 @@ def _hashed(arrays: Mapping[str, np.ndarray]) -> str:
         array = np.ascontiguousarray(arrays[f"{part}_{kind}"])
         digest.update(f"{part} {kind} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+    if "train_groups" in arrays:
+        digest.update(np.ascontiguousarray(arrays["train_groups"]).data)
     return digest.hexdigest()
 
 
@@ -330,9 +452,14 @@ def _find_own(data: Data) -> tuple[Description, Callable[[], Arrays]]:
 
 
 def _read_own(name: str, about: Description, read: Callable[[], Arrays]) -> Arrays:
-    """Read a user's data set; raise UserError unless it matches its description."""
+    """Read a user's data set; raise UserError unless it matches its description.
+
+    train_groups, the client of each training sample, is optional.
+    """
     with annotate_errors(f"data.name {name}"):
         arrays = read()
+    if "train_groups" in arrays:
+        arrays["train_groups"] = image_sources.group_codes(np.asarray(arrays["train_groups"]))
     for part in ("train", "test"):
         images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
         if images.dtype != np.uint8 or images.shape != (len(images), *about.shape):
@@ -364,13 +491,20 @@ def _torchvision(data: Data, is_train: bool, download: bool) -> tuple[np.ndarray
         "emnist": datasets.EMNIST,
         "cifar10": datasets.CIFAR10,
         "cifar100": datasets.CIFAR100,
+        "svhn": datasets.SVHN,
+        "stl10": datasets.STL10,
     }[data.name]
-    split = {"split": "balanced"} if data.name == "emnist" else {}
+    if data.name in ("svhn", "stl10"):
+        which: dict[str, Any] = {"split": "train" if is_train else "test"}
+    else:
+        which = {"train": is_train} | ({"split": "balanced"} if data.name == "emnist" else {})
     try:
-        loaded = kind(data.root, train=is_train, download=download, **split)
+        loaded = kind(data.root, download=download, **which)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         raise UserError(f"data set {data.name} in {data.root}: {first_line(error)}") from None
     images = np.asarray(loaded.data)
+    if data.name in ("svhn", "stl10"):
+        return images.transpose(0, 2, 3, 1), np.asarray(loaded.labels, dtype=np.int64)
     if data.name == "emnist":
         images = images.transpose(0, 2, 1)  # EMNIST is published with rows and columns swapped
     return images, np.asarray(loaded.targets, dtype=np.int64)

@@ -22,12 +22,18 @@ BLOCK = 4096
 
 
 def partition(
-    labels: np.ndarray, clients: int, classes: int, settings: Partition, seed: int
+    labels: np.ndarray,
+    clients: int,
+    classes: int,
+    settings: Partition,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide samples over the clients.
 
-    labels: int (n,). settings: config.partition. Returns pointers int64 (clients + 1,) and indices int32 into
-    `labels`, ascending within each client.
+    labels: int (n,). settings: config.partition. groups: int (n,), the natural client of each sample, for
+    scheme=groups without a file; None if the data set has none. Returns pointers int64 (clients + 1,) and
+    indices int32 into `labels`, ascending within each client.
 
     Without settings.replacement every client holds at least settings.min_samples, and no sample belongs to
     two clients. Every sample belongs to a client, with two exceptions: groups that scheme=groups does not
@@ -43,7 +49,10 @@ def partition(
             f"{clients * settings.min_samples} samples, but the training set has {len(labels)}; use fewer "
             "clients or a smaller minimum, or draw with replacement: partition.replacement=true"
         )
-    owners = _assign_owners(labels, clients, classes, settings, rng)
+    if settings.scheme == "groups" and settings.groups is None and groups is not None:
+        owners = _natural(groups, clients, settings.min_samples, rng)
+    else:
+        owners = _assign_owners(labels, clients, classes, settings, rng)
     sizes = np.bincount(owners[owners >= 0], minlength=clients)
     if sizes.min() < settings.min_samples:
         raise UserError(
@@ -202,7 +211,9 @@ def _groups(
     if settings.groups is None:
         raise UserError(
             "partition.scheme=groups needs partition.groups: a text file with one line per training "
-            "sample, the name of its group"
+            "sample, the name of its group; or a data set with natural clients, such as femnist, "
+            "client_folders, or "
+            "huggingface with data.columns.client"
         )
     try:
         names = Path(settings.groups).read_text().split("\n")
@@ -227,6 +238,20 @@ def _groups(
     client_of = np.full(len(found), -1, dtype=np.int64)
     client_of[rng.permutation(len(found))[:clients]] = np.arange(clients)
     return client_of[group]
+
+
+def _natural(groups: np.ndarray, clients: int, min_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw the clients among the data set's natural ones that hold at least `min_samples` samples."""
+    sizes = np.bincount(groups)
+    large = np.flatnonzero(sizes >= min_samples)
+    if len(large) < clients:
+        raise UserError(
+            f"the data set has {len(large)} natural clients of at least partition.min_samples={min_samples} "
+            f"training samples, fewer than clients={clients}; use fewer clients or a smaller minimum"
+        )
+    client_of = np.full(len(sizes), -1, dtype=np.int64)
+    client_of[rng.permutation(large)[:clients]] = np.arange(clients)
+    return client_of[groups]
 
 
 SCHEMES: dict[str, Callable[..., np.ndarray]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class Trace:
     weights_bytes: float
     new_images: np.ndarray
     pool: np.ndarray
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     value: np.ndarray
     image_flops: float = 0.0
     generator_bytes: float = 0.0
@@ -66,7 +67,12 @@ def label_value(histograms: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 
 def image_bytes(trace: Trace, settings: Images) -> float:
-    """Return the bytes of a transmitted image. settings: world.images, with bits per pixel of 3 channels."""
+    """Return the bytes of a transmitted image. settings: world.images, with bits per pixel of 3 channels.
+
+    A sample that is no image takes a byte for each of its values.
+    """
+    if len(trace.shape) != 3:
+        return trace.image_size * math.prod(trace.shape)
     channels, height, width = trace.shape
     if settings.side is not None:
         height = width = settings.side

@@ -166,8 +166,8 @@ class Personalisation:
     def _frozen(self, head: bool) -> Iterator[None]:
         """Fix the last layers, or all others, in this context."""
         start, changed = 0, []
-        for parameter in self.model.module.parameters():
-            if (start >= self.head.start) == head and parameter.requires_grad:
+        for parameter in self.model.trained:
+            if (start >= self.head.start) == head:
                 parameter.requires_grad_(False)
                 changed.append(parameter)
             start += parameter.numel()
@@ -254,7 +254,7 @@ class PersonalEvaluation:
 def _last_layers(model: FlatModel, layers: int) -> int:
     """Return the number of parameters of the model's last layers. Raises UserError if it has fewer."""
     sizes = [
-        sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.requires_grad)
         for module in model.module.modules()
     ]
     sizes = [size for size in sizes if size]

@@ -18,6 +18,7 @@ from genfl_mpi.generation.bank import Batch, batches_of_round
 from genfl_mpi.generation.classifier import ImageClassifier
 from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
+from genfl_mpi.learning.batches import memory_format
 from genfl_mpi.learning.training import normalise
 from genfl_mpi.mpi.schedule import Speed
 from genfl_mpi.util.errors import UserError, annotate_errors
@@ -326,7 +327,7 @@ class _Growing:
         if not self.count or count > len(self.labels):
             before = self.arrays() if self.count else ()
             self.images = torch.empty(
-                (2 * count, *images.shape[1:]), device=self.device, memory_format=torch.channels_last
+                (2 * count, *images.shape[1:]), device=self.device, memory_format=memory_format(images)
             )
             self.labels = torch.empty(2 * count, dtype=torch.int64, device=self.device)
             for whole, part in zip((self.images, self.labels), before):

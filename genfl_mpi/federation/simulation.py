@@ -176,7 +176,20 @@ class Simulation:
         module = collectives.call_on_all(
             self.comm, lambda: models.build(config.model, len(about.classes), about.shape, seed)
         )
-        return FlatModel(module, self.device)
+        model = FlatModel(module, self.device)
+        frozen = model.frozen_digest()
+        expected = collectives.from_rank0(self.comm, lambda: frozen)
+
+        def check() -> None:
+            if frozen != expected:
+                raise UserError(
+                    f"model.name: the frozen parameters of {config.model.name} differ between ranks, which "
+                    "each "
+                    "build them; let them depend on torch's random stream or on a file alone"
+                )
+
+        collectives.call_on_all(self.comm, check)
+        return model
 
     def _check(self) -> slice | None:
         """Check settings against the model and the data. Raises UserError.
@@ -184,7 +197,7 @@ class Simulation:
         Returns the slice of the weights that holds the biases of the model's last layer, or None without an
         audit.
         """
-        config, side = self.config, min(self.about.shape[1:])
+        config = self.config
         attacks.check(config, self.about)
         outputs = self.model.output_biases(len(self.about.classes)) if config.audit else None
         if config.audit and outputs is None:
@@ -201,9 +214,7 @@ class Simulation:
             differential_privacy.check_rounding(config, self.model.parameters)
         if self.device.type == "cuda" and config.runtime.deterministic:
             models.check_deterministic(self.model.module, self.about.shape, self.device)
-        for section in ("training", "augmented"):
-            if (crop := getattr(config, section).crop) >= side:
-                raise UserError(f"{section}.crop={crop} must be less than the images' side, {side}")
+        datasets.check_augmentation(config, self.about)
         samples = np.diff(self.data["pointers"]) + config.data.shared
         without_images = config.trains_clients and not (config.sends or config.fills)
         if without_images and 1 in smallest_batch(samples, config.training.batch_size):

@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 
     from genfl_mpi.config.settings import Config
 
-    Drawer = Callable[[Batch, tuple[int, int, int]], np.ndarray]
+    Drawer = Callable[[Batch, tuple[int, ...]], np.ndarray]
 
 
 class Generator:
     """The generator of a run, with its bank.
 
-    config: resolved; shape: (C, H, W) of the data set. The model is loaded only when the bank lacks a batch.
+    config: resolved; shape: of a sample of the data set, such as (C, H, W). The model is loaded only when the
+    bank lacks a batch.
     """
 
-    def __init__(self, config: Config, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         self.settings, self.shape = config.generation, shape
         settings = self.settings
         self.function: Drawer | None = None
@@ -45,6 +46,11 @@ class Generator:
                 )
             # The function's source file is taken to determine its images.
             self.identity: tuple[str, str | None] = hashlib.sha256(path.read_bytes()).hexdigest(), None
+        elif len(shape) != 3:
+            raise UserError(
+                f"generation.checkpoint: {settings.checkpoint} generates images, and the samples of "
+                f"data.name={config.data.name} are none; name a function of your own"
+            )
         else:
             self.folder = model_folder.locate(settings.checkpoint)
             if settings.adapter is not None:
@@ -130,7 +136,7 @@ class Generator:
         finally:
             torch.set_num_threads(threads)
 
-    def _call_function(self, batch: Batch, shape: tuple[int, int, int]) -> np.ndarray:
+    def _call_function(self, batch: Batch, shape: tuple[int, ...]) -> np.ndarray:
         """Generate images with the user's function. Raises UserError if it returns anything else."""
         assert self.function is not None
         with annotate_errors(f"generation.checkpoint {self.settings.checkpoint}"):

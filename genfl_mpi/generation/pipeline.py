@@ -294,7 +294,7 @@ def generate_images(
     prompts: list[str],
     seeds: Sequence[int],
     settings: Generation,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> np.ndarray:
     """Generate an image for each of `prompts`, from noise of its seed.
 

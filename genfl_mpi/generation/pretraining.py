@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, prompt_texts
 from genfl_mpi.generation.pipeline import silence
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.progress_bar import progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -194,6 +195,13 @@ def _minibatches(
         yield torch.randint(count, (batch_size,), generator=generator)
 
 
+def _steps(
+    stage: str, count: int, batch_size: int, steps: int, generator: torch.Generator
+) -> Iterable[torch.Tensor]:
+    """Return the minibatches of a stage, under a progress bar."""
+    return progress(_minibatches(count, batch_size, steps, generator), stage, "steps", steps)
+
+
 def _optimizer_with_schedule(
     parameters: Iterable[torch.nn.Parameter], rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -217,7 +225,7 @@ def _train_autoencoder(
 ) -> None:
     """Minimize the reconstruction error plus a small penalty that pulls the latents towards a unit normal."""
     optimizer, schedule = _optimizer_with_schedule(vae.parameters(), AUTOENCODER_LR, steps)
-    for step, batch in enumerate(_minibatches(len(images), 64, steps, generator)):
+    for step, batch in enumerate(_steps("autoencoder", len(images), 64, steps, generator)):
         posterior = vae.encode(images[batch]).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
         error = F.mse_loss(vae.decode(posterior.mean + posterior.std * noise).sample, images[batch])
@@ -267,7 +275,7 @@ def _train_denoiser(
         prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids.to(latents.device)
     running, remedy = None, f"set a pretraining.denoiser_lr below {settings.denoiser_lr:g}"
-    for step, batch in enumerate(_minibatches(len(latents), 128, steps, generator)):
+    for step, batch in enumerate(_steps("denoiser", len(latents), 128, steps, generator)):
         condition = embed(text_encoder, tokens, prompt_rows(labels[batch], prompts, generator))
         loss = diffusion_loss(unet, scheduler, latents[batch], condition, generator)
         optimizer.zero_grad()

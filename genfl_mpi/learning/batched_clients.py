@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from genfl_mpi.learning.batches import Draws, augment, draw, on_device
+from genfl_mpi.learning.batches import Draws, augment, draw, memory_format, on_device
 from genfl_mpi.learning.device_streams import seeded, stream_of
 from genfl_mpi.learning.layers import plain
 from genfl_mpi.learning.steps import descend
@@ -94,11 +93,11 @@ class _Batch(NamedTuple):
 class BatchedModel:
     """The network of a `FlatModel`, evaluated for several weight vectors at once, with torch's own layers.
 
-    shape: (C, H, W) of an image; settings: config.training. Raises UserError if the network cannot be batched
-    over clients.
+    shape: of a sample, such as (C, H, W) of an image; settings: config.training. Raises UserError if the
+    network cannot be batched over clients.
     """
 
-    def __init__(self, model: FlatModel, shape: tuple[int, int, int], settings: LocalTraining):
+    def __init__(self, model: FlatModel, shape: tuple[int, ...], settings: LocalTraining):
         self.model, self.settings = model, settings
         self._refuse(
             [layer for layer in model.module.modules() if isinstance(layer, BATCH_NORM_LAYERS)],
@@ -120,7 +119,7 @@ class BatchedModel:
                 self.masked_layers[f"{name}.mask"] = masked
                 setattr(self.module.get_submodule(parent), child, masked)
         self.initial_buffers = snapshot(buffers_of(self.module))
-        self.trainable = {name: parameter.requires_grad for name, parameter in self.module.named_parameters()}
+        self.trained = [name for name, one in self.module.named_parameters() if one.requires_grad]
         self.gradients = vmap(grad_and_value(self._loss, has_aux=True))
         try:
             self._check_independence(shape)
@@ -138,7 +137,7 @@ class BatchedModel:
                 f"set training.clients_per_batch=1{alternative}"
             )
 
-    def _check_independence(self, shape: tuple[int, int, int]) -> None:
+    def _check_independence(self, shape: tuple[int, ...]) -> None:
         """Record the inputs of the dropout layers, and refuse a network that mixes the samples of a batch.
 
         A sample's contribution to the gradients must not depend on the other samples, because these may be
@@ -147,7 +146,7 @@ class BatchedModel:
         device, module = self.model.weights.device, self.model.module.train()
         masked_layers = self.masked_layers
         images = torch.linspace(-1, 1, 4 * int(np.prod(shape)), device=device).view(4, *shape)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format(images))
         hooks = [
             masked.wrapped[0].register_forward_pre_hook(masked.record_input)
             for masked in masked_layers.values()
@@ -185,7 +184,7 @@ class BatchedModel:
 
     def _by_name(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """View weights (k, size) as the module's parameters by name, each of shape (k, ...)."""
-        return dict(zip(self.trainable, self.model.split(weights[:, : self.model.parameters])))
+        return dict(zip(self.trained, self.model.split(weights[:, : self.model.parameters])))
 
     def _loss(
         self,
@@ -196,9 +195,6 @@ class BatchedModel:
         share: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of one client's batch, and a tensor (2,): this loss and the correct predictions."""
-        parameters = {
-            name: value if self.trainable[name] else value.detach() for name, value in parameters.items()
-        }
         with self._autocast(images.device):
             logits = functional_call(self.module, {**parameters, **masks}, (images,))
         loss = (F.cross_entropy(logits.float(), labels, reduction="none") * share).sum()
@@ -230,7 +226,6 @@ class BatchedModel:
         velocity = torch.zeros_like(weights) if settings[0].momentum else None
         begun = self.model.split(start.to(device)[: self.model.parameters]) if mu else []
         stream, metrics, stream_states = stream_of(device), [], []
-        trainable = list(self.trainable.values())
         self.model.module.train()
         restore(self.initial_buffers)
         with seeded(0, device):
@@ -250,13 +245,13 @@ class BatchedModel:
                 velocities = [] if velocity is None else self._by_name(velocity[:count]).values()
                 with torch.no_grad():
                     descend(
-                        list(compress(parameters.values(), trainable)),
-                        list(compress(gradients.values(), trainable)),
+                        list(parameters.values()),
+                        list(gradients.values()),
                         settings[0],
                         settings[0].lr,
-                        list(compress(velocities, trainable)),
+                        list(velocities),
                         mu,
-                        list(compress(begun, trainable)),
+                        begun,
                     )
                 metrics.append(step_metrics)
         padded = torch.stack([F.pad(one, (0, 0, 0, len(data) - len(one))) for one in metrics])

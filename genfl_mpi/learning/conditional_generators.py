@@ -38,7 +38,7 @@ class ImageGenerator(nn.Module):
     """
 
     def __init__(
-        self, classes: int, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+        self, classes: int, shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         self.classes, self.shape = classes, shape

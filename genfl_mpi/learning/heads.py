@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from genfl_mpi.learning.weights import FlatModel
 
 
-def find_head(module: nn.Module, shape: tuple[int, int, int], classes: int, what: str) -> nn.Linear:
+def find_head(module: nn.Module, shape: tuple[int, ...], classes: int, what: str) -> nn.Linear:
     """Return the layer that computes the logits, the last `nn.Linear` of a module.
 
-    shape: (C, H, W) of an image. what: the setting that needs it, for the message. Raises UserError if the
-    logits are not the output of such a layer.
+    shape: of a sample, such as (C, H, W). what: the setting that needs it, for the message. Raises UserError
+    if the logits are not the output of such a layer.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     device = next(module.parameters()).device

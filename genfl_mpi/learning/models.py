@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -13,14 +14,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from genfl_mpi.config.functions import find
+from genfl_mpi.learning import library_models
+from genfl_mpi.learning.adaptation import adapt
 from genfl_mpi.learning.heads import find_head
+from genfl_mpi.learning.networks import resnet8, resnet20, vit
+from genfl_mpi.learning.weights import buffers_of, restore, snapshot
 from genfl_mpi.util.errors import UserError, user_line
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections import Model
 
-Shape = tuple[int, int, int]  # (C, H, W) of an image
+Shape = tuple[int, ...]  # of a sample: (C, H, W) of an image
+Constructor = Callable[..., nn.Module]
 
 
 def build(settings: Model, classes: int, shape: Shape, seed: int) -> nn.Module:
@@ -33,7 +39,7 @@ def build(settings: Model, classes: int, shape: Shape, seed: int) -> nn.Module:
     # torch's layers draw their weights from the global stream: the fork restores it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = _make(find(settings.name, MODELS, "model.name"), settings, classes, shape)
+        module = _make(_constructor(settings), settings, classes, shape)
         if settings.name not in MODELS:
             with torch.no_grad():
                 module.eval()(torch.zeros(2, *shape))  # lazy layers draw their weights now
@@ -46,7 +52,18 @@ def check(settings: Model, classes: int, shape: Shape, samples: int = 2) -> None
     settings: config.model; shape: (C, H, W). Runs a forward and a backward pass on the CPU. (The meta device
     would cost nothing, but accepts shapes that the CPU refuses.)
     """
-    _try_training(find(settings.name, MODELS, "model.name"), settings, classes, tuple(shape), samples)
+    _try_training(_constructor(settings), settings, classes, tuple(shape), samples)
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether model.name is a network of this package or of a library, not the user's function."""
+    return name in MODELS or library_models.is_library(name)
+
+
+def _constructor(settings: Model) -> Constructor:
+    """Return the function that builds the network of config.model. Raises UserError for an unknown name."""
+    is_library = library_models.is_library(settings.name)
+    return library_models.make if is_library else find(settings.name, MODELS, "model.name")
 
 
 def check_deterministic(module: nn.Module, shape: Shape, device: torch.device) -> None:
@@ -91,14 +108,35 @@ def check_head(settings: Model, classes: int, shape: Shape, what: str) -> int:
     return find_head(build(settings, classes, shape, 0), shape, classes, what).in_features
 
 
-def _make(function: Callable[..., nn.Module], settings: Model, classes: int, shape: Shape) -> nn.Module:
-    return function(classes, shape, settings) if settings.name in MODELS else function(classes, shape)
+def _make(function: Constructor, settings: Model, classes: int, shape: Shape) -> nn.Module:
+    """Build the network, fitted to the settings and to the shape of a sample."""
+    size, repeats = settings.input_size, 1
+    if size is not None:
+        if len(shape) != 3:
+            raise UserError(
+                f"model.input_size={size} resizes images, and samples have shape {shape}; remove it"
+            )
+        shape = (shape[0], size, size)
+    if library_models.is_library(settings.name):
+        if len(shape) != 3 or library_models.CHANNELS % shape[0]:
+            raise UserError(
+                f"model.name: {settings.name} takes images of {library_models.CHANNELS} channels, and "
+                "samples "
+                f"have shape {shape}; choose another model"
+            )
+        repeats = library_models.CHANNELS // shape[0]
+    own = not is_built_in(settings.name)
+    module = function(classes, shape) if own else function(classes, shape, settings)
+    if not isinstance(module, nn.Module):  # a mistake of the user's, which `_try_training` reports
+        return module
+    # timm loads its pretrained weights itself: it knows how to convert old files.
+    by_itself = settings.name.startswith("timm:")
+    weights = None if by_itself else library_models.weights_file(settings)
+    return adapt(module, settings, classes, weights, repeats)
 
 
 @cache  # the runs of a sweep share their network
-def _try_training(
-    function: Callable[..., nn.Module], settings: Model, classes: int, shape: Shape, samples: int
-) -> None:
+def _try_training(function: Constructor, settings: Model, classes: int, shape: Shape, samples: int) -> None:
     name, module, logits = settings.name, None, None
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter(
@@ -110,8 +148,14 @@ def _try_training(
                 logits = module.train()(torch.zeros(samples, *shape))
                 if isinstance(logits, torch.Tensor) and logits.shape == (samples, classes):
                     F.cross_entropy(logits.float(), torch.zeros(samples, dtype=torch.int64)).backward()
+                    if samples > 1 and not is_built_in(settings.name):
+                        _refuse_hidden_state(module, shape, settings.name)
+        except UserError:
+            raise
         except Exception as error:  # any exception of a layer that does not fit
-            images = f"images of {' x '.join(map(str, shape))} (channels, height, width)"
+            what = "images" if len(shape) == 3 else "samples"
+            meaning = " (channels, height, width)" if len(shape) == 3 else ""
+            images = f"{what} of {' x '.join(map(str, shape))}{meaning}"
             in_batches = " in batches of one" if samples == 1 else ""
             reason = first_line(error) + user_line(error)
             raise UserError(
@@ -127,13 +171,56 @@ def _try_training(
         )
 
 
+def _refuse_hidden_state(module: nn.Module, shape: Shape, name: str) -> None:
+    """Raise UserError, with the layer's name, if a layer remembers something that is not a buffer.
+
+    Runs the network twice on the same samples, from the same buffers and random stream. The first layer whose
+    output differs has a state that no rank can reset.
+    """
+    before = snapshot(buffers_of(module))
+    passes: list[list[tuple[str, nn.Module, torch.Tensor]]] = []
+    for _ in range(2):
+        outputs: list[tuple[str, nn.Module, torch.Tensor]] = []
+        hooks = [
+            layer.register_forward_hook(
+                lambda layer, _, output, path=path: (
+                    outputs.append((path, layer, output.detach().clone()))
+                    if isinstance(output, torch.Tensor)
+                    else None
+                )
+            )
+            for path, layer in module.named_modules()
+        ]
+        restore(before)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            module((torch.arange(2 * math.prod(shape)) % 2).float().view(2, *shape))
+        for hook in hooks:
+            hook.remove()
+        passes.append(outputs)
+    restore(before)
+    for (path, layer, first), (_, _, second) in zip(*passes):
+        if first.shape != second.shape or not torch.equal(first.nan_to_num(), second.nan_to_num()):
+            raise UserError(
+                f"model.name: {name}: layer {path or 'model'} ({type(layer).__name__}) changes a hidden "
+                "state in "
+                "forward: its output differs for the same input; keep the state in a registered buffer, "
+                "which is "
+                "reset before each training"
+            )
+
+
 def _remedy(name: str, samples: int) -> str:
     if samples == 1:
         return (
             "avoid batches of one sample with a larger partition.min_samples or another training.batch_size"
         )
+    if library_models.is_library(name):
+        return (
+            "set model.input_size to the side of the images that it takes, for example model.input_size=224"
+        )
     return (
-        "use images of another size (data.size for folder and synthetic)"
+        "use images of another size (data.size for folder and synthetic, or model.input_size)"
         if name in MODELS
         else "correct its layers"
     )
@@ -205,8 +292,7 @@ def _resnet18(classes: int, shape: Shape, settings: Model) -> nn.Module:
     """torchvision's ResNet-18; the `cifar` stem, a 3x3 convolution without max-pool, suits 32x32 images."""
     from torchvision.models import resnet18  # imported here: it takes seconds that other networks do not need
 
-    norm = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}[settings.norm]
-    module = resnet18(num_classes=classes, norm_layer=norm)
+    module = resnet18(num_classes=classes)
     if settings.stem == "cifar":
         module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
         module.maxpool = nn.Identity()
@@ -254,4 +340,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "moon_cnn": _moon_cnn,
     "resnet18": _resnet18,
     "random_features": _random_features,
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "vit": vit,
 }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genfl_mpi.learning.batches import on_device
+from genfl_mpi.learning.batches import memory_format, on_device
 from genfl_mpi.learning.device_streams import stream_of
 from genfl_mpi.util.text import first_line
 
@@ -96,7 +96,7 @@ class Steps:
             for name, is_needed in needed.items()
             if is_needed
         }
-        self.parameters: list[torch.Tensor] = list(model.module.parameters())
+        self.parameters: Sequence[torch.Tensor] = model.trained
         self.split = {name: model.split(buffer) for name, buffer in self.buffers.items()}
         self.graphs: dict[torch.Size, tuple] = {}
         self.pool: Any = None
@@ -159,7 +159,7 @@ class Steps:
             self.shares[count] = on_device(share, images.device)
         if added:
             images = torch.cat([images, images.new_zeros(added, *images.shape[1:])])
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=memory_format(images))
             labels = torch.cat([labels, labels.new_zeros(added)])
         return images, labels, self.shares[count]
 
@@ -179,7 +179,7 @@ class Steps:
             loss = _cross_entropy(logits.float(), labels, share)
         loss.backward()
         with torch.no_grad():
-            # Parameters that are frozen or unused have no gradient; the step leaves them unchanged.
+            # Parameters that are unused have no gradient; the step leaves them unchanged.
             has_gradient = [parameter.grad is not None for parameter in self.parameters]
             buffers = {name: list(compress(parts, has_gradient)) for name, parts in self.split.items()}
             parameters = list(compress(self.parameters, has_gradient))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from genfl_mpi.learning.batches import augment, draw, on_device
+from genfl_mpi.learning.batches import augment, draw, memory_format, on_device
 from genfl_mpi.learning.device_streams import seeded
 from genfl_mpi.learning.steps import steps_of
 from genfl_mpi.util.errors import UserError
@@ -46,14 +46,16 @@ class Report:
 def normalise(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> torch.Tensor:
-    """Normalise uint8 images (n, C, H, W) to float32 on `device`.
+    """Normalise uint8 samples, such as images (n, C, H, W), to float32 on `device`.
 
-    Scales pixels to [0, 1], subtracts `mean` and divides by `std`, both per channel. The result has the
-    channels last in memory, the layout of the fastest kernels.
+    Scales values to [0, 1], subtracts `mean` and divides by `std`, both per channel. Without mean and std the
+    values stay as they are. The result has the layout of the fastest kernels.
     """
+    if not len(mean):
+        return on_device(images, device).float()
     offset, scale = _channels(tuple(mean), device), _channels(tuple(std), device)
     pixels = on_device(images, device).float().div_(255).sub_(offset).div_(scale)
-    return pixels.contiguous(memory_format=torch.channels_last)
+    return pixels.contiguous(memory_format=memory_format(pixels))
 
 
 @lru_cache

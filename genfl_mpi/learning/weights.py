@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 
@@ -22,37 +23,41 @@ BLOCK = 32768  # weights processed at a time: 256 KiB as float64, and 256 KiB as
 
 
 class FlatModel:
-    """A module whose parameters and floating-point buffers are views of one vector.
+    """A module whose trained parameters and floating-point buffers are views of one vector.
 
-    Such buffers are BatchNorm's mean and variance. The module's layers are replaced by those of
+    Such buffers are BatchNorm's mean and variance. Frozen parameters, with requires_grad=False, stay as they
+    were built: they are neither sent nor averaged. The module's layers are replaced by those of
     `layers.quicken`.
 
-    weights: float32 (size,), parameters first. parameters: number of parameters among them. other_buffers:
-    the other buffers, such as BatchNorm's counters; these are neither sent nor averaged, and `load` resets
-    them. cached_steps, last_steps: cache of `steps.steps_of`.
+    weights: float32 (size,), parameters first. trained: those parameters. parameters: their number.
+    other_buffers: the other buffers, such as BatchNorm's counters; these are neither sent nor averaged, and
+    `load` resets them. cached_steps, last_steps: cache of `steps.steps_of`.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu"):
         self.module = quicken(module.to(device))
         self.cached_steps: list[tuple] = []
         self.last_steps: tuple = ()
-        parameters = list(module.parameters())
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         buffers = [(owner, name) for owner, name, tensor in buffers_of(module) if tensor.is_floating_point()]
         self._initial = snapshot(entry for entry in buffers_of(module) if not entry[2].is_floating_point())
         self.other_buffers = [buffer for _, _, buffer, _ in self._initial]
         self._views: list[tuple[nn.Module, str, torch.Tensor]] = []
-        self._shapes = [p.shape for p in parameters]
-        self._names = [name for name, _ in module.named_parameters()]
+        self._shapes = [p.shape for p in self.trained]
+        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._names += [
             name
             for name, tensor in module.named_buffers(remove_duplicate=False)
             if tensor.is_floating_point()
         ]
-        self.parameters = sum(p.numel() for p in parameters)
+        self.parameters = sum(p.numel() for p in self.trained)
         size = self.parameters + sum(getattr(owner, name).numel() for owner, name in buffers)
         self.weights = torch.empty(size, device=device)
-        for parameter, view in zip(parameters, self.split(self.weights[: self.parameters])):
+        for parameter, view in zip(self.trained, self.split(self.weights[: self.parameters])):
             parameter.data = view.copy_(parameter.data)
+        for parameter in module.parameters():
+            if not parameter.requires_grad and parameter.dim() == 4:  # as in `_reshape`
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         start = self.parameters
         for owner, name in buffers:
             value = getattr(owner, name)
@@ -98,12 +103,21 @@ class FlatModel:
 
         None if the module's last parameter is not such a bias.
         """
-        return slice(self.parameters - classes, self.parameters) if self._shapes[-1] == (classes,) else None
+        ends_in_biases = bool(self._shapes) and self._shapes[-1] == (classes,)
+        return slice(self.parameters - classes, self.parameters) if ends_in_biases else None
+
+    def frozen_digest(self) -> str:
+        """Compute the SHA-256, in hexadecimal, of the frozen parameters; "" if there are none."""
+        frozen = [one for one in self.module.parameters() if not one.requires_grad]
+        digest = hashlib.sha256()
+        for parameter in frozen:
+            digest.update(parameter.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest() if frozen else ""
 
     def gradient(self) -> torch.Tensor:
         """Return the gradients as one vector (parameters,) on their device, and reset them to None."""
         vector = torch.zeros_like(self.weights[: self.parameters])
-        for parameter, part in zip(self.module.parameters(), self.split(vector)):
+        for parameter, part in zip(self.trained, self.split(vector)):
             if parameter.grad is not None:
                 part.copy_(parameter.grad)
                 parameter.grad = None

@@ -20,6 +20,7 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import measure_copy_rate
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation.preview import planned_batches
+from genfl_mpi.util.progress_bar import progress
 
 if TYPE_CHECKING:
     from genfl_mpi.config.personalisation import Personal
@@ -82,7 +83,7 @@ def calibrate(config: Config) -> Costs:
         pace = Pace(1)
         rounds: list[dict[str, Any]] = []
         start = None
-        for record in simulation:
+        for record in progress(simulation, "measure", "rounds", few.rounds):
             if start is not None:  # the first round warms up
                 samples, seconds = _trained(record)
                 pace.measure(samples, seconds, np.zeros(len(samples), dtype=int))

@@ -21,6 +21,7 @@ from genfl_mpi.mpi import collectives, devices
 from genfl_mpi.mpi.schedule import assign
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError, annotate_errors
+from genfl_mpi.util.progress_bar import progress
 from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _train_rounds(
     start = time.perf_counter()
     weights, units = adapter.weights.to("cpu", copy=True), np.zeros(len(adapter.weights), dtype=np.int64)
     total = ExactSum(units)
-    for round in range(settings.rounds):
+    for round in progress(range(settings.rounds), "fine-tuning", "rounds"):
         collectives.broadcast(comm, weights.numpy())
         units[:] = 0
         for holder, (latents, labels) in assigned.items():

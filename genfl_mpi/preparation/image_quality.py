@@ -16,6 +16,7 @@ from genfl_mpi.generation.quality import MEASURES, Judge
 from genfl_mpi.mpi import devices
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.progress_bar import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,8 @@ def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> I
     config = resolve(config, comm)
     device = devices.set_up(comm, config.runtime)
     about = datasets.describe(config.data)
+    if len(about.shape) != 3:
+        raise UserError(f"quality measures images, and the samples of data.name={config.data.name} are none")
     sets = _read_sets(Path(folder), about, config.data.name)
     start = time.perf_counter()
     arrays = datasets.load(config.data)
@@ -73,7 +76,7 @@ def quality(comm: MPI.Comm, folder: str, config: Config, counts: list[int]) -> I
                 "lower generation.min_fidelity"
             )
         yield _header("images per class")
-        for count in sorted({min(count, smallest) for count in counts}):
+        for count in progress(sorted({min(count, smallest) for count in counts}), "measure", "counts"):
             chosen = np.sort(
                 np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(about.classes))])
             )

@@ -266,7 +266,8 @@ def _create_tables(file: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[tup
             data = group.create_dataset(
                 name, (0, *shape), column.dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
             )
-            _describe(data, column, (rows, *DIMENSIONS.get(name, ())))
+            inner = DIMENSIONS.get(name, ()) if len(shape) == len(DIMENSIONS.get(name, ())) else ("place",)
+            _describe(data, column, (rows, *inner))
             columns[table, name] = data
         width = 1 + len(described)
         chunks = (max(1, 4096 // width), width)

@@ -16,6 +16,7 @@ from genfl_mpi.config import functions
 from genfl_mpi.config.loading import flat_settings
 from genfl_mpi.data import datasets
 from genfl_mpi.generation import model_folder, prompts
+from genfl_mpi.learning import library_models
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from genfl_mpi.config.settings import Config
 
+FROZEN = "model.frozen"  # stands for the model's frozen parameters, which no checkpoint holds
 DATA = "data"  # stands for the data set, for all settings on which it depends
 FOLDERS = {"generation.checkpoint", "generation.adapter"}  # unless they name a function
 
@@ -42,6 +44,8 @@ def paths(config: Config) -> dict[str, Path]:
         found["partition.groups"] = Path(split.groups)
     if config.time.trace is not None:
         found["time.trace"] = Path(config.time.trace)
+    if (weights := library_models.weights_file(config.model)) is not None:
+        found["model.weights"] = weights
     if config.generates:
         found["generation.prompts"] = prompts.prompt_file(generation.prompts)
         if not model_folder.is_function(generation.checkpoint):
@@ -51,13 +55,17 @@ def paths(config: Config) -> dict[str, Path]:
     return found
 
 
-def digests(config: Config, arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, str]:
+def digests(
+    config: Config, arrays: Mapping[str, np.ndarray] | None = None, frozen: str = ""
+) -> dict[str, str]:
     """Hash all files that a resolved `config` names and uses: {setting: SHA-256}.
 
-    arrays: those of the data set, to include it as "data". Checkpoints are read completely, once per process
+    arrays: those of the data set, to include it as "data". frozen: digest of the model's frozen parameters,
+    or "". Checkpoints are read completely, once per process
     unless a file changes. Raises UserError for unreadable files.
     """
     found = {setting: _digest(setting, path) for setting, path in paths(config).items()}
+    found |= {FROZEN: frozen} if frozen else {}
     return found if arrays is None else {**found, DATA: datasets.fingerprint(config.data, arrays)}
 
 
@@ -80,6 +88,7 @@ def check(results: Path, config: Config, before: Mapping[str, str], now: Mapping
     data = config.data
     names = {setting: f"{setting}: {path}" for setting, path in paths(config).items()}
     names[DATA] = f"{DATA}: the data set data.name={data.name} in data.root={data.root}"
+    names[FROZEN] = f"{FROZEN}: the frozen parameters of model.name={config.model.name}"
     which, have = "; ".join(names[setting] for setting in changed), "has" if len(changed) == 1 else "have"
     raise UserError(
         f"{results}: {which} {have} changed since the run began; restore it, "

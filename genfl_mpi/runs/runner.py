@@ -28,6 +28,7 @@ from genfl_mpi.results import checkpoint, disk, environment, lock, progress, rea
 from genfl_mpi.results.client_state import ClientStates
 from genfl_mpi.results.writer import Writer
 from genfl_mpi.runs import equal_runs, inputs
+from genfl_mpi.runs.loggers import Loggers, check_installed
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import counted, enumerated
 
@@ -95,6 +96,7 @@ def prepare(
             return
         try:
             disk.check_writable(path.parent)
+            check_installed(config.logging)
             split = config.partition
             datasets.check_available(
                 config.data, 0 if split.replacement else config.clients * split.min_samples
@@ -232,6 +234,9 @@ def _compute(
         view.begin(known)
         note.note_rounds([known.method, known.rounds], *known.done)
     saved, when = rounds, time.monotonic()
+    loggers = None
+    if writer and config.logging:
+        loggers = Loggers(path, config, name, rounds, simulation.about.classes, say)
     for record in simulation:
         if writer and held:
             note("results")
@@ -242,8 +247,12 @@ def _compute(
                 saved, when = record.round, time.monotonic()
             if is_new:
                 view.add(record)
+                if loggers:
+                    loggers.log(record)
                 note.note_rounds(known.done[-1])
     done = simulation.round == config.rounds
+    if loggers:
+        loggers.close()
     if writer:
         if saved < simulation.round and (simulation.left or find_memory(config)):
             _save(path, name, simulation, writer, note)
@@ -498,7 +507,7 @@ def _inputs(path: Path, simulation: Simulation, earlier: Earlier) -> dict[str, s
 
     Raises UserError if the stored rounds were computed from other inputs.
     """
-    digests = inputs.digests(simulation.config, simulation.data)
+    digests = inputs.digests(simulation.config, simulation.data, simulation.model.frozen_digest())
     if earlier.stored:
         inputs.check(earlier.source or path, simulation.config, earlier.inputs, digests)
     return digests
@@ -540,6 +549,7 @@ def _open(
         "class_names": names,
         "origin": earlier.origin,
         **({"copy_of": earlier.copy_of} if earlier.copy_of else {}),
+        **({"alphabet": simulation.about.alphabet} if simulation.about.alphabet else {}),
         "inputs": yaml.safe_dump(dict(digests)),
     }
     about = environment.describe(

@@ -54,6 +54,7 @@ PURPOSES = (
     "neighbours",
     "privacy noise",
     "noise share",
+    "search",
 )
 
 

@@ -76,8 +76,10 @@ def declare(parameters: int, config: Config) -> dict[str, Array]:
 
 
 def check(name: str, config: Config) -> None:
-    """Raise UserError for networks with BatchNorm."""
+    """Raise UserError for networks with BatchNorm, and for samples that are no images."""
     about = datasets.describe(config.data)
+    if len(about.shape) != 3:
+        raise UserError(f"algorithm.name={name} makes images, and data.name={config.data.name} has none")
     if has_batch_statistics(models.build(config.model, len(about.classes), about.shape, 0)):
         raise UserError(
             f"algorithm.name={name} supports no network with BatchNorm; set model.norm=group or another "

@@ -39,9 +39,14 @@ WHITE = 255  # of a pixel
 
 def check(config: Config, about: Description) -> None:
     """Raise UserError if a backdoor does not fit the data set."""
-    attack, classes, side = config.attack, len(about.classes), min(about.shape[1:])
+    attack, classes = config.attack, len(about.classes)
     if attack.share == 0 or attack.kind != "backdoor":
         return
+    if len(about.shape) != 3:
+        raise UserError(
+            f"attack.kind=backdoor marks images, which {config.data.name} has not; choose another kind"
+        )
+    side = min(about.shape[1:])
     if attack.target >= classes:
         raise UserError(f"attack.target={attack.target} must be less than the number of classes, {classes}")
     if attack.trigger > side:
