@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from genfl_mpi.config.sections import LocalTraining, Model
+from genfl_mpi.config.sections.local_training import LocalTraining, Model
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.training import train

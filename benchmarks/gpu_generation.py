@@ -9,7 +9,7 @@ from gpu_setting import attempt, peak_memory, reset_peak, synchronize
 from gpu_training import product_rates
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from genfl_mpi.config.sections import Generation
+from genfl_mpi.config.sections.images import Generation
 from genfl_mpi.generation import image_flops, pipeline
 from genfl_mpi.generation.pretraining import build_tokenizer
 from genfl_mpi.generation.prompts import load_prompts

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genfl_mpi.config.sections import Generation
+from genfl_mpi.config.sections.images import Generation
 from genfl_mpi.generation import image_flops
 from genfl_mpi.learning.flops import training_flops
 from genfl_mpi.learning.memory import activation_bytes

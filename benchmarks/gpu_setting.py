@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from genfl_mpi.config.sections import Runtime
+from genfl_mpi.config.sections.operation import Runtime
 from genfl_mpi.mpi import collectives, devices
 
 

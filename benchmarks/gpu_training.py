@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from floor import OPTIMIZERS, flat_step
 from gpu_setting import attempt, set_tf32, spread, synchronize, time_calls
 
-from genfl_mpi.config.sections import LocalTraining, Model
+from genfl_mpi.config.sections.local_training import LocalTraining, Model
 from genfl_mpi.learning import models
 from genfl_mpi.learning.steps import Steps
 from genfl_mpi.learning.weights import FlatModel

@@ -13,7 +13,7 @@ from torch import nn
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import LocalTraining
+from genfl_mpi.config.sections.local_training import LocalTraining
 from genfl_mpi.config.settings import Config
 from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.federation.algorithms import ALGORITHMS

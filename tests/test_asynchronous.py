@@ -11,7 +11,7 @@ from conftest import Job, mpirun
 from genfl_mpi import Simulation
 from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
-from genfl_mpi.config.time import Time
+from genfl_mpi.config.sections.time import Time
 from genfl_mpi.federation.asynchronous import coefficients, combine
 from genfl_mpi.results import reader
 

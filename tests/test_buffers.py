@@ -9,7 +9,7 @@ from conftest import mpirun
 from torch import nn
 
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import LocalTraining, Model
+from genfl_mpi.config.sections.local_training import LocalTraining, Model
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.free_riders import free_ride

@@ -10,8 +10,9 @@ import yaml
 from genfl_mpi.analysis.run_groups import PAIRED
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
+from genfl_mpi.config.defaults import GENERATORS, PROMPTS
 from genfl_mpi.config.renamed import RENAMED
-from genfl_mpi.config.settings import GENERATORS, PROMPTS, Config, fill_in, keys
+from genfl_mpi.config.settings import Config, fill_in, keys
 from genfl_mpi.data import datasets
 from genfl_mpi.generation import model_folder
 from genfl_mpi.generation.prompts import load_prompts

@@ -14,7 +14,7 @@ from PIL import Image
 
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
-from genfl_mpi.config.sections import Data, LabelSharing, Partition
+from genfl_mpi.config.sections.samples import Data, LabelSharing, Partition
 from genfl_mpi.data import datasets, label_files, public
 from genfl_mpi.data.clients import client_data, load_and_divide
 from genfl_mpi.data.corruption import degrade

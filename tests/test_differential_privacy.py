@@ -11,7 +11,7 @@ from scipy import stats
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import Model
+from genfl_mpi.config.sections.local_training import Model
 from genfl_mpi.config.settings import Config
 from genfl_mpi.federation import differential_privacy
 from genfl_mpi.federation.messages import MODEL

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genfl_mpi.config.time import Time
+from genfl_mpi.config.sections.time import Time
 from genfl_mpi.edge.events import UPDATE, Clock, read_trace, simulate, staleness_weight
 from genfl_mpi.util.errors import UserError
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from genfl_mpi.analysis import cost_figures, curves, figures, summary
 from genfl_mpi.analysis.timeline import spans, timeline
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import Data
+from genfl_mpi.config.sections.samples import Data
 from genfl_mpi.data import datasets
 from genfl_mpi.util import plotting
 

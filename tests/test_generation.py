@@ -356,7 +356,7 @@ def test_a_colour_data_set_gets_colour_images(tmp_path):
 
 def test_the_shipped_generator_draws_the_digits_it_is_asked_for(tmp_path):
     """A classifier of UCI digits, the generator's own training data, reads what was drawn."""
-    from genfl_mpi.config.sections import Model, Training
+    from genfl_mpi.config.sections.local_training import Model, Training
     from genfl_mpi.data.public import uci_digits
     from genfl_mpi.learning import models
     from genfl_mpi.learning.weights import FlatModel

@@ -12,7 +12,9 @@ from torch import nn
 
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
-from genfl_mpi.config.sections import Generation, Model, Runtime, Training
+from genfl_mpi.config.sections.images import Generation
+from genfl_mpi.config.sections.local_training import Model, Training
+from genfl_mpi.config.sections.operation import Runtime
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import client_data, load_and_divide
 from genfl_mpi.federation.messages import Broadcast, Reduction

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from genfl_mpi.cli import main
 from genfl_mpi.config import functions, loading
-from genfl_mpi.config.sections import Model
+from genfl_mpi.config.sections.local_training import Model
 from genfl_mpi.config.settings import Config
 from genfl_mpi.config.types import Section
 from genfl_mpi.generation import model_folder

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from genfl_mpi.config.sections import Model
+from genfl_mpi.config.sections.local_training import Model
 from genfl_mpi.learning import layers, models
 from genfl_mpi.learning.layers import quicken
 from genfl_mpi.learning.weights import FlatModel

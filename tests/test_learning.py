@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import LocalTraining, Model, Training
+from genfl_mpi.config.sections.local_training import LocalTraining, Model, Training
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.batches import augment, batches, draw

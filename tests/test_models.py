@@ -15,7 +15,7 @@ from torch import nn
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
-from genfl_mpi.config.sections import Model
+from genfl_mpi.config.sections.local_training import Model
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.learning import models

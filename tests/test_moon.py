@@ -76,7 +76,7 @@ def test_the_loss_pulls_features_to_the_global_models():
 
 
 def test_frozen_features_leave_the_model_unchanged_with_batchnorm():
-    from genfl_mpi.config.sections import Model
+    from genfl_mpi.config.sections.local_training import Model
 
     model = FlatModel(models.build(Model(name="resnet18"), 10, (3, 32, 32), 0))
     other = model.weights + 0.01
@@ -98,6 +98,6 @@ def test_an_unsuitable_network_is_refused(tiny, capsys):
 
 @pytest.mark.parametrize("name", ["moon_cnn", "lenet5"])
 def test_networks_for_both_arms_have_a_head(name):
-    from genfl_mpi.config.sections import Model
+    from genfl_mpi.config.sections.local_training import Model
 
     assert models.check_head(Model(name=name), 10, (1, 28, 28), "x") == {"moon_cnn": 256, "lenet5": 84}[name]

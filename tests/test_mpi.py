@@ -8,7 +8,7 @@ import pytest
 from conftest import mpirun
 from mpi4py import MPI
 
-from genfl_mpi.config.sections import Partition
+from genfl_mpi.config.sections.samples import Partition
 from genfl_mpi.data.partition import partition
 from genfl_mpi.federation.algorithms.interface import Array
 from genfl_mpi.federation.messages import Broadcast, Reduction

@@ -12,7 +12,7 @@ from PIL import Image
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
-from genfl_mpi.config.sections import Data
+from genfl_mpi.config.sections.samples import Data
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.data.femnist import CLASSES

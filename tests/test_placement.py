@@ -101,7 +101,7 @@ GROUPS = """
 import sys
 import torch
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import Runtime
+from genfl_mpi.config.sections.operation import Runtime
 from genfl_mpi.runs import runner
 from genfl_mpi.mpi import collectives, devices
 torch.cuda.device_count, torch.cuda.set_device = lambda: 2, lambda device: None

@@ -7,7 +7,8 @@ import pytest
 
 from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
-from genfl_mpi.config.sections import Generation, Model
+from genfl_mpi.config.sections.images import Generation
+from genfl_mpi.config.sections.local_training import Model
 from genfl_mpi.generation import image_flops, model_folder
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import training_flops

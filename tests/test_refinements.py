@@ -143,7 +143,7 @@ def test_the_pool_and_noise_can_replace_generated_images(tiny):
 
 
 def test_batches_use_every_image_equally_often():
-    from genfl_mpi.config.sections import Distillation
+    from genfl_mpi.config.sections.images import Distillation
 
     order = draw_batches(10, Distillation(batches=5, batch_size=4), np.random.default_rng(0))
     assert order.shape == (5, 4) and (np.bincount(order.ravel()) == 2).all()

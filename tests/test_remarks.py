@@ -36,7 +36,7 @@ def test_the_default_study_says_what_it_sets_beyond_the_overrides(overrides, set
 @pytest.mark.parametrize(
     ("given", "warning"),
     [
-        ("model.name=lenet5 model.norm=group", "model.norm (needs model.name=resnet18)"),
+        ("model.name=lenet5 model.norm=group", "model.norm (needs a network with BatchNorm)"),
         (
             "kappa.kappa2=0.3 rho.gamma=2",
             "kappa.kappa2 (needs clients that train and an augmented model); rho.gamma (needs rho.pol",
@@ -106,7 +106,7 @@ def test_what_a_setting_needs_can_be_checked_in_every_run():
 def test_a_run_starts_with_the_warning(fast, capsys):
     assert main([*fast, "rounds=1", "model.norm=group"]) == 0
     first, *others = capsys.readouterr().out.splitlines()
-    assert first == "warning: settings without effect: model.norm (needs model.name=resnet18)"
+    assert first == "warning: settings without effect: model.norm (needs a network with BatchNorm)"
     assert not [line for line in others if "warning" in line]
 
 

@@ -12,8 +12,8 @@ from genfl_mpi import Simulation
 from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
-from genfl_mpi.config.adversity import Attack, Defence
 from genfl_mpi.config.loading import single
+from genfl_mpi.config.sections.adversity import Attack, Defence
 from genfl_mpi.data import datasets
 from genfl_mpi.data.corruption import draw_attackers
 from genfl_mpi.federation.robust import attacks

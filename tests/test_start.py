@@ -12,7 +12,7 @@ from conftest import FAST
 
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import load
-from genfl_mpi.config.sections import Data
+from genfl_mpi.config.sections.samples import Data
 from genfl_mpi.data import datasets
 from genfl_mpi.results import progress, reader
 from genfl_mpi.runs import finished

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genfl_mpi.config.sections import LocalTraining, Model, Training
+from genfl_mpi.config.sections.local_training import LocalTraining, Model, Training
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.evaluation import evaluate

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
-from genfl_mpi.config.sections import LocalTraining, Model
+from genfl_mpi.config.sections.local_training import LocalTraining, Model
 from genfl_mpi.learning import models
 from genfl_mpi.learning.batched_clients import BatchedModel
 from genfl_mpi.learning.training import train

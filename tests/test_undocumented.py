@@ -10,7 +10,7 @@ import h5py
 import pytest
 import torch
 
-from genfl_mpi.config.sections import Data
+from genfl_mpi.config.sections.samples import Data
 from genfl_mpi.data import datasets
 from genfl_mpi.generation import catalogue
 from genfl_mpi.results import reader

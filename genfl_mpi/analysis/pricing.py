@@ -15,7 +15,7 @@ import numpy as np
 from genfl_mpi.analysis import cost_figures, tables
 from genfl_mpi.analysis.summary import METHOD_ORDER, distinguish, last_evaluated
 from genfl_mpi.config import loading as configuration
-from genfl_mpi.config.settings import METHOD_TITLES
+from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.config.world import World
 from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE, VOID
 from genfl_mpi.edge.placements import PLACEMENTS, Bill, draw_cohorts, price_run, scale_images

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from genfl_mpi.analysis.claims import LAST_ROUNDS
 from genfl_mpi.analysis.summary import METHOD_ORDER, distinguish
-from genfl_mpi.config.settings import METHOD_TITLES
+from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.edge.attendance import AGGREGATED
 from genfl_mpi.results.reader import open_results, read_array, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError

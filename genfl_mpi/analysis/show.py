@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 import yaml
 
+from genfl_mpi.config.composition import Composition
 from genfl_mpi.config.loading import chosen_settings
-from genfl_mpi.config.settings import Composition, Config
+from genfl_mpi.config.settings import Config
 from genfl_mpi.data.datasets import decode_texts
 from genfl_mpi.results import checkpoint, progress
 from genfl_mpi.results.reader import (

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi.config import loading
-from genfl_mpi.config.settings import METHOD_TITLES
+from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH, counted

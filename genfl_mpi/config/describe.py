@@ -9,8 +9,8 @@ from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.functions import USER_FUNCTIONS
-from genfl_mpi.config.settings import Config, as_text, section_in
-from genfl_mpi.config.types import AtMost, Needs, OneOf, Section
+from genfl_mpi.config.settings import Config, section_in
+from genfl_mpi.config.types import AtMost, Needs, OneOf, Section, as_text
 from genfl_mpi.util.text import WIDTH
 
 # Returns the names that a setting takes and that are defined outside this room: {name: one-line meaning}.

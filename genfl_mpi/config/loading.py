@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from genfl_mpi.config.renamed import new_name
-from genfl_mpi.config.search import Search, expand
-from genfl_mpi.config.settings import MACHINES, Config, as_text, fill_in, is_free, keys, section_in
-from genfl_mpi.config.types import Section
+from genfl_mpi.config.sections.search import Search, expand
+from genfl_mpi.config.settings import MACHINES, Config, fill_in, is_free, keys, section_in
+from genfl_mpi.config.types import Section, as_text
 from genfl_mpi.config.world import World
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import suggestion

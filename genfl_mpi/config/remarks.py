@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from genfl_mpi.config.loading import flatten, given_settings, load, parse, read_text
-from genfl_mpi.config.settings import Config, as_text
-from genfl_mpi.config.types import Needs, Section
+from genfl_mpi.config.settings import Config
+from genfl_mpi.config.types import Needs, Section, as_text
 from genfl_mpi.util.errors import UserError
 
 

@@ -113,3 +113,12 @@ Threads = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]  # ends of a uniform draw
+
+
+def as_text(value: Any) -> str:
+    """Return the value of a setting as text for key=value."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(as_text, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.adversity import Attack
-    from genfl_mpi.config.sections import MisbehavingClients
+    from genfl_mpi.config.sections.adversity import Attack
+    from genfl_mpi.config.sections.samples import MisbehavingClients
 
 
 def draw_misbehaving(clients: int, settings: MisbehavingClients, seed: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
     from genfl_mpi.config.settings import Config
 
 Arrays = dict[str, np.ndarray]

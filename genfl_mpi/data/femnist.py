@@ -14,7 +14,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 SIDE = 28

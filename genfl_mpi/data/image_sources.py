@@ -13,7 +13,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line, suggestion
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Columns, Data
+    from genfl_mpi.config.sections.samples import Columns, Data
 
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 TINY_IMAGENET = "tiny-imagenet-200"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
 
 # Files below data.root, in torchvision's layout: pickled batches, with the key of their labels, and labels.
 BATCHES = {

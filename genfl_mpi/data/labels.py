@@ -10,7 +10,7 @@ from genfl_mpi.data.partition import blocks
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import LabelSharing
+    from genfl_mpi.config.sections.samples import LabelSharing
     from genfl_mpi.config.world import Incentive
 
 

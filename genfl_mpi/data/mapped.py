@@ -64,6 +64,9 @@ def check(folder: Path, key: Mapping[str, Any]) -> None:
 def open_arrays(folder: Path) -> dict[str, np.ndarray]:
     """Map all arrays of a folder, read-only: {name: array}."""
     try:
-        return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob("*.npy"))}
+        return {
+            path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            for path in sorted(folder.glob("*.npy"))
+        }
     except (OSError, ValueError):
         raise UserError(f"data.arrays: {folder} is damaged; remove the folder, and run `prefetch`") from None

@@ -14,7 +14,7 @@ from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Partition
+    from genfl_mpi.config.sections.samples import Partition
 
 MAX_DRAWS = 20  # draws of the Dirichlet split before the last one is repaired
 # Clients processed at a time where arrays for all clients would take more memory than their data.

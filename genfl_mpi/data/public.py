@@ -14,7 +14,7 @@ from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
     from genfl_mpi.data.datasets import Description
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.time import Time
+    from genfl_mpi.config.sections.time import Time
 
 # A client's update, or the server's augmented model: begun, the version it starts from; start, end: s; round:
 # which aggregates it, counted from 1, 0 if none does.

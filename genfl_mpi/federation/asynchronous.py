@@ -52,8 +52,8 @@ from genfl_mpi.util.timing import Clock as Stopwatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from genfl_mpi.config.sections.time import Time
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.config.time import Time
     from genfl_mpi.federation.parts import Parts
     from genfl_mpi.federation.server import Server
     from genfl_mpi.mpi.collectives import MPI

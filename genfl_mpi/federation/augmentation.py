@@ -10,7 +10,7 @@ from genfl_mpi.util import streams
 if TYPE_CHECKING:
     import torch
 
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.federation.server_images import ServerImages
     from genfl_mpi.learning.training import Report
     from genfl_mpi.learning.weights import FlatModel

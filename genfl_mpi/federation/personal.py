@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from genfl_mpi.config.personalisation import SPLIT
+from genfl_mpi.config.sections.personalisation import SPLIT
 from genfl_mpi.learning.evaluation import chunks, evaluate
 from genfl_mpi.learning.training import settings_at_round, train
 from genfl_mpi.mpi import collectives
@@ -27,7 +27,7 @@ from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError, annotate_errors
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
     from genfl_mpi.federation.algorithms.interface import Algorithm, Tensors

@@ -27,7 +27,7 @@ from genfl_mpi.util.errors import UserError, annotate_errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.client_data import ClientData

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from genfl_mpi.config.sections import Generation
+    from genfl_mpi.config.sections.images import Generation
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 # The values in Stable Diffusion v1.5's configuration files that differ from diffusers' defaults.

@@ -17,7 +17,7 @@ from genfl_mpi.learning.weights import FlatModel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from genfl_mpi.config.sections import Finetuning
+    from genfl_mpi.config.sections.images import Finetuning
     from genfl_mpi.generation.prompts import Prompts
 
 ATTENTION = r"to_q|to_k|to_v|to_out\.0"

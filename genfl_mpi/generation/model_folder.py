@@ -25,7 +25,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line, suggestion
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 ORIGINAL = "StableDiffusionPipeline"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from genfl_mpi.config.sections import Generation
+    from genfl_mpi.config.sections.images import Generation
 
 ADAPTED = ("unet", "transformer")  # the parts of a pipeline that an adapter modifies
 # What an adapter's file may set besides its tensors. All other settings must have peft's defaults, because

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from genfl_mpi.config.sections import Pretraining
+    from genfl_mpi.config.sections.images import Pretraining
     from genfl_mpi.generation.prompts import Prompts
 
 IMAGE_SIZE = 32  # pixels per side of the autoencoder's images

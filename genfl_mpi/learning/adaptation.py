@@ -15,7 +15,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Model
+    from genfl_mpi.config.sections.local_training import Model
 
 MAX_GROUPS = 32  # of a GroupNorm (Wu and He 2018)
 

@@ -27,7 +27,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import LocalTraining
+    from genfl_mpi.config.sections.local_training import LocalTraining
 
 # Layers that draw random numbers during training.
 RANDOM_LAYERS = (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
 
 Counts = TypeVar("Counts", int, np.ndarray)
 

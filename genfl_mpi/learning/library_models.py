@@ -13,7 +13,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line, suggestion
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Model
+    from genfl_mpi.config.sections.local_training import Model
 
 PRETRAINED = "pretrained"  # as model.weights: the library's weights, from its cache
 CHANNELS = 3  # of the images that these networks take

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
 
 FLOAT, UNIT = 4, 8  # bytes of a weight, and of its entry in the exact sum
 

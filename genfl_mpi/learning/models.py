@@ -23,7 +23,7 @@ from genfl_mpi.util.errors import UserError, user_line
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Model
+    from genfl_mpi.config.sections.local_training import Model
 
 Shape = tuple[int, ...]  # of a sample: (C, H, W) of an image
 Constructor = Callable[..., nn.Module]

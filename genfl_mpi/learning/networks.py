@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Model
+    from genfl_mpi.config.sections.local_training import Model
 
 VIT_WIDTH, VIT_DEPTH, VIT_HEADS = 192, 6, 3
 

@@ -16,7 +16,7 @@ from genfl_mpi.learning.device_streams import stream_of
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.learning.weights import FlatModel
 
 MAX_GRAPHS = 64  # batch shapes with a graph of their own; steps on further shapes run eagerly

@@ -20,7 +20,7 @@ from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.learning.steps import Loss
     from genfl_mpi.learning.weights import FlatModel
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genfl_mpi.config.settings import Composition
+from genfl_mpi.config.composition import Composition
 from genfl_mpi.data import datasets
 from genfl_mpi.federation.messages import NO_RANK
 from genfl_mpi.federation.simulation import Simulation
@@ -23,7 +23,7 @@ from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.util.progress_bar import progress
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.personalisation import Personal
+    from genfl_mpi.config.sections.personalisation import Personal
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.records import Record
 

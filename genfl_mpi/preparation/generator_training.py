@@ -27,7 +27,7 @@ from genfl_mpi.util.text import counted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from genfl_mpi.config.sections import Finetuning
+    from genfl_mpi.config.sections.images import Finetuning
     from genfl_mpi.config.settings import Config
     from genfl_mpi.generation.lora import Adapter
     from genfl_mpi.generation.prompts import Prompts

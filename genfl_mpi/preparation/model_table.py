@@ -20,7 +20,7 @@ from genfl_mpi.util.text import first_line
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from genfl_mpi.config.sections import Training
+    from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
 

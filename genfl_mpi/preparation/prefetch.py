@@ -12,7 +12,7 @@ from genfl_mpi.util.progress_bar import progress_bar
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
     from genfl_mpi.config.settings import Config
 
 

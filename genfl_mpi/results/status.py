@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from genfl_mpi.config.settings import METHOD_TITLES
+from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.results import progress, reader
 from genfl_mpi.util.errors import UserError
 

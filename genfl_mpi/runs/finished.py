@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from genfl_mpi.config.sections import Runtime
+    from genfl_mpi.config.sections.operation import Runtime
     from genfl_mpi.config.settings import Config
 
 

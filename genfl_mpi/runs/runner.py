@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     import h5py
 
-    from genfl_mpi.config.sections import Checkpoint, Data, Runtime
+    from genfl_mpi.config.sections.operation import Checkpoint, Runtime
+    from genfl_mpi.config.sections.samples import Data
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
     from genfl_mpi.mpi.signals import Signals

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from genfl_mpi.config.sections import Data
+    from genfl_mpi.config.sections.samples import Data
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
     from genfl_mpi.mpi.signals import Signals

@@ -24,7 +24,7 @@ from genfl_mpi.learning.device_streams import seeded
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.sections import Distillation
+    from genfl_mpi.config.sections.images import Distillation
     from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.refinements.tools import Tools
     from genfl_mpi.learning.weights import FlatModel

@@ -27,7 +27,7 @@ from genfl_mpi.util.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from genfl_mpi.config.adversity import Attack
+    from genfl_mpi.config.sections.adversity import Attack
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.datasets import Description
     from genfl_mpi.federation.transforms.chain import Sender, Transform

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from genfl_mpi.config.adversity import CRAFTED
+from genfl_mpi.config.sections.adversity import CRAFTED
 from genfl_mpi.federation.messages import MODEL, NO_RANK
 from genfl_mpi.federation.policies import needs_of
 from genfl_mpi.federation.robust.attacks import craft

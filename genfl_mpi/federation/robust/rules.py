@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from genfl_mpi.config.adversity import assumed_attackers
+from genfl_mpi.config.sections.adversity import assumed_attackers
 
 if TYPE_CHECKING:
-    from genfl_mpi.config.adversity import Defence
+    from genfl_mpi.config.sections.adversity import Defence
 
 DIGITS = 12  # scores that agree to so many digits of the largest are equal
 SMOOTHING = 1e-6  # of RFA: smallest distance that a member counts with (Pillutla et al. 2022, nu)

@@ -1,11 +1,17 @@
 """Sections of settings for clients that attack, and for the server's defence."""
 
+from __future__ import annotations
+
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from genfl_mpi.config.composition import because
 from genfl_mpi.config.types import Count, Natural, Needs, Number, Positive, Section, Share, needs
+
+if TYPE_CHECKING:
+    from genfl_mpi.config.settings import Config
 
 CRAFTED = ("alie", "inner_product")  # attacks that use the other members' models
 ATTACKERS = Needs("attack.share above 0", lambda _, attack: attack.share > 0)
@@ -90,3 +96,27 @@ def uses_slices(attack: Attack, defence: Defence) -> bool:
 def assumed_attackers(defence: Defence, members: int) -> int:
     """Return how many of a cohort's members the defence assumes to attack, rounded up."""
     return math.ceil(defence.share * members - 1e-9)  # 0.2 * 15 is 3.0000000000000004
+
+
+def check_defence(config: Config) -> None:
+    """Refuse a defence that the cohort is too small for, or that has no root of trust."""
+    name, cohort, assumed = (
+        config.defence.name,
+        config.cohort,
+        assumed_attackers(config.defence, config.cohort),
+    )
+    if name == "trimmed_mean" and cohort <= 2 * assumed:
+        raise ValueError(
+            f"defence.share={config.defence.share:g} trims all of a cohort of {cohort}: {assumed} on each "
+            "side; reduce it, or enlarge cohort"
+        )
+    if name in ("krum", "multi_krum") and cohort < assumed + 3:
+        raise ValueError(
+            f"defence.name={name} needs a cohort of at least {assumed + 3}, 3 more than the {assumed} of "
+            "defence.share; enlarge cohort, or reduce the share"
+        )
+    if name == "fltrust" and not config.augments:
+        raise ValueError(
+            "defence.name=fltrust compares the clients with the augmented model, and "
+            f"{because(config, 'images')} has none; set method=genfl, or method=pool for real images"
+        )
