@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from genfl_mpi.config.functions import MODEL_LIBRARIES
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line, suggestion
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from genfl_mpi.config.sections.local_training import Model
 
 PRETRAINED = "pretrained"  # as model.weights: the library's weights, from its cache
@@ -124,6 +123,8 @@ def _torchvision_weights(name: str) -> Any:
 
 
 def _cached_torchvision(name: str) -> Path:
+    import torch  # imported late: a finished sweep is recognised without it
+
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     return folder / _torchvision_weights(name).url.rpartition("/")[2]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from genfl_mpi.config.loading import differing_settings, flat_settings, to_yaml, validate, varied_settings
+from genfl_mpi.config.loading import to_yaml, validate
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
@@ -24,18 +23,24 @@ from genfl_mpi.generation.generator import Generator
 from genfl_mpi.generation.prompts import load_prompts
 from genfl_mpi.learning import models
 from genfl_mpi.mpi import collectives, devices, launchers
-from genfl_mpi.results import checkpoint, disk, environment, lock, progress, reader, sealed_files, status
+from genfl_mpi.results import checkpoint, disk, environment, lock, progress, reader, status
 from genfl_mpi.results.client_state import ClientStates
 from genfl_mpi.results.writer import Writer
-from genfl_mpi.runs import equal_runs, inputs
+from genfl_mpi.runs import inputs
+from genfl_mpi.runs.earlier import (
+    Earlier,
+    Fork,
+    Say,
+    copy_equal_run,
+    find_earlier,
+    read_kept_rounds,
+)
 from genfl_mpi.runs.loggers import Loggers, check_installed
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import counted, enumerated
+from genfl_mpi.util.text import enumerated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import h5py
 
     from genfl_mpi.config.sections.operation import Checkpoint, Runtime
     from genfl_mpi.config.sections.samples import Data
@@ -44,39 +49,7 @@ if TYPE_CHECKING:
     from genfl_mpi.mpi.signals import Signals
     from genfl_mpi.runs.display import Lines
 
-    Fork = tuple[Path, int]  # results file and round
-    Say = Callable[[str], None]
     Load = Callable[[Data], dict[str, np.ndarray]]
-
-
-@dataclass
-class Earlier:
-    """State from an earlier start of the run, or from the run of which it is a fork.
-
-    finished: whether that run is complete. rounds: number of rounds after which to continue. weights: after
-    those rounds. state: of the server. tables: stored rows of all finished rounds; rounds after `rounds` have
-    no checkpoint and are recomputed and compared. origin: file and round of which the run is a fork, as text.
-    source, source_run: that file and the id of its run, until the fork has a results file. inputs: digests of
-    the inputs. run: id of the run, a new one at its first start. copy_of: results file of an equal run whose
-    rounds it copied, as text.
-    """
-
-    finished: bool = False
-    rounds: int = 0
-    weights: np.ndarray | None = None
-    state: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)
-    origin: str = ""
-    source: Path | None = None
-    source_run: str = ""
-    inputs: dict = field(default_factory=dict)
-    run: str = field(default_factory=sealed_files.new_run_id)
-    copy_of: str = ""
-
-    @property
-    def stored(self) -> int:
-        """The number of rounds in `tables`."""
-        return len(self.tables["rounds"]["round"]) if self.tables else 0
 
 
 def prepare(
@@ -122,7 +95,7 @@ def prepare(
             digests = inputs.digests(config)  # refuses unreadable files now
             if exists:
                 with reader.open_results(path) as file, reader.report_damage(path):
-                    _kept_rounds(path, file, config, fork, lambda line: None)
+                    read_kept_rounds(path, file, config, fork, lambda line: None)
             elif fork:
                 with reader.open_results(fork[0]) as file, reader.report_damage(fork[0]):
                     inputs.check(fork[0], config, inputs.stored(file, config), digests)
@@ -199,7 +172,7 @@ def _compute(
     copied = None
     if others and not rounds:
         copied = collectives.call_on_all(
-            comm, lambda: None if comm.rank else _copied(simulation, digests, earlier, others)
+            comm, lambda: None if comm.rank else copy_equal_run(simulation, digests, earlier, others)
         )
         rounds = comm.bcast(copied.rounds if copied else 0)
     if copied:
@@ -354,11 +327,6 @@ def _copy_states(simulation: Simulation, earlier: Earlier) -> None:
     states, server = simulation.client_states, simulation.server
     if not (earlier.source and states and server):
         return
-    if "locations" not in earlier.state:
-        raise UserError(
-            f"{earlier.source}: an older version stored the clients' states of this run in other files, from "
-            "which it cannot be forked; repeat the run with --fresh"
-        )
     others = ClientStates(earlier.source.with_suffix(".variates"), states.shapes, earlier.source_run)
     trained, locations = (earlier.state[name] for name in ("trained", "locations"))
     server.locations = states.compact(earlier.rounds, trained, locations, others)
@@ -394,7 +362,7 @@ def _begin(
     held, note = held or lock.Lock(path), None  # first, so that no other job changes the files read here
     try:
         held.check()  # --fresh took it long ago, before the preceding runs
-        earlier = _earlier(path, config, fork, say)
+        earlier = find_earlier(path, config, fork, say)
         if earlier.finished and earlier.rounds == config.rounds:
             progress.clear(path)
         else:
@@ -408,101 +376,6 @@ def _begin(
             held.release()
 
 
-def _earlier(path: Path, config: Config, fork: Fork | None, say: Say) -> Earlier:
-    """Return the state that `config` continues. Raises UserError if it cannot."""
-    if not path.exists():
-        return _forked(*fork, config, say) if fork else Earlier()
-    with reader.open_results(path) as file, reader.report_damage(path):
-        earlier = _kept_rounds(path, file, config, fork, say)
-        rows = reader.count_rounds(file)
-        is_unfinished = rows and not (earlier.finished and earlier.rounds == config.rounds)
-        return replace(earlier, tables=reader.read_tables_until(file, rows)) if is_unfinished else earlier
-
-
-def _kept_rounds(path: Path, file: h5py.File, config: Config, fork: Fork | None, say: Say) -> Earlier:
-    """Return the state, without tables, in an open results file.
-
-    Raises UserError if `config` cannot continue the run.
-    """
-    both = reader.read_config(file), config.model_dump(mode="json")
-    stored, wanted = map(flat_settings, both)
-    differing = differing_settings(*both)
-    chosen = set(varied_settings(both)) if differing else set()  # settings that do not follow from others
-    differences = [
-        f"{key} was {stored.get(key)} and is {wanted.get(key)}"
-        for key in ([key for key in differing if key in chosen] or differing)
-    ]
-    rows, finished, run = reader.count_rounds(file), reader.is_finished(file), reader.read_run_id(file)
-    if differences and not rows:
-        return Earlier()
-    if differences:
-        raise UserError(
-            f"{path} holds a run of another configuration: {'; '.join(differences)}. "
-            "Set another `output`, or start over with --fresh, which moves the old files aside"
-        )
-    before = inputs.stored(file, config)
-    if rows:
-        inputs.check(path, config, before, inputs.digests(config))
-    origin = file["config"].attrs.get("origin", "")
-    if fork and origin != _origin(*fork):
-        raise UserError(f"{path} already exists and is not a fork of {_origin(*fork)}; set another `output`")
-    rounds, weights, state = checkpoint.load(path, run, say)
-    if finished and rounds != rows:
-        rounds, weights, state = rows, reader.read_array(file, "weights"), {}
-        if rows < config.rounds and (owner := find_memory(config)):
-            raise UserError(
-                f"{path}: the run cannot be continued without the memory of {owner}, which was in "
-                f"the missing {checkpoint.path_for(path).name}; set another `output`, or start over with "
-                "--fresh"
-            )
-    if rounds > rows:
-        raise UserError(
-            f"{checkpoint.path_for(path)}: a checkpoint of round {rounds}, but {path.name} has "
-            f"only {counted(rows, 'round')}, like an older copy; move the checkpoint away"
-        )
-    if rows > config.rounds:
-        raise UserError(
-            f"{path} already holds {rows} rounds, more than rounds={config.rounds}; set another `output`"
-        )
-    copy_of = file["config"].attrs.get("copy_of", "")
-    return Earlier(finished, rounds, weights, state, origin=origin, inputs=before, run=run, copy_of=copy_of)
-
-
-def _forked(path: Path, round: int, config: Config, say: Say) -> Earlier:
-    """Return the state after a round of the run in the results file `path`, for a fork with `config`.
-
-    Raises UserError if the round has no checkpoint.
-    """
-    with reader.open_results(path) as file, reader.report_damage(path):
-        run = reader.read_run_id(file)
-        found, weights, state = checkpoint.load(path, run, say, round=round)
-        remembers = find_memory(validate(reader.read_config(file), str(path)))
-        if not found and not remembers and reader.is_finished(file) and round == reader.count_rounds(file):
-            weights = reader.read_array(file, "weights")
-        elif not found:
-            available = ", ".join(map(str, checkpoint.list_rounds(path))) or "none"
-            raise UserError(
-                f"{path} has no checkpoint of round {round} (available: {available}); "
-                "a run with checkpoint.keep=1 keeps all"
-            )
-        return Earlier(
-            False,
-            round,
-            weights,
-            state,
-            reader.read_tables_until(file, round),
-            _origin(path, round),
-            path,
-            run,
-            inputs.stored(file, config),
-        )
-
-
-def _origin(path: Path, round: int) -> str:
-    """Describe the origin of a fork, as stored in its results file."""
-    return f"{path} at round {round}"
-
-
 def _inputs(path: Path, simulation: Simulation, earlier: Earlier) -> dict[str, str]:
     """Hash all inputs of the run, including the loaded data set.
 
@@ -512,21 +385,6 @@ def _inputs(path: Path, simulation: Simulation, earlier: Earlier) -> dict[str, s
     if earlier.stored:
         inputs.check(earlier.source or path, simulation.config, earlier.inputs, digests)
     return digests
-
-
-def _copied(
-    simulation: Simulation,
-    digests: Mapping[str, str],
-    earlier: Earlier,
-    others: Sequence[tuple[Path, Config]],
-) -> Earlier | None:
-    """Return `earlier` with the rounds of an equal finished run, or None. On rank 0."""
-    if earlier.stored or earlier.copy_of or not (found := equal_runs.find(simulation, digests, others)):
-        return None
-    source, tables, weights = found
-    return replace(
-        earlier, rounds=simulation.config.rounds, weights=weights, tables=tables, copy_of=str(source)
-    )
 
 
 def _open(
