@@ -165,6 +165,7 @@ def test_the_figure_shows_the_distribution_over_clients(tmp_path):
         (["personal.method=ditto", "algorithm.name=scaffold"], "keeps a state of each client, and so does"),
         (["personal.method=fedper", "training.clients_per_batch=2"], "needs training.clients_per_batch=1"),
         (["personal.method=fedper", "personal.layers=99"], "the model has only"),
+        (["personal.method=fedrep", "model.trained=head"], "are all that is trained with model.trained=head"),
     ],
 )
 def test_what_does_not_fit_is_one_line(run, message, fast, capsys):

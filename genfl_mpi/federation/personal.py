@@ -25,6 +25,7 @@ from genfl_mpi.learning.training import settings_at_round, train
 from genfl_mpi.mpi import collectives
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError, annotate_errors
+from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections.local_training import Training
@@ -66,6 +67,13 @@ class Personalisation:
     def __init__(self, config: Config, model: FlatModel) -> None:
         self.config, self.model, self.settings = config, model, config.personal
         count = _last_layers(model, self.settings.layers) if self.settings.method in SPLIT else 0
+        if count == model.parameters:
+            last = counted(self.settings.layers, "layer")
+            raise UserError(
+                f"personal.method={self.settings.method} keeps the last {last} at the clients, which "
+                f"are all that is trained with model.trained={config.model.trained}; "
+                "reduce personal.layers, or set model.trained=all"
+            )
         self.head = slice(model.parameters - count, model.parameters)
         self.shapes: dict[str, tuple[int, ...]] = {}
         if self.settings.keeps_state:
