@@ -373,5 +373,5 @@ def test_the_shipped_worlds_can_be_read():
     from pathlib import Path
 
     files = sorted(Path(__file__).parents[1].glob("configs/worlds/*.yaml"))
-    assert [file.stem for file in files] == ["campus", "city", "rural"]
-    assert len({loading.load_world(file) for file in files}) == 3
+    assert [file.stem for file in files] == ["campus", "city", "highway", "rural"]
+    assert len({loading.load_world(file) for file in files}) == 4

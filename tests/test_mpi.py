@@ -92,7 +92,7 @@ def test_messages_are_views_of_one_buffer_and_do_not_grow_with_clients():
         and (down.weights == 1).all()
         and down.arrays["control"].shape == (10, 3)
     )
-    assert down.buffer.nbytes < 4 * 1031 + 5 * 24 + 32
+    assert down.buffer.nbytes < 4 * 1031 + 5 * 24 + 64
     up.clients[4, 2], up.sums["change"][3, 1] = 1.5, 7
     other = Reduction(1001, 5, 3, {"change": Array((4, 2), "sum")})
     other.clients[1, 1], other.sums["model"][1000] = -2.5, 9

@@ -29,7 +29,7 @@ def joules(twelve):
     return Simulation(overrides=twelve).server.world.forecast(0).joules
 
 
-@pytest.mark.parametrize("policy", SELECTION)
+@pytest.mark.parametrize("policy", [name for name in SELECTION if name != "poisson"])  # fixed cohorts
 def test_when_the_pay_is_enough_for_all_nothing_changes(policy, twelve):
     twelve = [*twelve, f"selection.policy={policy}", "rounds=3", "world.deadline_s=10"]
     free, _ = run(*twelve)
@@ -38,7 +38,7 @@ def test_when_the_pay_is_enough_for_all_nothing_changes(policy, twelve):
     assert [record.columns["clients_available"] for record in records] == [12] * 3
 
 
-@pytest.mark.parametrize("policy", SELECTION)
+@pytest.mark.parametrize("policy", [name for name in SELECTION if name != "poisson"])  # fixed cohorts
 def test_whom_a_round_would_cost_more_is_not_selected(policy, twelve):
     costs = joules(twelve)
     base = float(np.median(costs))

@@ -153,7 +153,7 @@ def test_plan_predicts_a_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
 def test_plan_from_a_calibration(fast, capsys):
     assert main(["plan", *fast, "model.norm=group", "-n", "4", "--nodes", "2"]) == 0
     warning, said = capsys.readouterr().out.split("\n", 1)
-    assert warning == "warning: settings without effect: model.norm (needs model.name=resnet18)"
+    assert warning == "warning: settings without effect: model.norm (needs a network with BatchNorm)"
     for text in (
         "samples/s in training",
         "4 ranks on 2 nodes",

@@ -169,7 +169,7 @@ def test_the_world_prices_dense_masked_uploads(fast):
         [record] = simulation
     weights = len(simulation.weights)
     one = phase_bytes(weights + 1, 3, None)
-    assert worlds["plain"].upload_bytes is None and worlds["plain"].protocol_bytes == 0
+    assert worlds["plain"].upload_bytes == 4 * weights and worlds["plain"].protocol_bytes == 0
     assert (
         worlds["secure"].upload_bytes == one.up > 8 * weights and worlds["secure"].protocol_bytes == one.down
     )

@@ -83,7 +83,7 @@ def models(arguments: Sequence[str]) -> int:
     return launch.on_all_ranks(lambda: loading.load(None, ["method=fedavg", *overrides]), command)
 
 
-@launch.config_command()
+@launch.config_command(needs=())
 def partition(
     comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say
 ) -> Iterator[str]:
