@@ -103,8 +103,6 @@ SETTINGS = {
     "probes.every": ["null", 2],
     "audit": ["false", "true"],
     "evaluation.batch_size": [100, 7],
-    "evaluation.every": [1, 2],
-    "evaluation.subset": [0, 30],
     "generation.ranks": ["all", "server", 2],
     "transforms": ["[]", "[clip]", "[qsgd]", "[top_k]"],
     "attack.share": [0, 0, 0.5],
