@@ -98,7 +98,7 @@ def test_the_readme_is_short_and_has_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     for extras, command in (
-        ("mpich", ".venv/bin/mpirun -n 4 .venv/bin/python -m genfl_mpi"),
+        ("mpich", ".venv/bin/mpirun -n 2 .venv/bin/python -m genfl_mpi"),
         ("mpich,test", ".venv/bin/python -m pytest -n 2"),
     ):
         install = f'python3 -m venv .venv && .venv/bin/pip install -q ".[{extras}]"'
