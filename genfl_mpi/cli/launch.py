@@ -81,13 +81,10 @@ def add_choice(
     )
 
 
-def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the option for a command's figure, by default the file `default`."""
+def add_output(parser: argparse.ArgumentParser, name: str, what: str = "figure, .png, .pdf or .svg") -> None:
+    """Add the option for the file that a command writes, by default `name` beside the results."""
     parser.add_argument(
-        "-o",
-        "--output",
-        default=default,
-        help="file of the figure, .png, .pdf or .svg (default: %(default)s in the current folder)",
+        "-o", "--output", help=f"file of the {what} (default: {name} beside the first results file)"
     )
 
 

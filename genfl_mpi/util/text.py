@@ -41,6 +41,17 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
+def scale(largest: float, unit: str) -> tuple[float, str]:
+    """Return a factor and its unit in which `largest` is at least 1 where possible: (1e3, "kJ").
+
+    Seconds have no prefix.
+    """
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if largest >= factor and unit != "s":
+            return factor, prefix + unit
+    return 1.0, unit
+
+
 def suggestion(word: str, names: Iterable[str]) -> str:
     """Return "; did you mean NAME?" with the name closest to a misspelt word, or "" if none is close."""
     near = difflib.get_close_matches(word, list(names), n=1)
