@@ -403,3 +403,28 @@ def test_columns_align_with_and_without_a_deviation(monkeypatch):
     monkeypatch.setattr(summary, "groups", lambda paths: (groups[2:], {}))
     head, row = [*summary.table([])][:2]
     assert row.index("25.50") + 5 == head.index("(%)") + 3, "right-aligned under its heading"
+
+
+def test_bands_stay_within_what_a_column_can_be():
+    mean, deviation = np.array([50.0, 98.0]), np.array([60.0, 5.0])
+    assert [edge.tolist() for edge in curves.band("accuracy", mean, deviation)] == [[0, 93], [100, 100]]
+    low, high = curves.band("loss", np.array([0.5]), np.array([0.7]))
+    assert (low, high) == (0, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"),
+    [
+        (1, [1]),
+        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (21, [1, 5, 10, 15, 21]),
+        (25, [1, 5, 10, 15, 20, 25]),
+        (100, [1, 20, 40, 60, 80, 100]),
+    ],
+)
+def test_ticks_of_rounds_include_the_first_and_the_last(last, ticks):
+    assert plotting.round_ticks(last) == ticks
+
+
+def test_the_last_round_is_labelled(paths):
+    assert curves.accuracy(paths).axes[0].get_xticks().tolist() == [1, 2]

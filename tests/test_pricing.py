@@ -297,8 +297,9 @@ def test_all_but_the_images_of_a_users_generator_is_priced(tmp_path, tiny, capsy
         return said, [line.split() for line in said.splitlines() if line.startswith("  ") and "%" not in line]
 
     said, _ = price()
-    assert f"not counted: generating images, as the cost of {__name__}:constant_images is unknown; set server" in (
-        " ".join(said.split())
+    assert (
+        f"not counted: generating images, as the cost of {__name__}:constant_images is unknown; set server"
+        in (" ".join(said.split()))
     )
     assert (results / "price.png").exists() and f"accuracy against costs: {results}/price.png" in said
     assert [path.name for path in tmp_path.glob("*.png")] == []  # the current folder

@@ -66,6 +66,7 @@ FORMATS: dict[str, dict[str, None] | None] = {
 }
 MAX_CLIENTS = 200  # in a figure of the partition
 MAX_CLASSES = 20  # with a separate row or label
+MAX_ROUND_TICKS = 8
 MAX_LOG_TICKS = 4  # with a label, in a narrow panel
 
 P = ParamSpec("P")
@@ -128,6 +129,15 @@ def panels(count: int, height: float, xlabel: str, ylabel: str, **more: Any) -> 
 def mark_integers(axis: Axis) -> None:
     """Put ticks at whole numbers only: of rounds, or of clients."""
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def round_ticks(last: int, most: int = MAX_ROUND_TICKS) -> list[int]:
+    """Return up to `most` ticks for rounds 1 to `last`, both included: 1, 5, 10, 15, 21."""
+    if last <= most:
+        return list(range(1, last + 1))
+    steps = (digit * 10**power for power in range(10) for digit in (1, 2, 5))
+    step = next(step for step in steps if last / step <= most - 1)
+    return [1, *(tick for tick in range(step, last, step) if min(tick - 1, last - tick) > step / 2), last]
 
 
 class Curve(NamedTuple):
