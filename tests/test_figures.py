@@ -202,8 +202,11 @@ def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
 
 def test_costs_are_means_over_rounds(paths):
     above, below = cost_figures.measured(paths).axes
+    phases = [label.get_text().replace(" ", "_") for label in above.get_yticklabels()]
+    assert phases == [one for one in cost_figures.PHASES if one in phases]
+    assert "generate" in phases and "send" not in phases  # no row of zeros
     for axes, names, unit in (
-        (above, cost_figures.PHASES, "seconds"),
+        (above, phases, "seconds"),
         (below, cost_figures.MESSAGES, "bytes"),
     ):
         bars = [bar.get_width() for bar in axes.patches]
@@ -428,3 +431,15 @@ def test_ticks_of_rounds_include_the_first_and_the_last(last, ticks):
 
 def test_the_last_round_is_labelled(paths):
     assert curves.accuracy(paths).axes[0].get_xticks().tolist() == [1, 2]
+
+
+def test_own_images_have_the_name_of_their_folder():
+    assert summary.data_name({"data.name": "folder", "data.root": "/data/shapes"}) == "shapes"
+    assert summary.data_name({"data.name": "cifar10", "data.root": "/data"}) == "cifar10"
+
+
+def test_colours_that_are_dim_on_a_dark_ground_are_lighter():
+    with plotting.on_dark():
+        assert plotting.tinted(plotting.COLOURS["FedAvg"], 0) != plotting.COLOURS["FedAvg"]
+        assert plotting.tinted(plotting.COLOURS["GenFL"], 0) == plotting.COLOURS["GenFL"]
+    assert plotting.tinted(plotting.COLOURS["FedAvg"], 0) == plotting.COLOURS["FedAvg"]

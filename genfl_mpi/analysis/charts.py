@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from genfl_mpi.analysis.cost_figures import MESSAGES, PHASES
+from genfl_mpi.analysis.cost_figures import MESSAGES, present_phases
 from genfl_mpi.analysis.curves import band, until_next_evaluation
 from genfl_mpi.analysis.summary import Group
 from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, round_ticks, tinted
@@ -139,7 +139,7 @@ def _classes(groups: Sequence[Group]) -> list[Chart]:
 def _costs(groups: Sequence[Group]) -> list[Chart]:
     """Return bars of the seconds of each phase, and of the bytes of each message."""
     return [
-        _bars(groups, PHASES, "seconds", "seconds per round", "%{x:.4g} s"),
+        _bars(groups, present_phases(groups), "seconds", "seconds per round", "%{x:.4g} s"),
         _bars(groups, MESSAGES, "bytes", "bytes per round", "%{x:,} B"),
     ]
 

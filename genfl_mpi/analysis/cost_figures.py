@@ -62,9 +62,10 @@ def measured(paths: Sequence[Path]) -> Figure:
     """
     found, _ = groups(paths)
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
-    figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
+    phases = present_phases(found)
+    figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(phases), len(MESSAGES) + 0.5))
     for axes, names, unit, label in (
-        (above, PHASES, "seconds", "seconds per round"),
+        (above, phases, "seconds", "seconds per round"),
         (below, MESSAGES, "bytes", "message size"),
     ):
         thick = 0.8 / len(found)
@@ -90,9 +91,14 @@ def measured(paths: Sequence[Path]) -> Figure:
         axes.set_axisbelow(True)
     below.xaxis.set_major_formatter(EngFormatter("B"))
     below.locator_params(axis="x", nbins=5)
-    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)))
+    figure.set_figheight(1.0 + 0.05 * (len(phases) + len(MESSAGES)) * (1 + len(found)))
     legend_below(figure, *above.get_legend_handles_labels())
     return figure
+
+
+def present_phases(found: Sequence[Group]) -> list[str]:
+    """Return the PHASES that at least one group spent time in."""
+    return [name for name in PHASES if any((_column(group, f"{name}_seconds") > 0).any() for group in found)]
 
 
 def _column(group: Group, name: str) -> np.ndarray:

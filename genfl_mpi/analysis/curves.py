@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from genfl_mpi.analysis.summary import Group, groups
+from genfl_mpi.analysis.summary import Group, data_name, groups
 from genfl_mpi.util.plotting import (
     COLOURS,
     LINE_STYLES,
@@ -135,7 +135,7 @@ def band(name: str, mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray
 
 def _title(common: dict[str, Any]) -> str:
     """Name data set, clients and partition, as far as all runs share them."""
-    parts = [str(common[key]) for key in ("data.name",) if key in common]
+    parts = [data_name(common)] if "data.name" in common else []
     parts += [f"{common['clients']} clients"] if "clients" in common else []
     if common.get("partition.scheme") == "dirichlet" and "partition.alpha" in common:
         parts.append(f"Dirichlet({common['partition.alpha']:g})")

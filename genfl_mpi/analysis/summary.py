@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ METHOD_ORDER = {title: number for number, title in enumerate(METHOD_TITLES.value
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # If these vary and several methods are compared, a figure has one panel per value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
+FOLDERS = ("folder", "client_folders")  # data.name
 HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds{}  seeds"
 
 
@@ -162,6 +163,12 @@ def distinguish(
         )
         for flat in flats
     ], common
+
+
+def data_name(flat: Mapping[str, Any]) -> str:
+    """Return the data set of flat settings; that of images in folders has the name of the folder."""
+    name = str(flat["data.name"])
+    return Path(flat["data.root"]).resolve().name if name in FOLDERS and flat.get("data.root") else name
 
 
 def list_varied(configs: Sequence[dict[str, Any]]) -> list[str]:

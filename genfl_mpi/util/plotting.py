@@ -34,6 +34,8 @@ COLOURS = {
     "fine-tuned on images": "#999933",
     "distilled on images": "#332288",
 }
+# The dark ones of these, lighter: for a dark background.
+DARK_COLOURS = {"#0072B2": "#4AA3E0", "#882255": "#D0709A", "#332288": "#9A8FE8", "#D55E00": "#EE7F2D"}
 LINE_STYLES = ("-", "--", ":", "-.")
 HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, in place of line styles; drawn in the background colour
 MAX_LEGEND_LINE = 54  # characters
@@ -224,6 +226,8 @@ def tinted(colour: str, number: int) -> str | tuple[float, ...]:
     The first len(LINE_STYLES) groups have the colour itself and differ in line style or hatch; the next ones
     are lighter, and those after them have more contrast to the background.
     """
+    if dark.get():
+        colour = DARK_COLOURS.get(colour, colour)
     shades: tuple[tuple[int, float], ...] = ((0, 0), (1, 0.55), (1, 0.85) if dark.get() else (0, 0.5))
     towards, share = shades[number // len(LINE_STYLES) % 3]
     return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
