@@ -13,6 +13,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.sections import Data
 from genfl_mpi.data import datasets
 from genfl_mpi.util import plotting
+from genfl_mpi.util.text import enumerated
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +342,7 @@ def test_cost_panels_keep_their_height(worlds):
         assert 2 <= len(labels) <= plotting.MAX_LOG_TICKS and {"10", "100"} <= set(labels)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg", "GenFL", "AIGC-only"]
     titles = [axes.get_title() for axes in figure.axes]
-    assert sum("AIGC-only: none" in title for title in titles) == len(worlds)
+    assert sum("AIGC-only: 0 MB" in title for title in titles) == len(worlds)
     assert len(worlds) == 1 or titles[: len(worlds)] == [f"world {world}" for world in worlds]
 
 
@@ -431,6 +432,17 @@ def test_ticks_of_rounds_include_the_first_and_the_last(last, ticks):
 
 def test_the_last_round_is_labelled(paths):
     assert curves.accuracy(paths).axes[0].get_xticks().tolist() == [1, 2]
+
+
+def test_numbers_at_equal_distances_are_abbreviated():
+    for numbers, text in (
+        ([3], "round 3"),
+        ([2, 4, 6], "rounds 2, 4, 6"),
+        ([2, 4, 6, 24], "rounds 2, 4, 6, 24"),
+        (range(2, 25, 2), "rounds 2, 4, ..., 24"),
+        ([5, 10, 15, 20, 21], "rounds 5, 10, ..., 20, 21"),
+    ):
+        assert enumerated("round", numbers) == text
 
 
 def test_own_images_have_the_name_of_their_folder():

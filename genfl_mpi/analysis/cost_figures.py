@@ -51,6 +51,7 @@ PHASES = (
     "evaluate",
 )
 MESSAGES = ("broadcast", "reduce")
+MIN_SHARE = 0.005  # of a round, for a phase to be drawn
 
 
 @styled
@@ -97,8 +98,15 @@ def measured(paths: Sequence[Path]) -> Figure:
 
 
 def present_phases(found: Sequence[Group]) -> list[str]:
-    """Return the PHASES that at least one group spent time in."""
-    return [name for name in PHASES if any((_column(group, f"{name}_seconds") > 0).any() for group in found)]
+    """Return the PHASES that take at least MIN_SHARE of the rounds in one of the groups."""
+    return [
+        name
+        for name in PHASES
+        if any(
+            _column(group, f"{name}_seconds").mean() >= MIN_SHARE * group.column("round_seconds").mean()
+            for group in found
+        )
+    ]
 
 
 def _column(group: Group, name: str) -> np.ndarray:
@@ -129,7 +137,11 @@ def accuracy(
         # A cost of zero has no place on a logarithmic axis.
         free = dict.fromkeys(run[0] for run in in_world if not run[4][measure].any())
         world_title = f"world {world}" if len(worlds) > 1 and measure == panels[0][0] else ""
-        axes.set_title("\n".join(filter(None, (world_title, f"{', '.join(free)}: none" if free else ""))))
+        axes.set_title(
+            "\n".join(
+                filter(None, (world_title, f"{', '.join(free)}: 0 {measures[measure]}" if free else ""))
+            )
+        )
         draw_curves(
             figure,
             axes,

@@ -25,13 +25,17 @@ def describe_accuracy(accuracy: float, subset: float) -> str:
 
 
 def enumerated(noun: str, numbers: Sequence[int]) -> str:
-    """Return ascending numbers with their noun: "round 3", "rounds 2, 4, ..., 24" if at equal distances."""
+    """Return ascending numbers with their noun: "round 3", "rounds 2, 4, ..., 24, 25".
+
+    The numbers between are left out where the distances are equal.
+    """
     if len(numbers) == 1:
         return f"{noun} {numbers[0]}"
-    steps = {after - before for before, after in pairwise(numbers)}
+    steps = [after - before for before, after in pairwise(numbers)]
+    equal = 1 + next((place for place, step in enumerate(steps) if step != steps[0]), len(steps))
     shown = [*map(str, numbers)]
-    if len(numbers) > 3 and len(steps) == 1:
-        shown = [*shown[:2], "...", shown[-1]]
+    if equal > 3:
+        shown[2 : equal - 1] = ["..."]
     return f"{noun}s {', '.join(shown)}"
 
 
