@@ -24,6 +24,20 @@ def describe_accuracy(accuracy: float, subset: float) -> str:
     return f"accuracy of subset {100 * subset:5.2f} %" if subset == subset else "not evaluated"
 
 
+def duration(seconds: float) -> str:
+    """Return a predicted duration as text, in seconds, minutes or hours."""
+    units = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
+    size, unit = max((one for one in units if seconds >= 2 * one[0]), default=units[0])
+    return f"{seconds / size:,.3g} {unit}"
+
+
+def pace(seconds: float, done: int, of: int) -> str:
+    """Return the rate of the steps done, and the time left at it: ", 2.1 steps/s, 5 min left"."""
+    if not 1 < done < of or seconds <= 0:  # the first step is slower than others
+        return ""
+    return f", {done / seconds:.2g} steps/s, {duration(seconds / done * (of - done))} left"
+
+
 def enumerated(noun: str, numbers: Sequence[int]) -> str:
     """Return ascending numbers with their noun: "round 3", "rounds 2, 4, ..., 24, 25".
 
