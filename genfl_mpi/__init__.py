@@ -1,7 +1,15 @@
 """genfl_mpi: simulate generative federated learning over MPI."""
 
+import os
+
 __version__ = "0.3.0.dev0"
 __all__ = ["Simulation", "UserError", "read_results"]
+
+# Waiting threads sleep rather than spin: spinning takes shared cores from the threads that are waited for.
+# The OpenMP libraries of GCC and of LLVM or Intel read these when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
 def __getattr__(name: str) -> object:

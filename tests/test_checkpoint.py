@@ -163,6 +163,7 @@ def test_a_run_keeps_checkpoints_for_forks_and_prints_where(fast, tmp_path, caps
     assert f"can be forked at rounds 1, 2, ..., 9: fork {results} --at 5" in said
     size = (checkpoint.path_for(results) / "5.safetensors").stat().st_size
     assert main(["fork", str(results), "--at", "5", "checkpoint.keep=null"]) == 0
+    assert "seconds of a fork include those of the rounds before it" in capsys.readouterr().out
     # Less space for more rounds thins them out.
     limit = f"checkpoint.max_megabytes={4.5 * size / 1e6}"
     assert main([*run, "rounds=12", limit]) == 0

@@ -59,7 +59,7 @@ def test_differences_are_those_worked_by_hand(compare):
         [made([43.0] * 10, 2, method="genfl"), made([44.0] * 10, 1, method="genfl")],
     )
     assert row(lines, "accuracy of the last 5 rounds (%)") == ["41.00", "43.50", "+2.50", "[+1.00, +4.00]"]
-    assert row(lines, "accuracy of the first 25 % (%)")[:3] == ["6.00", "43.50", "+37.50"]
+    assert row(lines, "first 25 % of rounds: accuracy (%)")[:3] == ["6.00", "43.50", "+37.50"]
     assert row(lines, "mean accuracy over all rounds (%)")[:3] == ["31.00", "43.50", "+12.50"]
     assert row(lines, "accuracy of the best round (%)")[:3] == ["41.00", "43.50", "+2.50"]
     # Means of 5 rounds end at 40, and reach 36 in round 8.

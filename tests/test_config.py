@@ -356,11 +356,19 @@ BAD = {
         ["sweep.laboratory.every=[1,2]"],
         "sweep.laboratory.every was renamed to sweep.hindsight.every; use the new name",
     ),
+    "several seeds": (["seed=[1,2,3]"], "; for a run of each value write 'sweep.seed=[1,2,3]'"),
+    "several names": (
+        ["method=[fedavg,genfl]"],
+        "; for a run of each value write 'sweep.method=[fedavg,genfl]'",
+    ),
+    "a misspelt file": (["configs/fig5.yml"], "did you mean configs/fig5.yaml?"),
+    "a file without its folder": (["fig5-small.yaml"], "did you mean configs/fig5-small.yaml?"),
 }
 
 
 @pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_and_status_2(overrides, message, tmp_path, capsys):
+def test_bad_input_is_one_line_and_status_2(overrides, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
     assert main([*overrides, f"output={tmp_path}/results"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from pathlib import Path
 
 import h5py
 import pytest
@@ -50,6 +51,12 @@ def test_a_healthy_set_up(examine, tmp_path):
     ):
         assert heading in said
     assert list(tmp_path.iterdir()) == [], "no file is left behind"
+
+
+def test_the_file_system_of_a_relative_path_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert doctor._file_system(Path("results/x")) == doctor._file_system(tmp_path)
+    assert "unknown" not in doctor._file_system(Path("results"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from genfl_mpi.cli import main
 from genfl_mpi.config.sections.samples import Data
 from genfl_mpi.data import datasets
 from genfl_mpi.util import plotting
+from genfl_mpi.util.text import enumerated
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +203,11 @@ def test_without_the_data_set_generated_images_stand_alone(paths, monkeypatch):
 
 def test_costs_are_means_over_rounds(paths):
     above, below = cost_figures.measured(paths).axes
+    phases = [label.get_text().replace(" ", "_") for label in above.get_yticklabels()]
+    assert phases == [one for one in cost_figures.PHASES if one in phases]
+    assert "generate" in phases and "send" not in phases  # no row of zeros
     for axes, names, unit in (
-        (above, cost_figures.PHASES, "seconds"),
+        (above, phases, "seconds"),
         (below, cost_figures.MESSAGES, "bytes"),
     ):
         bars = [bar.get_width() for bar in axes.patches]
@@ -338,7 +342,7 @@ def test_cost_panels_keep_their_height(worlds):
         assert 2 <= len(labels) <= plotting.MAX_LOG_TICKS and {"10", "100"} <= set(labels)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg", "GenFL", "AIGC-only"]
     titles = [axes.get_title() for axes in figure.axes]
-    assert sum("AIGC-only: none" in title for title in titles) == len(worlds)
+    assert sum("AIGC-only: 0 MB" in title for title in titles) == len(worlds)
     assert len(worlds) == 1 or titles[: len(worlds)] == [f"world {world}" for world in worlds]
 
 
@@ -403,3 +407,51 @@ def test_columns_align_with_and_without_a_deviation(monkeypatch):
     monkeypatch.setattr(summary, "groups", lambda paths: (groups[2:], {}))
     head, row = [*summary.table([])][:2]
     assert row.index("25.50") + 5 == head.index("(%)") + 3, "right-aligned under its heading"
+
+
+def test_bands_stay_within_what_a_column_can_be():
+    mean, deviation = np.array([50.0, 98.0]), np.array([60.0, 5.0])
+    assert [edge.tolist() for edge in curves.band("accuracy", mean, deviation)] == [[0, 93], [100, 100]]
+    low, high = curves.band("loss", np.array([0.5]), np.array([0.7]))
+    assert (low, high) == (0, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"),
+    [
+        (1, [1]),
+        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (21, [1, 5, 10, 15, 21]),
+        (25, [1, 5, 10, 15, 20, 25]),
+        (100, [1, 20, 40, 60, 80, 100]),
+    ],
+)
+def test_ticks_of_rounds_include_the_first_and_the_last(last, ticks):
+    assert plotting.round_ticks(last) == ticks
+
+
+def test_the_last_round_is_labelled(paths):
+    assert curves.accuracy(paths).axes[0].get_xticks().tolist() == [1, 2]
+
+
+def test_numbers_at_equal_distances_are_abbreviated():
+    for numbers, text in (
+        ([3], "round 3"),
+        ([2, 4, 6], "rounds 2, 4, 6"),
+        ([2, 4, 6, 24], "rounds 2, 4, 6, 24"),
+        (range(2, 25, 2), "rounds 2, 4, ..., 24"),
+        ([5, 10, 15, 20, 21], "rounds 5, 10, ..., 20, 21"),
+    ):
+        assert enumerated("round", numbers) == text
+
+
+def test_own_images_have_the_name_of_their_folder():
+    assert summary.data_name({"data.name": "folder", "data.root": "/data/shapes"}) == "shapes"
+    assert summary.data_name({"data.name": "cifar10", "data.root": "/data"}) == "cifar10"
+
+
+def test_colours_that_are_dim_on_a_dark_ground_are_lighter():
+    with plotting.on_dark():
+        assert plotting.tinted(plotting.COLOURS["FedAvg"], 0) != plotting.COLOURS["FedAvg"]
+        assert plotting.tinted(plotting.COLOURS["GenFL"], 0) == plotting.COLOURS["GenFL"]
+    assert plotting.tinted(plotting.COLOURS["FedAvg"], 0) == plotting.COLOURS["FedAvg"]

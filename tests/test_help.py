@@ -149,3 +149,18 @@ def test_a_misspelt_choice_of_an_option_is_answered_with_the_closest(arguments, 
     with pytest.raises(SystemExit):
         main(arguments)
     assert f"did you mean {closest}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("--rounds=3", "write rounds=3"),
+        ("--training.lr", "write training.lr=VALUE"),
+        ("--quite", "did you mean --quiet?"),
+    ],
+)
+def test_a_setting_with_dashes_is_answered_with_its_form(argument, hint, capsys):
+    with pytest.raises(SystemExit):
+        main([argument])
+    error = capsys.readouterr().err
+    assert f"unrecognized arguments: {argument}" in error and hint in error

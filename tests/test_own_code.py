@@ -90,6 +90,23 @@ def test_what_is_wrong_is_one_line(tiny, mine, setting, message):
         list(Simulation(overrides=[*tiny, setting]))
 
 
+@pytest.mark.parametrize("policy", ["selection.policy=own_code:names", "kappa.policy=own_code:word"])
+def test_what_a_policy_returned_is_reported_with_its_round(tiny, mine, policy, capsys):
+    late = policy.replace(":", ":late_")
+    for name in ("names", "word"):
+        mine.write_text(
+            mine.read_text()
+            + f"""
+def late_{name}(state):
+    if state.round == 1:
+        return {name}(state)
+    return np.arange(3) if "{name}" == "names" else 0.5
+"""
+        )
+    assert main([*tiny, late]) == 2
+    assert re.match(r"genfl_mpi: round 2: the (selection|kappa) policy .* ", capsys.readouterr().err)
+
+
 def test_a_policy_without_what_it_uses_gets_the_decorator_to_add(tiny, mine):
     mine.write_text(OWN_CODE + "def better(state):\n    return state.judge(state.weights)[0]\n")
     with pytest.raises(TypeError, match=r'state.judge needs @needs\("validation"\) above the policy'):

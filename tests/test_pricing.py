@@ -1,6 +1,7 @@
 """`price`: finished runs in simulated worlds, and what is counted for it."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -110,7 +111,11 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
     said = capsys.readouterr().out
     assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
     rows, run = {}, None
-    for line in said.split("\naccuracy")[0].splitlines()[2:]:
+    head, body = said.split("\naccuracy against")[0].split("\n\n")
+    assert "world near: cell of 20 m radius, 20 MHz shared by a cohort" in head
+    units = re.findall(r"\((\w*)\)", body.splitlines()[1])
+    assert units == ["s", "J", "J", "MB", "kB"]
+    for line in body.splitlines()[2:]:
         if not line.startswith(" "):
             run = line
         else:
@@ -146,7 +151,7 @@ def test_price_in_three_worlds(results, tmp_path, capsys):
         for line in lines
         if line["run"] == "genfl_seed1" and line["world"] == "far" and line["entity"].startswith("client")
     )
-    assert total / 1e3 == pytest.approx(rows["genfl_seed1", "far"][3], rel=1e-3)
+    assert total == pytest.approx(rows["genfl_seed1", "far"][3], rel=1e-3)
     assert all(path.read_bytes() == content for path, content in before.items()), "a results file was changed"
 
 
@@ -273,3 +278,53 @@ def test_runs_that_differ_in_settings_are_told_apart(fast, tmp_path, capsys):
     axes = pricing.figure(pricing.in_worlds(runs, pricing.worlds_for(runs, []))).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["FedAvg, α = 0.5", "FedAvg, α = 1"]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]
+
+
+def constant_images(batch, shape):
+    return np.zeros((len(batch.label), *shape), dtype=np.uint8)
+
+
+def test_all_but_the_images_of_a_users_generator_is_priced(tmp_path, tiny, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = f"generation.checkpoint={__name__}:constant_images"
+    assert main([*tiny, "sweep.method=[fedavg,genfl]", "rounds=1", own]) == 0
+    results = tmp_path / "results"
+    (tmp_path / "measured.yaml").write_text("server: {image_seconds: 0.5}")
+    capsys.readouterr()
+
+    def price(*arguments):
+        assert main(["price", str(results), *arguments]) == 0
+        said = capsys.readouterr().out
+        return said, [line.split() for line in said.splitlines() if line.startswith("  ") and "%" not in line]
+
+    said, _ = price()
+    assert (
+        f"not counted: generating images, as the cost of {__name__}:constant_images is unknown; set server"
+        in (" ".join(said.split()))
+    )
+    assert (results / "price.png").exists() and f"accuracy against costs: {results}/price.png" in said
+    assert [path.name for path in tmp_path.glob("*.png")] == []  # the current folder
+    said, rows = price("--world", "measured.yaml")
+    fedavg, genfl = ([*map(float, row[1:])] for row in rows if row[0] == "measured")
+    assert "not counted" not in said and genfl[4] - fedavg[4] > 0.5 * 400 / 1e3  # of the server, for an image
+    assert "not counted" not in price("generation.checkpoint=digits")[0]
+    assert main(["price", str(results), "--placements"]) == 2
+    assert "the cost of" in capsys.readouterr().err
+    assert main(["incentive", str(results / "genfl_seed1.h5")]) == 2
+    assert "the cost of an image of" in capsys.readouterr().err
+
+
+def test_commands_write_beside_the_results(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, name in (
+        ("claims", "claims.md"),
+        ("price", "price.png"),
+        ("plot", "accuracy.png"),
+        ("export", "rounds.csv"),
+    ):
+        (results / name).unlink(missing_ok=True)
+        assert main([command, str(results)]) == 0
+        assert (results / name).exists() and str(results / name) in capsys.readouterr().out.splitlines()[-1]
+    assert main(["incentive", str(results / "genfl_seed1.h5")]) == 0
+    assert f"figure in {results}/incentive.png" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from conftest import small_sweep
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from genfl_mpi.analysis import report as reports
 from genfl_mpi.cli import main
 from genfl_mpi.results import reader
 
@@ -30,8 +31,11 @@ def folder(tmp_path_factory, bank):
 
 @pytest.fixture(scope="module")
 def report(folder, tmp_path_factory):
+    """As of runs that the paper's claims are about."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert main(["report", str(folder), "-o", str(path)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reports, "PAPER_DATA", {"mnist5k"})
+        assert main(["report", str(folder), "-o", str(path)]) == 0
     return path
 
 
@@ -132,7 +136,22 @@ def test_it_says_what_the_files_say(folder, report):
     assert "generation.per_round" in said and "<runs> & co" in said.replace("co0", "co")
 
 
-def test_the_same_runs_give_the_same_report(folder, report, tmp_path):
+def test_the_papers_claims_are_shown_for_its_data_sets_alone(folder, report, tmp_path):
+    assert main(["report", str(folder), "-o", str(tmp_path / "own.html")]) == 0
+    assert "claims" in Page(report.read_text()).ids
+    assert "claims" not in Page((tmp_path / "own.html").read_text()).ids
+
+
+def test_it_begins_with_the_experiment(report):
+    said = " ".join(" ".join(Page(report.read_text()).text).split())
+    line = (
+        "mnist5k: 6 clients, 3 in each round, Dirichlet(0.1); 2 rounds; FedAvg, GenFL; seeds 1, 2. Generative"
+    )
+    assert line in said
+
+
+def test_the_same_runs_give_the_same_report(folder, report, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "PAPER_DATA", {"mnist5k"})
     assert main(["report", str(folder), "-o", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_bytes() == report.read_bytes()
 

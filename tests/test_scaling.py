@@ -1,5 +1,6 @@
 """Predictions of a run's cost, by hand and against the runs' own records; how runs scaled."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
-from genfl_mpi.preparation import sweep_plan
+from genfl_mpi.preparation import plan, sweep_plan
 from genfl_mpi.preparation.calibration import Costs
 from genfl_mpi.preparation.prediction import predict, total_seconds
 from genfl_mpi.results import reader
@@ -161,13 +162,24 @@ def test_plan_from_a_calibration(fast, capsys):
         "MB to every rank",
         "MB results; at most",
         "strong scaling",
-        "best of these",
+        "best on 2 nodes",
         "weak scaling",
     ):
         assert text in " ".join(said.split())  # where lines break depends on what was measured
     assert max(map(len, said.splitlines())) <= 80
     assert main(["plan", *fast, "-n", "2", "--nodes", "4"]) == 2
     assert "--nodes 4: more nodes than ranks (2)" in capsys.readouterr().err
+
+
+def test_plan_recommends_no_more_ranks_than_there_are_cores(fast, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "calibrate", lambda config: replace(COSTS, overhead=500.0))
+    sweep = [*fast, "sweep.seed=[1,2,3]", "cohort=6", "clients=6"]
+    assert main(["plan", *sweep, "-n", "2", "--cores", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("the first of 3 runs; --sweep predicts all of them")
+    assert "best on 1 node: 2 ranks" in said and re.search(r"with more nodes: \d+ ranks on \d+ nodes", said)
+    efficiencies = [int(line.split()[-1]) for line in said.partition("weak scaling")[2].splitlines()[2:]]
+    assert efficiencies[0] == 100 and max(efficiencies) <= 100
 
 
 def test_scaling_from_files_of_one_and_two_ranks(fast, tmp_path, capsys):

@@ -169,3 +169,22 @@ def test_the_digest_of_a_data_set_is_remembered_beside_it(tmp_path, monkeypatch)
     with pytest.raises(TypeError):
         datasets.fingerprint(data, arrays)
     assert np.asarray(arrays["train_images"]).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, "PASSIVE 0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"KMP_BLOCKTIME": "200"}, "PASSIVE 200"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_decides(given, expected):
+    code = "import os, genfl_mpi; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'KMP_BLOCKTIME')))"
+    unset = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=unset | given
+    )
+    assert done.stdout.strip() == expected

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from genfl_mpi.analysis.cost_figures import MESSAGES, PHASES
-from genfl_mpi.analysis.curves import until_next_evaluation
+from genfl_mpi.analysis.cost_figures import MESSAGES, present_phases
+from genfl_mpi.analysis.curves import band, until_next_evaluation
 from genfl_mpi.analysis.summary import Group
-from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, tinted
+from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, round_ticks, tinted
 
 # title: above the panel. data, layout: Plotly's. height: pixels. views: which traces each button shows.
 Chart = dict[str, Any]
 DASHES = dict(zip(LINE_STYLES, ("solid", "dash", "dot", "dashdot")))
 ROW = 22  # pixels per class of a heat map
 MIN_HEIGHT, MAX_HEIGHT = 240, 640  # pixels of a heat map
-MAX_TICKS = 10
 
 
 def library() -> str:
@@ -67,10 +66,11 @@ def _over_rounds(groups: Sequence[Group], name: str, label: str, unit: float) ->
                 )
             )
             if several:
+                low, high = band(name, mean, deviation)
                 means.append(
                     {
                         "x": [*x.tolist(), *x[::-1].tolist()],
-                        "y": [*_rounded(mean + deviation), *_rounded((mean - deviation)[::-1])],
+                        "y": [*_rounded(high), *_rounded(low[::-1])],
                         "fill": "toself",
                         "fillcolor": line["color"],
                         "opacity": 0.15,
@@ -139,7 +139,7 @@ def _classes(groups: Sequence[Group]) -> list[Chart]:
 def _costs(groups: Sequence[Group]) -> list[Chart]:
     """Return bars of the seconds of each phase, and of the bytes of each message."""
     return [
-        _bars(groups, PHASES, "seconds", "seconds per round", "%{x:.4g} s"),
+        _bars(groups, present_phases(groups), "seconds", "seconds per round", "%{x:.4g} s"),
         _bars(groups, MESSAGES, "bytes", "bytes per round", "%{x:,} B"),
     ]
 
@@ -194,8 +194,8 @@ def _layout(xlabel: str, ylabel: str) -> dict[str, Any]:
 
 
 def _mark_rounds(rounds: int) -> dict[str, Any]:
-    """Return settings of a horizontal axis with ticks at whole rounds only."""
-    return {"dtick": 1} if rounds <= MAX_TICKS else {"nticks": MAX_TICKS, "tickformat": "d"}
+    """Return settings of a horizontal axis with ticks at whole rounds, the first and the last included."""
+    return {"tickvals": round_ticks(rounds)}
 
 
 def _name(*parts: str) -> str:

@@ -23,7 +23,7 @@ LABEL, NUMBER = 36, 8  # columns of the table of results
 # Of a pair (run of A, run of B): the values that are compared.
 MEASURES: dict[str, Callable[[Run, Run], tuple[float, float]]] = {
     f"{claims.AT_THE_END} (%)": lambda a, b: (claims.final(a), claims.final(b)),
-    f"accuracy of the first {100 * claims.EARLY_SHARE:.0f} % (%)": lambda a, b: (
+    f"first {100 * claims.EARLY_SHARE:.0f} % of rounds: accuracy (%)": lambda a, b: (
         claims.early(a),
         claims.early(b),
     ),

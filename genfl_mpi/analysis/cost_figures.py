@@ -51,6 +51,7 @@ PHASES = (
     "evaluate",
 )
 MESSAGES = ("broadcast", "reduce")
+MIN_SHARE = 0.005  # of a round, for a phase to be drawn
 
 
 @styled
@@ -62,9 +63,10 @@ def measured(paths: Sequence[Path]) -> Figure:
     """
     found, _ = groups(paths)
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in found))
-    figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(PHASES), len(MESSAGES) + 0.5))
+    phases = present_phases(found)
+    figure, [[above], [below]] = column(2, 1.0, height_ratios=(len(phases), len(MESSAGES) + 0.5))
     for axes, names, unit, label in (
-        (above, PHASES, "seconds", "seconds per round"),
+        (above, phases, "seconds", "seconds per round"),
         (below, MESSAGES, "bytes", "message size"),
     ):
         thick = 0.8 / len(found)
@@ -90,9 +92,21 @@ def measured(paths: Sequence[Path]) -> Figure:
         axes.set_axisbelow(True)
     below.xaxis.set_major_formatter(EngFormatter("B"))
     below.locator_params(axis="x", nbins=5)
-    figure.set_figheight(1.0 + 0.05 * (len(PHASES) + len(MESSAGES)) * (1 + len(found)))
+    figure.set_figheight(1.0 + 0.05 * (len(phases) + len(MESSAGES)) * (1 + len(found)))
     legend_below(figure, *above.get_legend_handles_labels())
     return figure
+
+
+def present_phases(found: Sequence[Group]) -> list[str]:
+    """Return the PHASES that take at least MIN_SHARE of the rounds in one of the groups."""
+    return [
+        name
+        for name in PHASES
+        if any(
+            _column(group, f"{name}_seconds").mean() >= MIN_SHARE * group.column("round_seconds").mean()
+            for group in found
+        )
+    ]
 
 
 def _column(group: Group, name: str) -> np.ndarray:
@@ -123,7 +137,11 @@ def accuracy(
         # A cost of zero has no place on a logarithmic axis.
         free = dict.fromkeys(run[0] for run in in_world if not run[4][measure].any())
         world_title = f"world {world}" if len(worlds) > 1 and measure == panels[0][0] else ""
-        axes.set_title("\n".join(filter(None, (world_title, f"{', '.join(free)}: none" if free else ""))))
+        axes.set_title(
+            "\n".join(
+                filter(None, (world_title, f"{', '.join(free)}: 0 {measures[measure]}" if free else ""))
+            )
+        )
         draw_curves(
             figure,
             axes,

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from genfl_mpi.analysis.summary import Group, groups
+from genfl_mpi.analysis.summary import Group, data_name, groups
 from genfl_mpi.util.plotting import (
     COLOURS,
     LINE_STYLES,
     MAX_CLASSES,
+    MAX_ROUND_TICKS,
     Curve,
     draw_curves,
     label_classes,
     legend_below,
-    mark_integers,
     panels,
+    round_ticks,
     styled,
     tinted,
 )
@@ -70,7 +71,7 @@ def classes(paths: Sequence[Path]) -> Figure:
             extent=(0.5, len(mean) + 0.5, len(group.classes) - 0.5, -0.5),
         )
         axes.set_title(title)
-        mark_integers(axes.xaxis)
+        axes.set_xticks(round_ticks(len(mean), MAX_ROUND_TICKS // 2 if len(shown) > 8 else MAX_ROUND_TICKS))
         label_classes(axes, group.classes, max(2, min(MAX_CLASSES, int(height / 0.1))))
     figure.colorbar(image, ax=all_axes, label="test accuracy (%)", aspect=30)
     if len(found) > len(shown):
@@ -109,11 +110,9 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
                 axes.plot(known + 1, unit * curve[known], style, color=colour, linewidth=0.5)
             if len(curves) > 1:
                 deviation = curves.std(0, ddof=1)
-                axes.fill_between(
-                    x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
-                )
+                axes.fill_between(x, *band(name, mean, deviation), color=colour, alpha=0.15, linewidth=0)
         draw_curves(figure, axes, drawn)
-        mark_integers(axes.xaxis)
+        axes.set_xticks(round_ticks(max(int(curve.x.max(initial=1)) for curve in drawn)))
         axes.grid()
     handles = {name: handle for axes in all_axes for handle, name in zip(*axes.get_legend_handles_labels())}
     if len(handles) > MAX_INSIDE_ENTRIES or max(map(len, handles)) > MAX_INSIDE_LENGTH:
@@ -125,9 +124,18 @@ def _over_rounds(paths: Sequence[Path], name: str, label: str, unit: float) -> F
     return figure
 
 
+def band(name: str, mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper edge of a band around a mean, within what the column can be.
+
+    name: accuracy, in percent, or loss.
+    """
+    low, high = mean - deviation, mean + deviation
+    return np.maximum(low, 0), np.minimum(high, 100 if name == "accuracy" else np.inf)
+
+
 def _title(common: dict[str, Any]) -> str:
     """Name data set, clients and partition, as far as all runs share them."""
-    parts = [str(common[key]) for key in ("data.name",) if key in common]
+    parts = [data_name(common)] if "data.name" in common else []
     parts += [f"{common['clients']} clients"] if "clients" in common else []
     if common.get("partition.scheme") == "dirichlet" and "partition.alpha" in common:
         parts.append(f"Dirichlet({common['partition.alpha']:g})")

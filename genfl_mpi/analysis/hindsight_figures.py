@@ -46,7 +46,7 @@ def read(path: str | Path) -> Hindsight:
         used = read_config(file)["kappa"]["policy"].rpartition(":")[2]
     if not len(rounds):
         raise UserError(
-            f"{path}: has no hindsight data; make the run with hindsight.every=1 and a method of both models"
+            f"{path}: has no hindsight data; make the run with hindsight.every=1 and method=genfl"
         )
     _refuse_changes(path, columns, rounds)
     names = [name.decode() for name in dict.fromkeys(columns["policy"].tolist())]

@@ -48,8 +48,9 @@ def command(options: Namespace) -> Iterator[str]:
     limit = 1.2 * max(corners.max(), best.price)
     prices = np.linspace(0, min(limit, 6 * best.price) if best.price else limit, FIGURE_PRICES)
     found = [incentive.equilibrium(clients, base, price, value) for price in prices]
-    plotting.save(cost_figures.incentive(prices, found, best, before, budget), options.output)
-    yield f"figure in {options.output}"
+    output = options.output or Path(options.file).parent / "incentive.png"
+    plotting.save(cost_figures.incentive(prices, found, best, before, budget), output)
+    yield f"figure in {output}"
 
 
 def _read_clients(path: str | Path, files: Sequence[str]) -> incentive.Clients:
@@ -61,6 +62,11 @@ def _read_clients(path: str | Path, files: Sequence[str]) -> incentive.Clients:
     run = read(path, [])
     worlds = worlds_for([run], files)
     [world] = worlds[0].values()
+    if run.uncounted:
+        raise UserError(
+            f"{path}: the cost of an image of {run.uncounted} is unknown; give a run whose generator is a "
+            "checkpoint"
+        )
     if not run.trace.image_flops:
         raise UserError(
             f"{path}: has no generated images, so the cost of an image is unknown; "

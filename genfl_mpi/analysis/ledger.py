@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from genfl_mpi.analysis.claims import shortage
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import WIDTH
+from genfl_mpi.util.text import WIDTH, counted
 
 if TYPE_CHECKING:
     from genfl_mpi.analysis.claims import Claim, Row
@@ -40,7 +40,10 @@ def text(judged: Judged, note: str) -> Iterator[str]:
                 statistic = row.statistic
                 yield f"      {statistic}: above {row.threshold:g}"
             word, needs = row.verdict
-            place, seeds = f"        {row.setting}", "" if row.is_computed else f"{len(row.values)} seeds"
+            place, seeds = (
+                f"        {row.setting}",
+                "" if row.is_computed else counted(len(row.values), "seed"),
+            )
             yield f"{place}{effect(row):>{58 - len(place)}}  {seeds:>8}  {word}"
             if needs:
                 yield f"{'needs ' + needs:>{WIDTH}}"

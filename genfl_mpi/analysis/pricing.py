@@ -24,7 +24,7 @@ from genfl_mpi.federation import workload
 from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import WIDTH
+from genfl_mpi.util.text import WIDTH, scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,10 @@ REPLACEABLE = (
     "generation.guidance",
     "generation.size",
 )
+SERVER_PLACEMENTS = ("P1", "P2")  # which generate at the server, at world.server.image_seconds if that is set
 FACTORS = np.logspace(-3, 5, 17)  # on number and size of images, to search break-even points
 COMPARED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements
+COST_UNITS = ("s", "J", "J", "B", "B")
 MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air traffic": "MB"}
 
 
@@ -55,7 +57,8 @@ class Run:
     generates: whether clients trained and images were generated. accuracy: float64 (rounds,). world: the
     run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
     distinguishes it from the other priced runs, besides method and seed. clock: float64 (rounds,), end of
-    each round on the virtual clock of an asynchronous run, s; otherwise None.
+    each round on the virtual clock of an asynchronous run, s; otherwise None. uncounted: the generator if its
+    FLOPs and bytes are unknown, and therefore 0 in the trace; otherwise empty.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Run:
     status: list[np.ndarray]
     settings: str = ""
     clock: np.ndarray | None = None
+    uncounted: str = ""
 
     @property
     def title(self) -> str:
@@ -108,14 +112,59 @@ def command(options: Namespace) -> Iterator[str]:
     runs = read_all(paths, overrides)
     worlds_of = worlds_for(runs, options.world, overrides)
     priced = in_worlds(runs, worlds_of)
+    output = Path(options.output or paths[0].parent / "price.png")
+    for name, world in {name: world for worlds in worlds_of for name, world in worlds.items()}.items():
+        yield from textwrap.wrap(f"world {name}: {describe_world(world)}", WIDTH, subsequent_indent="  ")
+    if not options.world and not overrides and any(run.world is None for run in runs):
+        yield "  (another one: --world FILE, as in configs/worlds)"
+    yield from _uncounted(runs, worlds_of)
+    yield ""
     yield from table(priced, options.target)
-    plotting.save(figure(priced), options.output)
-    yield f"\naccuracy against costs: {options.output}"
+    plotting.save(figure(priced), output)
+    yield f"\naccuracy against costs: {output}"
     if options.csv:
         tables.write_csv(options.csv, rows(priced))
         yield f"costs by client, round and entity: {options.csv}"
     if options.placements:
-        yield from _placements(runs, worlds_of, options.output)
+        yield from _placements(runs, worlds_of, output)
+
+
+def describe_world(world: World) -> str:
+    """Return what decides most of the costs in a world, in one line."""
+    hardware, channel, server = world.hardware, world.channel, world.server
+    low, high = hardware.frequency_ghz
+    clients = f"{low:g} GHz" if low == high else f"{low:g} to {high:g} GHz"
+    place = (
+        f"vehicles in road cells of {world.road.coverage_m:g} m"
+        if world.road.coverage_m
+        else f"cell of {channel.radius_m:g} m radius"
+    )
+    speed = f"{server.image_seconds:g} s per image" if server.image_seconds else f"{server.tflops:g} TFLOP/s"
+    return (
+        f"{place}, {channel.bandwidth_mhz:g} MHz shared by a cohort; client CPUs of {clients}, "
+        f"server GPU of {speed} at {server.watts:g} W"
+    )
+
+
+def _uncounted(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]]) -> Iterator[str]:
+    """Yield what is not counted of the runs' generators, and how to give it, in WIDTH columns."""
+    generators = dict.fromkeys(
+        run.uncounted
+        for run, worlds in zip(runs, worlds_of)
+        if run.uncounted
+        and not (
+            run.trace.placement in SERVER_PLACEMENTS
+            and all(world.server.image_seconds for world in worlds.values())
+        )
+    )
+    for name in generators:
+        yield from textwrap.wrap(
+            f"not counted: generating images, as the cost of {name} is unknown; set server.image_seconds (s "
+            "per image) in a world file, or price another generator: generation.checkpoint=NAME",
+            WIDTH,
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
 
 
 def worlds_for(
@@ -183,7 +232,7 @@ def figure(priced: Sequence[Priced]) -> Figure:
     )
 
 
-def _placements(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]], output: str) -> Iterator[str]:
+def _placements(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]], output: Path) -> Iterator[str]:
     """Yield a comparison of the placements of image generation in each world, and draw the first world."""
     generating = [(run, worlds) for run, worlds in zip(runs, worlds_of) if run.generates]
     if any(world.enforced for _, worlds in generating[:1] for world in worlds.values()):
@@ -196,7 +245,12 @@ def _placements(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]], outp
             "--placements needs a run with clients and generated images; give one with method=genfl or sent"
         )
     (run, worlds), drawn = generating[0], {}
-    picture = Path(output).with_stem(f"{Path(output).stem}_placements")
+    if run.uncounted:
+        raise UserError(
+            f"--placements: {run.name}: the cost of {run.uncounted} at clients and helper is unknown; price "
+            "another generator: generation.checkpoint=NAME"
+        )
+    picture = output.with_stem(f"{output.stem}_placements")
     for name, world in worlds.items():
         met, drawn[name] = draw_cohorts(run.trace, world), _placement_curves(run.trace, world)
         yield f"\nplacements of image generation on {run.name}, world {name}:"
@@ -216,40 +270,49 @@ def _placements(runs: Sequence[Run], worlds_of: Sequence[dict[str, World]], outp
 
 def table(priced: Sequence[Priced], target: float | None) -> Iterator[str]:
     """Yield the costs of each run and world, in all or until accuracy `target`, in WIDTH columns."""
+    last = [_last_round(one, target) for one in priced]
+    costs = np.array([_costs(one, rounds) for one, rounds in zip(priced, last)])
+    factors, units = zip(*(scale(column.max(), unit) for column, unit in zip(costs.T, COST_UNITS)))
     columns = "".join(f"{name:>10}" for name in ("time", "clients", "server", "up", "down"))
     yield f"{'':15}{'rounds':>6}{'accuracy':>9}{columns}"
-    yield f"{'':21}{'(%)':>9}{'(s)':>10}{'(kJ)':>10}{'(kJ)':>10}{'(MB)':>10}{'(MB)':>10}"
-    for _, of_run in groupby(priced, lambda one: id(one.run)):
-        for number, one in enumerate(of_run):
+    yield f"{'':21}{'(%)':>9}" + "".join(f"{f'({unit})':>10}" for unit in units)
+    rows = zip(priced, last, costs / factors)
+    for _, of_run in groupby(rows, lambda row: id(row[0].run)):
+        for number, (one, rounds, row) in enumerate(of_run):
             if not number:
                 yield from textwrap.wrap(one.run.title, WIDTH)
-            yield from _costs(one, target)
+            yield from _row(one, target, rounds, row)
 
 
-def _costs(priced: Priced, target: float | None) -> Iterator[str]:
-    """Yield the row of the table for one run and world."""
-    accuracy, name = priced.run.accuracy, f"  {priced.world:<13}"
-    reached = np.flatnonzero(accuracy >= target) if target is not None else np.arange(len(accuracy))[-1:]
+def _last_round(priced: Priced, target: float | None) -> int:
+    """Return the number of rounds until accuracy `target`, or of all if None; 0 if it is never reached."""
+    accuracy = priced.run.accuracy
+    if target is None:
+        return len(accuracy)
+    reached = np.flatnonzero(accuracy >= target)
+    return int(reached[0]) + 1 if len(reached) else 0
+
+
+def _costs(priced: Priced, rounds: int) -> tuple[float, ...]:
+    """Return the costs of the first `rounds` in COST_UNITS: time, clients, server, up, down."""
+    spent = {**priced.bill.joules, **priced.bill.bytes}
+    sums = (spent[key][:rounds].sum() for key in ("clients", "server", "up", "down"))
+    return priced.bill.seconds[:rounds].sum(), *sums
+
+
+def _row(priced: Priced, target: float | None, rounds: int, costs: np.ndarray) -> Iterator[str]:
+    """Yield the row of the table for one run and world. costs: in the units of the table."""
+    name = f"  {priced.world:<13}"
     if len(name) > 15:
         yield from textwrap.wrap(priced.world, WIDTH, initial_indent="  ", subsequent_indent="  ")
         name = " " * 15
-    if not len(reached):
+    if not rounds:
         yield f"{name} never" + (
             f" reaches {100 * target:g} %" if target is not None else " finished a round"
         )
         return
-    last = reached[0] + 1
-    spent = {key: values[:last].sum() for key, values in {**priced.bill.joules, **priced.bill.bytes}.items()}
-    numbers = (
-        priced.bill.seconds[:last].sum(),
-        spent["clients"] / 1e3,
-        spent["server"] / 1e3,
-        spent["up"] / 1e6,
-        spent["down"] / 1e6,
-    )
-    yield f"{name}{last:6d}{100 * last_evaluated(accuracy[:last]):9.2f}" + "".join(
-        f"{number:10.4g}" for number in numbers
-    )
+    accuracy = 100 * last_evaluated(priced.run.accuracy[:rounds])
+    yield f"{name}{rounds:6d}{accuracy:9.2f}" + "".join(f"{cost:10.4g}" for cost in costs)
 
 
 def _placement_table(bills: dict[str, Bill], trace: Trace, world: World) -> Iterator[str]:
@@ -261,24 +324,14 @@ def _placement_table(bills: dict[str, Bill], trace: Trace, world: World) -> Iter
         f"a generator of {trace.generator_bytes / 1e6:.3g} MB",
         WIDTH,
     )
-    yield f"  {'time':>12}{'clients':>11}{'server':>11}{'helper':>11}{'up':>11}{'down':>11}{'wire':>11}"
-    yield f"  {'(s)':>12}{'(kJ)':>11}{'(kJ)':>11}{'(kJ)':>11}{'(MB)':>11}{'(MB)':>11}{'(MB)':>11}"
-    for name, one in bills.items():
-        kilo = {key: values.sum() / 1e3 for key, values in {**one.joules, **one.bytes}.items()}
-        yield (
-            f"{name}{one.seconds.sum():12.5g}"
-            + "".join(
-                f"{number:11.4g}"
-                for number in (
-                    kilo["clients"],
-                    kilo["server"],
-                    kilo["helper"],
-                    kilo["up"] / 1e3,
-                    kilo["down"] / 1e3,
-                    kilo["wire"] / 1e3,
-                )
-            )
-        )
+    names = ("clients", "server", "helper", "up", "down", "wire")
+    sums = {key: {**one.joules, **one.bytes} for key, one in bills.items()}
+    costs = np.array([[spent[name].sum() for name in names] for spent in sums.values()])
+    factors, units = zip(*(scale(column.max(), unit) for column, unit in zip(costs.T, "JJJBBB")))
+    yield f"  {'time':>12}" + "".join(f"{name:>11}" for name in names)
+    yield f"  {'(s)':>12}" + "".join(f"{f'({unit})':>11}" for unit in units)
+    for (name, one), row in zip(bills.items(), costs / factors):
+        yield f"{name}{one.seconds.sum():12.5g}" + "".join(f"{cost:11.4g}" for cost in row)
 
 
 def _placement_curves(trace: Trace, world: World) -> Curves:
@@ -392,6 +445,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
                 np.where(np.isin(status[rows], (NOT_FINITE, VOID)), AGGREGATED, status[rows])
                 for rows in members
             ],
+            uncounted="" if workload.has_known_costs(config) else config.generation.checkpoint,
             clock=None if config.time.driver == "synchronous" else rounds["virtual_seconds"],
         )
 

@@ -45,6 +45,7 @@ KINDS = {
     "Data and images": ("partition", "images", "heterogeneity"),
     "Time and messages": ("costs", "timeline"),
 }  # of figures; the accuracy stands at the top
+PAPER_DATA = {"cifar10", "cifar100"}  # on which the paper's claims are made
 MAX_ROWS = 10  # of the table of rounds
 
 
@@ -64,6 +65,7 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
     text = page.render(
         title=runs[0]["name"] if len(runs) == 1 else Path(paths[0]).parent.name or "runs",
         version=__version__,
+        experiment=_experiment(flat),
         runs=runs,
         varied=[key for key in runs[0]["settings"] if key not in ("run", "method", "seed")],
         groups=(compared_groups := _groups(groups)),
@@ -78,15 +80,43 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
             for kind, names in KINDS.items()
         },
         plotly=charts.library(),
+        dark_colours=plotting.DARK_COLOURS,
         chosen={key: value for key, value in chosen_settings(runs[0]["config"]).items() if key in common},
         resolved=yaml.safe_dump(runs[0]["config"], sort_keys=False),
         environments=_environments(runs),
-        ledger=_ledger(paths) if len({(one["method"], one["partition.alpha"]) for one in flat}) > 1 else None,
+        ledger=_ledger(paths) if _are_the_papers(flat) else None,
     )
     try:
         Path(out).write_text(text)
     except OSError as error:
         raise UserError(f"{out}: the report cannot be written: {error.strerror}") from None
+
+
+def _are_the_papers(flat: Sequence[dict[str, Any]]) -> bool:
+    """Return whether these are runs that the paper's claims are about. flat: settings of each."""
+    return {one["data.name"] for one in flat} <= PAPER_DATA and len(
+        {(one["method"], one["partition.alpha"]) for one in flat}
+    ) > 1
+
+
+def _experiment(flat: Sequence[dict[str, Any]]) -> str:
+    """Describe the runs in one line. flat: settings of each."""
+
+    def values(key: str) -> str:
+        return ", ".join(f"{value:g}" for value in sorted({one[key] for one in flat}))
+
+    schemes = {one["partition.scheme"] for one in flat}
+    partition = (
+        f"Dirichlet({values('partition.alpha')})" if schemes == {"dirichlet"} else ", ".join(sorted(schemes))
+    )
+    used = {one["method"] for one in flat}
+    methods = ", ".join(title for name, title in METHOD_TITLES.items() if name in used)
+    seeds = values("seed")
+    return (
+        f"{', '.join(sorted({summary.data_name(one) for one in flat}))}: {values('clients')} clients, "
+        f"{values('cohort')} in each round, {partition}; {values('rounds')} rounds; {methods}; "
+        f"seed{'s' if ',' in seeds else ''} {seeds}."
+    )
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -184,7 +214,8 @@ def _figures(paths: Sequence[Path], groups: Sequence[summary.Group]) -> Iterator
             "title": f"{title}.",
             "light": _embedded(plotting.svg(light)),
             "dark": _embedded(dark),
-            "charts": charts.describe(name, groups),
+            "charts": (described := charts.describe(name, groups)),
+            "panels": max(1, len(described)),
         }
 
 

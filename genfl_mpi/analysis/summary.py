@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ METHOD_ORDER = {title: number for number, title in enumerate(METHOD_TITLES.value
 SET_ASIDE = {"seed", "generation.seed", "method"}
 # If these vary and several methods are compared, a figure has one panel per value.
 PANELS = {"data.name": "{}", "partition.alpha": "α = {:g}"}
+FOLDERS = ("folder", "client_folders")  # data.name
 HEAD = "{:<{}} {:<{}} final accuracy (%)  best (%)  seconds{}  seeds"
 
 
@@ -31,7 +32,8 @@ class Group:
 
     panel: data set and alpha, if they vary, as text. settings: what else distinguishes the group from others
     of the method, as text. classes: their names. runs: for each run, the columns of /rounds by name; names:
-    of its file; seeds. copies: number of runs whose rounds are copies of an equal run's.
+    of its file; seeds. copies: number of runs whose rounds are copies of an equal run's; forks: of those that
+    begin with rounds of another run.
     """
 
     method: str
@@ -42,6 +44,7 @@ class Group:
     names: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     copies: int = 0
+    forks: int = 0
 
     def column(self, column: str) -> np.ndarray:
         """Return a column of the runs with the most rounds, float64 (runs, rounds, ...)."""
@@ -115,19 +118,23 @@ def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[lis
             columns = read_columns(file, "rounds")
             for table in tables:
                 columns |= {f"{table}/{name}": values for name, values in read_columns(file, table).items()}
-            classes, is_copy = file["config"].attrs["class_names"], "copy_of" in file["config"].attrs
-            runs.append((columns, yaml.safe_load(classes), is_copy))
+            attributes = file["config"].attrs
+            origins = "copy_of" in attributes, bool(attributes.get("origin"))
+            runs.append((columns, yaml.safe_load(attributes["class_names"]), origins))
         if not len(columns["round"]):
             raise UserError(f"{path}: no round is finished yet; omit the file, or wait")
     names, common = distinguish(configs)
     found: dict[tuple[str, str, str], Group] = {}
-    for path, values, (columns, classes, is_copy), (panel, settings) in zip(paths, configs, runs, names):
+    for path, values, (columns, classes, (is_copy, is_fork)), (panel, settings) in zip(
+        paths, configs, runs, names
+    ):
         group = found.setdefault(
             (values["method"], panel, settings),
             Group(METHOD_TITLES[values["method"]], panel, settings, classes),
         )
         group.runs.append(columns)
         group.copies += is_copy
+        group.forks += is_fork
         group.names.append(Path(path).stem)
         group.seeds.append(values["seed"])
     return sorted(found.values(), key=_position_of(found.values())), common
@@ -162,6 +169,12 @@ def distinguish(
         )
         for flat in flats
     ], common
+
+
+def data_name(flat: Mapping[str, Any]) -> str:
+    """Return the data set of flat settings; that of images in folders has the name of the folder."""
+    name = str(flat["data.name"])
+    return Path(flat["data.root"]).resolve().name if name in FOLDERS and flat.get("data.root") else name
 
 
 def list_varied(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -243,6 +256,8 @@ def table(paths: Sequence[str | Path]) -> Iterator[str]:
         yield "generating: seconds in which rank 0 generated images, also while it waited"
     if copies := sum(group.copies for group in found):
         yield f"{counted(copies, 'run')} copied from equal runs, with their seconds: see `show`"
+    if any(group.forks for group in found):
+        yield "seconds of a fork include those of the rounds before it"
     if any(images and images[1] for images in generating):
         yield "*: images also came from the bank, which an earlier run or `generate` filled"
 

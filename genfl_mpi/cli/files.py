@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genfl_mpi.cli import launch
@@ -10,7 +11,6 @@ from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 FIGURES = {
     "accuracy": "test accuracy over rounds, mean and deviation over seeds",
@@ -51,11 +51,7 @@ def plot(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help="draw the costs in a simulated world, a YAML file as in configs/worlds; repeatable",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        help="file of the figure, .png, .svg or .pdf (default: NAME.png in the current folder)",
-    )
+    launch.add_output(parser, "NAME.png")
     options = launch.parse_once(parser, arguments)
 
     def lines() -> Iterator[str]:
@@ -68,7 +64,7 @@ def plot(arguments: Sequence[str]) -> int:
         if options.world and options.figure != "costs":
             raise UserError("--world needs --figure costs")
         paths: Sequence[Path] = reader.find_results(options.results)
-        shown, output = paths, options.output or f"{options.figure}.png"
+        shown, output = paths, options.output or paths[0].parent / f"{options.figure}.png"
         if options.world:
             from genfl_mpi.analysis import pricing
 
@@ -95,11 +91,7 @@ def summary(arguments: Sequence[str]) -> int:
         "  python -m genfl_mpi summary results/fig5",
     )
     parser.add_argument("results", nargs="+", help="results files, which need not exist yet, or folders")
-    parser.add_argument(
-        "-o",
-        "--output",
-        help="file of the figure, .png, .pdf or .svg (default: summary.png beside the results)",
-    )
+    launch.add_output(parser, "summary.png")
     options = launch.parse_once(parser, arguments)
 
     def lines() -> Iterator[str]:
@@ -144,12 +136,7 @@ def claims(arguments: Sequence[str]) -> int:
         "and write the verdicts as a table. For example:\n"
         "  python -m genfl_mpi claims results/fig5-small results/fig6-small",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        default="claims.md",
-        help="file of the table, in Markdown (default: %(default)s in the current folder)",
-    )
+    launch.add_output(parser, "claims.md", "table, in Markdown")
     options = launch.parse_once(parser, arguments)
 
     def lines() -> Iterator[str]:
@@ -157,11 +144,12 @@ def claims(arguments: Sequence[str]) -> int:
         from genfl_mpi.analysis.run_groups import Runs
         from genfl_mpi.results import reader
 
-        runs = Runs(reader.find_results(options.results))
+        paths = reader.find_results(options.results)
+        runs, output = Runs(paths), options.output or paths[0].parent / "claims.md"
         judged, note = claims.ledger(runs), claims.note(runs)
-        ledger.write(judged, note, options.output)
+        ledger.write(judged, note, output)
         yield from ledger.text(judged, note)
-        yield f"table in {options.output}"
+        yield f"table in {output}"
 
     return launch.print_lines(lines())
 
@@ -200,7 +188,7 @@ def price(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--csv", metavar="FILE", help="write seconds and joules per client, round and entity to FILE"
     )
-    launch.add_figure(parser, "price.png")
+    launch.add_output(parser, "price.png")
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi.analysis import pricing
@@ -236,7 +224,7 @@ def incentive(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--budget", type=float, metavar="J", help="maximum total payment (default: unlimited)"
     )
-    launch.add_figure(parser, "incentive.png")
+    launch.add_output(parser, "incentive.png")
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi.analysis import incentive_design
@@ -294,7 +282,7 @@ def hindsight(arguments: Sequence[str]) -> int:
         "  python -m genfl_mpi hindsight results/lab/genfl_seed1.h5",
     )
     parser.add_argument("file", help="results file of a run")
-    launch.add_figure(parser, "hindsight.png")
+    launch.add_output(parser, "hindsight.png")
     options = launch.parse_once(parser, arguments)
 
     def lines() -> Iterator[str]:
@@ -302,9 +290,10 @@ def hindsight(arguments: Sequence[str]) -> int:
         from genfl_mpi.util import plotting
 
         records = hindsight_figures.read(options.file)
-        plotting.save(hindsight_figures.draw(records), options.output)
+        output = options.output or Path(options.file).parent / "hindsight.png"
+        plotting.save(hindsight_figures.draw(records), output)
         yield from hindsight_figures.table(records)
-        yield f"figure in {options.output}"
+        yield f"figure in {output}"
 
     return launch.print_lines(lines())
 
@@ -319,14 +308,15 @@ def scaling(arguments: Sequence[str]) -> int:
         "per round and accuracy. For example:\n"
         "  python -m genfl_mpi scaling results/1 results/2 results/4",
     )
-    launch.add_figure(parser, "scaling.png")
+    launch.add_output(parser, "scaling.png")
     options = launch.parse_once(parser, arguments)
 
     def lines() -> Iterator[str]:
         from genfl_mpi.analysis import scaling
         from genfl_mpi.results import reader
 
-        yield from scaling.command(reader.find_results(options.results), options.output)
+        paths = reader.find_results(options.results)
+        yield from scaling.command(paths, options.output or paths[0].parent / "scaling.png")
 
     return launch.print_lines(lines())
 
@@ -400,7 +390,7 @@ def export(arguments: Sequence[str]) -> int:
     )
     tables = ("rounds", "clients", "generated", "partition")
     launch.add_choice(parser, "--table", tables, "rounds", f"table to export, one of {', '.join(tables)}")
-    parser.add_argument("-o", "--output", help="CSV file (default: TABLE.csv in the current folder)")
+    launch.add_output(parser, "TABLE.csv", "table, in CSV")
     parser.add_argument(
         "--tensorboard",
         metavar="FOLDER",
@@ -420,7 +410,7 @@ def export(arguments: Sequence[str]) -> int:
                 f"tensorboard --logdir {options.tensorboard}"
             )
         else:
-            output = options.output or f"{options.table}.csv"
+            output = options.output or paths[0].parent / f"{options.table}.csv"
             tables.write_csv(output, tables.rows(paths, options.table))
             yield f"{options.table} of {counted(len(paths), 'run')} in {output}"
 
@@ -435,9 +425,7 @@ def report(arguments: Sequence[str]) -> int:
         "configuration, environment, figures, tables, claims and images. For example:\n"
         "  python -m genfl_mpi report results/default -o report.html",
     )
-    parser.add_argument(
-        "-o", "--output", help="HTML file (default: report.html beside the first results file)"
-    )
+    launch.add_output(parser, "report.html", "report, in HTML")
     options = launch.parse_once(parser, arguments)
 
     def lines() -> Iterator[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from genfl_mpi.mpi import launchers
 from genfl_mpi.util.errors import UserError
@@ -25,9 +26,25 @@ if TYPE_CHECKING:
     Command = Callable[[MPI.Comm, argparse.Namespace, Runs, Say], int | Iterable[str]]
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that explains unknown options: a setting with dashes, or a misspelt option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
+        from genfl_mpi.config.settings import keys
+
+        if found := re.search(r"unrecognized arguments: (--([\w.-]+))(=\S*)?", message):
+            option, key, value = found[1], found[2].replace("-", "_"), found[3] or "=VALUE"
+            if key in keys():
+                message += f"; settings have no dashes: write {key}{value}"
+            else:
+                message += suggestion(option, self._option_string_actions)
+        super().error(message)
+
+
 def command_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """Make the parser of a command, without arguments."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m genfl_mpi {command}".strip(),
         description=description,
         epilog=epilog,
@@ -81,13 +98,10 @@ def add_choice(
     )
 
 
-def add_figure(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the option for a command's figure, by default the file `default`."""
+def add_output(parser: argparse.ArgumentParser, name: str, what: str = "figure, .png, .pdf or .svg") -> None:
+    """Add the option for the file that a command writes, by default `name` beside the results."""
     parser.add_argument(
-        "-o",
-        "--output",
-        default=default,
-        help="file of the figure, .png, .pdf or .svg (default: %(default)s in the current folder)",
+        "-o", "--output", help=f"file of the {what} (default: {name} beside the first results file)"
     )
 
 

@@ -214,4 +214,6 @@ def plan(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: la
         yield from sweep_plan.describe(comm, runs, cluster, options.watts)
         return
     name, config = next(iter(runs.items()))
+    if comm.rank == 0 and len(runs) > 1:
+        yield f"the first of {len(runs)} runs; --sweep predicts all of them"
     yield from planning.describe(comm, config, cluster, name, options.gpus)

@@ -27,8 +27,8 @@ The installed script `genfl_mpi` is the same program as `python -m genfl_mpi`.
 """
 EXAMPLES = """\
 examples:
-  mpirun -n 4 python -m genfl_mpi                       the default runs
-  mpirun -n 4 python -m genfl_mpi 'sweep.seed=[1,2,3]'  with three seeds
+  mpirun -n 2 python -m genfl_mpi                       the default runs
+  mpirun -n 2 python -m genfl_mpi 'sweep.seed=[1,2,3]'  with three seeds
   mpirun -n 8 python -m genfl_mpi configs/cifar10.yaml data.root=/data rounds=50
   python -m genfl_mpi show results/default/genfl_seed1.h5
 

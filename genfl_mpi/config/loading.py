@@ -406,7 +406,10 @@ def _explain_value(error: Mapping[str, Any], kind: type[Section], path: Sequence
         example = field.default
     text = as_text(example)
     wanted = needs.format(**context) + (f", for example {key}={text}" if text else "")
-    return f"{key}= needs {wanted} {got}"
+    swept = ""
+    if isinstance(values := error["input"], list) and values and what not in ("list", "tuple"):
+        swept = f"; for a run of each value write 'sweep.{key}=[{','.join(map(as_text, values))}]'"
+    return f"{key}= needs {wanted} {got}{swept}"
 
 
 def _setting(kind: type[Section], path: Sequence[str]) -> str:
@@ -547,7 +550,11 @@ def read_text(source: str | Path | None = None) -> str:
     try:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        hint = f"; write a setting as {source}=value" if str(source) in keys() else ""
+        folders = {Path(source).parent, Path("configs")}
+        names = [str(path) for folder in folders for path in sorted(folder.glob("*.yaml"))]
+        hint = suggestion(str(source), names) if isinstance(error, FileNotFoundError) else ""
+        if str(source) in keys():
+            hint = f"; write a setting as {source}=value"
         raise UserError(
             f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}"
         ) from None

@@ -14,6 +14,7 @@ from genfl_mpi.edge.trace import Trace, label_value
 from genfl_mpi.federation import algorithms, transforms
 from genfl_mpi.federation.refinements import PASSES
 from genfl_mpi.generation.image_flops import count_configured
+from genfl_mpi.generation.model_folder import is_function
 from genfl_mpi.learning import models
 from genfl_mpi.learning.flops import training_flops
 from genfl_mpi.learning.weights import FlatModel
@@ -61,6 +62,11 @@ def model_fields(config: Config, about: Description) -> dict[str, Any]:
     }
 
 
+def has_known_costs(config: Config) -> bool:
+    """Return whether what generates the images can be counted: a user's function cannot."""
+    return not config.generates or not is_function(config.generation.checkpoint)
+
+
 def generator_fields(config: Config) -> dict[str, Any]:
     """Return the fields of a `Trace` that follow from the generator.
 
@@ -76,7 +82,7 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
     """Return the `Trace` in an open results file, and the rows of each round's cohort in /clients.
 
     The trace is computed as if the file's configuration were `config`. Rows: bool (rows,) a round, without
-    clients that declined. Raises UserError.
+    clients that declined. The costs of a user's generator are unknown, and 0. Raises UserError.
     """
     rounds = reader.read_columns(file, "rounds", ("round", "images_used"))
     clients = reader.read_columns(
@@ -98,7 +104,7 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
     ]
     return Trace(
         **fields,
-        **generator_fields(config),
+        **(generator_fields(config) if has_known_costs(config) else {}),
         cohorts=by_round["client"],
         samples=by_round["samples"],
         epochs=by_round["epochs"],

@@ -134,7 +134,7 @@ class Bank:
             raise failed from None
 
     def describe_foreign_images(self) -> str | None:
-        """Return a warning if the bank has images, but none of our checkpoint and adapter; else None."""
+        """Return a notice if the bank has images, but none of our checkpoint and adapter; else None."""
         ours, found = describe_generator(json.loads(self.settings)), set()
         for path in self.folder.glob("*.h5"):
             with suppress(*READ_ERRORS), h5py.File(path, "r") as file:
@@ -142,10 +142,7 @@ class Bank:
             if ours in found:
                 return None
         if found:
-            return (
-                f"generation.bank: {self.folder} holds images of {', '.join(sorted(found))}, "
-                f"and none of {ours}, this run's generator; new images are added, the others are kept"
-            )
+            return f"the images in {self.folder} are another generator's; this run adds its own"
         return None
 
 

@@ -21,6 +21,7 @@ from genfl_mpi.generation.denoising import diffusion_loss, embed, prompt_rows, p
 from genfl_mpi.generation.pipeline import silence
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.progress_bar import progress
+from genfl_mpi.util.text import pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -225,6 +226,7 @@ def _train_autoencoder(
 ) -> None:
     """Minimize the reconstruction error plus a small penalty that pulls the latents towards a unit normal."""
     optimizer, schedule = _optimizer_with_schedule(vae.parameters(), AUTOENCODER_LR, steps)
+    start = time.perf_counter()
     for step, batch in enumerate(_steps("autoencoder", len(images), 64, steps, generator)):
         posterior = vae.encode(images[batch]).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
@@ -237,7 +239,8 @@ def _train_autoencoder(
         if step % 100 == 0 or step == steps - 1:
             # A loss that is not finite stays so, because it spoils the weights.
             _check_finite(loss.item(), step, "autoencoder", "set another pretraining.seed")
-            report(f"autoencoder step {step + 1}/{steps}: mean squared error {error.item():.4f}")
+            speed = pace(time.perf_counter() - start, step + 1, steps)
+            report(f"autoencoder step {step + 1}/{steps}: mean squared error {error.item():.4f}{speed}")
 
 
 @torch.no_grad()
@@ -275,6 +278,7 @@ def _train_denoiser(
         prompt_texts(prompts), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids.to(latents.device)
     running, remedy = None, f"set a pretraining.denoiser_lr below {settings.denoiser_lr:g}"
+    start = time.perf_counter()
     for step, batch in enumerate(_steps("denoiser", len(latents), 128, steps, generator)):
         condition = embed(text_encoder, tokens, prompt_rows(labels[batch], prompts, generator))
         loss = diffusion_loss(unet, scheduler, latents[batch], condition, generator)
@@ -287,5 +291,6 @@ def _train_denoiser(
         _check_finite(current := loss.item(), step, "denoiser", remedy)
         running = current if running is None else 0.98 * running + 0.02 * current
         if step % 100 == 0 or step == steps - 1:
-            report(f"denoiser step {step + 1}/{steps}: {settings.prediction} error {running:.4f}")
+            speed = pace(time.perf_counter() - start, step + 1, steps)
+            report(f"denoiser step {step + 1}/{steps}: {settings.prediction} error {running:.4f}{speed}")
     return average.module

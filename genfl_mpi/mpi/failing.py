@@ -27,7 +27,9 @@ def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:
         return function()
     except UserError as error:
         if comm.rank == 0 or not error.on_all_ranks:
-            _print_error(str(error))
+            # At the start of a run the message itself names the place.
+            in_round = f"{place}: " if (place := _place(error)).startswith("round ") else ""
+            _print_error(f"{in_round}{error}")
         if comm.size > 1 and not error.on_all_ranks:
             _abort(comm, 2)
         if error.unclean:
@@ -45,13 +47,20 @@ def exit_status(comm: MPI.Comm, function: Callable[[], int]) -> int:
                 print("".join(traceback.format_list(frames)), end="", file=sys.stderr)
             elif not isinstance(error, (FloatingPointError, MemoryError)):
                 traceback.print_exc()
-        where = ", ".join(
-            [f"rank {comm.rank} on {os.uname().nodename}", *reversed(getattr(error, "__notes__", []))]
-        )
+        where = ", ".join(filter(None, [f"rank {comm.rank} on {os.uname().nodename}", _place(error)]))
         _print_error(f"{where}: {type(error).__name__}: {error}")
         if comm.size > 1:
             _abort(comm, status)
         return status
+
+
+def _place(error: BaseException) -> str:
+    """Return the notes of an exception, as of `annotate_errors`: "round 3, client 7", or "".
+
+    Without one that its message begins with.
+    """
+    notes = reversed(getattr(error, "__notes__", []))
+    return ", ".join(note for note in notes if not str(error).startswith(note))
 
 
 def _abort(comm: MPI.Comm, status: int) -> None:

@@ -186,7 +186,13 @@ def _versions(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
                 f"{name} is {version} on rank 0, and {theirs} on {host} (rank {rank}): start all ranks "
                 "from one environment, on a file system shared by all nodes"
             )
-    return [", ".join(f"{name} {version}" for name, version in mine.items() if name != "MPI")], problems
+    return [
+        ", ".join(
+            f"{name} {version}"
+            for name, version in mine.items()
+            if name != "MPI" and version != environment.UNKNOWN
+        )
+    ], problems
 
 
 def _files(comm: MPI.Comm, configs: Sequence[Config]) -> Findings:
@@ -265,7 +271,7 @@ def _seconds_to_write(path: Path, size: int) -> float:
 
 def _file_system(path: Path) -> str:
     """Return the type of the file system that `path` is on, for example "nfs4"."""
-    best = ("", "unknown")
+    path, best = path.absolute(), ("", "unknown type of file system")
     with suppress(OSError):
         for line in Path("/proc/mounts").read_text().splitlines():
             _, mount, kind, *_ = line.split()

@@ -193,8 +193,25 @@ def _strong(config: Config, arrays: dict[str, np.ndarray], costs: Costs, cluster
         speedup = first / taken
         efficiency = 100 * speedup / one.ranks
         yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {speedup:8.2f}  {efficiency:14.0f}"
-    best = next(one for one, taken in seconds.items() if taken <= TOLERANCE * min(seconds.values()))
-    yield f"best of these: {best.ranks} ranks; more gain less than {100 * TOLERANCE - 100:.0f} %"
+    # Recommended are numbers of ranks that the given nodes have cores for, and the one that was asked for.
+    there = {
+        one: taken
+        for one, taken in seconds.items()
+        if one.ranks == cluster.ranks or (one.nodes <= cluster.nodes and one.crowding <= 1)
+    }
+    best, anywhere = _smallest(there), _smallest(seconds)
+    yield (
+        f"best on {counted(cluster.nodes, 'node')}: {counted(best.ranks, 'rank')}; more gain less than "
+        f"{100 * TOLERANCE - 100:.0f} %"
+    )
+    if seconds[anywhere] * TOLERANCE < seconds[best]:
+        more = f"{counted(anywhere.ranks, 'rank')} on {counted(anywhere.nodes, 'node')}"
+        yield f"with more nodes: {more}, {seconds[best] / seconds[anywhere]:.2g} times as fast"
+
+
+def _smallest(seconds: dict[Cluster, float]) -> Cluster:
+    """Return the smallest cluster whose time is within TOLERANCE of the best. seconds: by ascending size."""
+    return next(one for one, taken in seconds.items() if taken <= TOLERANCE * min(seconds.values()))
 
 
 def _weak(
@@ -216,6 +233,8 @@ def _weak(
         test = one.crowding * np.mean(
             [evaluation_seconds(config, samples, costs.test, one.ranks, round + 1) for round in range(every)]
         )
+        # Of rank 0's work as the server, a larger cluster has the same, so it is part of what is compared.
+        work = (seconds.sum(1).mean() + busy) / one.ranks
         taken = longest + exchange(costs.broadcast_bytes, costs.reduction_bytes, one) + test + costs.rest
-        first = first or taken
-        yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * first / taken:14.0f}"
+        first = first or work / taken
+        yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * work / taken / first:14.0f}"

@@ -15,7 +15,7 @@ from genfl_mpi.data.clients import divide
 from genfl_mpi.mpi.groups import count_groups
 from genfl_mpi.preparation.plan import measure_costs
 from genfl_mpi.preparation.prediction import predict, total_seconds
-from genfl_mpi.util.text import WIDTH, counted
+from genfl_mpi.util.text import WIDTH, counted, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -105,13 +105,6 @@ def bill(seconds: Sequence[float], groups: int, cluster: Cluster, threads: int, 
     hours = max(ends) / 3600
     cores = min(cluster.ranks * threads, cluster.nodes * cluster.cores)
     return Bill(hours, hours * cores, hours * cluster.nodes * watts / 1000)
-
-
-def duration(seconds: float) -> str:
-    """Return a predicted duration as text, in seconds, minutes or hours."""
-    units = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
-    size, unit = max((one for one in units if seconds >= 2 * one[0]), default=units[0])
-    return f"{seconds / size:,.3g} {unit}"
 
 
 def _for(config: Config, resolved: Config) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("genfl_mpi", "numpy", "torch", "torchvision", "diffusers", "transformers", "h5py", "mpi4py")
+UNKNOWN = "unknown"
 
 
 def describe(
@@ -63,7 +64,7 @@ def processor() -> str:
 
 
 def git_commit() -> str:
-    """Return the commit of the package's git checkout, or "unknown"."""
+    """Return the commit of the package's git checkout, or UNKNOWN."""
     folder = Path(__file__).parent
     try:
         found = subprocess.run(
@@ -73,5 +74,5 @@ def git_commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return "unknown"
+        return UNKNOWN
     return found.stdout.strip()

@@ -34,6 +34,8 @@ COLOURS = {
     "fine-tuned on images": "#999933",
     "distilled on images": "#332288",
 }
+# The dark ones of these, lighter: for a dark background.
+DARK_COLOURS = {"#0072B2": "#4AA3E0", "#882255": "#D0709A", "#332288": "#9A8FE8", "#D55E00": "#EE7F2D"}
 LINE_STYLES = ("-", "--", ":", "-.")
 HATCHES = ("", "/////", ".....", "xxxxx")  # of bars, in place of line styles; drawn in the background colour
 MAX_LEGEND_LINE = 54  # characters
@@ -66,6 +68,7 @@ FORMATS: dict[str, dict[str, None] | None] = {
 }
 MAX_CLIENTS = 200  # in a figure of the partition
 MAX_CLASSES = 20  # with a separate row or label
+MAX_ROUND_TICKS = 8
 MAX_LOG_TICKS = 4  # with a label, in a narrow panel
 
 P = ParamSpec("P")
@@ -128,6 +131,15 @@ def panels(count: int, height: float, xlabel: str, ylabel: str, **more: Any) -> 
 def mark_integers(axis: Axis) -> None:
     """Put ticks at whole numbers only: of rounds, or of clients."""
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def round_ticks(last: int, most: int = MAX_ROUND_TICKS) -> list[int]:
+    """Return up to `most` ticks for rounds 1 to `last`, both included: 1, 5, 10, 15, 21."""
+    if last <= most:
+        return list(range(1, last + 1))
+    steps = (digit * 10**power for power in range(10) for digit in (1, 2, 5))
+    step = next(step for step in steps if last / step <= most - 1)
+    return [1, *(tick for tick in range(step, last, step) if min(tick - 1, last - tick) > step / 2), last]
 
 
 class Curve(NamedTuple):
@@ -214,6 +226,8 @@ def tinted(colour: str, number: int) -> str | tuple[float, ...]:
     The first len(LINE_STYLES) groups have the colour itself and differ in line style or hatch; the next ones
     are lighter, and those after them have more contrast to the background.
     """
+    if dark.get():
+        colour = DARK_COLOURS.get(colour, colour)
     shades: tuple[tuple[int, float], ...] = ((0, 0), (1, 0.55), (1, 0.85) if dark.get() else (0, 0.5))
     towards, share = shades[number // len(LINE_STYLES) % 3]
     return colour if not share else tuple((1 - share) * part + share * towards for part in to_rgb(colour))
