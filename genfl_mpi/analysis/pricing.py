@@ -52,8 +52,8 @@ MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air tr
 class Run:
     """What pricing needs of a results file.
 
-    generates: whether clients trained and images were generated. accuracy: float64 (rounds,). world: the
-    run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
+    generates: whether clients trained and one server generated images. accuracy: float64 (rounds,). world:
+    the run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
     distinguishes it from the other priced runs, besides method and seed. clock: float64 (rounds,), end of
     each round on the virtual clock of an asynchronous run, s; otherwise None.
     """
@@ -133,6 +133,11 @@ def worlds_for(
         raise UserError(
             f"world {enforced} acts on runs (enforced=true), and these would differ in it; make new runs "
             "with world=FILE, or price these with enforced=false"
+        )
+    if cellular := next((name for name, world in worlds.items() if world.cells > 1), None):
+        raise UserError(
+            f"world {cellular} has cells, in which only runs with time.driver=tiers are priced, and these in "
+            "their own world; remove its `cells`"
         )
     for run in runs:
         if run.world is not None and (files or overrides):
@@ -384,7 +389,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
         return values, Run(
             Path(path).stem,
             METHOD_TITLES[config.method],
-            config.method in ("genfl", "sent"),
+            config.method in ("genfl", "sent") and trace.tiers is None,
             rounds["accuracy"],
             trace,
             config.world,
@@ -392,7 +397,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
                 np.where(np.isin(status[rows], (NOT_FINITE, VOID)), AGGREGATED, status[rows])
                 for rows in members
             ],
-            clock=None if config.time.driver == "synchronous" else rounds["virtual_seconds"],
+            clock=rounds["virtual_seconds"] if config.time.is_asynchronous else None,
         )
 
 

@@ -215,8 +215,9 @@ def _aggregate(
         server, begun, parameters, messages, {MODEL: ExactSum(units.sum(0)).value()}
     )
     rho = np.bincount(of_member, plan["rho"], len(tiers))  # of dropped clients it is the others'
+    alone = omega_fl if len(tiers) == 1 else None
     means = {
-        cell: omega_fl if len(tiers) == 1 else ExactSum(units[cell]).value() / summed[cell]
+        cell: ExactSum(units[cell]).value() / summed[cell] if alone is None else alone
         for cell in np.flatnonzero(rho).tolist()
     }
     is_edge = isinstance(server.images, EdgeImages)
@@ -266,6 +267,7 @@ def _mix_at_edges(
             augmented.get(cell),
         )
         edge.images, edge.state = server.images.cells[cell], server.images.state_of(cell, server.state)
+        edge.world = None  # whose forecast is of the cloud
         edge.cohort = Cohort(*(column[inside] for column in server.cohort))
         edge.status = server.status[inside]
         kappa2, _ = edge.kappa2(omega, mean, omega_a, parameters, Trials(UNSET))
