@@ -278,7 +278,11 @@ def test_a_tiered_run_is_priced_in_its_own_world(generators, genfl, tmp_path):
     run = [*genfl, *CELLS, "rounds=2", "time.cloud_every=2", f"time.generators={generators}"]
     assert main(run) == 0
     priced = pricing.read(tmp_path / "results/genfl_seed1.h5", ["generation.checkpoint=digits"])
-    [bill] = [one.bill for one in pricing.in_worlds([priced], pricing.worlds_for([priced], []))]
+    [one] = pricing.in_worlds([priced], pricing.worlds_for([priced], []))
+    bill = one.bill
+    assert f"{bill.bytes['wire'][1] / 1e6:.4g} MB between edge servers and cloud" in "".join(
+        pricing.table([one], None)
+    )
     assert (bill.bytes["wire"] > 0).tolist() == [False, True]
     images = bill.joules["server"] > 1e3 * 0.1
     assert images.tolist() == [generators == "edges", True]

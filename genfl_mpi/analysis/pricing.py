@@ -255,6 +255,8 @@ def _costs(priced: Priced, target: float | None) -> Iterator[str]:
     yield f"{name}{last:6d}{100 * last_evaluated(accuracy[:last]):9.2f}" + "".join(
         f"{number:10.4g}" for number in numbers
     )
+    if priced.run.trace.tiers:
+        yield f"{'':15}{spent['wire'] / 1e6:.4g} MB between edge servers and cloud"
 
 
 def _placement_table(bills: dict[str, Bill], trace: Trace, world: World) -> Iterator[str]:

@@ -14,6 +14,7 @@ from genfl_mpi.util import streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from genfl_mpi.config.settings import Config
     from genfl_mpi.federation.policies import ServerState
     from genfl_mpi.federation.server_images import Made
     from genfl_mpi.generation.bank import Batch
@@ -31,6 +32,7 @@ class EdgeImages(ServerImages):
 
     def __init__(self, images: ServerImages, cell_of: np.ndarray) -> None:
         vars(self).update(vars(images))
+        self.config = _making_in_every_round(images.config)
         self.cell_of = cell_of
         self.cells = {cell: _of_cell(images, cell) for cell in np.unique(cell_of).tolist()}
         self.made_in: list[int] = []
@@ -92,15 +94,19 @@ class EdgeImages(ServerImages):
 
 
 def _of_cell(images: ServerImages, cell: int) -> ServerImages:
-    """Return the images of a cell, which makes some in every round."""
-    one, config = copy(images), images.config
+    """Return the images of a cell."""
+    one, config = copy(images), _making_in_every_round(images.config)
     seed = cell_seed(config.seed if config.generation.seed is None else config.generation.seed, cell)
     generation = config.generation.model_copy(update={"seed": seed})
-    every_round = config.time.model_copy(update={"cloud_every": 1})
-    one.config = config.model_copy(update={"generation": generation, "time": every_round})
+    one.config = config.model_copy(update={"generation": generation})
     one.made_of_label = np.zeros_like(images.made_of_label)
     one._images, one._labels = [], []
     return one
+
+
+def _making_in_every_round(config: Config) -> Config:
+    """Return the settings of edge servers, which do not wait for the cloud."""
+    return config.model_copy(update={"time": config.time.model_copy(update={"cloud_every": 1})})
 
 
 def cell_seed(seed: int, cell: int) -> int:

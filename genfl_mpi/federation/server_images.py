@@ -235,13 +235,17 @@ class ServerImages:
         """Return whether each image passes the filter, bool (n,)."""
         return ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
 
+    def is_due(self, round: int) -> bool:
+        """Return whether images are made, and used, in a round: 0 is the first."""
+        return (round + 1) % self.config.time.cloud_every == 0
+
     def counts(self, state: ServerState) -> np.ndarray | None:
         """Return the images of each class that the plan wants in the round of `state`, int (classes,).
 
         With tiers the cloud generates only in the round of its average. None if the plan depends on the
         cohort, which is not chosen yet. Raises UserError if the plan returns anything else.
         """
-        if (state.round + 1) % self.config.time.cloud_every:
+        if not self.is_due(state.round):
             return np.zeros(len(self.about.classes), dtype=np.int64)
         with annotate_errors(f"generation.plan {functions.name_of(self.plan)}"):
             counts = self.plan(state)
@@ -329,7 +333,8 @@ class ServerImages:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
         missing = 0 if self.division else sum(not self.is_made(batch) for batch in batches)
-        images = (len(self) + sum(map(len, batches))) * self.config.augments
+        augments = self.config.augments and self.is_due(state.round)
+        images = (len(self) + sum(map(len, batches))) * augments
         return self._seconds(missing) + images * self.config.augmented.epochs / speed
 
 

@@ -171,7 +171,7 @@ def _serve(this: Round, parts: Parts, server: Server, tiers: Cells) -> dict[int,
         }
         this.tables["made_in"] = images.made_in
     else:
-        jobs = {} if (this.t + 1) % config.time.cloud_every else {CLOUD: (resident.omega, images)}
+        jobs = {CLOUD: (resident.omega, images)} if images.is_due(this.t) else {}
     augmented, reports = {}, []
     with this.clock("augment"):
         for cell, (start, its) in jobs.items():
