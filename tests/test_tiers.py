@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from genfl_mpi.edge.hardware import draw_hardware
 from genfl_mpi.edge.placements import draw_cohorts, price_run
 from genfl_mpi.edge.rounds import Work, draw_cohort, price_round
 from genfl_mpi.edge.trace import Tiers, Trace
+from genfl_mpi.federation import tiers
+from genfl_mpi.federation.messages import MODEL
+from genfl_mpi.federation.parts import Messages
 from genfl_mpi.federation.worker import Worker
+from genfl_mpi.learning.device_sum import DeviceSum
+from genfl_mpi.learning.weights import ExactSum
+from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
@@ -61,6 +68,21 @@ def test_clients_belong_to_the_nearest_of_evenly_spread_stations():
     alone = World()
     assert (cells.nearest(alone, 500)[0] == 0).all()
     assert cells.nearest(alone, 500)[1] == pytest.approx(np.linalg.norm(places, axis=1))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cell_has_its_parts_of_the_models_and_sums_of_all(device):
+    sums = {
+        "cpu": ExactSum(np.zeros(6, dtype=np.int64)),
+        "cuda": DeviceSum(torch.zeros(6, dtype=torch.int64)),
+    }
+    models = torch.arange(6.0).view(3, 2)
+    resident = SimpleNamespace(arrays={tiers.MODELS: models}, sums={MODEL: sums[device]})
+    [_, one, _] = (tiers._of_cell(Messages(None, None, resident), cell).resident for cell in range(3))
+    one.sums[MODEL].add(0.5, torch.tensor([1.0, 4.0]))
+    models += 1
+    assert one.omega.tolist() == [3, 4]
+    assert (np.asarray(sums[device].units) / 2**40).tolist() == [0, 0, 0.5, 2, 0, 0]
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet8"])
@@ -152,6 +174,16 @@ def test_edge_servers_make_images_of_the_labels_of_their_cells(genfl):
         assert record.columns["images"] == len(seeds) and record.columns["kappa2"] == pytest.approx(0.3)
     assert len(set(seeds)) == len(seeds)
     assert len({len(one) for one in map(np.flatnonzero, labels)}) > 1  # cells differ
+
+
+@pytest.mark.parametrize("generators", ["cloud", "edges"])
+def test_all_images_are_known_before_the_run(generators, genfl):
+    run = [*genfl, *CELLS, "rounds=4", "time.cloud_every=2", f"time.generators={generators}"]
+    simulation = Simulation(overrides=run)
+    planned = list(planned_batches(simulation.config))
+    assert [[batch for _, batch, *_ in record.generated] for record in simulation] == planned
+    rounds = {"cloud": [False, True, False, True], "edges": [True, True, True, False]}  # of cap=3
+    assert [bool(batches) for batches in planned] == rounds[generators]
 
 
 @pytest.mark.parametrize("generators", ["cloud", "edges"])

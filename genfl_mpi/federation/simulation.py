@@ -415,7 +415,7 @@ class Simulation:
         if self.round == self.config.rounds:
             return
         head = parts.messages.broadcast.head
-        if self.events:
+        if self.events is not None:
             test = parts.recorder.evaluator.count_test
             driver = asynchronous.rounds(parts, self.events, self.round, test)
         else:
