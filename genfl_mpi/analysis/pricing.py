@@ -54,8 +54,8 @@ MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air tr
 class Run:
     """What pricing needs of a results file.
 
-    generates: whether clients trained and images were generated. accuracy: float64 (rounds,). world: the
-    run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
+    generates: whether clients trained and one server generated images. accuracy: float64 (rounds,). world:
+    the run's own, or None. status: of each round, the outcome for its clients, STATUS (K,). settings: what
     distinguishes it from the other priced runs, besides method and seed. clock: float64 (rounds,), end of
     each round on the virtual clock of an asynchronous run, s; otherwise None. uncounted: the generator if its
     FLOPs and bytes are unknown, and therefore 0 in the trace; otherwise empty.
@@ -182,6 +182,11 @@ def worlds_for(
         raise UserError(
             f"world {enforced} acts on runs (enforced=true), and these would differ in it; make new runs "
             "with world=FILE, or price these with enforced=false"
+        )
+    if cellular := next((name for name, world in worlds.items() if world.cells > 1), None):
+        raise UserError(
+            f"world {cellular} has cells, in which only runs with time.driver=tiers are priced, and these in "
+            "their own world; remove its `cells`"
         )
     for run in runs:
         if run.world is not None and (files or overrides):
@@ -313,6 +318,9 @@ def _row(priced: Priced, target: float | None, rounds: int, costs: np.ndarray) -
         return
     accuracy = 100 * last_evaluated(priced.run.accuracy[:rounds])
     yield f"{name}{rounds:6d}{accuracy:9.2f}" + "".join(f"{cost:10.4g}" for cost in costs)
+    if priced.run.trace.tiers:
+        wire = priced.bill.bytes["wire"][:rounds].sum()
+        yield f"{'':15}{wire / 1e6:.4g} MB between edge servers and cloud"
 
 
 def _placement_table(bills: dict[str, Bill], trace: Trace, world: World) -> Iterator[str]:
@@ -437,7 +445,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
         return values, Run(
             Path(path).stem,
             METHOD_TITLES[config.method],
-            config.method in ("genfl", "sent"),
+            config.method in ("genfl", "sent") and trace.tiers is None,
             rounds["accuracy"],
             trace,
             config.world,
@@ -446,7 +454,7 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], R
                 for rows in members
             ],
             uncounted="" if workload.has_known_costs(config) else config.generation.checkpoint,
-            clock=None if config.time.driver == "synchronous" else rounds["virtual_seconds"],
+            clock=rounds["virtual_seconds"] if config.time.is_asynchronous else None,
         )
 
 

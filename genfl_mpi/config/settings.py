@@ -80,7 +80,7 @@ DISTILLED = Needs(
     ),
 )
 SUMMED = Needs("defence.name=none", lambda config, _: config.defence.name == "none")
-SYNCHRONOUS = Needs("time.driver=synchronous", lambda config, _: config.time.driver == "synchronous")
+SYNCHRONOUS = Needs("time.driver=synchronous or tiers", lambda config, _: not config.time.is_asynchronous)
 FILLED = Needs("clients that generate", lambda config, _: config.fills)
 
 
@@ -230,6 +230,11 @@ class Config(Section):
     def fills(self) -> bool:
         """Whether the clients generate what their labels lack (placement P3)."""
         return self.composition.images == "made_by_clients"
+
+    @property
+    def cells(self) -> int:
+        """How many cells have a model of their own."""
+        return self.world.cells if self.world is not None and self.time.driver == "tiers" else 1
 
     @property
     def busy_ranks(self) -> int:

@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from genfl_mpi.config.types import Count, Decibels, Flag, NonNegative, Positive, Range, Section, Seed, Share
+from genfl_mpi.config.types import (
+    Count,
+    Decibels,
+    Flag,
+    NonNegative,
+    Positive,
+    Range,
+    Section,
+    Seed,
+    Share,
+    at_most,
+)
 
 
 class Hardware(Section):
@@ -105,6 +116,16 @@ class Server(Section):
     )
 
 
+class EdgeServer(Server):
+    """The base station of each cell with the computer beside it, and its wire to the cloud: tiers."""
+
+    tflops: Positive = Field(25.0, description="sustained speed of an edge server's GPU, 10^12 operations/s")
+    watts: NonNegative = Field(100.0, description="power of that GPU under load, W")
+    link_mbps: Positive = Field(
+        1000.0, description="data rate of an edge server's wire to the cloud, in each direction, Mbit/s"
+    )
+
+
 class Helper(Section):
     """A computer that generates for the server, wired to it (placement P4)."""
 
@@ -159,12 +180,34 @@ class World(Section):
         description="whether a run in this world excludes clients that miss deadline_s or leave their cell, "
         "whose message is lost max_transmissions times, whose battery is empty, or that drop out",
     )
+    cells: Annotated[Count, at_most(256, "every rank keeps a model and a sum of models for each cell")] = (
+        Field(
+            1,
+            description="with time.driver=tiers: cells with an edge server each, spread evenly over the area "
+            "of radius channel.radius_m; a client belongs to the nearest",
+        )
+    )
     hardware: Hardware = Hardware()
     channel: Channel = Channel()
     road: Road = Road()
     server: Server = Server()
+    edge: EdgeServer = EdgeServer()
     helper: Helper = Helper()
     images: Images = Images()
+
+    @model_validator(mode="after")
+    def check_cells(self) -> "World":
+        """Refuse clients that change cells."""
+        moving = {
+            "channel.speed_mps": self.channel.speed_mps > 0,
+            "road.coverage_m": self.road.coverage_m is not None,
+        }
+        if self.cells > 1 and any(moving.values()):
+            raise ValueError(
+                f"world.{next(name for name in moving if moving[name])} lets clients move, and with "
+                "world.cells above 1 they stay in their cells; remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_enforced(self) -> "World":

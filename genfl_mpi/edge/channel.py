@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genfl_mpi.edge import road
+from genfl_mpi.edge import cells, road
 from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ UP, DOWN = 0, 1  # direction, part of the key of the fading's draws
 
 
 def distances(world: World, clients: int, round: int) -> np.ndarray:
-    """Return the distance of each client to the base station before a round, m, float64 (clients,).
+    """Return the distance of each client to its base station before a round, m, float64 (clients,).
 
-    round: counted from 0. On a road it is that of `road.distances`. Otherwise clients start uniformly
+    round: counted from 0. On a road it is that of `road.distances`, and with several cells that of
+    `cells.nearest`. Otherwise clients start uniformly
     distributed in the cell and move in straight lines at one speed, each in a direction of its own, reflected
     at the border. A reflected path consists of chords of equal length: with m the distance of a chord from
     the center and s the position relative to its middle, r^2 = m^2 + s^2, and s grows with time modulo the
@@ -27,6 +28,8 @@ def distances(world: World, clients: int, round: int) -> np.ndarray:
     if world.road.coverage_m is not None:
         return road.distances(world, clients, round)
     settings = world.channel
+    if world.cells > 1:
+        return np.maximum(cells.nearest(world, clients)[1], settings.nearest_m)
     rng = streams.generator(world.seed, "position")
     start = settings.radius_m * np.sqrt(rng.random(clients))
     if settings.speed_mps:

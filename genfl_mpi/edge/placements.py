@@ -15,6 +15,7 @@ import numpy as np
 from genfl_mpi.edge import channel, hardware
 from genfl_mpi.edge.attendance import simulate_attendance
 from genfl_mpi.edge.rounds import Cohort, Price, Work, draw_cohort, image_joules, price_round
+from genfl_mpi.edge.tier_prices import price_edge_round
 from genfl_mpi.edge.trace import Trace, image_bytes
 
 if TYPE_CHECKING:
@@ -61,11 +62,15 @@ def price_run(trace: Trace, world: World, met: list[Cohort], placement: str | No
     UserError.
     """
     holdings = Holdings(trace.clients, world)
-    prices, status, per_client = [], [], np.zeros(trace.clients)
+    prices: list[Price] = []
+    status, per_client = [], np.zeros(trace.clients)
     battery = hardware.draw_hardware(world, trace.clients).battery
     for round, cohort in enumerate(met):
         work = required_work(trace, world, round, holdings, placement, cohort.down)
-        priced = price_round(world, cohort, work)
+        if trace.tiers:
+            priced = price_edge_round(world, cohort, work, trace, round, prices)
+        else:
+            priced = price_round(world, cohort, work)
         if world.enforced:
             outcome, priced = simulate_attendance(world, battery, round, priced, per_client)
             status.append(outcome)

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Tiers:
+    """What the edge servers of a run with time.driver=tiers did.
+
+    cloud_every: rounds for each average at the cloud. new_images: int (rounds, cells), generated at each edge
+    server; pool: int (rounds, cells), images that it has. Both are None if the cloud generates.
+    """
+
+    cloud_every: int
+    new_images: np.ndarray | None = None
+    pool: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Trace:
     """The rounds of a run.
 
@@ -30,7 +43,7 @@ class Trace:
     float64 (N,), share of the labels that each client lacks, which P5 needs, and P3 without `made`.
     placement: where the run's images were generated, one of `placements.PLACEMENTS`. made: with P3, int
     arrays (K,), how many images each client of a round trained on; None: the images of the pool whose labels
-    it lacks.
+    it lacks. tiers: None in a run without edge servers.
     """
 
     clients: int
@@ -54,6 +67,7 @@ class Trace:
     refine_flops: np.ndarray | None = None
     upload_bytes: float | None = None
     protocol_bytes: float = 0.0
+    tiers: Tiers | None = None
 
 
 def label_value(histograms: np.ndarray, distances: np.ndarray) -> np.ndarray:

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 
 def aggregate(
-    server: Server, omega: torch.Tensor, parameters: int, messages: Messages
+    server: Server,
+    omega: torch.Tensor,
+    parameters: int,
+    messages: Messages,
+    sums: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return the mean of the clients' models, and omega_fl, what the algorithm makes of it: float64 (size,).
 
     (None, None) if no update can be aggregated, because no client trained, or none with a weight is finite.
     (None, omega^t) if the round is void.
     omega: float32 (size,), omega^t; parameters: how many of the weights are parameters; messages: as reduced.
+    sums: replaces what the resident buffers received.
 
     If clients were dropped as not finite, the server's status records them. The others share their rho, and
     with rho.over=selected also that of clients that a world excluded: the sum is scaled accordingly, and the
@@ -40,7 +45,7 @@ def aggregate(
         plan["rho"] = 0.0
         return (None, omega.double()) if server.is_void else (None, None)
     check_sum(plan["rho"], reduction.client_column("largest_weight"))
-    sums = messages.resident.received()
+    sums = messages.resident.received() if sums is None else sums
     total, kept = sums.pop(MODEL), np.isfinite(reduction.client_column("update_norm"))
     summed_rho = sums.pop(RHO, None)
     server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)

@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
 
 def is_due(config: Config, round: int) -> bool:
     """Return whether a round ends with an evaluation on the whole test set. round: starts at 1."""
-    return round % config.evaluation.every == 0
+    return round % config.evaluation.every == 0 and round % config.time.cloud_every == 0
 
 
 class Evaluator:

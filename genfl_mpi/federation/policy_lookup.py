@@ -66,6 +66,11 @@ def find_policies(
             f"rho.policy: {functions.name_of(found['rho'])} needs cohorts of a fixed size; choose another "
             "policy, or selection.policy=random"
         )
+    if config.time.driver == "tiers" and "models" in needs_of(found["rho"]):
+        raise UserError(
+            f"rho.policy: {functions.name_of(found['rho'])} weighs trained models, and with "
+            "time.driver=tiers those of a cell are averaged at its edge server; choose another policy"
+        )
     if config.privacy.clip is not None:
         differential_privacy.check(config)
     if config.privacy.secure_aggregation:

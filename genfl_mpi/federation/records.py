@@ -50,7 +50,8 @@ class Record:
     test set; subset_accuracy, subset_loss: on its subset, NaN without one.
 
     columns: the other columns of /rounds. clients, ranks: columns of /clients and /ranks, arrays (cohort,)
-    and (ranks,). generated: a `server_images.Made` for each batch of this round. hindsight, audit, attacks,
+    and (ranks,). generated: a `server_images.Made` for each batch of this round. made_in: the cell of each
+    batch, if edge servers make them. hindsight, audit, attacks,
     personal: columns of these tables, empty if not due. probes: columns of /probes, /probed_clients and
     /calibrated by table, empty if not due.
     """
@@ -65,6 +66,7 @@ class Record:
     clients: dict[str, np.ndarray] = field(default_factory=dict)
     ranks: dict[str, np.ndarray] = field(default_factory=dict)
     generated: list[Made] = field(default_factory=list)
+    made_in: list[int] = field(default_factory=list)
     hindsight: dict[str, np.ndarray] = field(default_factory=dict)
     audit: dict[str, np.ndarray] = field(default_factory=dict)
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -263,6 +265,7 @@ def client_columns(
         | {"status": status}
         | {name: plan[name].copy() for name in ("client", "rho", "epochs")}
         | {"round": np.full(len(plan), round), "staleness": np.zeros(len(plan), dtype=np.int64)}
+        | {"cell": np.full(len(plan), -1)}
     )
 
 

@@ -47,7 +47,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
     while True:
         # III-A: labels were shared; every rank receives omega^t, and who trains where with which rho
         with annotate_errors(f"round {t + 1}"), clock("broadcast"):
-            t = _broadcast(comm, server, messages, config.rounds, t)
+            t = broadcast_plan(comm, server, messages, config.rounds, t)
         if this and t > this.t:
             record = parts.recorder.record(this)
             clock = Clock(parts.note)  # what the caller does with the record counts towards the next round
@@ -66,9 +66,9 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
                 _exchange_images(this, comm, config, server, parts.client_images, messages.broadcast.plan)
             # III-C: ... while every rank trains its clients
             parts.recorder.begin(t, omega)
-            _train(this, comm, server, worker, messages, parts.note, parts.leaving)
+            train_clients(this, comm, server, worker, messages, parts.note, parts.leaving)
             # III-D: sum rho_n omega_n exactly; the algorithm turns the sum into omega_fl
-            _reduce(this, parts)
+            reduce_sums(this, parts)
             with parts.questions.session() as ask:
                 if server and messages.reduction.is_complete() and not this.interrupted:
                     this.average, this.omega_fl = aggregate(server, omega, parameters, messages)
@@ -83,7 +83,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
                     t += 1
 
 
-def _broadcast(comm: MPI.Comm, server: Server | None, messages: Messages, rounds: int, t: int) -> int:
+def broadcast_plan(comm: MPI.Comm, server: Server | None, messages: Messages, rounds: int, t: int) -> int:
     """Broadcast omega^t and the plan of round t, or that all ranks leave.
 
     t: finished rounds; only rank 0's value counts. rounds: of the run. Returns rank 0's t on every rank.
@@ -157,7 +157,7 @@ def _exchange_images(
             client_images.exchange_plan(comm, plan)
 
 
-def _train(
+def train_clients(
     this: Round,
     comm: MPI.Comm,
     server: Server | None,
@@ -187,7 +187,7 @@ def _train(
     reduction.ranks[comm.rank] = clock.seconds["train"], this.waiting.idle_seconds, leaving(), this.shared
 
 
-def _reduce(this: Round, parts: Parts) -> None:
+def reduce_sums(this: Round, parts: Parts) -> None:
     """Sum over ranks.
 
     A rho policy that needs the trained models decides first; its coefficients are broadcast before the sum. A

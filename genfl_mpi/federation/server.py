@@ -11,10 +11,12 @@ import torch
 
 from genfl_mpi.config import functions
 from genfl_mpi.data import datasets
+from genfl_mpi.edge import cells
 from genfl_mpi.edge.attendance import AGGREGATED, DECLINED, NOT_FINITE, STATUS_DTYPE, VOID
 from genfl_mpi.federation import algorithms, participation, refinements, transforms
 from genfl_mpi.federation.algorithms.interface import Cohort
 from genfl_mpi.federation.client_images import ClientImages
+from genfl_mpi.federation.edge_images import EdgeImages
 from genfl_mpi.federation.messages import CLIENT_FIELDS, NO_RANK
 from genfl_mpi.federation.policies import UNSET, ServerState, needs_of
 from genfl_mpi.federation.policy_lookup import POLICIES, find_policies
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 # Prefixes of names in the checkpoint: memory of policies and of the algorithm, and measured speeds.
 POLICY, ALGORITHM, PACE = "policy.", "algorithm.", "pace."
+CELL = "cell."  # of tiers: the cells' models, and their shares of the next average at the cloud
 VERSION = "version."  # earlier weights, from which clients of an asynchronous run started
 # In the checkpoint: the round of each client's last training, and where its state lies.
 TRAINED, LOCATIONS = "trained", "locations"
@@ -88,6 +91,9 @@ class Server:
                 self.world.set_wanted_images(wanted, share)
         self.about, self.refinements = about, refinements.find(config)
         self.images = ServerImages(config, about, data, device, plan, planned, able)
+        if config.time.generators == "edges" and config.generates:
+            assert config.world is not None
+            self.images = EdgeImages(self.images, cells.nearest(config.world, config.clients)[0])
         # of each client: the round, loss and update norm of its last training
         self.last = np.zeros(config.clients, dtype=np.int64)
         self.losses, self.norms = np.full((2, config.clients), np.nan)
@@ -108,6 +114,7 @@ class Server:
         self.memories: dict[str, dict] = {}
         self.memory: dict[str, torch.Tensor] = {}
         self.versions: dict[int, torch.Tensor] = {}  # of an asynchronous run, earlier ones still needed
+        self.cells: dict[str, np.ndarray] = {}  # of tiers, set by `Simulation`
         keeps = (
             algorithm.arrays_of_kind("client", 1, config)
             or config.personal.keeps_state
@@ -362,7 +369,7 @@ class Server:
 
         clients, generated: columns of /clients and /generated.
         """
-        if self.config.time.driver != "synchronous":
+        if self.config.time.is_asynchronous:
             return  # nothing that later rounds need
         for round in np.unique(clients["round"]):
             rows = {name: column[clients["round"] == round] for name, column in clients.items()}
@@ -413,6 +420,7 @@ class Server:
             | ({TRAINED: self.trained, LOCATIONS: self.locations} if len(self.trained) else {})
             | (self.private.state() if self.private else {})
             | {f"{VERSION}{version}": model.numpy() for version, model in self.versions.items()}
+            | {CELL + name: array for name, array in self.cells.items()}
         )
 
     def restore(self, arrays: dict[str, np.ndarray], tables: dict[str, dict[str, np.ndarray]]) -> None:
@@ -430,11 +438,13 @@ class Server:
         for policy, remembered in self.remembered.items():
             remembered.update(under(f"{POLICY}{policy}."))
         self.versions = {int(version): torch.as_tensor(array) for version, array in under(VERSION).items()}
+        for name, array in under(CELL).items():
+            self.cells[name][...] = array
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
             self.trained = arrays.get(TRAINED, self.trained).copy()
             self.locations = arrays.get(LOCATIONS, self.locations).copy()
-        self.images.add(*(tables["generated"][name] for name in ("label", "image", "fidelity")))
+        self.images.restore(tables["generated"])
         self.replay(tables["clients"], tables["generated"])
 
     def _judge(self, trials: Trials) -> Callable[[np.ndarray], tuple[float, float]]:

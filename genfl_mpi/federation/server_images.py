@@ -149,6 +149,15 @@ class ServerImages:
         Returns a `Made` for each batch, and whether the work was interrupted: it stops as soon as `leaving()`
         is true, and the server then keeps none of the round's images.
         """
+        made, left = self.collect(state, leaving, note)
+        if not left:
+            self.keep(made)
+        return made, left
+
+    def collect(
+        self, state: ServerState, leaving: Callable[[], int], note: Callable[..., object]
+    ) -> tuple[list[Made], bool]:
+        """Do as `make`, and keep no image."""
         made: list[Made] = []
         self.from_bank, self.bank_seconds = 0, 0.0
         batches = self._batches(state) if self.config.generates else []
@@ -161,10 +170,17 @@ class ServerImages:
                 self._filter.fidelity(images, batch.label) if self._filter else np.full(len(batch), np.nan)
             )
             made.append(Made(self.generator.bank.key(batch), batch, images, fidelity))
+        return made, False
+
+    def keep(self, made: list[Made]) -> None:
+        """Add the images of a round."""
         for one in made:
             self.add(one.batch.label, one.images, one.fidelity)
         self.new = sum(len(one.batch) for one in made)
-        return made, False
+
+    def restore(self, generated: dict[str, np.ndarray]) -> None:
+        """Add the images of earlier rounds. generated: columns of /generated."""
+        self.add(*(generated[name] for name in ("label", "image", "fidelity")))
 
     @cached_property
     def _filter(self) -> ImageClassifier | None:
@@ -219,12 +235,18 @@ class ServerImages:
         """Return whether each image passes the filter, bool (n,)."""
         return ~(np.asarray(fidelity) < self.config.generation.min_fidelity)
 
+    def is_due(self, round: int) -> bool:
+        """Return whether images are made, and used, in a round: 0 is the first."""
+        return (round + 1) % self.config.time.cloud_every == 0
+
     def counts(self, state: ServerState) -> np.ndarray | None:
         """Return the images of each class that the plan wants in the round of `state`, int (classes,).
 
-        None if the plan depends on the cohort, which is not chosen yet. Raises UserError if the plan returns
-        anything else.
+        With tiers the cloud generates only in the round of its average. None if the plan depends on the
+        cohort, which is not chosen yet. Raises UserError if the plan returns anything else.
         """
+        if not self.is_due(state.round):
+            return np.zeros(len(self.about.classes), dtype=np.int64)
         with annotate_errors(f"generation.plan {functions.name_of(self.plan)}"):
             counts = self.plan(state)
         if counts is None and state.cohort is None and self.config.trains_clients:
@@ -311,7 +333,8 @@ class ServerImages:
             return 0.0
         batches = self._batches(state) if self.config.generates else []
         missing = 0 if self.division else sum(not self.is_made(batch) for batch in batches)
-        images = (len(self) + sum(map(len, batches))) * self.config.augments
+        augments = self.config.augments and self.is_due(state.round)
+        images = (len(self) + sum(map(len, batches))) * augments
         return self._seconds(missing) + images * self.config.augmented.epochs / speed
 
 

@@ -184,7 +184,8 @@ class SimulatedWorld:
         """Return how long the server generates `made` images and trains omega_a on `images`, in s."""
         server, seconds = self.world.server, 0.0
         if made:
-            seconds = made * image_seconds(server, count_configured(self.config.generation).image)
+            flops = 0.0 if server.image_seconds else count_configured(self.config.generation).image
+            seconds = made * image_seconds(server, flops)
         flops = self.trace.sample_flops * self.trace.augmented_epochs * images
         return seconds + flops / (server.tflops * 1e12)
 

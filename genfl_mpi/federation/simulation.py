@@ -22,6 +22,7 @@ from genfl_mpi.federation import (
     asynchronous,
     differential_privacy,
     personal,
+    tiers,
     transforms,
     trials,
 )
@@ -136,12 +137,15 @@ class Simulation:
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
-        able = find_able_ranks(self.comm, config)
+        # With tiers the images are made where they are used, on rank 0.
+        able = find_able_ranks(self.comm, config) if config.time.driver != "tiers" else np.ones(1, dtype=bool)
         self.server: Server | None = collectives.call_on_all(
             self.comm, lambda: self._make_server(algorithm, policies, able)
         )
+        if self.server and config.time.driver == "tiers":
+            self.server.cells = tiers.state_arrays(messages)
         self.events: Events | None = None
-        if config.time.driver != "synchronous":
+        if config.time.is_asynchronous:
             plan_events = asynchronous.plan_events
             self.events = collectives.from_rank0(
                 self.comm, lambda: plan_events(config, self.server) if self.server else None
@@ -231,10 +235,11 @@ class Simulation:
             sums[RHO] = Array((1,), "sum")
         sums |= differential_privacy.sums(config)
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
+        arrays |= tiers.broadcast_arrays(config, size)
         stateful = bool(self._state_shapes(algorithm))
         zeros = partial(staging.zeros, device=self.device)
         broadcast = Broadcast(size, cohort, arrays, stateful, zeros)
-        reduction = Reduction(size, cohort, self.comm.size, sums, outputs, stateful, zeros)
+        reduction = Reduction(size * config.cells, cohort, self.comm.size, sums, outputs, stateful, zeros)
         resident = Resident(self.comm, self.device, broadcast, reduction, sums, self.data)
         return Messages(broadcast, reduction, resident)
 
@@ -410,11 +415,11 @@ class Simulation:
         if self.round == self.config.rounds:
             return
         head = parts.messages.broadcast.head
-        driver = (
-            rounds(parts, self.round)
-            if self.events is None
-            else asynchronous.rounds(parts, self.events, self.round, parts.recorder.evaluator.count_test)
-        )
+        if self.events is not None:
+            test = parts.recorder.evaluator.count_test
+            driver = asynchronous.rounds(parts, self.events, self.round, test)
+        else:
+            driver = (tiers.rounds if self.config.time.driver == "tiers" else rounds)(parts, self.round)
         for record in driver:
             self.round = record.round
             self.left = int(head["leave"])

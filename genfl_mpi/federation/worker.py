@@ -52,7 +52,8 @@ class Worker:
 
     kept: {place in the cohort: float32 (size,)}, this round's models. observers: functions of (place, float32
     (size,)), called with each client's model as it is summed, if its losses are finite. secure: masks what
-    this rank's clients contribute, or None.
+    this rank's clients contribute, or None. messages_of: (client) -> the `Messages` with the model that it
+    starts from and the sum that it enters, if they are not the same for all.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Worker:
         self.kept: dict[int, torch.Tensor] = {}
         self._settings: dict[tuple[int, int], Training] = {}
         self.observers: list[Callable[[int, torch.Tensor], None]] = []
+        self.messages_of: Callable[[int], Messages] | None = None
         self.secure: SecureAggregation | None = None
         if config.privacy.secure_aggregation and config.trains_clients:
             self.secure = SecureAggregation(config, messages)
@@ -117,6 +119,9 @@ class Worker:
             self.note("train", int(self.broadcast.plan["client"][places[0]]), done=done, of=of)
             if self.twin:
                 self._train_group(self.twin, places, round, clock)
+            elif self.messages_of:
+                client = int(self.broadcast.plan["client"][places[0]])
+                self.train_member(self.messages_of(client), places[0], round, clock)
             else:
                 self._train_client(places[0], round, clock)
             if self.secure:

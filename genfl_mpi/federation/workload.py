@@ -10,7 +10,7 @@ import numpy as np
 from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
-from genfl_mpi.edge.trace import Trace, label_value
+from genfl_mpi.edge.trace import Tiers, Trace, label_value
 from genfl_mpi.federation import algorithms, transforms
 from genfl_mpi.federation.refinements import PASSES
 from genfl_mpi.generation.image_flops import count_configured
@@ -95,7 +95,7 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
     )
     clients["samples"] = clients["samples"] - clients["images"]
     by_round = {name: [column[rows] for rows in members] for name, column in clients.items()}
-    made_in = reader.read_columns(file, "generated", ["round"])["round"]
+    generated = reader.read_columns(file, "generated", ["round", "cell", "fidelity"])
     shared = reader.read_array(file, "partition/shared_labels")
     fields = model_fields(config, datasets.describe(config.data))
     passes = [
@@ -109,12 +109,28 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
         samples=by_round["samples"],
         epochs=by_round["epochs"],
         made=by_round["images"] if config.fills else None,
-        new_images=np.array([(made_in == round).sum() for round in rounds["round"]]),
+        new_images=np.array([(generated["round"] == round).sum() for round in rounds["round"]]),
         pool=rounds["images_used"],
         missing=(count_held_labels(file, config) == 0).mean(1),
         value=label_value(shared, earth_movers_distance(shared)),
         refine_flops=np.array(passes) * fields["sample_flops"] / PASSES_OF_TRAINING,
+        tiers=_tiers(config, generated, rounds["round"]),
     ), members
+
+
+def _tiers(config: Config, generated: dict[str, np.ndarray], rounds: np.ndarray) -> Tiers | None:
+    """Return what edge servers did. generated: columns of /generated; rounds: int (rounds,), numbers."""
+    if config.time.driver != "tiers":
+        return None
+    if config.time.generators == "cloud":
+        return Tiers(config.time.cloud_every)
+    here = generated["cell"][:, None] == np.arange(config.cells)  # (images, cells)
+    used = here & ~(generated["fidelity"] < config.generation.min_fidelity)[:, None]
+    return Tiers(
+        config.time.cloud_every,
+        np.array([here[generated["round"] == round].sum(0) for round in rounds]),
+        np.array([used[generated["round"] <= round].sum(0) for round in rounds]),
+    )
 
 
 def _refining_passes(config: Config, models: int, images: int) -> float:

@@ -77,6 +77,7 @@ def calibrate(config: Config) -> Costs:
                 "training": training,
                 "evaluation": config.evaluation.model_copy(update={"every": 1}),
                 "personal": _shortened(config),
+                "time": config.time.model_copy(update={"cloud_every": 1}),
             }
         )
         simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))

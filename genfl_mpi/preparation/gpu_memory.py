@@ -41,6 +41,9 @@ def rank_bytes(config: Config, arrays: dict[str, np.ndarray], serves: bool = Fal
     together = training.clients_per_batch
     model = FlatModel(models.build(config.model, len(about.classes), about.shape, 0))
     vectors, broadcast, summed = _algorithm_memory(config, model)
+    if config.time.driver == "tiers":  # a model and a sum for each cell, besides the cloud's model
+        broadcast += config.cells * len(model.weights)
+        summed += (config.cells - 1) * len(model.weights)
     found = weight_bytes(len(model.weights), model.parameters, training, vectors, broadcast, summed, together)
     if frozen := sum(one.numel() for one in model.module.parameters() if not one.requires_grad):
         found["frozen parameters"] = FLOAT * frozen

@@ -48,7 +48,9 @@ def describe(
     costs = measured
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
-    if config.time.driver != "synchronous":
+    if config.time.generators == "edges":
+        yield "predicted with the images of all edge servers in the rounds of averages at the cloud"
+    if config.time.is_asynchronous:
         yield f"predicted as synchronous rounds; with {config.time.driver} ranks wait less"
     yield ""
     yield from textwrap.wrap(_measured(config, comm.size, costs), 80, subsequent_indent="  ")

@@ -46,6 +46,7 @@ def predict(
     if config.generation.plan == "cohort_deficit":
         settings = config.generation.model_copy(update={"plan": "deficit"})
         config = config.model_copy(update={"generation": settings})
+    config = _with_images_of_one_server(config)
     alone, costs = costs.batch, _slowed(costs, cluster.crowding)
     made = set() if made is None else made
     able = able_ranks_of(config, cluster.ranks, cluster.ranks_per_node, cluster.cores)
@@ -72,6 +73,20 @@ def predict(
     seconds = {part: np.array([one[part] for one in rounds]) for part in PARTS}
     seconds["round"] = seconds["longest rank"] + seconds["exchange"] + seconds["testing"] + seconds["rest"]
     return seconds
+
+
+def _with_images_of_one_server(config: Config) -> Config:
+    """Return a run in which the cloud makes, for each of its averages, the images that edge servers make."""
+    if config.time.generators == "cloud":
+        return config
+    made = {name: getattr(config.generation, name) * config.cells for name in ("per_round", "cap")}
+    made["per_round"] *= config.time.cloud_every
+    return config.model_copy(
+        update={
+            "generation": config.generation.model_copy(update=made),
+            "time": config.time.model_copy(update={"generators": "cloud"}),
+        }
+    )
 
 
 def evaluation_seconds(config: Config, samples: int, seconds: float, ranks: int, round: int) -> float:
@@ -169,7 +184,7 @@ def _predict_round(
     seconds = (units + costs.overhead) / costs.rate
     if config.has_server_images:
         busy = generation.make_now(batches)
-        if config.augments and (images := len(server.images)):
+        if config.augments and server.images.is_due(round) and (images := len(server.images)):
             busy += (images * config.augmented.epochs + costs.overhead) / costs.rate
     # without clients, bincount returns integers
     ends = np.bincount(trained["rank"], seconds, len(server.pace.speeds)).astype(np.float64)

@@ -167,6 +167,7 @@ ADDED = (
     "unmask_bytes",
     "virtual_seconds",
     "staleness",
+    "cell",
 )
 
 CLIENTS = {
@@ -198,6 +199,7 @@ CLIENTS = {
     "seconds": Column("f8", "s", "duration of its training", True),
     "rank": Column("i8", "1", "rank that trained it", True),
     "staleness": Column("i8", "1", "rounds that ended between the start and the arrival of its update", True),
+    "cell": Column("i8", "1", "cell of the client with time.driver=tiers; otherwise -1"),
 }
 
 RANKS = {
@@ -232,6 +234,7 @@ GENERATED = {
         "",
         "SHA-256 of everything that determines the batch it was generated in; the batch's name in the bank",
     ),
+    "cell": Column("i8", "1", "cell whose edge server made it, with time.generators=edges; otherwise -1"),
 }
 
 HINDSIGHT = {

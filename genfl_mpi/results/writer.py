@@ -192,6 +192,7 @@ def _tables(record: Any) -> Tables:
     """
     tables: dict[str, Columns] = {}
     if record.generated:
+        cells = record.made_in or [-1] * len(record.generated)
         batches = [
             {
                 "image": images,
@@ -202,8 +203,9 @@ def _tables(record: Any) -> Tables:
                 "prompt": np.array([text.encode() for text in batch.prompt], GENERATED["prompt"].dtype),
                 "round": np.full(len(batch), record.round),
                 "batch": np.full(len(batch), key.encode()),
+                "cell": np.full(len(batch), cell),
             }
-            for key, batch, images, fidelity in record.generated
+            for (key, batch, images, fidelity), cell in zip(record.generated, cells)
         ]
         tables["generated"] = {
             name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]

@@ -55,6 +55,7 @@ PURPOSES = (
     "privacy noise",
     "noise share",
     "search",
+    "cell",
 )
 
 
