@@ -237,8 +237,8 @@ def _weak(
             )
             for ranks in (one.ranks, 1)
         )
-        # The server's work and the test set do not grow with the ranks, which share them: compared is the work
-        # that the ranks do in the same time.
+        # The server's work and the test set do not grow with the ranks, which share them. Compared is how
+        # much work is done in the same time.
         work = (seconds.sum(1).mean() + busy + whole_test) / one.ranks
         taken = longest + exchange(costs.broadcast_bytes, costs.reduction_bytes, one) + test + costs.rest
         first = first or work / taken

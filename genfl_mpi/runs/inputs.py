@@ -16,7 +16,6 @@ from genfl_mpi.config import functions
 from genfl_mpi.config.loading import flat_settings
 from genfl_mpi.data import datasets
 from genfl_mpi.generation import model_folder, prompts
-from genfl_mpi.learning import library_models
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 
@@ -44,8 +43,13 @@ def paths(config: Config) -> dict[str, Path]:
         found["partition.groups"] = Path(split.groups)
     if config.time.trace is not None:
         found["time.trace"] = Path(config.time.trace)
-    if (weights := library_models.weights_file(config.model)) is not None:
-        found["model.weights"] = weights
+    if config.model.weights is not None:
+        from genfl_mpi.learning import (
+            library_models,
+        )  # imports torch, without which other runs are recognised
+
+        if (weights := library_models.weights_file(config.model)) is not None:
+            found["model.weights"] = weights
     if config.generates:
         found["generation.prompts"] = prompts.prompt_file(generation.prompts)
         if not model_folder.is_function(generation.checkpoint):
