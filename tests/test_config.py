@@ -362,6 +362,7 @@ BAD = {
         "; for a run of each value write 'sweep.method=[fedavg,genfl]'",
     ),
     "a misspelt file": (["configs/fig5.yml"], "did you mean configs/fig5.yaml?"),
+    "a world without its folder": (["world=cty"], "did you mean configs/worlds/city.yaml?"),
     "a file without its folder": (["fig5-small.yaml"], "did you mean configs/fig5-small.yaml?"),
 }
 

@@ -314,6 +314,11 @@ def test_all_but_the_images_of_a_users_generator_is_priced(tmp_path, tiny, capsy
     assert "the cost of an image of" in capsys.readouterr().err
 
 
+def test_a_misspelt_results_file_is_answered_with_the_closest(results, capsys):
+    assert main(["show", str(results / "gnfl_seed1.h5")]) == 2
+    assert f"no such results file; did you mean {results}/genfl_seed1.h5?" in capsys.readouterr().err
+
+
 def test_commands_write_beside_the_results(results, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command, name in (
@@ -326,5 +331,8 @@ def test_commands_write_beside_the_results(results, tmp_path, capsys, monkeypatc
         assert main([command, str(results)]) == 0
         assert (results / name).exists() and str(results / name) in capsys.readouterr().out.splitlines()[-1]
     assert main(["incentive", str(results / "genfl_seed1.h5")]) == 0
-    assert f"figure in {results}/incentive.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"figure in {results}/incentive.png" in said and said.startswith(
+        "world default: cell of 500 m radius"
+    )
     assert not list(tmp_path.iterdir())

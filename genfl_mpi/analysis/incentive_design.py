@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from genfl_mpi.analysis import cost_figures
-from genfl_mpi.analysis.pricing import in_worlds, read, worlds_for
+from genfl_mpi.analysis.pricing import describe_world, in_worlds, read, worlds_for
 from genfl_mpi.config.loading import validate
 from genfl_mpi.edge import incentive
 from genfl_mpi.edge.rounds import image_joules
@@ -18,6 +20,10 @@ from genfl_mpi.federation import workload
 from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import WIDTH
+
+if TYPE_CHECKING:
+    from genfl_mpi.config.world import World
 
 FIGURE_PRICES = 400  # points per curve
 MAX_MISREPORTING = 20  # clients that are tested: each costs a price search per report
@@ -28,7 +34,7 @@ def command(options: Namespace) -> Iterator[str]:
     for name in ("value", "base", "budget"):
         if (number := getattr(options, name)) is not None and not 0 <= number < np.inf:
             raise UserError(f"--{name} must be a number of joules, at least 0, not {number:g}")
-    clients = _read_clients(options.file, [options.world] if options.world else [])
+    clients, name, world = _read_clients(options.file, [options.world] if options.world else [])
     whole = incentive.cost(clients, np.ones(len(clients.samples))) - clients.fixed
     before = float(clients.weight @ clients.emd)
     if not before:
@@ -39,6 +45,7 @@ def command(options: Namespace) -> Iterator[str]:
     base = float(np.median(clients.fixed)) if options.base is None else options.base
     budget = np.inf if options.budget is None else options.budget
     best = incentive.best_price(clients, base, value, budget)
+    yield from textwrap.wrap(f"world {name}: {describe_world(world)}", WIDTH, subsequent_indent="  ")
     fixed = f"{clients.fixed.min():.4g} to {clients.fixed.max():.4g} J"
     yield f"{len(clients.samples)} clients; participation costs {fixed},"
     yield f"an image {clients.image[0]:.4g} J; mean EMD to a uniform mix {before:.3f}"
@@ -53,15 +60,17 @@ def command(options: Namespace) -> Iterator[str]:
     yield f"figure in {output}"
 
 
-def _read_clients(path: str | Path, files: Sequence[str]) -> incentive.Clients:
-    """Return the `incentive.Clients` of a results file. Raises UserError.
+def _read_clients(path: str | Path, files: Sequence[str]) -> tuple[incentive.Clients, str, World]:
+    """Return the `incentive.Clients` of a results file, and the name and settings of the world.
+
+    Raises UserError.
 
     Participation costs a client the energy that it spent in the run, and an image the energy of its
     accelerator. files: YAML file of the world, if any.
     """
     run = read(path, [])
     worlds = worlds_for([run], files)
-    [world] = worlds[0].values()
+    [(name, world)] = worlds[0].items()
     if run.uncounted:
         raise UserError(
             f"{path}: the cost of an image of {run.uncounted} is unknown; give a run whose generator is a "
@@ -76,7 +85,8 @@ def _read_clients(path: str | Path, files: Sequence[str]) -> incentive.Clients:
         held = workload.count_held_labels(file, validate(reader.read_config(file), str(path)))
     [priced] = in_worlds([run], worlds)
     fixed = priced.bill.client_joules
-    return incentive.describe_clients(held, fixed, image_joules(world.hardware, run.trace.image_flops))
+    image = image_joules(world.hardware, run.trace.image_flops)
+    return incentive.describe_clients(held, fixed, image), name, world
 
 
 def _table(

@@ -20,7 +20,7 @@ from genfl_mpi.config.settings import MACHINES, Config, fill_in, is_free, keys, 
 from genfl_mpi.config.types import Section, as_text
 from genfl_mpi.config.world import World
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import suggestion
+from genfl_mpi.util.text import file_suggestion, suggestion
 
 # Bounds on the input: a few lines of YAML may expand to gigabytes, and a few swept lists to years of runs.
 MAX_VALUES, MAX_DEPTH, MAX_RUNS, MAX_NAME_BYTES = 100_000, 50, 10_000, 200
@@ -550,11 +550,11 @@ def read_text(source: str | Path | None = None) -> str:
     try:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        folders = {Path(source).parent, Path("configs")}
-        names = [str(path) for folder in folders for path in sorted(folder.glob("*.yaml"))]
-        hint = suggestion(str(source), names) if isinstance(error, FileNotFoundError) else ""
+        hint = ""
         if str(source) in keys():
             hint = f"; write a setting as {source}=value"
+        elif isinstance(error, FileNotFoundError):
+            hint = file_suggestion(source, "*.yaml", "configs", "configs/worlds")
         raise UserError(
             f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}"
         ) from None

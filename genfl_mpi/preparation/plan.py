@@ -232,11 +232,16 @@ def _weak(
         units = rng.choice(sizes, (10, each * one.ranks)) * config.training.epochs
         seconds = (units + costs.overhead) * one.crowding / costs.rate
         longest = np.mean([loads(cohort, busy, one.ranks).max() for cohort in seconds])
-        test = one.crowding * np.mean(
-            [evaluation_seconds(config, samples, costs.test, one.ranks, round + 1) for round in range(every)]
+        test, whole_test = (
+            one.crowding
+            * np.mean(
+                [evaluation_seconds(config, samples, costs.test, ranks, round + 1) for round in range(every)]
+            )
+            for ranks in (one.ranks, 1)
         )
-        # Of rank 0's work as the server, a larger cluster has the same, so it is part of what is compared.
-        work = (seconds.sum(1).mean() + busy) / one.ranks
+        # The server's work and the test set do not grow with the ranks, which share them. Compared is how
+        # much work is done in the same time.
+        work = (seconds.sum(1).mean() + busy + whole_test) / one.ranks
         taken = longest + exchange(costs.broadcast_bytes, costs.reduction_bytes, one) + test + costs.rest
         first = first or work / taken
         yield f"  {one.ranks:5d}  {one.nodes:5d}  {taken:9.3g}  {100 * work / taken / first:14.0f}"

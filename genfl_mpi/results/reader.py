@@ -27,7 +27,7 @@ from genfl_mpi.results.layout import (
     checksum,
 )
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import first_line
+from genfl_mpi.util.text import file_suggestion, first_line
 
 MISSING = {"i": -1, "f": np.nan, "S": b""}  # values of columns that older files lack, by kind of type
 ADVICE = "start over with --fresh, which moves it aside"
@@ -42,7 +42,7 @@ def open_results(path: Path | str) -> h5py.File:
         example = next((file.name for file in sorted(path.glob("*.h5"))), "NAME.h5")
         raise UserError(f"{path}: a folder; give one of its results files, for example {path / example}")
     if not path.is_file():
-        raise UserError(f"{path}: no such results file")
+        raise UserError(f"{path}: no such results file{file_suggestion(path, '*.h5')}")
     try:
         file = _open(path)
     except OSError as error:

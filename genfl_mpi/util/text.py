@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,6 +69,18 @@ def scale(largest: float, unit: str) -> tuple[float, str]:
         if largest >= factor and unit != "s":
             return factor, prefix + unit
     return 1.0, unit
+
+
+def file_suggestion(path: str | Path, pattern: str, *folders: str) -> str:
+    """Return "; did you mean PATH?" with the file whose name is closest, or "".
+
+    Of those that match a pattern in the folder of `path` or, if none is close there, in one of `folders`.
+    """
+    for folder in (Path(path).parent, *map(Path, folders)):
+        files = {file.stem: file for file in sorted(folder.glob(pattern))}
+        if near := difflib.get_close_matches(Path(path).stem, files, n=1):
+            return f"; did you mean {files[near[0]]}?"
+    return ""
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
