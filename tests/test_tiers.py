@@ -219,6 +219,15 @@ def test_a_run_continues_in_the_middle_of_a_period(genfl, tmp_path, monkeypatch)
     assert made.min() == 0 and made.max() == 2
 
 
+def test_a_fork_keeps_the_cells(fast, tmp_path, capsys):
+    run = [*fast, *CELLS, "rounds=2", "time.cloud_every=2", "checkpoint.keep=1"]
+    assert main(run) == 0
+    fork = ["fork", str(tmp_path / "results/fedavg_seed1.h5"), "--at", "1", f"output={tmp_path}/fork"]
+    assert main([*fork, "world.cells=2"]) == 2
+    assert "world.cells cannot change in a fork: it is 3" in capsys.readouterr().err
+    assert main([*fork, "training.lr=0.3"]) == 0
+
+
 def test_dropped_clients_leave_their_weight_to_the_others(fast, monkeypatch):
     train = Worker._train_client
 

@@ -439,6 +439,10 @@ class Server:
             remembered.update(under(f"{POLICY}{policy}."))
         self.versions = {int(version): torch.as_tensor(array) for version, array in under(VERSION).items()}
         for name, array in under(CELL).items():
+            if len(array) != self.config.cells:
+                raise UserError(
+                    f"world.cells cannot change in a fork: it is {len(array)} in the checkpoint; set it back"
+                )
             self.cells[name][...] = array
         self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
         if len(self.trained):
