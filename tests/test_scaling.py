@@ -151,6 +151,11 @@ def test_plan_predicts_a_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
     assert main(["plan", *sweep, "-n", "8", "--sweep", "--watts", "0"]) == 2
 
 
+def test_plan_measures_a_generator_of_few_steps(tiny, capsys):
+    assert main(["plan", *tiny, "generation.steps=2", "-n", "2"]) == 0
+    assert "batch" in capsys.readouterr().out
+
+
 def test_plan_from_a_calibration(fast, capsys):
     assert main(["plan", *fast, "model.norm=group", "-n", "4", "--nodes", "2"]) == 0
     warning, said = capsys.readouterr().out.split("\n", 1)

@@ -162,6 +162,8 @@ def _batch_seconds(config: Config, folder: str) -> tuple[float, float]:
     (_, short), wanted = time_batch(MIN_STEPS, 1), config.generation.steps
     steps = min(wanted, max(2 * MIN_STEPS, int(CALIBRATION_SECONDS * MIN_STEPS / short)))
     _, long = time_batch(steps, 2)
+    if steps == wanted:
+        return load, long
     return load, long + max(0.0, long - short) * (wanted - steps) / (steps - MIN_STEPS)
 
 
