@@ -5,11 +5,10 @@ import os
 __version__ = "0.3.0.dev0"
 __all__ = ["Simulation", "UserError", "read_results"]
 
-# Waiting threads sleep rather than spin: spinning takes shared cores from the threads that are waited for.
-# The OpenMP libraries of GCC and of LLVM or Intel read these when torch is imported.
+# Waiting threads soon sleep: spinning takes cores from the threads that are waited for, and sleeping at once
+# slows the short steps of small networks. GCC's OpenMP library reads this when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def __getattr__(name: str) -> object:

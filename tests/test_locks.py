@@ -83,7 +83,7 @@ def test_fresh_holds_each_lock_until_its_run_is_finished(tmp_path, monkeypatch):
     files = [tmp_path / f"results/fedavg_seed{seed}.h5" for seed in (1, 2)]
     assert main([*TWO, f"output={tmp_path}/results"]) == 0
     seen, words = [], []
-    for module, name in ((sweep, "run"), (runner, "_earlier"), (runner, "_open")):
+    for module, name in ((sweep, "run"), (runner, "find_earlier"), (runner, "_open")):
         before(module, name, lambda *_: seen.append([is_refused(path) for path in files]), monkeypatch)
     before(runner, "_open", lambda *_: words.append([overview.state(one).word for one in files]), monkeypatch)
     assert main([*TWO, f"output={tmp_path}/results", "--fresh"]) == 0
@@ -105,7 +105,7 @@ def test_a_fresh_sweep_that_ends_early_leaves_no_lock(tmp_path, monkeypatch):
 def test_a_start_locks_the_run_before_it_reads_the_files(fast, tmp_path, monkeypatch):
     """Otherwise another start could finish rounds in between, unknown to this one."""
     path, seen = tmp_path / "results/fedavg_seed1.h5", []
-    for name in ("_earlier", "_open"):
+    for name in ("find_earlier", "_open"):
         before(runner, name, lambda *_: seen.append(is_refused(path)), monkeypatch)
     assert main([*fast, "rounds=3"]) == 0 and seen == [True, True]
 

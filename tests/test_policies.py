@@ -337,8 +337,8 @@ def test_a_rho_setting_that_overflows_is_named(fast, capsys, rho, setting, happe
     """The message names the setting, not the policy, and NumPy does not warn."""
     assert main([*fast, f"rho.policy={rho}", f"rho.{setting}"]) == 2
     assert capsys.readouterr().err == (
-        f"genfl_mpi: rho.{setting} makes the weights of rho.policy={rho} {happens} in float64; "
-        "set it nearer to 0\n"
+        f"genfl_mpi: round 1, the rho policy {rho}: rho.{setting} makes the weights of rho.policy={rho} "
+        f"{happens} in float64; set it nearer to 0\n"
     )
 
 

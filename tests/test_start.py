@@ -174,15 +174,15 @@ def test_the_digest_of_a_data_set_is_remembered_beside_it(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, "PASSIVE 0"),
+        ({}, "None 10000"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
-        ({"KMP_BLOCKTIME": "200"}, "PASSIVE 200"),
+        ({"GOMP_SPINCOUNT": "0"}, "None 0"),
     ],
 )
 def test_waiting_threads_sleep_unless_the_user_decides(given, expected):
-    code = "import os, genfl_mpi; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'KMP_BLOCKTIME')))"
+    code = "import os, genfl_mpi; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     unset = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=unset | given
