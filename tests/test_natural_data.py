@@ -278,7 +278,7 @@ def test_memory_stays_flat_with_100000_images_of_64x64(tmp_path):
         "from pathlib import Path\n"
         "from genfl_mpi import Simulation\n"
         "from genfl_mpi.data import mapped\n"
-        "from genfl_mpi.config.sections import Data\n"
+        "from genfl_mpi.config.sections.samples import Data\n"
         "from genfl_mpi.data.datasets import arrays_key\n"
         "def anonymous():\n"
         "    return int(re.search(r'RssAnon:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1e3\n"
