@@ -43,6 +43,15 @@ def find_policies(
     for name, policy in (given or {}).items():
         parameters = functions.USER_FUNCTIONS[POLICIES[name]].parameters
         functions.check_signature(policy, parameters, f"{name}: {functions.name_of(policy)}")
+    _check_policies(config, found)
+    _check_algorithm(config)
+    if config.hindsight.every:
+        hindsight.find_compared_policies(config)
+    return found
+
+
+def _check_policies(config: Config, found: dict[str, Callable[..., Any]]) -> None:
+    """Raise UserError if a policy needs what the configuration does not have."""
     for name, policy in found.items():
         what = f"{POLICIES[name]}: {functions.name_of(policy)}"
         if "validation" in needs_of(policy) and config.validation.source == "none":
@@ -56,21 +65,31 @@ def find_policies(
             )
     if found["select"] is SELECTION["deadline"] and (config.world is None or config.world.deadline_s is None):
         raise UserError("selection.policy: deadline needs world.deadline_s")
-    if config.rho.over == "selected" and "models" in needs_of(found["rho"]):
+    if "models" in needs_of(found["rho"]):
+        what = f"rho.policy: {functions.name_of(found['rho'])}"
+        if config.rho.over == "selected":
+            raise UserError(
+                f"{what} weighs trained models, and with rho.over=selected the weights are fixed before "
+                "training; choose another policy"
+            )
+        if config.selection.policy == "poisson":
+            raise UserError(
+                f"{what} needs cohorts of a fixed size; choose another policy, or selection.policy=random"
+            )
+        if config.time.driver == "tiers":
+            raise UserError(
+                f"{what} weighs trained models, and with time.driver=tiers those of a cell are averaged at "
+                "its edge server; choose another policy"
+            )
+    if config.time.driver != "synchronous" and needs_of(found["kappa"]):
+        name, lacks = functions.name_of(found["kappa"]), ", ".join(sorted(needs_of(found["kappa"])))
         raise UserError(
-            f"rho.policy: {functions.name_of(found['rho'])} weighs trained models, and with "
-            "rho.over=selected the weights are fixed before training; choose another policy"
+            f"kappa.policy: {name} needs {lacks}, which only time.driver=synchronous has; choose another one"
         )
-    if config.selection.policy == "poisson" and "models" in needs_of(found["rho"]):
-        raise UserError(
-            f"rho.policy: {functions.name_of(found['rho'])} needs cohorts of a fixed size; choose another "
-            "policy, or selection.policy=random"
-        )
-    if config.time.driver == "tiers" and "models" in needs_of(found["rho"]):
-        raise UserError(
-            f"rho.policy: {functions.name_of(found['rho'])} weighs trained models, and with "
-            "time.driver=tiers those of a cell are averaged at its edge server; choose another policy"
-        )
+
+
+def _check_algorithm(config: Config) -> None:
+    """Raise UserError if the algorithm does not fit the clients' protection, or a package is missing."""
     if config.privacy.clip is not None:
         differential_privacy.check(config)
     if config.privacy.secure_aggregation:
@@ -86,14 +105,6 @@ def find_policies(
                     f"algorithm.name={config.algorithm.name} asks the clients' single models, which "
                     f"{setting} does not allow; choose another algorithm"
                 )
-    if config.time.driver != "synchronous" and needs_of(found["kappa"]):
-        name, lacks = functions.name_of(found["kappa"]), ", ".join(sorted(needs_of(found["kappa"])))
-        raise UserError(
-            f"kappa.policy: {name} needs {lacks}, which only time.driver=synchronous has; choose another one"
-        )
-    if config.hindsight.every:
-        hindsight.find_compared_policies(config)
-    return found
 
 
 def find_memory(config: Config) -> str | None:
