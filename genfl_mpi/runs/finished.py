@@ -1,8 +1,8 @@
-"""Recognise finished runs without importing what only computing needs, torch above all."""
+"""Recognise finished runs, and how they were started, without importing torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genfl_mpi.config.loading import differing_settings, validate
 from genfl_mpi.config.settings import fill_in
@@ -41,11 +41,26 @@ def _is_finished(path: Path, config: Config) -> bool:
         if not reader.is_finished(file) or len(rounds) != config.rounds:
             return False
         stored = reader.read_config(file)
-        first: Runtime = validate(stored, str(path)).runtime
-        device = first.device if config.runtime.device == "auto" else config.runtime.device
-        config = fill_in(config, config.runtime.threads or first.threads or 1, device)
+        config = with_first_runtime(config, stored, path)
+        config = fill_in(config, config.runtime.threads or 1, config.runtime.device)
         if differing_settings(stored, config.model_dump(mode="json")):
             return False
         before = inputs.stored(file, config)
         reader.read_array(file, "weights")
         return all(before.get(name, now) == now for name, now in inputs.digests(config).items())
+
+
+def with_first_runtime(config: Config, stored: dict[str, Any], path: Path) -> Config:
+    """Fill threads and device, if `config` does not set them, with those of the run's first start.
+
+    stored: the configuration in the results file `path`.
+    """
+    first: Runtime = validate(stored, str(path)).runtime
+    now = config.runtime
+    runtime = now.model_copy(
+        update={
+            "threads": now.threads or first.threads,
+            "device": first.device if now.device == "auto" else now.device,
+        }
+    )
+    return config.model_copy(update={"runtime": runtime})

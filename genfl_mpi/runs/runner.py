@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from genfl_mpi.config.loading import to_yaml, validate
+from genfl_mpi.config.loading import to_yaml
 from genfl_mpi.data import datasets, partition
 from genfl_mpi.data.clients import check_memory
 from genfl_mpi.data.labels import earth_movers_distance
@@ -35,6 +35,7 @@ from genfl_mpi.runs.earlier import (
     find_earlier,
     read_kept_rounds,
 )
+from genfl_mpi.runs.finished import with_first_runtime
 from genfl_mpi.runs.loggers import Loggers, check_installed
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import enumerated
@@ -42,7 +43,7 @@ from genfl_mpi.util.text import enumerated
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from genfl_mpi.config.sections.operation import Checkpoint, Runtime
+    from genfl_mpi.config.sections.operation import Checkpoint
     from genfl_mpi.config.sections.samples import Data
     from genfl_mpi.config.settings import Config
     from genfl_mpi.mpi.collectives import MPI
@@ -335,17 +336,9 @@ def _copy_states(simulation: Simulation, earlier: Earlier) -> None:
 
 
 def _with_first_runtime(path: Path, config: Config) -> Config:
-    """Fill threads and device, if `config` does not set them, with those of the run's first start."""
+    """Return `config` with threads and device of the first start of the run in a results file."""
     with reader.open_results(path) as file:
-        first: Runtime = validate(reader.read_config(file), str(path)).runtime
-    now = config.runtime
-    runtime = now.model_copy(
-        update={
-            "threads": now.threads or first.threads,
-            "device": first.device if now.device == "auto" else now.device,
-        }
-    )
-    return config.model_copy(update={"runtime": runtime})
+        return with_first_runtime(config, reader.read_config(file), path)
 
 
 def _begin(
