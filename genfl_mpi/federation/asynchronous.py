@@ -42,7 +42,7 @@ from genfl_mpi.federation.records import Record, Round, client_columns, of_clock
 from genfl_mpi.federation.round import weighted_sum
 from genfl_mpi.federation.secure_aggregation import NOT_SECURED
 from genfl_mpi.federation.trials import Trials
-from genfl_mpi.learning.evaluation import accuracy_over_clients, summarise
+from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.weights import check_sum
 from genfl_mpi.mpi import collectives, staging
 from genfl_mpi.util import streams
@@ -50,7 +50,7 @@ from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.timing import Clock as Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from genfl_mpi.config.sections.time import Time
     from genfl_mpi.config.settings import Config
@@ -269,15 +269,14 @@ class _Rank:
         self.parts.note("wait")
 
 
-def rounds(
-    parts: Parts, events: Events, t: int, test: Callable[[torch.Tensor], np.ndarray]
-) -> Iterator[Record]:
+def rounds(parts: Parts, events: Events, t: int) -> Iterator[Record]:
     """Compute the rounds after `t` finished ones, until the ranks are asked to leave. Collective.
 
-    events: of `plan_events`. test: (omega) -> int64 (classes + 1,), this rank's share of the test. Yields the
-    `Record` of each round after its test, which is part of the next reduction.
+    events: of `plan_events`. Yields the `Record` of each round after its test, which is part of the next
+    reduction.
     """
     comm, config, server, *_ = parts
+    evaluator = parts.recorder.evaluator
     omega, head = torch.from_numpy(parts.messages.broadcast.weights), parts.messages.broadcast.head
     rank, starting = _Rank(parts, events), partial(_starting, events, first=t, last=config.rounds)
     most = max(len(starting(version)) for version in range(t, config.rounds + 1))
@@ -296,7 +295,7 @@ def rounds(
         rank.wait(collectives.start_broadcast(comm, message.buffer))
         head["leave"] = message.head["leave"]
         if not server and v > t + 1:
-            yield Record(v - 1, *_summarise(message.test, parts))
+            yield Record(v - 1, *evaluator.summarise(message.test))
         if v > config.rounds or head["leave"]:
             return
         omega.copy_(message.weights)
@@ -311,7 +310,7 @@ def rounds(
             while rank.train_next(v + 1):
                 pass
             with rank.clock("evaluate"):
-                rank.sums_of(v + 1).reduction.sums[TEST][...] = test(rank.versions[v])
+                rank.sums_of(v + 1).reduction.sums[TEST][...] = evaluator.count(rank.versions[v], "test")[:-1]
             # III-D: the exact sum, while clients of later rounds are trained
             messages = rank.close_round(v + 1)
         rank.wait(collectives.start_reduce(comm, messages.reduction.buffer))
@@ -437,12 +436,6 @@ def _note(
 
 def _record(this: Round, message: _Version, parts: Parts, events: Events) -> Record:
     """Return the `Record` of a round whose version has been tested. On rank 0."""
-    measured = _summarise(message.test, parts)
+    measured = parts.recorder.evaluator.summarise(message.test)
     this.tables["columns"] |= accuracy_over_clients(measured[2], parts.recorder.data["label_histograms"])
     return Record(this.t + 1, *measured, **this.tables)
-
-
-def _summarise(totals: np.ndarray, parts: Parts) -> tuple[float, float, np.ndarray]:
-    """Return accuracy, loss and the accuracy of each class from the totals of all ranks."""
-    labels = parts.recorder.data["test_labels"]
-    return summarise(totals, np.bincount(labels, minlength=len(totals) - 1))

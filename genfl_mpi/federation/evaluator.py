@@ -96,21 +96,18 @@ class Evaluator:
         """Evaluate a model on "test" or "subset" or both, with one sum over the ranks."""
         if not sources:
             return {}
-        labels = self.data["test_labels"]
         totals = np.stack([self.count(weights, source) for source in sources])
         collectives.sum_everywhere(self.comm, totals)
-        evaluated = [labels if source == "test" else labels[self.subset] for source in sources]
-        return {
-            source: summarise(row[:-1], np.bincount(known, minlength=len(self.about.classes)))
-            for source, row, known in zip(sources, totals, evaluated)
-        }
+        return {source: self.summarise(row[:-1], source) for source, row in zip(sources, totals)}
 
-    def count_test(self, weights: torch.Tensor) -> np.ndarray:
-        """Evaluate a model on this rank's part of the test set: int64 (classes + 1,), as `evaluate` does.
+    def summarise(self, totals: np.ndarray, source: str = "test") -> Summary:
+        """Return (accuracy, loss, accuracy per class) from totals that are summed over the ranks.
 
-        weights: float32 (size,).
+        totals: int64 (classes + 1,), as `evaluation.evaluate` returns them.
         """
-        return self.count(weights, "test")[:-1]
+        labels = self.data["test_labels"]
+        evaluated = labels if source == "test" else labels[self.subset]
+        return summarise(totals, np.bincount(evaluated, minlength=len(self.about.classes)))
 
     def count(self, weights: torch.Tensor, source: str) -> np.ndarray:
         """Evaluate a model on this rank's part of the data.

@@ -133,6 +133,7 @@ class Simulation:
             self.comm, lambda: personal.Personalisation(config, self.model)
         )
         outputs = collectives.call_on_all(self.comm, self._check)
+        self.state_shapes = self._find_state_shapes(algorithm)
         messages = self._allocate_messages(algorithm)
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
@@ -150,14 +151,13 @@ class Simulation:
             self.events = collectives.from_rank0(
                 self.comm, lambda: plan_events(config, self.server) if self.server else None
             )
-        self.client_states = self._open_client_states(algorithm, folder, run)
+        self.client_states = self._open_client_states(folder, run)
         self.parts: Parts | None = self._assemble(messages, algorithm, policies, outputs, note, leaving)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Return the bytes of a checkpoint, with a state of every client if they have any; on rank 0."""
-        shapes = self.client_states.shapes.values() if self.client_states else ()
-        states = 4 * sum(map(math.prod, shapes)) * self.config.clients
+        states = 4 * sum(map(math.prod, self.state_shapes.values())) * self.config.clients
         server = self.server.state_arrays().values() if self.server else ()
         return self.weights.nbytes + sum(array.nbytes for array in server) + states
 
@@ -236,7 +236,7 @@ class Simulation:
         sums |= differential_privacy.sums(config)
         arrays = algorithm.arrays_of_kind("broadcast", self.model.parameters, config)
         arrays |= tiers.broadcast_arrays(config, size)
-        stateful = bool(self._state_shapes(algorithm))
+        stateful = bool(self.state_shapes)
         zeros = partial(staging.zeros, device=self.device)
         broadcast = Broadcast(size, cohort, arrays, stateful, zeros)
         reduction = Reduction(size * config.cells, cohort, self.comm.size, sums, outputs, stateful, zeros)
@@ -260,17 +260,15 @@ class Simulation:
             differential_privacy.check_noise(config, server.private.multiplier)
         return server
 
-    def _open_client_states(
-        self, algorithm: Algorithm, folder: str | Path | None, run: str | None
-    ) -> ClientStates | None:
+    def _open_client_states(self, folder: str | Path | None, run: str | None) -> ClientStates | None:
         """Return the store of the clients' own arrays, if they have any."""
-        shapes = self._state_shapes(algorithm)
-        if not shapes:
+        if not self.state_shapes:
             return None
         run = run or collectives.from_rank0(self.comm, sealed_files.new_run_id)
-        return ClientStates(folder or Path(self.config.output) / "variates", shapes, run, self.comm.rank)
+        folder = folder or Path(self.config.output) / "variates"
+        return ClientStates(folder, self.state_shapes, run, self.comm.rank)
 
-    def _state_shapes(self, algorithm: Algorithm) -> dict[str, tuple[int, ...]]:
+    def _find_state_shapes(self, algorithm: Algorithm) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of the arrays that each client keeps."""
         kept = algorithm.arrays_of_kind("client", self.model.parameters, self.config)
         kept |= collectives.call_on_all(
@@ -416,8 +414,7 @@ class Simulation:
             return
         head = parts.messages.broadcast.head
         if self.events is not None:
-            test = parts.recorder.evaluator.count_test
-            driver = asynchronous.rounds(parts, self.events, self.round, test)
+            driver = asynchronous.rounds(parts, self.events, self.round)
         else:
             driver = (tiers.rounds if self.config.time.driver == "tiers" else rounds)(parts, self.round)
         for record in driver:
