@@ -172,7 +172,8 @@ class Worker:
     def _settings_at(self, round: int, epochs: int) -> Training:
         """Return config.training in a round for a client's epochs: one object for all such clients."""
         if (round, epochs) not in self._settings:
-            self._settings = {key: one for key, one in self._settings.items() if key[0] == round}
+            for key in [key for key in self._settings if key[0] != round]:
+                del self._settings[key]  # in place: the workers of `train_member` share the dict
             training = settings_at_round(self.config.training, round)
             self._settings[round, epochs] = training.model_copy(update={"epochs": epochs})
         return self._settings[round, epochs]

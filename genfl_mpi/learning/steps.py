@@ -279,7 +279,7 @@ def steps_of(
     the graphs again.
     """
     # A CUDA graph holds the gradients of the parameters that were trained when it was captured.
-    trained = tuple(parameter.requires_grad for parameter in model.module.parameters())
+    trained = tuple(parameter.requires_grad for parameter in model.trained)
     kind = mu, corrected, own_loss, trained
     cached, last = model.cached_steps, model.last_steps
     if last and last[0] is settings and last[1] == kind:  # as for the clients of a round
