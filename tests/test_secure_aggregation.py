@@ -9,7 +9,7 @@ from conftest import FAST, interrupt, mpirun
 
 from genfl_mpi import Simulation
 from genfl_mpi.cli import main
-from genfl_mpi.edge.attendance import AGGREGATED, VOID
+from genfl_mpi.edge.attendance import AGGREGATED, NOT_FINITE, VOID
 from genfl_mpi.federation.secure_aggregation import SecureAggregation
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.privacy import masks, shamir
@@ -148,6 +148,22 @@ def test_a_round_below_the_threshold_is_void_and_keeps_the_weights(method, fast,
     assert not record.clients["rho"].any()
     assert main([*run, *SECURE, "cohort=6", "privacy.threshold=6", "rounds=1", *world]) == 0
     assert "void: client" in (said := capsys.readouterr().out) and "the weights stay unchanged" in said
+
+
+def test_a_client_that_is_not_finite_is_not_aggregated_in_a_void_round(fast, monkeypatch):
+    train = Worker._train_stages
+
+    def spoil(self, client, *rest):
+        report = train(self, client, *rest)
+        if client.id == min(self.broadcast.plan["client"]):
+            self.model.weights[7] = float("nan")
+        return report
+
+    monkeypatch.setattr(Worker, "_train_stages", spoil)
+    run = [*fast, *SECURE, "cohort=6", "privacy.threshold=6", "rounds=1"]
+    [record] = Simulation(overrides=run)
+    assert sorted(record.clients["status"]) == [NOT_FINITE] + 5 * [VOID]
+    assert record.columns["clients_aggregated"] == 0
 
 
 def test_a_resumed_secure_run_has_the_same_digest(fast, tmp_path, monkeypatch):

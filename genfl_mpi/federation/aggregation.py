@@ -38,17 +38,17 @@ def aggregate(
     """
     plan, reduction = messages.broadcast.plan, messages.reduction
     trained, algorithm, config = plan["rank"] != NO_RANK, server.algorithm, server.config
+    kept = np.isfinite(reduction.client_column("update_norm"))
+    server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)
     if server.private:
-        received = _private_sum(server, omega, parameters, messages, trained)
+        received = _private_sum(server, omega, parameters, messages, kept)
         return received.model, algorithm.aggregate(server.memory, omega, received.model, received, config)
     if server.is_void or not trained.any():
         plan["rho"] = 0.0
         return (None, omega.double()) if server.is_void else (None, None)
     check_sum(plan["rho"], reduction.client_column("largest_weight"))
     sums = messages.resident.received() if sums is None else sums
-    total, kept = sums.pop(MODEL), np.isfinite(reduction.client_column("update_norm"))
-    summed_rho = sums.pop(RHO, None)
-    server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)
+    total, summed_rho = sums.pop(MODEL), sums.pop(RHO, None)
     # With rho.over=selected, also the clients that did not train have a share.
     missing = not kept[trained | (plan["rho"] > 0)].all()
     if missing and not (kept.any() if config.uses_slices else plan["rho"][kept].any()):
@@ -67,16 +67,15 @@ def aggregate(
 
 
 def _private_sum(
-    server: Server, omega: torch.Tensor, parameters: int, messages: Messages, trained: np.ndarray
+    server: Server, omega: torch.Tensor, parameters: int, messages: Messages, kept: np.ndarray
 ) -> Received:
-    """Return omega^t plus the noisy mean update. trained: bool (cohort,); the others as in `aggregate`."""
-    plan, reduction = messages.broadcast.plan, messages.reduction
+    """Return omega^t plus the noisy mean update. kept: bool (cohort,), finite; the others as in `aggregate`.
+
+    A void round, or one without a client, releases noise alone.
+    """
+    plan = messages.broadcast.plan
     assert server.private
-    kept = np.isfinite(reduction.client_column("update_norm"))
-    server.status = np.where(trained & ~kept, NOT_FINITE, server.status).astype(STATUS_DTYPE)
-    if server.is_void or not trained.any():
-        plan["rho"] = 0.0
-        return Received(server.private.average(server.state.round, omega, None), 1.0, {}, parameters)
-    plan["rho"] = np.where(kept, plan["rho"], 0.0)
-    sums = messages.resident.received()
+    is_empty = server.is_void or (plan["rank"] == NO_RANK).all()
+    plan["rho"] = np.where(kept & (not is_empty), plan["rho"], 0.0)
+    sums = None if is_empty else messages.resident.received()
     return Received(server.private.average(server.state.round, omega, sums), 1.0, {}, parameters)
