@@ -27,7 +27,7 @@ def test_local_test_sets_follow_the_label_mix_and_are_disjoint():
         [30, 0, 1],
         [10, 0, 1],
         [0, 0, 1],
-    ], "nobody gets samples of a class that nobody holds"
+    ], "no client gets samples of a class that none holds"
     assert len(set(indices.tolist())) == len(indices) == 43
     assert (divide_test(histograms, labels, 1)[1] == indices).all()
     assert (divide_test(histograms, labels, 2)[1] != indices).any()

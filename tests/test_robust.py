@@ -112,7 +112,7 @@ def test_fltrust_with_all_clients_equal_to_the_root_is_their_update():
 def test_fltrust_rescales_to_the_root_and_ignores_who_points_away():
     update, rho = combined("fltrust", [[30, 40], [-3, -4], [0, 0], [0.3, 0.4]])
     assert update == pytest.approx([0.3, 0.4]) and rho.tolist() == [1, 0, 0]
-    for last in ([3, 4], [0, 0]):  # nobody agrees, or there is no root
+    for last in ([3, 4], [0, 0]):  # no client agrees, or there is no root
         update, rho = combined("fltrust", [[-3, -4], [-4, 3], last])
         assert not update.any() and not rho.any()
 

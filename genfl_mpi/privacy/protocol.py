@@ -1,4 +1,4 @@
-"""Secure aggregation of one round: who shares masks and secrets with whom, and how masks are removed.
+"""Secure aggregation of one round: which clients share masks and secrets, and how masks are removed.
 
 The four phases of Bonawitz et al. 2017, in the honest-but-curious model:
 

@@ -18,7 +18,7 @@ from genfl_mpi.config.sections.adversity import assumed_attackers
 if TYPE_CHECKING:
     from genfl_mpi.config.sections.adversity import Defence
 
-DIGITS = 12  # scores that agree to so many digits of the largest are equal
+DIGITS = 12  # scores that differ only below this digit of the largest are equal
 SMOOTHING = 1e-6  # of RFA: smallest distance that a member counts with (Pillutla et al. 2022, nu)
 MAX_ITERATIONS = 1000  # of RFA
 TOLERANCE = 1e-10  # of RFA: largest change of a coefficient in the last iteration
