@@ -9,7 +9,7 @@ import torch
 from conftest import FAST, mpirun
 
 from genfl_mpi import Simulation
-from genfl_mpi.analysis.robustness import robustness
+from genfl_mpi.analysis.robustness import outcome, robustness
 from genfl_mpi.cli import main
 from genfl_mpi.config import loading
 from genfl_mpi.config.loading import single
@@ -328,6 +328,14 @@ def test_the_heat_map_has_a_cell_for_each_attack_and_defence(tmp_path):
     with pytest.raises(UserError, match="has no attackers"):
         assert main([*FAST, "rounds=1", f"output={tmp_path}/none", "--quiet"]) == 0
         robustness(list((tmp_path / "none").glob("*.h5")))
+
+
+def test_the_figure_averages_evaluated_rounds(tmp_path):
+    assert main([*FAST, "rounds=4", "evaluation.every=2", "attack.share=0.5", f"output={tmp_path}"]) == 0
+    [path] = tmp_path.glob("*.h5")
+    with reader.open_results(path) as file:
+        accuracy = reader.read_columns(file, "rounds", ["accuracy"])["accuracy"]
+    assert outcome(path)[3] == pytest.approx(accuracy[[1, 3]].mean())
 
 
 def test_the_study_crosses_every_attack_with_every_defence():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.plotting import Curve, column, draw_curves, legend_below, styled
@@ -28,7 +29,7 @@ def last_evaluation(path: Path) -> tuple[str, dict[str, np.ndarray]]:
             "method, and personal.every at most its rounds"
         )
     chosen = (table["round"] == table["round"].max()) & (table["samples"] > 0)
-    name = f"{config['method']}, {config['personal']['method']}"
+    name = f"{METHOD_TITLES[config['method']]}, {config['personal']['method']}"
     return name, {name: values[chosen] for name, values in table.items()}
 
 

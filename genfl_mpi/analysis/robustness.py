@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
 
 ROOTS = {"genfl": "generated root", "pool": "real root"}  # of FLTrust, by method
-LAST = 3  # rounds whose accuracy is averaged
+LAST = 3  # evaluated rounds whose accuracy is averaged
 
 Outcome = tuple[str, str, str, float, float]
 
@@ -27,22 +27,22 @@ Outcome = tuple[str, str, str, float, float]
 def outcome(path: Path) -> Outcome:
     """Return (panel, attack, defence, accuracy, success) of a run. Raises UserError.
 
-    panel: share of attackers and skew. accuracy: mean over the last rounds. success: of a backdoor in the
-    last round, NaN without one.
+    panel: share of attackers and skew. accuracy: mean over the last evaluated rounds. success: of a backdoor
+    in the last round, NaN without one.
     """
     with open_results(path) as file, report_damage(path):
         config: Config = validate(read_config(file), str(path))
         accuracy = read_columns(file, "rounds", ["accuracy"])["accuracy"]
         success = read_columns(file, "attacks", ["success"])["success"]
-    if not len(accuracy):
-        raise UserError(f"{path}: has no finished round; wait for it, or leave the file out")
+    if not np.isfinite(accuracy).any():
+        raise UserError(f"{path}: has no evaluated round; wait for it, or leave the file out")
     attack, defence = config.attack, config.defence.name
     name = f"{defence}, {ROOTS.get(config.method, config.method)}" if defence == "fltrust" else defence
     return (
         f"{100 * attack.share:g} % attackers, α {config.partition.alpha:g}",
         attack.kind if attack.share else "none",
         name,
-        float(accuracy[-LAST:].mean()),
+        float(accuracy[np.isfinite(accuracy)][-LAST:].mean()),
         float(success[-1]) if len(success) else np.nan,
     )
 
@@ -65,16 +65,20 @@ def robustness(paths: Sequence[Path]) -> Figure:
         raise UserError(f"{paths[0]}: has no attackers; give runs with attack.share above 0")
     figure, grid = panels(len(found), 0.9 + 0.28 * len(defences), "", "")
     for axes, (panel, cells) in zip(grid, found.items()):
-        shown = np.full((len(defences), len(attacks)), np.nan)
+        shown, texts = np.full((len(defences), len(attacks)), np.nan), []
         for row, defence in enumerate(defences):
             for column, attack in enumerate(attacks):
                 if values := cells.get((attack, defence)):
                     shown[row, column], success = 100 * np.mean(values, axis=0)
                     text = f"{shown[row, column]:.0f}"
                     text += f"\n({success:.0f})" if np.isfinite(success) else ""
-                    axes.text(column, row, text, size=5, ha="center", va="center", color="black")
-        axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=max(1.0, float(np.nanmax(shown))), aspect="auto")
-        axes.set_title(panel)
+                    texts.append((row, column, text))
+        brightest = max(1.0, float(np.nanmax(shown)))
+        axes.imshow(shown, cmap="viridis", vmin=0, vmax=brightest, aspect="auto")
+        for row, column, text in texts:
+            color = "white" if shown[row, column] < brightest / 2 else "black"
+            axes.text(column, row, text, size=5, ha="center", va="center", color=color)
+        axes.set_title(f"{panel}\naccuracy (%), mean of the last {LAST} tests", size="small")
         axes.set_xticks(range(len(attacks)), attacks, rotation=45, ha="right")
         axes.set_yticks(range(len(defences)), defences)
     return figure
