@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY, mpirun, prepare
 
 from genfl_mpi.config.loading import single
-from genfl_mpi.federation.shared_generation import IN_BANK, Generators, able_ranks_of
+from genfl_mpi.federation.shared_generation import IN_BANK, Generators, Report, able_ranks_of
 from genfl_mpi.mpi.schedule import Speed, assign
 from genfl_mpi.results import reader
 
@@ -179,3 +179,12 @@ def test_able_ranks_have_cores_of_their_own():
 def test_assign_takes_the_time_at_which_each_rank_begins():
     assert assign(np.ones(3), np.ones(2), np.array([0.0, 2.5])).tolist() == [0, 0, 0]
     assert assign(np.ones(2), np.ones(2), np.array([5.0, 0.0])).tolist() == [1, 1]
+
+
+def test_a_loaded_generator_is_not_charged_for_loading_again():
+    found = generators([True, True], [1.0, 1.0], 100.0)
+    found.is_loaded[0] = True
+    assert divide(found, [True] * 4) is None, "rank 1 would load for 100 s"
+    found.measure(Report(np.array([0, 1]), np.array([0.0, 1.0]), np.array([0.0, 100.0]), False, 0.0))
+    ranks, seconds = divide(found, [True] * 4)
+    assert sorted(ranks) == [0, 0, 1, 1] and seconds == pytest.approx(2.0)
