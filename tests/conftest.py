@@ -224,7 +224,7 @@ class Job:
         return next((about for about in self.all_ranks() if about["rank"] == rank), None)
 
     def all_ranks(self):
-        return [about for about in progress.read(self.results) if about["pid"] not in self.before]
+        return [about for about in progress.read(self.results) if about["pid"] not in {None, *self.before}]
 
     def after_round(self, round):
         """Wait until the rank 0 is beyond a round."""

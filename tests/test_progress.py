@@ -132,6 +132,13 @@ def cut(fast, tmp_path, monkeypatch):
     return tmp_path / "results/fedavg_seed1.h5"
 
 
+def test_a_note_read_while_it_is_written_is_read_again(record, monkeypatch):
+    whole = record.rank.read_bytes()
+    record.rank.write_bytes(whole[:20] + whole[:-20])
+    monkeypatch.setattr(progress.time, "sleep", lambda seconds: record.rank.write_bytes(whole))
+    assert progress.read(record.results)[1]["round"] == 3
+
+
 def test_show_and_the_next_start_work_despite_a_damaged_record(fast, cut, capsys):
     for content in (b"{}", b"[]", b"null", b"0"):
         progress.path_for(cut).mkdir(exist_ok=True)

@@ -30,6 +30,7 @@ About: TypeAlias = dict[str, Any]
 
 FILE_BYTES = 384  # size of a rank's file; longer only with an error's text
 MAX_BYTES = 8192  # read from a rank's file
+MAX_READS, SECONDS_BETWEEN_READS = 5, 1e-3  # before a note counts as damaged
 PHASES = {
     "start": "starting",
     "begin": "beginning",
@@ -185,22 +186,23 @@ def read(results: Path) -> list[About]:
 
 def _read(path: Path) -> list[About]:
     """Return the note in a rank's file as a list of one; [] if the file is empty or missing."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES)
-    except FileNotFoundError:
-        return []
-    except OSError:
-        content = b"unreadable"
-    if not content:
-        return []
-    about = _parsed(content.partition(b"\n")[0])
-    if not _is_valid(about) or about["rank"] != int(path.name):
-        about = dict.fromkeys(
-            ("ranks", "host", "pid", "round", "phase", "client", "time", "done", "of", "spent")
-        )
-        about["rank"] = int(path.name)
-    return [about]
+    rank = int(path.name)
+    for _ in range(MAX_READS):  # a read beside a write may see parts of two notes
+        try:
+            with open(path, "rb") as file:
+                content = file.read(MAX_BYTES)
+        except FileNotFoundError:
+            return []
+        except OSError:
+            break
+        if not content:
+            return []
+        about = _parsed(content.partition(b"\n")[0])
+        if _is_valid(about) and about["rank"] == rank:
+            return [about]
+        time.sleep(SECONDS_BETWEEN_READS)
+    about = dict.fromkeys(("ranks", "host", "pid", "round", "phase", "client", "time", "done", "of", "spent"))
+    return [about | {"rank": rank}]
 
 
 def _is_valid(about: Any) -> bool:
