@@ -103,6 +103,17 @@ def test_speeds_are_recalled():
     assert unmeasured.rates().tolist() == [1, 1, 1] and images[0].rate is None
 
 
+def test_rates_of_generation_are_recalled_per_rank():
+    measured = [Speed() for _ in range(4)]
+    for speed, batches in zip(measured, (1, 3, 0, 5)):  # rank 2 never generated; the last is loading
+        speed.measure(batches, 1.0)
+    memory = Pace(1).state(measured)
+    for ranks, rates in ((3, [1, 3, None]), (2, [2, 2]), (1, [2])):
+        again = [Speed() for _ in range(ranks + 1)]
+        Pace(1).restore(memory, again)
+        assert [speed.rate for speed in again] == [*rates, 5]
+
+
 @pytest.mark.parametrize(
     ("name", "array"),
     [

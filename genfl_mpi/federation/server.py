@@ -413,10 +413,7 @@ class Server:
                 for policy, memory in self.remembered.items()
                 for name, value in memory.items()
             }
-            | {
-                PACE + name: array
-                for name, array in self.pace.state((self.images.speed, self.images.loading)).items()
-            }
+            | {PACE + name: array for name, array in self.pace.state(self.images.generators.rates()).items()}
             | ({TRAINED: self.trained, LOCATIONS: self.locations} if len(self.trained) else {})
             | (self.private.state() if self.private else {})
             | {f"{VERSION}{version}": model.numpy() for version, model in self.versions.items()}
@@ -444,7 +441,7 @@ class Server:
                     f"world.cells cannot change in a fork: it is {len(array)} in the checkpoint; set it back"
                 )
             self.cells[name][...] = array
-        self.pace.restore(under(PACE), (self.images.speed, self.images.loading))
+        self.pace.restore(under(PACE), self.images.generators.rates())
         if len(self.trained):
             self.trained = arrays.get(TRAINED, self.trained).copy()
             self.locations = arrays.get(LOCATIONS, self.locations).copy()

@@ -98,6 +98,10 @@ class Generators:
             self.loading.measure(1, loading)
         self.is_loaded |= report.batches > 0
 
+    def rates(self) -> list[Speed]:
+        """Return the speeds of all ranks, and that of loading, for `Pace.state` and `Pace.restore`."""
+        return [*self.speeds, self.loading]
+
 
 class SharedGeneration:
     """A rank's part in the generation of a round's images. Collective; the bank's folder must be shared.

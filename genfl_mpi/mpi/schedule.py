@@ -71,11 +71,10 @@ class Pace:
     def state(self, generation: Sequence[Speed]) -> dict[str, np.ndarray]:
         """Return the measured speeds for a checkpoint: float64 arrays by name, 0 for a rate never measured.
 
-        generation: the `Speed`s of rank 0's generation, a pair.
+        generation: the `Speed`s of the ranks' generation, and last that of loading a generator.
         """
-        rates = [speed.rate or 0.0 for speed in self.speeds]
         return {
-            "rates": np.array(rates),
+            "rates": np.array([speed.rate or 0.0 for speed in self.speeds]),
             "overhead": np.array([self.overhead]),
             "moments": self.moments,
             "generation": np.array([speed.rate or 0.0 for speed in generation]),
@@ -86,22 +85,29 @@ class Pace:
 
         Ignores a memory that is incomplete or malformed: only the schedule depends on it.
         """
-        ranks = np.size(memory.get("rates", ()))
-        shapes = {"rates": (ranks,), "overhead": (1,), "moments": (2, 3), "generation": (2,)}
+        ranks, made = (np.size(memory.get(name, ())) for name in ("rates", "generation"))
+        shapes = {"rates": (ranks,), "overhead": (1,), "moments": (2, 3), "generation": (max(made, 2),)}
         if not all(_is_measured(memory.get(name), shape) for name, shape in shapes.items()):
             return
-        rates = memory["rates"]
-        if ranks != len(self.speeds):
-            known = rates[rates > 0]
-            rates = np.full(len(self.speeds), known.mean() if len(known) else 0.0)
-        for speed, rate in zip([*self.speeds, *generation], [*rates, *memory["generation"]]):
-            speed.rate = float(rate) or None
+        *makers, loading = generation
+        _set_rates(self.speeds, memory["rates"])
+        _set_rates(makers, memory["generation"][:-1])
+        _set_rates([loading], memory["generation"][-1:])
         self.overhead, self.moments = float(memory["overhead"][0]), memory["moments"]
 
     def rates(self) -> np.ndarray:
         """Return a rate for each rank; ranks without measurement get the mean of the others, or 1."""
         known = [speed.rate for speed in self.speeds if speed.rate is not None]
         return np.array([speed.rate or np.mean(known or [1.0]) for speed in self.speeds])
+
+
+def _set_rates(speeds: Sequence[Speed], rates: np.ndarray) -> None:
+    """Set rates, 0 for one never measured; if there are more or fewer speeds, each gets the mean rate."""
+    if len(rates) != len(speeds):
+        known = rates[rates > 0]
+        rates = np.full(len(speeds), known.mean() if len(known) else 0.0)
+    for speed, rate in zip(speeds, rates):
+        speed.rate = float(rate) or None
 
 
 def _is_measured(array: object, shape: tuple[int, ...]) -> bool:
