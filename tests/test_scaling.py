@@ -14,7 +14,7 @@ from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.federation.simulation import Simulation, resolve
 from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
-from genfl_mpi.preparation import plan, sweep_plan
+from genfl_mpi.preparation import calibration, plan, sweep_plan
 from genfl_mpi.preparation.calibration import Costs
 from genfl_mpi.preparation.prediction import predict, total_seconds
 from genfl_mpi.results import reader
@@ -174,6 +174,23 @@ def test_plan_from_a_calibration(fast, capsys):
     assert max(map(len, said.splitlines())) <= 80
     assert main(["plan", *fast, "-n", "2", "--nodes", "4"]) == 2
     assert "--nodes 4: more nodes than ranks (2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_measured"),
+    [
+        ([], True),
+        (["clients=19"], False),
+        (["algorithm.name=scaffold"], False),
+        (["personal.method=fedper"], False),
+        (["misbehaving_clients.kind=free_rider", "misbehaving_clients.share=0.1"], False),
+    ],
+)
+def test_plan_compares_clients_trained_together_where_they_can_be(tiny, monkeypatch, settings, is_measured):
+    monkeypatch.setattr(calibration, "BATCHED_SECONDS", 0)
+    config, _ = resolved([*tiny, "method=fedavg", "clients=20", *settings])
+    factor = calibration.batching_factor(config)
+    assert factor > 0 if is_measured else np.isnan(factor)
 
 
 def test_plan_recommends_no_more_ranks_than_there_are_cores(fast, capsys, monkeypatch):

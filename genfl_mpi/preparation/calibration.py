@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import tempfile
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genfl_mpi.config import checks
 from genfl_mpi.config.composition import Composition
 from genfl_mpi.data import datasets
 from genfl_mpi.federation.messages import NO_RANK
@@ -20,6 +22,7 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import measure_copy_rate
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation.preview import planned_batches
+from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.progress_bar import progress
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 # Clients per round, and seconds of measurement, that suffice to estimate the cost of a client.
 CALIBRATION_CLIENTS, CALIBRATION_SECONDS = 4, 8.0
+BATCHED_CLIENTS, BATCHED_SECONDS = 20, 3.0  # of the comparison with clients trained together
 MIN_STEPS = 2  # denoising steps of the first timed batch
 
 
@@ -67,32 +71,9 @@ def calibrate(config: Config) -> Costs:
     warms up.
     """
     with tempfile.TemporaryDirectory() as folder:
-        training = config.training.model_copy(update={"epochs": 1})
-        few = config.model_copy(
-            update={
-                "method": "fedavg",
-                "composition": Composition.model_validate({"images": "nowhere"}),
-                "rounds": 20,
-                "cohort": min(config.cohort, max(CALIBRATION_CLIENTS, training.clients_per_batch)),
-                "training": training,
-                "evaluation": config.evaluation.model_copy(update={"every": 1}),
-                "personal": _shortened(config),
-                "time": config.time.model_copy(update={"cloud_every": 1}),
-            }
-        )
+        few = _short_run(config, max(CALIBRATION_CLIENTS, config.training.clients_per_batch))
         simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
-        pace = Pace(1)
-        rounds: list[dict[str, Any]] = []
-        start = None
-        for record in progress(simulation, "measure", "rounds", few.rounds):
-            if start is not None:  # the first round warms up
-                samples, seconds = _trained(record)
-                pace.measure(samples, seconds, np.zeros(len(samples), dtype=int))
-                rounds.append(record.columns)
-            else:
-                first, start = record, time.perf_counter()
-            if rounds and time.perf_counter() - start > CALIBRATION_SECONDS:
-                break
+        pace, first, rounds = _time_rounds(simulation, CALIBRATION_SECONDS)
         shared_bytes = sum(array.nbytes for array in simulation.data.values())
         broadcast_bytes, reduction_bytes = simulation.message_bytes
         checkpoint_bytes = simulation.checkpoint_bytes
@@ -125,6 +106,66 @@ def calibrate(config: Config) -> Costs:
         checkpoint_bytes=checkpoint_bytes,
         state_bytes=state_bytes,
     )
+
+
+def batching_factor(config: Config) -> float:
+    """Return the seconds of BATCHED_CLIENTS clients trained as one batch, over those of one after another.
+
+    Measured on this rank alone. NaN if the resolved `config` trains clients together already, or refuses it.
+    """
+    if config.training.clients_per_batch > 1 or config.clients < BATCHED_CLIENTS:
+        return math.nan
+    spent = []
+    for together in (BATCHED_CLIENTS, 1):
+        training = config.training.model_copy(update={"clients_per_batch": together})
+        one = config.model_copy(update={"training": training})
+        few = _short_run(one, BATCHED_CLIENTS).model_copy(update={"cohort": BATCHED_CLIENTS})
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                for check in checks.CHECKS:
+                    check(one)
+                simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
+            except (ValueError, UserError):  # settings, layers or an algorithm that cannot be batched
+                return math.nan
+            _, _, rounds = _time_rounds(simulation, BATCHED_SECONDS)
+            simulation.close()
+        spent.append(float(np.median([one["train_seconds"] for one in rounds])))
+    return spent[0] / spent[1]
+
+
+def _short_run(config: Config, cohort: int) -> Config:
+    """Return a run whose rounds have one epoch, no generator, and at most `cohort` clients."""
+    return config.model_copy(
+        update={
+            "method": "fedavg",
+            "composition": Composition.model_validate({"images": "nowhere"}),
+            "rounds": 20,
+            "cohort": min(config.cohort, cohort),
+            "training": config.training.model_copy(update={"epochs": 1}),
+            "evaluation": config.evaluation.model_copy(update={"every": 1}),
+            "personal": _shortened(config),
+            "time": config.time.model_copy(update={"cloud_every": 1}),
+        }
+    )
+
+
+def _time_rounds(simulation: Simulation, seconds: float) -> tuple[Pace, Record, list[dict[str, Any]]]:
+    """Run rounds for some seconds, at least two. Return the pace of the clients after the first round, which
+    warms up, that round's `Record`, and the columns of the others.
+    """
+    pace, first, rounds = Pace(1), None, []
+    start = time.perf_counter()
+    for record in progress(simulation, "measure", "rounds", simulation.config.rounds):
+        if first is None:
+            first, start = record, time.perf_counter()
+            continue
+        samples, spent = _trained(record)
+        pace.measure(samples, spent, np.zeros(len(samples), dtype=int))
+        rounds.append(record.columns)
+        if time.perf_counter() - start > seconds:
+            break
+    assert first is not None
+    return pace, first, rounds
 
 
 def _shortened(config: Config) -> Personal:

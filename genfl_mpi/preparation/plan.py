@@ -16,7 +16,7 @@ from genfl_mpi.federation.simulation import resolve
 from genfl_mpi.mpi import devices, measure
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads
 from genfl_mpi.preparation import gpu_memory
-from genfl_mpi.preparation.calibration import Costs, calibrate
+from genfl_mpi.preparation.calibration import BATCHED_CLIENTS, Costs, batching_factor, calibrate
 from genfl_mpi.preparation.prediction import PARTS, evaluation_seconds, predict, total_seconds
 from genfl_mpi.preparation.preview import planned_batches
 from genfl_mpi.results import environment
@@ -43,7 +43,8 @@ def describe(
     """
     unresolved = config
     config, measured, cluster = measure_costs(comm, config, cluster)
-    if measured is None:  # every rank but 0
+    factors = comm.gather(batching_factor(config) if config.trains_clients else math.nan)
+    if measured is None or factors is None:  # every rank but 0
         return
     costs = measured
     arrays = load_and_divide(config)
@@ -80,6 +81,8 @@ def describe(
     if costs.state_bytes:
         each = config.cohort * costs.state_bytes / 1e6
         yield f"  states    {each:,.3g} MB of client state read and {each:,.3g} MB written per round"
+    if math.isfinite(factor := float(np.mean(factors))):
+        yield from textwrap.wrap(_batching(factor), 80, subsequent_indent=" " * 12)
     if config.uses_slices:
         yield from textwrap.wrap(_slices(config, costs, cluster.ranks), 80, subsequent_indent=" " * 12)
     yield from _strong(config, arrays, costs, cluster)
@@ -141,6 +144,14 @@ def _slices(config: Config, costs: Costs, ranks: int) -> str:
         f"  slices    {config.cohort} models: {each * (1 - 1 / ranks) / 1e6:,.3g} MB from every rank to the "
         f"others per round, {held * each / 1e6:,.3g} MB memory per rank, for "
         f"defence.name={config.defence.name}"
+    )
+
+
+def _batching(factor: float) -> str:
+    """Describe what training clients together changes. factor: as of `batching_factor`."""
+    return (
+        f"  batching  training.clients_per_batch={BATCHED_CLIENTS}: that many clients take {factor:.2g} "
+        "times as long as one by one (and the last digits of the result change)"
     )
 
 
