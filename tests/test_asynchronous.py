@@ -2,6 +2,7 @@
 
 import os
 import signal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from genfl_mpi import Simulation
 from genfl_mpi.analysis import pricing
 from genfl_mpi.cli import main
 from genfl_mpi.config.sections.time import Time
-from genfl_mpi.federation.asynchronous import coefficients, combine
+from genfl_mpi.federation.asynchronous import _Rank, coefficients, combine
 from genfl_mpi.results import reader
 
 FEDBUFF = ["time.driver=fedbuff", "time.concurrency=5", "clients=8", "world={}"]
@@ -142,6 +143,15 @@ def test_an_augmented_model_under_way_survives_a_signal_and_more_rounds(fast, tm
     with reader.open_results(results) as file:
         kappa2 = reader.read_columns(file, "rounds", ["kappa2"])["kappa2"]
     assert (kappa2 == 0).any() and ((kappa2 > 0) & (kappa2 < 0.2)).any()
+
+
+@pytest.mark.parametrize(("mean_seconds", "trained"), [(0.0, 2), (1e9, 0)])
+def test_a_rank_trains_ahead_only_if_a_message_is_late(fast, mean_seconds, trained):
+    simulation = Simulation(overrides=[*fast, *FEDBUFF])
+    rank = _Rank(simulation.parts, simulation.events)
+    rank.mean_seconds, rank.train_next, answers = mean_seconds, Mock(return_value=True), [False, False, True]
+    rank.wait(Mock(Test=lambda: answers.pop(0)))
+    assert rank.train_next.call_count == trained
 
 
 def test_dropped_clients_leave_their_weight_to_the_others(fast, monkeypatch):

@@ -9,7 +9,7 @@ from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.federation import simulation
 from genfl_mpi.mpi import collectives
-from genfl_mpi.mpi.schedule import Pace, Speed
+from genfl_mpi.mpi.schedule import Balance, Pace, Speed
 from genfl_mpi.results import checkpoint, reader
 
 PICTURES = """
@@ -101,6 +101,20 @@ def test_speeds_are_recalled():
     unmeasured = Pace(3)
     unmeasured.restore(Pace(2).state((Speed(), Speed())), images)
     assert unmeasured.rates().tolist() == [1, 1, 1] and images[0].rate is None
+
+
+def test_balance_gives_all_ranks_the_same_time_although_it_began_without_rates():
+    rng, balance, rates = np.random.default_rng(0), Balance(Pace(2)), np.array([100.0, 200])
+    under_way, total = [], np.zeros(2)
+    for round in range(40):
+        units = rng.integers(50, 500, 16 if round == 0 else 2).astype(float)
+        ranks = balance.assign(units)
+        np.add.at(total, ranks, units / rates[ranks])
+        under_way += zip(units, ranks)
+        (units, ranks), under_way = map(np.array, zip(*under_way[:2])), under_way[2:]
+        balance.measure(units, units / rates[ranks], ranks)
+    assert abs(total[0] - total[1]) < 5 < total.sum() / 10  # a client takes up to 5 s
+    assert (balance.waiting[0] == np.bincount([rank for _, rank in under_way], minlength=2)).all()
 
 
 def test_rates_of_generation_are_recalled_per_rank():

@@ -50,56 +50,24 @@ def load(
         raise UserError(f"{where}: sweep must map keys to lists, for example sweep: {{seed: [1, 2, 3]}}")
     given = dict(_split_override(override) for override in overrides)
     given |= _leaves(_copied(settings or {}, "settings"))
-    for key, value in given.items():
-        if key.startswith("sweep."):
-            sweep[key.removeprefix("sweep.")] = value
-        else:
-            if not _mappings(sweep.get(key)):
-                sweep.pop(key, None)
-            _set(values, key, value)
-            other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
-            if other and f"kappa.{other}" not in given:
-                values["kappa"].pop(other, None)  # derived from the one that is given
-    known = keys()
-    for key, choices in sweep.items():
-        if not isinstance(choices, list) or not choices:
-            raise UserError(
-                f"{where}: sweep.{key} must be a list with at least one value; write 'sweep.{key}=[A,B]'"
-            )
-        if not _mappings(choices) and key not in known:
-            raise UserError(f"{where}: {_explain_unknown(key, prefix='sweep.')}")
-        if mappings := _mappings(choices):
-            # An override replaces the key in every mapping; mappings with another method are dropped.
-            sweep[key] = [
-                {name: given.get(name, value) for name, value in choice.items()}
-                for choice in mappings
-                if choice.get("method") == given.get("method", choice.get("method"))
-            ]
-            if len(mappings) < len(choices):
-                raise UserError(f"{where}: sweep.{key} has mappings and other values; use one kind")
-            if not sweep[key]:
-                raise UserError(
-                    f"{where}: sweep.{key} has no mapping with method={given.get('method')}; "
-                    "add one, or remove the override"
-                )
+    _apply_overrides(values, sweep, given)
+    _check_sweep(sweep, given, where)
     searched = _expand_search(values, sweep, given, where)
     if (count := len(searched) * math.prod(map(len, sweep.values()))) > MAX_RUNS:
         raise UserError(f"{where}: the sweep has {count} runs; the maximum is {MAX_RUNS}")
     runs: dict[str, Config] = {}
     for found, *combination in itertools.product(searched, *sweep.values()):
-        chosen = dict(zip(sweep, combination))
         member = _copied(values, where)
+        named: dict[str, Any] = {}
         for key, value in found.items():
             _set(member, key, value)
-        for key, value in chosen.items():
+        for (key, choices), value in zip(sweep.items(), combination):
             for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
                 _set(member, name, one)
+            named |= _distinctive(value, choices) if isinstance(value, dict) else {key: value}
         if isinstance(member.get("world"), str):  # copied, so that later changes of the file have no effect
             member["world"] = load_world(member["world"]).model_dump()
         config: Config = validate(member, where, context={"needs": needs})
-        named: dict[str, Any] = {}
-        for key, value in chosen.items():
-            named |= _distinctive(value, sweep[key]) if isinstance(value, dict) else {key: value}
         name = _run_name(config, named)
         if name in runs:
             raise UserError(
@@ -112,6 +80,48 @@ def load(
             )
         runs[name] = config
     return runs
+
+
+def _apply_overrides(values: dict[str, Any], sweep: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Apply overrides to the settings of a file and to its sweep. given: {dotted key: value}."""
+    for key, value in given.items():
+        if key.startswith("sweep."):
+            sweep[key.removeprefix("sweep.")] = value
+            continue
+        if not _mappings(sweep.get(key)):
+            sweep.pop(key, None)
+        _set(values, key, value)
+        other = {"kappa.kappa1": "kappa2", "kappa.kappa2": "kappa1"}.get(key)
+        if other and f"kappa.{other}" not in given:
+            values["kappa"].pop(other, None)  # derived from the one that is given
+
+
+def _check_sweep(sweep: dict[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Apply overrides to the mappings of a sweep. Raises UserError for an invalid list or unknown key."""
+    known = keys()
+    for key, choices in sweep.items():
+        if not isinstance(choices, list) or not choices:
+            raise UserError(
+                f"{where}: sweep.{key} must be a list with at least one value; write 'sweep.{key}=[A,B]'"
+            )
+        mappings = _mappings(choices)
+        if not mappings and key not in known:
+            raise UserError(f"{where}: {_explain_unknown(key, prefix='sweep.')}")
+        if not mappings:
+            continue
+        if len(mappings) < len(choices):
+            raise UserError(f"{where}: sweep.{key} has mappings and other values; use one kind")
+        # An override replaces the key in every mapping; mappings with another method are dropped.
+        sweep[key] = [
+            {name: given.get(name, value) for name, value in choice.items()}
+            for choice in mappings
+            if choice.get("method") == given.get("method", choice.get("method"))
+        ]
+        if not sweep[key]:
+            raise UserError(
+                f"{where}: sweep.{key} has no mapping with method={given.get('method')}; "
+                "add one, or remove the override"
+            )
 
 
 def _expand_search(
@@ -128,8 +138,7 @@ def _expand_search(
     if "seed" in {*values, *sweep, *given}:
         raise UserError(
             f"{where}: a search has its own seeds, on which nothing else is compared; set search.seeds "
-            "instead of "
-            "seed"
+            "instead of seed"
         )
     sweep["seed"] = list(settings.seeds)
     found = expand(settings, keys(), where)

@@ -161,10 +161,8 @@ class Config(Section):
     logging: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [],
         description="tools that show the rounds while the run goes on, each an optional extra of the "
-        "package; "
-        "tensorboard: TensorBoard, in output/tensorboard; wandb: Weights & Biases, in output/wandb; "
-        "mlflow: MLflow, "
-        "in output/mlruns",
+        "package; tensorboard: TensorBoard, in output/tensorboard; wandb: Weights & Biases, in "
+        "output/wandb; mlflow: MLflow, in output/mlruns",
     )
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()

@@ -240,8 +240,7 @@ def _huggingface(root: str, splits: tuple[str, str], columns: Columns, size: int
         if split not in found:
             raise UserError(
                 f"data.splits: {root} has no split {split}; it has {', '.join(found)}: set data.splits to "
-                "two of "
-                "them, or to one of them twice"
+                "two of them, or to one of them twice"
             )
     train, test = (found[split] for split in splits)
     for key, column in columns:

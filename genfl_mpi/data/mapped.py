@@ -56,8 +56,7 @@ def check(folder: Path, key: Mapping[str, Any]) -> None:
         name = differing[0]
         raise UserError(
             f"data.arrays: {folder} was made with {name}={made.get(name)}, not {key[name]}; set another "
-            "folder, or "
-            "remove this one"
+            "folder, or remove this one"
         )
 
 

@@ -62,8 +62,8 @@ def public_images(
     else:
         if not data.public_pool:
             raise UserError(
-                "data.public_pool is 0; set it to the number of training images from which the generator may "
-                "learn"
+                "data.public_pool is 0; set it to the number of training images from which the generator "
+                "may learn"
             )
         chosen = public_pool(arrays["train_labels"], data.public_pool, len(about.classes))
         values, labels = (

@@ -25,6 +25,7 @@ which is Eq. (1) if it is not stale. Rounds in which no omega_a arrives have kap
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,7 @@ from genfl_mpi.federation.trials import Trials
 from genfl_mpi.learning.evaluation import accuracy_over_clients
 from genfl_mpi.learning.weights import check_sum
 from genfl_mpi.mpi import collectives, staging
+from genfl_mpi.mpi.schedule import Balance
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError, annotate_errors
 from genfl_mpi.util.timing import Clock as Stopwatch
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from genfl_mpi.mpi.collectives import MPI
 
 TEST = "test"  # the sum of the ranks' shares of the test
+PATIENCE = 0.2  # of an update's mean seconds: how long a rank waits for a message before it trains ahead
 
 
 def plan_events(config: Config, server: Server) -> Events:
@@ -171,39 +174,11 @@ def _starting(events: Events, version: int, first: int, last: int) -> list[_Work
     return found
 
 
-class _Balance:
-    """Assign updates to ranks so that all ranks have worked for the same time. No result depends on it.
-
-    seconds: float64 (ranks,), measured for finished updates and predicted for the others.
-    """
-
-    def __init__(self, server: Server, ranks: int, epochs: int) -> None:
-        self.server, self.epochs, self.seconds = server, epochs, np.zeros(ranks)
-
-    def assign(self, clients: np.ndarray) -> np.ndarray:
-        """Return the rank of each client's update, int (K,): the longest first, to the earliest rank."""
-        pace = self.server.pace
-        costs, rates = self.server.samples[clients] * self.epochs + pace.overhead, pace.rates()
-        ranks = np.zeros(len(clients), dtype=np.int64)
-        for number in np.argsort(-costs, kind="stable"):
-            ranks[number] = (self.seconds + costs[number] / rates).argmin()
-            self.seconds[ranks[number]] += costs[number] / rates[ranks[number]]
-        return ranks
-
-    def measure(self, clients: dict[str, np.ndarray], serving: float) -> None:
-        """Replace predictions by measurements. clients: columns of /clients; serving: s, of the server."""
-        pace, ranks = self.server.pace, clients["rank"].astype(int)
-        units, rates = clients["samples"] * clients["epochs"], pace.rates()
-        predicted = (units + pace.overhead) / rates[ranks]
-        np.add.at(self.seconds, ranks, clients["seconds"] - predicted)
-        self.seconds[0] += serving
-        pace.measure(units, clients["seconds"], ranks)
-
-
 class _Rank:
     """What a rank keeps: versions of the model, sums of coming rounds, and the updates that it is to train.
 
     versions: {version: float32 (size,)} on the device. todo: `_Work`, in the order in which it is needed.
+    mean_seconds: of an update, a moving average.
     """
 
     def __init__(self, parts: Parts, events: Events) -> None:
@@ -213,7 +188,7 @@ class _Rank:
         self.versions: dict[int, torch.Tensor] = {}
         self.sums: dict[int, Messages] = {}
         self.todo: list[_Work] = []
-        self.train_seconds = self.idle_seconds = 0.0
+        self.train_seconds = self.idle_seconds = self.mean_seconds = 0.0
         self.clock = Stopwatch(parts.note)
 
     def sums_of(self, round: int) -> Messages:
@@ -250,7 +225,9 @@ class _Rank:
         self.parts.note("train", int(messages.broadcast.plan["client"][work.place]), done=0, of=1)
         with annotate_errors(f"round {work.round}"):
             self.parts.worker.train_member(messages, work.place, work.begun, self.clock)
-        self.train_seconds += self.clock.now() - start
+        seconds = self.clock.now() - start
+        self.train_seconds += seconds
+        self.mean_seconds += (seconds - self.mean_seconds) / 8
         return True
 
     def close_round(self, round: int) -> Messages:
@@ -264,8 +241,17 @@ class _Rank:
         return messages
 
     def wait(self, request: Any) -> None:
-        """Wait for a message; meanwhile train what is to be trained next."""
-        self.idle_seconds += collectives.wait_for(request, self.train_next).idle_seconds
+        """Wait for a message; train clients of later rounds if it does not arrive soon.
+
+        Without patience every wait would train one more client than versions bring, until nothing is left to
+        train ahead and the ranks wait for each other's single clients.
+        """
+        start, patience = time.perf_counter(), PATIENCE * self.mean_seconds
+
+        def train() -> bool:
+            return time.perf_counter() - start > patience and self.train_next()
+
+        self.idle_seconds += collectives.wait_for(request, train).idle_seconds
         self.parts.note("wait")
 
 
@@ -283,14 +269,15 @@ def rounds(parts: Parts, events: Events, t: int) -> Iterator[Record]:
     message = _Version(rank.size, rank.classes, most, rank.resident.device)
     _share_versions(comm, rank, server, message, t)
     message.weights.copy_(omega)
-    balance = _Balance(server, comm.size, config.training.epochs) if server else None
+    balance = Balance(server.pace) if server else None
     this: Round | None = None  # on rank 0 the last round, until its test
     for v in range(t, config.rounds + 2):
         # III-A: version v, who trains from it, and the test of the version before
         works = starting(v) if v <= config.rounds else []
-        if balance:
+        if server and balance:
             clients = [events.of_round(work.round)["client"][work.place] for work in works]
-            message.ranks[: len(works)] = balance.assign(np.array(clients, dtype=np.int64))
+            units = server.samples[np.array(clients, dtype=np.int64)] * config.training.epochs
+            message.ranks[: len(works)] = balance.assign(units)
             rank.accept(v, message.weights, works, message.ranks.tolist())
         rank.wait(collectives.start_broadcast(comm, message.buffer))
         head["leave"] = message.head["leave"]
@@ -326,7 +313,10 @@ def rounds(parts: Parts, events: Events, t: int) -> Iterator[Record]:
                 this = this_next
                 message.weights.copy_(_aggregate(this, parts, rank, server, events, messages))
                 _note(this, parts, rank, server, events, messages, message)
-                balance.measure(this.tables["clients"], rank.clock.seconds.get("augment", 0.0))
+                clients = this.tables["clients"]
+                units = clients["samples"] * clients["epochs"]
+                balance.measure(units, clients["seconds"], clients["rank"].astype(int))
+                balance.seconds[0] += rank.clock.seconds.get("augment", 0.0)
 
 
 def _share_versions(comm: MPI.Comm, rank: _Rank, server: Server | None, message: _Version, t: int) -> None:

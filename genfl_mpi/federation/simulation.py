@@ -188,8 +188,7 @@ class Simulation:
             if frozen != expected:
                 raise UserError(
                     f"model.name: the frozen parameters of {config.model.name} differ between ranks, which "
-                    "each "
-                    "build them; let them depend on torch's random stream or on a file alone"
+                    "each build them; let them depend on torch's random stream or on a file alone"
                 )
 
         collectives.call_on_all(self.comm, check)
@@ -309,31 +308,62 @@ class Simulation:
             note,
             leaving,
         )
-        everyone = personal.PersonalEvaluation(
-            comm, self.personal, data, about, clients, self.client_states, server
-        )
         plan, server_images = messages.broadcast.plan, server.images if server else None
         test_images = messages.resident.test_images
         evaluator = Evaluator(comm, config, about, data, self.model, plan, server_images, test_images)
-        known = trials.make_questions(config, evaluator, self.model.parameters, plan, worker)
-        combined, success = None, None
+        combined = None
         if config.uses_slices:
             sizes = len(self.model.weights), self.model.parameters
             combined = combination.Combination(comm, config, *sizes, messages, data["attackers"])
             worker.observers.append(combined.put)
-        if config.trains_clients and config.attack.share and config.attack.kind == "backdoor":
-            success = partial(
-                attacks.measure_success, comm, self.model, messages.resident.omega, data, config, about
-            )
         probes = Probes(comm, config, self.model, clients, images, note)
         worker.observers.append(probes.keep)
         if outputs:
             worker.observers.append(_bias_changes(messages, outputs))
+        return Parts(
+            comm,
+            config,
+            server,
+            worker,
+            messages,
+            images,
+            Questions(comm, trials.make_questions(config, evaluator, self.model.parameters, plan, worker)),
+            combined,
+            self._make_recorder(messages, images, clients, probes, evaluator, note),
+            note,
+            leaving,
+            SharedGeneration(comm, config, about, note, leaving),
+        )
+
+    def _make_recorder(
+        self,
+        messages: Messages,
+        images: ClientImages,
+        clients: ClientData,
+        probes: Probes,
+        evaluator: Evaluator,
+        note: Callable[..., None],
+    ) -> Recorder:
+        """Make the `Recorder`, with the measurements that only some rounds have. Collective."""
+        comm, config, about, data, omega = (
+            self.comm,
+            self.config,
+            self.about,
+            self.data,
+            messages.resident.omega,
+        )
+        server_images = self.server.images if self.server else None
+        everyone = personal.PersonalEvaluation(
+            comm, self.personal, data, about, clients, self.client_states, self.server
+        )
+        success = None
+        if config.trains_clients and config.attack.share and config.attack.kind == "backdoor":
+            success = partial(attacks.measure_success, comm, self.model, omega, data, config, about)
         head = collectives.call_on_all(
             comm,
             lambda: CalibratedHead(comm, config, about, self.model, clients, server_images, note, evaluator),
         )
-        recorder = Recorder(
+        return Recorder(
             config,
             self.device_models,
             data,
@@ -344,23 +374,7 @@ class Simulation:
             head,
             evaluator,
             success,
-            partial(everyone.evaluate, omega=messages.resident.omega),
-        )
-        questions = Questions(comm, known)
-        generation = SharedGeneration(comm, config, about, note, leaving)
-        return Parts(
-            comm,
-            config,
-            server,
-            worker,
-            messages,
-            images,
-            questions,
-            combined,
-            recorder,
-            note,
-            leaving,
-            generation,
+            partial(everyone.evaluate, omega=omega),
         )
 
     def restore(

@@ -103,8 +103,7 @@ def weights_file(settings: Model) -> Path | None:
     if library not in MODEL_LIBRARIES:
         raise UserError(
             f"model.weights={PRETRAINED}: there are none for model.name={settings.name}; give a file, or "
-            "choose "
-            "a network of torchvision or timm"
+            "choose a network of torchvision or timm"
         )
     cached = _cached_torchvision(name) if library == "torchvision" else _cached_timm(name)
     if cached is None or not cached.is_file():

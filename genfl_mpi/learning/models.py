@@ -121,8 +121,7 @@ def _make(function: Constructor, settings: Model, classes: int, shape: Shape) ->
         if len(shape) != 3 or library_models.CHANNELS % shape[0]:
             raise UserError(
                 f"model.name: {settings.name} takes images of {library_models.CHANNELS} channels, and "
-                "samples "
-                f"have shape {shape}; choose another model"
+                f"samples have shape {shape}; choose another model"
             )
         repeats = library_models.CHANNELS // shape[0]
     own = not is_built_in(settings.name)
@@ -203,10 +202,8 @@ def _refuse_hidden_state(module: nn.Module, shape: Shape, name: str) -> None:
         if first.shape != second.shape or not torch.equal(first.nan_to_num(), second.nan_to_num()):
             raise UserError(
                 f"model.name: {name}: layer {path or 'model'} ({type(layer).__name__}) changes a hidden "
-                "state in "
-                "forward: its output differs for the same input; keep the state in a registered buffer, "
-                "which is "
-                "reset before each training"
+                "state in forward: its output differs for the same input; keep the state in a registered "
+                "buffer, which is reset before each training"
             )
 
 

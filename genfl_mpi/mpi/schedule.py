@@ -101,6 +101,36 @@ class Pace:
         return np.array([speed.rate or np.mean(known or [1.0]) for speed in self.speeds])
 
 
+class Balance:
+    """Assign clients to ranks so that all ranks work for the same time over the whole run.
+
+    For runs whose ranks do not wait for each other after each round. pace: measured by the same clients.
+    seconds: float64 (ranks,), of finished clients. waiting: float64 (2, ranks), number and samples of those
+    that are assigned and not finished; their seconds follow from the newest rates.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace, ranks = pace, len(pace.speeds)
+        self.seconds, self.waiting = np.zeros(ranks), np.zeros((2, ranks))
+
+    def assign(self, units: np.ndarray) -> np.ndarray:
+        """Return the rank of each client, int (n,). units: samples that each will process."""
+        costs, rates = units + self.pace.overhead, self.pace.rates()
+        number, samples = self.waiting
+        ranks = assign(costs, rates, self.seconds + (number * self.pace.overhead + samples) / rates)
+        np.add.at(number, ranks, 1)
+        np.add.at(samples, ranks, units)
+        return ranks
+
+    def measure(self, units: np.ndarray, seconds: np.ndarray, ranks: np.ndarray) -> None:
+        """Count clients as finished, and update the pace; all (n,), as of `Pace.measure`."""
+        number, samples = self.waiting
+        np.subtract.at(number, ranks, 1)
+        np.subtract.at(samples, ranks, units)
+        np.add.at(self.seconds, ranks, seconds)
+        self.pace.measure(units, seconds, ranks)
+
+
 def _set_rates(speeds: Sequence[Speed], rates: np.ndarray) -> None:
     """Set rates, 0 for one never measured; if there are more or fewer speeds, each gets the mean rate."""
     if len(rates) != len(speeds):

@@ -164,13 +164,52 @@ def _compute(
     others: Sequence[tuple[Path, Config]],
 ) -> int:
     """Compute the rounds of a run after `earlier` and store them. Returns the exit status."""
-    say, folder, rounds, name = view.say, path.with_suffix(".variates"), earlier.rounds, earlier.run
     dataset = load(config.data) if load else None
     simulation = Simulation(
-        config, comm=comm, folder=folder, run=name, dataset=dataset, note=note, leaving=signals.exit_status
+        config,
+        comm=comm,
+        folder=path.with_suffix(".variates"),
+        run=earlier.run,
+        dataset=dataset,
+        note=note,
+        leaving=signals.exit_status,
     )
     digests = collectives.call_on_all(comm, lambda: {} if comm.rank else _inputs(path, simulation, earlier))
-    copied = None
+    earlier = _restore(comm, path, simulation, earlier, digests, others, view.say)
+    hosts: list[str] = comm.gather(os.uname().nodename) or []
+    cores = devices.count_cores(devices.neighbours(comm)[0])
+    held = note.lock  # on rank 0 alone, like the writer
+
+    def open_file() -> Writer | None:
+        if held is None:
+            return None
+        held.check()
+        return _open(path, simulation, given, hosts, cores, earlier, digests)
+
+    writer = collectives.call_on_all(comm, open_file)
+    if writer and held:
+        _store_rounds(path, simulation, writer, held, note, earlier, view)
+    else:
+        for _ in simulation:
+            pass
+    simulation.close()
+    return 0 if simulation.round == config.rounds else simulation.left
+
+
+def _restore(
+    comm: MPI.Comm,
+    path: Path,
+    simulation: Simulation,
+    earlier: Earlier,
+    digests: dict[str, str],
+    others: Sequence[tuple[Path, Config]],
+    say: Say,
+) -> Earlier:
+    """Restore the simulation after the rounds of `earlier`, or of an equal run. Collective.
+
+    Returns what it was restored from. Prints that, and warnings of other devices and foreign images.
+    """
+    copied, rounds = None, earlier.rounds
     if others and not rounds:
         copied = collectives.call_on_all(
             comm, lambda: None if comm.rank else copy_equal_run(simulation, digests, earlier, others)
@@ -183,70 +222,64 @@ def _compute(
         say(f"{path.stem}: {_continuation(earlier)}")
     if rounds:
         simulation.restore(rounds, earlier.weights, earlier.state, reader.rows_until(earlier.tables, rounds))
+    config = simulation.config
     warn_of_devices = partial(_compare_devices, config, simulation.device_models, earlier.tables)
     if warning := collectives.from_rank0(comm, warn_of_devices):
         say(f"{path.stem}: warning: {warning}")
-    hosts: list[str] = comm.gather(os.uname().nodename) or []
-    cores = devices.count_cores(devices.neighbours(comm)[0])
-    if (
-        simulation.server
-        and config.generates
-        and (foreign := simulation.server.images.generator.bank.describe_foreign_images())
-    ):
+    server = simulation.server if config.generates else None
+    if server and (foreign := server.images.generator.bank.describe_foreign_images()):
         say(f"{path.stem}: {foreign}")
+    return earlier
 
-    held = note.lock  # on rank 0 alone, like the writer
 
-    def open_file() -> Writer | None:
-        if held is None:
-            return None
-        held.check()
-        return _open(path, simulation, given, hosts, cores, earlier, digests)
-
-    writer = collectives.call_on_all(comm, open_file)
-    if writer:
-        known = status.start_status(path, config, earlier.tables.get("rounds"))
-        view.begin(known)
-        note.note_rounds([known.method, known.rounds], *known.done)
-    saved, when = rounds, time.monotonic()
+def _store_rounds(
+    path: Path,
+    simulation: Simulation,
+    writer: Writer,
+    held: lock.Lock,
+    note: progress.Progress,
+    earlier: Earlier,
+    view: Lines,
+) -> None:
+    """Compute the rounds on rank 0, and store, display and log each. Finishes and closes the results file."""
+    config, name, say = simulation.config, earlier.run, view.say
+    known = status.start_status(path, config, earlier.tables.get("rounds"))
+    view.begin(known)
+    note.note_rounds([known.method, known.rounds], *known.done)
+    saved, when = simulation.round, time.monotonic()
     loggers = None
-    if writer and config.logging:
-        loggers = Loggers(path, config, name, rounds, simulation.about.classes, say)
+    if config.logging:
+        loggers = Loggers(path, config, name, simulation.round, simulation.about.classes, say)
     for record in simulation:
-        if writer and held:
-            note("results")
-            is_new = writer.append(record)
-            held.check()  # before a checkpoint, which could interfere with another job's
-            if _is_due(config.checkpoint, _keep(simulation), record.round, time.monotonic() - when):
-                _save(path, name, simulation, writer, note)
-                saved, when = record.round, time.monotonic()
-            if is_new:
-                view.add(record)
-                if loggers:
-                    loggers.log(record)
-                note.note_rounds(known.done[-1])
-    done = simulation.round == config.rounds
+        note("results")
+        is_new = writer.append(record)
+        held.check()  # before a checkpoint, which could interfere with another job's
+        if _is_due(config.checkpoint, _keep(simulation), record.round, time.monotonic() - when):
+            _save(path, name, simulation, writer, note)
+            saved, when = record.round, time.monotonic()
+        if is_new:
+            view.add(record)
+            if loggers:
+                loggers.log(record)
+            note.note_rounds(known.done[-1])
     if loggers:
         loggers.close()
-    if writer:
-        if saved < simulation.round and (simulation.left or find_memory(config)):
-            _save(path, name, simulation, writer, note)
-        if done:
-            note("finish")
-            writer.finish(simulation.weights.numpy())
-            # Policies with memory need the last checkpoint if the run is extended by more rounds.
-            if not find_memory(config):
-                checkpoint.remove(path, _keep(simulation))
-        writer.close()
-        if done and view.level != "quiet":
-            _say_forks(path, config, say)
-        if not done:
-            say(
-                f"{path.stem}: stopped after round {simulation.round} of {config.rounds}; "
-                "the same command continues the run"
-            )
-    simulation.close()
-    return 0 if done else simulation.left
+    if saved < simulation.round and (simulation.left or find_memory(config)):
+        _save(path, name, simulation, writer, note)
+    if done := simulation.round == config.rounds:
+        note("finish")
+        writer.finish(simulation.weights.numpy())
+        # Policies with memory need the last checkpoint if the run is extended by more rounds.
+        if not find_memory(config):
+            checkpoint.remove(path, _keep(simulation))
+    writer.close()
+    if not done:
+        say(
+            f"{path.stem}: stopped after round {simulation.round} of {config.rounds}; "
+            "the same command continues the run"
+        )
+    elif view.level != "quiet":
+        _say_forks(path, config, say)
 
 
 def _is_due(settings: Checkpoint, keep: int | None, round: int, seconds: float) -> bool:

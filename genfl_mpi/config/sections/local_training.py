@@ -34,8 +34,7 @@ class Model(Section):
     norm: Annotated[Literal["batch", "group"], WITH_BATCH_NORM] = Field(
         "batch",
         description="normalisation; batch: the network's BatchNorm; group: GroupNorm in its place, with as "
-        "many "
-        "groups as divide both 32 and the channels",
+        "many groups as divide both 32 and the channels",
     )
     weights: str | None = Field(
         None,
@@ -50,8 +49,7 @@ class Model(Section):
     trained: Literal["all", "head", "lora"] = Field(
         "all",
         description="what is trained and sent; all: every parameter; head: the last layer, behind a frozen "
-        "network; "
-        "lora: the last layer, and an adapter of low rank at each dense layer and convolution",
+        "network; lora: the last layer, and an adapter of low rank at each dense layer and convolution",
     )
     lora_rank: Annotated[Count, needs("trained", "lora", own=False)] = Field(
         8, description="lora: rank of the adapters"

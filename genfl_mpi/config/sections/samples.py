@@ -56,12 +56,10 @@ class Data(Section):
         "47 classes; cifar10: photographs of 10 classes; cifar100: photographs of 100 classes; svhn: house "
         "numbers; stl10: photographs of 10 classes, 96x96; cinic10: CIFAR-10's classes, 90,000 images; "
         "tiny_imagenet: photographs of 200 classes, 64x64; femnist: handwritten characters with their "
-        "writers, in "
-        "LEAF's format; huggingface: a data set of images in the folder data.root, or with this id on the "
-        "hub; "
-        "folder: images in data.root/train/CLASS and data.root/test/CLASS; client_folders: images in "
-        "data.root/train/CLIENT/CLASS and data.root/test/CLASS; synthetic: a pattern per class under "
-        "heavy noise",
+        "writers, in LEAF's format; huggingface: a data set of images in the folder data.root, or with "
+        "this id on the hub; folder: images in data.root/train/CLASS and data.root/test/CLASS; "
+        "client_folders: images in data.root/train/CLIENT/CLASS and data.root/test/CLASS; synthetic: a "
+        "pattern per class under heavy noise",
     )
     root: Annotated[
         str, Needs("a data set in a folder", lambda _, data: data.name not in ("mnist5k", "synthetic"))
@@ -80,8 +78,7 @@ class Data(Section):
     arrays: str | None = Field(
         None,
         description="folder for the decoded data set, made once and mapped into memory, for sets that are "
-        "larger "
-        "than memory; null: decoded in memory at every start",
+        "larger than memory; null: decoded in memory at every start",
     )
     size: Annotated[Count, needs("name", "folder", "client_folders", "huggingface", "synthetic")] = Field(
         32, description="folder, client_folders, huggingface, synthetic: side length of the images, pixels"
@@ -92,8 +89,7 @@ class Data(Section):
     normalise: Flag | Literal["imagenet"] = Field(
         True,
         description="subtract each channel's mean and divide by its standard deviation; imagenet: by those "
-        "of "
-        "ImageNet, the default with model.weights=pretrained; false: pixels in [0, 1]",
+        "of ImageNet, the default with model.weights=pretrained; false: pixels in [0, 1]",
     )
     download: Annotated[
         Flag,

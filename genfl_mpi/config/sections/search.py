@@ -32,8 +32,7 @@ class Search(Section):
         {},
         exclude=True,
         description="dotted keys and what they may be: a list, or {uniform: [a, b]}, {log_uniform: [a, b]} "
-        "or "
-        "{integer: [a, b]}",
+        "or {integer: [a, b]}",
     )
     number: Natural | None = Field(None, description="number of the configuration, which the search fills in")
 
