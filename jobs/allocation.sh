@@ -1,7 +1,7 @@
 #!/bin/bash
 # A sweep in one large allocation: the ranks form groups, and each group takes the next remaining run.
 #   sbatch jobs/allocation.sh configs/fig5.yaml data.root=/data
-# It waits in the queue once instead of once per run; on a full cluster jobs/sweep.sh starts sooner.
+# The sweep waits in the queue only once. On a full cluster the smaller jobs of jobs/sweep.sh start sooner.
 #SBATCH --job-name=genfl-allocation
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=32

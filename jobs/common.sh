@@ -1,5 +1,5 @@
 # Sourced by every job file. Adapt it once to your cluster.
-# Cores, GPUs and time are requested at the head of each job file; sbatch's command line overrides them.
+# Each job file requests cores, GPUs and time at its head; options of sbatch override these requests.
 
 # Your software: modules, and the virtual environment.
 # module load python openmpi
@@ -13,13 +13,13 @@ launcher=${launcher:-srun}
 
 # Nothing to change below.
 
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun no longer inherits it from the job
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # newer versions of srun do not take it from the job
 # Open MPI's mpirun would bind the first rank of every job on a node to the same core.
 export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
 
 # ranks [OPTIONS] COMMAND: start COMMAND on every rank of the job, and end the job if it fails.
-# Before the time limit Slurm sends USR1 to the job file (`#SBATCH --signal`), which forwards it. The run writes a checkpoint and
-# leaves with status 75. The job is requeued, and the same command continues until the run is finished.
+# Before the time limit Slurm sends USR1 to the job file (`#SBATCH --signal`), which forwards it. The run writes a
+# checkpoint and leaves with status 75. Then the job file requeues the job, which continues the run.
 ranks() {
   local process status=0
   $launcher "$@" &

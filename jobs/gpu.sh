@@ -1,7 +1,8 @@
 #!/bin/bash
 # One GPU per rank; rank 0, which also generates images, has the first:
 #   sbatch jobs/gpu.sh configs/cifar10.yaml data.root=/data
-# Every rank sees all GPUs of the job on its node and takes one by its rank there: no --gpus-per-task, no --gpu-bind.
+# Every rank sees all GPUs of the job on its node, and takes one by its rank there. So do not use --gpus-per-task or
+# --gpu-bind.
 #SBATCH --job-name=genfl-gpu
 #SBATCH --nodes=1               # for more ranks raise this alone
 #SBATCH --ntasks-per-node=4     # one per GPU

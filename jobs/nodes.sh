@@ -1,7 +1,8 @@
 #!/bin/bash
 # A run on the cores of several nodes:
 #   sbatch --nodes=8 jobs/nodes.sh configs/cifar100_pool.yaml data.root=/data clients=10000 cohort=400
-# data.root, output and generation.bank must be on a file system that all nodes share. A node holds the data set once, for all its ranks.
+# data.root, output and generation.bank must be on a file system that all nodes share. A node holds the data set in
+# memory once, for all its ranks.
 #SBATCH --job-name=genfl-nodes
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=32    # ranks per node: its cores ...

@@ -3,9 +3,9 @@
 #   sbatch jobs/scaling.sh strong     the same work on more ranks
 #   sbatch jobs/scaling.sh weak       the same clients per rank, on more ranks
 #   sbatch jobs/scaling.sh clients    more clients, the same cohort, all ranks
-# Settings may follow, for example your own model or data set.
+# Settings may follow, for example of your model or data set.
 #SBATCH --job-name=genfl-scaling
-#SBATCH --nodes=1               # identical nodes, not shared
+#SBATCH --nodes=1               # if more, identical nodes; not shared with other jobs
 #SBATCH --exclusive
 #SBATCH --ntasks=32
 #SBATCH --cpus-per-task=1
@@ -16,7 +16,8 @@ source jobs/common.sh
 study=$1; shift
 output=${output:-results/scaling-$study}
 all=$SLURM_NTASKS
-# Clients of equal size, drawn with replacement, so that their number is not limited; fixed threads, so that runs are comparable.
+# Clients of equal size, drawn with replacement, so that their number is not limited. Fixed threads, so that runs are
+# comparable.
 settings="method=fedavg rounds=5 partition.scheme=iid partition.replacement=true partition.samples=250"
 settings="$settings runtime.threads=$SLURM_CPUS_PER_TASK"
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Several ranks per GPU, for models too small to fill one:
+# Several ranks per GPU, for models that are too small to fill a GPU:
 #   sbatch jobs/shared_gpu.sh configs/cifar10_pool.yaml data.root=/data
 # With several GPUs on its node, rank 0 has the first alone; the other ranks take the others in turn.
 #SBATCH --job-name=genfl-shared

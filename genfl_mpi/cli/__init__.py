@@ -1,4 +1,4 @@
-"""The command line: each command is a function of its arguments, and only parses and prints."""
+"""The command line: each command is a function of its arguments that only parses and prints."""
 
 import os
 import re
@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# By purpose, name: (file, summary in `python -m genfl_mpi --help`)
+# Commands by purpose, {name: (file, summary in `python -m genfl_mpi --help`)}
 PURPOSES = {
     "compute": {
         "run": ("run", "compute the runs of CONFIG; the default command"),
-        "fork": ("run", "continue from a round of a run with other settings"),
+        "fork": ("run", "continue from a round of a run, with other settings"),
         "generate": ("prepare", "fill the image bank ahead of time, on all ranks"),
     },
     "before a run": {
@@ -18,7 +18,7 @@ PURPOSES = {
         "completion": ("completion", "print completions of commands and settings for the shell"),
         "doctor": ("prepare", "check the setup and suggest fixes"),
         "plan": ("prepare", "predict time, memory and bytes of a run"),
-        "prefetch": ("prepare", "download data set and checkpoint"),
+        "prefetch": ("prepare", "download data set, weights and checkpoint"),
         "models": ("prepare", "list networks with parameters, bytes, FLOPs and seconds"),
         "partition": ("prepare", "print and plot how the clients' data differ"),
         "prompts": ("prepare", "print the prompts and the number of images per round"),

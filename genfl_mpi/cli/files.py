@@ -23,7 +23,7 @@ FIGURES = {
     "repair": "accuracy on labels that a cohort holds, and on those it lacks",
     "fidelity": "gain over FedAvg in each class, against its images' fidelity",
     "gain": "gain over FedAvg, against the number of images",
-    "robustness": "accuracy of each attack under each defence",
+    "robustness": "accuracy under each attack, with each defence",
     "personal": "local accuracy over clients, of runs with personal models",
     "costs": "seconds per phase and bytes per message; with --world\n"
     "                 accuracy over simulated seconds, joules and bytes",
@@ -36,7 +36,7 @@ def plot(arguments: Sequence[str]) -> int:
         "plot",
         "Draw a figure from results files, for one column of a two-column paper:\n"
         + "\n".join(f"  {name:<15}{about}" for name, about in FIGURES.items())
-        + "\nGiven several runs, figures of one run show the first GenFL run.\n"
+        + "\nIf several runs are given, a figure of one run shows the first GenFL run.\n"
         "For example:\n"
         "  python -m genfl_mpi plot results/default\n"
         "  python -m genfl_mpi plot results/default --figure timeline --round 5 -o a.pdf",
@@ -115,8 +115,8 @@ def compare(arguments: Sequence[str]) -> int:
         "compare",
         "Compare two groups of runs, A and B: print the settings in which they differ,\n"
         "and the differences of their accuracies, paired by seed, with intervals. A group\n"
-        "is a results file, a folder, or a pattern in quotes. Runs with several alphas,\n"
-        "data sets or other settings in both groups are paired within each. For example:\n"
+        "is a results file, a folder, or a pattern in quotes. If a setting such as alpha\n"
+        "varies inside both groups, runs with the same value are paired. For example:\n"
         "  python -m genfl_mpi compare 'results/seeds/fedavg*' 'results/seeds/genfl*'\n"
         "  python -m genfl_mpi compare results/before results/after",
     )
@@ -160,8 +160,8 @@ def price(arguments: Sequence[str]) -> int:
         "price",
         "Compute the seconds, joules and bytes of finished runs in simulated worlds,\n"
         "without training: a table, and a figure of accuracy over each of the three.\n"
-        "A setting of model.* or of the generator, as key=value, prices the run as if it\n"
-        "had used that model or generator. For example:\n"
+        "key=value with a setting of the model or the generator, or a number of epochs,\n"
+        "prices the run as if it had been computed with that setting. For example:\n"
         "  python -m genfl_mpi price results/default --world configs/worlds/city.yaml",
     )
     parser.add_argument(
@@ -172,7 +172,8 @@ def price(arguments: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="FILE",
-        help="simulated world, a YAML file as in configs/worlds; repeatable (default: a world of defaults)",
+        help="simulated world, a YAML file as in configs/worlds; repeatable (default: the world that acted "
+        "on the run, or the default world)",
     )
     parser.add_argument(
         "--target",
@@ -210,7 +211,8 @@ def incentive(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--world",
         metavar="FILE",
-        help="simulated world, a YAML file as in configs/worlds (default: a world of defaults)",
+        help="simulated world, a YAML file as in configs/worlds (default: the world that acted on the "
+        "run, or the default world)",
     )
     parser.add_argument(
         "--value",
@@ -256,8 +258,8 @@ def audit(arguments: Sequence[str]) -> int:
     parser = launch.command_parser(
         "audit",
         "Find misbehaving clients in a run with audit=true: free riders, which return the\n"
-        "global model with or without noise, and clients that hold other labels than they\n"
-        "shared. For example:\n"
+        "global model with or without noise, and clients that hold other labels than\n"
+        "those that they shared. For example:\n"
         "  python -m genfl_mpi audit=true misbehaving_clients.share=0.2 \\\n"
         "      misbehaving_clients.kind=free_rider method=fedavg output=results/audit\n"
         "  python -m genfl_mpi audit results/audit/fedavg_seed1.h5",
@@ -276,7 +278,7 @@ def hindsight(arguments: Sequence[str]) -> int:
         "hindsight",
         "Find the best kappa in hindsight, in a run with hindsight.every: print the loss\n"
         "along the segment between the two models of a round, its barrier, and each kappa\n"
-        "policy's regret; and draw a figure.\n"
+        "policy's regret, and draw a figure.\n"
         "For example:\n"
         "  python -m genfl_mpi method=genfl hindsight.every=1 output=results/lab\n"
         "  python -m genfl_mpi hindsight results/lab/genfl_seed1.h5",
@@ -383,8 +385,8 @@ def export(arguments: Sequence[str]) -> int:
     """Write results as CSV or for TensorBoard."""
     parser = launch.results_parser(
         "export",
-        "Export a table of results files to other tools: as CSV with one row per round,\n"
-        "or as logs for TensorBoard. For example:\n"
+        "Export a table of results files to other tools as CSV, or the rounds as logs for\n"
+        "TensorBoard. For example:\n"
         "  python -m genfl_mpi export results/default --table clients -o clients.csv\n"
         "  python -m genfl_mpi export results/default --tensorboard results/logs",
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _add_counts(parser: argparse.ArgumentParser) -> None:
-    """Add the option for the numbers of images."""
+    """Add the option for the numbers of images per class."""
     parser.add_argument(
         "--counts",
         default="10,100,300",
@@ -30,7 +30,7 @@ def quality(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say:
     """Measure the quality of the images in a bank.
 
     Compare the images in the folder BANK with the real data set of CONFIG, and draw
-    a labelled sheet of them, BANK/quality.png. For example:
+    a sheet of them with their labels, BANK/quality.png. For example:
       python -m genfl_mpi quality results/bank
     """
     from genfl_mpi.preparation.image_quality import quality
@@ -59,8 +59,9 @@ def pretrain(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say
 def finetune(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
     """Train a LoRA adapter for a generator.
 
-    Train it for generation.checkpoint on a few real images per class, at the server
-    or at the clients, on all ranks, and write it to finetuning.output. For example:
+    Train an adapter for generation.checkpoint on a few real images per class, at
+    the server or at the clients, on all ranks, and write it to finetuning.output.
+    For example:
       mpirun -n 2 python -m genfl_mpi finetune finetuning.at=clients
     """
     from genfl_mpi.preparation.generator_training import finetune

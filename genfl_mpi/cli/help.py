@@ -54,10 +54,10 @@ def help(arguments: Sequence[str]) -> int:
 def _overview() -> Iterator[str]:
     from genfl_mpi.config.describe import overview
 
-    yield "Settings are given as key=value, or in a YAML file; keys of sections are dotted:"
+    yield "Give settings as key=value, or in a YAML file. In a section, write section.key:"
     yield "  python -m genfl_mpi configs/cifar10.yaml rounds=50 training.lr=0.01"
     yield "Details: python -m genfl_mpi help SECTION, or help KEY, for example help kappa."
-    yield "A list of values makes a sweep, one run per value: 'sweep.seed=[1,2,3]'."
+    yield "A list under sweep makes one run per value, for example 'sweep.seed=[1,2,3]'."
     yield ""
     yield from overview()
 

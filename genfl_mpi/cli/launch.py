@@ -121,7 +121,7 @@ def on_config(
 ) -> int:
     """Read the configuration, and run `command(comm, options, runs, say)` on every rank.
 
-    needs: as in `loading.load`. shortcut: as of `on_all_ranks`.
+    needs: as in `loading.load`. shortcut: as in `on_all_ranks`.
     """
     from genfl_mpi.config import loading
 

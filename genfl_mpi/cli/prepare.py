@@ -1,4 +1,4 @@
-"""Commands for before a run: check the setup, inspect data and prompts, generate images ahead of time."""
+"""Commands to use before a run: check the setup, inspect data and prompts, generate images ahead of time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def models(arguments: Sequence[str]) -> int:
         "models",
         "List the networks that model.name takes, for the data set of the settings, with\n"
         "parameters, megabytes that a client sends, FLOPs of a training step on one\n"
-        "sample, and seconds of a step on this machine. A library lists its names.\n"
+        "sample, and seconds of a step on this machine. For a library, list the names of\n"
+        "its networks.\n"
         "For example:\n"
         "  python -m genfl_mpi models\n"
         "  python -m genfl_mpi models torchvision\n"
@@ -128,7 +129,7 @@ def generate(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say
     """Fill the image bank ahead of time, on all ranks.
 
     Generate the images that the runs of CONFIG will need, and store them in the
-    bank. Started again, it generates the missing ones. For example:
+    bank. When started again, it generates the missing images. For example:
       mpirun -n 2 python -m genfl_mpi generate
     """
     from genfl_mpi.mpi.signals import Signals

@@ -129,10 +129,10 @@ def _member(runs: launch.Runs, number: int) -> launch.Runs:
 
 
 def fork(arguments: Sequence[str]) -> int:
-    """Continue from a round of a run with other settings."""
+    """Continue from a round of a run, with other settings."""
     parser = launch.command_parser(
         "fork",
-        "Continue from a checkpointed round of the run in FILE with other settings. The\n"
+        "Continue from a checkpointed round of the run in FILE, with other settings. The\n"
         "new results file begins with the rounds up to the fork and records its origin.\n"
         "For example:\n"
         "  python -m genfl_mpi fork FILE --at 10 kappa.kappa2=0.5",
@@ -143,8 +143,8 @@ def fork(arguments: Sequence[str]) -> int:
         type=int,
         required=True,
         metavar="ROUND",
-        help="last round that both runs share; it needs a checkpoint, as listed when the run ends "
-        "(checkpoint.keep=1 keeps all)",
+        help="last round that both runs share; it needs a checkpoint. A run lists these rounds at its end; "
+        "checkpoint.keep=1 keeps all",
     )
     parser.add_argument(
         "overrides",

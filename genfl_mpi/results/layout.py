@@ -31,7 +31,9 @@ ROUNDS = {
     "accuracy_per_class": Column("f8", "1", "accuracy on the test samples of each class"),
     "kappa1": Column("f8", "1", "weight of the federated model in Eq. (1)"),
     "kappa2": Column("f8", "1", "weight of the augmented model in Eq. (1)"),
-    "clients_available": Column("i8", "1", "clients that participate for the payment; all if none are paid"),
+    "clients_available": Column(
+        "i8", "1", "clients that participate for the payment; all if clients are not paid"
+    ),
     "payments": Column(
         "f8",
         "J",
@@ -47,7 +49,10 @@ ROUNDS = {
         "real labels",
     ),
     "clients_emd": Column(
-        "f8", "1", "the same distance for each client's labels, mean over the cohort weighted by samples"
+        "f8",
+        "1",
+        "earth mover's distance between a client's labels and all clients' real labels, mean over the cohort "
+        "weighted by samples",
     ),
     "cohort_labels": Column("i8", "1", "distinct labels in the cohort"),
     "train_loss": Column("f8", "nat", "loss over the clients' last local epochs, weighted by rho"),
@@ -68,7 +73,10 @@ ROUNDS = {
         "f8", "1", "test accuracy under each client's label distribution, mean over clients"
     ),
     "clients_accuracy_worst_tenth": Column(
-        "f8", "1", "the same accuracy, mean over the tenth of the clients with the lowest"
+        "f8",
+        "1",
+        "test accuracy under each client's label distribution, mean over the tenth of the clients with the "
+        "lowest",
     ),
     "epsilon": Column(
         "f8",
@@ -78,7 +86,7 @@ ROUNDS = {
     "epsilon_with_labels": Column(
         "f8",
         "1",
-        "the same with the labels that clients shared beforehand; infinite if these were exact",
+        "epsilon including the labels that clients shared beforehand; infinite if these were exact",
     ),
     "clip": Column("f8", "1", "bound of the clients' updates, with differential privacy"),
     "noise_to_update": Column(
@@ -121,10 +129,10 @@ ROUNDS = {
         True,
     ),
     "keys_bytes": Column("i8", "B", "public keys that the clients send and receive for their masks", True),
-    "shares_bytes": Column("i8", "B", "shares of secrets that they send and receive", True),
-    "masked_bytes": Column("i8", "B", "masked integers that they send", True),
+    "shares_bytes": Column("i8", "B", "shares of secrets that the clients send and receive", True),
+    "masked_bytes": Column("i8", "B", "masked integers that the clients send", True),
     "unmask_bytes": Column(
-        "i8", "B", "shares that they send to remove masks, and the requests for them", True
+        "i8", "B", "shares that the clients send to remove masks, and the requests for them", True
     ),
     "images_from_bank": Column(
         "i8",
@@ -139,7 +147,11 @@ ROUNDS = {
     "subset_accuracy": Column(
         "f8", "1", "accuracy of the global model on the test samples of evaluation.subset; NaN without any"
     ),
-    "subset_loss": Column("f8", "nat", "mean cross-entropy of the global model on these samples"),
+    "subset_loss": Column(
+        "f8",
+        "nat",
+        "mean cross-entropy of the global model on the test samples of evaluation.subset; NaN without any",
+    ),
     "refine_seconds": Column("f8", "s", "refining the weights of Eq. (1) with the server's images", True),
     "virtual_seconds": Column(
         "f8", "s", "end of the round on the virtual clock; NaN with time.driver=synchronous", True
@@ -281,10 +293,8 @@ PROBED_CLIENTS = {
     "round": Column("i8", "1", "round"),
     "client": Column("i8", "1", "client that was probed, or is in the cohort"),
     "samples": Column("i8", "1", "training samples, including generated images"),
-    "label_emd": Column(
-        "f8", "1", "earth mover's distance between their labels and all clients' real labels"
-    ),
-    "labels": Column("i8", "1", "distinct labels among them"),
+    "label_emd": Column("f8", "1", "earth mover's distance between its labels and all clients' real labels"),
+    "labels": Column("i8", "1", "distinct labels among its samples"),
     "gradient_difference": Column(
         "f8",
         "1",
@@ -294,8 +304,8 @@ PROBED_CLIENTS = {
     "local_error": Column(
         "f8",
         "nat",
-        "loss of its trained model on its training samples, minus the lowest loss; NaN for a client that did "
-        "not train",
+        "loss of its trained model on its training samples, minus its loss after probes.epochs more passes "
+        "over them, at least 0; NaN for a client that did not train",
     ),
 }
 
@@ -328,7 +338,11 @@ PERSONAL = {
     "samples": Column("i8", "1", "its local test samples"),
     "trained": Column("i8", "1", "round in which it last trained; 0 if never"),
     "global_accuracy": Column("f8", "1", "accuracy of the global model on its local test samples"),
-    "accuracy": Column("f8", "1", "accuracy of its personal model on them; both are NaN without samples"),
+    "accuracy": Column(
+        "f8",
+        "1",
+        "accuracy of its personal model on its local test samples; NaN without any, like global_accuracy",
+    ),
 }
 
 PARTITION = {
