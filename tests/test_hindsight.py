@@ -1,4 +1,4 @@
-"""The kappa laboratory: its figures are right, and it does not change the run."""
+"""Hindsight: its figures are right, and it does not change the run."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def quick(tiny):
 @pytest.mark.parametrize(
     "more", [[], ["kappa.policy=bandit", "validation.source=clients", "rho.policy=similarity"]]
 )
-def test_the_laboratory_does_not_change_the_run(quick, more, tmp_path):
+def test_hindsight_does_not_change_the_run(quick, more, tmp_path):
     for folder, look in (("without", []), ("with", LOOK)):
         assert main([*quick, *more, *look, f"output={tmp_path}/{folder}"]) == 0
     results = [tmp_path / folder / "genfl_seed1.h5" for folder in ("without", "with")]

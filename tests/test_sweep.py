@@ -204,6 +204,8 @@ def test_equal_runs_of_a_sweep_are_computed_once(flat, tmp_path, capsys):
         ["sweep.partition.alpha=[0.01,5.0]", "label_sharing.refusal_rate=0.5", *BY_DEFICIT],
         ["sweep.partition.alpha=[0.1,5.0]", "method=genfl"],
         ["sweep.partition.alpha=[0.1,5.0]", "world={}"],
+        ["sweep.partition.alpha=[0.1,5.0]", "probes.every=1"],
+        ["sweep.partition.alpha=[0.1,5.0]", "calibration.every=1", "calibration.moments=clients"],
     ],
 )
 def test_runs_that_may_differ_are_computed(changes, flat, tmp_path, capsys):

@@ -41,7 +41,8 @@ class Composition(Section):
     )
 
 
-# Named compositions: the paper's three methods, two with images at the clients, and two controls.
+# Named compositions: the paper's three methods, two with images at the clients, two controls, and two other
+# uses of the images at the server.
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"images": "nowhere"},
     "aigc": {"local_training": False},

@@ -148,8 +148,7 @@ class ClientImages:
 
         images: normalised float32 (n, C, H, W), on a device; labels: int64 (n,).
         """
-        count = self.generated(np.array([client]))[0]
-        if not count.any():
+        if not len(self.labels) or not (count := self.generated(np.array([client]))[0]).any():
             return images, labels
         if self.config.fills:
             more, more_labels = self._normalised(self.place < count[self.labels], images.device)

@@ -1,4 +1,4 @@
-"""The kappa laboratory: evaluate other mixes of a round's two models, and other kappa policies.
+"""Hindsight: evaluate other mixes of a round's two models, and other kappa policies.
 
 Everything is evaluated on the test set, in hindsight, and does not affect the run.
 """
@@ -45,7 +45,7 @@ def find_compared_policies(config: Config) -> dict[str, Policy]:
 
 
 def is_due(config: Config, round: int) -> bool:
-    """Return whether the laboratory runs in a round. round: starts at 1."""
+    """Return whether a round is evaluated in hindsight. round: starts at 1."""
     every = config.hindsight.every
     return every is not None and round % every == 0
 

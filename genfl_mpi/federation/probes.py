@@ -3,13 +3,12 @@
 With F_n the mean loss of client n over its training data, and F = sum |D_n| F_n / sum |D_n| over the probed
 clients:
 
-    gradient difference  ||grad F_n - grad F|| at omega^t; delta_n is its maximum over the rounds local error
-    F_n(omega_n^t) - F_n(omega_n*), of a client that trained; the minimum is approximated by the
-                         loss after probes.epochs more epochs of its training, if that is lower
+    gradient difference  ||grad F_n - grad F|| at omega^t; delta_n is its maximum over the rounds
+    local error          F_n(omega_n^t) - F_n(omega_n*), of a client that trained; the minimum is approximated
+                         by the loss after probes.epochs more epochs of its training, if that is lower
     weight divergence    ||omega_fl - omega_sgd|| / ||omega_sgd|| (Zhao et al. 2018); omega_sgd is trained
-    from omega^t on
-                         the cohort's pooled data, with the same number of epochs, and the batch size times
-                         the number of clients
+                         from omega^t on the cohort's pooled data, with the same number of epochs, and the
+                         batch size times the number of clients
 
 Losses are computed without dropout, with the BatchNorm statistics of omega^t. The sum of the gradients is
 exact, so results do not depend on the number of ranks. A probe costs two reductions, of 8 bytes a parameter

@@ -1,6 +1,6 @@
 """Questions from rank 0 to all ranks between training and the next broadcast.
 
-A question evaluates a model, or averages clients' models. Only runs whose policies, algorithm or laboratory
+A question evaluates a model, or averages clients' models. Only runs whose policies, algorithm or hindsight
 need them have questions. Only then does a round send more than its two messages: the array that goes with a
 question, and the integers that its answers are summed in. Neither depends on the number of clients.
 """

@@ -1,4 +1,4 @@
-"""The questions of policies and of the laboratory.
+"""The questions of policies and of the evaluation in hindsight.
 
 They evaluate a model on data divided over the ranks, or average models of the cohort. Averages need these
 models, which the ranks that trained them keep until the round's sum (4 bytes a weight and client).
@@ -29,7 +29,7 @@ def make_questions(
 ) -> dict[str, Question]:
     """Return the questions of a run by name.
 
-    judge: if the run has validation data; test: if it has a laboratory; average and cosines: if a rho policy
+    judge: if the run has validation data; test: if it evaluates in hindsight; average and cosines: if a rho policy
     needs the clients' models; logits, made: if anything may need them. parameters: how many of the weights
     are parameters; plan: of the `Broadcast` message; worker: the rank's `Worker`.
     """

@@ -124,7 +124,8 @@ class Steps:
         else:
             self.lr = lr
         self.model.load(start)
-        self.model.module.train()
+        if not self.model.module.training:  # setting the mode of every layer takes as long as a small layer
+            self.model.module.train()
         if "centre" in self.buffers:
             centre = (start if anchor is None else anchor)[: self.model.parameters]
             self.buffers["centre"].copy_(centre, non_blocking=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Sections that affect such a run by its plan of images alone, which is compared.
 BY_PLAN = {"partition", "label_sharing", "selection", "rho"}
-ROUNDED = {"hindsight", "probes", "audit"}  # free settings that add rows to the results
+ROUNDED = {"hindsight", "audit"}  # free settings that add rows to the results
 
 
 def find(
@@ -41,7 +41,8 @@ def find(
     that may be equal. Measured columns of the tables stay those of the other run.
     """
     config = simulation.config
-    if config.trains_clients or config.world is not None or config.incentive != Incentive():
+    measures_clients = config.probes.every is not None or config.calibration.every is not None
+    if config.trains_clients or measures_clients or config.world or config.incentive != Incentive():
         return None
     wanted, planned = _relevant(config), None
     for path, other in others:

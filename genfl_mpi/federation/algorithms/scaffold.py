@@ -79,5 +79,5 @@ SCAFFOLD = Algorithm(
     can_batch=False,
     corrects_gradients=True,
     summary="Correct the clients' gradients by control variates (Karimireddy et al. 2020); doubles the "
-    "messages, and stores a file per client that has trained.",
+    "messages, and stores an array of each client that has trained.",
 )
