@@ -123,6 +123,7 @@ def generation(options):
             shared = np.nan_to_num(each["generating_seconds"][each["round"] > 1]).sum()
             alone = rounds["generate_seconds"][later].sum() + rounds["generate_ahead_seconds"][later].sum()
             work += shared if wanted == "all" and ranks > 1 else alone
+            work += ranks * rounds["evaluate_seconds"][later].sum()
             spent = rounds["round_seconds"][later].sum()
             found[ranks, wanted].append((spent / later.sum(), spent / (work / min(ranks, CORES))))
     for (ranks, wanted), seconds in found.items():

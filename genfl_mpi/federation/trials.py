@@ -29,9 +29,9 @@ def make_questions(
 ) -> dict[str, Question]:
     """Return the questions of a run by name.
 
-    judge: if the run has validation data; test: if it evaluates in hindsight; average and cosines: if a rho policy
-    needs the clients' models; logits, made: if anything may need them. parameters: how many of the weights
-    are parameters; plan: of the `Broadcast` message; worker: the rank's `Worker`.
+    judge: if the run has validation data; test: if it evaluates in hindsight; average and cosines: if a rho
+    policy needs the clients' models; logits, made: if anything may need them. parameters: how many of the
+    weights are parameters; plan: of the `Broadcast` message; worker: the rank's `Worker`.
     """
     size = len(evaluator.model.weights)
     found = {}

@@ -135,11 +135,10 @@ class ClientStates:
         locations: int64 (clients, 4).
         """
         stored = locations[locations[:, 2] != NOWHERE]
-        paths = {self._path(round, rank) for round, rank in stored[:, :2].tolist()}
         taken = 0
-        for path in paths:
+        for round, rank in _files(stored):
             with suppress(OSError):
-                taken += path.stat().st_size
+                taken += self._path(round, rank).stat().st_size
         return taken > 2 * len(stored) * self.size + SLACK
 
     def prune(self, round: int, checkpoints: Iterable[np.ndarray]) -> None:
@@ -148,7 +147,7 @@ class ClientStates:
         round: of the newest checkpoint, whose later files belong to the current round and are kept.
         checkpoints: the locations of each, int64 (clients, 4).
         """
-        needed = {tuple(pair) for one in checkpoints for pair in np.unique(one[:, :2], axis=0).tolist()}
+        needed = {pair for locations in checkpoints for pair in _files(locations)}
         for path in self.folder.glob("*.states"):
             name = re.fullmatch(r"([1-9][0-9]*)_(0|[1-9][0-9]*|compact)", path.stem, re.ASCII)
             if not name or not path.is_file():
@@ -206,3 +205,11 @@ class ClientStates:
 
     def _path(self, round: int, rank: int) -> Path:
         return self.folder / f"{round}_{'compact' if rank == COMPACT else rank}.states"
+
+
+def _files(locations: np.ndarray) -> set[tuple[int, int]]:
+    """Return (round, rank) of the files in which these locations are, int64 (clients, 4)."""
+    rounds, ranks = locations[:, 0], locations[:, 1] - COMPACT
+    count = int(ranks.max(initial=0)) + 1
+    pairs = np.unique(rounds * count + ranks).tolist()  # as one number: sorting rows is slow
+    return {(pair // count, pair % count + COMPACT) for pair in pairs}
