@@ -193,6 +193,17 @@ def test_plan_compares_clients_trained_together_where_they_can_be(tiny, monkeypa
     assert factor > 0 if is_measured else np.isnan(factor)
 
 
+@pytest.mark.parametrize("secure", ["true", "false"])
+def test_plan_counts_the_masks_of_the_whole_cohort(tiny, monkeypatch, secure):
+    counted = []
+    monkeypatch.setattr(calibration.masks, "add_masks", lambda units, terms: counted.append(len(terms)))
+    config, _ = resolved(
+        [*tiny, "method=fedavg", "clients=20", "cohort=12", f"privacy.secure_aggregation={secure}"]
+    )
+    seconds = calibration._mask_seconds(config, 100)
+    assert counted == ([12] if secure == "true" else []) and (min(seconds) > 0) == (secure == "true")
+
+
 def test_plan_recommends_no_more_ranks_than_there_are_cores(fast, capsys, monkeypatch):
     monkeypatch.setattr(plan, "calibrate", lambda config: replace(COSTS, overhead=500.0))
     sweep = [*fast, "sweep.seed=[1,2,3]", "cohort=6", "clients=6"]

@@ -22,6 +22,8 @@ from genfl_mpi.mpi import collectives
 from genfl_mpi.mpi.round_time import measure_copy_rate
 from genfl_mpi.mpi.schedule import Pace
 from genfl_mpi.preparation.preview import planned_batches
+from genfl_mpi.privacy import masks
+from genfl_mpi.privacy.protocol import Session
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.progress_bar import progress
 
@@ -78,6 +80,7 @@ def calibrate(config: Config) -> Costs:
         broadcast_bytes, reduction_bytes = simulation.message_bytes
         checkpoint_bytes = simulation.checkpoint_bytes
         state_bytes = simulation.client_states.size if simulation.client_states else 0
+        masking, unmasking = _mask_seconds(config, simulation.message_bytes[1] // 8)
         rank_bytes = _resident_bytes() - shared_bytes
         rests = [
             one["round_seconds"] - sum(one[f"{part}_seconds"] for part in ("train", "wait", "evaluate"))
@@ -86,7 +89,8 @@ def calibrate(config: Config) -> Costs:
         simulation.close()
         load, batch = _batch_seconds(config, folder) if config.generates else (0.0, 0.0)
     test = float(np.median([one["evaluate_seconds"] for one in rounds]))
-    rest, rate = max(0.0, float(np.median(rests))), pace.rates()[0]
+    rest, rate = max(0.0, float(np.median(rests))) + unmasking, pace.rates()[0]
+    pace.overhead += masking * rate
     usual = (_trained(first)[0] + pace.overhead).sum() / rate + test + rest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Costs(
@@ -106,6 +110,21 @@ def calibrate(config: Config) -> Costs:
         checkpoint_bytes=checkpoint_bytes,
         state_bytes=state_bytes,
     )
+
+
+def _mask_seconds(config: Config, size: int) -> tuple[float, float]:
+    """Measure secure aggregation: the seconds of a client to mask, and of one rank to unmask the sum; else 0.
+
+    size: integers in the message of the sum. Without clients that drop out.
+    """
+    if not (config.privacy.secure_aggregation and config.trains_clients):
+        return 0.0, 0.0
+    cohort, units, start = config.cohort, np.zeros(size, dtype=np.uint64), time.perf_counter()
+    session = Session(config.seed, 0, np.arange(cohort), config.privacy.threshold, config.privacy.neighbours)
+    terms = session.terms(0)
+    masks.add_masks(units, terms)
+    seconds = time.perf_counter() - start
+    return seconds, cohort * seconds / len(terms)
 
 
 def batching_factor(config: Config) -> float:
