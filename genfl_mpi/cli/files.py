@@ -120,7 +120,9 @@ def compare(arguments: Sequence[str]) -> int:
         "  python -m genfl_mpi compare 'results/seeds/fedavg*' 'results/seeds/genfl*'\n"
         "  python -m genfl_mpi compare results/before results/after",
     )
-    parser.add_argument("groups", nargs="+", metavar="A B", help="results file, folder, or pattern in quotes")
+    parser.add_argument(
+        "groups", nargs="+", metavar="GROUP", help="results file, folder, or pattern in quotes"
+    )
     options = launch.parse_once(parser, arguments)
 
     from genfl_mpi.analysis import comparison
