@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,8 @@ class Steps:
 
         share: float32 (n,), of each sample in the loss, by default 1 / n.
         """
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
+        is_mixed = self.settings.dtype == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16) if is_mixed else nullcontext():
             if self.loss:
                 loss, logits = self.loss(self.model, images, labels)
             else:

@@ -186,8 +186,10 @@ class ExactSum:
         values = weights.cpu().numpy()
         before = np.empty(0, dtype=np.float32) if reference is None else reference.numpy()
         blocks = [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
-        largest = float(np.max([(values[block].max(), -values[block].min()) for block in blocks]))
-        check_summand(rho, largest, self.fraction_bits)
+        largest = np.float32(0)
+        for block in blocks:
+            largest = np.maximum(largest, np.maximum(values[block].max(), -values[block].min()))
+        check_summand(rho, float(largest), self.fraction_bits)
         square, scale = 0.0, rho * 2.0**self.fraction_bits
         for block in blocks:
             scaled, change = (row[: len(values[block])] for row in self.scratch.numpy())
@@ -203,7 +205,7 @@ class ExactSum:
             rounded = change.view(np.int64)
             np.copyto(rounded, scaled, casting="unsafe")
             self.units[block] += rounded
-        return largest, math.sqrt(square)
+        return float(largest), math.sqrt(square)
 
     def store(self, start: int, values: torch.Tensor) -> None:
         """Set the sum's values from `start` on to float64 (n,). Raises FloatingPointError if it cannot."""
