@@ -85,6 +85,7 @@ class Server:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def ask(path, job, descriptors, timeout=None, started=lambda pid: None):
