@@ -326,7 +326,7 @@ def world_costs(methods, worlds, seeds=2):
         for method in methods
         for world in worlds
     ]
-    return cost_figures.accuracy(runs, {"seconds": "s", "air": "MB"})
+    return cost_figures.accuracy(runs, {"seconds": "s", "air": "B"})
 
 
 @pytest.mark.parametrize("worlds", [["city"], ["city", "campus"], ["city", "campus", "rural"]])
@@ -342,7 +342,7 @@ def test_cost_panels_keep_their_height(worlds):
         assert 2 <= len(labels) <= plotting.MAX_LOG_TICKS and {"10", "100"} <= set(labels)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg", "GenFL", "AIGC-only"]
     titles = [axes.get_title() for axes in figure.axes]
-    assert sum("AIGC-only: 0 MB" in title for title in titles) == len(worlds)
+    assert sum("AIGC-only: 0 B" in title for title in titles) == len(worlds)
     assert len(worlds) == 1 or titles[: len(worlds)] == [f"world {world}" for world in worlds]
 
 

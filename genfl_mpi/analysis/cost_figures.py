@@ -25,6 +25,7 @@ from genfl_mpi.util.plotting import (
     styled,
     tinted,
 )
+from genfl_mpi.util.text import scale
 
 if TYPE_CHECKING:
     from genfl_mpi.edge.incentive import Equilibrium
@@ -124,13 +125,17 @@ def accuracy(
     """Draw test accuracy against cumulative costs: a panel per measure, and a column per world.
 
     runs: tuples (method, settings, world, accuracy (rounds,), {measure: cumulative cost (rounds,)}).
-    measures: units by name.
+    measures: units by name, without a prefix, which the figure chooses.
     """
     worlds, kinds = (list(dict.fromkeys(run[place] for run in runs)) for place in (2, 1))
     rows, columns = (len(measures), len(worlds)) if len(worlds) > 1 else (-(-len(measures) // 2), 2)
     figure = Figure((WIDTH * (1 if columns < 3 else 2), 1.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     panels = [(measure, world) for measure in measures for world in worlds]
+    scales = {
+        measure: scale(max(run[4][measure].max(initial=0.0) for run in runs), unit)
+        for measure, unit in measures.items()
+    }
     for axes, (measure, world) in zip(grid.flat, panels):
         in_world = [run for run in runs if run[2] == world]
         paid = [run for run in in_world if run[4][measure].any()]
@@ -139,7 +144,7 @@ def accuracy(
         world_title = f"world {world}" if len(worlds) > 1 and measure == panels[0][0] else ""
         axes.set_title(
             "\n".join(
-                filter(None, (world_title, f"{', '.join(free)}: 0 {measures[measure]}" if free else ""))
+                filter(None, (world_title, f"{', '.join(free)}: 0 {scales[measure][1]}" if free else ""))
             )
         )
         draw_curves(
@@ -148,7 +153,7 @@ def accuracy(
             [
                 Curve(
                     ", ".join(filter(None, (method, settings))),
-                    spent[measure][np.isfinite(reached)],
+                    spent[measure][np.isfinite(reached)] / scales[measure][0],
                     100 * reached[np.isfinite(reached)],
                     tinted(COLOURS[method], kinds.index(settings)),
                     LINE_STYLES[kinds.index(settings) % len(LINE_STYLES)],
@@ -156,7 +161,7 @@ def accuracy(
                 for method, settings, _, reached, spent in paid
             ],
         )
-        axes.set(xlabel=_axis_label(measure, measures[measure]), xscale="log")
+        axes.set(xlabel=_axis_label(measure, scales[measure][1]), xscale="log")
         set_log_ticks(axes.xaxis)
         axes.grid()
     for axes in grid[:, 0]:
@@ -176,15 +181,17 @@ def placements(
     """Draw total costs of the placements of generation over number and size of images, one row each.
 
     costs: {axis: {placement: {measure: float64 (factors,)}}}. factors: multiples of the run's. measures:
-    units by name.
+    units by name, without a prefix, which the figure chooses.
     """
     figure = Figure((2 * WIDTH, 0.5 + 2.1 * len(costs)), layout="constrained")  # both columns of a page
     grid = figure.subplots(len(costs), len(measures), squeeze=False)
     for row, (axis, found) in zip(grid, costs.items()):
-        for axes, (measure, unit) in zip(row, measures.items()):
+        for axes, (measure, base) in zip(row, measures.items()):
+            middle = np.median([values[measure] for values in found.values()])
+            factor, unit = scale(float(middle), base)
             for placement, values in found.items():
                 colour, style = PLACEMENT_STYLES[placement]
-                axes.plot(factors, values[measure], style, color=colour, label=placement)
+                axes.plot(factors, values[measure] / factor, style, color=colour, label=placement)
             axes.axvline(1, color="black", linewidth=0.6)
             axes.set(
                 xscale="log",

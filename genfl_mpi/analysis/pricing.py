@@ -47,7 +47,7 @@ SERVER_PLACEMENTS = ("P1", "P2")  # which generate at the server, at world.serve
 FACTORS = np.logspace(-3, 5, 17)  # on number and size of images, to search break-even points
 COMPARED = (("P1", "P2"), ("P1", "P3"), ("P2", "P3"), ("P1", "P4"))  # placements
 COST_UNITS = ("s", "J", "J", "B", "B")
-MEASURES = {"seconds": "s", "client energy": "kJ", "total energy": "kJ", "air traffic": "MB"}
+MEASURES = {"seconds": "s", "client energy": "J", "total energy": "J", "air traffic": "B"}
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def _totals(priced: Bill) -> dict[str, np.ndarray]:
     """Return the MEASURES of a bill, in their units, float64 (rounds,) each."""
     return {
         "seconds": priced.seconds,
-        "client energy": priced.joules["clients"] / 1e3,
-        "total energy": sum(priced.joules.values()) / 1e3,
-        "air traffic": (priced.bytes["down"] + priced.bytes["up"]) / 1e6,
+        "client energy": priced.joules["clients"],
+        "total energy": sum(priced.joules.values()),
+        "air traffic": priced.bytes["down"] + priced.bytes["up"],
     }
 
 

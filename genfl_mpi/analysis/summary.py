@@ -162,7 +162,7 @@ def distinguish(
         (
             ", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied),
             ", ".join(
-                PANELS.get(key, f"{_short(key)} {{}}").format(flat[key])
+                PANELS.get(key, f"{_short(key)} {{}}").format(_shown(flat[key]))
                 for key in varied
                 if key not in panels
             ),
@@ -186,6 +186,11 @@ def list_varied(configs: Sequence[dict[str, Any]]) -> list[str]:
     return [
         key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
     ]
+
+
+def _shown(value: Any) -> Any:
+    """Return a setting's value for a label: the elements of a list as text, or none."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, (list, tuple)) else value
 
 
 def _short(key: str) -> str:
