@@ -11,7 +11,9 @@ import xarray as xr
 import yaml
 from conftest import FAST, command, mpirun
 
+from genfl_mpi.analysis import summary
 from genfl_mpi.cli import main
+from genfl_mpi.config.loading import load
 from genfl_mpi.federation.worker import Worker
 from genfl_mpi.mpi import launchers
 from genfl_mpi.results.layout import CLIENTS, GENERATED, ROUNDS
@@ -302,9 +304,24 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, tmp_path, capsys, monke
     assert digests(tmp_path / "results/genfl_seed1.h5") == digests(tmp_path / "whole/genfl_seed1.h5")
 
 
-def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
-    from genfl_mpi.analysis.summary import groups
+def test_settings_without_effect_are_not_part_of_a_name():
+    methods = [
+        {"method": "fedavg", "transforms": []},
+        {"method": "fedavg", "transforms": ["qsgd"]},
+        {"method": "genfl", "generation.per_round": 2},
+        {"method": "genfl", "generation.per_round": 4},
+    ]
+    runs = load({"sweep": {"method": methods}})
+    names, _ = summary.distinguish([config.model_dump(mode="json") for config in runs.values()])
+    assert [settings for _, settings in names] == [
+        "transforms none",
+        "transforms qsgd",
+        "transforms none, per_round 2",
+        "transforms none, per_round 4",
+    ]
 
+
+def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
     tiny.remove("method=genfl")
     assert (
         main(
@@ -317,7 +334,7 @@ def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
         == 0
     )
     paths = sorted((tmp_path / "results").glob("*.h5"))
-    assert [(group.method, group.settings) for group in groups(paths)[0]] == [
+    assert [(group.method, group.settings) for group in summary.groups(paths)[0]] == [
         ("FedAvg", ""),
         ("AIGC-only", ""),
     ]
@@ -332,14 +349,14 @@ def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
         )
         == 0
     )
-    assert [group.panel for group in groups(sorted((tmp_path / "apart").glob("*.h5")))[0]] == [
+    assert [group.panel for group in summary.groups(sorted((tmp_path / "apart").glob("*.h5")))[0]] == [
         "α = 0.1",
         "α = 0.5",
     ], "an alpha is no method's own"
     assert (
         main([*tiny, "rounds=1", "sweep.method=[fedavg]", "training.lr=0.3", f"output={tmp_path}/other"]) == 0
     )
-    assert [group.settings for group in groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == [
+    assert [group.settings for group in summary.groups([*paths, tmp_path / "other/fedavg_seed1.h5"])[0]] == [
         "lr 0.2",
         "lr 0.3",
         "lr 0.1",
@@ -349,11 +366,9 @@ def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
 @pytest.mark.slow
 def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     """As in Figures 5 and 6, which compare methods; a single method has one panel, as in Figure 1."""
-    from genfl_mpi.analysis.summary import groups
-
     tiny.remove("method=genfl")
     assert main([*tiny, "sweep.method=[fedavg,aigc]", "sweep.partition.alpha=[0.1,1.0]", "rounds=1"]) == 0
-    found, _ = groups(sorted((tmp_path / "results").glob("*.h5")))
+    found, _ = summary.groups(sorted((tmp_path / "results").glob("*.h5")))
     assert [(group.panel, group.settings) for group in found] == [
         *[("α = 0.1", "")] * 2,
         *[("α = 1", "")] * 2,
@@ -361,7 +376,7 @@ def test_plot_has_a_panel_for_each_alpha(tiny, tmp_path, capsys):
     for path in (tmp_path / "results").iterdir():
         path.unlink()
     assert main([*tiny, "method=fedavg", "sweep.partition.alpha=[0.1,1.0]", "sweep.seed=[1,2]"]) == 0
-    found, _ = groups(sorted((tmp_path / "results").glob("*.h5")))
+    found, _ = summary.groups(sorted((tmp_path / "results").glob("*.h5")))
     assert [(group.panel, group.settings) for group in found] == [("", "α = 0.1"), ("", "α = 1")]
     capsys.readouterr()
     assert main(["plot", str(tmp_path / "results"), "-o", str(tmp_path / "figure.pdf")]) == 0

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 
 from genfl_mpi.config import loading
 from genfl_mpi.config.composition import METHOD_TITLES
+from genfl_mpi.config.remarks import find_unused
+from genfl_mpi.config.settings import Config
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH, counted
@@ -164,11 +168,26 @@ def distinguish(
             ", ".join(
                 PANELS.get(key, f"{_short(key)} {{}}").format(_shown(flat[key]))
                 for key in varied
-                if key not in panels
+                if key not in panels and not _is_unused(key, values, flat, flats)
             ),
         )
-        for flat in flats
+        for values, flat in zip(configs, flats)
     ], common
+
+
+def _is_unused(
+    key: str, values: dict[str, Any], flat: dict[str, Any], flats: Sequence[dict[str, Any]]
+) -> bool:
+    """Return whether a setting has no effect in a run, and is the same in all runs of its method.
+
+    values: the run's configuration; flat: the same, flat; flats: those of all runs.
+    """
+    same = [one[key] for one in flats if one["method"] == flat["method"]]
+    if same.count(flat[key]) < len(same):
+        return False  # the setting would be missed in telling these runs apart
+    with suppress(ValidationError):  # the configuration of another version
+        return bool(find_unused([key], [Config.model_validate(values)]))
+    return False
 
 
 def data_name(flat: Mapping[str, Any]) -> str:

@@ -16,6 +16,9 @@ TWO_MODELS = Needs(
 PLANNED_IMAGES = Needs("generated images", lambda config, _: config.generates or config.matches_steps)
 
 
+GENERATED_IMAGES = Needs("generated images", lambda config, _: config.generates)
+
+
 SERVER_IMAGES = Needs("images generated at the server", lambda config, _: not config.fills)
 
 

@@ -4,11 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from genfl_mpi.config.sections.conditions import PIPELINE, SERVER_IMAGES
+from genfl_mpi.config.sections.conditions import GENERATED_IMAGES, PIPELINE, SERVER_IMAGES
 from genfl_mpi.config.types import (
     Count,
     Flag,
-    Needs,
     NonNegative,
     Positive,
     Section,
@@ -81,9 +80,7 @@ class Generation(Section):
     )
     seed: Seed | None = Field(None, description="seed of the images; null: the run's seed")
     bank: str = Field("results/bank", description="folder of generated images, shared by all runs")
-    ranks: Annotated[
-        Literal["all", "server"] | Count, Needs("generated images", lambda config, _: config.generates)
-    ] = Field(
+    ranks: Annotated[Literal["all", "server"] | Count, GENERATED_IMAGES] = Field(
         "all",
         description="ranks that generate a round's images; all: all with cores and memory for it share the "
         "missing ones, if that is predicted to be faster, and then train the clients; server: rank 0 alone, "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from genfl_mpi.config.sections.conditions import GENERATED_IMAGES
 from genfl_mpi.config.types import Count, Natural, NonNegative, Positive, Section, Share, needs
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Time(Section):
         description="tiers: rounds, averages at the edge servers, for each average of these at the cloud; "
         "`rounds` must be a multiple of it",
     )
-    generators: Annotated[Literal["cloud", "edges"], needs("driver", "tiers")] = Field(
+    generators: Annotated[Literal["cloud", "edges"], needs("driver", "tiers"), GENERATED_IMAGES] = Field(
         "cloud",
         description="tiers: who generates images and trains an augmented model for Eq. (1); cloud: the "
         "cloud, for each of its averages; edges: each edge server, for the labels of its cell, in every "
