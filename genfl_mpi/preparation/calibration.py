@@ -169,8 +169,10 @@ def _short_run(config: Config, cohort: int) -> Config:
 
 
 def _time_rounds(simulation: Simulation, seconds: float) -> tuple[Pace, Record, list[dict[str, Any]]]:
-    """Run rounds for some seconds, at least two. Return the pace of the clients after the first round, which
-    warms up, that round's `Record`, and the columns of the others.
+    """Run rounds for some seconds, at least two.
+
+    Returns the pace of the clients after the first round, which warms up; that round's `Record`; and the
+    columns of the others.
     """
     pace, first, rounds = Pace(1), None, []
     start = time.perf_counter()
