@@ -241,3 +241,5 @@ def test_the_sum_of_losses_cannot_overflow(summands):
     assert fixed_point(largest, summands) * summands < 2**63
     with pytest.raises(ArithmeticError, match="not finite or too large"):
         fixed_point(largest * 1.01, summands)
+    for value in (largest * 1.01, np.inf, np.nan):
+        assert largest * 2**20 < fixed_point(value, summands, capped=True) <= 2**63 // summands

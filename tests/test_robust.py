@@ -255,6 +255,15 @@ def test_fedavg_collapses_under_sign_flip_and_the_median_does_not():
     assert honest > 0.5 and collapsed < 0.2 and robust > honest - 0.15
 
 
+def test_a_run_that_diverges_under_attack_goes_on(tmp_path):
+    run = [*FAST, "rounds=8", "cohort=5", "attack.share=0.5", "attack.kind=sign_flip", "attack.scale=1000"]
+    records = list(Simulation(overrides=run))
+    assert len(records) == 8 and records[-1].loss > 1e6 and records[-1].accuracy < 0.3
+    assert any((record.clients["status"] == b"not finite").any() for record in records)
+    with pytest.raises(ArithmeticError):
+        list(Simulation(overrides=[*run, "faults.nonfinite=stop"]))
+
+
 def test_a_round_reports_the_attackers_and_their_weight():
     records = list(Simulation(overrides=[*ATTACKED, "attack.kind=sign_flip", "defence.name=krum"]))
     for record in records:

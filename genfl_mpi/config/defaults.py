@@ -86,15 +86,26 @@ def inherit_generation(values: Any) -> Any:
 
 
 def inherit_privacy(values: Any) -> Any:
-    """Fix rho for secure sums, weigh clients alike under differential privacy, and drop bad weights."""
+    """Fix rho for secure sums, and weigh clients alike under differential privacy."""
     privacy = values.get("privacy") if isinstance(values, dict) else None
     if isinstance(privacy, dict):
         is_secure, is_private = privacy.get("secure_aggregation") is True, privacy.get("clip") is not None
-        rho = ({"over": "selected"} if is_secure else {}) | ({"policy": "uniform"} if is_private else {})
-        faults = {"nonfinite": "drop"} if is_secure or is_private else {}
-        for section, implied in (("rho", rho), ("faults", faults)):
-            if isinstance(given := values.get(section, {}), dict):
-                values = {**values, section: {**implied, **given}}
+        implied = ({"over": "selected"} if is_secure else {}) | ({"policy": "uniform"} if is_private else {})
+        if isinstance(given := values.get("rho", {}), dict):
+            values = {**values, "rho": {**implied, **given}}
+    return values
+
+
+def inherit_faults(values: Any) -> Any:
+    """Drop clients whose weights are not finite under attack, where runs may diverge, and with privacy."""
+    if not isinstance(values, dict) or not isinstance(given := values.get("faults", {}), dict):
+        return values
+    attack, privacy = (
+        found if isinstance(found := values.get(name), dict) else {} for name in ("attack", "privacy")
+    )
+    is_protected = privacy.get("secure_aggregation") is True or privacy.get("clip") is not None
+    if is_protected or attack.get("share") not in (None, 0):
+        return {**values, "faults": {"nonfinite": "drop", **given}}
     return values
 
 
@@ -125,6 +136,7 @@ def inherit(values: Any) -> Any:
         inherit_normalisation,
         inherit_generation,
         inherit_privacy,
+        inherit_faults,
         inherit_pretraining,
     ):
         values = step(values)

@@ -124,7 +124,10 @@ class Evaluator:
                 samples += len(labels)
                 yield from chunks(images, labels, self.config.evaluation.batch_size, self.about, device)
 
-        totals = evaluate(self.model, normalised(), len(self.about.classes), self._count_chunks(source))
+        capped = self.config.faults.nonfinite == "drop"  # the global model may diverge, and the run goes on
+        totals = evaluate(
+            self.model, normalised(), len(self.about.classes), self._count_chunks(source), capped
+        )
         return np.append(totals, samples)
 
     def _count_chunks(self, source: str) -> int:

@@ -256,7 +256,7 @@ class PersonalEvaluation:
         model, size = self.personal.model, self.personal.config.evaluation.batch_size
         images, labels = self.data["test_images"][samples], self.data["test_labels"][samples]
         own = chunks(images, labels, size, self.about, model.weights.device)
-        return int(evaluate(model, own, len(self.about.classes), -(-len(samples) // size))[:-1].sum())
+        return int(evaluate(model, own, len(self.about.classes), -(-len(samples) // size), True)[:-1].sum())
 
 
 def _last_layers(model: FlatModel, layers: int) -> int:

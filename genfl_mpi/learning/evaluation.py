@@ -55,11 +55,16 @@ def chunks(
 
 @torch.inference_mode()
 def evaluate(
-    model: FlatModel, chunks: Iterable[tuple[torch.Tensor, torch.Tensor]], classes: int, total: int
+    model: FlatModel,
+    chunks: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    classes: int,
+    total: int,
+    capped: bool = False,
 ) -> np.ndarray:
     """Compute integer totals over chunks of the test set; their sum over ranks is the same for any division.
 
-    chunks: float32 images (n, C, H, W) and int64 labels (n,); total: number of chunks on all ranks.
+    chunks: float32 images (n, C, H, W) and int64 labels (n,); total: number of chunks on all ranks; capped:
+    whether a loss that is not finite counts as the largest that can be summed, instead of an error.
     Returns int64 (classes + 1,): correct predictions of each class, then the summed loss in fixed point.
     """
     model.module.eval()
@@ -71,7 +76,8 @@ def evaluate(
         losses.append(F.cross_entropy(logits, labels, reduction="sum"))
     # Read after the last chunk: no chunk synchronizes with the device.
     totals[:-1] = correct.cpu().numpy()
-    totals[-1] = sum(fixed_point(loss, total) for loss in torch.stack(losses).tolist()) if losses else 0
+    values = torch.stack(losses).tolist() if losses else []
+    totals[-1] = sum(fixed_point(loss, total, capped) for loss in values)
     return totals
 
 

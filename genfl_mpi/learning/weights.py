@@ -244,13 +244,15 @@ def check_sum(rho: np.ndarray, largest: np.ndarray) -> None:
         )
 
 
-def fixed_point(value: float, summands: int) -> int:
+def fixed_point(value: float, summands: int, capped: bool = False) -> int:
     """Convert a float to an integer number of 2**-20, so that sums of losses do not depend on their order.
 
-    Raises FloatingPointError if it is not finite, or so large that a sum of `summands` such values might
-    overflow 64 bits.
+    If it is not finite, or so large that a sum of `summands` such values might overflow 64 bits, returns the
+    largest value that fits if `capped`, else raises FloatingPointError.
     """
     if not abs(value) < 2**42 / summands:
+        if capped:
+            return 2**62 // summands
         raise FloatingPointError(
             f"the loss is not finite or too large to be summed: {value:g}; a smaller learning rate may help"
         )
