@@ -79,9 +79,10 @@ def test_settings_of_both_groups_are_compared_separately(compare):
 
 
 def test_runs_of_different_clients_are_no_true_pairs(compare):
-    one, other = made(RISE, clients=10), replace(made(RISE[:8], clients=20), path=Path("other.h5"))
+    one = made(RISE, clients=10, rounds=10)
+    other = replace(made(RISE[:8], clients=20, rounds=8), path=Path("other.h5"))
     text = " ".join(compare([one], [Path("open.h5"), other]))
-    assert "A and B differ in clients, rounds: runs of one seed differ" in text
+    assert "A and B differ in clients: runs of one seed differ" in text and "A has 10 rounds and B 8" in text
     assert "one pair decides nothing" in text and "skipped, because not finished: open" in text
 
 
@@ -132,6 +133,13 @@ def test_the_command_takes_files_folders_and_patterns(tmp_path, capsys):
         == 0
     )
     assert "1 pair by seed" in capsys.readouterr().out
+    assert main([*FAST, "rounds=3", "seed=1", f"output={tmp_path}/longer"]) == 0
+    capsys.readouterr()
+    assert main(["compare", f"{tmp_path}/runs/fedavg_seed1_lr0.1.h5", f"{tmp_path}/longer"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "A has 2 rounds and B 3" in said and "differ in partition" not in said
+    assert main(["digest", f"{tmp_path}/runs", f"{tmp_path}/longer"]) == 0
+    assert capsys.readouterr().out.count("weights") == 5
     for arguments, message in (
         ([slow], "needs two groups of runs, not 1"),
         ([slow, f"{tmp_path}/none*"], "matches no results file"),

@@ -34,6 +34,16 @@ def test_a_page_begins_with_its_kind_and_is_linked_from_the_readme(page):
     assert f"(docs/{page.name})" in PAGES[0].read_text()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_command_with_settings_names_its_own_output(page):
+    """Otherwise it meets the results of the README's main job, and is refused."""
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^    (?:mpirun -n \d+ )?python -m genfl_mpi (.*)$", text, re.MULTILINE):
+        first = line.split()[0]
+        if "=" in first and "..." not in line:
+            assert "output=" in line or "--help" in line, line
+
+
 def blocks(page):
     """Yield (line, language, text) of each fenced block."""
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):

@@ -161,7 +161,13 @@ def report_lines(names: Sequence[str]) -> Iterator[str]:
     for title, runs in (("without a counterpart", compared.unpaired), ("not finished", compared.unfinished)):
         if runs:
             yield from _wrapped(f"skipped, because {title}: {', '.join(runs)}")
-    if apart := [key for key, *_ in compared.differing if is_paired(key)]:
+    lengths = next(((a, b) for key, a, b in compared.differing if key == "rounds"), None)
+    if lengths:
+        yield from _wrapped(
+            f"A has {lengths[0]} rounds and B {lengths[1]}: accuracies of the last rounds are those of "
+            "different rounds"
+        )
+    if apart := [key for key, *_ in compared.differing if is_paired(key) and key != "rounds"]:
         yield from _wrapped(
             f"A and B differ in {', '.join(apart)}: runs of one seed differ in partition, cohorts or model, "
             "so pairing removes little of the spread"

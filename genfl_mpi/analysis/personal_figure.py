@@ -56,7 +56,7 @@ def personal(paths: Sequence[Path]) -> Figure:
         share = 100 * (np.arange(len(own)) + 0.5) / len(own)
         for curves, values in zip(drawn, (own, own - glob)):
             curves.append(Curve(label, share, np.sort(values), f"C{number % 10}"))
-    for [axes], curves, label in zip(grid, drawn, ("local accuracy (%)", "gain over global (%)")):
+    for [axes], curves, label in zip(grid, drawn, ("local accuracy (%)", "gain over global (points)")):
         draw_curves(figure, axes, curves)
         axes.set_ylabel(label)
         axes.grid()

@@ -73,10 +73,9 @@ def robustness(paths: Sequence[Path]) -> Figure:
                     text = f"{shown[row, column]:.0f}"
                     text += f"\n({success:.0f})" if np.isfinite(success) else ""
                     texts.append((row, column, text))
-        brightest = max(1.0, float(np.nanmax(shown)))
-        axes.imshow(shown, cmap="viridis", vmin=0, vmax=brightest, aspect="auto")
+        axes.imshow(shown, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for row, column, text in texts:
-            color = "white" if shown[row, column] < brightest / 2 else "black"
+            color = "white" if shown[row, column] < 50 else "black"
             axes.text(column, row, text, size=5, ha="center", va="center", color=color)
         axes.set_title(f"{panel}\naccuracy (%), mean of the last {LAST} tests", size="small")
         axes.set_xticks(range(len(attacks)), attacks, rotation=45, ha="right")

@@ -345,14 +345,14 @@ def digest(arguments: Sequence[str]) -> int:
         "digest",
         "Print the SHA-256 of the final weights, and of the results without times, hosts\n"
         "and bytes. Equal runs have equal digests on any number of ranks. For example:\n"
-        "  python -m genfl_mpi digest results/default/*.h5",
+        "  python -m genfl_mpi digest results/default results/again",
     )
-    parser.add_argument("file", nargs="+", help="results files")
+    parser.add_argument("file", nargs="+", help="results files, or folders of them")
     options = launch.parse_once(parser, arguments)
-    from genfl_mpi.results.reader import digests
+    from genfl_mpi.results.reader import digests, find_results
 
     def lines() -> Iterator[str]:
-        for file in options.file:
+        for file in find_results(options.file):
             weights, results, finished = digests(file)
             yield f"{file}{'' if finished else '  (not finished)'}\n  weights {weights}\n  results {results}"
 
