@@ -1,7 +1,11 @@
 """Scheduling and messages; on several ranks: node-shared memory, failing together."""
 
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +135,44 @@ except UserError as error:
     done = mpirun(3, script)
     assert done.returncode == 0, done.stderr
     assert all(f"rank {rank} no;" in done.stdout for rank in range(3))
+
+
+def test_node_shared_refuses_data_larger_than_shared_memory(tmp_path):
+    script = tmp_path / "small.py"
+    script.write_text("""
+import os
+import numpy as np
+from types import SimpleNamespace
+from genfl_mpi.mpi import collectives
+from genfl_mpi.util.errors import UserError
+os.statvfs = lambda folder: SimpleNamespace(f_bavail=16, f_frsize=4096)
+collectives.library = lambda: "MPICH Version: 5.0.2"
+try:
+    collectives.node_shared(collectives.world(), lambda: {"a": np.zeros(10**5)})
+except UserError as error:
+    print(error, ";")
+collectives.node_shared(collectives.single(), lambda: {"a": np.zeros(10**5)})
+collectives.node_shared(collectives.world(), lambda: {"a": np.zeros(100)})
+""")
+    done = mpirun(2, script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("share 1 MB, and /dev/shm has 0 MB free") == 2
+
+
+def test_a_command_without_an_mpi_library_prints_one_line(tmp_path):
+    (tmp_path / "mpi4py.py").write_text("raise RuntimeError('cannot load MPI library\\nlibmpi.so: no file')")
+    done = subprocess.run(
+        [sys.executable, "-m", "genfl_mpi", "rounds=1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "genfl_mpi: mpi4py cannot load an MPI library (cannot load MPI library): install one with "
+        "pip install 'mpich>=4.2.3', or load your site's MPI module"
+    ]
 
 
 def test_stores_into_windows_are_synchronized(monkeypatch):

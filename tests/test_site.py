@@ -44,6 +44,15 @@ def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
+def test_a_notebook_shows_a_user_error_as_one_line(capsys):
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    shell.run_cell(
+        "from genfl_mpi import UserError\nraise UserError('rouds is unknown; did you mean rounds?')"
+    )
+    shown = "".join(capsys.readouterr())
+    assert shown.strip() == "UserError: rouds is unknown; did you mean rounds?"
+
+
 @pytest.mark.slow
 def test_the_site_builds_with_the_api_reference(tmp_path):
     pytest.importorskip("mkdocs")

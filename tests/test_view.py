@@ -1,10 +1,12 @@
 """Progress display: the live view on a terminal, plain lines elsewhere, and following a run with `watch`."""
 
 import io
+import json
 import os
 import pty
 import re
 import shlex
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -251,3 +253,20 @@ def test_a_duration_as_text(seconds, text):
 
 def test_a_sparkline_has_the_last_value():
     assert display.sparkline([0, 50, 100]) == "▁▅█" and display.sparkline(list(range(101)), 3) == "▁▅█"
+
+
+def test_a_notebook_cell_is_no_terminal():
+    """A cell's `!command` writes to a pseudo-terminal, and the kernel sets JPY_PARENT_PID."""
+    code = "from genfl_mpi.runs import display; import sys; sys.exit(3 if display.terminal() is None else 4)"
+    plain = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"} | {
+        "TERM": "xterm"
+    }
+    script = (
+        "import json, os, pty, sys; os.environ.clear(); os.environ.update(json.loads(sys.argv[1])); "
+        f"sys.exit(os.waitstatus_to_exitcode(pty.spawn([sys.executable, '-c', {code!r}])))"
+    )
+    for more, expected in (({}, 4), ({"JPY_PARENT_PID": "1"}, 3)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(plain | more)], stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == expected, more

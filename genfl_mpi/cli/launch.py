@@ -173,8 +173,12 @@ def on_all_ranks(
     shortcut: called as shortcut(runs, say) on rank 0; if it returns true, everything is done, and no rank
     imports torch.
     """
-    from genfl_mpi.mpi import collectives, failing
-
+    try:
+        from genfl_mpi.mpi import collectives, failing
+    except UserError as error:  # no MPI library
+        if launchers.is_first(os.environ):
+            print(f"genfl_mpi: {error}", file=sys.stderr)
+        return 2
     comm = collectives.world()
 
     def say_on_rank0(text: str) -> None:

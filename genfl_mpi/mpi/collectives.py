@@ -9,9 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from mpi4py import MPI
 
 from genfl_mpi.util.errors import UserError
+
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py's wheel finds no library
+    raise UserError(
+        f"mpi4py cannot load an MPI library ({str(error).splitlines()[0]}): install one with "
+        "pip install 'mpich>=4.2.3', or load your site's MPI module"
+    ) from error
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 SPIN_SECONDS = 1e-3  # for this long a waiting rank polls continuously, yielding its core between polls
+SHARED_MEMORY = "/dev/shm"  # where MPICH keeps the memory that the ranks of a node share
 MAX_NAP_SECONDS = 2e-3  # longest interval between two polls after that
 
 
@@ -214,20 +222,37 @@ def from_rank0(comm: MPI.Comm, function: Callable[[], Result]) -> Result:
     return comm.bcast(call_on_all(comm, lambda: function() if comm.rank == 0 else None), root=0)
 
 
+def _check_shared_memory(size: int) -> None:
+    """Raise UserError if MPICH cannot share `size` bytes: the first write would end with a bus error."""
+    if not (library().startswith("MPICH") and os.path.isdir(SHARED_MEMORY)):
+        return
+    about = os.statvfs(SHARED_MEMORY)
+    free = about.f_bavail * about.f_frsize
+    if size > free:
+        raise UserError(
+            f"the ranks of {os.uname().nodename} share {size / 1e6:.0f} MB, and {SHARED_MEMORY} has "
+            f"{free / 1e6:.0f} MB free; start a container with --shm-size=8g, or enlarge {SHARED_MEMORY}"
+        )
+
+
 def node_shared(
     comm: MPI.Comm, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> tuple[dict[str, np.ndarray], MPI.Win]:
     """Make arrays that exist once per node. Collective.
 
     One rank of each node calls `make`, which returns arrays by name. Returns them on every rank, as read-only
-    views of MPI shared memory, and the window that keeps this memory alive.
+    views of MPI shared memory, and the window that keeps this memory alive. Raises UserError on every rank if
+    a node's shared memory is too small.
     """
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
 
     def make_once() -> dict[str, np.ndarray]:
         if node.rank != 0:
             return {}
-        return {name: np.ascontiguousarray(array) for name, array in make().items()}
+        arrays = {name: np.ascontiguousarray(array) for name, array in make().items()}
+        if node.size > 1:
+            _check_shared_memory(sum(array.nbytes for array in arrays.values()))
+        return arrays
 
     made = call_on_all(comm, make_once)
     header = node.bcast([(name, array.dtype.str, array.shape) for name, array in made.items()], root=0)

@@ -53,7 +53,8 @@ def terminal() -> int | None:
     Launchers connect their ranks to a pipe or a pseudo-terminal and forward the output, so the launcher's
     terminal counts.
     """
-    if os.environ.get("TERM", "dumb") == "dumb":
+    # In a notebook's cell, `!command` has a pseudo-terminal, but the cell cannot move its cursor up.
+    if os.environ.get("TERM", "dumb") == "dumb" or "JPY_PARENT_PID" in os.environ:
         return None
     stdout = _link("self", 1)
     is_forwarded = False  # whether a process between this one and the launcher reads our output

@@ -14,11 +14,15 @@ PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 class UserError(Exception):
     """One line: what is wrong, where, and what to do.
 
-    The command prints it without a traceback and exits with status 2.
+    The command prints it without a traceback and exits with status 2; a notebook shows the line alone.
     """
 
     on_all_ranks: bool = False  # set where all ranks raise it together
     unclean: bool = False  # set after a disk failure, when closing an HDF5 file on that disk may crash
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 @contextmanager
