@@ -220,7 +220,7 @@ def conclude(differences: np.ndarray) -> str:
     if not differences.any():
         return f"the {claims.AT_THE_END} is the same in every pair"
     if len(differences) < claims.MIN_SEEDS:
-        return f"undecided: compare at least {claims.MIN_SEEDS} seeds"
+        return f"undecided in all rows: compare at least {claims.MIN_SEEDS} seeds"
     if low > 0 or high < 0:
         return f"{'B' if low > 0 else 'A'} has the higher {claims.AT_THE_END}: the interval excludes 0"
     return f"undecided: the interval includes 0; {claims.seeds_needed(differences)} would decide"

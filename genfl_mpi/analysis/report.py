@@ -69,11 +69,14 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
         runs=runs,
         varied=[key for key in runs[0]["settings"] if key not in ("run", "method", "seed")],
         groups=(compared_groups := _groups(groups)),
+        generating=any(group["generating"] for group in compared_groups),
+        from_bank=any(group["generating"] and group["generating"][1] for group in compared_groups),
         few_pairs=any(0 < one["pairs"] < claims.MIN_SEEDS for one in compared_groups),
         compared=_list_compared(runs, groups),
         several=summary.has_several_seeds(groups),
         min_seeds=claims.MIN_SEEDS,
         rounds=_rounds(groups),
+        max_rows=MAX_ROWS,
         lead=figures_by_name.pop("accuracy"),
         kinds={
             kind: [figures_by_name[name] for name in names if name in figures_by_name]
@@ -177,6 +180,7 @@ def _group(group: summary.Group, reference: summary.Group) -> dict[str, Any]:
         "mean": 100 * group.column("accuracy")[:, group.evaluated()].mean(),
         "best": best,
         "seconds": seconds,
+        "generating": group.generating() if group.column("images").any() else None,
         "seeds": len(final),
     }
 
