@@ -6,6 +6,7 @@ from conftest import mpirun, prepare
 from genfl_mpi.cli import main
 
 
+@pytest.mark.slow
 def test_generate_fills_what_a_run_then_only_reads(tiny, tmp_path, capsys):
     arguments = [*tiny, f"generation.bank={tmp_path}/bank", "rounds=3", "generation.batch_size=5"]
     done = mpirun(2, "-m", "genfl_mpi", "generate", *arguments)

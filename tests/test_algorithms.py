@@ -40,6 +40,7 @@ def test_fedprox_with_mu_zero_is_fedavg(tiny, tmp_path):
     assert digests["zero"] == digests["fedavg"] and digests["one"][0] != digests["fedavg"][0]
 
 
+@pytest.mark.slow
 def test_fedprox_keeps_the_clients_near(tiny, tmp_path):
     """The proximal term shortens the distance from the initial weights (Li et al. 2020)."""
     ways = []
@@ -286,6 +287,7 @@ def skewed(tiny):
     return run
 
 
+@pytest.mark.slow
 def test_fednova_follows_the_data_not_the_steps(skewed):
     """One client makes five times the steps of another (Wang et al. 2020, section 3).
 
@@ -321,6 +323,7 @@ def test_fednova_follows_the_data_not_the_steps(skewed):
 SMALL_STEPS = ["rounds=6", "training.lr=0.005"]
 
 
+@pytest.mark.slow
 def test_server_momentum_is_faster_where_clients_make_small_steps(skewed):
     """Hsu et al. 2019: the same small client updates move the model further."""
     _, plain = skewed(*SMALL_STEPS)
@@ -328,6 +331,7 @@ def test_server_momentum_is_faster_where_clients_make_small_steps(skewed):
     assert momentum[-1].loss < plain[-1].loss - 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedadam", "fedyogi"])
 def test_adaptive_servers_are_faster_where_clients_make_small_steps(skewed, algorithm):
     """Reddi et al. 2021: they compensate for small updates, most for the coordinates that change least."""
@@ -336,6 +340,7 @@ def test_adaptive_servers_are_faster_where_clients_make_small_steps(skewed, algo
     assert adaptive[-1].accuracy > plain[-1].accuracy + 0.03
 
 
+@pytest.mark.slow
 def test_scaffold_keeps_the_clients_together(skewed):
     """The variates remove the clients' differences from their gradients (Karimireddy et al. 2020).
 
@@ -350,6 +355,7 @@ def test_scaffold_keeps_the_clients_together(skewed):
     assert controlled[-1].columns["update_cosine"] > plain[-1].columns["update_cosine"] + 0.3
 
 
+@pytest.mark.slow
 def test_shared_data_keep_the_clients_together(skewed):
     """Zhao et al. 2018: a few samples shared by all clients let skewed clients agree, and the model learn."""
     settings = ["rounds=4", "partition.alpha=0.05", "data.public_pool=500"]

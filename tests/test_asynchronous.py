@@ -101,11 +101,18 @@ def test_stale_updates_by_hand():
 @pytest.mark.parametrize(
     "driver",
     [
-        FEDBUFF,
-        ["time.driver=fedasync", "cohort=1", "time.concurrency=4", "clients=8", "world={}"],
-        ["time.driver=semi_synchronous", "time.period_s=0.03", "clients=8", "world={}"],
+        pytest.param(FEDBUFF, id="fedbuff"),
+        pytest.param(
+            ["time.driver=fedasync", "cohort=1", "time.concurrency=4", "clients=8", "world={}"],
+            marks=pytest.mark.slow,
+            id="fedasync",
+        ),
+        pytest.param(
+            ["time.driver=semi_synchronous", "time.period_s=0.03", "clients=8", "world={}"],
+            marks=pytest.mark.slow,
+            id="semi_synchronous",
+        ),
     ],
-    ids=["fedbuff", "fedasync", "semi_synchronous"],
 )
 def test_the_result_does_not_depend_on_ranks_or_kills(driver, fast, tmp_path):
     run = [*fast, *driver, "rounds=8", "training.epochs=2"]

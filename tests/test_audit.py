@@ -91,6 +91,7 @@ def test_overclaiming_is_told_alone(looked):
     assert (data["shared_labels"][bad] > 0).all() and (np.ptp(data["shared_labels"][bad], axis=1) == 0).all()
 
 
+@pytest.mark.slow
 def test_looking_changes_nothing_and_does_not_depend_on_the_ranks(looked, tmp_path):
     *without, _ = looked
     a, b = Simulation(overrides=without), Simulation(overrides=looked)

@@ -181,6 +181,7 @@ def test_a_disk_that_may_not_be_written(small_disk, fast, capsys):
         assert "cannot be written" in line and str(disk) in line
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_computed_is_left_alone(tmp_path, capsys):
     results = tmp_path / "results/fedavg_seed1.h5"
     overrides = [*FAST, "rounds=5000", f"output={tmp_path}/results"]

@@ -135,6 +135,7 @@ def test_fedgens_features_are_classified_as_their_labels_and_reach_the_clients(t
     assert broadcast.buffer.nbytes - plain[0] == pytest.approx(4 * (len(initial) + 1), abs=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "fedftg"])
 def test_the_student_agrees_more_with_the_clients_models(name, asked):
     """On images of the generator, after the round's distillation."""

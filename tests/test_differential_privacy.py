@@ -145,8 +145,11 @@ def test_distributed_noise_is_in_the_masked_sum(fast):
 
 @pytest.mark.parametrize(
     "more",
-    [[*POISSON], ["privacy.secure_aggregation=true", *POISSON], DISTRIBUTED],
-    ids=["poisson", "secure", "distributed"],
+    [
+        pytest.param([*POISSON], marks=pytest.mark.slow, id="poisson"),
+        pytest.param(["privacy.secure_aggregation=true", *POISSON], id="secure"),
+        pytest.param(DISTRIBUTED, marks=pytest.mark.slow, id="distributed"),
+    ],
 )
 def test_a_private_run_does_not_depend_on_the_ranks(more, fast, tmp_path):
     run = [*fast, *PRIVATE, *more, "rounds=2"]

@@ -62,7 +62,14 @@ def results(tmp_path_factory, bank):
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page.stem == "tutorial"), id=page.stem)
+        for page in PAGES
+        if any(blocks(page))
+    ],
+)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, results, bank, tmp_path, monkeypatch):
     """Execute a page's blocks: Python in one namespace, commands on one rank, and files.
 

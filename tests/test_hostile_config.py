@@ -74,6 +74,8 @@ def test_a_value_is_accepted_as_it_stands_or_refused(key, value):
         return  # a section, whose keys are tested separately
     if isinstance(now, float):
         assert math.isfinite(now) and not isinstance(meant, bool) and now == float(meant)
+    elif isinstance(now, tuple):
+        assert list(now) == list(map(float, meant))
     else:
         assert now == meant and type(now) is type(meant), f"{key}={text!r} became {now!r}"
 

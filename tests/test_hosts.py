@@ -63,6 +63,7 @@ def on_two_hosts(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_over_two_hosts(on_two_hosts, tmp_path):
     status, said = on_two_hosts(*FAST, "rounds=3", f"output={tmp_path}/two")
     assert status == 0, said

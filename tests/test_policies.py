@@ -154,7 +154,7 @@ def lying(tmp_path_factory):
         (JUDGES[0], "pool"),
         *(pytest.param(policy, "pool", marks=pytest.mark.slow) for policy in JUDGES[1:]),
         *(pytest.param(policy, "clients", marks=pytest.mark.slow) for policy in JUDGES),
-        ("line_search", "pool"),
+        pytest.param("line_search", "pool", marks=pytest.mark.slow),
     ],
 )  # the cohort's data favour the cohort's model: a search on them stays at 0
 def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
@@ -178,6 +178,7 @@ def test_a_useless_generator_drives_kappa2_down(tiny, lying, policy, source):
     assert np.mean(useless) < np.mean(honest) and useless[-1] < 0.2
 
 
+@pytest.mark.slow
 def test_a_bandit_learns_from_the_loss(tiny, lying):
     """With two arms, one of which uses only a lying generator, it learns to play the other."""
     tiny = [
@@ -587,9 +588,8 @@ def test_the_documented_policy_works(quick, tmp_path):
     [line] = [
         line for line in page.splitlines() if line.startswith("    python -m genfl_mpi") and "mine:" in line
     ]
-    done = mpirun(
-        2, "-m", "genfl_mpi", *quick, *line.split()[3:], PYTHONPATH=f"{Path(__file__).parents[1]}:{tmp_path}"
-    )
+    given = [word for word in line.split()[3:] if not word.startswith("output=")]
+    done = mpirun(2, "-m", "genfl_mpi", *quick, *given, PYTHONPATH=f"{Path(__file__).parents[1]}:{tmp_path}")
     assert done.returncode == 0, done.stderr
     with reader.open_results(tmp_path / "results/genfl_seed1.h5") as file:
         shared = file["partition/shared_labels"][:]

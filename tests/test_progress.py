@@ -36,8 +36,9 @@ UNREADABLE = "unreadable progress file"
 
 
 @pytest.fixture
-def record(tmp_path):
+def record(tmp_path, monkeypatch):
     """Return the record of a start on two ranks, of which rank 1 failed. It has no results file."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_READS", 0)
     path = tmp_path / "run.h5"
     notes = [progress.Progress(path, rank, 2) for rank in range(2)]
     notes[0].note_rounds(["FedAvg", 5], [1, 0.5, 0, 1.0, 0.5], [2, 0.25, 0, 1.0, 0.25])

@@ -43,6 +43,7 @@ def test_frechet_distance_by_hand():
     assert frechet(one, one) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_real_images_pass_for_real(judge, real):
     """Real training images, judged as if they were generated."""
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:40] for c in range(10)])
@@ -57,6 +58,7 @@ def test_real_images_pass_for_real(judge, real):
     assert noise["frechet"][-1] > 10 * measured["frechet"][-1] and noise["theta"][-1] > measured["theta"][-1]
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_seen(judge, real):
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[:40] for c in range(10)])
     labels = real["train_labels"][chosen].copy()
@@ -68,6 +70,7 @@ def test_wrong_labels_are_seen(judge, real):
     assert measured["cas"][3] < 20 and measured["cas"][0] > 80
 
 
+@pytest.mark.slow
 def test_copies_of_one_image_have_no_diversity(judge, real):
     first = [np.flatnonzero(real["train_labels"] == c)[0] for c in range(10)]
     measured = judge.measure(np.repeat(real["train_images"][first], 10, axis=0), np.repeat(np.arange(10), 10))
@@ -99,6 +102,7 @@ def test_copies_of_public_images_are_seen(real, monkeypatch):
     ] == pytest.approx(100 * (50 + judge.copies(fresh).sum()) / 550)
 
 
+@pytest.mark.slow
 def test_the_filter_drops_what_does_not_look_like_its_label(tmp_path, tiny, capsys, real, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 300)
     chosen = np.concatenate([np.flatnonzero(real["train_labels"] == c)[-12:] for c in range(10)])

@@ -28,6 +28,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_on_forks_is_that_of_processes(tmp_path):
     done = {}
     for name, how in (("fresh", FRESH), ("forks", FORKS)):

@@ -206,7 +206,12 @@ def test_what_cannot_be_written_or_read(folder, tmp_path, capsys):
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
 @pytest.mark.parametrize(
     ("width", "scheme", "ground"),
-    [(1280, 1, (255, 255, 255)), (1280, 0, (22, 24, 29)), (500, 1, (255, 255, 255)), (500, 0, (22, 24, 29))],
+    [
+        (1280, 1, (255, 255, 255)),
+        pytest.param(1280, 0, (22, 24, 29), marks=pytest.mark.slow),
+        pytest.param(500, 1, (255, 255, 255), marks=pytest.mark.slow),
+        (500, 0, (22, 24, 29)),
+    ],
 )
 def test_a_browser_shows_the_page_at_every_width_in_both_schemes(report, tmp_path, width, scheme, ground):
     """The ground has the scheme's colour, and the page has pictures on it at every width."""

@@ -115,6 +115,7 @@ def test_show_names_policies_and_kept_state(tiny, tmp_path, setting, said, capsy
     assert said in capsys.readouterr().out.replace("\n    ", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_command_can_be_pasted(ranks, tmp_path):
     started = command(ranks, "-m", "genfl_mpi", *FAST, "rounds=1", f"output={tmp_path}/it's $HOME \\ here")

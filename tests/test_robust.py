@@ -206,7 +206,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "multi_krum")) for case in CASES]
+)
 def test_results_do_not_depend_on_the_ranks(case, tmp_path):
     found = []
     for ranks in (1, 3) if case != "fltrust" else (1, 2, 3):
@@ -240,6 +242,7 @@ def test_the_mean_of_a_defence_is_fedavg_up_to_rounding():
         assert torch.allclose(run.weights, runs["fedavg"].weights, rtol=0, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_fedavg_collapses_under_sign_flip_and_the_median_does_not():
     run = [
         "rounds=4",

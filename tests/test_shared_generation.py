@@ -77,7 +77,9 @@ def test_no_result_depends_on_who_generates(run, tmp_path):
 
 
 @pytest.mark.skipif(CORES < 2, reason="ranks without a core do not generate")
-@pytest.mark.parametrize("sent, status", [(signal.SIGKILL, None), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    "sent, status", [(signal.SIGKILL, None), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_a_run_that_ends_during_shared_generation_continues_to_the_same_digest(run, tmp_path, sent, status):
     assert run(2, "whole").returncode == 0
     (tmp_path / "mine.py").write_text(GENERATOR.format(before=ONCE.format(signal=int(sent)).strip("\n ")))

@@ -186,7 +186,7 @@ def test_all_images_are_known_before_the_run(generators, genfl):
     assert [bool(batches) for batches in planned] == rounds[generators]
 
 
-@pytest.mark.parametrize("generators", ["cloud", "edges"])
+@pytest.mark.parametrize("generators", [pytest.param("cloud", marks=pytest.mark.slow), "edges"])
 def test_the_result_does_not_depend_on_ranks_or_kills(generators, genfl, tmp_path):
     run = [*genfl, *CELLS, "rounds=9", "time.cloud_every=3", f"time.generators={generators}"]
     assert main([*run, f"output={tmp_path}/1"]) == 0

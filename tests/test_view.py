@@ -42,6 +42,7 @@ def in_terminal(arguments, when=None, keys=b"", environment=()):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_live_view_changes_no_bits(ranks, tmp_path):
     overrides = [*FAST, "rounds=60"]

@@ -34,10 +34,10 @@ class Faults(Section):
 
     nonfinite: Literal["stop", "drop"] = Field(
         "stop",
-        description="if a client's loss or weights are not finite; stop: end the run; drop, the default with "
-        "attacks and with privacy: exclude the client from the round and divide its rho among the other "
-        "clients; if all are dropped, the augmented model becomes the global model, and without one the "
-        "weights stay unchanged",
+        description="if a client's loss or weights are not finite; stop: end the run; drop: exclude the "
+        "client from the round and divide its rho among the other clients; if all are dropped, the augmented "
+        "model becomes the global model, and without one the weights stay unchanged; with attacks and with "
+        "privacy the default is drop",
     )
 
 
