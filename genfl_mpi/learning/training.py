@@ -54,8 +54,8 @@ def normalise(
     if not len(mean):
         return on_device(images, device).float()
     offset, scale = _channels(tuple(mean), device), _channels(tuple(std), device)
-    pixels = on_device(images, device).float().div_(255).sub_(offset).div_(scale)
-    return pixels.contiguous(memory_format=memory_format(pixels))
+    pixels = on_device(images, device).to(torch.float32, memory_format=memory_format(images))
+    return pixels.div_(255).sub_(offset).div_(scale)
 
 
 @lru_cache
@@ -123,9 +123,9 @@ def train(
                 outputs.append(logits)
                 targets.append(target)
     model.gather()
-    correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum()
+    correct = (torch.cat(outputs).argmax(1) == torch.cat(targets)).sum(dtype=torch.float64)
     # The only synchronization with the device.
-    *mean_losses, correct_predictions = torch.cat([torch.stack(losses).double(), correct[None]]).tolist()
+    *mean_losses, correct_predictions = torch.stack([*losses, correct]).tolist()
     return make_report(mean_losses, correct_predictions, drawn.sizes, settings.epochs)
 
 
