@@ -187,10 +187,13 @@ def test_plan_from_a_calibration(fast, capsys):
     ],
 )
 def test_plan_compares_clients_trained_together_where_they_can_be(tiny, monkeypatch, settings, is_measured):
-    monkeypatch.setattr(calibration, "BATCHED_SECONDS", 0)
+    monkeypatch.setattr(calibration, "BATCHED_SECONDS", 0.01)
     config, _ = resolved([*tiny, "method=fedavg", "clients=20", *settings])
-    factor = calibration.batching_factor(config)
+    costs = Costs(1e9, *[0.0] * 7, *[0] * 5)
+    factor = calibration.batching_factor(config, costs)
     assert factor > 0 if is_measured else np.isnan(factor)
+    slow = replace(costs, rate=100.0)  # 20 clients take longer than the measurement may
+    assert np.isnan(calibration.batching_factor(config, slow))
 
 
 @pytest.mark.parametrize("secure", ["true", "false"])

@@ -127,29 +127,32 @@ def _mask_seconds(config: Config, size: int) -> tuple[float, float]:
     return seconds, cohort * seconds / len(terms)
 
 
-def batching_factor(config: Config) -> float:
+def batching_factor(config: Config, costs: Costs) -> float:
     """Return the seconds of BATCHED_CLIENTS clients trained as one batch, over those of one after another.
 
-    Measured on this rank alone. NaN if the resolved `config` trains clients together already, or refuses it.
+    Measured on this rank alone; the latter are predicted from `costs`. NaN if the resolved `config` trains
+    clients together already, or refuses it, or if they take more than BATCHED_SECONDS: steps of large
+    networks gain nothing.
     """
     if config.training.clients_per_batch > 1 or config.clients < BATCHED_CLIENTS:
         return math.nan
-    spent = []
-    for together in (BATCHED_CLIENTS, 1):
-        training = config.training.model_copy(update={"clients_per_batch": together})
-        one = config.model_copy(update={"training": training})
-        few = _short_run(one, BATCHED_CLIENTS).model_copy(update={"cohort": BATCHED_CLIENTS})
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                for check in checks.CHECKS:
-                    check(one)
-                simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
-            except (ValueError, UserError):  # settings, layers or an algorithm that cannot be batched
-                return math.nan
-            _, _, rounds = _time_rounds(simulation, BATCHED_SECONDS)
-            simulation.close()
-        spent.append(float(np.median([one["train_seconds"] for one in rounds])))
-    return spent[0] / spent[1]
+    training = config.training.model_copy(update={"clients_per_batch": BATCHED_CLIENTS})
+    together = config.model_copy(update={"training": training})
+    few = _short_run(together, BATCHED_CLIENTS).model_copy(update={"cohort": BATCHED_CLIENTS})
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for check in checks.CHECKS:
+                check(together)
+            simulation = Simulation(few, comm=collectives.single(), folder=Path(folder))
+        except (ValueError, UserError):  # settings, layers or an algorithm that cannot be batched
+            return math.nan
+        samples = np.diff(simulation.data["pointers"]).mean() + config.data.shared
+        alone, batched = (samples + costs.overhead) / costs.rate, math.nan
+        if BATCHED_CLIENTS * alone <= BATCHED_SECONDS:
+            pace, _, _ = _time_rounds(simulation, BATCHED_SECONDS)
+            batched = (samples + pace.overhead) / pace.rates()[0]
+        simulation.close()
+    return batched / alone
 
 
 def _short_run(config: Config, cohort: int) -> Config:

@@ -43,10 +43,10 @@ def describe(
     """
     unresolved = config
     config, measured, cluster = measure_costs(comm, config, cluster)
-    factors = comm.gather(batching_factor(config) if config.trains_clients else math.nan)
-    if measured is None or factors is None:  # every rank but 0
+    costs = comm.bcast(measured)
+    factors = comm.gather(batching_factor(config, costs) if config.trains_clients else math.nan)
+    if factors is None:  # every rank but 0
         return
-    costs = measured
     arrays = load_and_divide(config)
     yield f"{name}: {config.rounds} rounds, {config.clients} clients, a cohort of {config.cohort}"
     if config.time.generators == "edges":
