@@ -139,6 +139,12 @@ def test_a_record_is_one_readable_line(tiny):
     assert str(elsewhere) == "round 2: accuracy 50.00 %, loss 1.250"
 
 
+def test_a_simulation_names_its_run(tiny):
+    simulation = Simulation(overrides=[*tiny, "method=genfl"])
+    next(iter(simulation))
+    assert repr(simulation) == "<Simulation of genfl: 1 of 2 rounds, 6 clients, a cohort of 3>"
+
+
 def test_nothing_touches_the_shared_memory_after_close(fast):
     """An iterator that was begun before is refused, too; an array that the caller still holds stays valid."""
     simulation = Simulation(overrides=[*fast, "rounds=3"])

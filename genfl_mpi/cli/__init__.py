@@ -69,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(arguments[0])
     name = arguments[0] if named else "run"
     module, _ = COMMANDS[name]
-    return getattr(import_module(f"genfl_mpi.cli.{module}"), name)(arguments[1:] if named else arguments)
+    command = getattr(import_module(f"genfl_mpi.cli.{module}"), name)
+    try:
+        return command(arguments[1:] if named else arguments)
+    except SystemExit as exit:  # of argparse: after --help, and for an unknown option
+        return int(exit.code or 0)
 
 
 def _is_misspelt(word: str) -> bool:

@@ -219,7 +219,7 @@ class Recorder:
             "images_used": len(server.images),
             "images_from_bank": server.images.from_bank,
             "bank_seconds": server.images.bank_seconds,
-            "device": self.device.encode(),
+            "device": self.device,
             "augmented_loss": this.augmented.loss_last_epoch if this.augmented else np.nan,
             "virtual_seconds": np.nan,
             **of_pay(

@@ -54,6 +54,7 @@ from genfl_mpi.results import sealed_files
 from genfl_mpi.results.client_state import ClientStates
 from genfl_mpi.util import streams
 from genfl_mpi.util.errors import UserError
+from genfl_mpi.util.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -410,6 +411,11 @@ class Simulation:
         self._windows.clear()
         self.model.cached_steps.clear()  # they refer to the model, and hold its CUDA graphs
         self.model.last_steps = ()
+
+    def __repr__(self) -> str:
+        config = self.config
+        size = f"{counted(config.clients, 'client')}, a cohort of {config.cohort}"
+        return f"<Simulation of {config.method}: {self.round} of {config.rounds} rounds, {size}>"
 
     def _open_parts(self) -> Parts:
         """Return the parts. Raises UserError after `close`."""

@@ -226,6 +226,7 @@ def _tables(record: Any) -> Tables:
                 "subset_accuracy": record.subset_accuracy,
                 "subset_loss": record.subset_loss,
                 **record.columns,
+                "device": record.columns["device"].encode(),
             }.items()
         }
     }
