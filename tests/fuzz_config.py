@@ -8,7 +8,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["genfl_mpi", "yaml"]):
-    from genfl_mpi.config import loading
+    from genfl_mpi.config import loading, yaml_text
     from genfl_mpi.util.errors import UserError
 
 
@@ -18,7 +18,7 @@ def read(data):
     how, text = provider.ConsumeIntInRange(0, 2), provider.ConsumeUnicodeNoSurrogates(300)
     try:
         if how == 0:
-            parsed = loading.parse(text, "file")
+            parsed = yaml_text.parse(text, "file")
             if isinstance(parsed, dict):
                 loading.load(parsed)
         else:

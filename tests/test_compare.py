@@ -10,7 +10,8 @@ from conftest import FAST
 from genfl_mpi.analysis import comparison
 from genfl_mpi.analysis.run_groups import Run, Setting
 from genfl_mpi.cli import main
-from genfl_mpi.config.loading import flatten, single
+from genfl_mpi.config.differences import flatten
+from genfl_mpi.config.loading import single
 from genfl_mpi.util.errors import UserError
 
 RISE = np.array([0, 10, 20, 30, 40, 40, 40, 40, 40, 40.0])

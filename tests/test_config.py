@@ -9,7 +9,7 @@ import yaml
 
 from genfl_mpi.analysis.run_groups import PAIRED
 from genfl_mpi.cli import main
-from genfl_mpi.config import loading
+from genfl_mpi.config import differences, loading, yaml_text
 from genfl_mpi.config.defaults import GENERATORS, PROMPTS
 from genfl_mpi.config.renamed import RENAMED
 from genfl_mpi.config.settings import Config, fill_in, keys
@@ -27,7 +27,7 @@ def test_the_default_is_a_sweep_over_the_papers_methods():
 
 
 def test_the_default_study_only_differs_from_the_defaults_in_what_it_sets():
-    study = loading.flatten(yaml.safe_load(loading.read_text()))
+    study = differences.flatten(yaml.safe_load(yaml_text.read_text()))
     assert study == {"sweep.method": ["fedavg", "genfl", "aigc"], "generation.cap": 30}
     assert loading.single(None, ["method=genfl", "generation.cap=300"]) == loading.single({}) == Config()
 
@@ -121,8 +121,8 @@ def test_what_was_decided_is_what_was_given(given):
     def resolved(values):
         return fill_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
 
-    assert loading.chosen_settings(resolved(given)) == given and resolved(
-        loading.chosen_settings(resolved(given))
+    assert differences.chosen_settings(resolved(given)) == given and resolved(
+        differences.chosen_settings(resolved(given))
     ) == resolved(given)
 
 
@@ -144,8 +144,8 @@ def test_what_varies_is_what_was_decided(one, other, keys):
         fill_in(loading.validate(loading.nested(values)), 2, "cpu").model_dump(mode="json")
         for values in (one, other)
     ]
-    assert loading.varied_settings(found) == loading.varied_settings(found[::-1]) == keys
-    assert loading.varied_settings([found[0], found[0]]) == []
+    assert differences.varied_settings(found) == differences.varied_settings(found[::-1]) == keys
+    assert differences.varied_settings([found[0], found[0]]) == []
 
 
 def test_a_kappa_alone_fixes_the_other():
@@ -506,8 +506,8 @@ def test_a_setting_that_is_newer_than_a_results_file_has_its_default():
     now = loading.single(None, ["method=fedavg"]).model_dump(mode="json")
     before = copy.deepcopy(now)
     del before["evaluation"], before["training"]["momentum"]
-    assert loading.differing_settings(before, now) == []
-    assert loading.varied_settings([before, now]) == []
+    assert differences.differing_settings(before, now) == []
+    assert differences.varied_settings([before, now]) == []
     now["training"]["momentum"] = 0.5
-    assert loading.differing_settings(before, now) == ["training.momentum"]
-    assert loading.varied_settings([before, now]) == ["training.momentum"]
+    assert differences.differing_settings(before, now) == ["training.momentum"]
+    assert differences.varied_settings([before, now]) == ["training.momentum"]

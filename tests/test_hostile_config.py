@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import genfl_mpi
 from genfl_mpi.cli import main
-from genfl_mpi.config import loading
-from genfl_mpi.config.loading import flatten
+from genfl_mpi.config import differences, loading, yaml_text
+from genfl_mpi.config.differences import flatten
 from genfl_mpi.config.settings import keys
 from genfl_mpi.mpi import collectives
 from genfl_mpi.runs import runner
@@ -96,7 +96,7 @@ def test_any_mapping_is_refused_in_words(tree):
 @given(st.text(max_size=200))
 def test_any_text_is_refused_in_words(text):
     for read in (
-        lambda: loading.parse(text, "file"),
+        lambda: yaml_text.parse(text, "file"),
         lambda: load(None, [text]),
         lambda: load(None, [f"sweep.seed={text}"]),
     ):
@@ -242,8 +242,8 @@ def test_extreme_numbers_are_refused_in_one_line_or_can_be_started(section, tmp_
             continue
         for value in [*EXTREMES, *([end, end] for end in EXTREMES)]:
             try:
-                one = loading.validate(loading.nested(loading.flatten(BASE) | {key: value}))
-                if loading.flatten(one.model_dump()).get(key) in (
+                one = loading.validate(loading.nested(differences.flatten(BASE) | {key: value}))
+                if differences.flatten(one.model_dump()).get(key) in (
                     value,
                     tuple(value) if isinstance(value, list) else None,
                 ):
@@ -447,7 +447,7 @@ def test_an_alias_is_a_copy():
     one = next(
         iter(
             loading.load(
-                {"method": "genfl", **loading.parse("training: &t {lr: 0.1}\naugmented: *t", "file")},
+                {"method": "genfl", **yaml_text.parse("training: &t {lr: 0.1}\naugmented: *t", "file")},
                 ["training.lr=0.5"],
             ).values()
         )

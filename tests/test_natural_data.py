@@ -13,7 +13,7 @@ from genfl_mpi import Simulation
 from genfl_mpi.cli import main
 from genfl_mpi.config.loading import single
 from genfl_mpi.config.sections.samples import Data
-from genfl_mpi.data import datasets
+from genfl_mpi.data import datasets, descriptions
 from genfl_mpi.data.clients import load_and_divide
 from genfl_mpi.data.femnist import CLASSES
 from genfl_mpi.util.errors import UserError
@@ -52,7 +52,7 @@ def femnist(root):
 def cinic10(root):
     for part, count in (("train", 3), ("test", 1)):
         for sample in range(10 * count):
-            picture(root / "CINIC-10" / part / datasets.CIFAR10[sample % 10] / f"{sample}.png", 32)
+            picture(root / "CINIC-10" / part / descriptions.CIFAR10[sample % 10] / f"{sample}.png", 32)
 
 
 def tiny_imagenet(root):
@@ -71,7 +71,7 @@ def tiny_imagenet(root):
     [
         (client_folders, ("a", "b"), 12, (3, 8, 8), [2, 4, 6]),
         (femnist, CLASSES, 8, (1, 28, 28), [3, 5]),
-        (cinic10, datasets.CIFAR10, 30, (3, 32, 32), None),
+        (cinic10, descriptions.CIFAR10, 30, (3, 32, 32), None),
         (tiny_imagenet, ("goldfish", "salamander"), 6, (3, 64, 64), None),
     ],
 )
@@ -133,7 +133,7 @@ def test_svhn_and_stl10_are_read_as_torchvision_does(tmp_path, monkeypatch):
     monkeypatch.setattr(published.STL10, "_check_integrity", lambda _: True)
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
-    (folder / "class_names.txt").write_text("\n".join(datasets.STL10))
+    (folder / "class_names.txt").write_text("\n".join(descriptions.STL10))
     pixels = RNG.integers(0, 256, (2, 3, 96, 96), dtype=np.uint8)
     for part in ("train", "test"):
         pixels.tofile(folder / f"{part}_X.bin")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from genfl_mpi.config.loading import flat_settings, varied_settings
+from genfl_mpi.config.differences import flat_settings, varied_settings
 from genfl_mpi.config.types import as_text
 from genfl_mpi.results.reader import is_finished, open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError

@@ -13,7 +13,7 @@ import numpy as np
 
 from genfl_mpi.analysis import claims
 from genfl_mpi.analysis.run_groups import Run, is_paired, read_run
-from genfl_mpi.config import loading
+from genfl_mpi.config import differences, loading
 from genfl_mpi.results import reader
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import WIDTH, counted
@@ -106,8 +106,8 @@ def compare(first: Sequence[Path], second: Sequence[Path]) -> Comparison:
 def _split_settings(first: list[Run], second: list[Run]) -> tuple[list[tuple[str, Any, Any]], list[str]]:
     """Return the settings in which two groups differ, and the keys of those that vary inside both of them."""
     nested = [loading.nested(run.config) for run in (*first, *second)]
-    flat = {id(run): loading.flat_settings(values) for run, values in zip((*first, *second), nested)}
-    keys = [key for key in loading.varied_settings(nested) if key != "seed"]
+    flat = {id(run): differences.flat_settings(values) for run, values in zip((*first, *second), nested)}
+    keys = [key for key in differences.varied_settings(nested) if key != "seed"]
     if len({len(run.accuracy) for run in (*first, *second)}) > 1:
         keys.append("rounds")  # no round depends on their number
     differing: list[tuple[str, Any, Any]] = []

@@ -16,7 +16,7 @@ from genfl_mpi import __version__
 from genfl_mpi.analysis import charts, claims, figures, ledger, summary, tables
 from genfl_mpi.analysis.run_groups import Runs
 from genfl_mpi.config.composition import METHOD_TITLES
-from genfl_mpi.config.loading import chosen_settings, flat_settings
+from genfl_mpi.config.differences import chosen_settings, flat_settings
 from genfl_mpi.results import reader
 from genfl_mpi.util import plotting
 from genfl_mpi.util.errors import UserError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genfl_mpi.config.loading import flatten, validate
+from genfl_mpi.config.differences import flatten
+from genfl_mpi.config.loading import validate
 from genfl_mpi.config.settings import is_free
 from genfl_mpi.results.reader import (
     is_finished,

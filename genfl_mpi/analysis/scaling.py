@@ -11,7 +11,7 @@ import numpy as np
 
 from genfl_mpi.analysis import scaling_figure
 from genfl_mpi.analysis.summary import last_evaluated
-from genfl_mpi.config.loading import flatten
+from genfl_mpi.config.differences import flatten
 from genfl_mpi.config.settings import is_free
 from genfl_mpi.mpi.round_time import Cluster, exchange, loads, measure_copy_rate
 from genfl_mpi.results import reader

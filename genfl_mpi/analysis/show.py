@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi.config.composition import Composition
-from genfl_mpi.config.loading import chosen_settings
+from genfl_mpi.config.differences import chosen_settings
 from genfl_mpi.config.settings import Config
 from genfl_mpi.data.datasets import decode_texts
 from genfl_mpi.results import checkpoint, progress

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from genfl_mpi.config import loading
+from genfl_mpi.config import differences
 from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.config.remarks import find_unused
 from genfl_mpi.config.settings import Config
@@ -200,7 +200,7 @@ def list_varied(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Return the settings in which runs differ, besides method and seed and what follows from the method."""
     flats = [_flat(values) for values in configs]
     keys = dict.fromkeys(
-        "world" if key.startswith("world.") else key for key in loading.varied_settings(configs)
+        "world" if key.startswith("world.") else key for key in differences.varied_settings(configs)
     )
     return [
         key for key in keys if key not in SET_ASIDE and (key in PANELS or not _follows_method(key, flats))
@@ -227,11 +227,11 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration as a flat dict, with the world's non-default settings as one text."""
     world = values.get("world")
     if world is not None:
-        changed = loading.chosen_settings(values, [f"world.{key}" for key in loading.flatten(world)])
+        changed = differences.chosen_settings(values, [f"world.{key}" for key in differences.flatten(world)])
         world = (
             ", ".join(f"{key.removeprefix('world.')}={value}" for key, value in changed.items()) or "default"
         )
-    return loading.flatten({**values, "world": world})
+    return differences.flatten({**values, "world": world})
 
 
 def _follows_method(key: str, flats: Sequence[dict[str, Any]]) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from genfl_mpi.config import loading
+from genfl_mpi.config import differences
 from genfl_mpi.results.layout import DIMENSIONS, PARTITION, TABLES
 from genfl_mpi.results.reader import find_results, open_results, read_columns, read_config, report_damage
 from genfl_mpi.results.scalars import scalars
@@ -76,11 +76,11 @@ def distinguish_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         with open_results(path) as file, report_damage(path):
             configs.append(read_config(file))
-    differing = [key for key in loading.varied_settings(configs) if key not in ("method", "seed")]
+    differing = [key for key in differences.varied_settings(configs) if key not in ("method", "seed")]
     return [
         {"run": path.stem, "method": flat["method"], "seed": flat["seed"]}
         | {key: flat.get(key) for key in differing}
-        for path, flat in zip(paths, map(loading.flat_settings, configs))
+        for path, flat in zip(paths, map(differences.flat_settings, configs))
     ]
 
 

@@ -42,7 +42,7 @@ further help:
 
 def run(arguments: Sequence[str]) -> int:
     """Compute the runs of a configuration."""
-    from genfl_mpi.config import loading
+    from genfl_mpi.config import loading, yaml_text
     from genfl_mpi.config.remarks import remarks
 
     parser = launch.config_parser("", DESCRIPTION, epilog="\n".join(_commands()) + "\n" + EXAMPLES)
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
 
     def command(comm: MPI.Comm, options: argparse.Namespace, runs: launch.Runs, say: launch.Say) -> int:
         given = "\n".join(
-            [loading.read_text(options.config), *(f"# {override}" for override in options.overrides)]
+            [yaml_text.read_text(options.config), *(f"# {override}" for override in options.overrides)]
         )
         figure = _figure(options)
         notes = remarks(options.config, options.overrides, runs)

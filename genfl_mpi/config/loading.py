@@ -1,29 +1,26 @@
 """Read a configuration, a YAML file plus key=value, and check it completely before anything starts."""
 
-import difflib
 import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from genfl_mpi.config.renamed import new_name
+from genfl_mpi.config.differences import flatten
+from genfl_mpi.config.explanations import explain, explain_unknown, short
 from genfl_mpi.config.sections.search import Search, expand
-from genfl_mpi.config.settings import MACHINES, Config, fill_in, is_free, keys, section_in
-from genfl_mpi.config.types import Section, as_text
+from genfl_mpi.config.settings import Config, keys
+from genfl_mpi.config.types import Section
 from genfl_mpi.config.world import World
+from genfl_mpi.config.yaml_text import copy_values, parse, read_text
 from genfl_mpi.util.errors import UserError
-from genfl_mpi.util.text import file_suggestion, suggestion
 
-# Bounds on the input: a few lines of YAML may expand to gigabytes, and a few swept lists to years of runs.
-MAX_VALUES, MAX_DEPTH, MAX_RUNS, MAX_NAME_BYTES = 100_000, 50, 10_000, 200
+MAX_RUNS, MAX_NAME_BYTES = 10_000, 200  # a few swept lists may expand to years of runs
 
 S = TypeVar("S", bound=Section)
 
@@ -49,7 +46,7 @@ def load(
     if not isinstance(sweep, dict):
         raise UserError(f"{where}: sweep must map keys to lists, for example sweep: {{seed: [1, 2, 3]}}")
     given = dict(_split_override(override) for override in overrides)
-    given |= _leaves(_copied(settings or {}, "settings"))
+    given |= _leaves(copy_values(settings or {}, "settings"))
     _apply_overrides(values, sweep, given)
     _check_sweep(sweep, given, where)
     searched = _expand_search(values, sweep, given, where)
@@ -57,7 +54,7 @@ def load(
         raise UserError(f"{where}: the sweep has {count} runs; the maximum is {MAX_RUNS}")
     runs: dict[str, Config] = {}
     for found, *combination in itertools.product(searched, *sweep.values()):
-        member = _copied(values, where)
+        member = copy_values(values, where)
         named: dict[str, Any] = {}
         for key, value in found.items():
             _set(member, key, value)
@@ -106,7 +103,7 @@ def _check_sweep(sweep: dict[str, Any], given: Mapping[str, Any], where: str) ->
             )
         mappings = _mappings(choices)
         if not mappings and key not in known:
-            raise UserError(f"{where}: {_explain_unknown(key, prefix='sweep.')}")
+            raise UserError(f"{where}: {explain_unknown(key, prefix='sweep.')}")
         if not mappings:
             continue
         if len(mappings) < len(choices):
@@ -203,7 +200,7 @@ def validate(
             context=context,
         )
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error.errors()[0], kind)}") from None
+        raise UserError(f"{where}: {explain(error.errors()[0], kind)}") from None
 
 
 def load_world(source: str | Path) -> World:
@@ -219,7 +216,7 @@ def to_yaml(config: Section) -> str:
 
 def _read(source: str | Path | dict | None) -> tuple[str, dict]:
     if isinstance(source, dict):
-        return "configuration", nested(_copied(source, "configuration"))
+        return "configuration", nested(copy_values(source, "configuration"))
     where = str(source or "settings")  # errors cannot be in the embedded default
     values = parse(read_text(source), where)
     if values is None:
@@ -227,67 +224,6 @@ def _read(source: str | Path | dict | None) -> tuple[str, dict]:
     if not isinstance(values, dict):
         raise UserError(f"{where}: must be a mapping of keys to values")
     return where, values
-
-
-class _Loader(yaml.SafeLoader):
-    """Load plain YAML values, and refuse duplicate keys, of which YAML would silently drop one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return a mapping. Raises ConstructorError for a duplicate key."""
-        seen = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := next((key for key, count in Counter(seen).items() if count > 1), None):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice} occurs twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def parse(text: str, where: str) -> Any:
-    """Parse YAML text into values of YAML's basic types. Raises UserError."""
-    try:
-        return _copied(yaml.load(text, _Loader), where)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{where}: too deeply nested") from None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        # Values that match a type's pattern but do not exist, for example 2001-99-99 or "!!int x".
-        raise UserError(f"{where}: not valid YAML: {error}") from None
-
-
-def _copied(values: Any, where: str) -> Any:
-    """Return a deep copy of nested dicts and lists in which no part is shared, unlike with YAML's aliases.
-
-    Raises UserError for too many values, too deep nesting, and text that cannot be a key or a file name.
-    """
-    left = MAX_VALUES
-
-    def copied(value: Any, depth: int) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0 or depth > MAX_DEPTH:
-            raise UserError(f"{where}: too many values, or too deeply nested")
-        if isinstance(value, dict):
-            if wrong := [key for key in value if type(key) not in (str, int)]:
-                raise UserError(f"{where}: {wrong[0]!r} cannot be a key; put it in quotes")
-            return {copied(str(key), depth + 1): copied(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [copied(item, depth + 1) for item in value]
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, bytes):
-            raise UserError(f"{where}: {value!r:.80} is binary data, which no setting takes; write text")
-        if isinstance(value, str) and (
-            "\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
-        ):
-            raise UserError(f"{where}: {value!r} contains a character that is not allowed in text")
-        return value
-
-    return copied(values, 0)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -308,7 +244,7 @@ def _split_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"{text!r} is not key=value; keys are dotted, for example training.lr=0.01")
-    return key, parse(value, _short(text))
+    return key, parse(value, short(text))
 
 
 def _set(values: dict, key: str, value: Any) -> None:
@@ -322,7 +258,7 @@ def _set(values: dict, key: str, value: Any) -> None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise UserError(f"{key}: {section} is a section of settings, but was set to {_short(values)}")
+            raise UserError(f"{key}: {section} is a section of settings, but was set to {short(values)}")
     values[leaf] = value
 
 
@@ -349,221 +285,9 @@ def _run_name(config: Config, chosen: dict[str, Any]) -> str:
     return re.sub(r"[^\w.+-]", "-", "_".join(parts))
 
 
-# By pydantic's type of error: what a setting needs, and an example for settings without a default.
-NEEDS = {
-    "int": ("an integer", 1),
-    "float": ("a number", 1.0),
-    "finite_number": ("a finite number", 1.0),
-    "bool": ("true or false", True),
-    "string": ("text", ""),
-    "list": ("a list", []),
-    "tuple": ("a list of two numbers", [1.0, 2.0]),
-    "missing": ("a list of two numbers", [1.0, 2.0]),
-    "literal_error": ("one of {expected}", ""),
-    "greater_than": ("a number above {gt}", 1.0),
-    "greater_than_equal": ("a number of at least {ge}", 1),
-    "less_than": ("a number below {lt}", 0.5),
-    "less_than_equal": ("a number of at most {le}", 1),
-    "multiple_of": ("a multiple of {multiple_of}", ""),
-    "too_short": ("at least {min_length} value(s)", ""),
-    "too_long": ("at most {max_length} value(s)", ""),
-}
-
-
-def _explain(error: Mapping[str, Any], kind: type[Section]) -> str:
-    """Describe one error of pydantic's in one line."""
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        return _explain_unknown(key, kind)
-    if error["type"] == "model_type":
-        example = next(known for known in keys(kind) if known.startswith(f"{key}."))
-        return f"{key} is a section of settings, not a value; set one of them, for example {example}"
-    if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        field = _field(kind, path)
-        if field is None or section_in(field.annotation):  # a check across settings, which names them
-            return message
-        return f"{_setting(kind, path)}= {message} (got {_short(error['input'])})"
-    return _explain_value(error, kind, path)
-
-
-def _explain_unknown(key: str, kind: type[Section] = Config, prefix: str = "") -> str:
-    """Describe an unknown dotted key, which was given behind `prefix`, with the key that was meant."""
-    known, section = keys(kind), "world." if kind is World else ""
-    if renamed := new_name(section + key):
-        return f"{prefix}{key} was renamed to {prefix}{renamed.removeprefix(section)}; use the new name"
-    near = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0)
-    return f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
-
-
-def _explain_value(error: Mapping[str, Any], kind: type[Section], path: Sequence[str]) -> str:
-    """Describe a value of the wrong type, or out of its range, with an example of a right one."""
-    what = re.sub(r"_(type|parsing|parsing_size|from_float)$", "", error["type"])
-    field, key, got = _field(kind, path), _setting(kind, path), f"(got {_short(error['input'])})"
-    if what not in NEEDS:
-        return f"{key}= {error['msg'][:1].lower()}{error['msg'][1:]} {got}"
-    needs, example = NEEDS[what]
-    context = error.get("ctx", {})
-    if what == "literal_error":
-        names = re.findall(r"'([^']*)'", context["expected"])
-        context = {"expected": context["expected"].replace("'", "")}
-        if near := suggestion(str(error["input"]), names):
-            return f"{key}= needs {needs.format(**context)}{near} {got}"
-    if field is not None and field.default is not None:
-        example = field.default
-    text = as_text(example)
-    wanted = needs.format(**context) + (f", for example {key}={text}" if text else "")
-    swept = ""
-    if isinstance(values := error["input"], list) and values and what not in ("list", "tuple"):
-        swept = f"; for a run of each value write 'sweep.{key}=[{','.join(map(as_text, values))}]'"
-    return f"{key}= needs {wanted} {got}{swept}"
-
-
-def _setting(kind: type[Section], path: Sequence[str]) -> str:
-    """Return the dotted key of the setting at a place in a configuration, which may be a list item."""
-    key = ".".join(path)
-    known = set(keys(kind))
-    while key not in known and "." in key:
-        key = key.rpartition(".")[0]
-    return key
-
-
-def _field(kind: type[Section], path: Sequence[str]) -> FieldInfo | None:
-    """Return the innermost field at a place in a configuration, None for the root."""
-    field: FieldInfo | None = None
-    section: type[Section] | None = kind
-    for name in path:
-        if section is None or name not in section.model_fields:
-            break
-        field = section.model_fields[name]
-        section = section_in(field.annotation)
-    return field
-
-
-def _short(value: Any, length: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a configuration of nested dicts; `world` becomes "default" if the run has one, else None."""
-    return flatten(values) | ({"world": "default"} if values.get("world") is not None else {})
-
-
-def differing_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys in which two resolved configurations differ and on which rounds depend.
-
-    stored, wanted: nested dicts.
-    """
-    before, now = _comparable((stored, wanted))
-    return [key for key in before if not is_free(key) and before[key] != now[key]]
-
-
-def _comparable(configs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return `flat_settings` of resolved configurations, all with the same keys.
-
-    A setting that a configuration lacks, because it is newer than the results file, has its default. A
-    setting that no longer exists is None in configurations without it.
-    """
-    flats = list(map(flat_settings, configs))
-    known = {key: None for flat in flats for key in flat}
-    if any(len(flat) < len(known) for flat in flats):
-        known.update(flatten(Config().model_dump(mode="json")))
-    return [{key: flat.get(key, known[key]) for key in known} for flat in flats]
-
-
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dict with dotted keys as nested dicts."""
     values: dict[str, Any] = {}
     for key, value in flat.items():
         _set(values, key, value)
     return values
-
-
-def chosen_settings(values: dict, keys: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the settings of a resolved configuration that were chosen by the user.
-
-    These are a minimal set from which all others follow: as defaults, or from a preset, another setting or
-    the machine. values: nested dicts. keys: the dotted keys to examine; None for all. The result is a flat
-    dict in the order of the settings; a world of defaults is {}.
-    """
-    flat, left, found = flatten(values), values, {}
-    try:
-        wanted = _resolved(left, values)
-    except ValidationError:  # written by a version with other settings
-        defaults = flatten(Config().model_dump(mode="json"))
-        return {key: flat[key] for key in keys or flat if key in flat and flat[key] != defaults.get(key)}
-    for key in keys or flat:
-        if key not in flat:
-            continue
-        try:
-            without = _without(left, *key.split("."))
-            follows = _resolved(without, values) == wanted
-        except ValidationError:
-            follows = False
-        if follows:
-            left = without
-        else:
-            found[key] = flat[key]
-    if (
-        values.get("world") is not None
-        and (not keys or "world" in keys)
-        and not any(key.startswith("world.") for key in found)
-    ):
-        found["world"] = {}
-    return found
-
-
-def varied_settings(configs: Iterable[dict]) -> list[str]:
-    """Return the dotted keys in which resolved configurations, nested dicts, differ by choice or by machine.
-
-    Keys on which no round depends are omitted.
-    """
-    configs = list(configs)
-    flats = _comparable(configs)
-    keys = [
-        key
-        for key in (flats[0] if flats else ())
-        if not is_free(key) and any(flat[key] != flats[0][key] for flat in flats)
-    ]
-    wanted = {key for config in configs for key in chosen_settings(config, keys)} if keys else set()
-    return [key for key in keys if key in wanted or key in MACHINES]
-
-
-def _resolved(values: dict, whole: dict) -> Config:
-    """Return the `Config` of a part of the resolved configuration `whole`, for the same machine."""
-    return fill_in(Config.model_validate(values), whole["runtime"]["threads"], whole["runtime"]["device"])
-
-
-def _without(values: dict, key: str, *inner: str) -> dict:
-    """Return nested dicts without a key, or without a key in the section `key`."""
-    if inner:
-        return {**values, key: _without(values[key], *inner)}
-    return {name: value for name, value in values.items() if name != key}
-
-
-def read_text(source: str | Path | None = None) -> str:
-    """Return the text of a configuration file, by default the embedded one. Raises UserError."""
-    if source is None:
-        return files("genfl_mpi").joinpath("default.yaml").read_text()
-    try:
-        return Path(source).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        hint = ""
-        if str(source) in keys():
-            hint = f"; write a setting as {source}=value"
-        elif isinstance(error, FileNotFoundError):
-            hint = file_suggestion(source, "*.yaml", "configs", "configs/worlds")
-        raise UserError(
-            f"{source}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}{hint}"
-        ) from None

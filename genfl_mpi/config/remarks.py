@@ -5,9 +5,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from genfl_mpi.config.loading import flatten, given_settings, load, parse, read_text
+from genfl_mpi.config.differences import flatten
+from genfl_mpi.config.loading import given_settings, load
 from genfl_mpi.config.settings import Config
 from genfl_mpi.config.types import Needs, Section, as_text
+from genfl_mpi.config.yaml_text import parse, read_text
 from genfl_mpi.util.errors import UserError
 
 

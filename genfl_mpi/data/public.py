@@ -15,7 +15,7 @@ from genfl_mpi.util.errors import UserError
 
 if TYPE_CHECKING:
     from genfl_mpi.config.sections.samples import Data
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
 
 
 def class_counts(size: int, classes: int) -> np.ndarray:

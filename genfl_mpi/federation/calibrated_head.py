@@ -34,7 +34,7 @@ from genfl_mpi.util.errors import annotate_errors
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.client_data import ClientData
     from genfl_mpi.federation.evaluator import Evaluator
     from genfl_mpi.federation.server_images import ServerImages

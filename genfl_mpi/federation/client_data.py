@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.client_images import ClientImages
     from genfl_mpi.federation.resident import Resident
 

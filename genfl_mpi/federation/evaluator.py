@@ -18,7 +18,7 @@ from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.server_images import ServerImages
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI

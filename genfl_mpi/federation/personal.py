@@ -30,7 +30,7 @@ from genfl_mpi.util.text import counted
 if TYPE_CHECKING:
     from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.algorithms.interface import Algorithm, Tensors
     from genfl_mpi.federation.client_data import ClientData
     from genfl_mpi.federation.server import Server

@@ -23,7 +23,7 @@ from genfl_mpi.mpi import collectives, devices, measure, staging
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.algorithms.interface import Array
     from genfl_mpi.federation.messages import Broadcast, Reduction
     from genfl_mpi.mpi.collectives import MPI

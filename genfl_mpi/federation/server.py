@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.algorithms.interface import Algorithm
     from genfl_mpi.federation.differential_privacy import PrivateSum
     from genfl_mpi.federation.messages import Broadcast

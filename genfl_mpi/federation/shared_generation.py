@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.server_images import ServerImages
     from genfl_mpi.mpi.collectives import MPI
     from genfl_mpi.mpi.schedule import Speed

@@ -21,7 +21,7 @@ from genfl_mpi.util.errors import UserError
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.config.world import World
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.edge.forecast import Forecast
 
 ALL = slice(None)  # clients

@@ -22,7 +22,7 @@ from genfl_mpi.learning.weights import ExactSum
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.questions import Ask
     from genfl_mpi.learning.weights import FlatModel
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import h5py
 
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
 
 PASSES_OF_TRAINING = 3  # forward passes that cost as much as a step of SGD, forward and backward
 HALF_BYTES = 2  # of a generator's weight, which is sent in half precision

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
 
 # Steps of SGD for every classifier, whatever the number of images, rounded to whole epochs. With few images
 # the last batch of an epoch is small, which adds steps: 100 images in batches of 64 take 1,280 steps.

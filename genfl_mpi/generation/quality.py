@@ -21,7 +21,7 @@ from genfl_mpi.util import streams
 
 if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
 
 # An image counts as a copy if it is nearer to a public image than this quantile of the public images' own
 # distances.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from genfl_mpi.config.loading import parse
+from genfl_mpi.config.yaml_text import parse
 from genfl_mpi.generation import catalogue
 from genfl_mpi.util.errors import UserError
 

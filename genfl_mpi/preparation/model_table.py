@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from genfl_mpi.config.sections.local_training import Training
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
 
 TIMED_STEPS = 3  # after one that warms up
 HEADER = f"{'network':<34} {'parameters':>12} {'trained':>12} {'MB sent':>8} {'MFLOPs':>9}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genfl_mpi.config.loading import flat_settings
+from genfl_mpi.config.differences import flat_settings
 from genfl_mpi.data import datasets
 from genfl_mpi.data.clients import divide
 from genfl_mpi.mpi.groups import count_groups

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from genfl_mpi.config.loading import differing_settings, flat_settings, validate, varied_settings
+from genfl_mpi.config.differences import differing_settings, flat_settings, varied_settings
+from genfl_mpi.config.loading import validate
 from genfl_mpi.federation.policy_lookup import find_memory
 from genfl_mpi.results import checkpoint, reader, sealed_files
 from genfl_mpi.runs import equal_runs, inputs

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from genfl_mpi.config.loading import flat_settings
+from genfl_mpi.config.differences import flat_settings
 from genfl_mpi.config.settings import is_free
 from genfl_mpi.config.world import Incentive
 from genfl_mpi.learning.evaluation import accuracy_over_clients

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from genfl_mpi.config.loading import differing_settings, validate
+from genfl_mpi.config.differences import differing_settings
+from genfl_mpi.config.loading import validate
 from genfl_mpi.config.settings import fill_in
 from genfl_mpi.results import lock, progress, reader
 from genfl_mpi.runs import inputs

@@ -6,7 +6,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genfl_mpi.config.loading import chosen_settings, flatten, load, nested
+from genfl_mpi.config.differences import chosen_settings, flatten
+from genfl_mpi.config.loading import load, nested
 from genfl_mpi.config.settings import Config
 from genfl_mpi.results import checkpoint, progress, reader
 from genfl_mpi.results.lock import Lock

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from genfl_mpi.config import functions
-from genfl_mpi.config.loading import flat_settings
+from genfl_mpi.config.differences import flat_settings
 from genfl_mpi.data import datasets
 from genfl_mpi.generation import model_folder, prompts
 from genfl_mpi.learning import library_models

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from genfl_mpi.config.loading import flatten
+from genfl_mpi.config.differences import flatten
 from genfl_mpi.results.scalars import scalars
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import first_line

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from genfl_mpi.config.sections.adversity import Attack
     from genfl_mpi.config.settings import Config
-    from genfl_mpi.data.datasets import Description
+    from genfl_mpi.data.descriptions import Description
     from genfl_mpi.federation.transforms.chain import Sender, Transform
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genfl_mpi.config.loading import parse
+from genfl_mpi.config.yaml_text import parse
 from genfl_mpi.util.errors import UserError
 from genfl_mpi.util.text import suggestion
 
