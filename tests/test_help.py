@@ -148,6 +148,11 @@ def test_a_misspelt_choice_of_an_option_is_answered_with_the_closest(arguments, 
     assert f"did you mean {closest}?" in capsys.readouterr().err
 
 
+def test_ranks_are_asked_of_the_launcher(capsys):
+    assert main(["-n", "4", "rounds=1"]) == 2
+    assert "write mpirun -n RANKS python -m genfl_mpi" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argument", "hint"),
     [

@@ -165,6 +165,23 @@ def test_of_one_run_without_images(folder, tmp_path):
     assert "over seeds" not in said and "deviation" not in said and "±" not in said, "of one seed"
 
 
+def test_runs_of_different_lengths_and_settings_can_be_told_apart(folder, report, tiny, tmp_path):
+    longer = [*tiny, "method=fedavg", "training.momentum=0.5", "rounds=3", f"output={tmp_path}"]
+    assert main(longer) == 0
+    runs = [str(folder / "fedavg_seed1.h5"), str(tmp_path / "fedavg_seed1.h5")]
+    assert main(["report", *runs, "-o", str(tmp_path / "two.html")]) == 0
+    columns = [
+        [text for name, text in Page(path.read_text()).attributes if name == "data-label"]
+        for path in (tmp_path / "two.html", report)
+    ]
+    assert "rounds" in columns[0][:3] and "rounds" not in columns[1][:3]
+    described = re.findall(
+        r'<script type="application/json">(.*?)</script>', (tmp_path / "two.html").read_text()
+    )
+    bars = [trace for chart in json.loads(described[-1]) for trace in chart["data"]]
+    assert [bar["marker"]["pattern"]["shape"] for bar in bars] == ["", "/", "", "/"]
+
+
 def test_captions_say_what_is_drawn(report):
     said = " ".join(" ".join(Page(report.read_text()).text).split())
     assert "mean and standard deviation over seeds" in said and "Mean ± standard deviation over seeds" in said

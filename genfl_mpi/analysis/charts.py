@@ -18,6 +18,7 @@ from genfl_mpi.util.plotting import COLOURS, LINE_STYLES, round_ticks, tinted
 # title: above the panel. data, layout: Plotly's. height: pixels. views: which traces each button shows.
 Chart = dict[str, Any]
 DASHES = dict(zip(LINE_STYLES, ("solid", "dash", "dot", "dashdot")))
+PATTERNS = "", "/", ".", "x"  # of bars, in place of line styles
 ROW = 22  # pixels per class of a heat map
 MIN_HEIGHT, MAX_HEIGHT = 240, 640  # pixels of a heat map
 
@@ -149,6 +150,7 @@ def _bars(groups: Sequence[Group], names: Sequence[str], unit: str, label: str, 
     kinds = list(dict.fromkeys((group.panel, group.settings) for group in groups))
     data = []
     for group in groups:
+        kind = kinds.index((group.panel, group.settings))
         per_run = np.array([group.column(f"{name}_{unit}").mean(1) for name in names])
         bar = {
             "type": "bar",
@@ -156,7 +158,10 @@ def _bars(groups: Sequence[Group], names: Sequence[str], unit: str, label: str, 
             "name": _name(group.method, group.panel, group.settings),
             "y": [name.replace("_", " ") for name in names],
             "x": _rounded(per_run.mean(1)),
-            "marker": {"color": _css(group.method, kinds.index((group.panel, group.settings)))},
+            "marker": {
+                "color": _css(group.method, kind),
+                "pattern": {"shape": PATTERNS[kind % len(PATTERNS)]},
+            },
             "hovertemplate": f"%{{y}}: {hover}",
         }
         if per_run.shape[1] > 1:

@@ -74,6 +74,7 @@ def write(paths: Sequence[Path], out: str | Path) -> None:
         few_pairs=any(0 < one["pairs"] < claims.MIN_SEEDS for one in compared_groups),
         compared=_list_compared(runs, groups),
         several=summary.has_several_seeds(groups),
+        lengths_differ=len({one["rounds"] for one in compared_groups}) > 1,
         min_seeds=claims.MIN_SEEDS,
         rounds=_rounds(groups),
         max_rows=MAX_ROWS,
@@ -182,6 +183,7 @@ def _group(group: summary.Group, reference: summary.Group) -> dict[str, Any]:
         "seconds": seconds,
         "generating": group.generating() if group.column("images").any() else None,
         "seeds": len(final),
+        "rounds": group.column("round").shape[1],
     }
 
 

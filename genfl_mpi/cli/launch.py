@@ -39,6 +39,8 @@ class _Parser(argparse.ArgumentParser):
                 message += f"; settings have no dashes: write {key}{value}"
             else:
                 message += suggestion(option, self._option_string_actions)
+        elif re.search(r"unrecognized arguments: -n", message):
+            message += "; ranks are the launcher's: write mpirun -n RANKS python -m genfl_mpi ..."
         super().error(message)
 
 
