@@ -322,6 +322,21 @@ def test_settings_without_effect_are_not_part_of_a_name():
     ]
 
 
+def test_a_setting_without_effect_in_one_of_a_methods_runs_is_named_in_the_others():
+    choices = [
+        {"method": "fedavg", "rho.policy": "uniform"},
+        {"method": "fedavg", "time.driver": "fedbuff", "time.concurrency": 8},
+        {"method": "fedavg", "time.driver": "fedbuff", "time.concurrency": 4},
+    ]
+    runs = load({"sweep": {"method": choices}, "world": {}, "cohort": 4})
+    names, _ = summary.distinguish([config.model_dump(mode="json") for config in runs.values()])
+    assert [settings for _, settings in names] == [
+        "rho uniform, driver synchronous",
+        "driver fedbuff, concurrency 8",
+        "driver fedbuff, concurrency 4",
+    ]
+
+
 def test_settings_of_one_method_are_not_part_of_its_name(tiny, tmp_path):
     tiny.remove("method=genfl")
     assert (

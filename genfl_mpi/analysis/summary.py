@@ -162,32 +162,32 @@ def distinguish(
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
     varied = list_varied(configs)
     panels = PANELS if "method" not in common else {}
+    told = [key for key in varied if key not in panels]
+    used = [_used(told, one) for one in configs]
+    kept: dict[tuple[str, str], set[str]] = {}  # the values of the runs with the same label
+    for flat, keys in zip(flats, used):
+        label = flat["method"], _settings(keys, flat)
+        kept.setdefault(label, set()).add(str([flat[key] for key in told]))
     return [
         (
             ", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied),
-            ", ".join(
-                PANELS.get(key, f"{_short(key)} {{}}").format(_shown(flat[key]))
-                for key in varied
-                if key not in panels and not _is_unused(key, values, flat, flats)
-            ),
+            _settings(keys if len(kept[flat["method"], _settings(keys, flat)]) == 1 else told, flat),
         )
-        for values, flat in zip(configs, flats)
+        for flat, keys in zip(flats, used)
     ], common
 
 
-def _is_unused(
-    key: str, values: dict[str, Any], flat: dict[str, Any], flats: Sequence[dict[str, Any]]
-) -> bool:
-    """Return whether a setting has no effect in a run, and is the same in all runs of its method.
+def _settings(keys: Sequence[str], flat: Mapping[str, Any]) -> str:
+    """Return the part of a run's label that names these settings."""
+    return ", ".join(PANELS.get(key, f"{_short(key)} {{}}").format(_shown(flat[key])) for key in keys)
 
-    values: the run's configuration; flat: the same, flat; flats: those of all runs.
-    """
-    same = [one[key] for one in flats if one["method"] == flat["method"]]
-    if same.count(flat[key]) < len(same):
-        return False  # the setting would be missed in telling these runs apart
+
+def _used(keys: Sequence[str], values: dict[str, Any]) -> list[str]:
+    """Return those of the keys that have an effect in a run. values: its configuration."""
     with suppress(ValidationError):  # the configuration of another version
-        return bool(find_unused([key], [Config.model_validate(values)]))
-    return False
+        config = Config.model_validate(values)
+        return [key for key in keys if not find_unused([key], [config])]
+    return list(keys)
 
 
 def data_name(flat: Mapping[str, Any]) -> str:
