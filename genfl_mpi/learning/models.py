@@ -298,6 +298,9 @@ def _resnet18(classes: int, shape: Shape, settings: Model) -> nn.Module:
     return module
 
 
+FEATURE_BATCH = 16  # images whose filtered pixels stay in a CPU's cache
+
+
 class _RandomFeatures(nn.Module):
     """Fixed random convolutions, and a trained linear head on their pooled outputs.
 
@@ -320,9 +323,13 @@ class _RandomFeatures(nn.Module):
         if self.filters[0].device != images.device:
             self.filters = (self.filters[0].to(images.device),)
         with torch.no_grad():
-            features = F.relu(F.conv2d(images, self.filters[0].to(images.dtype), padding=2))
-            features = F.adaptive_avg_pool2d(features, 2).flatten(1)
+            features = torch.cat([self._features(part) for part in images.split(FEATURE_BATCH)])
         return self.head(features)
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features (n, 256) of images (n, C, H, W)."""
+        filtered = F.conv2d(images, self.filters[0].to(images.dtype), padding=2)
+        return F.adaptive_avg_pool2d(filtered.relu_(), 2).flatten(1)
 
 
 def _random_features(classes: int, shape: Shape, settings: Model) -> nn.Module:
