@@ -10,6 +10,7 @@ from conftest import interrupt, mpirun
 from scipy import stats
 
 from genfl_mpi import Simulation
+from genfl_mpi.analysis import privacy_figure
 from genfl_mpi.cli import main
 from genfl_mpi.config.sections.local_training import Model
 from genfl_mpi.config.settings import Config
@@ -22,6 +23,7 @@ from genfl_mpi.learning.weights import ExactSum
 from genfl_mpi.privacy import accounting
 from genfl_mpi.privacy.accounting import Release
 from genfl_mpi.results import reader
+from genfl_mpi.util.errors import UserError
 
 NOISE = ["privacy.noise_multiplier=0.5", "privacy.delta=1e-3"]
 PRIVATE = ["privacy.clip=0.1", *NOISE, "label_sharing.refusal_rate=1"]
@@ -326,3 +328,25 @@ def test_random_features_train_a_head_of_few_weights(fast):
     built = [models.build(Model(name="random_features"), 10, (3, 32, 32), seed) for seed in (1, 2)]
     assert torch.equal(built[0].filters[0], built[1].filters[0])
     assert not torch.equal(built[0].head.weight, built[1].head.weight)
+
+
+def test_the_figure_has_a_point_for_each_epsilon(tiny, tmp_path):
+    overrides = [one for one in tiny if not one.startswith(("method", "output"))]
+    for name, extra in (
+        ("private", [*PRIVATE, "sweep.privacy.noise_multiplier=[0.5,2]", "sweep.seed=[1,2]"]),
+        ("plain", []),
+    ):
+        assert main([*overrides, "method=fedavg", *extra, f"output={tmp_path}/{name}", "--quiet"]) == 0
+    assert main([*overrides, "method=aigc", "label_sharing.refusal_rate=1", f"output={tmp_path}/aigc"]) == 0
+    paths = sorted(tmp_path.rglob("*_seed*.h5"))
+    found = [privacy_figure.outcome(path)[:2] for path in paths]
+    assert len(found) == 6 and found[0] == ("AIGC-only", 0.0) and found[1] == ("FedAvg", np.inf)
+    assert all(0 < epsilon < np.inf for _, epsilon in found[2:])
+    axes = privacy_figure.privacy(paths).axes[0]
+    assert [line.get_linestyle() for line in axes.get_lines() if len(line.get_xdata()) == 2][-2:] == [
+        "--",
+        ":",
+    ]
+    assert main(["plot", *map(str, paths), "--figure", "privacy", "-o", f"{tmp_path}/a.png"]) == 0
+    with pytest.raises(UserError, match="has no differential privacy"):
+        privacy_figure.privacy(paths[:2])

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from genfl_mpi.analysis import cost_figures, curves, repair
 from genfl_mpi.analysis.heterogeneity import heterogeneity
 from genfl_mpi.analysis.personal_figure import personal
+from genfl_mpi.analysis.privacy_figure import privacy
 from genfl_mpi.analysis.robustness import robustness
 from genfl_mpi.analysis.timeline import timeline
 from genfl_mpi.config.loading import validate
@@ -31,6 +32,7 @@ MULTI_RUN = {
     "gain": repair.gain,
     "robustness": robustness,
     "personal": personal,
+    "privacy": privacy,
 }
 IMAGES_PER_CLASS = 6  # generated, and as many real ones
 

@@ -25,6 +25,7 @@ FIGURES = {
     "gain": "gain over FedAvg, against the number of images",
     "robustness": "accuracy under each attack, with each defence",
     "personal": "local accuracy over clients, of runs with personal models",
+    "privacy": "accuracy against epsilon, of runs with differential privacy",
     "costs": "seconds per phase and bytes per message; with --world\n"
     "                 accuracy over simulated seconds, joules and bytes",
 }
