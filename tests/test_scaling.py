@@ -78,6 +78,20 @@ def test_a_plan_has_the_clients_of_the_run(fast, tmp_path):
     assert total_seconds(np.array([9.0, 1, 1, 1]), config.model_copy(update={"rounds": 10})) == 18
 
 
+@pytest.mark.parametrize(
+    ("refinement", "samples"),  # trained in a round, by images; a teacher's forward pass is a third of a step
+    [("fine_tune", lambda images: 5 * images), ("distil", lambda images: 4 * min(8, images) + images)],
+)
+def test_a_plan_counts_what_the_server_does_after_eq_1(tiny, refinement, samples):
+    steps = ["augmented.epochs=5", "distillation.batches=4", "distillation.batch_size=8", "cohort=3"]
+    images = ["method=genfl", "generation.per_round=1", "generation.cap=10"]
+    config, arrays = resolved([*tiny, *steps, *images, f"composition.use=[{refinement}]", "rounds=2"])
+    found = predict(config, arrays, COSTS, cluster(1))
+    assert found["refining"] == pytest.approx([samples(10 * made) / 100 for made in (1, 2)])
+    plain, _ = resolved([*tiny, *steps, *images, "rounds=2"])
+    assert not predict(plain, arrays, COSTS, cluster(1))["refining"].any()
+
+
 def test_a_plan_counts_the_servers_images_until_the_bank_has_them(tiny):
     tiny = [
         *tiny,

@@ -11,8 +11,7 @@ from genfl_mpi.data import datasets, public
 from genfl_mpi.data.labels import earth_movers_distance
 from genfl_mpi.edge.attendance import DECLINED
 from genfl_mpi.edge.trace import Tiers, Trace, label_value
-from genfl_mpi.federation import algorithms, transforms
-from genfl_mpi.federation.refinements import PASSES
+from genfl_mpi.federation import algorithms, refinements, transforms
 from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.generation.model_folder import is_function
 from genfl_mpi.learning import models
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.descriptions import Description
 
-PASSES_OF_TRAINING = 3  # forward passes that cost as much as a step of SGD, forward and backward
 HALF_BYTES = 2  # of a generator's weight, which is sent in half precision
 PLACEMENTS = {
     "sent_to_clients": "P2",
@@ -113,7 +111,7 @@ def read_trace(file: h5py.File, config: Config) -> tuple[Trace, list[np.ndarray]
         pool=rounds["images_used"],
         missing=(count_held_labels(file, config) == 0).mean(1),
         value=label_value(shared, earth_movers_distance(shared)),
-        refine_flops=np.array(passes) * fields["sample_flops"] / PASSES_OF_TRAINING,
+        refine_flops=np.array(passes) * fields["sample_flops"] / refinements.PASSES_OF_TRAINING,
         tiers=_tiers(config, generated, rounds["round"]),
     ), members
 
@@ -142,11 +140,7 @@ def _refining_passes(config: Config, models: int, images: int) -> float:
     name = config.algorithm.name
     known = algorithms.ALGORITHMS.get(name)  # the run's own algorithm may not be importable here
     own = known.server_passes(config, models) if known else 0.0
-    return own + sum(
-        PASSES[refinement](config, models, images)
-        for refinement in config.refinements
-        if refinement in PASSES
-    )
+    return own + refinements.passes(config, models, images)
 
 
 def count_held_labels(file: h5py.File, config: Config) -> np.ndarray:

@@ -61,7 +61,8 @@ def describe(
     yield f"{counted(cluster.ranks, 'rank')} on {counted(cluster.nodes, 'node')}"
     whole = total_seconds(own["round"], config)
     yield (f"  seconds   {own['round'].mean():.3g} per round, {whole:,.4g} in total, without start and files")
-    parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in PARTS)
+    shown = [part for part in PARTS if part != "refining" or own[part].any()]
+    parts = ", ".join(f"{part} {own[part].mean():.3g}" for part in shown)
     parts += f"; testing is {100 * own['testing'].sum() / own['round'].sum():.0f} % (evaluation.every)"
     yield from textwrap.wrap(parts, 80, initial_indent=" " * 12, subsequent_indent=" " * 12)
     yield (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genfl_mpi.federation import refinements
 from genfl_mpi.federation.evaluator import is_due
 from genfl_mpi.federation.messages import NO_RANK, Broadcast
 from genfl_mpi.federation.policies.selection import largest_cohort
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from genfl_mpi.preparation.calibration import Costs
 
 MAX_ROUNDS = 300  # rounds predicted; the mean of their second half stands for every later round
-PARTS = ("longest rank", "server", "waiting", "exchange", "testing", "rest")
+PARTS = ("longest rank", "server", "waiting", "exchange", "refining", "testing", "rest")
 
 
 def predict(
@@ -71,7 +72,7 @@ def predict(
         for round in range(min(config.rounds, MAX_ROUNDS))
     ]
     seconds = {part: np.array([one[part] for one in rounds]) for part in PARTS}
-    seconds["round"] = seconds["longest rank"] + seconds["exchange"] + seconds["testing"] + seconds["rest"]
+    seconds["round"] = np.sum([seconds[part] for part in PARTS if part not in ("server", "waiting")], axis=0)
     return seconds
 
 
@@ -199,6 +200,8 @@ def _predict_round(
         "longest rank": early + ends.max(),
         "server": early + busy,
         "waiting": (ends.max() - ends).mean(),
+        "refining": refinements.passes(config, len(trained), len(server.images))
+        / (refinements.PASSES_OF_TRAINING * costs.rate),
     }
 
 

@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.refinements.tools import Refine
 
 REFINEMENTS: dict[str, Refine] = {"fine_tune": fine_tune, "distil": distil}
-# (config, clients' models, images) -> forward passes of a sample per round, of which a training step costs 3.
-PASSES = {"fine_tune": fine_tuning.passes, "distil": distillation.passes}
+PASSES_OF_TRAINING = 3  # forward passes that cost as much as a step of SGD, forward and backward
+PASSES = {"fine_tune": fine_tuning.passes, "distil": distillation.passes}  # as of `passes`
 
 
 def find(config: Config) -> list[tuple[str, Refine]]:
     """Return the configured refinements with their names, in order. Raises UserError for an unknown name."""
     return [(name, functions.find(name, REFINEMENTS, "composition.use")) for name in config.refinements]
+
+
+def passes(config: Config, models: int, images: int) -> float:
+    """Return the forward passes of a sample that the configured refinements cost in a round.
+
+    models: of clients; images: of the server. A user's functions do not count.
+    """
+    return sum(PASSES[name](config, models, images) for name in config.refinements if name in PASSES)
 
 
 def needs_models(config: Config) -> bool:
