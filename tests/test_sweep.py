@@ -196,6 +196,13 @@ def test_equal_runs_of_a_sweep_are_computed_once(flat, tmp_path, capsys):
     assert reader.digests(second) == reader.digests(tmp_path / "alone/aigc_seed1.h5")
 
 
+def test_settings_of_the_clients_training_do_not_make_runs_without_it_differ(flat, tmp_path, capsys):
+    sweep = ["sweep.privacy.clip=[0.25,0.5]", "sweep.selection.policy=[random,poisson]", "rounds=1"]
+    fixed = ["privacy.noise_multiplier=1", "privacy.delta=1e-3", "label_sharing.refusal_rate=1"]
+    assert main([*AIGC, *flat, *sweep, *fixed, f"output={tmp_path}/runs"]) == 0
+    assert capsys.readouterr().out.count("copies the rounds") == 3
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,8 +1,9 @@
 """Find a finished run whose rounds another run would only repeat.
 
-If no client trains, as with method=aigc, the rounds depend on the clients' data only by the images that the
-plan requests. Two runs of a sweep over partition.alpha are then equal, except for how accurate the same model
-is for the clients' labels.
+If no client trains, as with method=aigc, settings of the clients' training have no effect, and the rounds
+depend on the clients' data only by the images that the plan requests. Two runs of a sweep over
+privacy.epsilon are then equal, and so are two of one over partition.alpha, except for how accurate the same
+model is for the clients' labels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import yaml
 
 from genfl_mpi.config.differences import flat_settings
+from genfl_mpi.config.remarks import find_unused
 from genfl_mpi.config.settings import is_free
 from genfl_mpi.config.world import Incentive
 from genfl_mpi.learning.evaluation import accuracy_over_clients
@@ -68,12 +70,13 @@ def find(
 def _relevant(config: Config) -> dict[str, Any]:
     """Return the settings that must be the same in an equal run."""
     settings = flat_settings(config.model_dump(mode="json"))
+    unused = find_unused(settings, [config])
     return {
         key: value
         for key, value in settings.items()
         if key == "rounds"
         or key.partition(".")[0] in ROUNDED
-        or not (is_free(key) or key.partition(".")[0] in BY_PLAN)
+        or not (is_free(key) or key in unused or key.partition(".")[0] in BY_PLAN)
     }
 
 
