@@ -59,12 +59,15 @@ def digests(output):
 
 
 @pytest.mark.skipif(CORES < 2, reason="ranks without a core do not generate")
-def test_no_result_depends_on_who_generates(run, tmp_path):
-    assert run(1, "one").returncode == 0
+@pytest.mark.parametrize("tiers", [None, pytest.param("cloud", marks=pytest.mark.slow), "edges"])
+def test_no_result_depends_on_who_generates(tiers, run, tmp_path):
+    cells = ["time.driver=tiers", "world.cells=3", "time.cloud_every=2", "rounds=4"]
+    settings = [*cells, f"time.generators={tiers}"] if tiers else []
+    assert run(1, "one", *settings).returncode == 0
     (tmp_path / "made-by-0").unlink()
     for ranks, wanted in ((2, "all"), (3, "all"), (2, "server")):
         output = f"{ranks}-{wanted}"
-        done = run(ranks, output, f"generation.ranks={wanted}")
+        done = run(ranks, output, f"generation.ranks={wanted}", *settings)
         assert done.returncode == 0, done.stderr
         assert digests(output) == digests("one")
         made, rounds = rows(output)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genfl_mpi.edge.cells import nearest
 from genfl_mpi.federation.server_images import ServerImages
 from genfl_mpi.util import streams
 
@@ -85,6 +86,12 @@ class EdgeImages(ServerImages):
         for batches in zip(*later):
             yield [batch for of_cell in batches for batch in of_cell]
 
+    def requested(self, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
+        """Do as `ServerImages.requested` for every cell."""
+        states = [self.state_of(cell, state) for cell in self.cells]
+        counts = [one.counts(its) for one, its in zip(self.cells.values(), states)]
+        return np.array(counts), np.array([its.generated for its in states])
+
     def _batches(self, state: ServerState, counts: np.ndarray | None = None) -> list[Batch]:
         return [
             batch
@@ -96,12 +103,25 @@ class EdgeImages(ServerImages):
 def _of_cell(images: ServerImages, cell: int) -> ServerImages:
     """Return the images of a cell."""
     one, config = copy(images), _making_in_every_round(images.config)
-    seed = cell_seed(config.seed if config.generation.seed is None else config.generation.seed, cell)
-    generation = config.generation.model_copy(update={"seed": seed})
+    generation = config.generation.model_copy(update={"seed": _image_seed(config, cell)})
     one.config = config.model_copy(update={"generation": generation})
     one.made_of_label = np.zeros_like(images.made_of_label)
     one._images, one._labels = [], []
     return one
+
+
+def image_seeds(config: Config) -> list[int]:
+    """Return the seed of the images of each server: of the edge servers that have clients, or of the one."""
+    if config.time.generators != "edges":
+        return [_image_seed(config, 0)]
+    assert config.world is not None
+    cells = np.unique(nearest(config.world, config.clients)[0])
+    return [_image_seed(config, cell) for cell in cells.tolist()]
+
+
+def _image_seed(config: Config, cell: int) -> int:
+    """Return the seed of a cell's images; that of the first cell is the run's."""
+    return cell_seed(config.seed if config.generation.seed is None else config.generation.seed, cell)
 
 
 def _making_in_every_round(config: Config) -> Config:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from genfl_mpi.federation.records import Record
     from genfl_mpi.federation.server import Server
     from genfl_mpi.federation.server_images import ServerImages
-    from genfl_mpi.federation.shared_generation import SharedGeneration
     from genfl_mpi.federation.worker import Worker
     from genfl_mpi.learning.weights import FlatModel
     from genfl_mpi.mpi.collectives import MPI
@@ -59,7 +58,7 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
             parts.note("begin", round=t + 1)
             resident.clear()
             # III-B: generate images; train omega_a on them at the server, or bring them to the clients ...
-            _generate(this, config, server, parts.generation, messages.broadcast.head, parts.leaving)
+            generate(this, parts)
             if server:
                 _augment(this, config, server.images, worker.model, resident.omega, parts.leaving)
             if config.sends or config.fills:
@@ -100,26 +99,20 @@ def broadcast_plan(comm: MPI.Comm, server: Server | None, messages: Messages, ro
     return int(head["round"])
 
 
-def _generate(
-    this: Round,
-    config: Config,
-    server: Server | None,
-    generation: SharedGeneration,
-    head: np.void,
-    leaving: Callable[[], int],
-) -> None:
+def generate(this: Round, parts: Parts) -> None:
     """Take the round's images from the bank, or generate them, on several ranks if rank 0 decided so."""
+    config, server, head = parts.config, parts.server, parts.messages.broadcast.head
     if not (head["batches"] or server and (config.generates or config.has_server_images)):
         return
     with this.clock("generate"):
         if head["batches"]:
-            report = generation.make(int(head["batches"]), server.images if server else None)
+            report = parts.generation.make(int(head["batches"]), server.images if server else None)
             this.shared, this.shared_until = report.own_seconds, this.clock.now()
             if server:
                 this.interrupted = report.left
                 server.images.note_shared(server.state, report)
         if server and not this.interrupted:
-            this.made, this.interrupted = server.images.make(server.state, leaving, this.clock.note)
+            this.made, this.interrupted = server.images.make(server.state, parts.leaving, this.clock.note)
 
 
 def _augment(

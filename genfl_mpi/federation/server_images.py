@@ -296,20 +296,20 @@ class ServerImages:
         self.division = None
         if not self.config.generates or self.generators.able.sum() < 2:
             return
-        counts = self.counts(state)
-        assert counts is not None
-        missing = np.array([not self.is_made(batch) for batch in self._batches(state, counts)], dtype=bool)
+        missing = np.array([not self.is_made(batch) for batch in self._batches(state)], dtype=bool)
         left = self.config.rounds - state.round
-        self.division = self.generators.divide(counts, state.generated.copy(), missing, left)
+        self.division = self.generators.divide(*self.requested(state), missing, left)
+
+    def requested(self, state: ServerState) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images to generate, and those generated before, as of `Division`."""
+        return np.array([self.counts(state)]), state.generated[None].copy()
 
     def note_shared(self, state: ServerState, report: Report) -> None:
         """Note a shared generation: its rates, and that its batches did not come from the bank."""
         self.generators.measure(report)
         if self.division:
-            batches = self._batches(state, self.division.counts)
-            self._generated.update(
-                batch for batch, rank in zip(batches, self.division.ranks) if rank != IN_BANK
-            )
+            made = zip(self._batches(state), self.division.ranks)
+            self._generated.update(batch for batch, rank in made if rank != IN_BANK)
 
     def is_made(self, batch: Batch) -> bool:
         """Return whether a batch need not be generated."""

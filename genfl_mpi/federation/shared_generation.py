@@ -16,7 +16,7 @@ from genfl_mpi.mpi import collectives, devices, measure
 from genfl_mpi.mpi.schedule import assign
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from genfl_mpi.config.settings import Config
     from genfl_mpi.data.descriptions import Description
@@ -31,8 +31,9 @@ MEMORY_FACTOR = 2  # bytes of memory per byte of a generator's files: float32 of
 class Division(NamedTuple):
     """Which rank generates which batch of a round.
 
-    counts, already: int (classes,), images to generate of each class, and generated before. ranks: int
-    (batches,), or IN_BANK. seconds: predicted, infinite before the first measurement.
+    counts, already: int (servers, classes), images to generate of each class, and generated before, for each
+    server with images of its own: one, or the edge servers of tiers. ranks: int (batches,), or IN_BANK.
+    seconds: predicted, infinite before the first measurement.
     """
 
     counts: np.ndarray
@@ -106,8 +107,8 @@ class Generators:
 class SharedGeneration:
     """A rank's part in the generation of a round's images. Collective; the bank's folder must be shared.
 
-    note: called as note("generate", done=images, of=images) before each batch. leaving: returns an exit
-    status if the ranks were asked to leave, else 0.
+    seeds: of the images of each server, as in `Division`. note: called as note("generate", done=images,
+    of=images) before each batch. leaving: returns an exit status if the ranks were asked to leave, else 0.
     """
 
     def __init__(
@@ -115,10 +116,12 @@ class SharedGeneration:
         comm: MPI.Comm,
         config: Config,
         about: Description,
+        seeds: Sequence[int],
         note: Callable[..., None],
         leaving: Callable[[], int],
     ) -> None:
         self.comm, self.config, self.about, self.note, self.leaving = comm, config, about, note, leaving
+        self.seeds = seeds
         self._generator: Generator | None = None
         self._is_loaded = False
 
@@ -128,13 +131,14 @@ class SharedGeneration:
         images: on rank 0, with their `division`; else None. Raises UserError on every rank if one of them
         cannot generate.
         """
-        classes = len(self.about.classes)
-        plan = np.zeros(2 * classes + batches, dtype=np.int64)
+        size = len(self.seeds) * len(self.about.classes)
+        plan = np.zeros(2 * size + batches, dtype=np.int64)
         if images is not None and images.division:
-            plan[:] = np.concatenate(images.division[:3])
+            plan[:] = np.concatenate([part.ravel() for part in images.division[:3]])
             self._generator, self._is_loaded = images.generator, images.is_loaded
         collectives.broadcast(self.comm, plan)
-        share = self._find_share(*np.split(plan, [classes, 2 * classes]))
+        counts, already = plan[: 2 * size].reshape(2, len(self.seeds), -1)
+        share = self._find_share(counts, already, plan[2 * size :])
         rows = np.zeros((self.comm.size, 4))
         made = collectives.call_on_all(self.comm, lambda: self._make_share(share))
         rows[self.comm.rank] = *made, bool(self.leaving())
@@ -148,8 +152,11 @@ class SharedGeneration:
             return []
         settings = self.config.generation
         prompts = load_prompts(settings.prompts, self.about.classes)
-        seed = self.config.seed if settings.seed is None else settings.seed
-        batches = batches_of_round(counts, already, prompts, seed, settings.batch_size)
+        batches = [
+            batch
+            for wanted, before, seed in zip(counts, already, self.seeds)
+            for batch in batches_of_round(wanted, before, prompts, seed, settings.batch_size)
+        ]
         return [batch for batch, rank in zip(batches, ranks) if rank == self.comm.rank]
 
     def _make_share(self, share: list[Batch]) -> tuple[int, float, float]:

@@ -30,6 +30,7 @@ from genfl_mpi.federation.algorithms.interface import Array
 from genfl_mpi.federation.calibrated_head import CalibratedHead
 from genfl_mpi.federation.client_data import ClientData
 from genfl_mpi.federation.client_images import ClientImages
+from genfl_mpi.federation.edge_images import image_seeds
 from genfl_mpi.federation.evaluator import Evaluator
 from genfl_mpi.federation.messages import RHO, Broadcast, Reduction
 from genfl_mpi.federation.parts import Messages, Parts
@@ -139,8 +140,7 @@ class Simulation:
         self.message_bytes = messages.broadcast.buffer.nbytes, messages.reduction.buffer.nbytes
         self.weights = torch.from_numpy(messages.broadcast.weights)
         self.weights.copy_(self.model.weights)
-        # With tiers the images are made where they are used, on rank 0.
-        able = find_able_ranks(self.comm, config) if config.time.driver != "tiers" else np.ones(1, dtype=bool)
+        able = find_able_ranks(self.comm, config)
         self.server: Server | None = collectives.call_on_all(
             self.comm, lambda: self._make_server(algorithm, policies, able)
         )
@@ -333,7 +333,7 @@ class Simulation:
             self._make_recorder(messages, images, clients, probes, evaluator, note),
             note,
             leaving,
-            SharedGeneration(comm, config, about, note, leaving),
+            SharedGeneration(comm, config, about, image_seeds(config), note, leaving),
         )
 
     def _make_recorder(

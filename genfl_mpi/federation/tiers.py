@@ -35,7 +35,7 @@ from genfl_mpi.federation.messages import MODEL
 from genfl_mpi.federation.parts import Messages
 from genfl_mpi.federation.policies import UNSET
 from genfl_mpi.federation.records import Round
-from genfl_mpi.federation.round import broadcast_plan, reduce_sums, train_clients, weighted_sum
+from genfl_mpi.federation.round import broadcast_plan, generate, reduce_sums, train_clients, weighted_sum
 from genfl_mpi.federation.trials import Trials
 from genfl_mpi.learning.training import Report
 from genfl_mpi.learning.weights import ExactSum
@@ -143,7 +143,8 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
             resident.clear()
             parts.recorder.begin(t, omega)
             # III-B: images and augmented models, at the cloud or at the edges ...
-            augmented = _serve(this, parts, server, tiers) if server else {}
+            generate(this, parts)
+            augmented = _augment(this, parts, server, tiers) if server else {}
             # III-C: ... while every rank trains its clients
             train_clients(this, comm, server, worker, messages, parts.note, parts.leaving)
             # III-D: the exact sum of each cell
@@ -153,8 +154,8 @@ def rounds(parts: Parts, t: int) -> Iterator[Record]:
                 t += 1
 
 
-def _serve(this: Round, parts: Parts, server: Server, tiers: Cells) -> dict[int, torch.Tensor]:
-    """Make the round's images, and train the augmented models on them.
+def _augment(this: Round, parts: Parts, server: Server, tiers: Cells) -> dict[int, torch.Tensor]:
+    """Train the augmented models on the images of their servers.
 
     Returns omega_a, float32 (size,), of each cell with a participant, or that of the cloud.
     """
@@ -162,8 +163,6 @@ def _serve(this: Round, parts: Parts, server: Server, tiers: Cells) -> dict[int,
     model, resident = parts.worker.model, parts.messages.resident
     if not config.has_server_images:
         return {}
-    with this.clock("generate"):
-        this.made, this.interrupted = images.make(server.state, leaving, this.clock.note)
     if isinstance(images, EdgeImages):
         jobs = {
             cell: (resident.arrays[MODELS][cell], images.cells[cell])
@@ -201,7 +200,7 @@ def _aggregate(
 ) -> torch.Tensor:
     """Average each cell, and in every k2-th round the cells; store the round in its tables.
 
-    augmented: of `_serve`. Returns the new omega, float64 (size,).
+    augmented: of `_augment`. Returns the new omega, float64 (size,).
     """
     config, messages, parameters = parts.config, parts.messages, parts.worker.model.parameters
     plan, reduction, every = messages.broadcast.plan, messages.reduction, config.time.cloud_every
@@ -254,7 +253,7 @@ def _mix_at_edges(
 ) -> dict[int, torch.Tensor]:
     """Return the cells' models after Eq. (1) at each edge server, {cell: float64 (size,)}.
 
-    means: of the cells' clients; rho: float64 (cells,); augmented: of `_serve`. Stores kappa2 and
+    means: of the cells' clients; rho: float64 (cells,); augmented: of `_augment`. Stores kappa2 and
     the augmented model as means over the cells.
     """
     assert isinstance(server.images, EdgeImages)
