@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from genfl_mpi.mpi.collectives import MPI
 
 TEST = "test"  # the sum of the ranks' shares of the test
-PATIENCE = 0.2  # of an update's mean seconds: how long a rank waits for a message before it trains ahead
+PATIENCE = 0.1  # of an update's mean seconds: how long a rank waits for a message before it trains ahead
 
 
 def plan_events(config: Config, server: Server) -> Events:
