@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = getattr(import_module(f"genfl_mpi.cli.{module}"), name)
     try:
         return command(arguments[1:] if named else arguments)
-    except SystemExit as exit:  # of argparse: after --help, and for an unknown option
-        return int(exit.code or 0)
+    except SystemExit as left:  # of argparse: after --help, and for an unknown option
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
 
 
 def _is_misspelt(word: str) -> bool:
