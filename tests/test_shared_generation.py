@@ -61,8 +61,8 @@ def digests(output):
 @pytest.mark.skipif(CORES < 2, reason="ranks without a core do not generate")
 @pytest.mark.parametrize("tiers", [None, pytest.param("cloud", marks=pytest.mark.slow), "edges"])
 def test_no_result_depends_on_who_generates(tiers, run, tmp_path):
-    cells = ["time.driver=tiers", "world.cells=3", "time.cloud_every=2", "rounds=4"]
-    settings = [*cells, f"time.generators={tiers}"] if tiers else []
+    cells = ["time.driver=tiers", "world={cells: 3, server: {image_seconds: 1}}", "time.cloud_every=2"]
+    settings = [*cells, "rounds=4", f"time.generators={tiers}"] if tiers else []
     assert run(1, "one", *settings).returncode == 0
     (tmp_path / "made-by-0").unlink()
     for ranks, wanted in ((2, "all"), (3, "all"), (2, "server")):
@@ -77,6 +77,13 @@ def test_no_result_depends_on_who_generates(tiers, run, tmp_path):
         assert (rounds["images_from_bank"] == 0).all()
         for path in tmp_path.glob("made-by-*"):
             path.unlink()
+
+
+def test_a_world_needs_the_seconds_of_a_generator_function(run, tmp_path):
+    refused = run(1, "one", "world={}")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "set world.server.image_seconds" in refused.stderr and not list((tmp_path / "one").glob("*.h5"))
+    assert run(1, "two", "world={server: {image_seconds: 1}}", "rounds=1").returncode == 0
 
 
 @pytest.mark.skipif(CORES < 2, reason="ranks without a core do not generate")

@@ -14,7 +14,7 @@ from genfl_mpi.edge.hardware import draw_hardware
 from genfl_mpi.edge.placements import Holdings, required_work
 from genfl_mpi.edge.rounds import Work, draw_cohort, image_joules, image_seconds, price_round
 from genfl_mpi.edge.trace import Trace, label_value
-from genfl_mpi.federation.workload import generator_fields, model_fields
+from genfl_mpi.federation.workload import generator_fields, has_known_costs, model_fields
 from genfl_mpi.generation.image_flops import count_configured
 from genfl_mpi.util.errors import UserError
 
@@ -58,6 +58,13 @@ class SimulatedWorld:
             pool=np.zeros(1),
             value=label_value(shared, earth_movers_distance(shared)),
         )
+        # The kappa policies learn what images and augmented model cost.
+        is_counted = config.trains_clients and config.augments and config.time.generators == "cloud"
+        if is_counted and not has_known_costs(config) and self.world.server.image_seconds is None:
+            raise UserError(
+                f"generation.checkpoint={config.generation.checkpoint} is a function, whose costs a world "
+                "cannot count; set world.server.image_seconds, the seconds in which the server makes an image"
+            )
         if self.world.enforced and self.world.deadline_s and config.trains_clients:
             self._check_deadline()
 
