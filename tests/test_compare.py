@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import FAST
 
-from genfl_mpi.analysis import comparison
+from genfl_mpi.analysis import comparison, run_groups
 from genfl_mpi.analysis.run_groups import Run, Setting
 from genfl_mpi.cli import main
 from genfl_mpi.config.differences import flatten
@@ -30,7 +31,7 @@ def made(accuracy, seed=1, alpha=0.1, **config):
         np.asarray(accuracy, dtype=float),
         np.zeros(len(accuracy)),
         empty,
-        empty,
+        [],
         1000,
     )
 
@@ -116,6 +117,19 @@ def test_conclude_needs_an_interval_without_zero(gain, conclusion):
 def test_groups_that_cannot_be_compared(compare, first, second, message):
     with pytest.raises(UserError, match=message):
         compare(first, second)
+
+
+def test_cohorts_of_different_sizes_can_be_compared(tiny, tmp_path, capsys):
+    private = ["selection.policy=poisson", "privacy.clip=1", "privacy.delta=1e-3", "rounds=3"]
+    free = ["label_sharing.refusal_rate=1", "method=fedavg", "sweep.privacy.noise_multiplier=[0.5,1]"]
+    assert main([*tiny, *private, *free, "cohort=2", "--quiet"]) == 0
+    paths = sorted((tmp_path / "results").glob("*.h5"))
+    sizes = [len(cohort) for cohort in run_groups.read_run(paths[0]).cohorts]
+    with h5py.File(paths[0]) as file:
+        rounds = file["clients/round"][:]
+    assert sizes == [(rounds == round).sum() for round in (1, 2, 3)] and len(set(sizes)) > 1
+    assert main(["compare", *map(str, paths)]) == 0
+    assert "privacy.noise_multiplier" in capsys.readouterr().out
 
 
 def test_the_command_takes_files_folders_and_patterns(tmp_path, capsys):

@@ -73,8 +73,8 @@ class Run:
     """A finished run.
 
     accuracy: float64 (rounds,), percent, NaN in rounds without an evaluation. update_cosine: float64
-    (rounds,). label_histograms: int32 (clients, classes). cohorts: int64 (rounds, cohort), the clients that
-    trained. weights: number of the model's weights.
+    (rounds,). label_histograms: int32 (clients, classes). cohorts: for each round int64 (cohort,), the
+    clients that trained. weights: number of the model's weights.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class Run:
     accuracy: np.ndarray
     update_cosine: np.ndarray
     label_histograms: np.ndarray
-    cohorts: np.ndarray
+    cohorts: list[np.ndarray]
     weights: int
 
     def resolved(self) -> Config:
@@ -171,7 +171,8 @@ def read_run(path: Path) -> Run | None:
         config = flatten(read_config(file))
         skewed = config["partition.scheme"].startswith("dirichlet")
         rounds = read_columns(file, "rounds", ["accuracy", "update_cosine"])
-        cohorts = read_columns(file, "clients", ["client"])["client"].reshape(len(rounds["accuracy"]), -1)
+        clients = read_columns(file, "clients", ["client", "round"])
+        starts = np.searchsorted(clients["round"], np.arange(2, len(rounds["accuracy"]) + 1))
         setting = Setting(config["data.name"], config["partition.alpha"] if skewed else np.inf)
         return Run(
             path,
@@ -182,7 +183,7 @@ def read_run(path: Path) -> Run | None:
             100 * rounds["accuracy"],
             rounds["update_cosine"],
             read_array(file, "partition/label_histograms"),
-            cohorts,
+            np.split(clients["client"], starts),
             len(file["weights"]),
         )
 
