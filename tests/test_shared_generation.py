@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,10 @@ def rows(output):
         return reader.read_columns(file, "ranks"), reader.read_columns(file, "rounds")
 
 
+def in_bank(output):
+    return {path.name for path in Path(f"{output}/bank").glob("*.h5")}
+
+
 def digests(output):
     return reader.digests(f"{output}/genfl_seed1.h5")
 
@@ -70,6 +75,7 @@ def test_no_result_depends_on_who_generates(tiers, run, tmp_path):
         done = run(ranks, output, f"generation.ranks={wanted}", *settings)
         assert done.returncode == 0, done.stderr
         assert digests(output) == digests("one")
+        assert in_bank(output) == in_bank("one"), "every rank makes batches that the run uses"
         made, rounds = rows(output)
         shared = made["generating_seconds"].reshape(-1, ranks).sum(0)
         assert (shared[:2] > 0).all() == (wanted == "all") and not shared[2:].any()
