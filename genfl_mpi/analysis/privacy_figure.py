@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genfl_mpi.analysis.claims import LAST_ROUNDS
+from genfl_mpi.analysis.summary import mean_of_last
 from genfl_mpi.config.composition import METHOD_TITLES
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
@@ -25,14 +26,12 @@ def outcome(path: Path) -> tuple[str, float, float]:
     with open_results(path) as file, report_damage(path):
         config = read_config(file)
         columns = read_columns(file, "rounds", ["accuracy", "epsilon_with_labels", "clients_trained"])
-    accuracy = columns["accuracy"][np.isfinite(columns["accuracy"])]
-    if not len(accuracy):
-        raise UserError(f"{path}: has no evaluated round; wait for it, or leave the file out")
+    accuracy = mean_of_last(path, columns["accuracy"], LAST_ROUNDS)
     epsilon = float(columns["epsilon_with_labels"][-1])
     if np.isnan(epsilon):
         is_free = not columns["clients_trained"].any() and config["label_sharing"]["refusal_rate"] == 1
         epsilon = 0.0 if is_free else np.inf
-    return METHOD_TITLES[config["method"]], epsilon, 100 * float(accuracy[-LAST_ROUNDS:].mean())
+    return METHOD_TITLES[config["method"]], epsilon, 100 * accuracy
 
 
 @styled
@@ -54,9 +53,7 @@ def privacy(paths: Sequence[Path]) -> Figure:
     figure, [[axes]] = column(1, 2.2)
     for method in (title for title in METHOD_TITLES.values() if title in found):
         colour = COLOURS[method]
-        points = {
-            epsilon: found[method][epsilon] for epsilon in sorted(found[method]) if 0 < epsilon < np.inf
-        }
+        points = {epsilon: found[method][epsilon] for epsilon in finite if epsilon in found[method]}
         if points:
             means = [np.mean(values) for values in points.values()]
             spread = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in points.values()]

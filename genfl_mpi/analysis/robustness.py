@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from genfl_mpi.analysis.summary import mean_of_last
 from genfl_mpi.config.loading import validate
 from genfl_mpi.results.reader import open_results, read_columns, read_config, report_damage
 from genfl_mpi.util.errors import UserError
@@ -34,15 +35,13 @@ def outcome(path: Path) -> Outcome:
         config: Config = validate(read_config(file), str(path))
         accuracy = read_columns(file, "rounds", ["accuracy"])["accuracy"]
         success = read_columns(file, "attacks", ["success"])["success"]
-    if not np.isfinite(accuracy).any():
-        raise UserError(f"{path}: has no evaluated round; wait for it, or leave the file out")
     attack, defence = config.attack, config.defence.name
     name = f"{defence}, {ROOTS.get(config.method, config.method)}" if defence == "fltrust" else defence
     return (
         f"{100 * attack.share:g} % attackers, α {config.partition.alpha:g}",
         attack.kind if attack.share else "none",
         name,
-        float(accuracy[np.isfinite(accuracy)][-LAST:].mean()),
+        mean_of_last(path, accuracy, LAST),
         float(success[-1]) if len(success) else np.nan,
     )
 

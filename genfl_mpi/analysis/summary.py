@@ -108,6 +108,17 @@ def last_evaluated(accuracy: np.ndarray) -> float:
     return float(known[-1]) if len(known) else np.nan
 
 
+def mean_of_last(path: Path, accuracy: np.ndarray, count: int) -> float:
+    """Return the mean of the last `count` values of float64 (rounds,) that are not NaN.
+
+    path: of the run. Raises UserError if there are none.
+    """
+    known = accuracy[np.isfinite(accuracy)]
+    if not len(known):
+        raise UserError(f"{path}: has no evaluated round; wait for it, or leave the file out")
+    return float(known[-count:].mean())
+
+
 def groups(paths: Sequence[str | Path], tables: Sequence[str] = ()) -> tuple[list[Group], dict[str, Any]]:
     """Return the `Group`s of results files, and the settings common to all, as a flat dict.
 
@@ -162,16 +173,16 @@ def distinguish(
     common = {key: value for key, value in flats[0].items() if all(flat.get(key) == value for flat in flats)}
     varied = list_varied(configs)
     panels = PANELS if "method" not in common else {}
-    told = [key for key in varied if key not in panels]
-    used = [_used(told, one) for one in configs]
+    in_labels = [key for key in varied if key not in panels]
+    used = [_used(in_labels, one) for one in configs]
     kept: dict[tuple[str, str], set[str]] = {}  # the values of the runs with the same label
     for flat, keys in zip(flats, used):
         label = flat["method"], _settings(keys, flat)
-        kept.setdefault(label, set()).add(str([flat[key] for key in told]))
+        kept.setdefault(label, set()).add(str([flat[key] for key in in_labels]))
     return [
         (
             ", ".join(text.format(flat[key]) for key, text in panels.items() if key in varied),
-            _settings(keys if len(kept[flat["method"], _settings(keys, flat)]) == 1 else told, flat),
+            _settings(keys if len(kept[flat["method"], _settings(keys, flat)]) == 1 else in_labels, flat),
         )
         for flat, keys in zip(flats, used)
     ], common
@@ -185,8 +196,8 @@ def _settings(keys: Sequence[str], flat: Mapping[str, Any]) -> str:
 def _used(keys: Sequence[str], values: dict[str, Any]) -> list[str]:
     """Return those of the keys that have an effect in a run. values: its configuration."""
     with suppress(ValidationError):  # the configuration of another version
-        config = Config.model_validate(values)
-        return [key for key in keys if not find_unused([key], [config])]
+        unused = find_unused(keys, [Config.model_validate(values)])
+        return [key for key in keys if key not in unused]
     return list(keys)
 
 

@@ -107,5 +107,6 @@ def _field(kind: type[Section], path: Sequence[str]) -> FieldInfo | None:
 
 
 def short(value: Any, length: int = 80) -> str:
+    """Return the representation of a value, at most `length` characters of it."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."
